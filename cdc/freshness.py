@@ -1,0 +1,114 @@
+"""How far we are and how stale that is: four positions, and the moment when we were last known to be exact.
+
+Staleness is the time since everything was applied up to an end of WAL that the *server itself* reported. It is not
+derived from the stream: a silent stream looks the same when nothing happens and when everything is lost.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cdc.lsn import Lsn
+
+
+@dataclass(frozen=True)
+class Positions:
+    """One consistent reading of how far the follower is.
+
+    ``server_end`` is the newest end of WAL that the slot's server reported, the others are ours; all in bytes of WAL,
+    0 while unknown.
+    """
+
+    server_end: Lsn
+    received: Lsn
+    applied: Lsn
+    confirmed: Lsn
+    committed_at: float
+    """Commit time of the newest applied transaction by the database's clock (Unix seconds), 0.0 before the first."""
+
+
+class Freshness:
+    """Shared by the threads of the follower and read by everybody; a lock makes each reading consistent.
+
+    The clock is monotonic: a wall clock that jumps must not make a stale map look fresh.
+    """
+
+    _KEEP = 3600
+    """Reported ends that wait to be reached: an hour of one a second; older ones only make staleness look worse."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._started = clock()
+        self._exact_at: float | None = None
+        self._reported: deque[tuple[float, Lsn]] = deque(maxlen=self._KEEP)
+        self._server_end = self._received = self._applied = self._confirmed = 0
+        self._committed_at = 0.0
+
+    def reported(self, server_end: Lsn, asked_at: float) -> None:
+        """Note an end of WAL that the slot's server gave; ``asked_at`` is our monotonic time before asking."""
+        with self._lock:
+            self._server_end = server_end
+            self._reported.append((asked_at, server_end))
+            self._settle()
+
+    def received(self, lsn: Lsn) -> None:
+        """Note that the stream has been read up to ``lsn``."""
+        with self._lock:
+            self._received = max(self._received, lsn)
+
+    def applied(self, lsn: Lsn, committed_at: float = 0.0) -> None:
+        """Note that every transaction up to ``lsn`` is in the store."""
+        with self._lock:
+            self._applied = max(self._applied, lsn)
+            self._received = max(self._received, lsn)
+            self._committed_at = max(self._committed_at, committed_at)
+            self._settle()
+
+    def confirmed(self, lsn: Lsn) -> None:
+        """Note what the slot was last told to let go."""
+        with self._lock:
+            self._confirmed = max(self._confirmed, lsn)
+
+    def exact(self, at: float) -> None:
+        """Note that the whole mapping was read and applied as it was at our monotonic time ``at`` (polling)."""
+        with self._lock:
+            self._exact_at = max(at, self._exact_at or at)
+
+    def rewound(self) -> None:
+        """Forget all positions: the server's history is another one now (restore, fail-over)."""
+        with self._lock:
+            self._reported.clear()
+            self._server_end = self._received = self._applied = self._confirmed = 0
+
+    def positions(self) -> Positions:
+        """Read all positions at one moment."""
+        with self._lock:
+            return Positions(
+                self._server_end, self._received, self._applied, self._confirmed, self._committed_at
+            )
+
+    def staleness(self) -> float:
+        """Seconds since the map was last known to be exact; 0.0 when caught up, since the start if never."""
+        with self._lock:
+            if self._exact_at is None:
+                return self._clock() - self._started
+            age = self._clock() - self._exact_at
+            behind = self._reported[0][0] if self._reported else None
+            # Caught up with the newest report and asked recently: that is as exact as can be known.
+            return 0.0 if behind is None and age <= self.FRESH_SECONDS else age
+
+    FRESH_SECONDS = 2.5
+    """A report is asked each second; while the newest one is younger than this and reached, we are current."""
+
+    def _settle(self) -> None:
+        while self._reported and self._reported[0][1] <= self._applied:
+            at, _ = self._reported.popleft()
+            self._exact_at = max(at, self._exact_at or at)

@@ -1,0 +1,27 @@
+"""Log sequence numbers: positions in Postgres' write-ahead log, as plain integers.
+
+An LSN is a byte position, so two of them subtract to bytes; Postgres prints it as two hexadecimal halves.
+"""
+
+from __future__ import annotations
+
+Lsn = int
+"""A position in the write-ahead log in bytes; 0 is Postgres' "invalid" (no position known)."""
+
+
+def parse(text: str) -> Lsn:
+    """Read Postgres' form, such as ``16/B374D848``.
+
+    Raises:
+        ValueError: the text is not an LSN.
+
+    """
+    high, slash, low = text.partition("/")
+    if not slash:
+        raise ValueError(f"not an LSN: {text!r}")
+    return int(high, 16) << 32 | int(low, 16)
+
+
+def show(lsn: Lsn) -> str:
+    """Write an LSN the way Postgres prints it."""
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
