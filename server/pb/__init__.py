@@ -1,0 +1,1 @@
+"""Stubs generated from proto/ (see the Makefile); never edited by hand."""
