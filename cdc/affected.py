@@ -1,0 +1,166 @@
+"""From rows to keys: which endpoints may a committed transaction change?
+
+The answer comes from data (`Rule`s of the mapping: table, key column, statement), never from the code. A row names keys
+of some *kind*; the kind is the named query that turns such keys into endpoint ids at the time of the re-query. Both the
+new row and the old identity count, so that a row that moves affects the parent that it left too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cdc.errors import MessageError
+from cdc.wal2json import Delete, Insert, Truncate, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from cdc.mapping import Rule
+    from cdc.wal2json import Column, Row, Value
+
+LIMIT = 400_000
+"""Keys and moves that one transaction may name; beyond, memory matters more than precision and it is a reconcile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A row whose old parent the WAL does not name: the memory of parents has to (invariant 7)."""
+
+    rule: Rule
+    row: str
+    parent: str | None
+    """Where the row is now; None when it is gone."""
+    known: bool
+    """The parent that it left, if any, has been named: memory need only follow. Otherwise memory must name it."""
+
+
+@dataclass(slots=True)
+class Affected:
+    """Keys by kind, the moves that only the memory of parents can resolve, and whether only a reconcile will do."""
+
+    keys: dict[str, set[str]] = field(default_factory=dict)
+    moves: list[Move] = field(default_factory=list)
+    reconcile: str | None = None
+    """The reason why keys do not suffice (a truncate, too many rows, ...); they are not collected any more then."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self.keys.values())) + len(self.moves)
+
+    def name(self, kind: str, key: str) -> None:
+        """Add one key."""
+        keys = self.keys.get(kind)
+        if keys is None:
+            keys = self.keys[kind] = set()
+        keys.add(key)
+
+    def give_up(self, reason: str) -> None:
+        """Let a reconcile answer in place of the keys, and free them; the first reason stands."""
+        self.reconcile = self.reconcile or reason
+        self.keys.clear()
+        self.moves.clear()
+
+    def merge(self, other: Affected) -> None:
+        """Add what a later transaction affects."""
+        if other.reconcile:
+            self.give_up(other.reconcile)
+        if self.reconcile:
+            return
+        for kind, keys in other.keys.items():
+            self.keys.setdefault(kind, set()).update(keys)
+        self.moves.extend(other.moves)
+
+    def add(self, row: Row, rules: Sequence[Rule]) -> None:
+        """Add what one row affects.
+
+        Raises:
+            MessageError: the row does not carry the key columns that the mapping names.
+
+        """
+        if self.reconcile:
+            return
+        if isinstance(row, Truncate):
+            # A signal table, where only inserts count, may be emptied at will.
+            if any("delete" in rule.actions for rule in rules):
+                self.give_up("truncate")
+            return
+        for rule in rules:
+            if isinstance(row, Insert) and "insert" in rule.actions:
+                self._inserted(row, rule)
+            elif isinstance(row, Update) and "update" in rule.actions:
+                self._updated(row, rule)
+            elif isinstance(row, Delete) and "delete" in rule.actions:
+                self._left(row.identity, rule, parent=None)
+        if len(self) > LIMIT:
+            self.give_up("large")
+
+    def _inserted(self, row: Insert, rule: Rule) -> None:
+        parent = _key(row.columns, rule)
+        if parent is not None:
+            self.name(rule.query, parent)
+        if rule.parents is not None:
+            self.moves.append(Move(rule, _row(row.columns, rule), parent, known=True))
+
+    def _updated(self, row: Update, rule: Rule) -> None:
+        # An unchanged TOASTed value is left out of the new row; the identity always has its columns in full.
+        columns = row.columns if _has(row.columns, rule.column) else row.identity
+        parent = _key(columns, rule)
+        if parent is not None:
+            self.name(rule.query, parent)
+        self._left(row.identity, rule, parent, row.columns)
+
+    def _left(
+        self, identity: Iterable[Column], rule: Rule, parent: str | None, now: Iterable[Column] = ()
+    ) -> None:
+        """Name the parent that the row had before, by its identity or else by memory."""
+        identity = tuple(identity)
+        known = _has(identity, rule.column)
+        if known:
+            before = _key(identity, rule)
+            if before is not None:
+                self.name(rule.query, before)
+        if rule.parents is None:
+            if not known:
+                self.give_up("identity")
+        elif _has(identity, rule.row):
+            before_row = _row(identity, rule)
+            now_row = _row(now, rule) if _has(now, rule.row) else before_row
+            if now_row != before_row:  # the row's own key changed: memory follows it
+                self.moves.append(Move(rule, before_row, None, known=known))
+                self.moves.append(Move(rule, now_row, parent, known=True))
+            else:
+                self.moves.append(Move(rule, before_row, parent, known=known))
+        elif not known:
+            self.give_up("identity")
+        elif parent is not None and _has(now, rule.row):
+            self.moves.append(Move(rule, _row(now, rule), parent, known=True))
+
+
+def _has(columns: Iterable[Column], name: str | None) -> bool:
+    return any(column.name == name for column in columns)
+
+
+def _key(columns: Iterable[Column], rule: Rule) -> str | None:
+    return _text(columns, rule.table, rule.column)
+
+
+def _row(columns: Iterable[Column], rule: Rule) -> str:
+    row = _text(columns, rule.table, rule.row or "")
+    if row is None:
+        raise MessageError("key_shape", f"a row of {rule.table} came with NULL in {rule.row}")
+    return row
+
+
+def _text(columns: Iterable[Column], table: str, name: str) -> str | None:
+    for column in columns:
+        if column.name == name:
+            return _scalar(column.value, table, name)
+    raise MessageError("missing_column", f"a row of {table} came without its column {name}")
+
+
+def _scalar(value: Value, table: str, name: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise MessageError("key_shape", f"column {name} of {table} is neither text nor an integer")

@@ -1,0 +1,172 @@
+"""Walks over the store: a subscriber is a place in the log, nothing more.
+
+`Cursor` walks forward from a revision, for the tail of every stream. A walk is a *cut*: it aims at the head of the moment, and
+when an entry that it has not reached yet moves beyond that head, it aims at the new head. So when it arrives, what it has
+handed out is the difference between two maps that existed (PADS handed out every step, in a queue that filled up).
+
+`Replay` is what a client of the old contract gets, who cannot say what it holds: all tombstones and all endpoints, newest
+first, and what happens meanwhile before both.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cdc.store import Entry, Store
+
+_SCAN = 4
+"""Dead places that one read may pass over, in multiples of its limit: the lock is never held for long."""
+
+_revision = attrgetter("revision")
+
+
+class Place:
+    """An index into the store's log that survives compaction; guarded by the store's lock."""
+
+    __slots__ = ("__weakref__", "index", "store")
+
+    def __init__(self, store: Store, index: int) -> None:
+        self.store = store
+        self.index = index
+        store.places.add(self)
+
+    def carry(self, index: int) -> None:
+        """Stand at another index of a new log."""
+        self.index = index
+
+    def close(self) -> None:
+        """Let the store forget this place."""
+        with self.store.lock:
+            self.store.places.discard(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The map that a walk has arrived at: what a token stands for."""
+
+    revision: int
+    position: int
+    seen: int
+    count: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A slice of a walk, no id twice."""
+
+    entries: list[Entry]
+    more: bool
+    """More can be read at once."""
+    cut: Cut | None
+    """Set when, after these entries, the reader holds a map that existed."""
+
+
+class Cursor(Place):
+    """Walks forward over everything after a revision, for ever. Not for two threads at once."""
+
+    __slots__ = ("_target", "revision")
+
+    def __init__(self, store: Store, after: int | None = None) -> None:
+        """Stand behind revision ``after``; the present head if None."""
+        with store.lock:
+            self.revision = store.head if after is None else after
+            self._target: int | None = None
+            super().__init__(store, bisect_right(store.log, self.revision, key=_revision))
+
+    def carry(self, index: int) -> None:
+        """Stand at another index; what was dropped may have moved on, so the walk aims at the new head."""
+        super().carry(index)
+        if self._target is not None:
+            self._target = -1  # compaction happens while a batch is published: its head comes with the next read
+
+    def read(self, limit: int) -> Part:
+        """Take at most ``limit`` entries; never waits."""
+        store = self.store
+        with store.lock:
+            if self._target is None or self._target < 0:
+                self._target = store.head
+            entries: list[Entry] = []
+            log, live = store.log, store.entries
+            stop = min(len(log), self.index + limit * _SCAN)
+            while self.index < stop and len(entries) < limit:
+                entry = log[self.index]
+                if entry.revision > self._target:
+                    break
+                self.index += 1
+                if live[entry.id] is entry:
+                    entries.append(entry)
+                else:
+                    self._target = store.head
+            if self.index < len(log) and log[self.index].revision <= self._target:
+                return Part(entries, more=True, cut=None)
+            self.revision, self._target = self._target, None
+            more = self.revision < store.head
+            # Whether an older head was whole is not kept; the walk to the present one follows at once.
+            whole = store.whole and not more
+            cut = (
+                Cut(self.revision, store.position, store.seen, len(store), store.digest) if whole else None
+            )
+            return Part(entries, more, cut)
+
+
+class Replay:
+    """Everything that a client of the old contract may lack, then the tail, in the order in which it is urgent.
+
+    What happens now goes before what happened while the client was away: a revocation never waits behind a replay. An entry
+    that moves before the replay reaches it is left to the tail, so no id ever goes back on this stream.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._tail = Cursor(store)
+        with store.lock:
+            # The tail is younger than what stands before its place: together they are everything, once.
+            self._back = Place(store, self._tail.index)
+            self._deletes = list(store.tombstones.values())
+
+    @property
+    def revision(self) -> int:
+        """How far the tail has been read."""
+        return self._tail.revision
+
+    def read(self, limit: int) -> list[Entry]:
+        """Take at most ``limit`` entries to send next; empty when there is nothing until the store wakes us."""
+        while True:
+            part = self._tail.read(limit)
+            if part.entries:
+                return part.entries
+            if not part.more:
+                break
+        while self._deletes or self._back.index:
+            entries = self._read_deletes(limit) if self._deletes else self._read_back(limit)
+            if entries:
+                return entries
+        return []
+
+    def close(self) -> None:
+        """Let the store forget this walk."""
+        self._tail.close()
+        self._back.close()
+
+    def _read_deletes(self, limit: int) -> list[Entry]:
+        taken = self._deletes[-limit:]
+        del self._deletes[-limit:]
+        with self._store.lock:
+            return [entry for entry in reversed(taken) if self._store.entries[entry.id] is entry]
+
+    def _read_back(self, limit: int) -> list[Entry]:
+        store = self._store
+        entries: list[Entry] = []
+        with store.lock:
+            stop = max(0, self._back.index - limit * _SCAN)
+            while self._back.index > stop and len(entries) < limit:
+                self._back.index -= 1
+                entry = store.log[self._back.index]
+                if entry.payload is not None and store.entries[entry.id] is entry:
+                    entries.append(entry)
+        return entries

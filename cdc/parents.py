@@ -1,0 +1,64 @@
+"""The memory of parents: which key did a row belong to, where the WAL only says the row's own id?
+
+With the default replica identity a delete of a settings row carries the serial id and nothing else (invariant 7). For such
+tables we remember ``row id -> parent key``, filled by the mapping's ``ParentsOf...`` queries and followed from then on by the
+rows that come. Where ``setup`` gave the table an identity that names the parent, nothing is remembered.
+
+Order makes it right. The memory is loaded *before* the mapping is read, so a change older than the load is covered by that
+read, and a change younger than the load finds the row as it was before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cdc.affected import Affected
+    from cdc.lsn import Lsn
+    from cdc.mapping import Rule
+
+
+class Parents:
+    """Owned by the follower's thread, which applies transactions in the order of their commits."""
+
+    def __init__(self) -> None:
+        self._memory: dict[Rule, dict[str, str]] = {}
+        self._covered: Lsn = 0
+
+    def load(self, memory: dict[Rule, Iterable[tuple[str, str]]], covered: Lsn) -> None:
+        """Replace everything.
+
+        ``covered`` is an end of WAL that was read after the rows: what a transaction up to there did to a row that is
+        not in the memory was already done when the memory was read, and so in the mapping that is read next.
+        """
+        self._memory = {rule: dict(rows) for rule, rows in memory.items()}
+        self._covered = covered
+
+    def __len__(self) -> int:
+        return sum(map(len, self._memory.values()))
+
+    def resolve(self, affected: Affected, end: Lsn) -> None:
+        """Follow a transaction's moves and add the parents that rows have left to what is affected.
+
+        A row that should be known and is not means that something was missed: the transaction becomes a reconcile.
+        """
+        for move in affected.moves:
+            rows = self._memory.get(move.rule)
+            if rows is None:
+                if not move.known:
+                    affected.give_up("unknown_row")
+                    return
+                continue
+            before = rows.pop(move.row, None) if move.parent is None else rows.get(move.row)
+            if move.parent is not None:
+                rows[move.row] = move.parent
+            if move.known:
+                continue
+            if before is not None:
+                affected.name(move.rule.query, before)
+            elif end > self._covered:
+                affected.give_up("unknown_row")
+                return
+        affected.moves.clear()

@@ -1,0 +1,273 @@
+"""The store: a map of endpoints that can be walked by revision.
+
+Every live endpoint and every tombstone is an `Entry`. Entries also stand in a log in the order of their revisions; an entry
+that moves on is appended again, and its old place is dead. A subscriber is nothing but a place in that log, so there is no
+queue to overflow: who is slow finds the latest value of a key, and the writer never waits for anybody.
+
+One thread writes (the follower), in two steps so that the state file can be written between them: `prepare` compares and
+decides, `publish` makes it visible. Anyone may read; a read takes the lock for one bounded slice of the log.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from cdc.cursor import Place
+    from cdc.lsn import Lsn
+
+DIGEST_BYTES = 16
+_MODULUS = 1 << 128
+_LENGTH = struct.Struct(">I")
+
+
+def entry_digest(endpoint_id: str, payload: bytes) -> bytes:
+    """Hash one endpoint: BLAKE2b-128 over the id's length (4 bytes, big-endian), the id in UTF-8 and the payload.
+
+    Part of the feed's contract: the state digest is the sum of these modulo 2^128, as a big-endian number.
+    """
+    key = endpoint_id.encode()
+    return blake2b(_LENGTH.pack(len(key)) + key + payload, digest_size=DIGEST_BYTES).digest()
+
+
+class Entry:
+    """An endpoint, or its tombstone, at one revision. Only `position` changes after it was published."""
+
+    __slots__ = ("id", "payload", "position", "revision")
+
+    def __init__(self, endpoint_id: str, revision: int, position: Lsn, payload: bytes | None) -> None:
+        self.id = endpoint_id
+        self.revision = revision
+        self.position = position
+        self.payload = payload
+        """The serialized ``proto.GatewayEndpoint``; None in a tombstone."""
+
+    def __repr__(self) -> str:  # the payload holds an API key
+        kind = "tombstone" if self.payload is None else f"{len(self.payload)} bytes"
+        return f"<Entry {self.id!r} revision {self.revision}, {kind}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What the state file kept of an entry: enough to know whether it changed while we were down."""
+
+    id: str
+    revision: int
+    position: Lsn
+    digest: bytes
+    """`entry_digest`; meaningless in a tombstone."""
+    deleted: bool
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one read changes: decided against the store, not yet visible."""
+
+    revision: int
+    """The head once this is published; the old head if nothing changes."""
+    position: Lsn
+    changed: list[Entry] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    """`entry_digest` of each changed entry; empty for a tombstone."""
+    moved: list[tuple[Entry, bytes]] = field(default_factory=list)
+    """Named by a transaction, with the same bytes (and their digest) as before: only the position moves."""
+    verified: list[tuple[Entry, bytes]] = field(default_factory=list)
+    """Known from the state file, and found unchanged in the first reconcile: the entry and its payload."""
+    delta: int = 0
+    """What the digest of the whole map changes by."""
+    upserts: int = 0
+    deletes: int = 0
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.revision}: {self.upserts} upserts, {self.deletes} deletes>"
+
+
+class Store:
+    """See the module."""
+
+    _COMPACT_FROM = 4096
+    """Dead places in the log that are not worth the work of compacting it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.head = 0
+        """The newest published revision."""
+        self.whole = False
+        """Whether the map at `head` is one that existed: False between the parts of a ripple or a reconcile."""
+        self.ready = False
+        """Whether a complete mapping has been loaded since the start."""
+        self.position: Lsn = 0
+        """Every transaction up to here is in the map."""
+        self.seen: Lsn = 0
+        """Nothing in the map is newer than this."""
+        self.log: list[Entry] = []
+        self.entries: dict[str, Entry] = {}
+        """Everything by id, tombstones too: an entry in the log is dead when it is not the one in here."""
+        self.tombstones: dict[str, Entry] = {}
+        """The deletes that old clients may still have to be told, oldest first."""
+        self.places: set[Place] = set()
+        """Where walks stand in the log: compacting it carries them along."""
+        self._digest = 0
+        self._unverified: dict[str, bytes] = {}
+        self._wakes: set[Callable[[], None]] = set()
+
+    def __len__(self) -> int:
+        """Count the live endpoints, including those of the state file that still await their payload."""
+        return len(self.entries) - len(self.tombstones)
+
+    @property
+    def digest(self) -> bytes:
+        """The state digest of the live endpoints, 16 bytes."""
+        return self._digest.to_bytes(DIGEST_BYTES, "big")
+
+    def live(self) -> list[Entry]:
+        """Return all live entries at one moment."""
+        with self.lock:
+            return [entry for entry in self.entries.values() if entry.payload is not None]
+
+    def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Have ``wake`` called after every publication, from the writer's thread; it must not block.
+
+        Returns a function that ends it.
+        """
+        with self.lock:
+            self._wakes.add(wake)
+
+        def unsubscribe() -> None:
+            with self.lock:
+                self._wakes.discard(wake)
+
+        return unsubscribe
+
+    # Writing: one thread only. It may read without the lock, since nobody else writes.
+
+    def restore(self, kept: Iterable[Remembered], head: int) -> None:
+        """Take over what the state file kept, before anything else; payloads come with the first reconcile.
+
+        What that reconcile finds unchanged keeps its revision, what it does not find becomes a tombstone.
+        """
+        with self.lock:
+            for old in sorted(kept, key=attrgetter("revision")):
+                entry = Entry(old.id, old.revision, old.position, None)
+                self.entries[old.id] = entry
+                self.log.append(entry)
+                if old.deleted:
+                    self.tombstones[old.id] = entry
+                else:
+                    self._unverified[old.id] = old.digest
+            self.head = head
+
+    def live_ids(self) -> Iterator[str]:
+        """Walk the ids that are not tombstones."""
+        return (endpoint_id for endpoint_id in list(self.entries) if endpoint_id not in self.tombstones)
+
+    def prepare(
+        self, rows: Iterable[tuple[str, bytes | None]], position: Lsn, *, named: bool = True
+    ) -> Batch:
+        """Compare what was read (None: it is gone) with the map; each id at most once.
+
+        ``named`` says that transactions up to ``position`` named these ids, so that the position of an entry moves even
+        where its bytes stay. The rows of a reconcile are named by nobody.
+        """
+        batch = Batch(self.head, position)
+        for endpoint_id, payload in rows:
+            old = self.entries.get(endpoint_id)
+            if payload is None:
+                self._compare_gone(batch, endpoint_id, old, named=named)
+            else:
+                self._compare(batch, endpoint_id, payload, old, named=named)
+        if batch.changed:
+            batch.revision = self.head + 1
+        return batch
+
+    def _compare(
+        self, batch: Batch, endpoint_id: str, payload: bytes, old: Entry | None, *, named: bool
+    ) -> None:
+        if old is not None and old.payload == payload:
+            if named:
+                batch.moved.append((old, entry_digest(endpoint_id, payload)))
+            return
+        digest = entry_digest(endpoint_id, payload)
+        value = int.from_bytes(digest, "big")
+        if old is not None:
+            if self._unverified.get(endpoint_id) == digest:
+                batch.verified.append((old, payload))
+                batch.delta += value
+                if named:
+                    batch.moved.append((old, digest))
+                return
+            endpoint_id = old.id  # one string an id, however often it moves
+            if old.payload is not None:
+                batch.delta -= int.from_bytes(entry_digest(endpoint_id, old.payload), "big")
+        batch.changed.append(Entry(endpoint_id, self.head + 1, batch.position, payload))
+        batch.digests.append(digest)
+        batch.delta += value
+        batch.upserts += 1
+
+    def _compare_gone(self, batch: Batch, endpoint_id: str, old: Entry | None, *, named: bool) -> None:
+        if old is None:
+            return
+        if endpoint_id in self.tombstones:
+            if named:
+                batch.moved.append((old, b""))
+            return
+        if old.payload is not None:
+            batch.delta -= int.from_bytes(entry_digest(endpoint_id, old.payload), "big")
+        batch.changed.append(Entry(old.id, self.head + 1, batch.position, None))
+        batch.digests.append(b"")
+        batch.deletes += 1
+
+    def publish(self, batch: Batch, *, whole: bool, position: Lsn = 0, seen: Lsn = 0) -> None:
+        """Make a prepared batch visible; the state file has it already.
+
+        ``whole`` says whether the map is one that existed once this is in, ``position`` up to where it then holds every
+        transaction, ``seen`` how new the read behind it was.
+        """
+        with self.lock:
+            for entry, _ in batch.moved:
+                entry.position = batch.position
+            for entry, payload in batch.verified:
+                entry.payload = payload
+                self._unverified.pop(entry.id, None)
+            for entry in batch.changed:
+                self.entries[entry.id] = entry
+                # Out and in again, so that tombstones stay in the order of their revisions.
+                self.tombstones.pop(entry.id, None)
+                if entry.payload is None:
+                    self.tombstones[entry.id] = entry
+            if self._unverified:
+                for entry in batch.changed:
+                    self._unverified.pop(entry.id, None)
+            self.log.extend(batch.changed)
+            self._digest = (self._digest + batch.delta) % _MODULUS
+            self.head = batch.revision
+            self.whole = whole
+            self.ready = self.ready or whole
+            self.position = max(self.position, position)
+            self.seen = max(self.seen, seen)
+            self._compact()
+            wakes = tuple(self._wakes)
+        for wake in wakes:
+            wake()
+
+    def _compact(self) -> None:
+        """Drop dead places once they outnumber the live ones, so that a walk costs at most twice what it should."""
+        if len(self.log) - len(self.entries) <= max(self._COMPACT_FROM, len(self.entries)):
+            return
+        places = sorted(self.places, key=attrgetter("index"), reverse=True)
+        log: list[Entry] = []
+        for index, entry in enumerate(self.log):
+            while places and places[-1].index <= index:
+                places.pop().carry(len(log))
+            if self.entries[entry.id] is entry:
+                log.append(entry)
+        for place in places:
+            place.carry(len(log))
+        self.log = log
