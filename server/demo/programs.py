@@ -1,0 +1,101 @@
+"""PostgreSQL's server programs: where they are, as whom they run, and what they know."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_OWNER = "postgres"
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot be had or did not do as told; the message is one line, without secrets."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    """One installation's ``bin`` folder. As root, its programs run as the user postgres: they refuse root."""
+
+    folder: Path
+
+    def command(self, name: str, *arguments: str) -> list[str]:
+        """Return the command line that runs ``name`` as the owner of the data."""
+        as_owner = (
+            ["setpriv", f"--reuid={_OWNER}", f"--regid={_OWNER}", "--init-groups"]
+            if os.geteuid() == 0
+            else []
+        )
+        return [*as_owner, str(self.folder / name), *arguments]
+
+    def run(self, name: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
+        """Run ``name`` to its end in ``cwd``, which the owner must be able to enter, and return its output.
+
+        ``environment`` goes on top of ours without ``PG*``: a PGOPTIONS or PGDATA that somebody set is not
+        meant for this server. Raises ClusterError with the last line that the program wrote.
+        """
+        ours = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+        try:
+            done = subprocess.run(  # noqa: S603 - no shell, and nothing in the command comes from outside
+                self.command(name, *arguments),
+                cwd=cwd,
+                env=ours | {"LC_ALL": "C"} | dict(environment or {}),
+                check=False,
+                capture_output=True,
+                text=True,
+            )
+        except OSError as error:
+            raise ClusterError(f"cannot run {name}: {error.strerror}") from error
+        if done.returncode != 0:
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            raise ClusterError(f"{name} failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
+        return done.stdout
+
+    def has_wal2json(self) -> bool:
+        """Tell whether the plugin is installed for this server."""
+        try:
+            library = Path(self.run("pg_config", "--pkglibdir", cwd=Path("/")).strip())
+        except ClusterError:
+            library = (
+                self.folder.parent / "lib"
+            )  # Debian's place; pg_config is not always installed with the server
+        return (self.folder / "initdb").exists() and (library / "wal2json.so").exists()
+
+    def knows_setting(self, name: str) -> bool:
+        """Tell whether this minor release has the setting: with an unknown one it would not start."""
+        described = self.run("postgres", "--describe-config", cwd=Path("/"))
+        return any(line.startswith(f"{name}\t") for line in described.splitlines())
+
+
+def find_programs() -> Programs:
+    """Find the programs: ``PADS_PG_BIN``, or Debian's newest with wal2json. ClusterError names the remedy."""
+    if named := os.environ.get("PADS_PG_BIN"):
+        programs = Programs(Path(named).absolute())
+        if not programs.has_wal2json():
+            raise ClusterError("PADS_PG_BIN does not name a folder with PostgreSQL's initdb and its wal2json")
+        return programs
+    installed = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if path.parent.name.isdigit()]
+    for path in sorted(installed, key=lambda path: int(path.parent.name), reverse=True):
+        if (programs := Programs(path)).has_wal2json():
+            return programs
+    raise ClusterError(
+        "PostgreSQL with wal2json is not installed: apt-get install postgresql-15 postgresql-15-wal2json "
+        "(or another version's), or name its bin folder in PADS_PG_BIN",
+    )
+
+
+def give_to_owner(path: Path) -> None:
+    """As root, hand a file or folder to the user that the programs run as."""
+    if os.geteuid() == 0:
+        try:
+            shutil.chown(path, _OWNER, _OWNER)
+        except LookupError:
+            raise ClusterError(
+                "there is no user postgres to run the server as: install PostgreSQL's package"
+            ) from None
