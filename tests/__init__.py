@@ -1,0 +1,1 @@
+"""Tests on real Postgres and real gRPC; the folders mirror the code."""
