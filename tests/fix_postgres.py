@@ -176,10 +176,10 @@ def database(database_factory: DatabaseFactory) -> Database:
 def programs17() -> Programs:
     """PostgreSQL 17 with wal2json, fetched beside the system's: the oldest that decodes on a standby."""
     fetch = subprocess.run(
-        [ROOT / "scripts/postgres-versions", "17"], cwd=ROOT, check=False, capture_output=True, text=True
+        [ROOT / "scripts/fetch-postgres", "17"], cwd=ROOT, check=False, capture_output=True, text=True
     )
     if fetch.returncode != 0:
-        pytest.fail(f"scripts/postgres-versions 17: {fetch.stderr.strip()}")
+        pytest.fail(f"scripts/fetch-postgres 17: {fetch.stderr.strip()}")
     return Programs(Path(fetch.stdout.strip()))
 
 
