@@ -1,0 +1,104 @@
+"""A Postgres connection string that does not show itself, given as a value or as the name of a file.
+
+Files are read again at each use, so that a rotated password needs no restart.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+import psycopg2
+from psycopg2.extensions import parse_dsn
+
+from cdc.errors import ConfigurationError
+
+_URL_SCHEMES: Final = ("postgres://", "postgresql://")
+FORMS: Final = "postgresql://user:password@host:5432/database, or host=... dbname=... user=..."
+
+
+class ConnectionString:
+    """Where to connect and as whom; ``read()`` gives the text, everything else about it is silent."""
+
+    def __init__(self, name: str, *, value: str | None = None, file: str | None = None) -> None:
+        """Take the setting's name, for messages, and exactly one of ``value`` and ``file``."""
+        self._name = name
+        self._value = value
+        self._file = file
+        self._lock = threading.Lock()
+        self._read: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<ConnectionString {self._name}{'_FILE' if self._file else ''}>"
+
+    def read(self) -> str:
+        """Return the connection string as it is now; blocks on the disk if it is in a file.
+
+        Raises:
+            ConfigurationError: it cannot be read or is malformed; the message never holds a part of it.
+
+        """
+        if self._file is not None and self._value is not None:
+            raise ConfigurationError(
+                f"{self._name}: also given as {self._name}_FILE; give exactly one of the two"
+            )
+        text = (self._from_file() if self._file is not None else self._value or "").strip()
+        with self._lock:
+            self._read |= _parts(text)
+        fault = _fault(text)
+        if fault is not None:
+            where = (
+                f"{self._name}_FILE: the file's content"
+                if self._file is not None
+                else f"{self._name}: the value"
+            )
+            raise ConfigurationError(f"{where} {fault}")
+        return text
+
+    def secrets(self) -> frozenset[str]:
+        """Return all that must not be shown: each text ever read and the password in it, plain and quoted."""
+        with self._lock:
+            return frozenset(self._read)
+
+    def _from_file(self) -> str:
+        assert self._file is not None  # noqa: S101 (for the type checker; the caller has just looked)
+        try:
+            return Path(self._file).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            # People do put the connection string itself here: show only what can be nothing but a path.
+            shown = "the file" if "=" in self._file or "://" in self._file else repr(self._file)
+            raise ConfigurationError(
+                f"{self._name}_FILE: cannot read {shown} ({why}); "
+                "give the path of a file that holds the connection string"
+            ) from None
+
+
+def _fault(text: str) -> str | None:
+    """Say what is wrong without quoting any of it: the fault can sit inside the password."""
+    if not text:
+        return f"is empty; give {FORMS}"
+    try:
+        fields = parse_dsn(text)
+    except psycopg2.Error:
+        return f"is not a connection string that Postgres understands; give {FORMS}"
+    if text.startswith(_URL_SCHEMES) and any("@" in fields.get(part, "") for part in ("host", "dbname")):
+        # libpq would look for a host called "word@host" and quote a piece of the password in its error.
+        return "has a password with characters that a URL must escape; write @ as %40, / as %2F, : as %3A"
+    if any(port and not port.isdigit() for port in fields.get("port", "").split(",")):
+        return f"has a port that is not a number (a / in a password is written %2F); give {FORMS}"
+    return None
+
+
+def _parts(text: str) -> set[str]:
+    found = {text}
+    try:
+        password = parse_dsn(text).get("password", "")
+        found |= {password, quote(password, safe="")}
+        if text.startswith(_URL_SCHEMES):
+            found.add(urlsplit(text).password or "")
+    except (psycopg2.Error, ValueError):
+        found.add(text.rpartition("@")[0].rpartition(":")[2])
+    return found - {""}

@@ -1,0 +1,236 @@
+# ruff: noqa: TC001, TC003 (pydantic evaluates the annotations when the class is made)
+"""All settings in one frozen object, read once: a flag wins over the environment, that over the default.
+
+To add a setting, add one field: its environment name (upper case), its flag, its line in ``--help`` and in
+docs/configuration.md follow from it. The unvalidated form of every value is what people type.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, ValidationError, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from cdc.errors import ConfigurationError
+from server.connection_string import ConnectionString
+from server.quantities import Bytes, Seconds
+from server.redaction import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic.fields import FieldInfo
+
+_SHOWN = 60
+"""Characters of a bad value that a message quotes."""
+
+
+def _readable(given: ConnectionString) -> ConnectionString:
+    try:
+        given.read()
+    except ConfigurationError as error:
+        raise ValueError(str(error)) from None
+    return given
+
+
+def _lower(given: object) -> object:
+    return given.lower() if isinstance(given, str) else given
+
+
+def _none(given: object) -> object:
+    return None if isinstance(given, str) and given.lower() == "none" else given
+
+
+def _identifier(given: str) -> str:
+    if not given or "\0" in given or len(given.encode()) > _IDENTIFIER_BYTES:
+        raise ValueError(f"is not a name that Postgres takes: 1 to {_IDENTIFIER_BYTES} bytes")
+    return given
+
+
+def _slot_name(given: str) -> str:
+    if re.fullmatch(rf"[a-z0-9_]{{1,{_IDENTIFIER_BYTES}}}", given) is None:
+        raise ValueError(f"is not a slot name: 1 to {_IDENTIFIER_BYTES} of a-z, 0-9 and _")
+    return given
+
+
+def _host(given: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9._:%-]+", given) is None:
+        raise ValueError("is not a host name or an IP address (without port and brackets)")
+    return given
+
+
+_IDENTIFIER_BYTES = 63
+
+Secret = Annotated[InstanceOf[ConnectionString], AfterValidator(_readable)]
+"""Also to be had as ``NAME_FILE``."""
+Host = Annotated[str, AfterValidator(_host)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Identifier = Annotated[str, AfterValidator(_identifier)]
+
+
+def _setting(default: Any, example: str, description: str) -> Any:
+    """Declare a setting: its default as typed, what to type instead, and what it is for."""
+    return Field(default, description=description, examples=[example], validate_default=True)
+
+
+class _Environment(EnvSettingsSource):
+    """The environment, with each secret also taken from ``NAME_FILE``."""
+
+    def __call__(self) -> dict[str, Any]:
+        given = super().__call__()
+        for name in Settings.secrets():
+            if file := self.env_vars.get(f"{name}_file"):
+                given[f"{name}_file"] = file
+        return _gather(given)
+
+
+class Settings(BaseSettings):
+    """What an operator chose. Build it with ``Settings.load``."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, env_ignore_empty=True, extra="forbid", hide_input_in_errors=True
+    )
+
+    postgres_connection_string: Secret = Field(
+        description="Where the replication slot is: the database, as a role with REPLICATION and SELECT.",
+        examples=["postgresql://pads_cdc:secret@127.0.0.1:5432/portal"],
+    )
+    query_connection_string: Secret = Field(
+        default_factory=lambda given: given["postgres_connection_string"],
+        description="Where the mapping is queried: a server of the same system; if not given, the slot's.",
+        examples=["postgresql://pads_cdc:secret@replica:5432/portal"],
+    )
+    host: Host = _setting("127.0.0.1", "0.0.0.0", "Address that gRPC listens on.")  # noqa: S104 (an example)
+    port: Port = _setting(10002, "10002", "Port that gRPC listens on; 0 takes any free one.")
+    allow_insecure: bool = _setting(
+        False,
+        "true",
+        "Allow gRPC on an address that is not loopback: it is plaintext and asks nobody who they are.",
+    )
+    metrics_host: Host = _setting("127.0.0.1", "0.0.0.0", "Address of the metrics and health pages.")  # noqa: S104
+    metrics_port: Port = _setting(9090, "9090", "Port of the metrics and health pages; 0 takes any free one.")
+    mapping: Annotated[str, Field(min_length=1)] = _setting(
+        "grove",
+        "grove_soft_delete",
+        "How rows become endpoints: grove, grove_soft_delete, grove_jwt, or a folder's path.",
+    )
+    db_schema: Identifier = _setting("public", "public", "Schema that holds the mapping's tables.")
+    slot_name: Annotated[str, AfterValidator(_slot_name)] = _setting(
+        "pads_cdc", "pads_cdc", "Replication slot to read, created if missing; one for each server."
+    )
+    state_file: Path = _setting(
+        "pads-cdc.state",
+        "/var/lib/pads-cdc/state",
+        "File that remembers revisions across restarts; it holds no keys.",
+    )
+    max_retained_wal: Bytes = _setting(
+        "1GB", "1GB", "WAL that the slot may hold back before it is let go at the price of a full re-read."
+    )
+    max_staleness: Annotated[Seconds | None, BeforeValidator(_none)] = _setting(
+        None, "10m", "Staleness beyond which the server reports itself not ready; never if not given."
+    )
+    audit_interval: Seconds = _setting("5m", "5m", "How often the whole map is compared with the database.")
+    logger_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = _setting(
+        "info", "info", "Least severe level that is logged: debug, info, warning or error."
+    )
+    log_format: Annotated[Literal["console", "json"] | None, BeforeValidator(_lower)] = _setting(
+        None, "json", "console or json; console on a terminal and json elsewhere if not given."
+    )
+
+    @classmethod
+    def load(cls, flags: Mapping[str, object] | None = None) -> Self:
+        """Read flags (by setting name, None where not given), then the environment.
+
+        Raises:
+            ConfigurationError: one line for each setting that is bad, with what to type in its place.
+
+        """
+        given = {name: value for name, value in (flags or {}).items() if value is not None}
+        try:
+            return cls(**_gather(given))
+        except ValidationError as error:
+            # "from None": the chained error would hold the input.
+            raise ConfigurationError("\n".join(_complaints(error))) from None
+
+    @classmethod
+    def secrets(cls) -> tuple[str, ...]:
+        """Names of the settings that hold a secret and so exist as ``NAME_FILE`` too."""
+        return tuple(name for name, field in cls.model_fields.items() if is_secret(field))
+
+    @property
+    def connection_strings(self) -> tuple[ConnectionString, ...]:
+        """Every secret, for the redactor of the logs."""
+        return tuple(getattr(self, name) for name in self.secrets())
+
+    @property
+    def console(self) -> bool:
+        """Whether logs are for a person."""
+        return self.log_format == "console" or (self.log_format is None and sys.stderr.isatty())
+
+    @model_validator(mode="after")
+    def _insecure_only_on_purpose(self) -> Self:
+        if not self.allow_insecure and not _is_loopback(self.host):
+            raise ValueError(
+                f"HOST (--host): {self.host} is not loopback, and gRPC would hand API keys, unencrypted, to "
+                "anyone who connects; keep 127.0.0.1, or on a network that you trust set ALLOW_INSECURE=true"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take flags, then the environment; no dotenv and no secrets folder: fewer places to search."""
+        return init_settings, _Environment(settings_cls)
+
+
+def is_secret(field: FieldInfo) -> bool:
+    """Whether a setting's value must never be shown."""
+    return field.annotation is ConnectionString
+
+
+def _gather(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Make one connection string of NAME and NAME_FILE, so that each source is judged, and wins, as one."""
+    gathered = dict(given)
+    for name in Settings.secrets():
+        value, file = gathered.pop(name, None), gathered.pop(f"{name}_file", None)
+        if value is not None or file is not None:
+            gathered[name] = ConnectionString(name.upper(), value=value, file=file)
+    return gathered
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _complaints(error: ValidationError) -> list[str]:
+    lines = []
+    for fault in error.errors():
+        what = fault["msg"].removeprefix("Value error, ")
+        if not fault["loc"]:
+            lines.append(what)
+            continue
+        name = str(fault["loc"][0])
+        field = Settings.model_fields[name]
+        example = f"{name.upper()}={(field.examples or ['...'])[0]}"
+        title = f"{name.upper()} (--{name.replace('_', '-')})"
+        if fault["type"] == "missing":
+            lines.append(f"{title}: is required, also as {name.upper()}_FILE; for example {example}")
+        elif fault["type"] == "default_factory_not_called":
+            continue  # follows from a complaint about the setting that it defaults to
+        elif is_secret(field):
+            lines.append(what)
+        else:
+            shown = redact(str(fault["input"]))
+            shown = repr(shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "...")
+            what = what if fault["type"] == "value_error" else f"is wrong: {what[0].lower()}{what[1:]}"
+            lines.append(f"{title}: {shown} {what}; for example {example}")
+    return lines
