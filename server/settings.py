@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     )
 
     postgres_connection_string: Secret = Field(
-        description="Where the replication slot is: the database, as a role with REPLICATION and SELECT.",
+        description="Required. The database with the replication slot, as a role with REPLICATION and SELECT.",
         examples=["postgresql://pads_cdc:secret@127.0.0.1:5432/portal"],
     )
     query_connection_string: Secret = Field(

@@ -1,0 +1,62 @@
+# ruff: noqa: D102 (what each report means stands in the Observer protocol)
+"""Tells several observers of the follower the same: metrics, health and the journal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from cdc.observer import Observer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cdc.observer import BatchSeen, Mode, ReconcileSeen, SlotSeen
+
+_log = structlog.get_logger(__name__)
+
+
+class FanOut(Observer):
+    """Passes each report on in the given order.
+
+    The follower may rely on it that observers do not raise, so this is where their errors end: a fault in a
+    metric is logged, and must not stop the replication of revoked keys.
+    """
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def mode(self, mode: Mode) -> None:
+        self._tell(lambda observer: observer.mode(mode))
+
+    def connected(self, connected: bool) -> None:
+        self._tell(lambda observer: observer.connected(connected))
+
+    def reconnecting(self, reason: str, message: str) -> None:
+        self._tell(lambda observer: observer.reconnecting(reason, message))
+
+    def batch(self, batch: BatchSeen) -> None:
+        self._tell(lambda observer: observer.batch(batch))
+
+    def reconciled(self, reconcile: ReconcileSeen) -> None:
+        self._tell(lambda observer: observer.reconciled(reconcile))
+
+    def decode_error(self, reason: str, message: str) -> None:
+        self._tell(lambda observer: observer.decode_error(reason, message))
+
+    def state_file_error(self, message: str) -> None:
+        self._tell(lambda observer: observer.state_file_error(message))
+
+    def slot(self, slot: SlotSeen) -> None:
+        self._tell(lambda observer: observer.slot(slot))
+
+    def trouble(self, key: str, message: str | None) -> None:
+        self._tell(lambda observer: observer.trouble(key, message))
+
+    def _tell(self, report: Callable[[Observer], None]) -> None:
+        for observer in self._observers:
+            try:
+                report(observer)
+            except Exception:  # noqa: BLE001 (the boundary that the class describes)
+                _log.exception("observer failed", observer=type(observer).__name__)

@@ -1,0 +1,100 @@
+"""The log lines that an operator would act on: the source comes and goes, the map is re-read, trouble.
+
+Ordinary batches are debug lines: counts and positions, never an endpoint's content.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import structlog
+
+from cdc import lsn
+from cdc.observer import BatchSeen, Mode, Observer, ReconcileSeen, SlotSeen
+
+_log = structlog.get_logger("pads_cdc")
+
+
+class Journal(Observer):
+    """Writes one line a change of state, not one a report; called from any of the follower's threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._mode: Mode | None = None
+        self._connected: bool | None = None
+        self._wal_status: str | None = None
+        self._troubles: dict[str, str] = {}
+
+    def mode(self, mode: Mode) -> None:
+        """Log another way of reading the source."""
+        with self._lock:
+            changed, self._mode = self._mode != mode, mode
+        if changed:
+            (_log.warning if mode == "polling" else _log.info)("source mode", mode=mode)
+
+    def connected(self, connected: bool) -> None:
+        """Log that the replication connection came or went."""
+        with self._lock:
+            changed, self._connected = self._connected != connected, connected
+        if changed:
+            (_log.info if connected else _log.warning)(
+                "source connected" if connected else "source disconnected"
+            )
+
+    def reconnecting(self, reason: str, message: str) -> None:
+        """Log why the source was lost."""
+        _log.warning("source lost, reconnecting", reason=reason, message=message)
+
+    def batch(self, batch: BatchSeen) -> None:
+        """Log a batch, for those who debug."""
+        _log.debug(
+            "batch published",
+            transactions=len(batch.transactions),
+            end=lsn.show(batch.transactions[-1].end) if batch.transactions else None,
+            affected=batch.affected,
+            upserts=batch.upserts,
+            deletes=batch.deletes,
+            suppressed=batch.suppressed,
+            revision=batch.revision,
+        )
+
+    def reconciled(self, reconcile: ReconcileSeen) -> None:
+        """Log a full comparison; a quiet audit is routine, one that had to repair something is a bug."""
+        changed = reconcile.upserts + reconcile.deletes
+        level = _log.info
+        if reconcile.reason == "audit":
+            level = _log.error if changed else _log.debug
+        level(
+            "map reconciled",
+            reason=reconcile.reason,
+            endpoints=reconcile.endpoints,
+            upserts=reconcile.upserts,
+            deletes=reconcile.deletes,
+            seconds=round(reconcile.seconds, 3),
+        )
+
+    def decode_error(self, reason: str, message: str) -> None:
+        """Log a message of the slot that could not be handled."""
+        _log.error("message not understood, map will be re-read", reason=reason, message=message)
+
+    def state_file_error(self, message: str) -> None:
+        """Log that restarts will not be seamless."""
+        _log.error("state file failed, clients cannot resume across a restart", message=message)
+
+    def slot(self, slot: SlotSeen) -> None:
+        """Log when the server starts, or stops, threatening to drop the slot's WAL."""
+        with self._lock:
+            before, self._wal_status = self._wal_status, slot.wal_status
+        if before != slot.wal_status and slot.wal_status in ("unreserved", "lost"):
+            _log.error("slot's WAL is going", wal_status=slot.wal_status, retained_bytes=slot.retained_bytes)
+
+    def trouble(self, key: str, message: str | None) -> None:
+        """Log a lasting condition once when it comes, changes or ends."""
+        with self._lock:
+            before = self._troubles.pop(key, None)
+            if message is not None:
+                self._troubles[key] = message
+        if message is not None and message != before:
+            _log.warning("trouble", reason=key, message=message)
+        elif message is None and before is not None:
+            _log.info("trouble is over", reason=key)
