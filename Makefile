@@ -1,0 +1,90 @@
+# Everything sets itself up at its first use: the virtual environment from the hashed lock files, and PostgreSQL with
+# wal2json from Debian's packages (as root; otherwise one line says what to install).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+BIN := .venv/bin
+PIP := $(BIN)/pip --quiet --disable-pip-version-check --no-input
+# Stamps: what is newer than them is installed again.
+RUNTIME := .venv/runtime.stamp
+DEV := .venv/dev.stamp
+
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+.PHONY: help
+help: ## Show what there is to make
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+.PHONY: demo
+demo: $(RUNTIME) postgres ## Run the whole thing on a throw-away database; DEMO_ARGS="--seconds 20 --plain"
+	@$(BIN)/pads-cdc demo $(DEMO_ARGS)
+
+.PHONY: test
+test: $(DEV) postgres ## Run the tests; TEST_ARGS="-k gate -x"
+	$(BIN)/pytest -m "not soak" $(TEST_ARGS)
+
+.PHONY: test-all
+test-all: $(DEV) postgres ## Run the tests with those that take minutes
+	$(BIN)/pytest $(TEST_ARGS)
+
+.PHONY: test-matrix
+test-matrix: $(DEV) postgres ## Run the tests on the system's PostgreSQL and on 17 and 18
+	$(BIN)/pytest -m "not soak" $(TEST_ARGS)
+	PADS_PG_BIN=$$(scripts/fetch-postgres 17) $(BIN)/pytest -m "not soak" $(TEST_ARGS)
+	PADS_PG_BIN=$$(scripts/fetch-postgres 18) $(BIN)/pytest -m "not soak" $(TEST_ARGS)
+
+.PHONY: check
+check: lint types check-proto sqlc ## Check everything that needs no database
+
+.PHONY: lint
+lint: $(DEV) ## Check format and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+.PHONY: types
+types: $(DEV) ## Check the types
+	$(BIN)/mypy
+
+.PHONY: sqlc
+sqlc: $(DEV) ## Check the mappings' queries against their schemas
+	cd sql && ../$(BIN)/sqlc compile
+
+.PHONY: proto
+proto: $(DEV) ## Generate the stubs in server/pb/ from proto/
+	scripts/generate-stubs .
+
+.PHONY: check-proto
+check-proto: $(DEV) ## Fail where the stubs are stale
+	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; scripts/generate-stubs "$$fresh"; \
+	diff -r --exclude=__init__.py --exclude=__pycache__ "$$fresh/server/pb" server/pb || \
+	{ echo "the stubs in server/pb/ are stale: make proto" >&2; exit 1; }
+
+.PHONY: lock
+lock: $(DEV) ## Write the lock files anew from pyproject.toml; LOCK_ARGS=--upgrade takes newer versions
+	scripts/lock $(LOCK_ARGS)
+
+.PHONY: clean
+clean: ## Remove what make has made: the virtual environment, caches, fetched servers
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: postgres
+postgres:
+	@scripts/install-postgres
+
+.venv/bin/pip:
+	@echo "making .venv (half a minute, once)"
+	@scripts/make-venv
+
+$(RUNTIME): requirements.txt requirements-build.txt pyproject.toml | .venv/bin/pip
+	@$(PIP) install --require-hashes -r requirements.txt -r requirements-build.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): requirements-dev.txt $(RUNTIME)
+	@$(PIP) install --require-hashes -r requirements-dev.txt
+	@touch $@
