@@ -82,7 +82,7 @@ def _fault(text: str) -> str | None:
         return f"is empty; give {FORMS}"
     try:
         fields = parse_dsn(text)
-    except psycopg2.Error:
+    except (psycopg2.Error, ValueError):  # ValueError: escapes that are not UTF-8, a NUL
         return f"is not a connection string that Postgres understands; give {FORMS}"
     if text.startswith(_URL_SCHEMES) and any("@" in fields.get(part, "") for part in ("host", "dbname")):
         # libpq would look for a host called "word@host" and quote a piece of the password in its error.

@@ -26,7 +26,7 @@ class Reason:
     """One thing that is not as it should be."""
 
     code: str
-    """For machines: ``not_ready``, ``disconnected``, ``polling``, ``stale``, ``slot_lost``, a trouble's key"""
+    """``not_ready``, ``disconnected``, ``polling``, ``stale``, ``slot_lost``, a trouble's key"""
     message: str
     """One line for people."""
 

@@ -59,9 +59,18 @@ def _slot_name(given: str) -> str:
 
 
 def _host(given: str) -> str:
-    if re.fullmatch(r"[A-Za-z0-9._:%-]+", given) is None:
+    # With a colon it can only be an IPv6 address; "host:port" is what people try.
+    if re.fullmatch(r"[A-Za-z0-9._-]+", given) is None and not _is_ip(given):
         raise ValueError("is not a host name or an IP address (without port and brackets)")
     return given
+
+
+def _is_ip(given: str) -> bool:
+    try:
+        ipaddress.ip_address(given)
+    except ValueError:
+        return False
+    return True
 
 
 _IDENTIFIER_BYTES = 63
@@ -97,7 +106,7 @@ class Settings(BaseSettings):
     )
 
     postgres_connection_string: Secret = Field(
-        description="Required. The database with the replication slot, as a role with REPLICATION and SELECT.",
+        description="Required. Where the replication slot is, as a role with REPLICATION and SELECT.",
         examples=["postgresql://pads_cdc:secret@127.0.0.1:5432/portal"],
     )
     query_connection_string: Secret = Field(
@@ -205,10 +214,7 @@ def _gather(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
+    return ipaddress.ip_address(host).is_loopback if _is_ip(host) else host.lower() == "localhost"
 
 
 def _complaints(error: ValidationError) -> list[str]:

@@ -24,8 +24,8 @@ _PAGE: Final = """\
 <!-- Made by `python -m server.settings_table`; change server/settings.py instead. -->
 
 Every setting is an environment variable and a flag of `pads-cdc serve`: `SLOT_NAME` is `--slot-name`. A
-flag wins over the environment; an empty variable counts as not given. A bad value is one line on standard error that
-says what to type instead, and exit code 2.
+flag wins over the environment; an empty variable counts as not given. A bad value is one line on standard
+error that says what to type instead, and exit code 2.
 
 | name | default | example | what it is |
 |---|---|---|---|
@@ -35,9 +35,9 @@ says what to type instead, and exit code 2.
 is 64 * 2^20 bytes, `1GB` is 2^30. A number without a unit is refused.
 
 **Secrets** are better not given as flags, which everybody on the machine can see. As `NAME_FILE` they are
-read again whenever a connection is made, so that a rotated password needs no restart. Exactly one of `NAME` and
-`NAME_FILE` may be given. A connection string is a URL or libpq's `keyword=value` form; it is never shown, and
-messages about it never quote it.
+read again whenever a connection is made, so that a rotated password needs no restart. Exactly one of `NAME`
+and `NAME_FILE` may be given. A connection string is a URL or libpq's `keyword=value` form; it is never shown,
+and messages about it never quote it.
 """
 
 
