@@ -82,13 +82,13 @@ class Cursor(Place):
         """Stand at another index; what was dropped may have moved on, so the walk aims at the new head."""
         super().carry(index)
         if self._target is not None:
-            self._target = -1  # compaction happens while a batch is published: its head comes with the next read
+            self._target = self.store.head
 
     def read(self, limit: int) -> Part:
         """Take at most ``limit`` entries; never waits."""
         store = self.store
         with store.lock:
-            if self._target is None or self._target < 0:
+            if self._target is None:
                 self._target = store.head
             entries: list[Entry] = []
             log, live = store.log, store.entries

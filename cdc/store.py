@@ -257,6 +257,16 @@ class Store:
         for wake in wakes:
             wake()
 
+    def settle(self, position: Lsn) -> None:
+        """Say that nothing is open: the map is one that existed, and holds every transaction up to ``position``."""
+        with self.lock:
+            news = not self.whole
+            self.whole = self.ready = True
+            self.position = max(self.position, position)
+            wakes = tuple(self._wakes) if news else ()
+        for wake in wakes:
+            wake()
+
     def _compact(self) -> None:
         """Drop dead places once they outnumber the live ones, so that a walk costs at most twice what it should."""
         if len(self.log) - len(self.entries) <= max(self._COMPACT_FROM, len(self.entries)):

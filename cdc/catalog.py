@@ -1,0 +1,125 @@
+"""What the database's catalog says of the mapping's tables: their partitions, identities and shapes.
+
+DDL sends no rows. So the shape of the tables is compared now and then, and the stream starts over with a new list of tables
+when it has changed.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cdc import wal2json
+from cdc.assembler import Assembler
+from cdc.errors import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from psycopg2.extras import ReplicationCursor
+
+    from cdc.database import Database
+    from cdc.mapping import Mapping as EndpointMapping
+    from cdc.mapping import Rule
+
+_BETWEEN = 1.0
+"""Seconds between two looks at the shapes."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A table as the plugin names it: a mapped one, or a partition of it."""
+
+    mapped: str
+    schema: str
+    table: str
+    identity_kind: str
+    """``d``efault (the primary key), ``i``ndex, ``f``ull or ``n``othing."""
+    identity: tuple[str, ...]
+    """The columns that an update or delete carries of the old row."""
+    shape: str
+    """Changes with everything about the table that sends no rows."""
+
+
+@dataclass(frozen=True)
+class Relations:
+    """All of them at one moment."""
+
+    all: tuple[Relation, ...]
+
+    @classmethod
+    def of(cls, rows: Iterable[Sequence[Any]]) -> Relations:
+        """Read the rows of the query ``Relations``."""
+        return cls(tuple(Relation(*row[:4], tuple(row[4]), row[5]) for row in rows))
+
+    def names(self) -> dict[tuple[str, str], str]:
+        """Return (schema, table) as the plugin says it, to the mapping's table."""
+        return {(one.schema, one.table): one.mapped for one in self.all}
+
+    def nameless(self, rules: Mapping[str, Sequence[Rule]]) -> list[Rule]:
+        """Return the rules whose parent the WAL does not name, by the replica identities that the tables have now."""
+        return [
+            rule
+            for table, of_table in rules.items()
+            for rule in of_table
+            if rule.parents is not None
+            and any(one.mapped == table and rule.column not in one.identity for one in self.all)
+        ]
+
+    def lossy(self) -> list[str]:
+        """Return the tables whose updates and deletes the plugin loses without a word."""
+        return [
+            f"{one.schema}.{one.table}"
+            for one in self.all
+            if not one.identity and ":" in one.shape and " p " not in one.shape
+        ]
+
+
+class Catalog:
+    """Looks at the tables for the reader (with which the stream starts) and for the follower (what has changed since)."""
+
+    def __init__(self, query: str, mapping: EndpointMapping, schema: str) -> None:
+        self._query = query
+        self._mapping = mapping
+        self._schema = schema
+        self._streamed = Relations(())
+        self.look_again_at = 0.0
+
+    def assemble(self, cursor: ReplicationCursor) -> tuple[Assembler, list[str]]:
+        """Return an assembler for a new stream, and the list of tables that the stream is to be started with.
+
+        Raises:
+            Refusal: a table of the mapping is not there.
+
+        """
+        cursor.execute(self._query, self._parameters())
+        relations = Relations.of(cursor.fetchall())
+        found = {one.mapped for one in relations.all}
+        for table in self._mapping.tables:
+            if table not in found:
+                raise Refusal(
+                    f"the mapping {self._mapping.name} needs the table {self._schema}.{table}, which is not there:"
+                    " create it, or correct MAPPING and DB_SCHEMA"
+                )
+        self._streamed = relations
+        names = relations.names()
+        return Assembler(names, self._mapping.rules), [wal2json.escape_table(*name) for name in names]
+
+    def look(self, database: Database) -> Relations:
+        """Return how the tables are now; a read that follows covers whatever has changed in their shape."""
+        relations = self._ask(database)
+        if relations.names() == self._streamed.names():
+            self._streamed = relations
+        return relations
+
+    def changed(self, database: Database) -> bool:
+        """Tell whether the tables are other ones than those that the stream was started with."""
+        self.look_again_at = time.monotonic() + _BETWEEN
+        return self._ask(database) != self._streamed
+
+    def _ask(self, database: Database) -> Relations:
+        return Relations.of(database.query(self._query, self._parameters()))
+
+    def _parameters(self) -> dict[str, Any]:
+        return {"schema": self._schema, "tables": list(self._mapping.tables)}

@@ -1,0 +1,269 @@
+"""Re-queries: reads of the mapping that say what they have seen.
+
+A read is one READ COMMITTED transaction of two statements. The first asks which server this is and how far it has replayed,
+*before* the second takes its snapshot; the second is one statement (a cursor) that returns the snapshot with the rows. Both
+and the first rows come in one round trip. A later promotion, another server behind a pooler, or an older standby show in the
+evidence; nothing about the server is remembered from the last time.
+
+Nothing relies on the session: settings are local to the transaction, so a pooler in transaction mode is fine.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import psycopg2
+from psycopg2.extensions import quote_ident
+
+from cdc import lsn
+from cdc.connection import cancel_soon
+from cdc.errors import SourceError
+from cdc.gate import Evidence, Snapshot
+from cdc.postgres_errors import translate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
+
+    from cdc.connection import Address
+    from cdc.mapping import Mapping as EndpointMapping
+    from cdc.mapping import Rule
+
+Row = tuple[str, bytes | None]
+"""An endpoint's id, and its payload, or None where the mapping has no such endpoint."""
+
+FIRST_CHUNK = 1_000
+"""Rows that come with the first round trip: most reads end there."""
+CHUNK = 5_000
+"""Rows a further round trip: a few milliseconds of work, so that others get their turn in between."""
+
+_BEGIN = """
+BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY;
+SELECT
+    pg_catalog.set_config('search_path', %(search_path)s, true),
+    pg_catalog.set_config('row_security', 'off', true),
+    pg_catalog.set_config('lock_timeout', '5s', true),
+    pg_catalog.set_config('statement_timeout', '60s', true),
+    pg_catalog.set_config('idle_in_transaction_session_timeout', '60s', true),
+    pg_catalog.set_config('cursor_tuple_fraction', '1', true),
+    pg_catalog.set_config('pads_cdc.before', pg_catalog.concat_ws(' ',
+        (SELECT system_identifier FROM pg_catalog.pg_control_system()),
+        CASE WHEN pg_catalog.pg_is_in_recovery() THEN '-'
+             ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8) END,
+        CASE WHEN pg_catalog.pg_is_in_recovery() THEN coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0') END
+    ), true);
+"""
+"""Hidden rows become an error, waits are bounded, a table of the same name elsewhere is not ours."""
+
+
+class Database:
+    """The server that is queried. One thread reads at a time; `cancel` may come from another."""
+
+    def __init__(
+        self,
+        address: Address,
+        mapping: EndpointMapping,
+        schema: str,
+        encode: Callable[[tuple[Any, ...]], bytes],
+    ) -> None:
+        """``encode`` makes the payload from the mapping's fixed columns."""
+        self.address = address
+        self.mapping = mapping
+        self._schema = schema
+        self._encode = encode
+        self._idle: list[Connection] = []
+        self._busy: set[Connection] = set()
+        self._lock = threading.Lock()
+
+    def read(self, keys: Mapping[str, Collection[str]] | None = None) -> Read:
+        """Read what the keys affect (by kind), or with None the whole mapping.
+
+        Blocks until the first rows are there. The caller holds the evidence against its gate before it uses a row, and
+        closes the read.
+
+        Raises:
+            SourceError, Refusal: nothing was read; never to be taken for a delete.
+
+        """
+        if keys is None:
+            statement, parameters = self.mapping.full, {}
+        else:
+            statement = self.mapping.compose(keys)
+            parameters = {kind: list(values) for kind, values in keys.items()}
+        return Read(self, f"DECLARE pads_cdc_read NO SCROLL CURSOR FOR {statement}", parameters, self._encode)
+
+    def evidence(self) -> Evidence:
+        """Ask what a read would see now, without reading.
+
+        Raises:
+            SourceError, Refusal: the server does not answer.
+
+        """
+        statement = f"DECLARE pads_cdc_read NO SCROLL CURSOR FOR {self.mapping.header}"
+        with Read(self, statement, {}, self._encode) as read:
+            return read.evidence
+
+    def parents(self, rules: Collection[Rule]) -> dict[Rule, list[tuple[str, str]]]:
+        """Read ``row id -> parent`` for each rule. Blocks for the whole of it.
+
+        Raises:
+            SourceError, Refusal: nothing was read.
+
+        """
+        found: dict[Rule, list[tuple[str, str]]] = {}
+        for rule in rules:
+            if rule.parents is not None:
+                rows = self.query(self.mapping.queries[rule.parents])
+                found[rule] = [(str(row), str(parent)) for row, parent in rows]
+        return found
+
+    def query(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        """Run one statement of ours in the same setting as the reads, and return all rows.
+
+        Raises:
+            SourceError, Refusal: nothing was read.
+
+        """
+        connection = self.take()
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(self.begin(connection) + statement, {**(parameters or {})})
+                rows = cursor.fetchall()
+                cursor.execute("COMMIT")
+        except psycopg2.Error as error:
+            self.discard(connection)
+            raise translate(error, self.address.setting) from error
+        self.give_back(connection)
+        return rows
+
+    def begin(self, connection: Connection) -> str:
+        """Return the statements that a read begins with; to be executed together with what follows."""
+        search_path = f"{quote_ident(self._schema, connection)}, pg_temp"
+        quoted = psycopg2.extensions.adapt(search_path)
+        quoted.prepare(connection)
+        return (_BEGIN % {"search_path": quoted.getquoted().decode()}).replace("%", "%%")
+
+    def take(self) -> Connection:
+        """Return a connection that nobody uses."""
+        with self._lock:
+            connection = self._idle.pop() if self._idle else None
+        connection = connection or self.address.connect()
+        with self._lock:
+            self._busy.add(connection)
+        return connection
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection for the next read; no transaction is open on it."""
+        with self._lock:
+            self._busy.discard(connection)
+            self._idle.append(connection)
+
+    def discard(self, connection: Connection) -> None:
+        """Close a connection that is in doubt."""
+        with self._lock:
+            self._busy.discard(connection)
+        with suppress(psycopg2.Error):
+            connection.close()
+
+    def cancel(self) -> None:
+        """End what is being read, from another thread; that read raises a SourceError."""
+        with self._lock:
+            busy = tuple(self._busy)
+        for connection in busy:
+            cancel_soon(connection)
+
+    def close(self) -> None:
+        """Close the idle connections; a server that shuts down must not find old ones."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+
+class Read:
+    """One statement's snapshot of some endpoints: first its evidence, then its rows, in chunks."""
+
+    def __init__(
+        self,
+        database: Database,
+        declare: str,
+        parameters: Mapping[str, Any],
+        encode: Callable[[tuple[Any, ...]], bytes],
+    ) -> None:
+        self._database = database
+        self._encode = encode
+        self._connection: Connection | None = database.take()
+        first = f"FETCH FORWARD {FIRST_CHUNK + 1} FROM pads_cdc_read"
+        rows = self._fetch(database.begin(self._connection) + f"{declare};\n{first}", parameters)
+        header = rows.pop(0) if rows else (None,)
+        if header[0] is None:
+            self.close()
+            raise SourceError("no_evidence", "a re-query came without its snapshot: it cannot be trusted")
+        self.evidence = _evidence(header)
+        self.complete = len(rows) < FIRST_CHUNK
+        """Whether all rows have been handed over with the first chunk."""
+        self._rows: list[tuple[Any, ...]] | None = rows
+
+    def __enter__(self) -> Read:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def chunks(self) -> Iterator[list[Row]]:
+        """Walk the rows. Each step may block for as long as the server takes for some thousand rows.
+
+        Raises:
+            SourceError, Refusal: the rest cannot be had; what was handed over so far is true nevertheless.
+
+        """
+        rows, self._rows = self._rows or [], None
+        encode = self._encode
+        while rows:
+            yield [(row[2], encode(row[4:]) if row[3] else None) for row in rows]
+            if self.complete:
+                break
+            rows = self._fetch(f"FETCH FORWARD {CHUNK} FROM pads_cdc_read")
+            self.complete = len(rows) < CHUNK
+        self.close()
+
+    def close(self) -> None:
+        """End the transaction. Closing early is fine; so is closing twice."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("COMMIT")
+        except psycopg2.Error:  # the rows were complete and are true; the next read will find out what is wrong
+            self._database.discard(connection)
+        else:
+            self._database.give_back(connection)
+
+    def _fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        connection = self._connection
+        if connection is None:
+            raise SourceError("closed", "the read was closed")
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(statement, parameters)
+                return cursor.fetchall()
+        except psycopg2.Error as error:
+            self._connection = None
+            self._database.discard(connection)
+            raise translate(error, self._database.address.setting) from error
+
+
+def _evidence(header: tuple[Any, ...]) -> Evidence:
+    snapshot, seen, before = header[:3]
+    system, timeline, *replayed = before.split(" ")
+    return Evidence(
+        system=system,
+        timeline=None if timeline == "-" else int(timeline, 16),
+        replayed=lsn.parse(replayed[0]) if replayed else None,
+        snapshot=Snapshot.parse(snapshot),
+        seen=lsn.parse(seen),
+    )

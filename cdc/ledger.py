@@ -1,0 +1,135 @@
+"""What is owed to the state file, and what to do when it fails: a new epoch, loudly, and service goes on.
+
+Without a state file a restart forgets revisions and tombstones, so nothing that was promised may rest on it: the epoch is a
+new one, and a file that works again starts with a copy of the whole store.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+from cdc.errors import StateFileError
+from cdc.state_file import Kept, StateFile
+from cdc.store import Remembered, entry_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from cdc.lsn import Lsn
+    from cdc.observer import Observer
+    from cdc.store import Batch, Store
+
+_RETRY = 30.0
+"""Seconds between attempts to have a state file again."""
+TROUBLE = "state_file"
+
+
+class Ledger:
+    """Used by the follower's thread alone, except for `epoch`."""
+
+    def __init__(
+        self, path: Path, observer: Observer, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Open the state file, or do without.
+
+        Raises:
+            Refusal: another process has it.
+
+        """
+        self._path = path
+        self._observer = observer
+        self._clock = clock
+        self._file: StateFile | None = None
+        self._retry_at = 0.0
+        self.epoch = uuid.uuid4().hex
+        """Names an unbroken line of revisions."""
+        self.kept = Kept(self.epoch)
+        """What an earlier process left."""
+        try:
+            self._file = StateFile(path)
+        except StateFileError as error:
+            self._failed(error)
+            return
+        self.kept = self._file.kept
+        self.epoch = self.kept.epoch
+        if self._file.set_aside is not None:
+            self._observer.state_file_error(
+                f"the state file {path} was unusable and is now {self._file.set_aside.name};"
+                " clients of the old contract that missed deletes must be restarted"
+            )
+
+    def append(self, batch: Batch, *, position: Lsn, seen: Lsn) -> None:
+        """Write a batch before it becomes visible; never raises for a file that fails."""
+        if self._file is None:
+            return
+        try:
+            self._file.append(batch, position=position, seen=seen)
+        except StateFileError as error:
+            self._failed(error)
+
+    def note(self, **values: str | int) -> None:
+        """Remember facts."""
+        if self._file is None:
+            return
+        try:
+            self._file.note(**values)
+        except StateFileError as error:
+            self._failed(error)
+
+    def new_epoch(self, store: Store) -> None:
+        """Break with the past: the database's history is another one now."""
+        self.epoch = uuid.uuid4().hex
+        if self._file is not None:
+            self._rewrite(self._file, store)
+
+    def tend(self, store: Store) -> None:
+        """Do what can wait, when there is nothing else to do: fold the file, or try to have one again."""
+        if self._file is not None:
+            try:
+                self._file.fold(len(store.entries))
+            except StateFileError as error:
+                self._failed(error)
+        elif self._clock() >= self._retry_at and store.ready:
+            try:
+                again = StateFile(self._path)
+            except StateFileError:
+                self._retry_at = self._clock() + _RETRY
+                return
+            if self._rewrite(again, store):
+                self._observer.trouble(TROUBLE, None)
+
+    def close(self) -> None:
+        """Say that this was a clean end."""
+        if self._file is not None:
+            try:
+                self._file.close()
+            except StateFileError as error:
+                self._failed(error)
+            self._file = None
+
+    def _rewrite(self, file: StateFile, store: Store) -> bool:
+        try:
+            self.epoch = file.start_epoch(
+                _remembered(store), store.head, position=store.position, seen=store.seen
+            )
+        except StateFileError as error:
+            self._failed(error)
+            return False
+        self._file = file
+        return True
+
+    def _failed(self, error: StateFileError) -> None:
+        self._file = None
+        self._retry_at = self._clock() + _RETRY
+        self.epoch = uuid.uuid4().hex
+        self._observer.state_file_error(str(error))
+        self._observer.trouble(TROUBLE, f"{error}; a restart now would forget what clients must be told")
+
+
+def _remembered(store: Store) -> Iterator[Remembered]:
+    for entry in list(store.entries.values()):
+        digest = b"" if entry.payload is None else entry_digest(entry.id, entry.payload)
+        yield Remembered(entry.id, entry.revision, entry.position, digest or bytes(16), not digest)

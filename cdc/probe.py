@@ -1,0 +1,117 @@
+"""The probe: asks the slot's server once a second how far its WAL goes and how the slot is.
+
+The stream cannot tell: it looks the same when nothing happens and when the server is frozen. Staleness rests on these answers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import psycopg2
+
+from cdc import lsn
+from cdc.connection import cancel_soon
+from cdc.errors import PadsCdcError
+from cdc.observer import SlotSeen
+from cdc.postgres_errors import is_shutdown, translated
+from cdc.slot import SlotState
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
+
+    from cdc.connection import Address
+    from cdc.freshness import Freshness
+    from cdc.observer import Observer
+    from cdc.slot import SlotReader
+
+_INTERVAL = 1.0
+_TROUBLE = "slot_creation"
+
+
+class Probe(threading.Thread):
+    """Runs until `stop`. When the server is away, it says nothing, and staleness grows."""
+
+    def __init__(
+        self,
+        address: Address,
+        slot_name: str,
+        queries: dict[str, str],
+        reader: SlotReader,
+        freshness: Freshness,
+        observer: Observer,
+    ) -> None:
+        super().__init__(name="probe", daemon=True)
+        self._address = address
+        self._slot_name = slot_name
+        self._queries = queries
+        self._reader = reader
+        self._freshness = freshness
+        self._observer = observer
+        self._stopping = threading.Event()
+        self._connection: Connection | None = None
+        self._said_creating = False
+
+    def stop(self) -> None:
+        """End the thread, even while it waits for an answer."""
+        self._stopping.set()
+        connection = self._connection
+        if connection is not None:
+            cancel_soon(connection)
+
+    def run(self) -> None:
+        """Ask until `stop`."""
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            try:
+                self._ask()
+            except PadsCdcError as error:
+                if is_shutdown(error):
+                    self._reader.drop("shutdown")  # a fast stop waits for whoever reads a slot
+                self._close()
+            self._stopping.wait(max(0.0, _INTERVAL - (time.monotonic() - began)))
+        self._close()
+
+    def _ask(self) -> None:
+        if self._connection is None:
+            self._connection = self._address.connect()
+        with translated(self._address.setting), self._connection.cursor() as cursor:
+            asked_at = time.monotonic()
+            cursor.execute(self._queries["WalEnd"])
+            [end] = cursor.fetchone() or (None,)
+            if end is not None:
+                self._freshness.reported(lsn.parse(end), asked_at)
+            slot = SlotState.ask(cursor, self._queries["Slot"], self._slot_name)
+            if slot is None:
+                self._observer.slot(SlotSeen(None, None, None, None, None))
+            else:
+                self._observer.slot(
+                    SlotSeen(
+                        slot.retained_bytes,
+                        slot.safe_wal_bytes,
+                        slot.wal_status,
+                        slot.catalog_xmin_age,
+                        slot.active_pid,
+                    )
+                )
+            if self._reader.creating or self._said_creating:
+                self._say_whom_the_slot_waits_for(cursor)
+
+    def _say_whom_the_slot_waits_for(self, cursor: psycopg2.extensions.cursor) -> None:
+        self._said_creating = self._reader.creating
+        if not self._said_creating:
+            self._observer.trouble(_TROUBLE, None)
+            return
+        cursor.execute(self._queries["OldestTransactions"])
+        whom = "; ".join(row[0] for row in cursor.fetchall())
+        self._observer.trouble(
+            _TROUBLE, f"the slot is made once these have ended: {whom or 'transactions that are not shown to us'}"
+        )
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg2.Error):
+                connection.close()

@@ -1,0 +1,327 @@
+"""The logical replication slot: a thread that reads it, and the commands that make it.
+
+The thread does nothing but read, reduce and hand over, so that the server's keepalives are answered however long a re-query
+takes. What may be confirmed is decided by the follower.
+
+Confirming has a trap. psycopg2 answers a keepalive by itself, with a flush position that it guesses from the messages that were
+*read*; inside a transaction that guess can cover complete transactions before it that are still pending, and they would never
+be delivered again. So the reading cursor is never told of any flush position and answers with none, which the server
+ignores; ours is sent by a second cursor on the same connection.
+"""
+
+from __future__ import annotations
+
+import selectors
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from psycopg2.extensions import quote_ident
+from psycopg2.extras import REPLICATION_LOGICAL
+
+from cdc import lsn, wal2json
+from cdc.connection import cancel_soon
+from cdc.backlog import Idle, Lost, Started
+from cdc.errors import MessageError, PadsCdcError, Refusal, SlotHeld, SourceError
+from cdc.gate import Snapshot
+from cdc.postgres_errors import translated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from psycopg2.extras import LogicalReplicationConnection, ReplicationCursor, ReplicationMessage
+
+    from cdc.assembler import Assembler
+    from cdc.backlog import Backlog
+    from cdc.connection import Address
+    from cdc.freshness import Freshness
+    from cdc.lsn import Lsn
+    from cdc.observer import Observer
+
+PLUGIN = "wal2json"
+_TICK = 0.25
+"""Seconds between looks at what may be confirmed."""
+_ASK = 5.0
+"""Seconds between feedbacks that ask the server for a sign of life."""
+_SILENCE = 20.0
+"""Seconds without a sign of life after which the connection is given up."""
+_REMAKES = 3
+"""How often in an hour a lost slot is made anew before a person has to look."""
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """A row of ``pg_replication_slots``."""
+
+    plugin: str
+    kind: str
+    database: str
+    active_pid: int | None
+    wal_status: str | None
+    confirmed: Lsn
+    safe_wal_bytes: int | None
+    catalog_xmin_age: int | None
+    retained_bytes: int | None
+
+    @classmethod
+    def ask(cls, cursor: ReplicationCursor, query: str, name: str) -> SlotState | None:
+        """Look the slot up; None when there is none of that name."""
+        cursor.execute(query, {"slot": name})
+        row = cursor.fetchone()
+        if row is None:
+            return None
+        return cls(*row[:5], lsn.parse(row[5]) if row[5] else 0, *row[6:])
+
+
+class SlotReader(threading.Thread):
+    """Reads one slot for as long as it can be had, and says when it cannot."""
+
+    def __init__(
+        self,
+        address: Address,
+        name: str,
+        queries: dict[str, str],
+        assemble: Callable[[ReplicationCursor], tuple[Assembler, list[str]]],
+        backlog: Backlog,
+        freshness: Freshness,
+        observer: Observer,
+    ) -> None:
+        """``assemble`` looks at the catalog and returns an assembler and the tables to ask the plugin for."""
+        super().__init__(name="slot-reader", daemon=True)
+        self._address = address
+        self._name = name
+        self._queries = queries
+        self._assemble = assemble
+        self._backlog = backlog
+        self._freshness = freshness
+        self._observer = observer
+        self._stopping = threading.Event()
+        self._dropping: str | None = None
+        self._connection: LogicalReplicationConnection | None = None
+        self._may_confirm: Lsn = 0
+        self._session_number = 0
+        self._remade: list[float] = []
+        self.creating = False
+        """The slot is being made, which waits for every transaction that runs."""
+
+    # --- for the follower's thread ---------------------------------------------------------------------------------
+
+    def confirm(self, position: Lsn, session: int) -> None:
+        """Let the server forget everything up to ``position``; it hears of it within a quarter of a second.
+
+        Ignored when the connection that ``session`` names is gone: another one may read another history.
+        """
+        if session == self._session_number:
+            self._may_confirm = max(self._may_confirm, position)
+
+    def drop(self, reason: str) -> None:
+        """Close the connection and start over: the tables have changed, or the server is going down."""
+        self._dropping = reason
+
+    def stop(self) -> None:
+        """End the thread: what may be confirmed is sent, and the connection is closed."""
+        self._stopping.set()
+        connection = self._connection
+        if self.creating and connection is not None:
+            cancel_soon(connection)
+
+    # --- the thread ------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Follow the slot until `stop`; each connection ends with a `Lost` in the backlog."""
+        failures = 0
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            try:
+                self._session()
+            except PadsCdcError as error:
+                self._backlog.tell(Lost(error))
+                # A stream that held for a while starts the count anew; a slot that another holds is asked for steadily.
+                failures = 0 if time.monotonic() - started > 10 or isinstance(error, SlotHeld) else failures + 1  # noqa: PLR2004
+                self._stopping.wait(min(5.0, 0.2 * 2 ** min(failures, 5)))
+
+    def _session(self) -> None:
+        self._dropping = None
+        connection = self._address.connect_replication()
+        self._connection = connection
+        try:
+            with translated(self._address.setting):
+                self._follow(connection)
+        finally:
+            self._connection = None
+            self._observer.connected(connected=False)
+            connection.close()
+
+    def _follow(self, connection: LogicalReplicationConnection) -> None:
+        with connection.cursor() as cursor, connection.cursor() as feedback:
+            cursor.execute("IDENTIFY_SYSTEM")
+            identity = cursor.fetchone()
+            assert identity is not None  # noqa: S101 - the protocol has it
+            slot = self._usable_slot(cursor)
+            created = self._create(connection, cursor) if slot is None else None
+            slot = slot or self._usable_slot(cursor)
+            if slot is None:
+                raise SourceError("slot_lost", f"the slot {self._name} vanished while it was made")
+            assembler, tables = self._assemble(cursor)
+            self._session_number += 1
+            self._may_confirm = 0
+            cursor.start_replication(
+                slot_name=self._name,
+                slot_type=REPLICATION_LOGICAL,
+                decode=False,
+                options={**wal2json.OPTIONS, "add-tables": ",".join(tables)},
+            )
+            self._observer.connected(connected=True)
+            self._backlog.tell(
+                Started(
+                    self._session_number,
+                    identity[0],
+                    int(identity[1]),
+                    lsn.parse(identity[2]),
+                    slot.confirmed,
+                    created,
+                )
+            )
+            try:
+                self._read(connection, cursor, assembler, _Feedback(feedback))
+            finally:
+                if self._may_confirm and not connection.closed:
+                    feedback.send_feedback(
+                        flush_lsn=self._may_confirm, apply_lsn=self._may_confirm, force=True
+                    )
+
+    def _usable_slot(self, cursor: ReplicationCursor) -> SlotState | None:
+        """Return our slot; None if it has to be made. One that is not ours to touch is an error."""
+        slot = SlotState.ask(cursor, self._queries["Slot"], self._name)
+        if slot is None:
+            return None
+        database = cursor.connection.info.dbname
+        if slot.kind != "logical" or slot.plugin != PLUGIN:
+            what = f"for the plugin {slot.plugin}" if slot.plugin else slot.kind
+            raise Refusal(f"the slot {self._name} is {what}, not ours: choose another SLOT_NAME")
+        if slot.database != database:
+            raise Refusal(
+                f"the slot {self._name} belongs to the database {slot.database}, not to {database}:"
+                " choose another SLOT_NAME"
+            )
+        if slot.wal_status == "lost":
+            if slot.active_pid is not None:
+                raise SourceError("slot_lost", f"the slot {self._name} is lost and process {slot.active_pid} still holds it")
+            self._drop_lost(cursor)
+            return None
+        if slot.active_pid is not None:
+            raise SlotHeld(f"the slot {self._name} is active for PID {slot.active_pid}", slot.active_pid)
+        return slot
+
+    def _drop_lost(self, cursor: ReplicationCursor) -> None:
+        now = time.monotonic()
+        self._remade = [at for at in self._remade if now - at < 3600]  # noqa: PLR2004 - an hour
+        if len(self._remade) >= _REMAKES:
+            raise SourceError(
+                "slot_lost",
+                f"the slot {self._name} was lost {_REMAKES} times within an hour and is not made anew:"
+                " raise max_slot_wal_keep_size, or find out why we fall behind; it is tried again later",
+            )
+        self._remade.append(now)
+        cursor.execute("SELECT pg_drop_replication_slot(%s)", (self._name,))
+        self._observer.reconnecting("slot_lost", f"the slot {self._name} was invalidated by the server; making a new one")
+
+    def _create(self, connection: LogicalReplicationConnection, cursor: ReplicationCursor) -> Snapshot | None:
+        """Make the slot; on a primary, return the snapshot that the stream starts from. Waits for all transactions."""
+        cursor.execute("SELECT pg_is_in_recovery()")
+        [standby] = cursor.fetchone() or (False,)
+        mode = "nothing" if standby else "export"
+        name = quote_ident(self._name, connection)
+        self.creating = True
+        try:
+            if self._stopping.is_set():
+                raise SourceError("stopped", "stopped before the slot was made")
+            cursor.execute(f"CREATE_REPLICATION_SLOT {name} LOGICAL {PLUGIN} (SNAPSHOT '{mode}')")
+        finally:
+            self.creating = False
+        row = cursor.fetchone()
+        if standby or row is None:
+            return None
+        # The exported snapshot lives until the next command on this connection.
+        importer = self._address.connect()
+        try:
+            with importer.cursor() as reader:
+                reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                reader.execute("SET TRANSACTION SNAPSHOT %s", (row[2],))
+                reader.execute("SELECT pg_current_snapshot()::text")
+                [text] = reader.fetchone() or ("",)
+            return Snapshot.parse(text)
+        finally:
+            importer.close()
+
+    def _read(
+        self,
+        connection: LogicalReplicationConnection,
+        cursor: ReplicationCursor,
+        assembler: Assembler,
+        feedback: _Feedback,
+    ) -> None:
+        told: Lsn = 0
+        heard, heard_at = cursor.io_timestamp, time.monotonic()
+        with selectors.DefaultSelector() as selector:
+            selector.register(connection, selectors.EVENT_READ)
+            while not self._stopping.is_set():
+                if self._dropping is not None:
+                    raise SourceError(self._dropping, "the connection was closed to start over")
+                message = cursor.read_message()
+                if message is not None:
+                    heard_at = time.monotonic()
+                    self._take(message, assembler, feedback)
+                    feedback.send(self._freshness, self._may_confirm)
+                    continue
+                if assembler.between and cursor.wal_end > told:
+                    told = cursor.wal_end
+                    self._freshness.received(told)
+                    self._backlog.tell(Idle(told))
+                feedback.send(self._freshness, self._may_confirm)
+                if cursor.io_timestamp != heard:
+                    heard, heard_at = cursor.io_timestamp, time.monotonic()
+                elif time.monotonic() - heard_at > _SILENCE:
+                    raise SourceError("stalled", f"no sign of life from the server for {_SILENCE:.0f} s")
+                selector.select(_TICK)
+
+    def _take(self, message: ReplicationMessage, assembler: Assembler, feedback: _Feedback) -> None:
+        raw = message.payload
+        try:
+            transaction = assembler.feed(wal2json.parse(raw))
+        except MessageError as error:
+            self._observer.decode_error(error.reason, str(error))
+            transaction = assembler.spoil(error.reason, raw)
+        if transaction is None:
+            return
+        while not self._backlog.offer(transaction, _TICK):
+            feedback.send(self._freshness, self._may_confirm)
+            if self._stopping.is_set() or self._dropping is not None:
+                return
+        self._freshness.received(transaction.end)
+
+
+class _Feedback:
+    """Tells the server what it may forget and asks for signs of life; see the module for why it is a cursor of its own."""
+
+    def __init__(self, cursor: ReplicationCursor) -> None:
+        self._cursor = cursor
+        self._sent_at = 0.0
+        self._asked_at = time.monotonic()
+        self._sent: Lsn = 0
+
+    def send(self, freshness: Freshness, confirm: Lsn) -> None:
+        now = time.monotonic()
+        ask = now - self._asked_at >= _ASK
+        if not ask and (confirm <= self._sent or now - self._sent_at < _TICK):
+            return
+        received = freshness.positions().received
+        self._cursor.send_feedback(
+            write_lsn=max(received, confirm), flush_lsn=confirm, apply_lsn=confirm, reply=ask, force=True
+        )
+        self._sent, self._sent_at = confirm, now
+        if ask:
+            self._asked_at = now
+        if confirm:
+            freshness.confirmed(confirm)

@@ -1,0 +1,165 @@
+"""``proto.GatewayEndpoints``: the contract that deployed clients speak, unchanged.
+
+Those clients cannot say what they hold, never fetch twice (the oldest), and crash on an empty map. So a stream begins with
+everything they may lack, calls wait for the first complete map, and a stream never ends with OK (it would be reopened in a
+hot loop).
+
+Messages are put together from bytes: the payload of an endpoint was serialized once, in the store, and a protobuf message is
+the concatenation of its fields.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+import grpc
+import structlog
+
+from cdc.cursor import Replay
+from server.pb.gateway_endpoint_pb2 import AuthDataRequest, AuthDataUpdatesRequest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from cdc.store import Entry, Store
+    from server.hub import Hub
+    from server.metrics import Metrics
+    from server.subscribers import Subscribers
+
+_log = structlog.get_logger(__name__)
+
+SERVICE = "proto.GatewayEndpoints"
+READY_SECONDS = 30.0
+"""How long a call waits for the first complete map before it is UNAVAILABLE."""
+DEFAULT_CLIENT_BYTES = 4 * 1024 * 1024
+"""What a gRPC client accepts unless it was told otherwise."""
+_CHUNK = 64
+"""Entries that a stream takes from the store at a time."""
+_SLICE = 5_000
+"""Entries of a fetch between two turns of the event loop."""
+
+_DELETE = b"\x18\x01"
+"""``AuthDataUpdate.delete = true``."""
+
+
+class GatewayEndpoints:
+    """The servicer; every stream is a replay and then the tail."""
+
+    def __init__(self, store: Store, hub: Hub, subscribers: Subscribers, metrics: Metrics) -> None:
+        self._store = store
+        self._hub = hub
+        self._subscribers = subscribers
+        self._metrics = metrics
+        self._warned = False
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Return what `grpc.aio.Server.add_generic_rpc_handlers` takes; responses are bytes already."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "FetchAuthDataSync": grpc.unary_unary_rpc_method_handler(
+                    self.fetch, request_deserializer=AuthDataRequest.FromString
+                ),
+                "StreamAuthDataUpdates": grpc.unary_stream_rpc_method_handler(
+                    self.stream, request_deserializer=AuthDataUpdatesRequest.FromString
+                ),
+            },
+        )
+
+    async def fetch(self, _: AuthDataRequest, context: grpc.aio.ServicerContext) -> bytes:
+        """Return the whole map as an ``AuthDataResponse``."""
+        with self._counted("FetchAuthDataSync", context):
+            await self._ready(context)
+            parts: list[bytes] = []
+            for index, entry in enumerate(self._store.live()):
+                if entry.payload is not None:
+                    parts.append(_map_entry(entry.id, entry.payload))
+                if index % _SLICE == _SLICE - 1:
+                    await asyncio.sleep(0)  # others are served in between
+            response = b"".join(parts)
+            if len(response) > DEFAULT_CLIENT_BYTES and not self._warned:
+                self._warned = True
+                _log.warning(
+                    "fetch is larger than default clients accept", bytes=len(response), endpoints=len(parts)
+                )
+            return response
+
+    async def stream(
+        self, _: AuthDataUpdatesRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[bytes]:
+        """Yield ``AuthDataUpdate``s for ever: deletes and upserts of everything, and before those what happens now."""
+        with self._counted("StreamAuthDataUpdates", context):
+            await self._ready(context)
+            await context.send_initial_metadata(())  # the client sees at once that its stream stands
+            subscriber = self._subscribers.add(context.peer(), "gateway_endpoints")
+            replay = Replay(self._store)
+            try:
+                while True:
+                    changed = self._hub.changed
+                    if self._hub.stopping:
+                        await _unavailable(context, "the server is shutting down; reconnect")
+                    entries = replay.read(_CHUNK)
+                    for entry in entries:
+                        # What has moved on while this stream waited comes with the tail, as it is then.
+                        if self._store.entries[entry.id] is entry:
+                            yield _update(entry)
+                            subscriber.sent += 1
+                    if not entries:
+                        subscriber.revision = replay.revision
+                        await changed.wait()
+            finally:
+                replay.close()
+                self._subscribers.remove(subscriber)
+
+    async def _ready(self, context: grpc.aio.ServicerContext) -> None:
+        if not await self._hub.ready(READY_SECONDS):
+            await _unavailable(context, "no complete map has been loaded yet; try again")
+
+    @contextmanager
+    def _counted(self, method: str, context: grpc.aio.ServicerContext) -> Iterator[None]:
+        code = grpc.StatusCode.OK
+        try:
+            yield
+        except grpc.aio.AbortError:
+            code = context.code() or grpc.StatusCode.UNKNOWN
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except BaseException:
+            code = grpc.StatusCode.UNKNOWN
+            raise
+        finally:
+            if isinstance(code, int):  # what abort() leaves in the context
+                code = next(known for known in grpc.StatusCode if known.value[0] == code)
+            self._metrics.handled(method, code.name)
+
+
+async def _unavailable(context: grpc.aio.ServicerContext, why: str) -> NoReturn:
+    await context.abort(grpc.StatusCode.UNAVAILABLE, why)
+    raise AssertionError("abort returned")
+
+
+def _update(entry: Entry) -> bytes:
+    """Serialize an ``AuthDataUpdate``."""
+    if entry.payload is None:
+        return _field(0x0A, entry.id.encode()) + _DELETE
+    return _field(0x0A, entry.id.encode()) + _field(0x12, entry.payload)
+
+
+def _map_entry(endpoint_id: str, payload: bytes) -> bytes:
+    """Serialize one entry of ``AuthDataResponse.endpoints``."""
+    return _field(0x0A, _field(0x0A, endpoint_id.encode()) + _field(0x12, payload))
+
+
+def _field(tag: int, content: bytes) -> bytes:
+    """Serialize a length-delimited field whose tag takes one byte."""
+    length = len(content)
+    prefix = bytearray((tag,))
+    while length > 0x7F:  # noqa: PLR2004 - seven bits a byte, the eighth says that more follow
+        prefix.append(length & 0x7F | 0x80)
+        length >>= 7
+    prefix.append(length)
+    return bytes(prefix) + content

@@ -1,0 +1,103 @@
+"""The gRPC server: who is served on which port, and how connections are kept alive."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer  # the package's asyncio servicer has no public name
+from grpc_reflection.v1alpha import reflection
+
+from server.gateway_endpoints import SERVICE, GatewayEndpoints
+from server.listening import refusal
+
+if TYPE_CHECKING:
+    from cdc.store import Store
+    from server.health import Health
+    from server.hub import Hub
+    from server.metrics import Metrics
+    from server.settings import Settings
+    from server.subscribers import Subscribers
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a load balancer
+    ("grpc.max_send_message_length", -1),  # a fetch of everything is as large as it is
+    ("grpc.max_receive_message_length", 64 * 1024),  # requests are small
+    # A client that is gone without a word is found within 40 s; pings from every 10 s on are welcome.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+_GRACE_SECONDS = 1.0
+"""What streams get to end with UNAVAILABLE."""
+_HEALTH_SECONDS = 0.5
+"""Between looks at whether we are ready."""
+
+
+class GrpcServer:
+    """A started server; ``port`` is the one in use where 0 was asked for."""
+
+    def __init__(self, server: grpc.aio.Server, port: int, watching: asyncio.Task[None], health: HealthServicer) -> None:
+        self._server = server
+        self.port = port
+        self._watching = watching
+        self._health = health
+
+    async def stop(self) -> None:
+        """Refuse new calls and end the open ones; their handlers have been told by the hub."""
+        self._watching.cancel()
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(_GRACE_SECONDS)
+
+
+async def start(
+    settings: Settings, store: Store, hub: Hub, subscribers: Subscribers, metrics: Metrics, health: Health
+) -> GrpcServer:
+    """Listen, and serve from the running event loop.
+
+    Raises:
+        ListenError: the port is taken or the address is not ours.
+
+    """
+    server = grpc.aio.server(options=_OPTIONS)
+    server.add_generic_rpc_handlers((GatewayEndpoints(store, hub, subscribers, metrics).handler(),))
+    serving = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(serving, server)
+    names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    try:
+        port = server.add_insecure_port(f"{host}:{settings.port}")
+    except RuntimeError as error:  # gRPC does not say why; binding ourselves does
+        try:
+            socket.create_server((settings.host, settings.port)).close()
+        except OSError as cause:
+            raise refusal("gRPC", settings.host, settings.port, cause) from error
+        raise
+    await server.start()
+    return GrpcServer(server, port, asyncio.create_task(_tell_health(serving, hub, health)), serving)
+
+
+async def _tell_health(serving: HealthServicer, hub: Hub, health: Health) -> None:
+    """Keep ``grpc.health.v1`` at what `/readyz` says, for the server as a whole and for the service."""
+    told = None
+    while True:
+        changed = hub.changed
+        status = (
+            health_pb2.HealthCheckResponse.NOT_SERVING
+            if health.unready()
+            else health_pb2.HealthCheckResponse.SERVING
+        )
+        if status != told:
+            for name in ("", SERVICE):
+                await serving.set(name, status)
+            told = status
+        with suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), _HEALTH_SECONDS)  # staleness grows without any event

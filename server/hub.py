@@ -1,0 +1,61 @@
+"""From the store's thread to the event loop: one wake-up for everybody who waits for a publication."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cdc.store import Store
+    from server.subscribers import Subscribers
+
+
+class Hub:
+    """Belongs to one event loop. Take `changed` *before* looking at the store, and wait for it if there was nothing.
+
+    Looking first would miss what is published between the look and the wait.
+    """
+
+    def __init__(self, store: Store, subscribers: Subscribers) -> None:
+        self._store = store
+        self._subscribers = subscribers
+        self._loop = asyncio.get_running_loop()
+        self._scheduled = False
+        self.changed = asyncio.Event()
+        """Set at the next publication; another one takes its place then."""
+        self.stopping = False
+        """The server is going down: streams are to end."""
+        self._unsubscribe: Callable[[], None] = store.subscribe(self._publish)
+
+    async def ready(self, timeout: float) -> bool:
+        """Wait until the store holds a complete map; False if it does not within ``timeout`` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not self.stopping:
+                    changed = self.changed
+                    if self._store.ready:
+                        return True
+                    await changed.wait()
+        except TimeoutError:
+            pass
+        return False
+
+    def stop(self) -> None:
+        """Wake everybody for the last time."""
+        self._unsubscribe()
+        self.stopping = True
+        self._wake()
+
+    def _publish(self) -> None:
+        # Called by the writer for every batch: while one wake-up is on its way another would find nothing more.
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._scheduled = False
+        self._subscribers.published(self._store.head)
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
