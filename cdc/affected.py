@@ -1,8 +1,9 @@
 """From rows to keys: which endpoints may a committed transaction change?
 
-The answer comes from data (`Rule`s of the mapping: table, key column, statement), never from the code. A row names keys
-of some *kind*; the kind is the named query that turns such keys into endpoint ids at the time of the re-query. Both the
-new row and the old identity count, so that a row that moves affects the parent that it left too.
+The answer comes from data (`Rule`s of the mapping: table, key column, statement), never from the code. A row
+names keys of some *kind*; the kind is the named query that turns such keys into endpoint ids at the time of
+the re-query. Both the new row and the old identity count, so that a row that moves affects the parent that it
+left too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from cdc.wal2json import Column, Row, Value
 
 LIMIT = 400_000
-"""Keys and moves that one transaction may name; beyond, memory matters more than precision and it is a reconcile."""
+"""Keys and moves that one transaction may name; beyond, memory matters more than precision and it is a
+reconcile.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +35,23 @@ class Move:
     parent: str | None
     """Where the row is now; None when it is gone."""
     known: bool
-    """The parent that it left, if any, has been named: memory need only follow. Otherwise memory must name it."""
+    """The parent that it left, if any, has been named: memory need only follow. Otherwise memory must name
+    it.
+    """
 
 
 @dataclass(slots=True)
 class Affected:
-    """Keys by kind, the moves that only the memory of parents can resolve, and whether only a reconcile will do."""
+    """Keys by kind, the moves that only the memory of parents can resolve, and whether only a reconcile will
+    do.
+    """
 
     keys: dict[str, set[str]] = field(default_factory=dict)
     moves: list[Move] = field(default_factory=list)
     reconcile: str | None = None
-    """The reason why keys do not suffice (a truncate, too many rows, ...); they are not collected any more then."""
+    """The reason why keys do not suffice (a truncate, too many rows, ...); they are not collected any more
+    then.
+    """
 
     def __len__(self) -> int:
         return sum(map(len, self.keys.values())) + len(self.moves)

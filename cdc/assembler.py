@@ -1,7 +1,8 @@
 """From messages to committed transactions.
 
-wal2json sends a transaction only once it is committed, between a begin and a commit. Rows are reduced to the keys that they
-name as they arrive, so a transaction of a million rows costs no more memory than `affected.LIMIT` keys.
+wal2json sends a transaction only once it is committed, between a begin and a commit. Rows are reduced to the
+keys that they name as they arrive, so a transaction of a million rows costs no more memory than
+`affected.LIMIT` keys.
 """
 
 from __future__ import annotations
@@ -49,28 +50,29 @@ class Assembler:
     """Owned by the thread that reads the slot; a new one for each connection, since the server starts over.
 
     Args:
-        relations: (schema, table) as the plugin names them, partitions by their leaves, to the mapping's table.
-        rules: what each of the mapping's tables affects.
+        relations: (schema, table) as the plugin names them, partitions by their leaves, to the mapping's
+        table. rules: what each of the mapping's tables affects.
 
     """
 
-    def __init__(
-        self, relations: Mapping[tuple[str, str], str], rules: Mapping[str, Sequence[Rule]]
-    ) -> None:
+    def __init__(self, relations: Mapping[tuple[str, str], str], rules: Mapping[str, Sequence[Rule]]) -> None:
         self._relations = relations
         self._rules = rules
         self._open: Transaction | None = None
 
     @property
     def between(self) -> bool:
-        """True when no transaction is half read: only then is everything before the stream's position whole."""
+        """True when no transaction is half read: only then is everything before the stream's position
+        whole.
+        """
         return self._open is None
 
     def feed(self, message: Message) -> Transaction | None:
         """Take the next message; return the transaction that it completes, if it does.
 
         Raises:
-            MessageError: it cannot be handled. `spoil` then makes a reconcile of the transaction that it belongs to, and
+            MessageError: it cannot be handled. `spoil` then makes a reconcile of the transaction that it
+            belongs to, and
                 the stream goes on: confirmed, never a reconnect loop.
 
         """
@@ -92,7 +94,8 @@ class Assembler:
                 return None
 
     def spoil(self, reason: str, raw: bytes) -> Transaction | None:
-        """Answer a message that could not be handled: its transaction becomes a reconcile, whatever else it says.
+        """Answer a message that could not be handled: its transaction becomes a reconcile, whatever else it
+        says.
 
         Returns the transaction if the message was its end.
         """
@@ -118,7 +121,9 @@ class Assembler:
         if self._open is None:
             raise MessageError("out_of_order", f"a row of {row.table} came outside of a transaction")
         table = self._relations.get((row.schema, row.table))
-        if table is None:  # not ours: the stream was started with our tables only, so this is a filter that leaks
+        if (
+            table is None
+        ):  # not ours: the stream was started with our tables only, so this is a filter that leaks
             return
         self._open.rows[table, _ACTIONS[type(row)]] += 1
         self._open.affected.add(row, self._rules.get(table, ()))

@@ -1,6 +1,7 @@
 """What the slot's reader hands to the follower: in order, and bounded.
 
-When the follower is behind, the reader stops reading, and the server keeps the WAL: that is the queue that cannot overflow.
+When the follower is behind, the reader stops reading, and the server keeps the WAL: that is the queue that
+cannot overflow.
 """
 
 from __future__ import annotations

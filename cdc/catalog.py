@@ -1,7 +1,7 @@
 """What the database's catalog says of the mapping's tables: their partitions, identities and shapes.
 
-DDL sends no rows. So the shape of the tables is compared now and then, and the stream starts over with a new list of tables
-when it has changed.
+DDL sends no rows. So the shape of the tables is compared now and then, and the stream starts over with a new
+list of tables when it has changed.
 """
 
 from __future__ import annotations
@@ -51,14 +51,21 @@ class Relations:
     @classmethod
     def of(cls, rows: Iterable[Sequence[Any]]) -> Relations:
         """Read the rows of the query ``Relations``."""
-        return cls(tuple(Relation(*row[:4], tuple(row[4]), row[5]) for row in rows))
+        return cls(
+            tuple(
+                Relation(mapped, schema, table, kind, tuple(identity), shape)
+                for mapped, schema, table, kind, identity, shape in rows
+            )
+        )
 
     def names(self) -> dict[tuple[str, str], str]:
         """Return (schema, table) as the plugin says it, to the mapping's table."""
         return {(one.schema, one.table): one.mapped for one in self.all}
 
     def nameless(self, rules: Mapping[str, Sequence[Rule]]) -> list[Rule]:
-        """Return the rules whose parent the WAL does not name, by the replica identities that the tables have now."""
+        """Return the rules whose parent the WAL does not name, by the replica identities that the tables have
+        now.
+        """
         return [
             rule
             for table, of_table in rules.items()
@@ -77,7 +84,9 @@ class Relations:
 
 
 class Catalog:
-    """Looks at the tables for the reader (with which the stream starts) and for the follower (what has changed since)."""
+    """Looks at the tables for the reader (with which the stream starts) and for the follower (what has
+    changed since).
+    """
 
     def __init__(self, query: str, mapping: EndpointMapping, schema: str) -> None:
         self._query = query
@@ -99,8 +108,8 @@ class Catalog:
         for table in self._mapping.tables:
             if table not in found:
                 raise Refusal(
-                    f"the mapping {self._mapping.name} needs the table {self._schema}.{table}, which is not there:"
-                    " create it, or correct MAPPING and DB_SCHEMA"
+                    f"the mapping {self._mapping.name} needs the table {self._schema}.{table},"
+                    " which is not there: create it, or correct MAPPING and DB_SCHEMA"
                 )
         self._streamed = relations
         names = relations.names()

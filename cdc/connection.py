@@ -32,7 +32,9 @@ _DECODING = "-c TimeZone=UTC -c DateStyle=ISO -c statement_timeout=0 -c lock_tim
 
 
 class Address:
-    """Where a server is: a connection string that is read anew each time, and the setting that it came from."""
+    """Where a server is: a connection string that is read anew each time, and the setting that it came
+    from.
+    """
 
     def __init__(self, read: Callable[[], str], setting: str) -> None:
         """``read`` returns the connection string; it may come from a file whose content changes."""
@@ -50,7 +52,7 @@ class Address:
 
         """
         with translated(self.setting):
-            connection = psycopg2.connect(**self._parameters())
+            connection: PlainConnection = psycopg2.connect(**self._parameters())
             connection.autocommit = True
         return connection
 
@@ -65,7 +67,10 @@ class Address:
         # Settings of the decoding session change how values are written: fix those that could.
         parameters["options"] = f"{parameters.get('options', '')} {_DECODING}".strip()
         with translated(self.setting):
-            return psycopg2.connect(connection_factory=LogicalReplicationConnection, **parameters)
+            connection: LogicalReplicationConnection = psycopg2.connect(
+                connection_factory=LogicalReplicationConnection, **parameters
+            )
+        return connection
 
     def _parameters(self) -> dict[str, Any]:
         given: dict[str, Any] = psycopg2.extensions.parse_dsn(self._read())
@@ -73,7 +78,9 @@ class Address:
 
 
 def cancel_soon(connection: PlainConnection) -> None:
-    """Ask the server to end what runs on a connection, without waiting: a frozen server would not even answer that."""
+    """Ask the server to end what runs on a connection, without waiting: a frozen server would not even answer
+    that.
+    """
 
     def cancel() -> None:
         with suppress(psycopg2.Error):  # it has ended by itself

@@ -1,11 +1,12 @@
 """Walks over the store: a subscriber is a place in the log, nothing more.
 
-`Cursor` walks forward from a revision, for the tail of every stream. A walk is a *cut*: it aims at the head of the moment, and
-when an entry that it has not reached yet moves beyond that head, it aims at the new head. So when it arrives, what it has
-handed out is the difference between two maps that existed (PADS handed out every step, in a queue that filled up).
+`Cursor` walks forward from a revision, for the tail of every stream. A walk is a *cut*: it aims at the head
+of the moment, and when an entry that it has not reached yet moves beyond that head, it aims at the new head.
+So when it arrives, what it has handed out is the difference between two maps that existed (PADS handed out
+every step, in a queue that filled up).
 
-`Replay` is what a client of the old contract gets, who cannot say what it holds: all tombstones and all endpoints, newest
-first, and what happens meanwhile before both.
+`Replay` is what a client of the old contract gets, who cannot say what it holds: all tombstones and all
+endpoints, newest first, and what happens meanwhile before both.
 """
 
 from __future__ import annotations
@@ -108,17 +109,17 @@ class Cursor(Place):
             more = self.revision < store.head
             # Whether an older head was whole is not kept; the walk to the present one follows at once.
             whole = store.whole and not more
-            cut = (
-                Cut(self.revision, store.position, store.seen, len(store), store.digest) if whole else None
-            )
+            cut = Cut(self.revision, store.position, store.seen, len(store), store.digest) if whole else None
             return Part(entries, more, cut)
 
 
 class Replay:
-    """Everything that a client of the old contract may lack, then the tail, in the order in which it is urgent.
+    """Everything that a client of the old contract may lack, then the tail, in the order in which it is
+    urgent.
 
-    What happens now goes before what happened while the client was away: a revocation never waits behind a replay. An entry
-    that moves before the replay reaches it is left to the tail, so no id ever goes back on this stream.
+    What happens now goes before what happened while the client was away: a revocation never waits behind a
+    replay. An entry that moves before the replay reaches it is left to the tail, so no id ever goes back on
+    this stream.
     """
 
     def __init__(self, store: Store) -> None:
@@ -135,7 +136,9 @@ class Replay:
         return self._tail.revision
 
     def read(self, limit: int) -> list[Entry]:
-        """Take at most ``limit`` entries to send next; empty when there is nothing until the store wakes us."""
+        """Take at most ``limit`` entries to send next; empty when there is nothing until the store wakes
+        us.
+        """
         while True:
             part = self._tail.read(limit)
             if part.entries:

@@ -1,9 +1,10 @@
 """Re-queries: reads of the mapping that say what they have seen.
 
-A read is one READ COMMITTED transaction of two statements. The first asks which server this is and how far it has replayed,
-*before* the second takes its snapshot; the second is one statement (a cursor) that returns the snapshot with the rows. Both
-and the first rows come in one round trip. A later promotion, another server behind a pooler, or an older standby show in the
-evidence; nothing about the server is remembered from the last time.
+A read is one READ COMMITTED transaction of two statements. The first asks which server this is and how far it
+has replayed,
+*before* the second takes its snapshot; the second is one statement (a cursor) that returns the snapshot with
+the rows. Both and the first rows come in one round trip. A later promotion, another server behind a pooler,
+or an older standby show in the evidence; nothing about the server is remembered from the last time.
 
 Nothing relies on the session: settings are local to the transaction, so a pooler in transaction mode is fine.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg2
 from psycopg2.extensions import quote_ident
@@ -52,7 +53,8 @@ SELECT
     pg_catalog.set_config('pads_cdc.before', pg_catalog.concat_ws(' ',
         (SELECT system_identifier FROM pg_catalog.pg_control_system()),
         CASE WHEN pg_catalog.pg_is_in_recovery() THEN '-'
-             ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8) END,
+             ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8)
+             END,
         CASE WHEN pg_catalog.pg_is_in_recovery() THEN coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0') END
     ), true);
 """
@@ -81,8 +83,8 @@ class Database:
     def read(self, keys: Mapping[str, Collection[str]] | None = None) -> Read:
         """Read what the keys affect (by kind), or with None the whole mapping.
 
-        Blocks until the first rows are there. The caller holds the evidence against its gate before it uses a row, and
-        closes the read.
+        Blocks until the first rows are there. The caller holds the evidence against its gate before it uses a
+        row, and closes the read.
 
         Raises:
             SourceError, Refusal: nothing was read; never to be taken for a delete.
@@ -207,7 +209,7 @@ class Read:
         """Whether all rows have been handed over with the first chunk."""
         self._rows: list[tuple[Any, ...]] | None = rows
 
-    def __enter__(self) -> Read:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -238,7 +240,7 @@ class Read:
         try:
             with connection.cursor() as cursor:
                 cursor.execute("COMMIT")
-        except psycopg2.Error:  # the rows were complete and are true; the next read will find out what is wrong
+        except psycopg2.Error:  # what was handed over is true; the next read will find out what is wrong
             self._database.discard(connection)
         else:
             self._database.give_back(connection)

@@ -8,8 +8,8 @@
     ├── MessageError          wal2json sent something that cannot be handled; answered with a reconcile
     └── StateFileError        the state file cannot be read, written or locked
 
-Driver errors are translated in one place (`cdc.postgres_errors`), always with ``from``. No text ever holds a connection string,
-a key or a row.
+Driver errors are translated in one place (`cdc.postgres_errors`), always with ``from``. No text ever holds a
+connection string, a key or a row.
 """
 
 from __future__ import annotations

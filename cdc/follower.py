@@ -1,8 +1,8 @@
 """The follower: the one loop that knows both the I/O and the logic, with its collaborators given to it.
 
-It takes transactions from the backlog, re-reads what they affect through the gate, and puts the difference into the state file
-and then into the store. Whatever goes wrong with a read leaves its task waiting; nothing is confirmed past a task that is not
-done, so nothing can be lost, only late.
+It takes transactions from the backlog, re-reads what they affect through the gate, and puts the difference
+into the state file and then into the store. Whatever goes wrong with a read leaves its task waiting; nothing
+is confirmed past a task that is not done, so nothing can be lost, only late.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ _IDLE = 0.5
 _GRACE = 1.0
 """Seconds without a stream after which polling begins: a reconnect is usually quicker."""
 _POLL = 2.0
-"""Seconds between polls of the mapping while there is no stream; at most a quarter of the time is spent on them."""
+"""Seconds between polls of the mapping while there is no stream; at most a quarter of the time is spent on
+them.
+"""
 _WAIT_FIRST, _WAIT_MOST = 0.0005, 0.02
 """Seconds between looks at a gate that is shut: a commit becomes visible within microseconds, or it hangs."""
 _RETRY_FIRST, _RETRY_MOST = 0.05, 2.0
@@ -103,7 +105,8 @@ class Follower(threading.Thread):
         self._schema_due = False
         self._read_up_to: Lsn = 0
 
-    # --- for others -----------------------------------------------------------------------------------------------
+    # --- for others
+    # -----------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Ask the thread to end; a read that runs is cancelled, and its transactions stay unconfirmed."""
@@ -111,7 +114,8 @@ class Follower(threading.Thread):
         self._backlog.wake()
         self._database.cancel()
 
-    # --- the thread -----------------------------------------------------------------------------------------------
+    # --- the thread
+    # -----------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Follow until `stop`."""
@@ -119,7 +123,7 @@ class Follower(threading.Thread):
             self._restore()
             while not self._stopping.is_set():
                 self._turn()
-        except BaseException as error:  # noqa: BLE001 - the boundary of the thread: whoever waits for it is told
+        except BaseException as error:  # noqa: BLE001 - the thread's boundary: whoever waits is told
             self.failure = error
             self._on_failure()
         finally:
@@ -162,7 +166,8 @@ class Follower(threading.Thread):
             return max(0.0, self._look_at - time.monotonic())
         return _IDLE
 
-    # --- what comes -----------------------------------------------------------------------------------------------
+    # --- what comes
+    # -----------------------------------------------------------------------------------------------
 
     def _take(self, transactions: Sequence[Transaction]) -> None:
         since = self._reached
@@ -193,7 +198,9 @@ class Follower(threading.Thread):
                 pass  # those come in runs, and are taken as one
 
     def _started(self, started: Started) -> None:
-        """The stream comes again from what was confirmed: one reconcile answers for everything that was open."""
+        """The stream comes again from what was confirmed: one reconcile answers for everything that was
+        open.
+        """
         self._abandon()
         self._session = started.session
         self._system, self._timeline = started.system, started.timeline
@@ -216,7 +223,8 @@ class Follower(threading.Thread):
         if is_shutdown(lost.error):
             self._database.close()
 
-    # --- reading --------------------------------------------------------------------------------------------------
+    # --- reading
+    # --------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
         """Try the tasks that wait: read those whose gate is open, all in one statement where keys suffice."""
@@ -245,7 +253,9 @@ class Follower(threading.Thread):
         ]
 
     def _begin(self, task: Task) -> bool:
-        """Read for a task; False when the gate was shut for it, and it waits. Short reads are done on return."""
+        """Read for a task; False when the gate was shut for it, and it waits. Short reads are done on
+        return.
+        """
         began = time.monotonic()
         self._waiting.append(task)
         if task.reason is not None:
@@ -272,12 +282,18 @@ class Follower(threading.Thread):
         return True
 
     def _trust(self, evidence: Evidence) -> None:
-        """Refuse a server that is not the one whose slot we read, or that lags behind what was read already."""
+        """Refuse a server that is not the one whose slot we read, or that lags behind what was read
+        already.
+        """
         if self._system and evidence.system != self._system:
             raise SourceError("other_system", "the query server belongs to another cluster than the slot")
         if evidence.timeline is not None and self._timeline and evidence.timeline != self._timeline:
-            self._reader.drop("timeline")  # if the slot's server was promoted, it will say so when asked again
-            raise SourceError("other_timeline", "the query server is a primary of another timeline than the slot's")
+            self._reader.drop(
+                "timeline"
+            )  # if the slot's server was promoted, it will say so when asked again
+            raise SourceError(
+                "other_timeline", "the query server is a primary of another timeline than the slot's"
+            )
         if evidence.replayed is not None and evidence.replayed < self._read_up_to:
             raise SourceError("query_server_behind", "the query server has not replayed what was read before")
 
@@ -350,12 +366,16 @@ class Follower(threading.Thread):
         self._freshness.exact(read.began)
         self._poll_at = now + max(_POLL, 3 * (now - read.began))
         self._observer.reconciled(
-            ReconcileSeen(read.task.reason or "", len(self._store), read.upserts, read.deletes, now - read.began)
+            ReconcileSeen(
+                read.task.reason or "", len(self._store), read.upserts, read.deletes, now - read.began
+            )
         )
         self._lost_reason = "reconnect"
 
     def _settle(self, committed_at: float = 0.0) -> None:
-        """Work out up to where everything is in the store and in the state file, and let the slot go up to there."""
+        """Work out up to where everything is in the store and in the state file, and let the slot go up to
+        there.
+        """
         open_tasks = [*self._waiting, *(read.task for read in self._reads)]
         position = min((task.since for task in open_tasks), default=self._reached)
         self._freshness.applied(position, committed_at)
@@ -364,7 +384,8 @@ class Follower(threading.Thread):
         if not open_tasks:
             self._store.settle(position)
 
-    # --- when things are not as they should be ---------------------------------------------------------------------
+    # --- when things are not as they should be
+    # ---------------------------------------------------------------------
 
     def _read_failed(self, error: PadsCdcError) -> None:
         if self._stopping.is_set():
@@ -381,14 +402,21 @@ class Follower(threading.Thread):
 
     def _poll(self, now: float) -> None:
         """Without a slot, read everything again and again: late is better than never."""
-        if self._streaming or self._waiting or self._reads or now < max(self._poll_at, self._lost_at + _GRACE):
+        if (
+            self._streaming
+            or self._waiting
+            or self._reads
+            or now < max(self._poll_at, self._lost_at + _GRACE)
+        ):
             return
         self._set_mode("polling")
         self._waiting.append(Task.reconcile("polling", Gate(end=self._read_up_to), self._reached))
         self._look_at = 0.0
 
     def _watch_schema(self, now: float) -> None:
-        """A transaction without rows may have been DDL, which the slot does not show (at most one look a second)."""
+        """A transaction without rows may have been DDL, which the slot does not show (at most one look a
+        second).
+        """
         if not self._schema_due or not self._streaming or now < self._catalog.look_again_at:
             return
         self._schema_due = False

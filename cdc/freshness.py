@@ -1,7 +1,8 @@
 """How far we are and how stale that is: four positions, and the moment when we were last known to be exact.
 
-Staleness is the time since everything was applied up to an end of WAL that the *server itself* reported. It is not
-derived from the stream: a silent stream looks the same when nothing happens and when everything is lost.
+Staleness is the time since everything was applied up to an end of WAL that the *server itself* reported. It
+is not derived from the stream: a silent stream looks the same when nothing happens and when everything is
+lost.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 class Positions:
     """One consistent reading of how far the follower is.
 
-    ``server_end`` is the newest end of WAL that the slot's server reported, the others are ours; all in bytes of WAL,
-    0 while unknown.
+    ``server_end`` is the newest end of WAL that the slot's server reported, the others are ours; all in bytes
+    of WAL, 0 while unknown.
     """
 
     server_end: Lsn
@@ -31,7 +32,9 @@ class Positions:
     applied: Lsn
     confirmed: Lsn
     committed_at: float
-    """Commit time of the newest applied transaction by the database's clock (Unix seconds), 0.0 before the first."""
+    """Commit time of the newest applied transaction by the database's clock (Unix seconds), 0.0 before the
+    first.
+    """
 
 
 class Freshness:
@@ -41,7 +44,9 @@ class Freshness:
     """
 
     _KEEP = 3600
-    """Reported ends that wait to be reached: an hour of one a second; older ones only make staleness look worse."""
+    """Reported ends that wait to be reached: an hour of one a second; older ones only make staleness look
+    worse.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -53,7 +58,9 @@ class Freshness:
         self._committed_at = 0.0
 
     def reported(self, server_end: Lsn, asked_at: float) -> None:
-        """Note an end of WAL that the slot's server gave; ``asked_at`` is our monotonic time before asking."""
+        """Note an end of WAL that the slot's server gave; ``asked_at`` is our monotonic time before
+        asking.
+        """
         with self._lock:
             self._server_end = server_end
             self._reported.append((asked_at, server_end))
@@ -78,7 +85,9 @@ class Freshness:
             self._confirmed = max(self._confirmed, lsn)
 
     def exact(self, at: float) -> None:
-        """Note that the whole mapping was read and applied as it was at our monotonic time ``at`` (polling)."""
+        """Note that the whole mapping was read and applied as it was at our monotonic time ``at``
+        (polling).
+        """
         with self._lock:
             self._exact_at = max(at, self._exact_at or at)
 
@@ -106,7 +115,9 @@ class Freshness:
             return 0.0 if behind is None and age <= self.FRESH_SECONDS else age
 
     FRESH_SECONDS = 2.5
-    """A report is asked each second; while the newest one is younger than this and reached, we are current."""
+    """A report is asked each second; while the newest one is younger than this and reached, we are
+    current.
+    """
 
     def _settle(self) -> None:
         while self._reported and self._reported[0][1] <= self._applied:

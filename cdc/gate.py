@@ -1,14 +1,16 @@
 """The visibility gate: may a read count for what the slot delivered?
 
-A logical slot delivers a transaction before other sessions can see it: the commit record is in the WAL first, and with
-a synchronous standby that is away it stays invisible for as long as that lasts. A read that was made too early shows
-the rows as they were *before* the change, and nothing would ever correct it. So each read carries evidence of its
-snapshot (`Evidence`), and counts for a batch only if that snapshot sees every transaction of the batch (`Gate`).
+A logical slot delivers a transaction before other sessions can see it: the commit record is in the WAL first,
+and with a synchronous standby that is away it stays invisible for as long as that lasts. A read that was made
+too early shows the rows as they were *before* the change, and nothing would ever correct it. So each read
+carries evidence of its snapshot (`Evidence`), and counts for a batch only if that snapshot sees every
+transaction of the batch (`Gate`).
 
 What counts as evidence depends on the server that was asked:
 
 - a primary shows its snapshot, and every xid must be visible in it;
-- a standby's ``pg_current_snapshot()`` leaves out transactions that are in progress there, so the replay position,
+- a standby's ``pg_current_snapshot()`` leaves out transactions that are in progress there, so the replay
+position,
   read *before* the snapshot was taken, must have reached the end of the batch.
 """
 
@@ -45,7 +47,8 @@ class Snapshot:
     def sees(self, xid: int) -> bool:
         """Tell whether a *committed* transaction is visible; ``xid`` has 32 bits, as wal2json gives it.
 
-        The slot delivers nothing that is 2^31 transactions away from the present, so the nearest 64-bit id is meant.
+        The slot delivers nothing that is 2^31 transactions away from the present, so the nearest 64-bit id is
+        meant.
         """
         full = self.xmax - ((self.xmax - xid + _WRAP // 2) % _WRAP - _WRAP // 2)
         return full < self.xmin or (full < self.xmax and full not in self.running)

@@ -1,7 +1,7 @@
 """What is owed to the state file, and what to do when it fails: a new epoch, loudly, and service goes on.
 
-Without a state file a restart forgets revisions and tombstones, so nothing that was promised may rest on it: the epoch is a
-new one, and a file that works again starts with a copy of the whole store.
+Without a state file a restart forgets revisions and tombstones, so nothing that was promised may rest on it:
+the epoch is a new one, and a file that works again starts with a copy of the whole store.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ TROUBLE = "state_file"
 class Ledger:
     """Used by the follower's thread alone, except for `epoch`."""
 
-    def __init__(
-        self, path: Path, observer: Observer, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, path: Path, observer: Observer, clock: Callable[[], float] = time.monotonic) -> None:
         """Open the state file, or do without.
 
         Raises:

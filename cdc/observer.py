@@ -1,7 +1,7 @@
 """What the follower tells whoever watches: the seam for metrics, logs and the status page.
 
-The domain calls these methods and knows nothing of what they do. They are called from the follower's threads, must not
-block, and must not raise. No argument ever holds a key, a payload or a connection string.
+The domain calls these methods and knows nothing of what they do. They are called from the follower's threads,
+must not block, and must not raise. No argument ever holds a key, a payload or a connection string.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cdc.lsn import Lsn
+    from cdc.wal2json import Action
 
 Mode = Literal["waiting", "streaming", "polling"]
-"""waiting: nothing is read yet; streaming: the slot is followed; polling: no usable slot, the mapping is re-read."""
+"""waiting: nothing is read yet; streaming: the slot is followed; polling: no usable slot, the mapping is
+re-read.
+"""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class TransactionSeen:
     """Unix seconds by the database's clock."""
     published_at: float
     """Unix seconds by ours."""
-    rows: Mapping[tuple[str, str], int]
+    rows: Mapping[tuple[str, Action], int]
     """(table, action) to number of rows; actions are ``insert``, ``update``, ``delete``, ``truncate``."""
     affected: int
     """Endpoints that the whole batch re-queried (batches of one when quiet)."""
@@ -46,7 +49,9 @@ class BatchSeen:
     """Re-queried endpoints whose bytes did not change, so that nothing was published for them."""
     requery_seconds: float
     visibility_seconds: float
-    """How long the gate waited until a snapshot saw every transaction of the batch; 0.0 when it need not wait."""
+    """How long the gate waited until a snapshot saw every transaction of the batch; 0.0 when it need not
+    wait.
+    """
     revision: int
 
 
@@ -82,7 +87,9 @@ class Observer(Protocol):
         """Report that the replication connection came or went."""
 
     def reconnecting(self, reason: str, message: str) -> None:
-        """Report that the source was lost; ``reason`` is a small closed set, ``message`` one line for people."""
+        """Report that the source was lost; ``reason`` is a small closed set, ``message`` one line for
+        people.
+        """
 
     def batch(self, batch: BatchSeen) -> None:
         """Report a batch that is published."""
@@ -100,4 +107,6 @@ class Observer(Protocol):
         """Report what the server says of the slot."""
 
     def trouble(self, key: str, message: str | None) -> None:
-        """Set (or with None clear) one lasting condition that people should know of, such as an owed reconcile."""
+        """Set (or with None clear) one lasting condition that people should know of, such as an owed
+        reconcile.
+        """

@@ -1,11 +1,11 @@
 """The memory of parents: which key did a row belong to, where the WAL only says the row's own id?
 
-With the default replica identity a delete of a settings row carries the serial id and nothing else (invariant 7). For such
-tables we remember ``row id -> parent key``, filled by the mapping's ``ParentsOf...`` queries and followed from then on by the
-rows that come. Where ``setup`` gave the table an identity that names the parent, nothing is remembered.
+With the default replica identity a delete of a settings row carries the serial id and nothing else. For those we
+remember ``row id -> parent key``, filled by the mapping's ``ParentsOf...`` queries and followed from then on by
+the rows that come. Where a table's identity names the parent, nothing is remembered.
 
-Order makes it right. The memory is loaded *before* the mapping is read, so a change older than the load is covered by that
-read, and a change younger than the load finds the row as it was before.
+Order makes it right. The memory is loaded *before* the mapping is read, so a change older than the load is
+covered by that read, and a change younger than the load finds the row as it was before.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from cdc.affected import Affected
     from cdc.lsn import Lsn
@@ -27,11 +27,12 @@ class Parents:
         self._memory: dict[Rule, dict[str, str]] = {}
         self._covered: Lsn = 0
 
-    def load(self, memory: dict[Rule, Iterable[tuple[str, str]]], covered: Lsn) -> None:
+    def load(self, memory: Mapping[Rule, Iterable[tuple[str, str]]], covered: Lsn) -> None:
         """Replace everything.
 
-        ``covered`` is an end of WAL that was read after the rows: what a transaction up to there did to a row that is
-        not in the memory was already done when the memory was read, and so in the mapping that is read next.
+        ``covered`` is an end of WAL that was read after the rows: what a transaction up to there did to a row
+        that is not in the memory was already done when the memory was read, and so in the mapping that is
+        read next.
         """
         self._memory = {rule: dict(rows) for rule, rows in memory.items()}
         self._covered = covered
@@ -42,7 +43,8 @@ class Parents:
     def resolve(self, affected: Affected, end: Lsn) -> None:
         """Follow a transaction's moves and add the parents that rows have left to what is affected.
 
-        A row that should be known and is not means that something was missed: the transaction becomes a reconcile.
+        A row that should be known and is not means that something was missed: the transaction becomes a
+        reconcile.
         """
         for move in affected.moves:
             rows = self._memory.get(move.rule)

@@ -1,8 +1,8 @@
 """The one place where the driver's errors become ours.
 
-`translate` says whether waiting may help (`SourceError`, retried) or somebody has to change something (`Refusal`, with what to
-type). While a connection is being made the driver gives no SQLSTATE, so the server's words have to do there; elsewhere the
-SQLSTATE decides.
+`translate` says whether waiting may help (`SourceError`, retried) or somebody has to change something
+(`Refusal`, with what to type). While a connection is being made the driver gives no SQLSTATE, so the server's
+words have to do there; elsewhere the SQLSTATE decides.
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ _NOT_ALLOWED = "42501"
 _IN_USE = "55006"
 
 _SHUTDOWN = {"57P01", "57P02", "57P03"}
-"""The server is stopping or starting: our replication connection must go at once, or a fast stop waits for it."""
+"""The server is stopping or starting: our replication connection must go at once, or a fast stop waits for
+it.
+"""
 
 _WAITING_HELPS = {
     "57014": ("cancelled", "a query was cancelled or took too long"),
     "55P03": ("locked", "somebody holds a lock on a table of the mapping"),
     "40001": ("recovery_conflict", "a query was cancelled by recovery on the standby"),
-    "53300": ("too_many_connections", "the server has no connection left for us (max_connections, max_wal_senders)"),
+    "53300": (
+        "too_many_connections",
+        "the server has no connection left for us (max_connections, max_wal_senders)",
+    ),
     "57P01": ("shutdown", "the server ended our connection"),
     "57P02": ("shutdown", "the server crashed"),
     "57P03": ("shutdown", "the server is starting up or shutting down"),
@@ -41,8 +46,7 @@ _REFUSED_AT_CONNECT = (
     (r"role (?P<what>\S+) does not exist", "correct the user in {setting}, or create the role"),
     (
         r"no pg_hba\.conf entry for (?P<what>replication connection|host)",
-        "add a line to pg_hba.conf: host DATABASE USER ADDRESS scram-sha-256 (DATABASE is ours, not 'replication'), and"
-        " reload",
+        "add to pg_hba.conf: host DATABASE USER ADDRESS scram-sha-256 (our database's name), and reload",
     ),
     (
         r"must be superuser or replication role to start walsender|permission denied to start WAL sender",
@@ -70,12 +74,18 @@ def translate(error: psycopg2.Error, setting: str) -> PadsCdcError:
         return SlotHeld(text, int(pid.group(1)) if pid else None)
     if code:
         remedy = _remedy(code, text)
-        return Refusal(f"{text}; {remedy}") if remedy else SourceError("query_failed", f"{text} ({setting}, {code})")
+        return (
+            Refusal(f"{text}; {remedy}")
+            if remedy
+            else SourceError("query_failed", f"{text} ({setting}, {code})")
+        )
     for pattern, remedy in _REFUSED_AT_CONNECT:
         if re.search(pattern, str(error)):
             return Refusal(f"{text}; {remedy.format(setting=setting)}")
     if "too many clients" in text or "max_wal_senders" in text or "connection slots" in text:
-        return SourceError("too_many_connections", f"{text}; raise max_connections or max_wal_senders ({setting})")
+        return SourceError(
+            "too_many_connections", f"{text}; raise max_connections or max_wal_senders ({setting})"
+        )
     if "starting up" in text or "shutting down" in text or "not yet accepting" in text:
         return SourceError("shutdown", f"{text} ({setting})")
     return SourceError("unreachable", f"{text} ({setting})")
@@ -95,24 +105,30 @@ def translated(setting: str) -> Iterator[None]:
         raise translate(error, setting) from error
 
 
-def _remedy(code: str, text: str) -> str | None:  # noqa: PLR0911 - a table with conditions
+def _remedy(code: str, text: str) -> str | None:
     """Say what to type for an error that waiting does not mend; None if it may be mended by waiting."""
     match code:
         case "55000" if "wal_level" in text:
-            return "set wal_level = logical in postgresql.conf (managed services: rds.logical_replication or its like) and restart"
+            return (
+                "set wal_level = logical (managed services: rds.logical_replication or its like) and restart"
+            )
         case "58P01" if "wal2json" in text:
-            return "install the plugin on the database server: Debian's package is postgresql-VERSION-wal2json"
+            return (
+                "install the plugin on the database server: Debian's package is postgresql-VERSION-wal2json"
+            )
         case "42501" if "output_plugin" in text or "output plugin" in text or "wal2json" in text:
             return (
-                "set output_plugin_libraries = 'pgoutput, test_decoding, wal2json' in postgresql.conf and reload"
-                " (or ALTER ROLE ... SET output_plugin_libraries = ... by a superuser)"
+                "set output_plugin_libraries = 'pgoutput, test_decoding, wal2json' in postgresql.conf and"
+                " reload (or ALTER ROLE ... SET output_plugin_libraries = ... by a superuser)"
             )
         case "42501" if "replication" in text.lower():
             return "ALTER ROLE ... REPLICATION (on RDS: GRANT rds_replication TO ...)"
         case "42501" if "row-level security" in text:
             return "let the role bypass it: ALTER ROLE ... BYPASSRLS; hidden rows would be taken for deletes"
         case "42501":
-            return "grant the right: GRANT USAGE ON SCHEMA ..., GRANT SELECT ON the mapping's tables TO our role"
+            return (
+                "grant the right: GRANT USAGE ON SCHEMA ..., GRANT SELECT ON the mapping's tables TO our role"
+            )
         case "42P01" | "3F000":
             return "create it, or correct MAPPING and DB_SCHEMA"
         case "42703":

@@ -1,6 +1,7 @@
 """The probe: asks the slot's server once a second how far its WAL goes and how the slot is.
 
-The stream cannot tell: it looks the same when nothing happens and when the server is frozen. Staleness rests on these answers.
+The stream cannot tell: it looks the same when nothing happens and when the server is frozen. Staleness rests
+on these answers.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ class Probe(threading.Thread):
         cursor.execute(self._queries["OldestTransactions"])
         whom = "; ".join(row[0] for row in cursor.fetchall())
         self._observer.trouble(
-            _TROUBLE, f"the slot is made once these have ended: {whom or 'transactions that are not shown to us'}"
+            _TROUBLE,
+            f"the slot is made once these have ended: {whom or 'transactions that are not shown to us'}",
         )
 
     def _close(self) -> None:

@@ -1,12 +1,13 @@
 """The logical replication slot: a thread that reads it, and the commands that make it.
 
-The thread does nothing but read, reduce and hand over, so that the server's keepalives are answered however long a re-query
-takes. What may be confirmed is decided by the follower.
+The thread does nothing but read, reduce and hand over, so that the server's keepalives are answered however
+long a re-query takes. What may be confirmed is decided by the follower.
 
-Confirming has a trap. psycopg2 answers a keepalive by itself, with a flush position that it guesses from the messages that were
-*read*; inside a transaction that guess can cover complete transactions before it that are still pending, and they would never
-be delivered again. So the reading cursor is never told of any flush position and answers with none, which the server
-ignores; ours is sent by a second cursor on the same connection.
+Confirming has a trap. psycopg2 answers a keepalive by itself, with a flush position that it guesses from the
+messages that were
+*read*; inside a transaction that guess can cover complete transactions before it that are still pending, and
+they would never be delivered again. So the reading cursor is never told of any flush position and answers
+with none, which the server ignores; ours is sent by a second cursor on the same connection.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from psycopg2.extensions import quote_ident
 from psycopg2.extras import REPLICATION_LOGICAL
 
 from cdc import lsn, wal2json
-from cdc.connection import cancel_soon
 from cdc.backlog import Idle, Lost, Started
+from cdc.connection import cancel_soon
 from cdc.errors import MessageError, PadsCdcError, Refusal, SlotHeld, SourceError
 from cdc.gate import Snapshot
 from cdc.postgres_errors import translated
@@ -30,6 +31,7 @@ from cdc.postgres_errors import translated
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from psycopg2.extensions import cursor as PlainCursor  # noqa: N812 - it is a class
     from psycopg2.extras import LogicalReplicationConnection, ReplicationCursor, ReplicationMessage
 
     from cdc.assembler import Assembler
@@ -46,6 +48,8 @@ _ASK = 5.0
 """Seconds between feedbacks that ask the server for a sign of life."""
 _SILENCE = 20.0
 """Seconds without a sign of life after which the connection is given up."""
+_HELD = 10.0
+"""Seconds after which a connection counts as one that worked."""
 _REMAKES = 3
 """How often in an hour a lost slot is made anew before a person has to look."""
 
@@ -65,13 +69,24 @@ class SlotState:
     retained_bytes: int | None
 
     @classmethod
-    def ask(cls, cursor: ReplicationCursor, query: str, name: str) -> SlotState | None:
+    def ask(cls, cursor: PlainCursor, query: str, name: str) -> SlotState | None:
         """Look the slot up; None when there is none of that name."""
         cursor.execute(query, {"slot": name})
         row = cursor.fetchone()
         if row is None:
             return None
-        return cls(*row[:5], lsn.parse(row[5]) if row[5] else 0, *row[6:])
+        plugin, kind, database, active_pid, wal_status, confirmed, safe, age, retained = row
+        return cls(
+            plugin=plugin,
+            kind=kind,
+            database=database,
+            active_pid=active_pid,
+            wal_status=wal_status,
+            confirmed=lsn.parse(confirmed) if confirmed else 0,
+            safe_wal_bytes=safe,
+            catalog_xmin_age=age,
+            retained_bytes=retained,
+        )
 
 
 class SlotReader(threading.Thread):
@@ -105,7 +120,8 @@ class SlotReader(threading.Thread):
         self.creating = False
         """The slot is being made, which waits for every transaction that runs."""
 
-    # --- for the follower's thread ---------------------------------------------------------------------------------
+    # --- for the follower's thread
+    # ---------------------------------------------------------------------------------
 
     def confirm(self, position: Lsn, session: int) -> None:
         """Let the server forget everything up to ``position``; it hears of it within a quarter of a second.
@@ -126,7 +142,8 @@ class SlotReader(threading.Thread):
         if self.creating and connection is not None:
             cancel_soon(connection)
 
-    # --- the thread ------------------------------------------------------------------------------------------------
+    # --- the thread
+    # ------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Follow the slot until `stop`; each connection ends with a `Lost` in the backlog."""
@@ -137,8 +154,9 @@ class SlotReader(threading.Thread):
                 self._session()
             except PadsCdcError as error:
                 self._backlog.tell(Lost(error))
-                # A stream that held for a while starts the count anew; a slot that another holds is asked for steadily.
-                failures = 0 if time.monotonic() - started > 10 or isinstance(error, SlotHeld) else failures + 1  # noqa: PLR2004
+                # A stream that held for a while starts anew; a slot that another holds is asked for steadily.
+                steady = time.monotonic() - started > _HELD or isinstance(error, SlotHeld)
+                failures = 0 if steady else failures + 1
                 self._stopping.wait(min(5.0, 0.2 * 2 ** min(failures, 5)))
 
     def _session(self) -> None:
@@ -207,7 +225,9 @@ class SlotReader(threading.Thread):
             )
         if slot.wal_status == "lost":
             if slot.active_pid is not None:
-                raise SourceError("slot_lost", f"the slot {self._name} is lost and process {slot.active_pid} still holds it")
+                raise SourceError(
+                    "slot_lost", f"the slot {self._name} is lost and process {slot.active_pid} still holds it"
+                )
             self._drop_lost(cursor)
             return None
         if slot.active_pid is not None:
@@ -225,10 +245,14 @@ class SlotReader(threading.Thread):
             )
         self._remade.append(now)
         cursor.execute("SELECT pg_drop_replication_slot(%s)", (self._name,))
-        self._observer.reconnecting("slot_lost", f"the slot {self._name} was invalidated by the server; making a new one")
+        self._observer.reconnecting(
+            "slot_lost", f"the slot {self._name} was invalidated by the server; making a new one"
+        )
 
     def _create(self, connection: LogicalReplicationConnection, cursor: ReplicationCursor) -> Snapshot | None:
-        """Make the slot; on a primary, return the snapshot that the stream starts from. Waits for all transactions."""
+        """Make the slot; on a primary, return the snapshot that the stream starts from. Waits for all
+        transactions.
+        """
         cursor.execute("SELECT pg_is_in_recovery()")
         [standby] = cursor.fetchone() or (False,)
         mode = "nothing" if standby else "export"
@@ -303,7 +327,9 @@ class SlotReader(threading.Thread):
 
 
 class _Feedback:
-    """Tells the server what it may forget and asks for signs of life; see the module for why it is a cursor of its own."""
+    """Tells the server what it may forget and asks for signs of life; see the module for why it is a cursor
+    of its own.
+    """
 
     def __init__(self, cursor: ReplicationCursor) -> None:
         self._cursor = cursor

@@ -1,12 +1,14 @@
 """The state file: what must outlive the process so that a restart is no gap for anybody.
 
-It holds each entry's id, revision, position and digest, and the epoch: no keys, no payloads. A batch is in it before any
-cursor can see the batch, so a revision that a client has heard of is never given out twice. After a restart the mapping is
-compared with it: what changed while we were down gets a new revision, and what vanished becomes a tombstone.
+It holds each entry's id, revision, position and digest, and the epoch: no keys, no payloads. A batch is in it
+before any cursor can see the batch, so a revision that a client has heard of is never given out twice. After
+a restart the mapping is compared with it: what changed while we were down gets a new revision, and what
+vanished becomes a tombstone.
 
-The container is SQLite, for its atomic writes and its lock; the rows in it are whole batches, packed by column (a million
-rows go in one by one in 6.9 s, packed in 0.3 s) and folded into fewer when most of them are out of date. Nothing is synced
-to the disk while running: a killed process loses nothing, and after a reboot that was not clean the epoch is a new one.
+The container is SQLite, for its atomic writes and its lock; the rows in it are whole batches, packed by
+column (a million rows go in one by one in 6.9 s, packed in 0.3 s) and folded into fewer when most of them are
+out of date. Nothing is synced to the disk while running: a killed process loses nothing, and after a reboot
+that was not clean the epoch is a new one.
 """
 
 from __future__ import annotations
@@ -116,7 +118,9 @@ class StateFile:
         return self.kept.epoch
 
     def fold(self, live: int) -> bool:
-        """Rewrite the file if most of it is out of date; ``live`` is how many entries there are. Takes 2 s a million."""
+        """Rewrite the file if most of it is out of date; ``live`` is how many entries there are. Takes 2 s a
+        million.
+        """
         if self._rows <= 2 * live + _CHUNK:
             return False
         with _errors(self.path), self._db:
@@ -143,8 +147,8 @@ class StateFile:
             self._db.execute("BEGIN EXCLUSIVE")
             self._db.execute("CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID")
             self._db.execute(
-                "CREATE TABLE IF NOT EXISTS batches (number INTEGER PRIMARY KEY, head INT, position INT, seen INT,"
-                " ids TEXT, revisions BLOB, positions BLOB, digests BLOB, checksum INT)"
+                "CREATE TABLE IF NOT EXISTS batches (number INTEGER PRIMARY KEY, head INT, position INT,"
+                " seen INT, ids TEXT, revisions BLOB, positions BLOB, digests BLOB, checksum INT)"
             )
 
     def _load(self) -> Kept:
@@ -167,7 +171,10 @@ class StateFile:
         kept = Kept(epoch="")
         entries: dict[str, Remembered] = {}
         self._rows = 0
-        query = "SELECT head, position, seen, ids, revisions, positions, digests, checksum FROM batches ORDER BY number"
+        query = (
+            "SELECT head, position, seen, ids, revisions, positions, digests, checksum"
+            " FROM batches ORDER BY number"
+        )
         for head, position, seen, ids, *packed, checksum in self._db.execute(query):
             if _checksum(ids, *packed) != checksum:
                 raise _Unusable
@@ -175,9 +182,7 @@ class StateFile:
             names, digests = ids.split("\0"), packed[2]
             for index, name in enumerate(names):
                 digest = digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
-                entries[name] = Remembered(
-                    name, revisions[index], positions[index], digest, digest == _GONE
-                )
+                entries[name] = Remembered(name, revisions[index], positions[index], digest, digest == _GONE)
             self._rows += len(names)
             kept.head, kept.position = max(kept.head, head), max(kept.position, position)
             kept.seen = max(kept.seen, seen)

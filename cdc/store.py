@@ -1,11 +1,13 @@
 """The store: a map of endpoints that can be walked by revision.
 
-Every live endpoint and every tombstone is an `Entry`. Entries also stand in a log in the order of their revisions; an entry
-that moves on is appended again, and its old place is dead. A subscriber is nothing but a place in that log, so there is no
-queue to overflow: who is slow finds the latest value of a key, and the writer never waits for anybody.
+Every live endpoint and every tombstone is an `Entry`. Entries also stand in a log in the order of their
+revisions; an entry that moves on is appended again, and its old place is dead. A subscriber is nothing but a
+place in that log, so there is no queue to overflow: who is slow finds the latest value of a key, and the
+writer never waits for anybody.
 
-One thread writes (the follower), in two steps so that the state file can be written between them: `prepare` compares and
-decides, `publish` makes it visible. Anyone may read; a read takes the lock for one bounded slice of the log.
+One thread writes (the follower), in two steps so that the state file can be written between them: `prepare`
+compares and decides, `publish` makes it visible. Anyone may read; a read takes the lock for one bounded slice
+of the log.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ _LENGTH = struct.Struct(">I")
 
 
 def entry_digest(endpoint_id: str, payload: bytes) -> bytes:
-    """Hash one endpoint: BLAKE2b-128 over the id's length (4 bytes, big-endian), the id in UTF-8 and the payload.
+    """Hash one endpoint: BLAKE2b-128 over the id's length (4 bytes, big-endian), the id in UTF-8 and the
+    payload.
 
     Part of the feed's contract: the state digest is the sum of these modulo 2^128, as a big-endian number.
     """
@@ -100,7 +103,9 @@ class Store:
         self.head = 0
         """The newest published revision."""
         self.whole = False
-        """Whether the map at `head` is one that existed: False between the parts of a ripple or a reconcile."""
+        """Whether the map at `head` is one that existed: False between the parts of a ripple or a
+        reconcile.
+        """
         self.ready = False
         """Whether a complete mapping has been loaded since the start."""
         self.position: Lsn = 0
@@ -173,8 +178,8 @@ class Store:
     ) -> Batch:
         """Compare what was read (None: it is gone) with the map; each id at most once.
 
-        ``named`` says that transactions up to ``position`` named these ids, so that the position of an entry moves even
-        where its bytes stay. The rows of a reconcile are named by nobody.
+        ``named`` says that transactions up to ``position`` named these ids, so that the position of an entry
+        moves even where its bytes stay. The rows of a reconcile are named by nobody.
         """
         batch = Batch(self.head, position)
         for endpoint_id, payload in rows:
@@ -227,8 +232,8 @@ class Store:
     def publish(self, batch: Batch, *, whole: bool, position: Lsn = 0, seen: Lsn = 0) -> None:
         """Make a prepared batch visible; the state file has it already.
 
-        ``whole`` says whether the map is one that existed once this is in, ``position`` up to where it then holds every
-        transaction, ``seen`` how new the read behind it was.
+        ``whole`` says whether the map is one that existed once this is in, ``position`` up to where it then
+        holds every transaction, ``seen`` how new the read behind it was.
         """
         with self.lock:
             for entry, _ in batch.moved:
@@ -258,7 +263,9 @@ class Store:
             wake()
 
     def settle(self, position: Lsn) -> None:
-        """Say that nothing is open: the map is one that existed, and holds every transaction up to ``position``."""
+        """Say that nothing is open: the map is one that existed, and holds every transaction up to
+        ``position``.
+        """
         with self.lock:
             news = not self.whole
             self.whole = self.ready = True
@@ -268,7 +275,9 @@ class Store:
             wake()
 
     def _compact(self) -> None:
-        """Drop dead places once they outnumber the live ones, so that a walk costs at most twice what it should."""
+        """Drop dead places once they outnumber the live ones, so that a walk costs at most twice what it
+        should.
+        """
         if len(self.log) - len(self.entries) <= max(self._COMPACT_FROM, len(self.entries)):
             return
         places = sorted(self.places, key=attrgetter("index"), reverse=True)

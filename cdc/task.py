@@ -1,8 +1,9 @@
 """What the follower still has to read: one task for each batch of transactions, or for the whole mapping.
 
-Tasks need not be done in order. Each one reads the present state of its endpoints in a snapshot that sees its transactions, so
-one that waits for its gate holds up nobody else. What must be in order is kept elsewhere: the slot is confirmed only up to
-the oldest task that is not done, and a read never overwrites what a younger read has brought.
+Tasks need not be done in order. Each one reads the present state of its endpoints in a snapshot that sees its
+transactions, so one that waits for its gate holds up nobody else. What must be in order is kept elsewhere:
+the slot is confirmed only up to the oldest task that is not done, and a read never overwrites what a younger
+read has brought.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Task:
     since: Lsn
     """The slot may be confirmed up to here while this is not done."""
     end: Lsn = 0
-    """End of its last transaction: the position that the endpoints are at once it is done; 0 for a plain reconcile."""
+    """End of its last transaction: the position that the endpoints are at once it is done; 0 for a plain
+    reconcile.
+    """
     transactions: list[Transaction] = field(default_factory=list)
     committed_at: float = 0.0
     asked_at: float = field(default_factory=time.monotonic)

@@ -1,8 +1,8 @@
 """Output of wal2json, format version 2, turned into a closed set of small types.
 
-One message is one JSON object; msgspec picks the type by ``action`` and skips what we do not need (xids and LSNs on
-rows, types). An action that is not in the set is an error, not a shrug: a plugin that says something new may be saying
-that rows changed.
+One message is one JSON object; msgspec picks the type by ``action`` and skips what we do not need (xids and
+LSNs on rows, types). An action that is not in the set is an error, not a shrug: a plugin that says something
+new may be saying that rows changed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Column(msgspec.Struct, frozen=True, gc=False):
 
 
 class Begin(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="B"):
-    """A committed transaction starts; ``lsn`` and ``nextlsn`` are of its *commit* record and that record's end."""
+    """A committed transaction starts; ``lsn`` and ``nextlsn`` are of its *commit* record and that record's
+    end.
+    """
 
     xid: int
     timestamp: str
@@ -101,7 +103,8 @@ def parse(raw: bytes) -> Message:
     """Read one message.
 
     Raises:
-        MessageError: with reason ``undecodable`` (not the JSON that we know) or ``unknown_action``. The text of the
+        MessageError: with reason ``undecodable`` (not the JSON that we know) or ``unknown_action``. The text
+        of the
             message is not in the error: it may hold an API key.
 
     """
@@ -110,7 +113,9 @@ def parse(raw: bytes) -> Message:
     except msgspec.ValidationError as error:
         # msgspec names the place ("... - at `$.action`") and, for a tag, its value, but no other content.
         if str(error).endswith("`$.action`"):
-            raise MessageError("unknown_action", "wal2json sent an action that is not in its format 2") from None
+            raise MessageError(
+                "unknown_action", "wal2json sent an action that is not in its format 2"
+            ) from None
         raise MessageError("undecodable", "wal2json sent a message of an unexpected shape") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise MessageError("undecodable", f"wal2json sent {len(raw)} bytes that are not JSON") from None
@@ -140,7 +145,8 @@ def end_of(message: Begin | Commit) -> lsn.Lsn:
 def escape_table(schema: str, table: str) -> str:
     """Write a table for ``add-tables``: a backslash before what its parser takes for syntax.
 
-    The list is case-sensitive, knows no quotes, and refuses an unescaped space; an empty list mutes everything.
+    The list is case-sensitive, knows no quotes, and refuses an unescaped space; an empty list mutes
+    everything.
     """
     return f"{_escape(schema)}.{_escape(table)}"
 

@@ -1,7 +1,7 @@
 """Composition: every part is made here and nowhere else, and handed to those that need it.
 
-The event loop (gRPC, HTTP) has the main thread; the reader of the slot, the follower and the probe have one each. They share
-the store, which has a lock, and `Freshness`.
+The event loop (gRPC, HTTP) has the main thread; the reader of the slot, the follower and the probe have one
+each. They share the store, which has a lock, and `Freshness`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import structlog
+from cdc.mapping import load, server_queries
 
 from cdc import preflight
 from cdc.backlog import Backlog
@@ -22,7 +23,6 @@ from cdc.database import Database
 from cdc.follower import Follower
 from cdc.freshness import Freshness
 from cdc.ledger import Ledger
-from cdc.mapping import load, server_queries
 from cdc.parents import Parents
 from cdc.probe import Probe
 from cdc.slot import SlotReader
@@ -68,7 +68,12 @@ async def _serve(settings: Settings) -> int:
     health = Health(store, freshness, settings.max_staleness)
     hub = Hub(store, subscribers)
     pipeline = await asyncio.to_thread(
-        Pipeline, settings, store, freshness, FanOut(metrics, health, Journal()), lambda: loop.call_soon_threadsafe(stop.set)
+        Pipeline,
+        settings,
+        store,
+        freshness,
+        FanOut(metrics, health, Journal()),
+        lambda: loop.call_soon_threadsafe(stop.set),
     )
     async with AsyncExitStack() as running:
         grpc = await grpc_server.start(settings, store, hub, subscribers, metrics, health)
@@ -79,7 +84,9 @@ async def _serve(settings: Settings) -> int:
         running.push_async_callback(pages.stop)
         pipeline.start()
         running.push_async_callback(asyncio.to_thread, pipeline.stop)
-        _log.info("serving", grpc=grpc.port, http=pages.port, mapping=settings.mapping, slot=settings.slot_name)
+        _log.info(
+            "serving", grpc=grpc.port, http=pages.port, mapping=settings.mapping, slot=settings.slot_name
+        )
         await stop.wait()
         _log.info("stopping")
         hub.stop()
@@ -91,7 +98,9 @@ async def _serve(settings: Settings) -> int:
 class Pipeline:
     """The three threads and what they share."""
 
-    def __init__(self, settings: Settings, store: Store, freshness: Freshness, observer: Observer, on_failure: object) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, freshness: Freshness, observer: Observer, on_failure: object
+    ) -> None:
         """Check that the database is fit for us, and open the state file; nothing runs yet.
 
         Raises:
@@ -128,7 +137,8 @@ class Pipeline:
             thread.start()
 
     def stop(self) -> None:
-        """End the threads: the follower first, so that the reader confirms all that was done. Blocks for seconds at most.
+        """End the threads: the follower first, so that the reader confirms all that was done. Blocks for
+        seconds at most.
 
         A thread that a frozen server holds is left behind; it is a daemon.
         """

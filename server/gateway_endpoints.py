@@ -1,11 +1,11 @@
 """``proto.GatewayEndpoints``: the contract that deployed clients speak, unchanged.
 
-Those clients cannot say what they hold, never fetch twice (the oldest), and crash on an empty map. So a stream begins with
-everything they may lack, calls wait for the first complete map, and a stream never ends with OK (it would be reopened in a
-hot loop).
+Those clients cannot say what they hold, never fetch twice (the oldest), and crash on an empty map. So a
+stream begins with everything they may lack, calls wait for the first complete map, and a stream never ends
+with OK (it would be reopened in a hot loop).
 
-Messages are put together from bytes: the payload of an endpoint was serialized once, in the store, and a protobuf message is
-the concatenation of its fields.
+Messages are put together from bytes: the payload of an endpoint was serialized once, in the store, and a
+protobuf message is the concatenation of its fields.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ class GatewayEndpoints:
     async def stream(
         self, _: AuthDataUpdatesRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[bytes]:
-        """Yield ``AuthDataUpdate``s for ever: deletes and upserts of everything, and before those what happens now."""
+        """Yield ``AuthDataUpdate``s for ever: deletes and upserts of everything, and before those what
+        happens now.
+        """
         with self._counted("StreamAuthDataUpdates", context):
             await self._ready(context)
             await context.send_initial_metadata(())  # the client sees at once that its stream stands

@@ -44,7 +44,9 @@ _HEALTH_SECONDS = 0.5
 class GrpcServer:
     """A started server; ``port`` is the one in use where 0 was asked for."""
 
-    def __init__(self, server: grpc.aio.Server, port: int, watching: asyncio.Task[None], health: HealthServicer) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, port: int, watching: asyncio.Task[None], health: HealthServicer
+    ) -> None:
         self._server = server
         self.port = port
         self._watching = watching

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 class Hub:
-    """Belongs to one event loop. Take `changed` *before* looking at the store, and wait for it if there was nothing.
+    """Belongs to one event loop. Take `changed` *before* looking at the store, and wait for it if there was
+    nothing.
 
     Looking first would miss what is published between the look and the wait.
     """
@@ -29,10 +30,10 @@ class Hub:
         """The server is going down: streams are to end."""
         self._unsubscribe: Callable[[], None] = store.subscribe(self._publish)
 
-    async def ready(self, timeout: float) -> bool:
-        """Wait until the store holds a complete map; False if it does not within ``timeout`` seconds."""
+    async def ready(self, within: float) -> bool:
+        """Wait until the store holds a complete map; False if not ``within`` so many seconds."""
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(within):
                 while not self.stopping:
                     changed = self.changed
                     if self._store.ready:
@@ -49,7 +50,8 @@ class Hub:
         self._wake()
 
     def _publish(self) -> None:
-        # Called by the writer for every batch: while one wake-up is on its way another would find nothing more.
+        # Called by the writer for every batch: while one wake-up is on its way another would find nothing
+        # more.
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon_threadsafe(self._wake)

@@ -1,4 +1,4 @@
-"""The store against a plain model: whatever is published, every walk ends with the map that a dict would hold."""
+"""The store against a plain model: whatever is published, every walk ends with the map of a dict."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Walks(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.store = Store()
-        self.store._COMPACT_FROM = 3  # noqa: SLF001 - so that it happens here
+        self.store._COMPACT_FROM = 3
         self.model: dict[str, bytes] = {}
         self.history: dict[int, dict[str, bytes]] = {0: {}}
         self.old: list[tuple[Replay, dict[str, bytes], dict[str, int]]] = []
