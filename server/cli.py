@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from cdc.errors import ConfigurationError, PadsCdcError
-from server.redaction import redact
+from server.redaction import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from server.connection_string import ConnectionString
 
 _FAILED: Final = 1
 _MISUSED: Final = 2
@@ -30,26 +32,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    secrets: list[ConnectionString] = []  # a command adds those that it has, so that no message shows them
+
+    def complain(text: str, code: int) -> int:
+        for line in Redactor(secrets)(text).strip().splitlines():
+            click.echo(f"pads-cdc: {line}", err=True)
+        return code
+
     try:
-        return int(cli.main(arguments, prog_name="pads-cdc", standalone_mode=False) or 0)
+        return int(cli.main(arguments, prog_name="pads-cdc", standalone_mode=False, obj=secrets) or 0)
     except ConfigurationError as error:
-        return _complain(str(error), _MISUSED)
+        return complain(str(error), _MISUSED)
     except PadsCdcError as error:
-        return _complain(str(error), _FAILED)
+        return complain(str(error), _FAILED)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "pads-cdc"
-        return _complain(f"{error.format_message().rstrip('.')}; see {command} --help", error.exit_code)
+        return complain(f"{error.format_message().rstrip('.')}; see {command} --help", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED
     except Exception:  # noqa: BLE001 (the last boundary: a fault of ours, shown without secrets)
-        return _complain(f"this is a bug, please report it:\n{traceback.format_exc()}", _FAILED)
-
-
-def _complain(text: str, code: int) -> int:
-    for line in redact(text).strip().splitlines():
-        click.echo(f"pads-cdc: {line}", err=True)
-    return code
+        return complain(f"this is a bug, please report it:\n{traceback.format_exc()}", _FAILED)
 
 
 class _Serve(click.Command):
@@ -88,12 +91,16 @@ def cli() -> None:
 
 
 @cli.command(cls=_Serve)
-def serve(**flags: Any) -> int | None:
+@click.pass_obj
+def serve(secrets: list[ConnectionString], /, **flags: Any) -> int | None:
     """Follow the database and serve gateways. Options are environment variables too; an option wins."""
-    from server.__main__ import serve as run  # noqa: PLC0415
     from server.settings import Settings  # noqa: PLC0415
 
-    return run(Settings.load(flags))
+    settings = Settings.load(flags)
+    secrets.extend(settings.connection_strings)
+    from server.__main__ import serve as run  # noqa: PLC0415
+
+    return run(settings)
 
 
 @cli.command()

@@ -1,5 +1,5 @@
 # ruff: noqa: D102 (what each report means stands in the Observer protocol)
-"""Tells several observers of the follower the same: metrics, health and the journal."""
+"""Tells several listeners what the follower reports: metrics, health, the journal hear what they need."""
 
 from __future__ import annotations
 
@@ -7,18 +7,38 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from cdc.observer import Observer
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cdc.observer import BatchSeen, Mode, ReconcileSeen, SlotSeen
+    from cdc.observer import BatchSeen, Mode, Observer, ReconcileSeen, SlotSeen
 
 _log = structlog.get_logger(__name__)
 
 
-class FanOut(Observer):
-    """Passes each report on in the given order.
+class Listener:
+    """An observer that ignores everything: derive from it and take up the reports of interest."""
+
+    def mode(self, mode: Mode) -> None: ...
+
+    def connected(self, connected: bool) -> None: ...
+
+    def reconnecting(self, reason: str, message: str) -> None: ...
+
+    def batch(self, batch: BatchSeen) -> None: ...
+
+    def reconciled(self, reconcile: ReconcileSeen) -> None: ...
+
+    def decode_error(self, reason: str, message: str) -> None: ...
+
+    def state_file_error(self, message: str) -> None: ...
+
+    def slot(self, slot: SlotSeen) -> None: ...
+
+    def trouble(self, key: str, message: str | None) -> None: ...
+
+
+class FanOut:
+    """An observer that passes each report on, in the given order.
 
     The follower may rely on it that observers do not raise, so this is where their errors end: a fault in a
     metric is logged, and must not stop the replication of revoked keys.

@@ -11,10 +11,11 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cdc.observer import Mode, Observer, SlotSeen
+from server.fanout import Listener
 
 if TYPE_CHECKING:
     from cdc.freshness import Freshness
+    from cdc.observer import Mode, SlotSeen
     from cdc.store import Store
 
 STALE_SECONDS: Final = 30.0
@@ -31,7 +32,7 @@ class Reason:
     """One line for people."""
 
 
-class Health(Observer):
+class Health(Listener):
     """Keeps what the follower last said about the source; answers from any thread, without waiting."""
 
     def __init__(self, store: Store, freshness: Freshness, max_staleness: float | None = None) -> None:

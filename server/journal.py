@@ -6,16 +6,20 @@ Ordinary batches are debug lines: counts and positions, never an endpoint's cont
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 import structlog
 
 from cdc import lsn
-from cdc.observer import BatchSeen, Mode, Observer, ReconcileSeen, SlotSeen
+from server.fanout import Listener
+
+if TYPE_CHECKING:
+    from cdc.observer import BatchSeen, Mode, ReconcileSeen, SlotSeen
 
 _log = structlog.get_logger("pads_cdc")
 
 
-class Journal(Observer):
+class Journal(Listener):
     """Writes one line a change of state, not one a report; called from any of the follower's threads."""
 
     def __init__(self) -> None:

@@ -108,7 +108,7 @@ class _Redaction:
         self._redact = redact
 
     def __call__(self, _logger: object, _method: str, event: EventDict) -> EventDict:
-        return {name: self._clean(name, value) for name, value in event.items()}
+        return {self._redact(name): self._clean(name, value) for name, value in event.items()}
 
     def _clean(self, name: str, value: Any) -> Any:
         if value is None or isinstance(value, bool | int | float):

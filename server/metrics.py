@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from cdc.observer import Mode, Observer, SlotSeen
+from cdc.observer import Mode, SlotSeen
+from server.fanout import Listener
 from server.subscribers import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 _ENDPOINTS: Final = (0, 1, 2, 5, 10, 50, 100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 1_000_000)
 
 
-class Metrics(Observer):
+class Metrics(Listener):
     """Counts what the follower reports; ``registry`` is what ``/metrics`` shows."""
 
     def __init__(
