@@ -188,16 +188,16 @@ class Follower(threading.Thread):
     def _hear(self, event: Event) -> None:
         match event:
             case Started():
-                self._started(event)
+                self._begin_stream(event)
             case Idle():
                 self._reached = max(self._reached, event.lsn)
                 self._settle()
             case Lost():
-                self._lost(event)
+                self._end_stream(event)
             case Transaction():
                 pass  # those come in runs, and are taken as one
 
-    def _started(self, started: Started) -> None:
+    def _begin_stream(self, started: Started) -> None:
         """The stream comes again from what was confirmed: one reconcile answers for everything that was
         open.
         """
@@ -212,7 +212,7 @@ class Follower(threading.Thread):
         self._streaming = self._streamed = True
         self._set_mode("streaming")
 
-    def _lost(self, lost: Lost) -> None:
+    def _end_stream(self, lost: Lost) -> None:
         if isinstance(lost.error, Refusal) and not self._streamed:
             raise lost.error
         if self._streaming:

@@ -111,7 +111,7 @@ class Pipeline:
         source = Address(settings.postgres_connection_string.read, "POSTGRES_CONNECTION_STRING")
         query = Address(settings.query_connection_string.read, "QUERY_CONNECTION_STRING")
         database = Database(query, mapping, settings.db_schema, encode)
-        preflight.check(source, database, settings.db_schema)
+        preflight.check(source, database, queries, settings.db_schema)
         backlog = Backlog()
         catalog = Catalog(queries["Relations"], mapping, settings.db_schema)
         self._reader = SlotReader(

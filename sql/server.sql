@@ -73,3 +73,11 @@ UNION ALL
 SELECT format('prepared transaction %L (%s, since %s)', gid, owner, prepared::timestamptz(0))
 FROM pg_prepared_xacts
 LIMIT 5;
+
+-- name: SoftDeleted :many
+-- The mapping's tables that mark rows as deleted: a mapping that ignores the mark would authorize them for ever.
+SELECT c.relname::text
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'deleted' AND NOT a.attisdropped
+WHERE n.nspname = @schema AND c.relname = ANY (@tables);
