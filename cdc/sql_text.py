@@ -1,16 +1,12 @@
 """SQL as text: named queries, single statements and parameters, read out of .sql files without running them.
 
-Only as much of SQL's grammar is known as it takes not to be fooled by a semicolon or an at sign inside a string,
-a quoted name or a comment. Strings with backslash escapes (``E'...'``) are not: write ``''`` for a quote.
+Only as much of SQL's grammar is known as it takes not to be fooled by a semicolon or an at sign inside a
+string, a quoted name or a comment. Backslash escapes (``E'...'``) are not: write ``''`` for a quote.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _TOKEN = re.compile(
     r"""
@@ -22,7 +18,9 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _NAME = re.compile(r"^-- name: (\w+) :many[ \t]*$", re.MULTILINE)
-_TABLE = re.compile(r"\bCREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(\w+)\s*\((.*)\)", re.IGNORECASE | re.DOTALL)
+_TABLE = re.compile(
+    r"\bCREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(\w+)\s*\((.*)\)", re.IGNORECASE | re.DOTALL
+)
 _NO_COLUMN = frozenset({"constraint", "primary", "unique", "foreign", "check", "exclude", "like"})
 
 
@@ -65,15 +63,15 @@ def parameters(query: str) -> set[str]:
     return {token["parameter"] for token in _TOKEN.finditer(query) if token["parameter"]}
 
 
-def bind(query: str, name: Callable[[str], str] = str) -> str:
-    """Write a query the way psycopg2 reads it: ``@x`` as ``%(x)s``, renamed by ``name``, any other ``%`` doubled.
+def bind(query: str, name: str | None = None) -> str:
+    """Write a query the way psycopg2 reads it: ``@x`` as ``%(x)s`` or ``%(name)s``, any other ``%`` doubled.
 
-    It is to be executed with a mapping of parameters, an empty one if there are none.
+    It is to be executed with a dict of parameters, an empty one if there are none.
     """
     bound, last = "", 0
     for token in _TOKEN.finditer(query):
         if token["parameter"]:
-            bound += query[last : token.start()].replace("%", "%%") + f"%({name(token['parameter'])})s"
+            bound += query[last : token.start()].replace("%", "%%") + f"%({name or token['parameter']})s"
             last = token.end()
     return bound + query[last:].replace("%", "%%")
 

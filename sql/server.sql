@@ -66,11 +66,11 @@ SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_curr
 
 -- name: OldestTransactions :many
 -- Whom the creation of a slot waits for: transactions that are running or prepared, oldest first.
-SELECT format('process %s (%s, %s, since %s)', pid, usename, state, xact_start::timestamptz(0))
+SELECT concat('process ', pid, ' (', usename, ', ', state, ', since ', xact_start::timestamptz(0), ')')
 FROM pg_stat_activity
 WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
 UNION ALL
-SELECT format('prepared transaction %L (%s, since %s)', gid, owner, prepared::timestamptz(0))
+SELECT concat('prepared transaction ', quote_literal(gid), ' (', owner, ', since ', prepared::timestamptz(0), ')')
 FROM pg_prepared_xacts
 LIMIT 5;
 

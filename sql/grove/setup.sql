@@ -1,0 +1,88 @@
+-- Makes a database ready for the mapping `grove`: `pads-cdc setup` runs it, or
+-- `psql -v schema=public -v role=streamer -f setup.sql`, as the owner of the tables, as often as one likes. All of it makes
+-- the server faster or lets it read; none of it makes it right. Names are found by search_path.
+
+-- The least that the server's role needs, beside REPLICATION.
+GRANT USAGE ON SCHEMA :"schema" TO :"role";
+GRANT SELECT ON portal_applications, portal_application_settings, accounts, pay_plans TO :"role";
+
+-- An index whose concurrent build was cut short stays behind, invalid, and IF NOT EXISTS would pass it by.
+DO $$
+DECLARE
+    broken REGCLASS;
+BEGIN
+    FOR broken IN
+        SELECT pg_index.indexrelid::REGCLASS
+        FROM unnest(ARRAY['portal_applications_account_id_idx', 'accounts_plan_type_idx']) AS ours (index_name)
+        INNER JOIN pg_index ON pg_index.indexrelid = to_regclass(ours.index_name)
+        WHERE NOT pg_index.indisvalid
+    LOOP
+        EXECUTE format('DROP INDEX %s', broken);
+    END LOOP;
+END
+$$;
+
+-- A change of an account, or of a plan, finds its applications by these. CONCURRENTLY keeps nobody from writing.
+CREATE INDEX CONCURRENTLY IF NOT EXISTS portal_applications_account_id_idx ON portal_applications (account_id);
+CREATE INDEX CONCURRENTLY IF NOT EXISTS accounts_plan_type_idx ON accounts (plan_type);
+
+-- Updates and deletes name the application that settings belong to if the replica identity is a unique index that has it: then nothing has to be
+-- remembered. Such an index must be unique, complete, immediate and without nullable columns. An identity that names it
+-- already (FULL, for example) stays.
+DO $$
+DECLARE
+    wanted RECORD;
+    found NAME;
+BEGIN
+    FOR wanted IN
+        SELECT
+            pg_class.oid,
+            pg_class.oid::REGCLASS::TEXT AS table_name,
+            identities.key_column
+        FROM (
+            VALUES
+                ('portal_application_settings', 'application_id')
+        ) AS identities (table_name, key_column)
+        INNER JOIN pg_class ON pg_class.oid = to_regclass(identities.table_name)
+        WHERE
+            pg_class.relreplident <> 'f'
+            AND NOT EXISTS (
+                SELECT 1
+                FROM pg_index
+                INNER JOIN pg_attribute
+                    ON pg_attribute.attrelid = pg_index.indrelid AND pg_attribute.attnum = ANY(pg_index.indkey)
+                WHERE
+                    pg_index.indrelid = pg_class.oid
+                    AND pg_class.relreplident = 'i'
+                    AND pg_index.indisreplident
+                    AND pg_attribute.attname = identities.key_column
+            )
+    LOOP
+        SELECT index_class.relname INTO found
+        FROM pg_index
+        INNER JOIN pg_class AS index_class ON index_class.oid = pg_index.indexrelid
+        INNER JOIN pg_attribute
+            ON pg_attribute.attrelid = pg_index.indrelid AND pg_attribute.attnum = ANY(pg_index.indkey)
+        WHERE
+            pg_index.indrelid = wanted.oid
+            AND pg_index.indisunique AND pg_index.indimmediate AND pg_index.indisvalid
+            AND pg_index.indnkeyatts = pg_index.indnatts
+            AND pg_index.indpred IS NULL
+            AND pg_index.indexprs IS NULL
+        GROUP BY index_class.relname, pg_index.indnatts
+        HAVING
+            bool_or(pg_attribute.attname = wanted.key_column)
+            AND bool_and(pg_attribute.attnotnull)
+        ORDER BY pg_index.indnatts, index_class.relname
+        LIMIT 1;
+        IF found IS NULL THEN
+            RAISE EXCEPTION 'no unique index of % can carry %', wanted.table_name, wanted.key_column
+                USING HINT = format(
+                    'Add a unique constraint that has the column %I to %s, and set no column of it nullable.',
+                    wanted.key_column, wanted.table_name
+                );
+        END IF;
+        EXECUTE format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', wanted.table_name, found);
+    END LOOP;
+END
+$$;

@@ -1,0 +1,91 @@
+-- The mapping `grove_jwt`: as `grove`, but where a key is required and the account has users, those users call by JWT.
+--
+-- `Endpoints` is the mapping. `EndpointsOf...` find the endpoints that a changed row affects, by the keys that
+-- affects.toml names. `ParentsOf...` fill the memory of rows whose deletes name only their own id. All of them are
+-- subqueries of larger statements (cdc/mapping.py), so the planner decides on the whole, and for a few keys every
+-- table is reached through an index.
+
+-- name: Endpoints :many
+-- Every endpoint as it is now, each once. `authorized_users` is NULL where the static key rules, and empty where the
+-- account's users can sign in nowhere: then nobody may call. It reads users one account at a time, through indexes.
+-- Where settings are not unique by application the greatest id wins; the anti-join names only `settings`, so that the
+-- planner can resolve it before or after the join.
+SELECT
+    applications.id AS endpoint_id,
+    settings.secret_key,
+    settings.secret_key_required,
+    CASE
+        WHEN settings.secret_key_required AND EXISTS (
+            SELECT 1
+            FROM account_users
+            WHERE account_users.account_id = applications.account_id
+        )
+            THEN ARRAY(
+                SELECT DISTINCT user_auth_providers.provider_user_id::TEXT
+                FROM account_users
+                INNER JOIN users ON users.id = account_users.user_id
+                INNER JOIN user_auth_providers ON user_auth_providers.user_id = users.id
+                WHERE account_users.account_id = applications.account_id
+            )
+    END AS authorized_users,
+    applications.account_id,
+    accounts.plan_type,
+    pay_plans.throughput_limit,
+    pay_plans.monthly_relay_limit AS capacity_limit
+FROM portal_applications AS applications
+LEFT JOIN portal_application_settings AS settings
+    ON settings.application_id = applications.id
+    AND NOT EXISTS (
+        SELECT 1
+        FROM portal_application_settings AS newer
+        WHERE newer.application_id = settings.application_id AND newer.id > settings.id
+    )
+LEFT JOIN accounts ON accounts.id = applications.account_id
+LEFT JOIN pay_plans ON pay_plans.plan_type = accounts.plan_type;
+
+-- name: EndpointsOfApplications :many
+-- An application is its endpoint. The ids are returned even where no application has them any more: those are deletes.
+SELECT key::TEXT AS endpoint_id
+FROM unnest(@keys::TEXT[]) AS key;
+
+-- name: EndpointsOfAccounts :many
+-- The applications of accounts.
+SELECT applications.id AS endpoint_id
+FROM portal_applications AS applications
+WHERE applications.account_id = ANY(@keys::TEXT[]);
+
+-- name: EndpointsOfPlans :many
+-- The applications of all accounts on pay plans: the largest ripple there is.
+SELECT applications.id AS endpoint_id
+FROM accounts
+INNER JOIN portal_applications AS applications ON applications.account_id = accounts.id
+WHERE accounts.plan_type = ANY(@keys::TEXT[]);
+
+-- name: EndpointsOfUsers :many
+-- The applications of all accounts that users are in. A deleted user is in none any more: those accounts are named by
+-- the rows of account_users that went with it.
+SELECT applications.id AS endpoint_id
+FROM account_users
+INNER JOIN portal_applications AS applications ON applications.account_id = account_users.account_id
+WHERE account_users.user_id = ANY(@keys::TEXT[]);
+
+-- name: ParentsOfSettings :many
+-- With the default replica identity, a deleted or moved settings row names its serial id, but not its application.
+SELECT
+    settings.id AS row_id,
+    settings.application_id AS parent
+FROM portal_application_settings AS settings;
+
+-- name: ParentsOfAccountUsers :many
+-- As for settings: the account that a user was in.
+SELECT
+    account_users.id AS row_id,
+    account_users.account_id AS parent
+FROM account_users;
+
+-- name: ParentsOfUserAuthProviders :many
+-- As for settings: the user that could sign in there.
+SELECT
+    user_auth_providers.id AS row_id,
+    user_auth_providers.user_id AS parent
+FROM user_auth_providers;
