@@ -160,7 +160,7 @@ def database_factory(request: pytest.FixtureRequest) -> Iterator[DatabaseFactory
             clone = SQL("CREATE DATABASE {} TEMPLATE {}")
             _administer(own, clone.format(Identifier(database.name), Identifier(template)))
             if cluster is None:  # any other ends as a whole, and may be down by then
-                databases.callback(_drop, database)
+                databases.callback(drop_database, database)
             return database
 
         yield make
@@ -191,8 +191,28 @@ def standby17(cluster_factory: ClusterFactory, programs17: Programs) -> Iterator
         yield Replicated(primary, standby)
 
 
+def drop_database(database: Database) -> None:
+    """Drop the database with what would keep it (prepared transactions, slots, sessions) and its roles."""
+    cluster, name = database.cluster, database.name
+    for (gid,) in database.rows("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"):
+        database.execute("ROLLBACK PREPARED %s", (gid,))
+    with closing(_connect(cluster.url())) as session, session.cursor() as cursor:
+        # A reader that a test has left behind would otherwise be back before its slot is dropped.
+        cursor.execute(SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(Identifier(name)))
+        deadline = time.monotonic() + DEADLINE
+        while _drop_slots(cursor, name):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the slots of {name} stay in use")
+            time.sleep(0.01)
+        cursor.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+        cursor.execute("SELECT rolname FROM pg_roles WHERE starts_with(rolname, %s)", (f"{name}_role_",))
+        for (role,) in cursor.fetchall():
+            cursor.execute(SQL("DROP ROLE {}").format(Identifier(role)))
+
+
 def _connect(url: str) -> connection:
-    session = psycopg2.connect(url)
+    """Open a session in which nothing waits for ever: libpq lets no test's timeout through."""
+    session = psycopg2.connect(url, options=f"-c statement_timeout={DEADLINE}s")
     session.autocommit = True
     return session
 
@@ -215,25 +235,6 @@ def _ensure_template(cluster: Cluster, mapping: str) -> str:
     with closing(_connect(cluster.url(template))) as session, session.cursor() as cursor:
         cursor.execute((folder / "schema.sql").read_text())
     return template
-
-
-def _drop(database: Database) -> None:
-    """Drop the database with what would keep it (prepared transactions, slots, sessions) and its roles."""
-    cluster, name = database.cluster, database.name
-    for (gid,) in database.rows("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"):
-        database.execute("ROLLBACK PREPARED %s", (gid,))
-    with closing(_connect(cluster.url())) as session, session.cursor() as cursor:
-        # A reader that a test has left behind would otherwise be back before its slot is dropped.
-        cursor.execute(SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(Identifier(name)))
-        deadline = time.monotonic() + DEADLINE
-        while _drop_slots(cursor, name):
-            if time.monotonic() > deadline:
-                raise AssertionError(f"the slots of {name} stay in use")
-            time.sleep(0.01)
-        cursor.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
-        cursor.execute("SELECT rolname FROM pg_roles WHERE starts_with(rolname, %s)", (f"{name}_role_",))
-        for (role,) in cursor.fetchall():
-            cursor.execute(SQL("DROP ROLE {}").format(Identifier(role)))
 
 
 def _drop_slots(cursor: cursor, database: str) -> bool:

@@ -82,9 +82,12 @@ class Cluster:
         try:
             self._pg_ctl("start", "-l", str(log), "-t", str(_DEADLINE))
         except ClusterError as error:
+            # The server's own words, not pg_ctl's, which only point at the log.
             lines = log.read_text().splitlines() if log.exists() else []
-            fatal = [line for line in lines if "FATAL:" in line]
-            raise ClusterError(f"{error} ({fatal[-1]})" if fatal else str(error)) from None
+            said = "; ".join(
+                line.partition(":  ")[2] for line in lines[-3:] if "LOG:  " in line or "FATAL:  " in line
+            )
+            raise ClusterError(f"the server does not start: {said or error}") from None
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
         """Shut the server down. ``fast`` waits for readers of slots that have not confirmed everything."""
