@@ -225,7 +225,7 @@ class Read:
         rows, self._rows = self._rows or [], None
         encode = self._encode
         while rows:
-            yield [(row[3], encode(row[3:]) if row[2] else None) for row in rows]
+            yield [(row[2], encode(row[4:]) if row[3] else None) for row in rows]
             if self.complete:
                 break
             rows = self._fetch(f"FETCH FORWARD {CHUNK} FROM pads_cdc_read")
@@ -260,7 +260,7 @@ class Read:
 
 
 def _evidence(header: tuple[Any, ...]) -> Evidence:
-    snapshot, seen, _, before = header[:4]
+    snapshot, seen, before = header[:3]
     system, timeline, *replayed = before.split(" ")
     return Evidence(
         system=system,

@@ -86,5 +86,5 @@ def _check_mapping(database: Database, queries: dict[str, str], schema: str) -> 
             " authorize what is deleted; use MAPPING=grove_soft_delete, or a mapping of your own"
         )
     for statement in mapping.queries.values():
-        keys = {name: [] for name in mapping.queries}
+        keys: dict[str, list[str]] = {name: [] for name in mapping.queries}
         database.query(f"SELECT * FROM ({statement}) probed LIMIT 0", keys)
