@@ -16,6 +16,7 @@ from cdc.assembler import Transaction
 if TYPE_CHECKING:
     from cdc.errors import PadsCdcError
     from cdc.gate import Snapshot
+    from cdc.history import History
     from cdc.lsn import Lsn
 
 
@@ -25,9 +26,7 @@ class Started:
 
     session: int
     """Counts the connections: what may be confirmed on one is not for the next."""
-    system: str
-    timeline: int
-    server_end: Lsn
+    history: History
     confirmed: Lsn
     created: Snapshot | None = None
     """Set when the slot was made just now, on a primary: the snapshot that it starts from."""

@@ -50,8 +50,16 @@ class Snapshot:
         The slot delivers nothing that is 2^31 transactions away from the present, so the nearest 64-bit id is
         meant.
         """
-        full = self.xmax - ((self.xmax - xid + _WRAP // 2) % _WRAP - _WRAP // 2)
+        full = self._widen(xid)
         return full < self.xmin or (full < self.xmax and full not in self.running)
+
+    def past(self, first: int, last: int) -> bool:
+        """Tell whether every transaction from ``first`` to ``last`` (32 bits each) is over."""
+        start, end = self._widen(first), self._widen(last)
+        return end < self.xmax and not any(start <= xid <= end for xid in self.running)
+
+    def _widen(self, xid: int) -> int:
+        return self.xmax - ((self.xmax - xid + _WRAP // 2) % _WRAP - _WRAP // 2)
 
     def covers(self, other: Snapshot) -> bool:
         """Tell whether this snapshot sees everything that the other one sees."""
@@ -84,6 +92,8 @@ class Gate:
     """Transactions of the batch, 32 bits each."""
     end: Lsn = 0
     """End of the batch's last transaction."""
+    span: tuple[int, int] | None = None
+    """First and last (32 bits) of transactions too many, or too long ago, to be named: all between must be over."""
     snapshot: Snapshot | None = None
     """The snapshot that the slot was created with: what it sees is never delivered, so a load must see it."""
 
@@ -93,12 +103,38 @@ class Gate:
             return evidence.replayed >= self.end
         if self.snapshot is not None and not evidence.snapshot.covers(self.snapshot):
             return False
+        if self.span is not None and not evidence.snapshot.past(*self.span):
+            return False
         return all(evidence.snapshot.sees(xid) for xid in self.xids)
 
     def __or__(self, other: Gate) -> Gate:
         """Require both."""
-        return Gate(self.xids | other.xids, max(self.end, other.end), self.snapshot or other.snapshot)
+        spans = [span for span in (self.span, other.span) if span is not None]
+        if len(spans) == 2:  # noqa: PLR2004 - both have one
+            spans = [(_least(spans[0][0], spans[1][0]), _greatest(spans[0][1], spans[1][1]))]
+        return Gate(
+            self.xids | other.xids,
+            max(self.end, other.end),
+            spans[0] if spans else None,
+            self.snapshot or other.snapshot,
+        )
+
+    def spanned(self) -> Gate:
+        """Return a gate that is no easier and takes no room: for notes that outlive the process."""
+        span = self.span
+        for xid in self.xids:
+            span = (xid, xid) if span is None else (_least(span[0], xid), _greatest(span[1], xid))
+        return Gate(end=self.end, span=span, snapshot=self.snapshot)
 
     def __str__(self) -> str:
         xids = ", ".join(map(str, sorted(self.xids)[:5])) + (", ..." if len(self.xids) > 5 else "")  # noqa: PLR2004
         return f"xids {xids or 'none'} up to {lsn.show(self.end)}"
+
+
+def _least(one: int, other: int) -> int:
+    """Return the earlier of two 32-bit transaction ids, which are compared modulo 2^32."""
+    return one if (other - one) % _WRAP < _WRAP // 2 else other
+
+
+def _greatest(one: int, other: int) -> int:
+    return other if _least(one, other) == one else one

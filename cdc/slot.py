@@ -26,6 +26,7 @@ from cdc.backlog import Idle, Lost, Started
 from cdc.connection import cancel_soon
 from cdc.errors import MessageError, PadsCdcError, Refusal, SlotHeld, SourceError
 from cdc.gate import Snapshot
+from cdc.history import History, parse_switches
 from cdc.postgres_errors import translated
 
 if TYPE_CHECKING:
@@ -173,9 +174,7 @@ class SlotReader(threading.Thread):
 
     def _follow(self, connection: LogicalReplicationConnection) -> None:
         with connection.cursor() as cursor, connection.cursor() as feedback:
-            cursor.execute("IDENTIFY_SYSTEM")
-            identity = cursor.fetchone()
-            assert identity is not None  # noqa: S101 - the protocol has it
+            history = _identify(cursor)
             slot = self._usable_slot(cursor)
             created = self._create(connection, cursor) if slot is None else None
             slot = slot or self._usable_slot(cursor)
@@ -192,14 +191,7 @@ class SlotReader(threading.Thread):
             )
             self._observer.connected(connected=True)
             self._backlog.tell(
-                Started(
-                    self._session_number,
-                    identity[0],
-                    int(identity[1]),
-                    lsn.parse(identity[2]),
-                    slot.confirmed,
-                    created,
-                )
+                Started(self._session_number, history, slot.confirmed, created)
             )
             try:
                 self._read(connection, cursor, assembler, _Feedback(feedback))
@@ -324,6 +316,17 @@ class SlotReader(threading.Thread):
             if self._stopping.is_set() or self._dropping is not None:
                 return
         self._freshness.received(transaction.end)
+
+
+def _identify(cursor: ReplicationCursor) -> History:
+    cursor.execute("IDENTIFY_SYSTEM")
+    [(system, timeline, end, _)] = cursor.fetchall()
+    switches: tuple[tuple[int, Lsn], ...] = ()
+    if int(timeline) > 1:
+        cursor.execute(f"TIMELINE_HISTORY {int(timeline)}")
+        [(_, content)] = cursor.fetchall()
+        switches = parse_switches(bytes(content).decode() if not isinstance(content, str) else content)
+    return History(system, int(timeline), lsn.parse(end), switches)
 
 
 class _Feedback:

@@ -1,0 +1,53 @@
+"""Which history a server is on: LSNs only mean something within one.
+
+A cluster is known by its system identifier. A promotion starts a new timeline, which shares the old one's WAL
+up to the switch point; a restore from an older backup goes back on the same cluster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cdc import lsn
+
+if TYPE_CHECKING:
+    from cdc.lsn import Lsn
+
+
+@dataclass(frozen=True)
+class History:
+    """A place in the history of a cluster, as ``IDENTIFY_SYSTEM`` and ``TIMELINE_HISTORY`` tell it."""
+
+    system: str = ""
+    """The system identifier; empty while nothing is known."""
+    timeline: int = 0
+    end: Lsn = 0
+    """How far the server's WAL goes."""
+    switches: tuple[tuple[int, Lsn], ...] = ()
+    """For each earlier timeline, the position at which it was left."""
+
+    def good_until(self, timeline: int) -> Lsn | None:
+        """Return up to where positions of a timeline are positions of this history; None if it is not part of
+        it.
+        """
+        if timeline == self.timeline:
+            return self.end
+        return dict(self.switches).get(timeline)
+
+    def continues(self, before: History, position: Lsn) -> bool:
+        """Tell whether what was read up to ``position`` on an earlier history is still true here."""
+        if not before.system:
+            return True
+        until = self.good_until(before.timeline)
+        return self.system == before.system and until is not None and position <= until
+
+
+def parse_switches(content: str) -> tuple[tuple[int, Lsn], ...]:
+    """Read the content of a timeline history file: a timeline, where it was left, and why, a line."""
+    switches = []
+    for line in content.splitlines():
+        fields = line.split()
+        if len(fields) >= 2 and fields[0].isdigit():  # noqa: PLR2004 - comments and blank lines have other shapes
+            switches.append((int(fields[0]), lsn.parse(fields[1])))
+    return tuple(switches)
