@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from server.demo.cluster import Cluster
 
+    Arguments = Sequence[Any] | Mapping[str, Any]
+
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE = 30
 """Seconds after which a condition that should come soon counts as never."""
@@ -60,18 +62,18 @@ class Database:
         """Open another session."""
         return self._closing.enter_context(closing(_connect(self.url(user, password))))
 
-    def execute(self, statement: str, arguments: Sequence[Any] | None = None) -> None:
+    def execute(self, statement: str, arguments: Arguments | None = None) -> None:
         """Run one or more statements in a session of their own; several together are one transaction."""
         with closing(_connect(self.url())) as session, session.cursor() as cursor:
             cursor.execute(statement, arguments)
 
-    def rows(self, query: str, arguments: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
+    def rows(self, query: str, arguments: Arguments | None = None) -> list[tuple[Any, ...]]:
         """Return what one query finds, in a session of its own."""
         with closing(_connect(self.url())) as session, session.cursor() as cursor:
             cursor.execute(query, arguments)
             return cursor.fetchall()
 
-    def value(self, query: str, arguments: Sequence[Any] | None = None) -> Any:
+    def value(self, query: str, arguments: Arguments | None = None) -> Any:
         """Return the single value that one query finds."""
         [[value]] = self.rows(query, arguments)
         return value
