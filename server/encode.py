@@ -1,0 +1,116 @@
+"""From a row of the mapping to a serialized ``proto.GatewayEndpoint``: for ever the same bytes for a row.
+
+Digests cover these bytes, and other languages serialize the same message to other ones, so they are made once
+and here, by rules of our own: fields in the order of their numbers, map entries in the order of their keys'
+bytes, defaults left out, and a submessage that is set written even if it is empty. A protobuf library's
+"deterministic" promises less: the next version may order differently (upb sorts a user behind another one of
+which it is the beginning). Putting the bytes together also takes a third of the time, a million times at each
+start. Tests hold them against the generated classes.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Row: TypeAlias = tuple[
+    str, str | None, bool | None, list[str] | None, str | None, str | None, int | None, int | None
+]
+"""The mapping's columns: endpoint_id, secret_key, secret_key_required, authorized_users, account_id,
+plan_type, throughput_limit, capacity_limit.
+"""
+
+_MONTHLY = 3
+_INT32 = range(-(2**31), 2**31)
+
+# A tag is the field's number << 3 | 2: a length follows.
+_ENDPOINT_ID, _AUTH, _RATE_LIMITING, _METADATA = b"\x0a", b"\x12", b"\x1a", b"\x22"
+_STATIC_API_KEY, _JWT = b"\x12", b"\x1a"
+_API_KEY = b"\x0a"
+_AUTHORIZED_USERS = b"\x12"
+_ACCOUNT_ID, _PLAN_TYPE = b"\x12", b"\x22"
+_MAP_KEY, _EMPTY_MAP_VALUE = b"\x0a", b"\x12\x00"
+# A tag is the field's number << 3 | 0: a varint follows.
+_THROUGHPUT_LIMIT, _CAPACITY_LIMIT, _CAPACITY_LIMIT_PERIOD = b"\x08", b"\x10", b"\x18"
+
+_NO_AUTH = _AUTH + b"\x02\x0a\x00"
+"""`no_auth` is set, although it is empty: clients refuse an unset `auth_type`."""
+_SHORT = tuple(bytes((length,)) for length in range(128))
+
+
+def encode(row: Row) -> bytes:
+    """Return the payload of one endpoint; NULLs become what `proto/gateway_endpoint.proto` has for nothing.
+
+    Authorized users win over the key; an empty list of them authorizes nobody, and so does an empty key.
+
+    Raises:
+        ValueError: a limit does not fit into 32 bits.
+
+    """
+    endpoint_id, secret_key, required, users, account_id, plan_type, throughput, capacity = row
+    if users is not None:
+        auth = _jwt(users)
+    elif required:
+        key = _text(_API_KEY, secret_key)
+        auth = _message(_AUTH, _message(_STATIC_API_KEY, key))
+    else:
+        auth = _NO_AUTH
+    return (
+        _text(_ENDPOINT_ID, endpoint_id)
+        + auth
+        + _rate_limiting(throughput or 0, capacity or 0)
+        + _message(_METADATA, _text(_ACCOUNT_ID, account_id) + _plan_type(plan_type))
+    )
+
+
+def _jwt(users: Iterable[str]) -> bytes:
+    entries = [
+        _message(_AUTHORIZED_USERS, _message(_MAP_KEY, user) + _EMPTY_MAP_VALUE)
+        for user in sorted({user.encode() for user in users})
+    ]
+    return _message(_AUTH, _message(_JWT, b"".join(entries)))
+
+
+# Many endpoints share few plans. The bound is there for a mapping that has limits of each endpoint's own.
+@lru_cache(maxsize=4096)
+def _rate_limiting(throughput: int, capacity: int) -> bytes:
+    if throughput not in _INT32 or capacity not in _INT32:
+        raise ValueError(f"limits {throughput} and {capacity}: both must fit into 32 bits")
+    return _message(
+        _RATE_LIMITING,
+        _number(_THROUGHPUT_LIMIT, throughput)
+        + _number(_CAPACITY_LIMIT, capacity)
+        + _number(_CAPACITY_LIMIT_PERIOD, _MONTHLY if capacity > 0 else 0),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _plan_type(plan_type: str | None) -> bytes:
+    return _text(_PLAN_TYPE, plan_type)
+
+
+def _text(tag: bytes, value: str | None) -> bytes:
+    return _message(tag, value.encode()) if value else b""
+
+
+def _number(tag: bytes, value: int) -> bytes:
+    # A negative int32 is written as the 64 bits of its two's complement.
+    return tag + _varint(value % 2**64) if value else b""
+
+
+def _message(tag: bytes, content: bytes) -> bytes:
+    length = len(content)
+    return tag + (_SHORT[length] if length < len(_SHORT) else _varint(length)) + content
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits a byte, least significant first; the eighth bit says that more follow."""
+    groups = bytearray()
+    while value > 0x7F:  # noqa: PLR2004 - seven bits
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    groups.append(value)
+    return bytes(groups)
