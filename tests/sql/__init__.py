@@ -1,0 +1,1 @@
+"""The mappings on real databases."""
