@@ -215,8 +215,8 @@ class Read:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def chunks(self) -> Iterator[list[Row]]:
-        """Walk the rows. Each step may block for as long as the server takes for some thousand rows.
+    def chunks(self, size: int = CHUNK) -> Iterator[list[Row]]:
+        """Walk the rows. Each step may block for as long as the server takes for ``size`` rows.
 
         Raises:
             SourceError, Refusal: the rest cannot be had; what was handed over so far is true nevertheless.
@@ -228,8 +228,8 @@ class Read:
             yield [(row[2], encode(row[4:]) if row[3] else None) for row in rows]
             if self.complete:
                 break
-            rows = self._fetch(f"FETCH FORWARD {CHUNK} FROM pads_cdc_read")
-            self.complete = len(rows) < CHUNK
+            rows = self._fetch(f"FETCH FORWARD {size} FROM pads_cdc_read")
+            self.complete = len(rows) < size
         self.close()
 
     def close(self) -> None:

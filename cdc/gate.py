@@ -19,8 +19,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cdc import lsn
-
 if TYPE_CHECKING:
     from cdc.lsn import Lsn
 
@@ -43,6 +41,9 @@ class Snapshot:
         """Read the form ``xmin:xmax:xip,xip,...``."""
         xmin, xmax, running = text.split(":")
         return cls(int(xmin), int(xmax), frozenset(map(int, running.split(","))) if running else frozenset())
+
+    def __str__(self) -> str:
+        return f"{self.xmin}:{self.xmax}:{','.join(map(str, sorted(self.running)))}"
 
     def sees(self, xid: int) -> bool:
         """Tell whether a *committed* transaction is visible; ``xid`` has 32 bits, as wal2json gives it.
@@ -93,7 +94,9 @@ class Gate:
     end: Lsn = 0
     """End of the batch's last transaction."""
     span: tuple[int, int] | None = None
-    """First and last (32 bits) of transactions too many, or too long ago, to be named: all between must be over."""
+    """First and last (32 bits) of transactions too many, or too long ago, to be named: all between must be
+    over.
+    """
     snapshot: Snapshot | None = None
     """The snapshot that the slot was created with: what it sees is never delivered, so a load must see it."""
 
@@ -126,9 +129,17 @@ class Gate:
             span = (xid, xid) if span is None else (_least(span[0], xid), _greatest(span[1], xid))
         return Gate(end=self.end, span=span, snapshot=self.snapshot)
 
-    def __str__(self) -> str:
-        xids = ", ".join(map(str, sorted(self.xids)[:5])) + (", ..." if len(self.xids) > 5 else "")  # noqa: PLR2004
-        return f"xids {xids or 'none'} up to {lsn.show(self.end)}"
+    def note(self) -> str:
+        """Write a `spanned` gate for the state file; its snapshot is not in the note."""
+        return " ".join(map(str, (self.end, *(self.span or ()))))
+
+    @classmethod
+    def parse(cls, note: str) -> Gate | None:
+        """Read a `note`; None where there is none."""
+        if not note:
+            return None
+        end, *span = map(int, note.split(" "))
+        return cls(end=end, span=(span[0], span[1]) if span else None)
 
 
 def _least(one: int, other: int) -> int:

@@ -30,8 +30,14 @@ TROUBLE = "state_file"
 class Ledger:
     """Used by the follower's thread alone, except for `epoch`."""
 
-    def __init__(self, path: Path, observer: Observer, clock: Callable[[], float] = time.monotonic) -> None:
-        """Open the state file, or do without.
+    def __init__(
+        self,
+        path: Path,
+        system: str,
+        observer: Observer,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open the state file of the cluster ``system`` (its identifier), or do without.
 
         Raises:
             Refusal: another process has it.
@@ -47,7 +53,7 @@ class Ledger:
         self.kept = Kept(self.epoch)
         """What an earlier process left."""
         try:
-            self._file = StateFile(path)
+            self._file = StateFile(path, system)
         except StateFileError as error:
             self._failed(error)
             return
@@ -68,14 +74,15 @@ class Ledger:
         except StateFileError as error:
             self._failed(error)
 
-    def note(self, **values: str | int) -> None:
-        """Remember facts."""
+    def note(self, **values: str | int) -> bool:
+        """Remember facts; tells whether they will outlive the process."""
         if self._file is None:
-            return
+            return False
         try:
             self._file.note(**values)
         except StateFileError as error:
             self._failed(error)
+        return self._file is not None
 
     def new_epoch(self, store: Store) -> None:
         """Break with the past: the database's history is another one now."""

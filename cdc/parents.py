@@ -1,8 +1,8 @@
 """The memory of parents: which key did a row belong to, where the WAL only says the row's own id?
 
 With the default replica identity a delete of a settings row carries the serial id and nothing else. For those
-tables we remember ``row id -> parent key``, filled by the mapping's ``ParentsOf...`` queries and followed from
-then on by the rows that come. Where a table's identity names the parent, nothing is remembered.
+tables we remember ``row id -> parent key``, filled by the mapping's ``ParentsOf...`` queries and followed
+from then on by the rows that come. Where a table's identity names the parent, nothing is remembered.
 
 Order makes it right. The memory is loaded *before* the mapping is read, so a change older than the load is
 covered by that read, and a change younger than the load finds the row as it was before.

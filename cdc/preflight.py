@@ -1,4 +1,5 @@
-"""Is the database fit for us? Asked before anything starts, so that a mistake is one line and not a retry for ever.
+"""Is the database fit for us? Asked before anything starts, so that a mistake is one line and not a retry for
+ever.
 
 Each question raises the error that names its remedy; a server that is only starting up is waited for.
 """

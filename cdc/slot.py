@@ -190,9 +190,7 @@ class SlotReader(threading.Thread):
                 options={**wal2json.OPTIONS, "add-tables": ",".join(tables)},
             )
             self._observer.connected(connected=True)
-            self._backlog.tell(
-                Started(self._session_number, history, slot.confirmed, created)
-            )
+            self._backlog.tell(Started(self._session_number, history, slot.confirmed, created))
             try:
                 self._read(connection, cursor, assembler, _Feedback(feedback))
             finally:

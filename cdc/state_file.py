@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdc.errors import Refusal, StateFileError
+from cdc.gate import Gate, Snapshot
 from cdc.store import DIGEST_BYTES, Remembered
 
 if TYPE_CHECKING:
@@ -54,16 +55,18 @@ class Kept:
     head: int = 0
     position: Lsn = 0
     seen: Lsn = 0
-    bootstrap: str = ""
+    bootstrap: Snapshot | None = None
     """The snapshot that the slot was created with, until the first load is done."""
+    owed: Gate | None = None
+    """What a reconcile still has to see because the slot's WAL was let go."""
     entries: list[Remembered] = field(default_factory=list)
 
 
 class StateFile:
     """An open and locked state file; used by the follower's thread alone."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the file and read it.
+    def __init__(self, path: Path, system: str = "") -> None:
+        """Open or create the file and read it; one of another cluster than ``system`` is set aside.
 
         Raises:
             Refusal: another process has it.
@@ -71,6 +74,7 @@ class StateFile:
 
         """
         self.path = path
+        self._system = system
         self.set_aside: Path | None = None
         """Where an unusable file was moved to."""
         self._rows = 0
@@ -105,7 +109,7 @@ class StateFile:
                 self._insert(rows, batch.revision, position, seen)
 
     def note(self, **values: str | int) -> None:
-        """Remember facts by name (``system``, ``timeline``, ``epoch``, ``bootstrap``)."""
+        """Remember facts by name (``system``, ``timeline``, ``bootstrap``, ``owed``)."""
         with _errors(self.path), self._db:
             self._set(values)
 
@@ -161,8 +165,12 @@ class StateFile:
         survived = facts.get("clean") == 1 or facts.get("boot") == boot
         kept.epoch = str(facts["epoch"]) if not kept.fresh and survived else uuid.uuid4().hex
         kept.system = str(facts.get("system", ""))
+        if self._system and kept.system not in ("", self._system):
+            raise _Unusable
         kept.timeline = int(facts.get("timeline", 0))
-        kept.bootstrap = str(facts.get("bootstrap", ""))
+        bootstrap = str(facts.get("bootstrap", ""))
+        kept.bootstrap = Snapshot.parse(bootstrap) if bootstrap else None
+        kept.owed = Gate.parse(str(facts.get("owed", "")))
         with self._db:
             self._set({"version": _VERSION, "epoch": kept.epoch, "boot": boot, "clean": 0})
         return kept
@@ -223,7 +231,7 @@ class StateFile:
 
 
 class _Unusable(Exception):  # noqa: N818 - never leaves this module
-    """The file is of another version, or a checksum is off."""
+    """The file is of another version or another cluster, or a checksum is off."""
 
 
 def _checksum(ids: str, *columns: bytes) -> int:

@@ -153,7 +153,7 @@ class Store:
 
     # Writing: one thread only. It may read without the lock, since nobody else writes.
 
-    def restore(self, kept: Iterable[Remembered], head: int) -> None:
+    def restore(self, kept: Iterable[Remembered], head: int, position: Lsn = 0, seen: Lsn = 0) -> None:
         """Take over what the state file kept, before anything else; payloads come with the first reconcile.
 
         What that reconcile finds unchanged keeps its revision, what it does not find becomes a tombstone.
@@ -167,7 +167,14 @@ class Store:
                     self.tombstones[old.id] = entry
                 else:
                     self._unverified[old.id] = old.digest
-            self.head = head
+            self.head, self.position, self.seen = head, position, seen
+
+    def rewind(self) -> None:
+        """Forget positions, whose history has ended; the map and its revisions stay."""
+        with self.lock:
+            self.position = self.seen = 0
+            for entry in self.entries.values():
+                entry.position = 0
 
     def live_ids(self) -> Iterator[str]:
         """Walk the ids that are not tombstones."""

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import structlog
-from cdc.mapping import load, server_queries
 
 from cdc import preflight
 from cdc.backlog import Backlog
@@ -23,8 +22,10 @@ from cdc.database import Database
 from cdc.follower import Follower
 from cdc.freshness import Freshness
 from cdc.ledger import Ledger
+from cdc.mapping import load, server_queries
 from cdc.parents import Parents
 from cdc.probe import Probe
+from cdc.requery import Requery
 from cdc.slot import SlotReader
 from cdc.store import Store
 from server import grpc_server, http, logs
@@ -37,6 +38,8 @@ from server.metrics import Metrics
 from server.subscribers import Subscribers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cdc.observer import Observer
     from server.settings import Settings
 
@@ -99,7 +102,12 @@ class Pipeline:
     """The three threads and what they share."""
 
     def __init__(
-        self, settings: Settings, store: Store, freshness: Freshness, observer: Observer, on_failure: object
+        self,
+        settings: Settings,
+        store: Store,
+        freshness: Freshness,
+        observer: Observer,
+        on_failure: Callable[[], object],
     ) -> None:
         """Check that the database is fit for us, and open the state file; nothing runs yet.
 
@@ -118,16 +126,24 @@ class Pipeline:
             source, settings.slot_name, queries, catalog.assemble, backlog, freshness, observer
         )
         self._probe = Probe(source, settings.slot_name, queries, self._reader, freshness, observer)
+        parents = Parents()
+        ledger = Ledger(settings.state_file, database.evidence().system, observer)
+        requery = Requery(
+            database=database, catalog=catalog, parents=parents, store=store, ledger=ledger, observer=observer
+        )
         self.follower = Follower(
             backlog=backlog,
             reader=self._reader,
+            requery=requery,
             database=database,
             catalog=catalog,
-            parents=Parents(),
+            parents=parents,
             store=store,
-            ledger=Ledger(settings.state_file, observer),
+            ledger=ledger,
             freshness=freshness,
             observer=observer,
+            max_retained_wal=settings.max_retained_wal,
+            audit_interval=settings.audit_interval,
             on_failure=on_failure,
         )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import structlog
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from server.hub import Hub
     from server.metrics import Metrics
     from server.subscribers import Subscribers
+
+    _Context = grpc.aio.ServicerContext[Any, bytes]
 
 _log = structlog.get_logger(__name__)
 
@@ -68,7 +70,7 @@ class GatewayEndpoints:
             },
         )
 
-    async def fetch(self, _: AuthDataRequest, context: grpc.aio.ServicerContext) -> bytes:
+    async def fetch(self, _: AuthDataRequest, context: _Context) -> bytes:
         """Return the whole map as an ``AuthDataResponse``."""
         with self._counted("FetchAuthDataSync", context):
             await self._ready(context)
@@ -86,9 +88,7 @@ class GatewayEndpoints:
                 )
             return response
 
-    async def stream(
-        self, _: AuthDataUpdatesRequest, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[bytes]:
+    async def stream(self, _: AuthDataUpdatesRequest, context: _Context) -> AsyncIterator[bytes]:
         """Yield ``AuthDataUpdate``s for ever: deletes and upserts of everything, and before those what
         happens now.
         """
@@ -115,12 +115,12 @@ class GatewayEndpoints:
                 replay.close()
                 self._subscribers.remove(subscriber)
 
-    async def _ready(self, context: grpc.aio.ServicerContext) -> None:
+    async def _ready(self, context: _Context) -> None:
         if not await self._hub.ready(READY_SECONDS):
             await _unavailable(context, "no complete map has been loaded yet; try again")
 
     @contextmanager
-    def _counted(self, method: str, context: grpc.aio.ServicerContext) -> Iterator[None]:
+    def _counted(self, method: str, context: _Context) -> Iterator[None]:
         code = grpc.StatusCode.OK
         try:
             yield
@@ -139,7 +139,7 @@ class GatewayEndpoints:
             self._metrics.handled(method, code.name)
 
 
-async def _unavailable(context: grpc.aio.ServicerContext, why: str) -> NoReturn:
+async def _unavailable(context: _Context, why: str) -> NoReturn:
     await context.abort(grpc.StatusCode.UNAVAILABLE, why)
     raise AssertionError("abort returned")
 

@@ -1,0 +1,342 @@
+"""The re-queries: what is still to be read, the reading of it, and up to where everything is in the store.
+
+Tasks wait until their gate is open, are read, and are applied chunk by chunk. Several reads can be open at
+once, so that a revocation does not wait for a ripple. The rules that keep this exact:
+
+- Reads stand in the order in which they began. What one brings, older ones must not touch any more.
+- A whole read answers for everything before it: older reads end when it begins.
+- A read that fails leaves its task waiting. Nothing is done until it is done.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from cdc.audit import Audit
+from cdc.errors import PadsCdcError, SourceError
+from cdc.gate import Gate
+from cdc.observer import BatchSeen, ReconcileSeen
+from cdc.task import OpenRead, Task, merged
+
+if TYPE_CHECKING:
+    from cdc.catalog import Catalog
+    from cdc.database import Database, Row
+    from cdc.gate import Evidence
+    from cdc.history import History
+    from cdc.ledger import Ledger
+    from cdc.lsn import Lsn
+    from cdc.observer import Observer
+    from cdc.parents import Parents
+    from cdc.store import Store
+
+_WAIT_FIRST, _WAIT_MOST = 0.0005, 0.02
+"""Seconds between looks at a gate that is shut: a commit becomes visible within microseconds, or it hangs."""
+_RETRY_FIRST, _RETRY_MOST = 0.05, 2.0
+"""Seconds between attempts when the database does not answer."""
+_MANY = 64
+"""Waiting tasks that are kept apart; more are merged, since each costs a look."""
+_ABREAST = 3
+"""Long reads at a time; each holds a connection."""
+_CHUNK = 5_000
+"""Deletes that are published at once."""
+_TROUBLE = "query"
+
+
+class Requery:
+    """Owned by the follower's thread."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        catalog: Catalog,
+        parents: Parents,
+        store: Store,
+        ledger: Ledger,
+        observer: Observer,
+    ) -> None:
+        self._database = database
+        self._catalog = catalog
+        self._parents = parents
+        self._store = store
+        self._ledger = ledger
+        self._observer = observer
+        self._waiting: list[Task] = []
+        self._reads: list[OpenRead] = []
+        self._audit: Audit | None = None
+        self._look_at = 0.0
+        self._pause = _WAIT_FIRST
+        self._retry = _RETRY_FIRST
+        self.failing = False
+        """The last attempt to read failed."""
+        self.history: History | None = None
+        """The history of the slot's server, once that is known: reads of any other do not count."""
+        self.read_up_to: Lsn = 0
+        """How new the newest read was: an older standby would go back."""
+        self.reached: Lsn = 0
+        """End of the last transaction that was taken from the backlog."""
+        self.exact_at: float | None = None
+        """Monotonic time when the newest whole read began, for whoever asks next."""
+
+    # --- what is to be done
+
+    def add(self, task: Task) -> None:
+        """Have something read; at once, unless the database does not answer anyway."""
+        self._waiting.append(task)
+        if not self.failing:
+            self._look_at = 0.0
+
+    def audit(self) -> None:
+        """Begin to compare everything with the database, unless that is under way or there is more urgent
+        work.
+
+        Raises:
+            SourceError, Refusal: the database cannot be read.
+
+        """
+        if self._audit is not None or self.busy:
+            return
+        read = self._database.read()
+        try:
+            self._trust(read.evidence)
+        except PadsCdcError:
+            read.close()
+            raise
+        self._audit = Audit(read, self._store)
+
+    @property
+    def auditing(self) -> bool:
+        """Whether an audit is under way."""
+        return self._audit is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is still to be read, so that the map is not known to be exact."""
+        return bool(self._waiting or self._reads)
+
+    @property
+    def done_up_to(self) -> Lsn:
+        """Everything up to here is in the store and in the state file: the slot may let it go."""
+        return min((task.since for task in self._open_tasks()), default=self.reached)
+
+    def patience(self, idle: float) -> float:
+        """Return how long there is nothing to do, in seconds; ``idle`` when that is unknown."""
+        if self._reads or (self._audit is not None and self._audit.reading):
+            return 0.0
+        if self._waiting:
+            return max(0.0, self._look_at - time.monotonic())
+        return idle
+
+    def owe(self, reason: str) -> Task:
+        """Replace everything that is open by one reconcile, which answers for all of it; return that."""
+        tasks = self._open_tasks()
+        self._close_reads()
+        task = merged([*tasks, Task.reconcile(reason, Gate(), self.reached)])
+        task.affected.give_up(reason)
+        task.gate = task.gate.spanned()
+        task.transactions.clear()
+        self._waiting = [task]
+        return task
+
+    def abandon(self) -> None:
+        """Forget everything that is open: it will be redelivered, or the process ends."""
+        self._close_reads()
+        self._waiting.clear()
+        if self._audit is not None:
+            self._audit.close()
+            self._audit = None
+
+    # --- doing it
+
+    def turn(self) -> None:
+        """Do one step of everything that is open. Blocks for a round trip or some thousand rows each.
+
+        Raises:
+            SourceError, Refusal: a read failed; its task waits.
+
+        """
+        try:
+            if self._waiting and time.monotonic() >= self._look_at:
+                self._look()
+            for read in tuple(self._reads):
+                if read in self._reads:
+                    self._step(read)
+            if self._audit is not None:
+                self._step_audit(self._audit)
+        except PadsCdcError as error:
+            self.failing = True
+            self._observer.trouble(_TROUBLE, f"re-queries fail: {error}")
+            self._retry = min(self._retry * 2, _RETRY_MOST)
+            self._look_at = time.monotonic() + self._retry
+            raise
+
+    def _look(self) -> None:
+        """Try the tasks that wait: read those whose gate is open, all in one statement where keys suffice."""
+        if len(self._waiting) > _MANY:
+            self._waiting = [merged(self._waiting)]
+        if len(self._reads) >= _ABREAST:
+            return
+        ready = list(self._waiting)
+        if len(ready) > 1 or ready[0].reason is not None:
+            # The usual case is one task with keys: it is read at once, and its gate looked at afterwards.
+            ready = self._open_gates(self._database.evidence())
+        if ready:
+            self._waiting = [task for task in self._waiting if task not in ready]
+            if self._begin(merged(ready)):
+                self._pause = _WAIT_FIRST
+                return
+        self._pause = min(self._pause * 1.5, _WAIT_MOST)
+        self._look_at = time.monotonic() + self._pause
+
+    def _open_gates(self, evidence: Evidence) -> list[Task]:
+        """Return the tasks whose gate is open; a second reconcile waits for the first one to end."""
+        self._trust(evidence)
+        self._recovered()
+        reconciling = any(read.task.reason for read in self._reads)
+        return [
+            task for task in self._waiting if task.gate.opens(evidence) and not (reconciling and task.reason)
+        ]
+
+    def _begin(self, task: Task) -> bool:
+        """Read for a task; False when the gate was shut for it, and it waits. Short reads are done on
+        return.
+        """
+        began = time.monotonic()
+        self._waiting.append(task)
+        if task.reason is not None:
+            self._load_parents()
+            read = self._database.read()
+        else:
+            read = self._database.read(task.affected.keys)
+        try:
+            self._trust(read.evidence)
+        except PadsCdcError:
+            read.close()
+            raise
+        self._recovered()
+        if not task.gate.opens(read.evidence):
+            read.close()
+            return False
+        self._waiting.remove(task)
+        self.read_up_to = max(self.read_up_to, read.evidence.seen)
+        if task.reason is not None and self._reads:
+            # Their rows are older than what this read will say of every id, also of ids that it will not
+            # have.
+            task = merged([task, *(older.task for older in self._reads)])
+            self._close_reads()
+        opened = OpenRead(task, read, began)
+        self._reads.append(opened)
+        self._step(opened)
+        return True
+
+    def _step(self, read: OpenRead) -> None:
+        """Apply the next chunk of a read, and finish it with the last one."""
+        try:
+            rows = read.next()
+            while rows is not None and read.read.complete:
+                self._apply(read, rows)
+                rows = read.next()
+        except PadsCdcError:
+            self._reads.remove(read)
+            self._waiting.append(read.task)
+            raise
+        if rows is None:
+            self._finish(read)
+        else:
+            self._apply(read, rows)
+
+    def _apply(self, read: OpenRead, rows: list[Row]) -> None:
+        task, evidence = read.task, read.read.evidence
+        named = task.reason is None
+        batch = self._store.prepare(rows, task.end if named else evidence.seen, named=named)
+        read.upserts += batch.upserts
+        read.deletes += batch.deletes
+        for older in self._reads[: self._reads.index(read)]:
+            older.overtake(rows)
+        if self._audit is not None:
+            self._audit.overtake(rows)
+        last = named and read.read.complete and self._reads == [read] and not self._waiting
+        position = self.reached if last else 0
+        self._ledger.append(batch, position=position or self._store.position, seen=evidence.seen)
+        self._store.publish(batch, whole=last, position=position, seen=evidence.seen)
+
+    def _finish(self, read: OpenRead) -> None:
+        task = read.task
+        if task.reason is not None:
+            gone = read.missing(self._store.live_ids())
+            for start in range(0, len(gone), _CHUNK):
+                self._apply(read, gone[start : start + _CHUNK])
+        self._reads.remove(read)
+        if task.reason is not None:
+            self.exact_at = read.began
+            self._tell_reconciled(task.reason, read.upserts, read.deletes, time.monotonic() - read.began)
+        if not self.busy:
+            self._store.settle(self.reached)
+        if task.transactions:
+            self._observer.batch(
+                BatchSeen(
+                    transactions=tuple(task.seen(read.rows)),
+                    affected=read.rows,
+                    upserts=read.upserts if task.reason is None else 0,
+                    deletes=read.deletes if task.reason is None else 0,
+                    suppressed=max(0, read.rows - read.upserts - read.deletes) if task.reason is None else 0,
+                    requery_seconds=time.monotonic() - read.began,
+                    visibility_seconds=max(0.0, read.began - task.asked_at),
+                    revision=self._store.head,
+                )
+            )
+
+    def _step_audit(self, audit: Audit) -> None:
+        """Compare some more; once everything that the audit saw is applied, what still differs is drift."""
+        try:
+            differing = audit.turn(self.done_up_to)
+        except PadsCdcError:
+            self._audit = None
+            raise
+        if differing is None:
+            return
+        self._audit = None
+        batch = self._store.prepare(differing, audit.seen, named=False)
+        if batch.changed:
+            for read in self._reads:
+                read.overtake(differing)
+            self._ledger.append(batch, position=self._store.position, seen=audit.seen)
+            self._store.publish(
+                batch, whole=not self.busy, position=0 if self.busy else self.reached, seen=audit.seen
+            )
+        self._tell_reconciled("audit", batch.upserts, batch.deletes, audit.seconds)
+
+    def _trust(self, evidence: Evidence) -> None:
+        """Refuse a server that is not of the slot's history, or that lags behind what was read already."""
+        if self.history is not None:
+            if evidence.system != self.history.system:
+                raise SourceError("other_system", "the query server belongs to another cluster than the slot")
+            if evidence.timeline is not None and evidence.timeline != self.history.timeline:
+                raise SourceError(
+                    "other_timeline",
+                    f"the query server writes timeline {evidence.timeline}, the slot's is {self.history.timeline}",
+                )
+        if evidence.replayed is not None and evidence.replayed < self.read_up_to:
+            raise SourceError("query_server_behind", "the query server has not replayed what was read before")
+
+    def _load_parents(self) -> None:
+        rules = self._catalog.look(self._database).nameless(self._database.mapping.rules)
+        rows = self._database.parents(rules)
+        self._parents.load(rows, self._database.evidence().seen if rules else 0)
+
+    def _recovered(self) -> None:
+        if self.failing:
+            self.failing, self._retry = False, _RETRY_FIRST
+            self._observer.trouble(_TROUBLE, None)
+
+    def _tell_reconciled(self, reason: str, upserts: int, deletes: int, seconds: float) -> None:
+        self._observer.reconciled(ReconcileSeen(reason, len(self._store), upserts, deletes, seconds))
+
+    def _open_tasks(self) -> list[Task]:
+        return [*self._waiting, *(read.task for read in self._reads)]
+
+    def _close_reads(self) -> None:
+        for read in self._reads:
+            read.read.close()
+        self._reads.clear()
