@@ -315,7 +315,7 @@ class Requery:
             if evidence.timeline is not None and evidence.timeline != self.history.timeline:
                 raise SourceError(
                     "other_timeline",
-                    f"the query server writes timeline {evidence.timeline}, the slot's is {self.history.timeline}",
+                    f"the query server writes timeline {evidence.timeline}, the slot's server another one",
                 )
         if evidence.replayed is not None and evidence.replayed < self.read_up_to:
             raise SourceError("query_server_behind", "the query server has not replayed what was read before")

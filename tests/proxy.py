@@ -1,0 +1,107 @@
+"""A TCP proxy that can be cut, stalled without a word, and slowed down: networks between us and the database."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_READ = 64 * 1024
+
+
+class Proxy:
+    """Listens on a port of 127.0.0.1 and passes bytes on to another, in a thread of its own."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._pairs: dict[socket.socket, socket.socket] = {}
+        self._lock = threading.Lock()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._ended = threading.Event()
+        self.stalled = False
+        """Nothing is passed on and nothing is closed: like a router that drops packets."""
+        self.refusing = False
+        """New connections are closed at once."""
+        self.bytes_per_second: float | None = None
+        """Slow down to this; None is as fast as it goes."""
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join(10)
+        self.cut()
+        self._listener.close()
+        self._selector.close()
+
+    def cut(self) -> int:
+        """Close every connection on both sides; returns how many."""
+        with self._lock:
+            pairs, self._pairs = self._pairs, {}
+            for one in pairs:
+                with suppress(KeyError, ValueError):
+                    self._selector.unregister(one)
+                one.close()
+        return len(pairs) // 2
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            if self.stalled:
+                self._ended.wait(0.02)
+                continue
+            for key, _ in self._selector.select(0.05):
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif isinstance(key.fileobj, socket.socket) and not self.stalled:
+                    self._pass_on(key.fileobj)
+
+    def _accept(self) -> None:
+        near, _ = self._listener.accept()
+        if self.refusing:
+            near.close()
+            return
+        try:
+            far = socket.create_connection(("127.0.0.1", self._target))
+        except OSError:
+            near.close()
+            return
+        with self._lock:
+            self._pairs[near], self._pairs[far] = far, near
+            for one in (near, far):
+                self._selector.register(one, selectors.EVENT_READ)
+
+    def _pass_on(self, source: socket.socket) -> None:
+        with self._lock:
+            sink = self._pairs.get(source)
+        if sink is None:
+            return
+        limit = _READ if self.bytes_per_second is None else max(1, int(self.bytes_per_second / 50))
+        try:
+            content = source.recv(limit)
+            if content:
+                sink.sendall(content)
+        except OSError:
+            content = b""
+        if not content:
+            with self._lock:
+                for one in (source, sink):
+                    self._pairs.pop(one, None)
+                    with suppress(KeyError, ValueError):
+                        self._selector.unregister(one)
+                    one.close()
+        elif self.bytes_per_second is not None:
+            time.sleep(len(content) / self.bytes_per_second)
