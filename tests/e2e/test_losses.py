@@ -1,0 +1,313 @@
+"""Losing things: the server stays up, serves what it holds, says so, stays ready, and heals by itself."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import psycopg2
+import pytest
+from psycopg2.extras import LogicalReplicationConnection
+
+from tests.fix_server import fill, wait_equal, wait_until
+from tests.proxy import Proxy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from server.demo.cluster import Cluster
+    from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory
+    from tests.fix_server import Gateway, GatewayFactory, Server, ServerFactory
+
+CHANGE = (
+    "UPDATE pay_plans SET throughput_limit = throughput_limit + 1 WHERE plan_type = 'plan_1';"
+    "DELETE FROM portal_applications WHERE id = (SELECT max(id) FROM portal_applications)"
+)
+
+
+def reasons(server: Server) -> set[str]:
+    """Return the codes of what ``/healthz`` complains of."""
+    status, body = server.get("/healthz")
+    return {reason["code"] for reason in json.loads(body)["reasons"]} if status == 503 else set()
+
+
+def wait_healthy(server: Server) -> None:
+    wait_until(lambda: server.get("/healthz") == (200, "ok"), f"healthy: {server.get('/healthz')}")
+
+
+class Rig:
+    """A cluster, a database, a server and a client that holds everything."""
+
+    def __init__(self, cluster: Cluster, database: Database, server: Server, client: Gateway) -> None:
+        self.cluster, self.database, self.server, self.client = cluster, database, server, client
+
+    def still_serves(self) -> None:
+        """Check that gateways do not notice: ready, and a fetch answers."""
+        assert self.server.process.poll() is None
+        assert self.server.get("/readyz") == (200, "ok")
+        assert self.client.map
+
+    def heals(self) -> None:
+        """Check that changes arrive again, and that health says so."""
+        self.database.execute(CHANGE)
+        wait_equal(self.client, self.database)
+        wait_healthy(self.server)
+
+
+@pytest.fixture
+def rig(
+    cluster_factory: ClusterFactory,
+    database_factory: DatabaseFactory,
+    serve: ServerFactory,
+    gateway: GatewayFactory,
+) -> Rig:
+    cluster = cluster_factory({"wal_sender_timeout": "5s", "max_wal_size": "64MB", "min_wal_size": "32MB"})
+    database = database_factory(cluster=cluster)
+    fill(database, 300)
+    server = serve(database)
+    client = gateway(server)
+    wait_equal(client, database)
+    return Rig(cluster, database, server, client)
+
+
+@pytest.mark.parametrize("how", ["fast", "immediate", "crash"])
+def test_postgres_stops_and_comes_back(rig: Rig, how: str) -> None:
+    began = time.monotonic()
+    if how == "crash":
+        rig.cluster.crash()
+    else:
+        rig.cluster.stop("fast" if how == "fast" else "immediate")
+    assert time.monotonic() - began < 6, "a fast stop waits for whoever reads a slot: we must let go at once"
+    wait_until(lambda: "disconnected" in reasons(rig.server), "it says so")
+    first = rig.server.metric("pads_cdc_replication_lag_seconds")
+    wait_until(lambda: rig.server.metric("pads_cdc_replication_lag_seconds") > first + 1, "staleness grows")
+    rig.still_serves()
+    rig.cluster.start()
+    rig.heals()
+    assert rig.server.metric("pads_cdc_source_reconnects_total") > 0
+
+
+def test_every_backend_is_terminated_again_and_again(rig: Rig) -> None:
+    for _ in range(5):
+        rig.database.rows(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pads-cdc'"
+        )
+        rig.database.execute(CHANGE)
+    rig.heals()
+
+
+def test_a_fast_stop_with_unconfirmed_wal_is_not_delayed(rig: Rig) -> None:
+    """Something hangs (a lock on the mapping), so that WAL stays unconfirmed; the server stops all the same."""
+    blocker = rig.database.connect()
+    with blocker.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("LOCK TABLE portal_applications IN ACCESS EXCLUSIVE MODE")
+    rig.database.execute("UPDATE pay_plans SET throughput_limit = throughput_limit + 1")
+    wait_until(
+        lambda: rig.database.value("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0, "a re-query hangs"
+    )
+    began = time.monotonic()
+    rig.cluster.stop("fast")
+    assert time.monotonic() - began < 6
+    rig.cluster.start()
+    rig.heals()
+
+
+@pytest.mark.parametrize("how", ["cut", "stalled", "slow"])
+def test_the_network_fails(
+    cluster: Cluster, database: Database, serve: ServerFactory, gateway: GatewayFactory, how: str
+) -> None:
+    fill(database, 300)
+    with Proxy(cluster.port) as proxy:
+        address = database.url().replace(f":{cluster.port}/", f":{proxy.port}/")
+        # Shorter than ours by default: what the user's own connection string says wins.
+        server = serve(
+            f"{address}?tcp_user_timeout=3000&keepalives_idle=1&keepalives_interval=1&keepalives_count=2"
+        )
+        client = gateway(server)
+        wait_equal(client, database)
+        if how == "slow":
+            proxy.bytes_per_second = 20_000
+            database.execute(CHANGE)
+            wait_equal(client, database)
+            proxy.bytes_per_second = None
+        elif how == "cut":
+            proxy.refusing = True
+            assert proxy.cut() > 0
+            database.execute(CHANGE)
+            wait_until(lambda: "disconnected" in reasons(server), "it says so")
+            proxy.refusing = False
+        else:
+            proxy.stalled = True
+            database.execute(CHANGE)
+            wait_until(lambda: server.metric("pads_cdc_replication_lag_seconds") > 5, "staleness grows")
+            assert server.get("/readyz") == (200, "ok")
+            proxy.stalled = False
+        database.execute(CHANGE)
+        wait_equal(client, database)
+        wait_healthy(server)
+
+
+def test_a_frozen_postgres_is_not_idleness(rig: Rig) -> None:
+    with rig.cluster.frozen():
+        wait_until(lambda: rig.server.metric("pads_cdc_replication_lag_seconds") > 4, "staleness grows")
+        rig.still_serves()
+    rig.heals()
+    wait_until(
+        lambda: rig.server.metric("pads_cdc_replication_lag_seconds") == 0, "and is 0 again, though idle"
+    )
+
+
+def test_the_slot_is_dropped_while_running(rig: Rig) -> None:
+    def dropped() -> bool:
+        with closing(psycopg2.connect(rig.database.url())) as session, session, session.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots")
+            try:
+                cursor.execute("SELECT pg_drop_replication_slot('pads_cdc')")
+            except psycopg2.errors.ObjectInUse:
+                return False
+        return True
+
+    wait_until(dropped, "the slot is dropped under our hands")
+    rig.database.execute(CHANGE)
+    rig.heals()
+    assert rig.server.metric("pads_cdc_reconcile_total", reason="slot_created") >= 1
+
+
+def test_the_slot_is_dropped_while_down(rig: Rig, serve: ServerFactory) -> None:
+    port = str(rig.server.grpc)
+    rig.server.kill()
+    wait_until(lambda: rig.database.value("SELECT NOT active FROM pg_replication_slots"), "the slot is free")
+    rig.database.rows("SELECT pg_drop_replication_slot('pads_cdc')")
+    rig.database.execute(CHANGE)
+    rig.server = serve(rig.database, PORT=port)
+    wait_equal(rig.client, rig.database)
+    rig.heals()
+
+
+def test_the_slot_is_invalidated(rig: Rig) -> None:
+    """Our process is frozen while the server writes more than max_slot_wal_keep_size."""
+    rig.cluster.configure({"max_slot_wal_keep_size": "16MB"})
+    rig.cluster.reload()
+    rig.server.process.send_signal(signal.SIGSTOP)
+    rig.database.execute(CHANGE)
+    rig.database.execute("CREATE TABLE bulk (content text)")
+
+    def lost() -> bool:
+        rig.database.execute("INSERT INTO bulk SELECT repeat('x', 1000) FROM generate_series(1, 20000)")
+        rig.database.execute("SELECT pg_switch_wal(); CHECKPOINT")
+        return bool(rig.database.value("SELECT wal_status = 'lost' FROM pg_replication_slots"))
+
+    wait_until(lost, "the slot is lost")
+    rig.server.process.send_signal(signal.SIGCONT)
+    rig.heals()
+    assert rig.database.value("SELECT wal_status FROM pg_replication_slots") in ("reserved", "extended")
+
+
+def test_the_slot_is_taken_by_another_process(rig: Rig) -> None:
+    """It is read while it cannot be ours; the mapping is polled meanwhile, and then taken over without a gap."""
+
+    def taken() -> psycopg2.extensions.connection | None:
+        rig.database.rows("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active")
+        thief = psycopg2.connect(rig.database.url(), connection_factory=LogicalReplicationConnection)
+        try:
+            thief.cursor().start_replication(slot_name="pads_cdc")
+        except psycopg2.errors.ObjectInUse:
+            thief.close()
+            return None
+        return thief
+
+    thief = wait_until(taken, "another process has the slot")
+    assert thief is not None
+    wait_until(lambda: rig.server.metric("pads_cdc_source_mode", mode="polling") == 1, "polling")
+    assert {"polling", "disconnected"} <= reasons(rig.server)
+    rig.database.execute(CHANGE)
+    wait_equal(rig.client, rig.database)
+    wait_until(lambda: rig.server.metric("pads_cdc_replication_lag_seconds") < 6, "polling bounds staleness")
+    thief.close()
+    wait_until(lambda: rig.server.metric("pads_cdc_source_mode", mode="streaming") == 1, "streaming again")
+    rig.heals()
+
+
+def test_the_database_is_restored_from_an_older_backup(rig: Rig) -> None:
+    """It goes back, and so does the map: what the database says is the truth."""
+    cluster = rig.cluster
+    cluster.stop()
+    backup = cluster.folder / "backup"
+    subprocess.run(["cp", "-a", str(cluster.data), str(backup)], check=True)
+    cluster.start()
+    rig.heals()
+    rig.database.execute(
+        "INSERT INTO portal_applications SELECT 'lost_' || g, 'acc_1' FROM generate_series(1, 20) g"
+    )
+    wait_equal(rig.client, rig.database)
+    assert "lost_1" in rig.client.map
+    cluster.stop()
+    shutil.rmtree(cluster.data)
+    backup.rename(cluster.data)
+    cluster.start()
+    wait_equal(rig.client, rig.database)
+    assert "lost_1" not in rig.client.map
+    rig.heals()
+
+
+def test_the_state_file_s_disk_is_full(rig: Rig, serve: ServerFactory, tmp_path: Path) -> None:
+    """It goes on without, loudly; and once there is room again, with a file that a restart can use."""
+    pid = rig.server.process.pid
+    size = sum(path.stat().st_size for path in tmp_path.glob("state*"))
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (size // 2, resource.RLIM_INFINITY))
+    rig.database.execute("UPDATE pay_plans SET throughput_limit = throughput_limit + 1")
+    wait_until(lambda: rig.server.metric("pads_cdc_state_file_errors_total") > 0, "it is counted")
+    wait_equal(rig.client, rig.database)
+    assert "state_file" in reasons(rig.server)
+    rig.still_serves()
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+    wait_until(lambda: "state_file" not in reasons(rig.server), "a state file again", deadline=60)
+    rig.heals()
+    port = str(rig.server.grpc)
+    rig.server.kill()
+    rig.database.execute("DELETE FROM portal_applications WHERE id = 'app_11'")
+    rig.server = serve(rig.database, PORT=port)
+    wait_equal(rig.client, rig.database)
+
+
+def test_wal_is_not_held_for_ever_when_re_queries_fail(rig: Rig, serve: ServerFactory) -> None:
+    """A note, then the confirmation, then one reconcile that covers what was let go; also after a crash."""
+    port = str(rig.server.grpc)
+    assert rig.server.stop() == 0
+    rig.server = serve(rig.database, PORT=port, MAX_RETAINED_WAL="8MB")
+    wait_equal(rig.client, rig.database)
+    rig.database.execute("ALTER TABLE pay_plans RENAME COLUMN throughput_limit TO renamed")
+    wait_until(lambda: "query" in reasons(rig.server), "re-queries fail, and it says so", deadline=60)
+    rig.database.execute("CREATE TABLE bulk (content text)")
+
+    def let_go() -> bool:
+        rig.database.execute("UPDATE portal_application_settings SET secret_key = md5(random()::text)")
+        rig.database.execute("INSERT INTO bulk SELECT repeat('x', 1000) FROM generate_series(1, 3000)")
+        return "owed" in reasons(rig.server)
+
+    wait_until(let_go, "a reconcile is owed", deadline=60)
+    rig.still_serves()
+    held = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn) FROM pg_replication_slots"
+    wait_until(lambda: rig.database.value(held) < 8 * 2**20, "the slot lets go")
+    rig.server.kill()
+    threading.Timer(
+        1, rig.database.execute, ("ALTER TABLE pay_plans RENAME COLUMN renamed TO throughput_limit",)
+    ).start()
+    wait_until(
+        lambda: rig.database.value(
+            "SELECT count(*) FROM information_schema.columns WHERE column_name = 'throughput_limit'"
+        ),
+        "the column is back",
+    )
+    rig.server = serve(rig.database, PORT=port)
+    wait_equal(rig.client, rig.database)
+    assert rig.server.metric("pads_cdc_reconcile_total", reason="owed") == 1
+    rig.heals()
