@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import grpc
+import grpc.experimental
 
 from server.pb.gateway_endpoint_pb2 import (
     DESCRIPTOR,
@@ -29,6 +30,8 @@ _SERVICE: Final = DESCRIPTOR.services_by_name["GatewayEndpoints"].full_name
 
 _CONNECT_MS: Final = 5_000
 _OPTIONS: Final = (
+    # Read in the thread that walks the stream, without a second one to hand each message over.
+    (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
     # Unlike deployed clients, which fail on a fetch above 4 MiB: this one is to show what there is.
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_http_proxy", 0),
@@ -44,6 +47,8 @@ _OPTIONS: Final = (
 )
 _FETCH_SECONDS: Final = 40.0
 """A server that has no complete map yet says so after 30 s."""
+_NOTHING_ANSWERS: Final = ("failed to connect", "errors resolving", "DNS resolution failed")
+"""How gRPC's details begin before a chain of causes, of which the last one tells people something."""
 _FIRST_RETRY: Final = 0.5
 _LAST_RETRY: Final = 10.0
 
@@ -151,6 +156,6 @@ def _reason(error: grpc.RpcError) -> str:
     if not isinstance(error, grpc.Call):
         return "the call failed"
     code, details = error.code(), " ".join((error.details() or "").split())
-    if "failed to connect" in details or "DNS resolution failed" in details:
-        return f"nothing answers: {details.rpartition(': ')[2]}"
+    if any(sign in details for sign in _NOTHING_ANSWERS):
+        return f"nothing answers: {details.rpartition(':')[2].strip(' ]')}"
     return f"{code.name}: {details}" if details else code.name

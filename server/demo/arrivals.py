@@ -22,12 +22,15 @@ class Delivery:
     """When its COMMIT had returned, by ``time.monotonic``."""
     seconds: float | None
     """From then to its last endpoint's arrival; None where it changed none, 0 where that came first."""
+    alone: bool
+    """Whether everything before it had arrived: it did not wait behind thousands of endpoints of a plan."""
 
 
 @dataclass
 class _Awaited:
     commit: Commit
     missing: int
+    alone: bool
     committed_at: float | None = None
     arrived_at: float | None = None
 
@@ -43,8 +46,8 @@ class Arrivals:
 
     def expect(self, commit: Commit) -> None:
         """Note what a commit will change; to be called before it, since the news may overtake its answer."""
-        awaited = _Awaited(commit, len(commit.changes))
         with self._lock:
+            awaited = _Awaited(commit, len(commit.changes), alone=not self._awaited)
             self._awaited[commit.number] = awaited
             for endpoint_id, endpoint in commit.changes.items():
                 self._expected.setdefault(endpoint_id, deque()).append((awaited, endpoint))
@@ -90,4 +93,4 @@ class Arrivals:
         seconds = None
         if awaited.arrived_at is not None:
             seconds = max(0.0, awaited.arrived_at - awaited.committed_at)
-        self._delivered.append(Delivery(awaited.commit, awaited.committed_at, seconds))
+        self._delivered.append(Delivery(awaited.commit, awaited.committed_at, seconds, awaited.alone))

@@ -22,10 +22,8 @@ class Row:
     commits: int = 0
     endpoints: int = 0
     seconds: list[float] = field(default_factory=list)
-
-    def percentile(self, share: float) -> float:
-        """Return the least latency that ``share`` (0 to 1) of the commits do not exceed; NaN without any."""
-        return percentile(self.seconds, share)
+    alone: list[float] = field(default_factory=list)
+    """Those of ``seconds`` of commits that had nothing else before them on the way."""
 
 
 @dataclass
@@ -43,6 +41,8 @@ class Figures:
         row.endpoints += len(delivery.commit.changes)
         if delivery.seconds is not None:
             row.seconds.append(delivery.seconds)
+            if delivery.alone:
+                row.alone.append(delivery.seconds)
 
     def observe(self, gauges: Gauges | None) -> None:
         """Keep what the server said of itself."""
@@ -57,11 +57,12 @@ class Figures:
             sum(row.commits for row in rows),
             sum(row.endpoints for row in rows),
             [seconds for row in rows for seconds in row.seconds],
+            [seconds for row in rows for seconds in row.alone],
         )
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the nearest-rank percentile; NaN of nothing."""
+    """Return the least value that ``share`` (0 to 1) of all do not exceed; NaN of nothing."""
     if not values:
         return math.nan
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from server.demo.view import View
     from server.interrupt import Interrupt
 
-_EQUAL_SECONDS: Final = 15.0
+_EQUAL_SECONDS: Final = 10.0
 """What the maps get, after the last commit, to become what the database says."""
 _FRAME: Final = 0.2
 """Seconds between two looks at everything."""

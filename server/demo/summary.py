@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from server.demo.figures import percentile
 from server.demo.view import figures_table, milliseconds
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from server.demo.figures import Figures
@@ -49,11 +52,8 @@ def summarize(console: Console, figures: Figures, verdict: Verdict, server_exit:
         console.print(f"{verdict.overtaken} more were undone by later ones before they were read")
     for loss in verdict.losses:
         console.print(f"a subscriber lost its stream: {loss}")
-    latencies = ", ".join(
-        f"{name} {milliseconds(rotated.percentile(share))}"
-        for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
-    )
-    console.print(f"a rotated key was at the subscriber after {latencies} (from the return of COMMIT)")
+    console.print(f"a rotated key was at the subscriber after {_latencies(rotated.seconds)}")
+    console.print(f"  with nothing else on its way after {_latencies(rotated.alone)}")
     if figures.staleness:
         console.print(
             f"staleness: {max(figures.staleness):.1f} s at most, {figures.staleness[-1]:.1f} s at the end"
@@ -70,3 +70,8 @@ def summarize(console: Console, figures: Figures, verdict: Verdict, server_exit:
         return 1
     console.print(f"EQUAL: {holders} hold exactly {query}")
     return 1 if server_exit or verdict.losses else 0
+
+
+def _latencies(seconds: Sequence[float]) -> str:
+    shares = (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+    return ", ".join(f"{name} {milliseconds(percentile(seconds, share))}" for name, share in shares)

@@ -13,6 +13,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from server.demo.figures import percentile
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from server.demo.figures import Figures
     from server.demo.server_process import Gauges
 
-_AROUND = 22
+_AROUND = 17
 """Lines of the live screen that are not commits."""
 _RIPPLE = 100
 """Endpoints from which a commit stands out."""
@@ -100,7 +102,9 @@ class LiveView:
         self._latest.extendleft(glance.deliveries)
         rows = max(3, self._console.height - _AROUND)
         head = Panel(_state(glance), title="pads-cdc demo", subtitle="Ctrl-C ends it")
-        body = Group(head, figures_table(glance.figures), _commits(list(self._latest)[:rows], glance.began))
+        body = Group(
+            head, figures_table(glance.figures), "", _commits(list(self._latest)[:rows], glance.began)
+        )
         self._live.update(body, refresh=True)
 
 
@@ -111,7 +115,7 @@ def figures_table(figures: Figures) -> Table:
     for heading in ("commits", "endpoints", "p50", "p99", "max"):
         table.add_column(heading, justify="right", min_width=9)
     for kind, row in (*figures.rows.items(), ("total", figures.total)):
-        latencies = [milliseconds(row.percentile(share)) for share in (0.5, 0.99, 1)]
+        latencies = [milliseconds(percentile(row.seconds, share)) for share in (0.5, 0.99, 1)]
         table.add_row(kind, f"{row.commits:,}", f"{row.endpoints:,}", *latencies)
     return table
 

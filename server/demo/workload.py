@@ -38,7 +38,7 @@ _WEIGHTS: Final = {
     "application deleted": 11,
 }
 _COMMITS_A_SECOND: Final = 30
-_COMMITS_A_PLAN: Final = 90
+_COMMITS_A_PLAN: Final = 120
 """A plan is changed once in so many commits: often enough to be seen, rarely enough to look at the rest."""
 
 _KEY: Final = """
@@ -87,11 +87,12 @@ class Workload:
         self._session = session
         self._random = Random()  # noqa: S311 - the choice of a row need not be unpredictable
         self._numbers = itertools.count(1)
-        self._applications = self._column("SELECT id FROM portal_applications")
-        self._accounts = self._column(
-            "SELECT DISTINCT account_id FROM portal_applications WHERE account_id IS NOT NULL"
-        )
-        self._plans = self._column("SELECT plan_type FROM pay_plans")
+        self._applications = [
+            application for (application,) in self._rows("SELECT id FROM portal_applications")
+        ]
+        self._plan_of = dict(self._rows("SELECT id, plan_type FROM accounts"))
+        self._accounts = list(self._plan_of)
+        self._plans = sorted(set(self._plan_of.values()))
         self._steps = {
             "key rotated": self._rotate,
             "key revoked": self._revoke,
@@ -105,7 +106,7 @@ class Workload:
         """Do everything of the next transaction but its COMMIT, and say what that will change."""
         number = next(self._numbers)
         kind = "plan changed"
-        if number % _COMMITS_A_PLAN != _COMMITS_A_PLAN // 3:
+        if number % _COMMITS_A_PLAN != _COMMITS_A_PLAN // 4:
             [kind] = self._random.choices(list(_WEIGHTS), list(_WEIGHTS.values()))
         step = self._steps[kind]()
         with self._session.cursor() as cursor:
@@ -134,7 +135,9 @@ class Workload:
         )
 
     def _move(self) -> _Step:
-        account, plan = self._random.choice(self._accounts), self._random.choice(self._plans)
+        account = self._random.choice(self._accounts)
+        plan = self._random.choice([each for each in self._plans if each != self._plan_of[account]])
+        self._plan_of[account] = plan
         return _Step(
             f"{account} to {plan}", _MOVE, {"account": account, "plan": plan}, ("account_id", account)
         )
@@ -156,10 +159,10 @@ class Workload:
         plan = self._random.choice(self._plans)
         return _Step(f"limits of {plan}", _CHANGE_PLAN, {"plan": plan}, ("plan_type", plan))
 
-    def _column(self, query: str) -> list[str]:
+    def _rows(self, query: str) -> list[tuple[Any, ...]]:
         with self._session.cursor() as cursor:
             cursor.execute(query)
-            return [value for (value,) in cursor.fetchall()]
+            return cursor.fetchall()
 
 
 def commit_until(stop: threading.Event, portal: Portal, arrivals: Arrivals) -> None:
