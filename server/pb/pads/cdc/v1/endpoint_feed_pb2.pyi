@@ -1,0 +1,156 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ResetReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RESET_REASON_UNSPECIFIED: _ClassVar[ResetReason]
+    RESET_REASON_NO_TOKEN: _ClassVar[ResetReason]
+    RESET_REASON_MALFORMED: _ClassVar[ResetReason]
+    RESET_REASON_EXPIRED: _ClassVar[ResetReason]
+    RESET_REASON_OTHER_SYSTEM: _ClassVar[ResetReason]
+    RESET_REASON_TIMELINE: _ClassVar[ResetReason]
+    RESET_REASON_UNKNOWN_REVISION: _ClassVar[ResetReason]
+    RESET_REASON_GAP: _ClassVar[ResetReason]
+    RESET_REASON_DIGEST_MISMATCH: _ClassVar[ResetReason]
+RESET_REASON_UNSPECIFIED: ResetReason
+RESET_REASON_NO_TOKEN: ResetReason
+RESET_REASON_MALFORMED: ResetReason
+RESET_REASON_EXPIRED: ResetReason
+RESET_REASON_OTHER_SYSTEM: ResetReason
+RESET_REASON_TIMELINE: ResetReason
+RESET_REASON_UNKNOWN_REVISION: ResetReason
+RESET_REASON_GAP: ResetReason
+RESET_REASON_DIGEST_MISMATCH: ResetReason
+
+class WatchRequest(_message.Message):
+    __slots__ = ("open", "acknowledge")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGE_FIELD_NUMBER: _ClassVar[int]
+    open: Open
+    acknowledge: Acknowledge
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., acknowledge: _Optional[_Union[Acknowledge, _Mapping]] = ...) -> None: ...
+
+class Open(_message.Message):
+    __slots__ = ("client_id", "resume_token")
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    client_id: str
+    resume_token: bytes
+    def __init__(self, client_id: _Optional[str] = ..., resume_token: _Optional[bytes] = ...) -> None: ...
+
+class Acknowledge(_message.Message):
+    __slots__ = ("token", "digest_mismatch")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_MISMATCH_FIELD_NUMBER: _ClassVar[int]
+    token: bytes
+    digest_mismatch: bool
+    def __init__(self, token: _Optional[bytes] = ..., digest_mismatch: _Optional[bool] = ...) -> None: ...
+
+class WatchResponse(_message.Message):
+    __slots__ = ("opened", "batch", "progress")
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    opened: Opened
+    batch: Batch
+    progress: Progress
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+
+class Opened(_message.Message):
+    __slots__ = ("resumed", "reset", "progress_interval")
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    resumed: Resumed
+    reset: Reset
+    progress_interval: _duration_pb2.Duration
+    def __init__(self, resumed: _Optional[_Union[Resumed, _Mapping]] = ..., reset: _Optional[_Union[Reset, _Mapping]] = ..., progress_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class Resumed(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Reset(_message.Message):
+    __slots__ = ("reason", "count")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    reason: ResetReason
+    count: int
+    def __init__(self, reason: _Optional[_Union[ResetReason, str]] = ..., count: _Optional[int] = ...) -> None: ...
+
+class Batch(_message.Message):
+    __slots__ = ("changes", "checkpoint", "snapshot_end")
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_END_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[Change]
+    checkpoint: Checkpoint
+    snapshot_end: bool
+    def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., snapshot_end: _Optional[bool] = ...) -> None: ...
+
+class Change(_message.Message):
+    __slots__ = ("revision", "endpoint_id", "endpoint", "deleted")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_ID_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    endpoint_id: str
+    endpoint: bytes
+    deleted: bool
+    def __init__(self, revision: _Optional[int] = ..., endpoint_id: _Optional[str] = ..., endpoint: _Optional[bytes] = ..., deleted: _Optional[bool] = ...) -> None: ...
+
+class Checkpoint(_message.Message):
+    __slots__ = ("token", "revision", "count", "digest", "staleness")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    token: bytes
+    revision: int
+    count: int
+    digest: bytes
+    staleness: _duration_pb2.Duration
+    def __init__(self, token: _Optional[bytes] = ..., revision: _Optional[int] = ..., count: _Optional[int] = ..., digest: _Optional[bytes] = ..., staleness: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("checkpoint", "queued")
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    checkpoint: Checkpoint
+    queued: bool
+    def __init__(self, checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., queued: _Optional[bool] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusResponse(_message.Message):
+    __slots__ = ("epoch", "revision", "count", "digest", "staleness", "lag_bytes", "subscribers", "ready")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    LAG_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SUBSCRIBERS_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    epoch: str
+    revision: int
+    count: int
+    digest: bytes
+    staleness: _duration_pb2.Duration
+    lag_bytes: int
+    subscribers: int
+    ready: bool
+    def __init__(self, epoch: _Optional[str] = ..., revision: _Optional[int] = ..., count: _Optional[int] = ..., digest: _Optional[bytes] = ..., staleness: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., lag_bytes: _Optional[int] = ..., subscribers: _Optional[int] = ..., ready: _Optional[bool] = ...) -> None: ...
