@@ -30,13 +30,17 @@ _ACTIONS: dict[type[Row], Action] = {
     Truncate: "truncate",
 }
 
+_COMMIT = b'{"action":"C"'
+_WITHIN = tuple(b'{"action":"%c"' % action for action in b"BIUDT")
+"""How the messages begin that the plugin sends only once a transaction is open."""
+
 
 @dataclass(slots=True)
 class Transaction:
     """A committed transaction, reduced to what it may have changed for us."""
 
     xid: int
-    """32 bits, as the plugin gives it."""
+    """32 bits, as the plugin gives it; 0, which is no transaction's, where it could not be read."""
     end: Lsn
     """End of its commit record: confirming it lets the slot forget the transaction."""
     committed_at: float
@@ -51,7 +55,8 @@ class Assembler:
 
     Args:
         relations: (schema, table) as the plugin names them, partitions by their leaves, to the mapping's
-        table. rules: what each of the mapping's tables affects.
+            table.
+        rules: what each of the mapping's tables affects.
 
     """
 
@@ -72,8 +77,7 @@ class Assembler:
 
         Raises:
             MessageError: it cannot be handled. `spoil` then makes a reconcile of the transaction that it
-            belongs to, and
-                the stream goes on: confirmed, never a reconnect loop.
+                belongs to, and the stream goes on: confirmed, never a reconnect loop.
 
         """
         match message:
@@ -97,23 +101,24 @@ class Assembler:
         """Answer a message that could not be handled: its transaction becomes a reconcile, whatever else it
         says.
 
-        Returns the transaction if the message was its end.
+        Returns the transaction if the message was its end, or stood outside of any.
         """
-        if self._open is None:  # its begin was lost; the commit will say which one it was
-            self._open = Transaction(xid=0, end=0, committed_at=0.0)
-        self._open.affected.give_up(reason)
-        if raw.startswith(b'{"action":"C"'):
-            done, self._open = self._open, None
+        inside = self._open is not None
+        done = self._open = self._open or Transaction(xid=0, end=0, committed_at=0.0)
+        done.affected.give_up(reason)
+        # Outside of a transaction, a row or a broken begin means that one is open: its commit will say which.
+        if raw.startswith(_COMMIT) if inside else not raw.startswith(_WITHIN):
+            self._open = None
             return done
         return None
 
     def _commit(self, message: Commit) -> Transaction:
-        done = self._open
+        end = wal2json.end_of(message)  # before anything is forgotten: the begin said it too
+        done, self._open = self._open, None
         if done is None:
             done = Transaction(0, 0, 0.0)
             done.affected.give_up("out_of_order")
-        self._open = None
-        done.xid, done.end = message.xid, wal2json.end_of(message)
+        done.xid, done.end = message.xid, end
         done.committed_at = done.committed_at or wal2json.commit_time(message)
         return done
 
@@ -121,9 +126,7 @@ class Assembler:
         if self._open is None:
             raise MessageError("out_of_order", f"a row of {row.table} came outside of a transaction")
         table = self._relations.get((row.schema, row.table))
-        if (
-            table is None
-        ):  # not ours: the stream was started with our tables only, so this is a filter that leaks
+        if table is None:  # not ours, though the stream was started with our tables only: the filter leaks
             return
         self._open.rows[table, _ACTIONS[type(row)]] += 1
         self._open.affected.add(row, self._rules.get(table, ()))

@@ -10,8 +10,7 @@ What counts as evidence depends on the server that was asked:
 
 - a primary shows its snapshot, and every xid must be visible in it;
 - a standby's ``pg_current_snapshot()`` leaves out transactions that are in progress there, so the replay
-position,
-  read *before* the snapshot was taken, must have reached the end of the batch.
+  position, read *before* the snapshot was taken, must have reached the end of the batch.
 """
 
 from __future__ import annotations
@@ -49,8 +48,10 @@ class Snapshot:
         """Tell whether a *committed* transaction is visible; ``xid`` has 32 bits, as wal2json gives it.
 
         The slot delivers nothing that is 2^31 transactions away from the present, so the nearest 64-bit id is
-        meant.
+        meant. 0 is no transaction's id: one that could not be read is waited for by nobody.
         """
+        if xid == 0:
+            return True
         full = self._widen(xid)
         return full < self.xmin or (full < self.xmax and full not in self.running)
 
@@ -125,7 +126,7 @@ class Gate:
     def spanned(self) -> Gate:
         """Return a gate that is no easier and takes no room: for notes that outlive the process."""
         span = self.span
-        for xid in self.xids:
+        for xid in self.xids - {0}:
             span = (xid, xid) if span is None else (_least(span[0], xid), _greatest(span[1], xid))
         return Gate(end=self.end, span=span, snapshot=self.snapshot)
 

@@ -104,8 +104,7 @@ def parse(raw: bytes) -> Message:
 
     Raises:
         MessageError: with reason ``undecodable`` (not the JSON that we know) or ``unknown_action``. The text
-        of the
-            message is not in the error: it may hold an API key.
+            of the message is not in the error: it may hold an API key.
 
     """
     try:
@@ -117,7 +116,7 @@ def parse(raw: bytes) -> Message:
                 "unknown_action", "wal2json sent an action that is not in its format 2"
             ) from None
         raise MessageError("undecodable", "wal2json sent a message of an unexpected shape") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise MessageError("undecodable", f"wal2json sent {len(raw)} bytes that are not JSON") from None
 
 
