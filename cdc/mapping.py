@@ -59,8 +59,8 @@ class Mapping:
 
     name: str
     folder: Path
-    schema: str
-    setup: str
+    schema: str = field(repr=False)
+    setup: str = field(repr=False)
     reads: tuple[str, ...]
     """The tables that the queries read: they must be there, and readable for us."""
     signals: tuple[str, ...]

@@ -35,7 +35,7 @@ def statements(text: str) -> list[str]:
             found.append(current)
             current = ""
     found.append(current + text[last:])
-    tidy = ("\n".join(line.rstrip() for line in one.splitlines() if line.strip()) for one in found)
+    tidy = ("\n".join(line.rstrip() for line in one.splitlines() if line.strip()).strip() for one in found)
     return [one for one in tidy if one]
 
 

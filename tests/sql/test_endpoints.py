@@ -82,11 +82,11 @@ def test_each_kind_of_key_finds_the_same_rows_as_the_whole(
             }
         for kind, wanted in everybody.items():
             some = dict(itertools.islice(wanted.items(), 0, None, 3))
-            for keys in ({kind: list(wanted)}, {kind: list(some)}, {kind: ["nothing"]}, {kind: []}):
-                ids = set().union(*(wanted.get(key, set()) for key in keys[kind]))
+            for keys in (list(wanted), list(some), ["nothing"], list[str]()):
+                ids = set().union(*(wanted.get(key, set()) for key in keys))
                 if kind == "EndpointsOfApplications":
-                    ids.update(keys[kind])
-                assert affected(cursor, mapping, keys) == {id_: whole.get(id_) for id_ in ids}
+                    ids.update(keys)
+                assert affected(cursor, mapping, {kind: keys}) == {id_: whole.get(id_) for id_ in ids}
         all_kinds = {kind: list(wanted)[:5] for kind, wanted in everybody.items()}
         ids = set().union(*(everybody[kind][key] for kind, keys in all_kinds.items() for key in keys))
         assert affected(cursor, mapping, all_kinds) == {id_: whole.get(id_) for id_ in ids}
