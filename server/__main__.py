@@ -67,7 +67,13 @@ async def _serve(settings: Settings) -> int:
         loop.add_signal_handler(number, stop.set)
 
     store, freshness, subscribers = Store(), Freshness(), Subscribers()
-    metrics = Metrics(version=version("pads-cdc"), store=store, freshness=freshness, subscribers=subscribers)
+    metrics = Metrics(
+        version=version("pads-cdc"),
+        store=store,
+        freshness=freshness,
+        subscribers=subscribers,
+        audit_interval=settings.audit_interval,
+    )
     health = Health(store, freshness, settings.max_staleness)
     hub = Hub(store, subscribers)
     pipeline = await asyncio.to_thread(

@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 _WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
 """All that pg_replication_slots.wal_status says."""
 
+_ALERTED: Final = {
+    "source_reconnects": ("slot_lost",),
+    "decode_errors": ("key_shape", "missing_column", "out_of_order", "undecodable", "unknown_action"),
+    "trouble": ("owed", "query", "slot_creation", "state_file"),
+}
+"""Values of ``reason`` that are shown from the start: Prometheus sees no increase in a series that is born at 1."""
+
 _LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """Seconds: single milliseconds are the aim, minutes are what a large ripple or an outage makes of it."""
 _ENDPOINTS: Final = (0, 1, 2, 5, 10, 50, 100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 1_000_000)
@@ -44,8 +51,10 @@ class Metrics(Listener):
         store: Store,
         freshness: Freshness,
         subscribers: Subscribers,
+        audit_interval: float,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        """``audit_interval`` (seconds) is shown, so that an alert knows when an audit is overdue."""
         self.registry = registry = CollectorRegistry()
         self._wall = wall
         self._slot_gauges = _SlotGauges()
@@ -83,11 +92,19 @@ class Metrics(Listener):
         self._last_audit = gauge(
             "last_audit_timestamp_seconds", "End of the last audit, Unix time; 0 if none."
         )
+        self._last_reconcile = gauge(
+            "last_reconcile_timestamp_seconds",
+            "End of the last comparison of the whole mapping, for whatever reason, Unix time; 0 if none.",
+        )
+        gauge("audit_interval_seconds", "AUDIT_INTERVAL as set.").set(audit_interval)
         self._reconnects = counter("source_reconnects", "Losses of the source.", "reason")
         self._decode_errors = counter(
             "decode_errors", "Messages of the slot that were not understood.", "reason"
         )
         self._state_file_errors = counter("state_file_errors", "Failures of the state file.")
+        self._troubles = gauge(
+            "trouble", "1 while a lasting condition holds that /healthz tells of.", "reason"
+        )
         # Named as the Go and Java interceptors name it, so that existing dashboards find it.
         self._handled = Counter(
             "grpc_server_handled", "RPCs that ended.", ("grpc_method", "grpc_code"), registry=registry
@@ -95,6 +112,12 @@ class Metrics(Listener):
         self.mode("waiting")
         for kind in ("upsert", "delete"):
             self._published.labels(kind)
+        for reason in _ALERTED["source_reconnects"]:
+            self._reconnects.labels(reason)
+        for reason in _ALERTED["decode_errors"]:
+            self._decode_errors.labels(reason)
+        for reason in _ALERTED["trouble"]:
+            self._troubles.labels(reason)
 
     def handled(self, method: str, code: str) -> None:
         """Count an RPC that ended, such as ``("FetchAuthDataSync", "OK")``; called by the gRPC side."""
@@ -134,6 +157,7 @@ class Metrics(Listener):
         """Count a reconcile, and an audit as what it is."""
         self._reconciles.labels(reconcile.reason).inc()
         self._count_published(reconcile.upserts, reconcile.deletes)
+        self._last_reconcile.set(self._wall())
         if reconcile.reason == "audit":
             self._audits.inc()
             self._drift.inc(reconcile.upserts + reconcile.deletes)
@@ -146,6 +170,10 @@ class Metrics(Listener):
     def state_file_error(self, message: str) -> None:  # noqa: ARG002 (texts are for the journal)
         """Count a failure of the state file."""
         self._state_file_errors.inc()
+
+    def trouble(self, key: str, message: str | None) -> None:
+        """Show whether a lasting condition holds; its text may be long and is not for a label."""
+        self._troubles.labels(key).set(message is not None)
 
     def slot(self, slot: SlotSeen) -> None:
         """Show what the server says of the slot."""

@@ -31,7 +31,11 @@ class Scene:
         self.freshness = Freshness(lambda: self.now)
         self.health = Health(self.store, self.freshness, max_staleness)
         self.metrics = Metrics(
-            version="1.2.3", store=self.store, freshness=self.freshness, subscribers=Subscribers()
+            version="1.2.3",
+            store=self.store,
+            freshness=self.freshness,
+            subscribers=Subscribers(),
+            audit_interval=300.0,
         )
 
     def load(self) -> None:

@@ -41,6 +41,9 @@ DESIGNED = {
     "decode_errors_total": {"reason"},
     "state_file_errors_total": set(),
     "last_audit_timestamp_seconds": set(),
+    "last_reconcile_timestamp_seconds": set(),
+    "audit_interval_seconds": set(),
+    "trouble": {"reason"},
     "subscriber_max_lag_seconds": set(),
 }
 """The design's table, as far as there is something to feed it."""
@@ -68,6 +71,7 @@ class Scene:
             store=self.store,
             freshness=self.freshness,
             subscribers=self.subscribers,
+            audit_interval=300.0,
             wall=self.clock,
         )
 
@@ -204,6 +208,28 @@ def test_an_audit_is_a_reconcile_whose_repairs_are_drift(scene: Scene) -> None:
     assert scene["audit_drift_total"] == 3
     assert scene["last_audit_timestamp_seconds"] == 2000.0
     assert scene['reconcile_total{reason="truncate"}'] == 1
+
+
+def test_any_comparison_of_the_whole_mapping_tells_when_it_was_done(scene: Scene) -> None:
+    assert scene["last_reconcile_timestamp_seconds"] == 0.0
+    scene.metrics.reconciled(ReconcileSeen("start", 10, 10, 0, 0.5))
+    assert scene["last_reconcile_timestamp_seconds"] == 1000.0
+    assert scene["last_audit_timestamp_seconds"] == 0.0
+
+
+def test_a_lasting_condition_is_shown_while_it_holds_and_never_with_its_text(scene: Scene) -> None:
+    assert scene['trouble{reason="state_file"}'] == 0, "the alert needs the series from the start"
+    scene.metrics.trouble("state_file", "the disk is full")
+    assert scene['trouble{reason="state_file"}'] == 1
+    assert not any("disk" in name for name in scene.samples())
+    scene.metrics.trouble("state_file", None)
+    assert scene['trouble{reason="state_file"}'] == 0
+
+
+def test_what_alerts_count_is_there_from_the_start(scene: Scene) -> None:
+    """An increase from nothing to 1 is none to Prometheus."""
+    assert scene['source_reconnects_total{reason="slot_lost"}'] == 0
+    assert scene['decode_errors_total{reason="undecodable"}'] == 0
 
 
 def test_endpoints_are_the_live_ones_of_the_store(scene: Scene) -> None:
