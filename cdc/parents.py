@@ -5,7 +5,8 @@ tables we remember ``row id -> parent key``, filled by the mapping's ``ParentsOf
 from then on by the rows that come. Where a table's identity names the parent, nothing is remembered.
 
 Order makes it right. The memory is loaded *before* the mapping is read, so a change older than the load is
-covered by that read, and a change younger than the load finds the row as it was before.
+covered by that read, and a change younger than the load finds the row as it was before. A transaction whose
+rows were given up could not be followed: until the reconcile that answers it loads anew, nothing is known.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class Parents:
     def __init__(self) -> None:
         self._memory: dict[Rule, dict[str, str]] = {}
         self._covered: Lsn = 0
+        self._torn = False
+        """A transaction was not followed since the last load."""
 
     def load(self, memory: Mapping[Rule, Iterable[tuple[str, str]]], covered: Lsn) -> None:
         """Replace everything.
@@ -36,6 +39,7 @@ class Parents:
         """
         self._memory = {rule: dict(rows) for rule, rows in memory.items()}
         self._covered = covered
+        self._torn = False
 
     def __len__(self) -> int:
         return sum(map(len, self._memory.values()))
@@ -46,9 +50,13 @@ class Parents:
         A row that should be known and is not means that something was missed: the transaction becomes a
         reconcile.
         """
+        self._follow(affected, end)
+        self._torn = self._torn or affected.reconcile is not None
+
+    def _follow(self, affected: Affected, end: Lsn) -> None:
         for move in affected.moves:
             rows = self._memory.get(move.rule)
-            if rows is None:
+            if rows is None or self._torn:
                 if not move.known:
                     affected.give_up("unknown_row")
                     return
