@@ -10,7 +10,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from cdc.errors import StateFileError
+from cdc.errors import Refusal, StateFileError
 from cdc.state_file import Kept, StateFile
 from cdc.store import Remembered, entry_digest
 
@@ -100,7 +100,7 @@ class Ledger:
         elif self._clock() >= self._retry_at and store.ready:
             try:
                 again = StateFile(self._path)
-            except StateFileError:
+            except (StateFileError, Refusal):  # another process may have taken it meanwhile
                 self._retry_at = self._clock() + _RETRY
                 return
             if self._rewrite(again, store):
@@ -121,13 +121,16 @@ class Ledger:
                 _remembered(store), store.head, position=store.position, seen=store.seen
             )
         except StateFileError as error:
+            file.discard()
             self._failed(error)
             return False
         self._file = file
         return True
 
     def _failed(self, error: StateFileError) -> None:
-        self._file = None
+        if self._file is not None:
+            self._file.discard()
+            self._file = None
         self._retry_at = self._clock() + _RETRY
         self.epoch = uuid.uuid4().hex
         self._observer.state_file_error(str(error))

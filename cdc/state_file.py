@@ -141,6 +141,11 @@ class StateFile:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._db.close()
 
+    def discard(self) -> None:
+        """Let go of a file that failed, as it is."""
+        with suppress(sqlite3.Error):
+            self._db.close()
+
     def _open(self) -> None:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._db = sqlite3.connect(self.path, timeout=0, check_same_thread=False)
