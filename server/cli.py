@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import click
 
@@ -55,20 +55,44 @@ def _run(arguments: list[str]) -> int:
         return complain(f"this is a bug, please report it:\n{traceback.format_exc()}", _FAILED)
 
 
-class _Serve(click.Command):
-    """`serve`, with one option for each setting: they are made when its parameters are asked for."""
+class _WithSettings(click.Command):
+    """A command with an option for each setting, or for some: made when its parameters are asked for."""
+
+    only: ClassVar[frozenset[str] | None] = None
+    _made = False
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        if not self.params:
-            self.params = list(_options())
+        if not self._made:
+            self.params = [*_options(self.only), *self.params]
+            self._made = True
         return super().get_params(ctx)
 
 
-def _options() -> Sequence[click.Option]:
+class _Check(_WithSettings):
+    """`check`, with those that change what is found."""
+
+    only: ClassVar = frozenset(
+        {
+            "postgres_connection_string",
+            "postgres_connection_string_file",
+            "query_connection_string",
+            "query_connection_string_file",
+            "mapping",
+            "db_schema",
+            "slot_name",
+            "state_file",
+            "max_retained_wal",
+        }
+    )
+
+
+def _options(only: frozenset[str] | None) -> Sequence[click.Option]:
     from server.settings_table import rows  # noqa: PLC0415 (pydantic is most of the start of --version)
 
     options = []
     for row in rows():
+        if only is not None and row.field not in only:
+            continue
         declaration = f"{row.flag}/--no-{row.flag.removeprefix('--')}" if row.switch else row.flag
         default = f"; default: {row.default}" if row.default else ""
         options.append(
@@ -90,7 +114,7 @@ def cli() -> None:
     """Stream who-may-call-what from Postgres to every gateway, within milliseconds of the commit."""
 
 
-@cli.command(cls=_Serve)
+@cli.command(cls=_WithSettings)
 @click.pass_obj
 def serve(secrets: list[ConnectionString], /, **flags: Any) -> int | None:
     """Follow the database and serve gateways. Options are environment variables too; an option wins."""
@@ -101,6 +125,23 @@ def serve(secrets: list[ConnectionString], /, **flags: Any) -> int | None:
     from server.__main__ import serve as run  # noqa: PLC0415
 
     return run(settings)
+
+
+@cli.command(cls=_Check)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@click.pass_obj
+def check(secrets: list[ConnectionString], /, *, as_json: bool, **flags: Any) -> int:
+    """Say whether this database is ready, and what to type where it is not. Changes nothing.
+
+    Connects as the service will. Exits with 0, with 1 when a check fails, with 2 when a setting is wrong.
+    """
+    from server.settings import Settings  # noqa: PLC0415
+
+    settings = Settings.load(flags)
+    secrets.extend(settings.connection_strings)
+    from server.check import check as run  # noqa: PLC0415
+
+    return run(settings, as_json=as_json)
 
 
 @cli.command()

@@ -81,3 +81,128 @@ FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'deleted' AND NOT a.attisdropped
 WHERE n.nspname = @schema AND c.relname = ANY (@tables);
+
+-- name: Server :many
+-- What kind of server this is and who we are to it. A setting that the server does not know is NULL.
+SELECT
+    current_setting('server_version_num')::int / 10000 AS major,
+    pg_is_in_recovery() AS in_recovery,
+    current_database()::text AS database,
+    pg_roles.rolname::text AS role,
+    pg_roles.rolsuper AS superuser,
+    to_regrole('rds_replication') IS NOT NULL AS on_rds,
+    host(inet_client_addr()) AS client,
+    current_setting('ssl') = 'on' AS ssl,
+    current_setting('wal_level') AS wal_level,
+    (SELECT setting FROM pg_settings WHERE name = 'output_plugin_libraries') AS output_plugins,
+    current_setting('max_replication_slots')::int AS slots_most,
+    (SELECT count(*) FROM pg_replication_slots)::int AS slots_used,
+    current_setting('max_wal_senders')::int AS senders_most,
+    (SELECT count(*) FROM pg_stat_replication)::int AS senders_used,
+    (
+        SELECT CASE WHEN setting::bigint >= 0 THEN setting::bigint * 1048576 END
+        FROM pg_settings
+        WHERE name = 'max_slot_wal_keep_size'
+    ) AS keep_bytes,
+    nullif(current_setting('idle_replication_slot_timeout', true), '0') AS idle_timeout,
+    current_setting('hot_standby_feedback') = 'on' AS feedback,
+    current_setting('primary_slot_name') AS primary_slot
+FROM pg_roles
+WHERE pg_roles.rolname = current_user;
+
+-- name: Clock :many
+-- The server's clock, in seconds since 1970.
+SELECT extract(epoch FROM clock_timestamp())::float8;
+
+-- name: Identity :many
+-- Which cluster this is, whoever answers for it.
+SELECT system_identifier::text FROM pg_control_system();
+
+-- name: MappedTables :many
+-- All that bears the name of a mapped table, with its partitions: what it is, what its updates and deletes can carry, and
+-- what we may do with it.
+WITH RECURSIVE tree (mapped, relid, top) AS (
+    SELECT c.relname, c.oid, true
+    FROM pg_class c
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = @schema AND c.relname = ANY (@tables) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+    UNION ALL
+    SELECT tree.mapped, i.inhrelid, false
+    FROM tree
+    JOIN pg_inherits i ON i.inhparent = tree.relid
+)
+SELECT
+    tree.mapped::text AS mapped,
+    tree.top,
+    format('%I.%I', n.nspname, c.relname) AS name,
+    c.relkind::text AS kind,
+    c.relpersistence = 'p' AS logged,
+    c.relreplident::text AS identity_kind,
+    ARRAY(
+        SELECT a.attname::text
+        FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+        ORDER BY a.attnum
+    ) AS columns,
+    c.relrowsecurity AS row_security,
+    row_security_active(c.oid) AS hides_rows,
+    has_any_column_privilege(c.oid, 'SELECT') AS readable,
+    has_table_privilege(c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE') AS writable
+FROM tree
+JOIN pg_class c ON c.oid = tree.relid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+ORDER BY 1, 2;
+
+-- name: MappedIndexes :many
+-- The indexes of tables, given by their quoted names, with all that decides what they are good for.
+SELECT
+    given.name AS table_name,
+    c.relname::text AS raw_name,
+    quote_ident(c.relname) AS name,
+    format('%I.%I', n.nspname, c.relname) AS full_name,
+    ARRAY(
+        SELECT a.attname::text
+        FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS key (attnum, place)
+        JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = key.attnum
+        WHERE key.place <= i.indnkeyatts
+        ORDER BY key.place
+    ) AS columns,
+    i.indisprimary AS is_primary,
+    i.indisunique AS is_unique,
+    i.indisvalid AS is_valid,
+    i.indisreplident AS is_identity,
+    i.indpred IS NULL AND i.indexprs IS NULL AS is_plain,
+    i.indisunique AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
+        AND NOT EXISTS (
+            SELECT FROM pg_attribute a
+            WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]) AND NOT a.attnotnull
+        ) AS may_identify,
+    obj_description(c.oid, 'pg_class') AS comment
+FROM unnest(@tables::text[]) AS given (name)
+JOIN pg_index i ON i.indrelid = to_regclass(given.name)
+JOIN pg_class c ON c.oid = i.indexrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+ORDER BY 1, i.indnkeyatts, 2;
+
+-- name: Schema :many
+-- Whether a schema is there, and whether we may look into it.
+SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = @schema;
+
+-- name: LegacyTriggers :many
+-- Triggers of the mapped tables that do what PADS's do: write a row an endpoint, or notify, within the writer's transaction.
+SELECT
+    t.tgname::text AS trigger_name,
+    format('%I.%I', n.nspname, c.relname) AS table_name,
+    format('DROP TRIGGER %I ON %I.%I;', t.tgname, n.nspname, c.relname) AS remedy
+FROM pg_trigger t
+JOIN pg_class c ON c.oid = t.tgrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_proc p ON p.oid = t.tgfoid
+WHERE n.nspname = @schema AND c.relname = ANY (@tables)
+    AND NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled <> 'D'
+    AND p.prosrc ~* '\m(pg_notify|notify|portal_application_changes)\M'
+ORDER BY 2, 1;
+
+-- name: TryPlugin :many
+-- Make a slot that ends with the session: it fails where the plugin cannot be loaded, before it waits for transactions.
+SELECT pg_create_logical_replication_slot(@slot, 'wal2json', true)::text;

@@ -1,0 +1,53 @@
+"""Is this database fit for us? One list of questions, for `serve` and for `check`.
+
+`NECESSARY` is what the server cannot start without; it asks these itself (`cdc.preflight`) and refuses with
+the first fault. `FURTHER` is what makes it lose events, fill a disk, or be slow: nothing that it would stop
+for, and nothing that anybody should find out by themselves.
+"""
+
+from __future__ import annotations
+
+from cdc.checks import identities, machine, mapping, slot, source
+from cdc.checks.finding import Check, Deployment, Finding, Site, Verdict, run
+
+__all__ = ["FURTHER", "NECESSARY", "Check", "Deployment", "Finding", "Site", "Verdict", "run"]
+
+_CONNECTED = ("connection",)
+_FOUND = ("connection", "tables")
+_READ = ("connection", "tables", "select", "row_security", "statements")
+
+NECESSARY: tuple[Check[Site], ...] = (
+    Check("connection", source.connection),
+    Check("server_version", source.server_version, _CONNECTED),
+    Check("wal_level", source.wal_level, _CONNECTED),
+    Check("output_plugin_libraries", source.output_plugin_libraries, _CONNECTED),
+    Check("replication_right", source.replication_right, _CONNECTED),
+    Check("query_server", source.query_server, _CONNECTED),
+    Check("tables", mapping.tables, _CONNECTED),
+    Check("select", mapping.select, _FOUND),
+    Check("row_security", mapping.row_security, _FOUND),
+    Check("soft_delete", mapping.soft_delete, _FOUND),
+    Check("statements", mapping.statements, (*_FOUND, "select", "row_security")),
+)
+
+FURTHER: tuple[Check[Deployment], ...] = (
+    Check("role", source.role, _FOUND),
+    Check("replication_slots", source.replication_slots, _CONNECTED),
+    Check("wal_senders", source.wal_senders, (*_CONNECTED, "replication_right")),
+    Check(
+        "plugin",
+        source.plugin,
+        (*_CONNECTED, "server_version", "wal_level", "output_plugin_libraries", "replication_right"),
+    ),
+    Check("slot", slot.slot, _CONNECTED),
+    Check("retained_wal", slot.retained_wal, _CONNECTED),
+    Check("max_slot_wal_keep_size", slot.max_slot_wal_keep_size, _CONNECTED),
+    Check("standby", slot.standby, _CONNECTED),
+    Check("replica_identity", identities.replica_identity, _CONNECTED),
+    Check("unique_keys", identities.unique_keys, _CONNECTED),
+    Check("indexes", identities.indexes, _CONNECTED),
+    Check("legacy_triggers", identities.legacy_triggers, _CONNECTED),
+    Check("endpoints", mapping.endpoints, _READ),
+    Check("clock", machine.clock, _CONNECTED),
+    Check("state_file", machine.state_file),
+)

@@ -1,0 +1,196 @@
+"""What a check is, what it finds, and what it may ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from cdc import tables
+from cdc.errors import PadsCdcError
+from cdc.postgres_errors import translated
+from cdc.slot import SlotState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from cdc.connection import Address
+    from cdc.database import Database
+    from cdc.tables import Table
+
+
+class Verdict(StrEnum):
+    """How bad it is."""
+
+    PASS = "pass"  # noqa: S105 - not a password
+    WARN = "warn"
+    """It works, slower or less safely than it could."""
+    FAIL = "fail"
+    """It does not work, or loses something."""
+    SKIP = "skip"
+    """It cannot be asked before something else is mended."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An answer to a check's question. No text holds a connection string or a key."""
+
+    verdict: Verdict
+    text: str
+    remedy: str = ""
+    """What to type: SQL, or a setting."""
+
+
+def good(text: str) -> Finding:
+    """Find nothing wrong."""
+    return Finding(Verdict.PASS, text)
+
+
+def warn(text: str, remedy: str) -> Finding:
+    """Find something that could be better."""
+    return Finding(Verdict.WARN, text, remedy)
+
+
+def fail(text: str, remedy: str) -> Finding:
+    """Find something that has to be mended."""
+    return Finding(Verdict.FAIL, text, remedy)
+
+
+@dataclass(frozen=True)
+class Server:
+    """What the query `Server` says of a server and of us."""
+
+    major: int
+    in_recovery: bool
+    database: str
+    role: str
+    superuser: bool
+    on_rds: bool
+    client: str | None
+    """The address that the server sees us at; None through a Unix socket."""
+    ssl: bool
+    wal_level: str
+    output_plugins: str | None
+    """The plugins that may be loaded; None where the server loads any."""
+    slots_most: int
+    slots_used: int
+    senders_most: int
+    senders_used: int
+    keep_bytes: int | None
+    """WAL that a slot may retain at most (max_slot_wal_keep_size); None without a limit."""
+    idle_timeout: str | None
+    feedback: bool
+    primary_slot: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """The servers and the mapping: enough for what `serve` cannot start without. Asks once and remembers."""
+
+    source: Address
+    database: Database
+    queries: dict[str, str] = field(repr=False)
+    schema: str
+
+    def ask(self, query: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        """Ask the slot's server, in a session of its own.
+
+        Raises:
+            SourceError, Refusal: it does not answer.
+
+        """
+        connection = self.source.connect()
+        try:
+            with translated(self.source.setting), connection.cursor() as cursor:
+                cursor.execute(self.queries[query], parameters)
+                return cursor.fetchall()
+        finally:
+            connection.close()
+
+    def read(self, query: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        """Ask the server that the mapping is read from, in the setting of the re-queries.
+
+        Raises:
+            SourceError, Refusal: it does not answer.
+
+        """
+        return self.database.query(self.queries[query], parameters)
+
+    @cached_property
+    def server(self) -> Server:
+        """The slot's server."""
+        [row] = self.ask("Server")
+        return Server(*row)
+
+    @cached_property
+    def reader(self) -> Server:
+        """The server that the mapping is read from, and our role there."""
+        [row] = self.read("Server")
+        return Server(*row)
+
+    @cached_property
+    def tables(self) -> tuple[Table, ...]:
+        """The mapping's tables, where they are read."""
+        return tables.look(self.read, self.database.mapping, self.schema)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment(Site):
+    """A site, and how `serve` is going to be run there."""
+
+    slot_name: str
+    max_retained_wal: int
+    """Bytes."""
+    state_file: Path
+
+    @cached_property
+    def slot(self) -> SlotState | None:
+        """Our slot, if it is there."""
+        connection = self.source.connect()
+        try:
+            with translated(self.source.setting), connection.cursor() as cursor:
+                return SlotState.ask(cursor, self.queries["Slot"], self.slot_name)
+        finally:
+            connection.close()
+
+
+At_contra = TypeVar("At_contra", bound=Site, contravariant=True)
+
+
+@dataclass(frozen=True)
+class Check(Generic[At_contra]):
+    """A question. It yields what it finds, at least one finding."""
+
+    name: str
+    ask: Callable[[At_contra], Iterable[Finding]]
+    needs: tuple[str, ...] = ()
+    """Checks that must not have failed: the question would have no answer, or the same one."""
+
+
+def run(checks: Sequence[Check[At_contra]], at: At_contra) -> Iterator[tuple[str, Finding]]:
+    """Ask everything, whatever the answers; yields each finding with its check's name.
+
+    A check that cannot be made fails with the error's text. Blocks while the servers answer.
+    """
+    unmet: set[str] = set()
+    for check in checks:
+        missing = [name for name in check.needs if name in unmet]
+        if missing:
+            unmet.add(check.name)
+            yield check.name, Finding(Verdict.SKIP, f"not asked before {missing[0]} passes")
+            continue
+        try:
+            findings = tuple(check.ask(at))
+        except PadsCdcError as error:
+            findings = (_failed(error),)
+        if any(finding.verdict is Verdict.FAIL for finding in findings):
+            unmet.add(check.name)
+        yield from ((check.name, finding) for finding in findings)
+
+
+def _failed(error: PadsCdcError) -> Finding:
+    """Make a finding of an error, whose text is a fault, a semicolon and the remedy."""
+    text, _, remedy = str(error).partition("; ")
+    return fail(text, remedy)

@@ -1,0 +1,90 @@
+"""Questions about the machine that we run on: its clock, and where the state file goes."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cdc.checks.finding import fail, good, warn
+from cdc.postgres_errors import translated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cdc.checks.finding import Deployment, Finding
+
+_TRIES = 3
+_SKEW_SECONDS = 1.0
+_EPHEMERAL = frozenset({"tmpfs", "ramfs", "overlay", "aufs"})
+_MOUNTS = Path("/proc/self/mounts")
+
+
+def clock(site: Deployment) -> Iterator[Finding]:
+    """Compare the clocks: staleness and latencies are differences of the two."""
+    skew, round_trip = _skew(site)
+    if abs(skew) - round_trip / 2 > _SKEW_SECONDS:
+        ahead = "ahead of" if skew > 0 else "behind"
+        yield warn(
+            f"the database's clock is {abs(skew):.1f} s {ahead} ours: latencies and staleness are wrong"
+            " by that",
+            "synchronize both by NTP (chronyc tracking, timedatectl)",
+        )
+    else:
+        yield good("the database's clock agrees with ours to within a second")
+
+
+def state_file(site: Deployment) -> Iterator[Finding]:
+    """Judge whether the state file can be written, and will be there after a restart."""
+    path = site.state_file.absolute()
+    folder = path.parent
+    if not folder.is_dir():
+        yield fail(f"STATE_FILE: there is no folder {folder}", f"install -d -m 0700 -o OUR_USER {folder}")
+        return
+    if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
+        yield fail(
+            f"STATE_FILE: we may not write to {path if path.exists() else folder}", "chown it to our user"
+        )
+        return
+    kind = filesystem(folder, _MOUNTS.read_text(encoding="utf-8")) if _MOUNTS.exists() else None
+    if kind in _EPHEMERAL:
+        yield warn(
+            f"STATE_FILE: {folder} is on {kind}, which a restart of the container or the machine empties:"
+            " clients of the old contract would not hear of what was deleted meanwhile",
+            "mount a volume and set STATE_FILE=/var/lib/pads-cdc/state there",
+        )
+    else:
+        yield good(f"the state file {path} can be kept" + (f", on {kind}" if kind else ""))
+
+
+def filesystem(folder: Path, mounts: str) -> str | None:
+    """Return the type of the file system that a folder is on, by the lines of ``/proc/self/mounts``."""
+    resolved = folder.resolve()
+    best, kind = -1, None
+    for line in mounts.splitlines():
+        _, at, of, *_ = line.split(" ")
+        mount = Path(re.sub(r"\\(\d{3})", lambda escaped: chr(int(escaped[1], 8)), at))
+        # Of mounts at the same place, the last one covers the others.
+        if resolved.is_relative_to(mount) and len(mount.parts) >= best:
+            best, kind = len(mount.parts), of
+    return kind
+
+
+def _skew(site: Deployment) -> tuple[float, float]:
+    """Return how far the server's clock is ahead, and the round trip of the fastest question."""
+    connection = site.source.connect()
+    try:
+        with translated(site.source.setting), connection.cursor() as cursor:
+            asked = []
+            for _ in range(_TRIES):
+                before, started = time.time(), time.monotonic()
+                cursor.execute(site.queries["Clock"], {})
+                [theirs] = cursor.fetchone() or (before,)
+                took = time.monotonic() - started
+                asked.append((took, theirs - (before + took / 2)))
+    finally:
+        connection.close()
+    round_trip, skew = min(asked)
+    return skew, round_trip

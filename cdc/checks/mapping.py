@@ -1,0 +1,159 @@
+"""Questions about the mapping: can all of its tables, columns and rows be read?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cdc.checks.finding import fail, good, warn
+from cdc.errors import Refusal
+from cdc.sql_text import quote_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cdc.checks.finding import Finding, Site
+
+_NO_ROWS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
+
+_COUNT = """
+SELECT
+    count(*),
+    count(*) FILTER (WHERE endpoint.secret_key_required IS NULL),
+    min(endpoint.endpoint_id) FILTER (WHERE endpoint.secret_key_required IS NULL),
+    count(*) FILTER (WHERE {without_key}),
+    min(endpoint.endpoint_id) FILTER (WHERE {without_key})
+FROM (
+{endpoints}
+) AS endpoint"""
+_WITHOUT_KEY = """\
+endpoint.secret_key_required AND endpoint.authorized_users IS NULL
+    AND coalesce(endpoint.secret_key, '') = ''"""
+
+
+def tables(site: Site) -> Iterator[Finding]:
+    """Find every table of the mapping, as something whose rows are in the WAL."""
+    mapping = site.database.mapping
+    usable = [row for (row,) in site.read("Schema", schema=site.schema)]
+    if not usable:
+        yield fail(
+            f"the schema {site.schema} does not exist in the database {site.reader.database}",
+            "create it, or correct DB_SCHEMA and the connection string",
+        )
+        return
+    if not usable[0]:
+        yield fail(
+            f"permission denied: {site.reader.role} may not use the schema {site.schema}",
+            f"GRANT USAGE ON SCHEMA {quote_name(site.schema)} TO {quote_name(site.reader.role)};",
+        )
+    found = {table.mapped for table in site.tables}
+    missing = [f"{site.schema}.{table}" for table in mapping.tables if table not in found]
+    if missing:
+        yield fail(
+            f"the mapping {mapping.name} needs {', '.join(missing)}, which does not exist",
+            f"create it (see {mapping.name}/schema.sql), or correct MAPPING and DB_SCHEMA",
+        )
+    for table in site.tables:
+        if table.kind in _NO_ROWS:
+            yield fail(
+                f"{table.name} is {_NO_ROWS[table.kind]}: its changes are not in the WAL",
+                "map the tables behind it, with a MAPPING of your own",
+            )
+        elif not table.logged:
+            yield fail(
+                f"{table.name} is unlogged: its changes are not in the WAL",
+                f"ALTER TABLE {table.name} SET LOGGED;",
+            )
+    if usable[0] and not missing and all(t.logged and t.kind not in _NO_ROWS for t in site.tables):
+        yield good(f"the mapping {mapping.name} finds its {len(mapping.tables)} tables in {site.schema}")
+
+
+def select(site: Site) -> Iterator[Finding]:
+    """Judge the right to read."""
+    mapping = site.database.mapping
+    unreadable = [
+        table.name
+        for table in site.tables
+        if table.top and table.mapped in mapping.reads and not table.readable
+    ]
+    if unreadable:
+        names = ", ".join(unreadable)
+        yield fail(
+            f"permission denied: {site.reader.role} may not read {names}",
+            f"GRANT SELECT ON {names} TO {quote_name(site.reader.role)};",
+        )
+    else:
+        yield good(f"{site.reader.role} may read them")
+
+
+def row_security(site: Site) -> Iterator[Finding]:
+    """Judge row-level security: a hidden row would be taken for a deleted one."""
+    reads = site.database.mapping.reads
+    hidden = [table.name for table in site.tables if table.top and table.mapped in reads and table.hides_rows]
+    if hidden:
+        yield fail(
+            f"row-level security hides rows of {', '.join(hidden)} from {site.reader.role}: they would be"
+            " taken for deletes",
+            f"ALTER ROLE {quote_name(site.reader.role)} BYPASSRLS;",
+        )
+    else:
+        yield good("no row-level security hides rows")
+
+
+def soft_delete(site: Site) -> Iterator[Finding]:
+    """Hold columns called ``deleted`` against the mapping."""
+    mapping = site.database.mapping
+    marked = site.read("SoftDeleted", schema=site.schema, tables=list(mapping.reads))
+    ignored = [table for (table,) in marked if table not in mapping.honours_deleted]
+    if ignored:
+        yield fail(
+            f"{site.schema}.{ignored[0]} has a column deleted, which the mapping {mapping.name} ignores: it"
+            " would authorize what is deleted",
+            "use MAPPING=grove_soft_delete, or a mapping of your own",
+        )
+    else:
+        yield good("no table marks rows as deleted that the mapping would serve")
+
+
+def statements(site: Site) -> Iterator[Finding]:
+    """Plan every query of the mapping, which reads no row but finds what is missing."""
+    mapping = site.database.mapping
+    keys: dict[str, list[str]] = {name: [] for name in mapping.queries}
+    wrong: dict[str, None] = {}  # a set that keeps its order
+    for statement in mapping.queries.values():
+        try:
+            site.database.query(f"SELECT * FROM ({statement}) probed LIMIT 0", keys)
+        except Refusal as error:
+            wrong.setdefault(str(error))
+    for text in wrong:
+        fault, _, remedy = text.partition("; ")
+        yield fail(fault, remedy)
+    for table in site.tables:
+        for rule in mapping.rules[table.mapped]:
+            absent = [name for name in (rule.column, rule.row) if name and name not in table.columns]
+            if absent:
+                yield fail(
+                    f"column {absent[0]} of {table.name} does not exist", "add the column, or correct MAPPING"
+                )
+                wrong.setdefault(table.name)
+    if not wrong:
+        yield good(f"all {len(mapping.queries)} queries fit the tables")
+
+
+def endpoints(site: Site) -> Iterator[Finding]:
+    """Count the endpoints whose settings say less than their owners may think. Reads the whole mapping."""
+    statement = _COUNT.format(endpoints=site.database.mapping.queries["Endpoints"], without_key=_WITHOUT_KEY)
+    [(number, open_to_all, first_open, without_key, first_without)] = site.database.query(statement, {})
+    if open_to_all:
+        yield warn(
+            f"{open_to_all} of {number} endpoints have no settings that say whether a key is required, so"
+            f" that anybody may call them; the first is {first_open}",
+            "if that is not meant, insert their settings, with secret_key_required = true",
+        )
+    if without_key:
+        yield warn(
+            f"{without_key} of {number} endpoints require a key and have none, so that nobody may call them;"
+            f" the first is {first_without}",
+            "set their secret_key, or secret_key_required = false",
+        )
+    if not open_to_all and not without_key:
+        yield good(f"{number} endpoints, and the settings of each say who may call")

@@ -1,0 +1,141 @@
+"""Questions about our slot, and about what it does to the disk and to the standby that it is on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cdc.checks.finding import fail, good, warn
+from cdc.slot import PLUGIN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cdc.checks.finding import Deployment, Finding
+
+_MIB = 2**20
+_LEAST_SAFE = 0.2
+"""The share of max_slot_wal_keep_size below which what is left of it is little."""
+
+
+def slot(site: Deployment) -> Iterator[Finding]:
+    """Look at the slot of our name."""
+    state, name = site.slot, site.slot_name
+    if state is None:
+        yield good(f"the slot {name} is not there yet: the server makes it at its first start")
+        yield from _waits(site)
+        return
+    if state.kind != "logical" or state.plugin != PLUGIN:
+        yield fail(
+            f"the slot {name} is {state.kind}, for the plugin {state.plugin or 'none'}, and not ours",
+            "choose another SLOT_NAME",
+        )
+    elif state.database != site.server.database:
+        yield fail(
+            f"the slot {name} belongs to the database {state.database}, not to {site.server.database}",
+            "choose another SLOT_NAME",
+        )
+    elif state.wal_status == "lost":
+        yield warn(
+            f"the slot {name} was invalidated; the server drops it, makes it anew and reads everything again",
+            "see max_slot_wal_keep_size and standby",
+        )
+    elif state.wal_status == "unreserved":
+        yield warn(
+            f"the slot {name} is about to be invalidated at the next checkpoint",
+            "start the server now, or raise max_slot_wal_keep_size",
+        )
+    elif state.active_pid is not None:
+        yield good(f"the slot {name} is being read by process {state.active_pid}")
+    else:
+        yield good(f"the slot {name} is there, and nobody reads it")
+
+
+def retained_wal(site: Deployment) -> Iterator[Finding]:
+    """Judge what the slot retains, and which limit comes first: ours, or the server's that loses the slot."""
+    state, most, keep = site.slot, site.max_retained_wal, site.server.keep_bytes
+    retained = state.retained_bytes if state else None
+    text = f"the slot retains {_size(retained)}" if retained is not None else "nothing is retained yet"
+    if keep is not None and most >= keep:
+        yield warn(
+            f"MAX_RETAINED_WAL ({_size(most)}) is not below max_slot_wal_keep_size ({_size(keep)}): the slot"
+            " would be lost before the server lets go of WAL",
+            f"MAX_RETAINED_WAL={_size(keep // 2)}, or ALTER SYSTEM SET max_slot_wal_keep_size ="
+            f" '{_size(most * 2)}'; SELECT pg_reload_conf();",
+        )
+    if retained is not None and retained > most:
+        yield warn(
+            f"{text}, more than MAX_RETAINED_WAL ({_size(most)})",
+            "start the server, which lets go of it and reads everything again; if nobody will:"
+            f" SELECT pg_drop_replication_slot('{site.slot_name}');",
+        )
+    elif state and keep and state.safe_wal_bytes is not None and state.safe_wal_bytes < keep * _LEAST_SAFE:
+        yield warn(
+            f"{text}, and is lost after another {_size(max(0, state.safe_wal_bytes))}",
+            "start the server, or find out why it falls behind",
+        )
+    elif keep is None or most < keep:
+        yield good(text)
+
+
+def max_slot_wal_keep_size(site: Deployment) -> Iterator[Finding]:
+    """Judge the server's own limit: without one, a reader that is away fills the disk."""
+    keep, timeout = site.server.keep_bytes, site.server.idle_timeout
+    if keep is None:
+        yield warn(
+            "max_slot_wal_keep_size is -1: a slot that nobody reads retains WAL until the disk is full",
+            f"ALTER SYSTEM SET max_slot_wal_keep_size = '{_size(site.max_retained_wal * 4)}';"
+            " SELECT pg_reload_conf(); (more than MAX_RETAINED_WAL, less than the disk has)",
+        )
+    else:
+        yield good(f"max_slot_wal_keep_size is {_size(keep)}")
+    if timeout is not None:
+        yield warn(
+            f"idle_replication_slot_timeout is {timeout}: a slot that is not read for that long is lost",
+            "ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
+        )
+
+
+def standby(site: Deployment) -> Iterator[Finding]:
+    """Judge what keeps a slot on a standby from being invalidated by vacuum on the primary."""
+    server = site.server
+    if not server.in_recovery:
+        yield good("the slot is on a primary")
+        return
+    if not server.feedback:
+        yield fail(
+            "hot_standby_feedback is off: a vacuum of the catalog on the primary invalidates the slot",
+            "on this standby: ALTER SYSTEM SET hot_standby_feedback = on; SELECT pg_reload_conf();",
+        )
+    if not server.primary_slot:
+        yield warn(
+            "primary_slot_name is empty: the primary forgets this standby's feedback whenever it is away",
+            "on the primary: SELECT pg_create_physical_replication_slot('standby_1'); on this standby:"
+            " ALTER SYSTEM SET primary_slot_name = 'standby_1'; SELECT pg_reload_conf();",
+        )
+    if server.feedback and server.primary_slot:
+        yield good(f"feedback is on, through the primary's slot {server.primary_slot}")
+
+
+def _waits(site: Deployment) -> Iterator[Finding]:
+    """Say whom the creation of the slot would wait for."""
+    if site.server.in_recovery:
+        yield warn(
+            "making a slot on a standby waits until the primary logs its running transactions, for long where"
+            " it is idle",
+            "when the server starts for the first time, on the primary: SELECT pg_log_standby_snapshot();",
+        )
+        return
+    whom = [text for (text,) in site.ask("OldestTransactions")]
+    if whom:
+        yield warn(
+            f"making the slot waits for {', '.join(whom)}",
+            "let them end: COMMIT, ROLLBACK PREPARED, or SELECT pg_terminate_backend(...);",
+        )
+
+
+def _size(number: int) -> str:
+    """Write bytes as Postgres' settings and ours read them."""
+    for unit, of in (("GB", 2**30), ("MB", _MIB)):
+        if number >= of and number % of == 0:
+            return f"{number // of}{unit}"
+    return f"{-(-number // _MIB)}MB"

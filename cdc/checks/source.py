@@ -1,0 +1,190 @@
+"""Questions to the slot's server: may we connect, replicate and decode there?"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+import psycopg2
+
+from cdc.checks.finding import fail, good, warn
+from cdc.errors import Refusal, SourceError
+from cdc.postgres_errors import translate
+from cdc.sql_text import quote_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cdc.checks.finding import Deployment, Finding, Site
+
+_OLDEST = 15
+_OLDEST_DECODING_STANDBY = 16
+_PLUGIN = "wal2json"
+_TRY_SECONDS = 1.0
+"""How long the trial slot may wait for running transactions: by then the plugin has been loaded."""
+_HBA = re.compile(r'host "(?P<host>[^"]+)", user "(?P<user>[^"]+)", database "(?P<database>[^"]+)"')
+
+
+def connection(site: Site) -> Iterator[Finding]:
+    """Connect to both servers."""
+    try:
+        server = site.server
+        reader = site.reader
+    except Refusal as error:
+        refused = _HBA.search(str(error))
+        if refused is None:
+            raise
+        line = "host {database} {user} {host}/32 scram-sha-256".format(**refused.groupdict())
+        yield fail(str(error).partition("; ")[0], f"add to pg_hba.conf, and reload: {line}")
+        return
+    yield good(f"connected to the database {server.database} as {server.role}")
+    if reader.in_recovery != server.in_recovery or reader.database != server.database:
+        yield good(
+            f"the mapping is read from the database {reader.database}, "
+            + ("on a standby" if reader.in_recovery else "on a primary")
+        )
+
+
+def server_version(site: Site) -> Iterator[Finding]:
+    """Judge the version: decoding on a standby is younger than decoding."""
+    server = site.server
+    if server.major < _OLDEST:
+        yield fail(f"PostgreSQL {server.major} is too old", f"upgrade the server to {_OLDEST} or later")
+    elif server.in_recovery and server.major < _OLDEST_DECODING_STANDBY:
+        yield fail(
+            f"this server is a standby, and PostgreSQL {server.major} cannot decode on one",
+            "give the primary in POSTGRES_CONNECTION_STRING (and the standby, if you like, in"
+            f" QUERY_CONNECTION_STRING), or upgrade to {_OLDEST_DECODING_STANDBY} or later",
+        )
+    else:
+        yield good(f"PostgreSQL {server.major}" + (", a standby" if server.in_recovery else ""))
+
+
+def wal_level(site: Site) -> Iterator[Finding]:
+    """Judge wal_level; on a standby that decodes, it is the primary's too that counts: see `plugin`."""
+    level = site.server.wal_level
+    if level == "logical":
+        yield good("wal_level is logical")
+    else:
+        yield fail(
+            f"wal_level is {level}",
+            "set wal_level = logical in postgresql.conf (ALTER SYSTEM SET wal_level = 'logical'; managed"
+            " services: rds.logical_replication = 1, cloudsql.logical_decoding = on, or their like) and"
+            " restart the server",
+        )
+
+
+def output_plugin_libraries(site: Site) -> Iterator[Finding]:
+    """Judge the allow-list of minors from 15.19, 16.15, 17.11 and 18.6 on."""
+    listed = site.server.output_plugins
+    if listed is None:
+        yield good("this server loads any output plugin")
+    elif _PLUGIN in [name.strip(' "') for name in listed.split(",")]:
+        yield good(f"{_PLUGIN} is in output_plugin_libraries")
+    else:
+        yield fail(
+            f"this server loads only listed output plugins, and {_PLUGIN} is not one of them",
+            "set output_plugin_libraries = 'pgoutput, test_decoding, wal2json' in postgresql.conf and reload;"
+            f" or, as a superuser: ALTER ROLE {quote_name(site.server.role)} SET output_plugin_libraries ="
+            " 'pgoutput, test_decoding, wal2json';",
+        )
+
+
+def replication_right(site: Site) -> Iterator[Finding]:
+    """Open a replication connection: the right to, and pg_hba.conf's opinion of it, show only in trying."""
+    try:
+        site.source.connect_replication().close()
+    except Refusal as error:
+        text = str(error).partition("; ")[0]
+        if "superuser or replication role" not in text and "WAL sender" not in text:
+            raise
+        role = quote_name(site.server.role)
+        yield fail(
+            f"the role {site.server.role} may not replicate: {text}",
+            f"GRANT rds_replication TO {role};" if site.server.on_rds else f"ALTER ROLE {role} REPLICATION;",
+        )
+    else:
+        yield good(f"{site.server.role} may replicate")
+
+
+def role(site: Site) -> Iterator[Finding]:
+    """Judge what the role may do beyond what it needs."""
+    server = site.server
+    writable = [table.name for table in site.tables if table.writable]
+    least = "run pads-cdc setup, and connect as the role that it makes"
+    if server.superuser:
+        yield warn(f"{server.role} is a superuser: a stolen connection string may do anything", least)
+    elif writable:
+        yield warn(f"{server.role} may write to {', '.join(writable)}: reading is enough", least)
+    else:
+        yield good(f"{server.role} may only read")
+
+
+def query_server(site: Site) -> Iterator[Finding]:
+    """Compare the two servers: rows of another cluster would be taken for ours."""
+    [(ours,)] = site.ask("Identity")
+    [(theirs,)] = site.read("Identity")
+    if ours == theirs and site.server.database == site.reader.database:
+        yield good("slot and mapping are in the same database of the same cluster")
+    else:
+        yield fail(
+            f"the slot is in the database {site.server.database} of the cluster {ours}, the mapping in"
+            f" {site.reader.database} of {theirs}",
+            "give the same server or a standby of it, and the same database, in QUERY_CONNECTION_STRING",
+        )
+
+
+def replication_slots(site: Deployment) -> Iterator[Finding]:
+    """Count the slots that are free, unless ours is there."""
+    most, used = site.server.slots_most, site.server.slots_used
+    text = f"{used} of {most} replication slots are used"
+    if used < most or site.slot is not None:
+        yield good(text)
+    else:
+        yield fail(
+            f"{text}, and {site.slot_name} is not one of them",
+            f"ALTER SYSTEM SET max_replication_slots = {most + 4}; and restart the server, or drop a slot"
+            " that nobody uses",
+        )
+
+
+def wal_senders(site: Deployment) -> Iterator[Finding]:
+    """Count the senders that are free, unless one of them is busy with our slot."""
+    most, used = site.server.senders_most, site.server.senders_used
+    text = f"{used} of {most} WAL senders are busy"
+    if used < most or (site.slot is not None and site.slot.active_pid is not None):
+        yield good(text)
+    else:
+        yield fail(
+            text, f"ALTER SYSTEM SET max_wal_senders = {most + 4}; and restart the server (standbys first)"
+        )
+
+
+def plugin(site: Deployment) -> Iterator[Finding]:
+    """Have the server load the plugin: by a temporary slot, which is refused before it waits for anybody.
+
+    On a standby the same trial tells whether the primary's wal_level will do.
+    """
+    connection = site.source.connect()
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('statement_timeout', %s, false)", (f"{_TRY_SECONDS}s",))
+            cursor.execute(site.queries["TryPlugin"], {"slot": f"pads_cdc_check_{os.getpid()}"})
+    except psycopg2.Error as error:
+        found = translate(error, site.source.setting)
+        if isinstance(found, SourceError) and found.reason == "cancelled":
+            yield good(f"{_PLUGIN} can be loaded")
+        elif error.pgcode == "53400":
+            yield warn(f"whether {_PLUGIN} can be loaded cannot be tried: no slot is free", "see above")
+        elif "on the primary" in str(error):
+            yield fail(
+                "the primary's wal_level is not logical, so this standby cannot decode",
+                "on the primary: ALTER SYSTEM SET wal_level = 'logical'; and restart it",
+            )
+        else:
+            raise found from error
+    else:
+        yield good(f"{_PLUGIN} can be loaded")
+    finally:
+        connection.close()

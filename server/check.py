@@ -1,0 +1,93 @@
+"""``pads-cdc check``: is this database ready, and what to type where it is not."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cdc.checks import FURTHER, NECESSARY, Deployment, Verdict, run
+from cdc.connection import Address
+from cdc.database import Database
+from cdc.mapping import load, server_queries
+from server.encode import encode
+from server.redaction import Redactor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cdc.checks import Finding
+    from server.settings import Settings
+
+_COLOURS = {Verdict.PASS: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red", Verdict.SKIP: "dim"}
+
+Found = tuple[str, "Finding"]
+"""A check's name, and one of the things that it found."""
+
+
+def check(settings: Settings, *, as_json: bool) -> int:
+    """Ask everything as the service will, and print what was found; returns the exit code. Changes nothing.
+
+    Raises:
+        ConfigurationError: there is no such mapping.
+
+    """
+    found = list(run((*NECESSARY, *FURTHER), deployment(settings)))
+    redact = Redactor(settings.connection_strings)
+    if as_json:
+        click.echo(redact(_json(found)))
+    else:
+        _show(found, redact)
+    return int(any(finding.verdict is Verdict.FAIL for _, finding in found))
+
+
+def deployment(settings: Settings) -> Deployment:
+    """Return what the checks may ask, connected as the service will be."""
+    mapping = load(settings.mapping)
+    query = Address(settings.query_connection_string.read, "QUERY_CONNECTION_STRING")
+    return Deployment(
+        source=Address(settings.postgres_connection_string.read, "POSTGRES_CONNECTION_STRING"),
+        database=Database(query, mapping, settings.db_schema, encode),
+        queries=server_queries(),
+        schema=settings.db_schema,
+        slot_name=settings.slot_name,
+        max_retained_wal=settings.max_retained_wal,
+        state_file=settings.state_file,
+    )
+
+
+def _json(found: Sequence[Found]) -> str:
+    findings = [
+        {"check": name, "verdict": finding.verdict, "text": finding.text, "remedy": finding.remedy}
+        for name, finding in found
+    ]
+    ready = not any(finding.verdict is Verdict.FAIL for _, finding in found)
+    return json.dumps({"ready": ready, "findings": findings}, indent=2)
+
+
+def _show(found: Sequence[Found], redact: Redactor) -> None:
+    console = Console(highlight=False)
+    if console.is_terminal:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("check", no_wrap=True)
+        table.add_column("")
+        table.add_column("found, and what to type")
+        for name, finding in found:
+            text = Text(redact(finding.text))
+            if finding.remedy:
+                text.append(f"\n→ {redact(finding.remedy)}", style="bold")
+            verdict = Text(finding.verdict, style=_COLOURS[finding.verdict])
+            table.add_row(name, verdict, text)
+        console.print(table)
+    else:
+        for name, finding in found:
+            click.echo(f"{finding.verdict}  {name}: {redact(finding.text)}")
+            if finding.remedy:
+                click.echo(f"      {redact(finding.remedy)}")
+    counts = Counter(finding.verdict for _, finding in found)
+    click.echo(", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict]))
