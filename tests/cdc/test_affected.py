@@ -1,4 +1,4 @@
-"""What a row affects: expectations written by hand for each table of each mapping, not the code's own tables."""
+"""What a row affects: expectations written by hand for each table, not read from the mappings."""
 
 from __future__ import annotations
 
