@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cdc.store import Entry, Store
 
-_SCAN = 4
+SCAN = 4
 """Dead places that one read may pass over, in multiples of its limit: the lock is never held for long."""
 
 _revision = attrgetter("revision")
@@ -93,7 +93,7 @@ class Cursor(Place):
                 self._target = store.head
             entries: list[Entry] = []
             log, live = store.log, store.entries
-            stop = min(len(log), self.index + limit * _SCAN)
+            stop = min(len(log), self.index + limit * SCAN)
             while self.index < stop and len(entries) < limit:
                 entry = log[self.index]
                 if entry.revision > self._target:
@@ -166,7 +166,7 @@ class Replay:
         store = self._store
         entries: list[Entry] = []
         with store.lock:
-            stop = max(0, self._back.index - limit * _SCAN)
+            stop = max(0, self._back.index - limit * SCAN)
             while self._back.index > stop and len(entries) < limit:
                 self._back.index -= 1
                 entry = store.log[self._back.index]

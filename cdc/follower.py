@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cdc.database import Database
     from cdc.freshness import Freshness
     from cdc.ledger import Ledger
+    from cdc.lineage import Lineage
     from cdc.observer import Mode, Observer
     from cdc.parents import Parents
     from cdc.requery import Requery
@@ -61,6 +62,7 @@ class Follower(threading.Thread):
         parents: Parents,
         store: Store,
         ledger: Ledger,
+        lineage: Lineage,
         freshness: Freshness,
         observer: Observer,
         max_retained_wal: int,
@@ -80,6 +82,7 @@ class Follower(threading.Thread):
         self._parents = parents
         self._store = store
         self._ledger = ledger
+        self._lineage = lineage
         self._freshness = freshness
         self._observer = observer
         self._max_retained_wal = max_retained_wal
@@ -180,6 +183,9 @@ class Follower(threading.Thread):
         if not started.history.continues(known, max(self._store.position, self._store.seen)):
             self._break_with_the_past()
         self._requery.history = started.history
+        self._lineage.following(started.history)
+        if started.confirmed > self._requery.reached:  # true at the start, and with a new slot
+            self._lineage.gap(started.confirmed)
         self._requery.reached = started.confirmed
         self._ledger.note(system=started.history.system, timeline=started.history.timeline)
         gate = Gate(end=max(started.confirmed, self._requery.read_up_to))
@@ -203,6 +209,8 @@ class Follower(threading.Thread):
         self._requery.read_up_to = 0
         self._freshness.rewound()
         self._store.rewind()
+        self._requery.reached = 0
+        self._lineage.broken()
         self._ledger.new_epoch(self._store)
 
     def _end_stream(self, lost: Lost) -> None:

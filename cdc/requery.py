@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cdc.gate import Evidence
     from cdc.history import History
     from cdc.ledger import Ledger
+    from cdc.lineage import Lineage
     from cdc.lsn import Lsn
     from cdc.observer import Observer
     from cdc.parents import Parents
@@ -54,6 +55,7 @@ class Requery:
         parents: Parents,
         store: Store,
         ledger: Ledger,
+        lineage: Lineage,
         observer: Observer,
     ) -> None:
         self._database = database
@@ -61,6 +63,7 @@ class Requery:
         self._parents = parents
         self._store = store
         self._ledger = ledger
+        self._lineage = lineage
         self._observer = observer
         self._waiting: list[Task] = []
         self._reads: list[OpenRead] = []
@@ -270,6 +273,7 @@ class Requery:
         self._reads.remove(read)
         if task.reason is not None:
             self.exact_at = read.began
+            self._tell_lineage(read)
             self._tell_reconciled(task.reason, read.upserts, read.deletes, time.monotonic() - read.began)
         if not self.busy:
             self._store.settle(self.reached)
@@ -332,6 +336,12 @@ class Requery:
 
     def _tell_reconciled(self, reason: str, upserts: int, deletes: int, seconds: float) -> None:
         self._observer.reconciled(ReconcileSeen(reason, len(self._store), upserts, deletes, seconds))
+
+    def _tell_lineage(self, read: OpenRead) -> None:
+        evidence = read.read.evidence
+        covers = evidence.seen if evidence.replayed is None else evidence.replayed
+        self._lineage.reread(read.began, covers, evidence.system)
+        self._lineage.gap(read.task.end)
 
     def _open_tasks(self) -> list[Task]:
         return [*self._waiting, *(read.task for read in self._reads)]

@@ -225,6 +225,9 @@ class Store:
 
     def _compare_gone(self, batch: Batch, endpoint_id: str, old: Entry | None, *, named: bool) -> None:
         if old is None:
+            if named:  # it came and went before we looked, but a client of another server may have seen it
+                batch.changed.append(Entry(endpoint_id, self.head + 1, batch.position, None))
+                batch.digests.append(b"")
             return
         if endpoint_id in self.tombstones:
             if named:
@@ -244,11 +247,13 @@ class Store:
         """
         with self.lock:
             for entry, _ in batch.moved:
-                entry.position = batch.position
+                entry.position = max(entry.position, batch.position)  # what is redelivered is not news
             for entry, payload in batch.verified:
                 entry.payload = payload
                 self._unverified.pop(entry.id, None)
             for entry in batch.changed:
+                if (old := self.entries.get(entry.id)) is not None:
+                    entry.position = max(entry.position, old.position)
                 self.entries[entry.id] = entry
                 # Out and in again, so that tombstones stay in the order of their revisions.
                 self.tombstones.pop(entry.id, None)

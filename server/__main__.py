@@ -22,6 +22,7 @@ from cdc.database import Database
 from cdc.follower import Follower
 from cdc.freshness import Freshness
 from cdc.ledger import Ledger
+from cdc.lineage import Lineage
 from cdc.mapping import load, server_queries
 from cdc.parents import Parents
 from cdc.probe import Probe
@@ -134,8 +135,15 @@ class Pipeline:
         self._probe = Probe(source, settings.slot_name, queries, self._reader, freshness, observer)
         parents = Parents()
         ledger = Ledger(settings.state_file, database.evidence().system, observer)
+        self.lineage = Lineage(ledger)
         requery = Requery(
-            database=database, catalog=catalog, parents=parents, store=store, ledger=ledger, observer=observer
+            database=database,
+            catalog=catalog,
+            parents=parents,
+            store=store,
+            ledger=ledger,
+            lineage=self.lineage,
+            observer=observer,
         )
         self.follower = Follower(
             backlog=backlog,
@@ -146,6 +154,7 @@ class Pipeline:
             parents=parents,
             store=store,
             ledger=ledger,
+            lineage=self.lineage,
             freshness=freshness,
             observer=observer,
             max_retained_wal=settings.max_retained_wal,

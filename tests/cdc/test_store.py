@@ -67,6 +67,7 @@ class Walks(RuleBasedStateMachine):
         self.store = Store()
         self.store._COMPACT_FROM = 3
         self.model: dict[str, bytes] = {}
+        self.named: set[str] = set()
         self.history: dict[int, dict[str, bytes]] = {0: {}}
         self.old: list[tuple[Replay, dict[str, bytes], dict[str, int]]] = []
 
@@ -78,8 +79,10 @@ class Walks(RuleBasedStateMachine):
     def write(self, rows: dict[str, bytes | None]) -> None:
         changes = 0
         for endpoint_id, payload in rows.items():
-            if self.model.get(endpoint_id) != payload:
+            # That an id is gone is news even if it was never known here: another server may have sent it.
+            if self.model.get(endpoint_id) != payload or endpoint_id not in self.named:
                 changes += 1
+            self.named.add(endpoint_id)
             if payload is None:
                 self.model.pop(endpoint_id, None)
             else:
