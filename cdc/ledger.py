@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cdc.observer import Observer
     from cdc.store import Batch, Store
 
-_RETRY = 30.0
+_RETRY = 5.0
 """Seconds between attempts to have a state file again."""
 TROUBLE = "state_file"
 
