@@ -17,8 +17,9 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupt:
-    """Takes SIGINT, SIGTERM and SIGHUP (the terminal is gone) over while its context lasts; for the main
-    thread.
+    """Takes SIGINT, SIGTERM and SIGHUP (no more terminal) over while its context lasts; in the main thread.
+
+    Once one has come, they are ignored for the rest of the process: it is about to end.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,8 @@ class Interrupt:
 
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
-            signal.signal(number, before)
+            # Whoever hits Ctrl-C again must not turn a clean end into a traceback, or change its exit code.
+            signal.signal(number, signal.SIG_IGN if self.requested else before)
 
     def wait(self, seconds: float | None = None) -> bool:
         """Block for so long, or until a signal comes, and tell whether one has ever come."""

@@ -40,6 +40,8 @@ def play(interrupt: Interrupt, *, seconds: float | None, plain: bool) -> int:
     """Do what `server.demo.run` says."""
     # Threads take turns more often than by default: drawing a screen must not delay an arrival.
     sys.setswitchinterval(0.0005)
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]  # what somebody has set for libpq is meant for another database
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what happens to a stream is told by us
     console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
     try:

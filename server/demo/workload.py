@@ -83,9 +83,9 @@ class _Step:
 class Workload:
     """Transactions without end on one session; nobody else may write, or the descriptions are wrong."""
 
-    def __init__(self, session: Connection) -> None:
+    def __init__(self, session: Connection, random: Random) -> None:
         self._session = session
-        self._random = Random()  # noqa: S311 - the choice of a row need not be unpredictable
+        self._random = random
         self._numbers = itertools.count(1)
         self._applications = [
             application for (application,) in self._rows("SELECT id FROM portal_applications")
@@ -172,10 +172,10 @@ def commit_until(stop: threading.Event, portal: Portal, arrivals: Arrivals) -> N
         psycopg2.Error: the database failed.
 
     """
-    moments = Random()  # noqa: S311 - nothing depends on their being unpredictable
+    random = Random()  # noqa: S311 - nothing depends on its being unpredictable
     with closing(portal.connect()) as session:
-        workload = Workload(session)
-        while not stop.wait(moments.expovariate(_COMMITS_A_SECOND)):
+        workload = Workload(session, random)
+        while not stop.wait(random.expovariate(_COMMITS_A_SECOND)):
             commit = workload.prepare()
             arrivals.expect(commit)
             arrivals.committed(commit, workload.commit())

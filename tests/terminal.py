@@ -1,0 +1,71 @@
+"""A terminal for a command: what it draws, and keys that are typed into it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import termios
+import threading
+from typing import Self
+
+from tests.command import PADS_CDC
+from tests.fix_server import DEADLINE
+
+
+class Terminal:
+    """``pads-cdc`` with some arguments on a pseudo-terminal of 120 by 40, as its controlling terminal."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self.text = ""
+        """Everything that it wrote, escape sequences included."""
+        self._written = threading.Condition()
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        self.process = subprocess.Popen(
+            # setsid --ctty: so that Ctrl-C in this terminal reaches the command, and nobody else.
+            ["setsid", "--ctty", "--wait", PADS_CDC, *arguments],  # noqa: S607 - wherever util-linux is
+            env=os.environ | {"TERM": "xterm-256color"} | environment,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        self._reading = threading.Thread(target=self._read)
+        self._reading.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.type("\x1c")  # Ctrl-\: SIGQUIT
+        self.end()
+        os.close(self._ours)
+
+    def type(self, keys: str) -> None:
+        """Press keys."""
+        os.write(self._ours, keys.encode())
+
+    def wait(self, text: str) -> None:
+        """Return when ``text`` has been written."""
+        with self._written:
+            assert self._written.wait_for(lambda: text in self.text, DEADLINE), (text, self.text)
+
+    def end(self) -> int:
+        """Wait for its end, which has been asked for, and return the exit code."""
+        code = self.process.wait(DEADLINE)
+        self._reading.join(DEADLINE)
+        return code
+
+    def _read(self) -> None:
+        while True:
+            try:
+                written = os.read(self._ours, 65_536)
+            except OSError:  # EIO: nobody has the other side open any more
+                return
+            with self._written:
+                self.text += written.decode(errors="replace")
+                self._written.notify_all()
