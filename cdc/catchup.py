@@ -45,6 +45,11 @@ class Catchup:
             return Part(entries, more=True, cut=None)
         return part
 
+    def finish(self) -> Cursor:
+        """Go on with the tail alone."""
+        self._back.close()
+        return self.tail
+
     def close(self) -> None:
         """Let the store forget this walk."""
         self.tail.close()

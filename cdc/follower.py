@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cdc.assembler import Transaction
 from cdc.backlog import Idle, Lost, Started
 from cdc.errors import ConfigurationError, PadsCdcError, Refusal, SourceError
+from cdc.failpoints import reach
 from cdc.gate import Gate
 from cdc.history import History
 from cdc.postgres_errors import is_shutdown
@@ -259,6 +260,7 @@ class Follower(threading.Thread):
         gate = gate.spanned()
         if not self._ledger.note(owed=gate.note()):
             return  # without a durable note nothing may be let go
+        reach("noted")
         self._owed = task.gate = gate
         task.since = self._requery.reached
         self._observer.trouble(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from cdc.audit import Audit
 from cdc.errors import PadsCdcError, SourceError
+from cdc.failpoints import reach
 from cdc.gate import Gate
 from cdc.observer import BatchSeen, ReconcileSeen
 from cdc.task import OpenRead, Task, merged
@@ -228,6 +229,7 @@ class Requery:
             # have.
             task = merged([task, *(older.task for older in self._reads)])
             self._close_reads()
+        reach("read")
         opened = OpenRead(task, read, began)
         self._reads.append(opened)
         self._step(opened)
@@ -261,8 +263,11 @@ class Requery:
             self._audit.overtake(rows)
         last = named and read.read.complete and self._reads == [read] and not self._waiting
         position = self.reached if last else 0
+        reach("prepared")
         self._ledger.append(batch, position=position or self._store.position, seen=evidence.seen)
+        reach("written")
         self._store.publish(batch, whole=last, position=position, seen=evidence.seen)
+        reach("published")
 
     def _finish(self, read: OpenRead) -> None:
         task = read.task

@@ -25,6 +25,7 @@ from cdc import lsn, wal2json
 from cdc.backlog import Idle, Lost, Started
 from cdc.connection import cancel_soon
 from cdc.errors import MessageError, PadsCdcError, Refusal, SlotHeld, SourceError
+from cdc.failpoints import reach
 from cdc.gate import Snapshot
 from cdc.history import History, parse_switches
 from cdc.postgres_errors import translated
@@ -309,6 +310,7 @@ class SlotReader(threading.Thread):
             transaction = assembler.spoil(error.reason, raw)
         if transaction is None:
             return
+        reach("received")
         while not self._backlog.offer(transaction, _TICK):
             feedback.send(self._freshness, self._may_confirm)
             if self._stopping.is_set() or self._dropping is not None:
@@ -344,9 +346,13 @@ class _Feedback:
         if not ask and (confirm <= self._sent or now - self._sent_at < _TICK):
             return
         received = freshness.positions().received
+        if confirm > self._sent:
+            reach("confirming")
         self._cursor.send_feedback(
             write_lsn=max(received, confirm), flush_lsn=confirm, apply_lsn=confirm, reply=ask, force=True
         )
+        if confirm > self._sent:
+            reach("confirmed")
         self._sent, self._sent_at = confirm, now
         if ask:
             self._asked_at = now
