@@ -17,9 +17,10 @@ from cdc.errors import ConfigurationError, PadsCdcError
 from server.redaction import Redactor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from server.connection_string import ConnectionString
+    from server.setup import Target
 
 _FAILED: Final = 1
 _MISUSED: Final = 2
@@ -142,6 +143,121 @@ def check(secrets: list[ConnectionString], /, *, as_json: bool, **flags: Any) ->
     from server.check import check as run  # noqa: PLC0415
 
     return run(settings, as_json=as_json)
+
+
+def _for_admins(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that `setup` and `teardown` share."""
+    for option in (
+        click.option("--dry-run", is_flag=True, help="Print the SQL and run none of it."),
+        click.option(
+            "--db-schema",
+            envvar="DB_SCHEMA",
+            default="public",
+            show_envvar=True,
+            show_default=True,
+            help="Schema that holds the mapping's tables.",
+        ),
+        click.option(
+            "--mapping",
+            envvar="MAPPING",
+            default="grove",
+            show_envvar=True,
+            show_default=True,
+            help="The mapping that is going to be served.",
+        ),
+        click.option("--role", default="pads_cdc", show_default=True, help="The service's role."),
+        click.option(
+            "--admin-connection-string-file",
+            envvar="ADMIN_CONNECTION_STRING_FILE",
+            show_envvar=True,
+            help="The file that holds ADMIN_CONNECTION_STRING.",
+        ),
+        click.option(
+            "--admin-connection-string",
+            envvar="ADMIN_CONNECTION_STRING",
+            show_envvar=True,
+            help="The primary, as one who owns the tables and may create roles.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _target(secrets: list[ConnectionString], given: dict[str, Any]) -> Target:
+    """Make one value of the options that `setup` and `teardown` share."""
+    from server.setup import ADMIN, Target  # noqa: PLC0415
+
+    admin = _connection_string(secrets, ADMIN, given)
+    if admin is None:
+        raise ConfigurationError(
+            f"{ADMIN} (--admin-connection-string): is required, also as {ADMIN}_FILE; for example"
+            f" {ADMIN}=postgresql://postgres:secret@127.0.0.1:5432/portal"
+        )
+    role, mapping, schema = given["role"], given["mapping"], given["db_schema"]
+    return Target(admin=admin, role=role, mapping=mapping, schema=schema, dry_run=given["dry_run"])
+
+
+def _connection_string(
+    secrets: list[ConnectionString], name: str, given: dict[str, Any]
+) -> ConnectionString | None:
+    """Take a connection string that is given as a value or as a file; it is among the secrets then."""
+    from server.connection_string import ConnectionString  # noqa: PLC0415
+
+    value, file = given[name.lower()], given[f"{name.lower()}_file"]
+    if value is None and file is None:
+        return None
+    found = ConnectionString(name, value=value, file=file)
+    secrets.append(found)
+    found.read()
+    return found
+
+
+@cli.command()
+@_for_admins
+@click.option(
+    "--role-file",
+    help="File for the role's connection string: written, with a new password, where it is not there yet.",
+)
+@click.pass_obj
+def setup(secrets: list[ConnectionString], /, role_file: str | None, **given: Any) -> int:
+    """Make a database ready: a role that may read, replica identities, indexes. Touches no row.
+
+    As often as you like: only what is missing is done, and each statement is printed.
+    """
+    from server.setup import setup as run  # noqa: PLC0415
+
+    return run(_target(secrets, given), role_file)
+
+
+@cli.command()
+@_for_admins
+@click.option(
+    "--slot-name",
+    envvar="SLOT_NAME",
+    default="pads_cdc",
+    show_envvar=True,
+    show_default=True,
+    help="The slot to drop.",
+)
+@click.option(
+    "--slot-connection-string",
+    envvar="SLOT_CONNECTION_STRING",
+    show_envvar=True,
+    help="Where the slot is, if that is a standby; by default the primary.",
+)
+@click.option(
+    "--slot-connection-string-file",
+    envvar="SLOT_CONNECTION_STRING_FILE",
+    show_envvar=True,
+    help="The file that holds SLOT_CONNECTION_STRING.",
+)
+@click.pass_obj
+def teardown(secrets: list[ConnectionString], /, slot_name: str, **given: Any) -> int:
+    """Drop the slot, and undo what setup did: role, grants, indexes, identities. Touches no row."""
+    from server.setup import SLOT  # noqa: PLC0415
+    from server.setup import teardown as run  # noqa: PLC0415
+
+    return run(_target(secrets, given), _connection_string(secrets, SLOT, given), slot_name)
 
 
 @cli.command()

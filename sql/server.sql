@@ -206,3 +206,57 @@ ORDER BY 2, 1;
 -- name: TryPlugin :many
 -- Make a slot that ends with the session: it fails where the plugin cannot be loaded, before it waits for transactions.
 SELECT pg_create_logical_replication_slot(@slot, 'wal2json', true)::text;
+
+-- name: Role :many
+-- A role and what it lacks: no row where there is none.
+SELECT
+    r.rolcanlogin AS may_login,
+    r.rolsuper OR r.rolreplication OR coalesce(pg_has_role(r.oid, to_regrole('rds_replication'), 'MEMBER'), false)
+        AS may_replicate,
+    r.rolsuper OR r.rolbypassrls AS bypasses_row_security,
+    has_database_privilege(r.oid, current_database(), 'CONNECT') AS may_connect,
+    coalesce((SELECT has_schema_privilege(r.oid, n.oid, 'USAGE') FROM pg_namespace n WHERE n.nspname = @schema), false)
+        AS may_use_schema,
+    ARRAY(
+        SELECT given.name
+        FROM unnest(@tables::text[]) AS given (name)
+        WHERE NOT has_table_privilege(r.oid, given.name, 'SELECT')
+    ) AS unreadable,
+    shobj_description(r.oid, 'pg_authid') AS comment
+FROM pg_roles r
+WHERE r.rolname = @role;
+
+-- name: Grants :many
+-- What takes a role's privileges on this database, its schemas and its tables away: their objects stay.
+SELECT format('REVOKE ALL ON %s FROM %I;', granted.what, @role::text)
+FROM (
+    SELECT 1 AS place, format('TABLE %I.%I', n.nspname, c.relname) AS what, c.relacl AS acl
+    FROM pg_class c
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+    UNION ALL
+    SELECT 2, format('SCHEMA %I', nspname), nspacl FROM pg_namespace
+    UNION ALL
+    SELECT 3, format('DATABASE %I', datname), datacl FROM pg_database WHERE datname = current_database()
+) AS granted
+WHERE EXISTS (
+    SELECT FROM aclexplode(granted.acl) AS entry
+    WHERE entry.grantee = (SELECT oid FROM pg_roles WHERE rolname = @role)
+)
+ORDER BY granted.place, granted.what;
+
+-- name: Belongings :many
+-- What keeps a role from being dropped beside privileges here: what it owns, and what other databases know of it.
+SELECT DISTINCT
+    CASE
+        WHEN d.dbid NOT IN (0, here.oid) THEN format('is used in the database %s', other.datname)
+        ELSE format('owns %s', pg_describe_object(d.classid, d.objid, d.objsubid))
+    END,
+    d.dbid NOT IN (0, here.oid) AS elsewhere
+FROM pg_shdepend d
+JOIN pg_database here ON here.datname = current_database()
+LEFT JOIN pg_database other ON other.oid = d.dbid
+WHERE d.refclassid = 'pg_authid'::regclass
+    AND d.refobjid = (SELECT oid FROM pg_roles WHERE rolname = @role)
+    AND (d.deptype = 'o' OR d.dbid NOT IN (0, here.oid))
+ORDER BY 2, 1;
