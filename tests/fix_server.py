@@ -11,7 +11,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import grpc
@@ -25,6 +26,8 @@ from server.pb.gateway_endpoint_pb2_grpc import GatewayEndpointsStub
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from psycopg2.extensions import connection
 
     from tests.fix_postgres import Database
 
@@ -266,12 +269,20 @@ def gateway() -> Iterator[GatewayFactory]:
 
 def expected(database: Database, mapping: str = "grove") -> dict[str, bytes]:
     """Return the mapping query's result, encoded by protobuf's own classes and not by ours: the oracle."""
-    query = load(mapping).queries["Endpoints"]
-    with psycopg2.connect(database.url()) as session, session.cursor() as cursor:
-        cursor.execute(query, {})
-        rows = cursor.fetchall()
-    session.close()
-    return {row[0]: _encode(*row) for row in rows}
+    with closing(psycopg2.connect(database.url())) as session:
+        return expected_by(session, mapping)
+
+
+def expected_by(session: connection, mapping: str = "grove") -> dict[str, bytes]:
+    """Return the oracle as a session sees it now."""
+    with session.cursor() as cursor:
+        cursor.execute(_endpoints_query(mapping), {})
+        return {row[0]: _encode(*row) for row in cursor}
+
+
+@cache
+def _endpoints_query(mapping: str) -> str:
+    return load(mapping).queries["Endpoints"]
 
 
 def wait_equal(
