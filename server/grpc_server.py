@@ -12,11 +12,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer  # the package's asyncio servicer has no public name
 from grpc_reflection.v1alpha import reflection
 
+from server import endpoint_feed
 from server.gateway_endpoints import SERVICE, GatewayEndpoints
-from server.listening import refusal
+from server.listening import address, refusal
 
 if TYPE_CHECKING:
     from cdc.store import Store
+    from server.endpoint_feed import EndpointFeed
     from server.health import Health
     from server.hub import Hub
     from server.metrics import Metrics
@@ -60,7 +62,13 @@ class GrpcServer:
 
 
 async def start(
-    settings: Settings, store: Store, hub: Hub, subscribers: Subscribers, metrics: Metrics, health: Health
+    settings: Settings,
+    store: Store,
+    hub: Hub,
+    subscribers: Subscribers,
+    metrics: Metrics,
+    health: Health,
+    feed: EndpointFeed,
 ) -> GrpcServer:
     """Listen, and serve from the running event loop.
 
@@ -69,20 +77,18 @@ async def start(
 
     """
     server = grpc.aio.server(options=_OPTIONS)
-    server.add_generic_rpc_handlers((GatewayEndpoints(store, hub, subscribers, metrics).handler(),))
+    old = GatewayEndpoints(store, hub, subscribers, metrics)
+    server.add_generic_rpc_handlers((old.handler(), feed.handler()))
     serving = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(serving, server)
-    names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    names = (SERVICE, endpoint_feed.SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    try:
-        port = server.add_insecure_port(f"{host}:{settings.port}")
-    except RuntimeError as error:  # gRPC does not say why; binding ourselves does
-        try:
-            socket.create_server((settings.host, settings.port)).close()
-        except OSError as cause:
-            raise refusal("gRPC", settings.host, settings.port, cause) from error
-        raise
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:  # gRPC does not say why it cannot, and writes a line of its own past our logs
+        socket.create_server((settings.host, settings.port), family=family).close()
+    except OSError as cause:
+        raise refusal("gRPC", settings.host, settings.port, cause) from cause
+    port = server.add_insecure_port(address(settings.host, settings.port))
     await server.start()
     return GrpcServer(server, port, asyncio.create_task(_tell_health(serving, hub, health)), serving)
 
@@ -98,7 +104,7 @@ async def _tell_health(serving: HealthServicer, hub: Hub, health: Health) -> Non
             else health_pb2.HealthCheckResponse.SERVING
         )
         if status != told:
-            for name in ("", SERVICE):
+            for name in ("", SERVICE, endpoint_feed.SERVICE):
                 await serving.set(name, status)
             told = status
         with suppress(TimeoutError):
