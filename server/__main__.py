@@ -31,6 +31,7 @@ from cdc.slot import SlotReader
 from cdc.store import Store
 from server import grpc_server, http, logs
 from server.encode import encode
+from server.endpoint_feed import EndpointFeed
 from server.fanout import FanOut
 from server.health import Health
 from server.hub import Hub
@@ -86,7 +87,8 @@ async def _serve(settings: Settings) -> int:
         lambda: loop.call_soon_threadsafe(stop.set),
     )
     async with AsyncExitStack() as running:
-        grpc = await grpc_server.start(settings, store, hub, subscribers, metrics, health)
+        feed = EndpointFeed(settings, store, pipeline.lineage, freshness, hub, subscribers, metrics)
+        grpc = await grpc_server.start(settings, store, hub, subscribers, metrics, health, feed)
         running.push_async_callback(grpc.stop)
         pages = await http.start(
             host=settings.metrics_host, port=settings.metrics_port, registry=metrics.registry, health=health

@@ -11,17 +11,17 @@ protobuf message is the concatenation of its fields.
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
 
 from cdc.cursor import Replay
+from server.calls import NOT_READY, READY_SECONDS, SHUTTING_DOWN, counted, unavailable
 from server.pb.gateway_endpoint_pb2 import AuthDataRequest, AuthDataUpdatesRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from cdc.store import Entry, Store
     from server.hub import Hub
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 SERVICE = "proto.GatewayEndpoints"
-READY_SECONDS = 30.0
-"""How long a call waits for the first complete map before it is UNAVAILABLE."""
 DEFAULT_CLIENT_BYTES = 4 * 1024 * 1024
 """What a gRPC client accepts unless it was told otherwise."""
 _CHUNK = 64
@@ -72,7 +70,7 @@ class GatewayEndpoints:
 
     async def fetch(self, _: AuthDataRequest, context: _Context) -> bytes:
         """Return the whole map as an ``AuthDataResponse``."""
-        with self._counted("FetchAuthDataSync", context):
+        with counted(self._metrics, "FetchAuthDataSync", context):
             await self._ready(context)
             parts: list[bytes] = []
             for index, entry in enumerate(self._store.live()):
@@ -92,7 +90,7 @@ class GatewayEndpoints:
         """Yield ``AuthDataUpdate``s for ever: deletes and upserts of everything, and before those what
         happens now.
         """
-        with self._counted("StreamAuthDataUpdates", context):
+        with counted(self._metrics, "StreamAuthDataUpdates", context):
             await self._ready(context)
             await context.send_initial_metadata(())  # the client sees at once that its stream stands
             subscriber = self._subscribers.add(context.peer(), "gateway_endpoints")
@@ -101,7 +99,7 @@ class GatewayEndpoints:
                 while True:
                     changed = self._hub.changed
                     if self._hub.stopping:
-                        await _unavailable(context, "the server is shutting down; reconnect")
+                        await unavailable(context, SHUTTING_DOWN)
                     entries = replay.read(_CHUNK)
                     for entry in entries:
                         # What has moved on while this stream waited comes with the tail, as it is then.
@@ -117,31 +115,7 @@ class GatewayEndpoints:
 
     async def _ready(self, context: _Context) -> None:
         if not await self._hub.ready(READY_SECONDS):
-            await _unavailable(context, "no complete map has been loaded yet; try again")
-
-    @contextmanager
-    def _counted(self, method: str, context: _Context) -> Iterator[None]:
-        code = grpc.StatusCode.OK
-        try:
-            yield
-        except grpc.aio.AbortError:
-            code = context.code() or grpc.StatusCode.UNKNOWN
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            code = grpc.StatusCode.CANCELLED
-            raise
-        except BaseException:
-            code = grpc.StatusCode.UNKNOWN
-            raise
-        finally:
-            if isinstance(code, int):  # what abort() leaves in the context
-                code = next(known for known in grpc.StatusCode if known.value[0] == code)
-            self._metrics.handled(method, code.name)
-
-
-async def _unavailable(context: _Context, why: str) -> NoReturn:
-    await context.abort(grpc.StatusCode.UNAVAILABLE, why)
-    raise AssertionError("abort returned")
+            await unavailable(context, NOT_READY)
 
 
 def _update(entry: Entry) -> bytes:

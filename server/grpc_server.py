@@ -81,7 +81,12 @@ async def start(
     server.add_generic_rpc_handlers((old.handler(), feed.handler()))
     serving = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(serving, server)
-    names = (SERVICE, endpoint_feed.SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    names = (
+        SERVICE,
+        endpoint_feed.SERVICE,
+        health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+        reflection.SERVICE_NAME,
+    )
     reflection.enable_server_reflection(names, server)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:  # gRPC does not say why it cannot, and writes a line of its own past our logs

@@ -26,6 +26,7 @@ class Hub:
         self._scheduled = False
         self.changed = asyncio.Event()
         """Set at the next publication; another one takes its place then."""
+        self._attached: set[asyncio.Event] = set()
         self.stopping = False
         """The server is going down: streams are to end."""
         self._unsubscribe: Callable[[], None] = store.subscribe(self._publish)
@@ -42,6 +43,16 @@ class Hub:
         except TimeoutError:
             pass
         return False
+
+    def attach(self) -> asyncio.Event:
+        """Return an event of one's own, set at every publication: for who waits for other things as well."""
+        event = asyncio.Event()
+        self._attached.add(event)
+        return event
+
+    def detach(self, event: asyncio.Event) -> None:
+        """End `attach`."""
+        self._attached.discard(event)
 
     def stop(self) -> None:
         """Wake everybody for the last time."""
@@ -61,3 +72,5 @@ class Hub:
         self._subscribers.published(self._store.head)
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
+        for event in self._attached:
+            event.set()

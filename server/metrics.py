@@ -15,6 +15,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from cdc.observer import Mode, SlotSeen
+from cdc.token import ResetReason
 from server.fanout import Listener
 from server.subscribers import PROTOCOLS
 
@@ -34,7 +35,7 @@ _ALERTED: Final = {
     "decode_errors": ("key_shape", "missing_column", "out_of_order", "undecodable", "unknown_action"),
     "trouble": ("owed", "query", "slot_creation", "state_file"),
 }
-"""Values of ``reason`` that are shown from the start: Prometheus sees no increase in a series that is born at 1."""
+"""Values of ``reason`` shown from the start: to Prometheus a series that is born at 1 has not increased."""
 
 _LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """Seconds: single milliseconds are the aim, minutes are what a large ripple or an outage makes of it."""
@@ -105,6 +106,9 @@ class Metrics(Listener):
         self._troubles = gauge(
             "trouble", "1 while a lasting condition holds that /healthz tells of.", "reason"
         )
+        self._feed_resets = counter(
+            "feed_resets", "Clients of the feed that were sent everything, and why.", "reason"
+        )
         # Named as the Go and Java interceptors name it, so that existing dashboards find it.
         self._handled = Counter(
             "grpc_server_handled", "RPCs that ended.", ("grpc_method", "grpc_code"), registry=registry
@@ -118,6 +122,12 @@ class Metrics(Listener):
             self._decode_errors.labels(reason)
         for reason in _ALERTED["trouble"]:
             self._troubles.labels(reason)
+        for reset in get_args(ResetReason):
+            self._feed_resets.labels(reset)
+
+    def feed_reset(self, reason: ResetReason) -> None:
+        """Count a client of the feed that starts over; called by the gRPC side."""
+        self._feed_resets.labels(reason).inc()
 
     def handled(self, method: str, code: str) -> None:
         """Count an RPC that ended, such as ``("FetchAuthDataSync", "OK")``; called by the gRPC side."""
@@ -239,9 +249,18 @@ class _LiveGauges(Collector):
         for protocol in PROTOCOLS:
             family.add_metric((protocol,), counts[protocol])
         yield family
+        current = Tally(subscriber.protocol for subscriber in subscribers if not subscriber.lag_seconds)
+        family = GaugeMetricFamily(
+            "pads_cdc_subscribers_current",
+            "Subscribers that have everything: by their acknowledgement where the protocol has that.",
+            labels=("protocol",),
+        )
+        for protocol in PROTOCOLS:
+            family.add_metric((protocol,), current[protocol])
+        yield family
         yield GaugeMetricFamily(
             "pads_cdc_subscriber_max_lag_seconds",
-            "Since when the slowest subscriber has not been sent something; 0 when all have everything.",
+            "Since when the slowest subscriber lacks something; 0 when all have everything.",
             value=max((subscriber.lag_seconds for subscriber in subscribers), default=0.0),
         )
 

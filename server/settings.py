@@ -143,6 +143,15 @@ class Settings(BaseSettings):
     max_staleness: Annotated[Seconds | None, BeforeValidator(_none)] = _setting(
         None, "10m", "Staleness beyond which the server reports itself not ready; never if not given."
     )
+    progress_interval: Seconds = _setting(
+        "5s", "5s", "How often a subscriber of the feed hears from the server, busy or idle."
+    )
+    tombstone_retention: Seconds = _setting(
+        "24h", "7d", "How old a resume token of the feed may be; with an older one a client starts over."
+    )
+    max_concurrent_snapshots: Annotated[int, Field(ge=1)] = _setting(
+        8, "32", "Clients of the feed that are sent everything at the same time; others wait their turn."
+    )
     audit_interval: Seconds = _setting("5m", "5m", "How often the whole map is compared with the database.")
     logger_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = _setting(
         "info", "info", "Least severe level that is logged: debug, info, warning or error."

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Protocol = Literal["gateway_endpoints"]
+Protocol = Literal["gateway_endpoints", "endpoint_feed"]
 """Which service a subscriber speaks; the label of ``pads_cdc_subscribers``."""
-PROTOCOLS: Final[tuple[Protocol, ...]] = ("gateway_endpoints",)
+PROTOCOLS: Final[tuple[Protocol, ...]] = ("gateway_endpoints", "endpoint_feed")
 
 
 @dataclass(frozen=True)
@@ -28,25 +28,31 @@ class SubscriberSeen:
     protocol: Protocol
     since: float
     """Unix seconds of its opening."""
+    client_id: str
+    """What it calls itself; empty where the protocol has no such thing."""
     revision: int
-    """It has been sent everything up to this revision."""
+    """It has been sent, or where the protocol has acknowledgements: it holds, everything up to here."""
     sent: int
     """Messages handed to its stream."""
     behind: int
-    """Revisions that are published and not yet sent to it."""
+    """Revisions that are published and that it lacks."""
     lag_seconds: float
-    """Since when it lacks something: 0.0 when it has been sent all there is."""
+    """Since when it lacks something: 0.0 when it has all there is; at most since it opened, if it had nothing
+    then.
+    """
 
 
 class Subscriber:
     """One open stream. Its servicer alone writes to it: plain assignments, so that readers need no lock."""
 
-    __slots__ = ("peer", "protocol", "revision", "sent", "since")
+    __slots__ = ("client_id", "opened", "peer", "protocol", "revision", "sent", "since")
 
-    def __init__(self, peer: str, protocol: Protocol, since: float) -> None:
+    def __init__(self, peer: str, protocol: Protocol, client_id: str, since: float, opened: float) -> None:
         self.peer = peer
         self.protocol = protocol
+        self.client_id = client_id
         self.since = since
+        self.opened = opened
         self.revision = 0
         self.sent = 0
 
@@ -68,9 +74,12 @@ class Subscribers:
         self._open: set[Subscriber] = set()
         self._published: deque[tuple[int, float]] = deque(maxlen=self._KEEP)
 
-    def add(self, peer: str, protocol: Protocol) -> Subscriber:
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, peer: str, protocol: Protocol, client_id: str = "") -> Subscriber:
         """Register a stream that has opened; the caller removes it in a ``finally``."""
-        subscriber = Subscriber(peer, protocol, self._wall())
+        subscriber = Subscriber(peer, protocol, client_id, self._wall(), self._monotonic())
         with self._lock:
             self._open.add(subscriber)
         return subscriber
@@ -104,15 +113,19 @@ class Subscribers:
         for subscriber in subscribers:
             revision = subscriber.revision
             missing = bisect_right(published, revision, key=lambda publication: publication[0])
+            lag = max(0.0, now - published[missing][1]) if missing < len(published) else 0.0
+            if not revision:  # what was published before it came was never late
+                lag = min(lag, now - subscriber.opened)
             seen.append(
                 SubscriberSeen(
                     peer=subscriber.peer,
                     protocol=subscriber.protocol,
+                    client_id=subscriber.client_id,
                     since=subscriber.since,
                     revision=revision,
                     sent=subscriber.sent,
                     behind=max(0, head - revision),
-                    lag_seconds=max(0.0, now - published[missing][1]) if missing < len(published) else 0.0,
+                    lag_seconds=lag,
                 )
             )
         return tuple(seen)

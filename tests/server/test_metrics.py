@@ -45,6 +45,8 @@ DESIGNED = {
     "audit_interval_seconds": set(),
     "trouble": {"reason"},
     "subscriber_max_lag_seconds": set(),
+    "subscribers_current": {"protocol"},
+    "feed_resets_total": {"reason"},
 }
 """The design's table, as far as there is something to feed it."""
 

@@ -1,0 +1,53 @@
+"""What every RPC does alike: it is counted by how it ended, and says UNAVAILABLE with a reason."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from server.metrics import Metrics
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+READY_SECONDS: Final = 30.0
+"""How long a call waits for the first complete map before it is UNAVAILABLE."""
+NOT_READY: Final = "no complete map has been loaded yet; try again"
+SHUTTING_DOWN: Final = "the server is shutting down; reconnect"
+
+
+async def abort(context: Context, code: grpc.StatusCode, why: str) -> NoReturn:
+    """End a call with an error."""
+    await context.abort(code, why)
+    raise AssertionError("abort returned")
+
+
+async def unavailable(context: Context, why: str) -> NoReturn:
+    """End a call with what makes every client try again."""
+    await abort(context, grpc.StatusCode.UNAVAILABLE, why)
+
+
+@contextmanager
+def counted(metrics: Metrics, method: str, context: Context) -> Iterator[None]:
+    """Count the RPC that runs inside."""
+    code = grpc.StatusCode.OK
+    try:
+        yield
+    except grpc.aio.AbortError:
+        code = context.code() or grpc.StatusCode.UNKNOWN
+        raise
+    except (asyncio.CancelledError, GeneratorExit):
+        code = grpc.StatusCode.CANCELLED
+        raise
+    except BaseException:
+        code = grpc.StatusCode.UNKNOWN
+        raise
+    finally:
+        if isinstance(code, int):  # what abort() leaves in the context
+            code = next(known for known in grpc.StatusCode if known.value[0] == code)
+        metrics.handled(method, code.name)

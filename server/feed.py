@@ -1,0 +1,191 @@
+"""One client's feed without the I/O: walks over the store in, messages of ``pads.cdc.v1`` out.
+
+Nothing here waits or knows gRPC, so that a test can stall, cut and resume a client at every single step.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from google.protobuf.duration_pb2 import Duration
+
+from cdc.catchup import Catchup
+from cdc.cursor import Cursor
+from cdc.token import Here, Rejoin, Reset, Resume, Token
+from server.feed_requests import MisuseError
+from server.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cdc.cursor import Cut
+    from cdc.lineage import Origin
+    from cdc.store import Entry, Store
+
+MESSAGE_BYTES: Final = 1 << 20
+"""A message is smaller, unless it is one endpoint that is not."""
+_RESERVE: Final = 1024
+"""Of these, for what is in a batch beside its changes."""
+_CHANGE_BYTES: Final = 32
+"""A change without its id and payload takes no more: three tags and lengths, the revision, the frame."""
+_ENTRIES: Final = 500
+"""Entries that are taken from the store at a time: more are hardly faster, and hold its lock longer."""
+
+
+class Feed:
+    """What one stream has told its client, and what comes next."""
+
+    def __init__(
+        self,
+        store: Store,
+        origin: Callable[[], Origin],
+        staleness: Callable[[], float],
+        progress_interval: float,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """``staleness`` and ``progress_interval`` are in seconds, ``wall`` is Unix time."""
+        self._store = store
+        self._origin = origin
+        self._staleness = staleness
+        self._progress_interval = progress_interval
+        self._wall = wall
+        self._walk: Cursor | Catchup | None = None
+        self._resetting = False
+        self._told = -1
+        """Revision of the newest token since `open`."""
+        self._told_most = -1
+        """Likewise, since the stream began."""
+        self.acknowledged = 0
+        """The client holds the map of this revision; 0 if it is not known to hold any."""
+        self.mismatched = False
+        """The client's digest was another one: it must be opened again, with a reset."""
+        self.more = True
+        """There may be more to `take` at once."""
+
+    def open(self, verdict: Resume | Rejoin | Reset) -> pb.WatchResponse:
+        """Begin to serve, or begin again; returns what to say of it."""
+        self.close()
+        opened = pb.Opened(progress_interval=duration(self._progress_interval))
+        self._resetting = isinstance(verdict, Reset)
+        self.mismatched = False
+        self._told, self.more = -1, True
+        match verdict:
+            case Resume(after):
+                self._walk = Cursor(self._store, after)
+                self.acknowledged = after
+                opened.resumed.SetInParent()
+            case Rejoin(beyond):
+                self._walk = Catchup(self._store, beyond)
+                opened.resumed.SetInParent()
+            case Reset(reason):
+                self._walk = Catchup(self._store)
+                self.acknowledged = 0
+                name = f"RESET_REASON_{reason.upper()}"
+                opened.reset.CopyFrom(pb.Reset(reason=name, count=len(self._store)))
+        return pb.WatchResponse(opened=opened)
+
+    @property
+    def catching_up(self) -> bool:
+        """Whether the whole store is being walked."""
+        return isinstance(self._walk, Catchup)
+
+    def take(self) -> Iterator[pb.WatchResponse]:
+        """Yield the next messages, not many; none when there is nothing to say (see `more`)."""
+        walk = self._walk
+        if walk is None:
+            raise RuntimeError("not opened")
+        part = walk.read(_ENTRIES)
+        self.more = part.more
+        arrived = part.cut is not None and (part.entries or part.cut.revision != self._told)
+        batch, room = pb.Batch(), MESSAGE_BYTES - _RESERVE
+        for entry in part.entries:
+            size = _CHANGE_BYTES + len(entry.id.encode()) + len(entry.payload or b"")
+            if size > room and batch.changes:
+                yield pb.WatchResponse(batch=batch)
+                batch, room = pb.Batch(), MESSAGE_BYTES - _RESERVE
+            room -= size
+            _add(batch, entry)
+        if arrived and part.cut is not None:
+            if room < 0:
+                yield pb.WatchResponse(batch=batch)  # alone
+                batch = pb.Batch()
+            batch.checkpoint.CopyFrom(self._checkpoint(part.cut))
+            batch.snapshot_end = self._resetting
+            self._resetting = False
+            if isinstance(walk, Catchup):
+                self._walk = walk.finish()
+        if arrived or batch.changes:
+            yield pb.WatchResponse(batch=batch)
+
+    def progress(self, *, queued: bool = False) -> pb.WatchResponse:
+        """Return a sign of life, with a token where the client has everything that came before."""
+        progress = pb.Progress(queued=queued)
+        if isinstance(self._walk, Cursor):
+            cut = self._walk.read(0).cut
+            if cut is not None:
+                progress.checkpoint.CopyFrom(self._checkpoint(cut))
+        return pb.WatchResponse(progress=progress)
+
+    def acknowledge(self, acknowledge: pb.Acknowledge) -> None:
+        """Note how far the client is.
+
+        Raises:
+            MisuseError: it cannot be there.
+
+        """
+        token = Token.parse(acknowledge.token)
+        if token is None or token.revision > self._told_most:
+            raise MisuseError("acknowledged a token that was not sent on this stream")
+        if acknowledge.digest_mismatch:
+            self.mismatched = True
+        elif token.revision < self.acknowledged:
+            raise MisuseError("acknowledged an older token than before")
+        elif not self.mismatched:
+            self.acknowledged = token.revision
+
+    def close(self) -> None:
+        """Let the store forget the walk."""
+        if self._walk is not None:
+            self._walk.close()
+            self._walk = None
+
+    def _checkpoint(self, cut: Cut) -> pb.Checkpoint:
+        origin = self._origin()
+        token = Token(
+            epoch=origin.epoch,
+            system=origin.history.system,
+            timeline=origin.history.timeline,
+            revision=cut.revision,
+            position=cut.position,
+            seen=cut.seen,
+            issued=int(self._wall()),
+        )
+        self._told = cut.revision
+        self._told_most = max(self._told_most, cut.revision)
+        return pb.Checkpoint(
+            token=token.encode(),
+            revision=cut.revision,
+            count=cut.count,
+            digest=cut.digest,
+            staleness=duration(self._staleness()),
+        )
+
+
+def here(store: Store, origin: Origin, retention: float, wall: Callable[[], float] = time.time) -> Here:
+    """Describe this server to `cdc.token.judge`; ``retention`` is TOMBSTONE_RETENTION in seconds."""
+    return Here(origin, store.head, store.position, wall(), retention)
+
+
+def _add(batch: pb.Batch, entry: Entry) -> None:
+    if entry.payload is None:
+        batch.changes.add(revision=entry.revision, endpoint_id=entry.id, deleted=True)
+    else:
+        batch.changes.add(revision=entry.revision, endpoint_id=entry.id, endpoint=entry.payload)
+
+
+def duration(seconds: float) -> Duration:
+    """Make a message of seconds."""
+    message = Duration()
+    message.FromNanoseconds(int(seconds * 1e9))
+    return message
