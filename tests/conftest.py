@@ -1,3 +1,3 @@
 """Registers the fixtures; they live in small plugins, one a subject."""
 
-pytest_plugins = ["tests.fix_postgres", "tests.fix_server"]
+pytest_plugins = ["tests.fix_postgres", "tests.fix_server", "tests.fix_prometheus"]

@@ -1,0 +1,1 @@
+"""Tests of what is deployed beside the program: alerts, dashboard, image, chart."""
