@@ -1,0 +1,119 @@
+"""Where it is deployed: the slot and the re-queries on a physical standby, the writes on its primary."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tests.fix_server import fill, wait_equal, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.fix_postgres import Database, DatabaseFactory, Replicated
+    from tests.fix_server import GatewayFactory, ServerFactory
+
+
+@contextmanager
+def nudged(primary: Database) -> Iterator[None]:
+    """Log the running transactions again and again: a slot on a standby is made once they arrive there."""
+    enough = threading.Event()
+
+    def nudge() -> None:
+        with primary.connect().cursor() as cursor:
+            while not enough.wait(0.2):
+                cursor.execute("SELECT pg_log_standby_snapshot()")
+
+    nudging = threading.Thread(target=nudge)
+    nudging.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        nudging.join(30)
+
+
+def test_a_standby_is_followed(
+    standby17: Replicated, database_factory: DatabaseFactory, serve: ServerFactory, gateway: GatewayFactory
+) -> None:
+    primary = database_factory(cluster=standby17.primary)
+    fill(primary, 300)
+    standby17.wait_replayed()
+    standby = primary.on(standby17.standby)
+    assert standby.value("SELECT pg_is_in_recovery()")
+
+    server = serve(standby)
+    with nudged(primary):
+        clients = [gateway(server), gateway(server, refetch=True)]
+        wait_until(lambda: server.metric("pads_cdc_source_mode", mode="streaming") == 1, "the slot is made")
+    wait_equal(clients[0], primary)
+    assert (
+        standby.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'pads_cdc' AND active")
+        == 1
+    )
+    assert primary.value("SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'pads_cdc'") == 0
+
+    for number in range(1, 31):
+        primary.execute(
+            "UPDATE portal_application_settings SET secret_key = %s, secret_key_required = true"
+            " WHERE application_id = %s",
+            (f"rotated_{number}", f"app_{number}"),
+        )
+        primary.execute(
+            "UPDATE pay_plans SET throughput_limit = throughput_limit + 1 WHERE plan_type = 'plan_3'"
+        )
+    primary.execute("UPDATE accounts SET plan_type = 'plan_7' WHERE id IN ('acc_1', 'acc_2')")
+    primary.execute(
+        "UPDATE portal_application_settings SET application_id = 'app_7' WHERE application_id = 'app_8'"
+    )
+    primary.execute("DELETE FROM portal_applications WHERE id IN ('app_9', 'app_10')")
+    primary.execute("UPDATE portal_applications SET id = 'renamed' WHERE id = 'app_14'")
+    primary.execute(
+        "INSERT INTO portal_applications SELECT 'new_' || g, 'acc_' || g FROM generate_series(1, 9) g"
+    )
+    for client in clients:
+        wait_equal(client, primary)
+        assert client.key("app_1") == "rotated_1"
+    assert server.metric("pads_cdc_decode_errors_total") == 0
+    wait_until(
+        lambda: server.metric("pads_cdc_replication_lag_bytes", stage="confirmed") == 0, "all confirmed"
+    )
+    assert server.metric("pads_cdc_replication_lag_seconds") < 5
+    wait_until(lambda: server.get("/healthz") == (200, "ok"), "and all is well")
+
+    primary.execute("TRUNCATE portal_application_settings")
+    for client in clients:
+        wait_equal(client, primary)
+    assert server.stop() == 0
+
+
+def test_what_happened_while_we_were_down_is_there_after_the_restart(
+    standby17: Replicated, database_factory: DatabaseFactory, serve: ServerFactory, gateway: GatewayFactory
+) -> None:
+    """The standby restarts meanwhile too, and forgets what was confirmed: it delivers again."""
+    primary = database_factory(cluster=standby17.primary)
+    fill(primary, 50)
+    standby17.wait_replayed()
+    standby = primary.on(standby17.standby)
+    server = serve(standby)
+    with nudged(primary):
+        client = gateway(server)
+        wait_until(lambda: server.metric("pads_cdc_source_mode", mode="streaming") == 1, "the slot is made")
+    primary.execute(
+        "UPDATE portal_application_settings SET secret_key = 'old' WHERE application_id = 'app_1'"
+    )
+    client.wait(lambda one: one.key("app_1") == "old", "the old key")
+    assert server.stop() == 0
+
+    standby17.standby.restart()
+    primary.execute(
+        "UPDATE portal_application_settings SET secret_key = 'new' WHERE application_id = 'app_1'"
+    )
+    primary.execute("DELETE FROM portal_applications WHERE id = 'app_2'")
+    again = serve(standby, PORT=str(server.grpc))
+    client.wait(lambda one: one.key("app_1") == "new", "the new key")
+    wait_equal(client, primary)
+    seen = [b"new" in (payload or b"") for endpoint_id, payload in client.updates if endpoint_id == "app_1"]
+    assert seen == sorted(seen), "it went back to the old key"
+    assert again.stop() == 0
