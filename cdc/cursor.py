@@ -4,9 +4,6 @@
 of the moment, and when an entry that it has not reached yet moves beyond that head, it aims at the new head.
 So when it arrives, what it has handed out is the difference between two maps that existed (PADS handed out
 every step, in a queue that filled up).
-
-`Replay` is what a client of the old contract gets, who cannot say what it holds: all tombstones and all
-endpoints, newest first, and what happens meanwhile before both.
 """
 
 from __future__ import annotations
@@ -111,65 +108,3 @@ class Cursor(Place):
             whole = store.whole and not more
             cut = Cut(self.revision, store.position, store.seen, len(store), store.digest) if whole else None
             return Part(entries, more, cut)
-
-
-class Replay:
-    """Everything that a client of the old contract may lack, then the tail, in the order in which it is
-    urgent.
-
-    What happens now goes before what happened while the client was away: a revocation never waits behind a
-    replay. An entry that moves before the replay reaches it is left to the tail, so no id ever goes back on
-    this stream.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._tail = Cursor(store)
-        with store.lock:
-            # The tail is younger than what stands before its place: together they are everything, once.
-            self._back = Place(store, self._tail.index)
-            self._deletes = list(store.tombstones.values())
-
-    @property
-    def revision(self) -> int:
-        """How far the tail has been read."""
-        return self._tail.revision
-
-    def read(self, limit: int) -> list[Entry]:
-        """Take at most ``limit`` entries to send next; empty when there is nothing until the store wakes
-        us.
-        """
-        while True:
-            part = self._tail.read(limit)
-            if part.entries:
-                return part.entries
-            if not part.more:
-                break
-        while self._deletes or self._back.index:
-            entries = self._read_deletes(limit) if self._deletes else self._read_back(limit)
-            if entries:
-                return entries
-        return []
-
-    def close(self) -> None:
-        """Let the store forget this walk."""
-        self._tail.close()
-        self._back.close()
-
-    def _read_deletes(self, limit: int) -> list[Entry]:
-        taken = self._deletes[-limit:]
-        del self._deletes[-limit:]
-        with self._store.lock:
-            return [entry for entry in reversed(taken) if self._store.entries[entry.id] is entry]
-
-    def _read_back(self, limit: int) -> list[Entry]:
-        store = self._store
-        entries: list[Entry] = []
-        with store.lock:
-            stop = max(0, self._back.index - limit * SCAN)
-            while self._back.index > stop and len(entries) < limit:
-                self._back.index -= 1
-                entry = store.log[self._back.index]
-                if entry.payload is not None and store.entries[entry.id] is entry:
-                    entries.append(entry)
-        return entries

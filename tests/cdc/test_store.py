@@ -15,7 +15,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from cdc.cursor import Cursor, Replay
+from cdc.cursor import Cursor
+from cdc.replay import Replay
 from cdc.store import Entry, Remembered, Store, entry_digest
 
 IDS = st.integers(0, 12).map(lambda number: f"app_{number}")
@@ -242,3 +243,22 @@ def test_nobody_sees_a_payload_in_a_repr() -> None:
 @pytest.mark.parametrize("key", ["a", "é", ""])
 def test_the_digest_separates_id_and_payload(key: str) -> None:
     assert entry_digest(key + "x", b"y") != entry_digest(key, b"xy")
+
+
+def test_a_revocation_overtakes_the_rest_of_a_ripple() -> None:
+    """The old contract takes one endpoint a message: a ripple of many would otherwise be a queue."""
+    store = Store()
+    store.settle(0)
+    publish(store, {f"app_{number}": b"1" for number in range(500)})
+    replay = Replay(store)
+    while replay.read(64):
+        pass
+    publish(store, {f"app_{number}": b"2" for number in range(500)})
+    assert len(replay.read(64)) == 64
+    publish(store, {"app_7": b"revoked"})
+    assert [(entry.id, entry.payload) for entry in replay.read(64)] == [("app_7", b"revoked")]
+    rest = []
+    while entries := replay.read(64):
+        rest += [entry.id for entry in entries]
+    assert len(rest) == len(set(rest)) == 500 - 64 - 1
+    assert "app_7" not in rest
