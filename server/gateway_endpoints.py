@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import structlog
 
-from cdc.cursor import Replay
+from cdc.replay import Replay
 from server.calls import NOT_READY, READY_SECONDS, SHUTTING_DOWN, counted, unavailable
 from server.pb.gateway_endpoint_pb2 import AuthDataRequest, AuthDataUpdatesRequest
 
