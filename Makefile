@@ -37,6 +37,12 @@ test-matrix: $(DEV) postgres postgres17 ## Run the tests on the system's Postgre
 	PADS_PG_BIN=$$(scripts/fetch-postgres 17) $(BIN)/pytest -m "not soak" $(TEST_ARGS)
 	PADS_PG_BIN=$$(scripts/fetch-postgres 18) $(BIN)/pytest -m "not soak" $(TEST_ARGS)
 
+SECONDS ?= 3600
+SOAK_ARGS ?=
+.PHONY: soak
+soak: $(DEV) postgres ## Run writers, faults and clients against each other; SECONDS=3600, SOAK_ARGS="--seed 1"
+	$(BIN)/python -m tests.soak --seconds $(SECONDS) $(SOAK_ARGS)
+
 .PHONY: check
 check: lint types check-proto sqlc ## Check everything that needs no database
 

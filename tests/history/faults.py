@@ -1,0 +1,172 @@
+"""What befalls a running server, its database, the network between them and its clients; each fault ends by itself."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import psycopg2
+
+from tests.fix_server import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.soak import Storm
+
+    Fault = Callable[["Storm"], None]
+
+_OURS = "application_name = 'pads-cdc'"
+
+
+def postgres_stopped_fast(storm: Storm) -> None:
+    storm.cluster.restart("fast")
+
+
+def postgres_stopped_immediately(storm: Storm) -> None:
+    storm.cluster.restart("immediate")
+
+
+def postgres_killed(storm: Storm) -> None:
+    storm.cluster.crash()
+    storm.cluster.start()
+
+
+def postgres_frozen(storm: Storm) -> None:
+    with storm.cluster.frozen():
+        _linger(storm, 3)
+
+
+def backends_terminated(storm: Storm) -> None:
+    storm.database.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_OURS}")
+
+
+def queries_cancelled(storm: Storm) -> None:
+    storm.database.execute(f"SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE {_OURS}")
+
+
+def connections_cut(storm: Storm) -> None:
+    storm.proxy.cut()
+
+
+def network_stalled(storm: Storm) -> None:
+    storm.proxy.stalled = True
+    _linger(storm, 3)
+    storm.proxy.stalled = False
+
+
+def network_down(storm: Storm) -> None:
+    storm.proxy.refusing = True
+    storm.proxy.cut()
+    _linger(storm, 4)
+    storm.proxy.refusing = False
+
+
+def server_stopped(storm: Storm) -> None:
+    assert storm.server.stop() == 0, storm.server.output[-2000:]
+    _linger(storm, 1)
+    storm.start_server()
+
+
+def server_killed(storm: Storm) -> None:
+    storm.server.kill()
+    storm.start_server()
+
+
+def slot_dropped_while_down(storm: Storm) -> None:
+    storm.server.kill()
+    wait_until(lambda: _drop_slot(storm), "the slot is dropped")
+    _linger(storm, 1)
+    storm.start_server()
+
+
+def slot_dropped_while_running(storm: Storm) -> None:
+    wait_until(lambda: _drop_slot(storm), "the slot is dropped")
+
+
+def clients_disconnected(storm: Storm) -> None:
+    for client in storm.clients:
+        client.disconnect()
+
+
+def commits_hang(storm: Storm) -> None:
+    """Let commits wait for a standby that is not there: they are in the WAL and nobody can see them."""
+    storm.cluster.configure({"synchronous_standby_names": "nobody"})
+    storm.cluster.reload()
+    _linger(storm, 2)
+    storm.cluster.configure({"synchronous_standby_names": ""})
+    storm.cluster.reload()
+
+
+def identity_changed(storm: Storm) -> None:
+    identity = storm.choose.choice(
+        ("FULL", "DEFAULT", "USING INDEX portal_application_settings_application_id_key")
+    )
+    _define(storm, f"ALTER TABLE portal_application_settings REPLICA IDENTITY {identity}")
+
+
+def column_added(storm: Storm) -> None:
+    table = storm.choose.choice(("portal_applications", "pay_plans"))
+    _define(storm, f"ALTER TABLE {table} DROP COLUMN IF EXISTS note, ADD COLUMN note TEXT DEFAULT 'none'")
+
+
+def table_rewritten(storm: Storm) -> None:
+    _define(storm, "VACUUM FULL portal_application_settings")
+
+
+def checkpoint(storm: Storm) -> None:
+    storm.database.execute("CHECKPOINT")
+
+
+FAULTS: dict[Fault, int] = {
+    postgres_stopped_fast: 2,
+    postgres_stopped_immediately: 2,
+    postgres_killed: 2,
+    postgres_frozen: 2,
+    backends_terminated: 6,
+    queries_cancelled: 4,
+    connections_cut: 6,
+    network_stalled: 2,
+    network_down: 2,
+    server_stopped: 3,
+    server_killed: 4,
+    slot_dropped_while_down: 2,
+    slot_dropped_while_running: 2,
+    clients_disconnected: 8,
+    commits_hang: 2,
+    identity_changed: 2,
+    column_added: 2,
+    table_rewritten: 2,
+    checkpoint: 4,
+}
+"""What may go wrong, and how often."""
+
+
+def _linger(storm: Storm, most: float) -> None:
+    """Leave things as they are for a random time, in seconds: here the time itself is the point."""
+    time.sleep(storm.choose.uniform(0.1, most))
+
+
+def _define(storm: Storm, statement: str) -> None:
+    """Change a table's definition, or leave it where the writers' locks do not let us."""
+    session = storm.database.connect()
+    with (
+        suppress(psycopg2.errors.LockNotAvailable, psycopg2.errors.DeadlockDetected),
+        session.cursor() as cursor,
+    ):
+        cursor.execute("SET lock_timeout = '2s'")
+        cursor.execute(statement)
+    session.close()
+
+
+def _drop_slot(storm: Storm) -> bool:
+    """End whoever reads the slot and drop it, unless a reader is back before that."""
+    try:
+        storm.database.execute(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active_pid IS NOT NULL"
+        )
+        storm.database.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+    except (psycopg2.errors.ObjectInUse, psycopg2.errors.UndefinedObject):
+        return False
+    return True

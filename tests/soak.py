@@ -1,0 +1,230 @@
+"""The storm: concurrent writers, faults at random, clients of all generations; ``make soak SECONDS=3600``.
+
+Every some seconds the writers pause, and each client has to hold the mapping query's result byte for byte. Between, no
+client may see an endpoint go back. One difference ends the storm with exit code 1 and the server's log beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+import psycopg2
+
+from server.demo.cluster import Cluster, ephemeral_cluster
+from tests.fix_postgres import ROOT, Database
+from tests.fix_server import Server, expected, wait_equal
+from tests.history.faults import FAULTS
+from tests.history.operations import PREPARE, Writer
+from tests.history.witness import GENERATIONS, Generation, Versions, Witness
+from tests.proxy import Proxy
+
+WRITERS = 3
+APPLICATIONS = 80
+"""Of each writer."""
+SETTLE = 90.0
+"""Seconds after the last write within which every client must be equal."""
+
+
+class Storm:
+    """Everything that takes part."""
+
+    def __init__(self, cluster: Cluster, folder: Path, seed: int, closing: ExitStack) -> None:
+        self.cluster = cluster
+        self.choose = random.Random(seed)
+        self._folder = folder
+        self._closing = closing
+        Database(cluster, "postgres", closing).execute("CREATE DATABASE portal")
+        self.database = Database(cluster, "portal", closing)
+        self.database.execute((ROOT / "sql/grove/schema.sql").read_text())
+        self.database.execute(PREPARE)
+        self.proxy = closing.enter_context(Proxy(cluster.port))
+        self.counts: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.starts = 0
+        self._port = 0
+        self.start_server()
+        closing.callback(self._end_server)
+        self.clients: list[Witness] = []
+        self._judges: list[Versions] = []
+        for generation in (*GENERATIONS, "fetches_once"):
+            self._join(generation)
+        self._writing = threading.Event()
+        self._ending = threading.Event()
+        self._turns = threading.Condition()
+        self._busy = 0
+        self._writers = [threading.Thread(target=self._write, args=(number,)) for number in range(WRITERS)]
+        for writer in self._writers:
+            writer.start()
+        closing.callback(self._end_writers)
+
+    def start_server(self) -> None:
+        """Start the server on the port that the clients know."""
+        url = self.database.url().replace(f":{self.cluster.port}/", f":{self.proxy.port}/")
+        self.server = Server(
+            {
+                "POSTGRES_CONNECTION_STRING": url,
+                "PORT": str(self._port),
+                "METRICS_PORT": "0",
+                "STATE_FILE": str(self._folder / "state"),
+                "LOG_FORMAT": "json",
+                "AUDIT_INTERVAL": "2s",
+            }
+        )
+        self._port = self.server.grpc
+        self.starts += 1
+
+    def round(self, seconds: float) -> None:
+        """Let the storm rage for so long, then calm it and compare."""
+        self._writing.set()
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(self.choose.uniform(0.0, 2.5))
+            [fault] = self.choose.choices(list(FAULTS), list(FAULTS.values()))
+            self._look_at_counters()
+            fault(self)
+            self.faults[fault.__name__] += 1
+        with self._turns:
+            self._writing.clear()
+            assert self._turns.wait_for(lambda: self._busy == 0, SETTLE), "the writers do not end"
+        for client in self.clients:
+            wait_equal(client, self.database, deadline=SETTLE)
+            self.counts["endpoints compared"] += len(expected(self.database))
+        self.counts["quiet moments"] += 1
+        self._look_at_counters()
+        for judge in self._judges:
+            assert not judge.faults, judge.faults[:10]
+        assert "Traceback" not in self.server.output
+
+    def _look_at_counters(self) -> None:
+        for counter in ("audit_drift", "decode_errors"):
+            value = self.server.metric(f"pads_cdc_{counter}_total")
+            assert value == 0, f"{counter}: {value:.0f}"
+
+    def _join(self, generation: Generation) -> None:
+        judge = Versions()
+        client = Witness(self._port, generation, judge)
+        self._closing.callback(client.stop)
+        self.clients.append(client)
+        self._judges.append(judge)
+
+    def report(self) -> str:
+        """Return the counts, one a line."""
+        observations = sum(client.observations for client in self.clients)
+        reconnects = sum(len(client.ends) for client in self.clients)
+        counts = {
+            **self.counts,
+            "observations of clients": observations,
+            "streams that ended": reconnects,
+            "server starts": self.starts,
+            "faults": self.faults.total(),
+            **{f"  {name.replace('_', ' ')}": number for name, number in sorted(self.faults.items())},
+        }
+        return "\n".join(f"{number:>12,} {name}" for name, number in counts.items())
+
+    # --- the writers' threads
+
+    def _write(self, number: int) -> None:
+        choose = random.Random(self.choose.random() + number)
+        while not self._ending.is_set():
+            self._writing.wait(0.1)
+            with self._turns:
+                if not self._writing.is_set():
+                    continue
+                self._busy += 1
+            try:
+                self._write_until_calm(number, choose)
+            except psycopg2.Error:
+                self.counts["sessions lost"] += 1
+                self._ending.wait(0.05)
+            finally:
+                with self._turns:
+                    self._busy -= 1
+                    self._turns.notify_all()
+
+    def _write_until_calm(self, number: int, choose: random.Random) -> None:
+        session = psycopg2.connect(self.database.url(), options="-c statement_timeout=20s -c lock_timeout=3s")
+        try:
+            session.autocommit = True
+            with session.cursor() as cursor:
+                writer = Writer(cursor, choose, number=number, writers=WRITERS, applications=APPLICATIONS)
+                cursor.execute(
+                    "ROLLBACK PREPARED %s" if self._left_prepared(number) else "SELECT", (f"w{number}",)
+                )
+                cursor.execute("BEGIN")
+                writer.load()
+                cursor.execute("COMMIT")
+                while self._writing.is_set():
+                    self._transact(writer, number)
+        finally:
+            session.close()
+
+    def _transact(self, writer: Writer, number: int) -> None:
+        cursor, choose, before = writer.cursor, writer.choose, writer.rows
+        try:
+            cursor.execute("BEGIN")
+            if choose.random() < 0.2:
+                cursor.execute("SET LOCAL synchronous_commit = local")
+            writer.transact(choose.choice((1, 1, 1, 2, 3, 10)))
+            end = choose.random()
+            if end < 0.05:
+                cursor.execute(f"PREPARE TRANSACTION 'w{number}'")
+                cursor.execute(f"{'COMMIT' if choose.random() < 0.7 else 'ROLLBACK'} PREPARED 'w{number}'")
+            else:
+                cursor.execute("ROLLBACK" if end < 0.1 else "COMMIT")
+        except (psycopg2.IntegrityError, psycopg2.errors.DeadlockDetected, psycopg2.errors.LockNotAvailable):
+            cursor.execute("ROLLBACK")
+            self.counts["transactions refused"] += 1
+        else:
+            self.counts["transactions"] += 1
+            self.counts["row changes"] += writer.rows - before
+
+    def _left_prepared(self, number: int) -> bool:
+        return bool(self.database.rows("SELECT FROM pg_prepared_xacts WHERE gid = %s", (f"w{number}",)))
+
+    def _end_writers(self) -> None:
+        self._ending.set()
+        self._writing.clear()
+        for writer in self._writers:
+            writer.join()
+
+    def _end_server(self) -> None:
+        if self.server.process.poll() is None:
+            self.server.kill()
+
+
+def main() -> int:
+    """Run a storm; the exit code says whether there was a difference."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--seconds", type=float, default=3600.0)
+    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
+    arguments = parser.parse_args()
+    print(f"a storm of {arguments.seconds:.0f} s, seed {arguments.seed}", flush=True)
+    until = time.monotonic() + arguments.seconds
+    difference: BaseException | None = None
+    with ExitStack() as closing:
+        cluster = closing.enter_context(ephemeral_cluster())
+        folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="pads-cdc-soak-")))
+        storm = Storm(cluster, folder, arguments.seed, closing)
+        try:
+            while time.monotonic() < until:
+                storm.round(min(storm.choose.uniform(5.0, 20.0), max(1.0, until - time.monotonic())))
+        except (AssertionError, Exception) as error:
+            difference = error
+            log = Path(tempfile.gettempdir()) / f"pads-cdc-soak-{arguments.seed}.log"
+            log.write_text(storm.server.output)
+            print(f"DIFFERENCE: {error}\nthe server's log: {log}", flush=True)
+        print(storm.report(), flush=True)
+        print(f"{0 if difference is None else 1:>12} differences", flush=True)
+    return 0 if difference is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
