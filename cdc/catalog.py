@@ -105,7 +105,7 @@ class Catalog:
         cursor.execute(self._query, self._parameters())
         relations = Relations.of(cursor.fetchall())
         found = {one.mapped for one in relations.all}
-        for table in self._mapping.tables:
+        for table in self._mapping.reads:  # a signal table may be missing
             if table not in found:
                 raise Refusal(
                     f"the mapping {self._mapping.name} needs the table {self._schema}.{table},"

@@ -50,6 +50,7 @@ SELECT
     pg_catalog.set_config('statement_timeout', '60s', true),
     pg_catalog.set_config('idle_in_transaction_session_timeout', '60s', true),
     pg_catalog.set_config('cursor_tuple_fraction', '1', true),
+    pg_catalog.set_config('jit', 'off', true),
     pg_catalog.set_config('pads_cdc.before', pg_catalog.concat_ws(' ',
         (SELECT system_identifier FROM pg_catalog.pg_control_system()),
         CASE WHEN pg_catalog.pg_is_in_recovery() THEN '-'

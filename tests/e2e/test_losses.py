@@ -311,3 +311,43 @@ def test_wal_is_not_held_for_ever_when_re_queries_fail(rig: Rig, serve: ServerFa
     wait_equal(rig.client, rig.database)
     assert rig.server.metric("pads_cdc_reconcile_total", reason="owed") == 1
     rig.heals()
+
+
+def test_foreign_wal_is_let_go_while_the_erd_is_idle(rig: Rig) -> None:
+    """250 MB of WAL of another database, and nothing for us: the slot must not hold it."""
+    cluster = rig.cluster
+    with closing(psycopg2.connect(cluster.url())) as session:
+        session.autocommit = True
+        with session.cursor() as cursor:
+            cursor.execute("CREATE DATABASE busy")
+    with closing(psycopg2.connect(cluster.url("busy"))) as session:
+        session.autocommit = True
+        with session.cursor() as cursor:
+            cursor.execute("CREATE TABLE bulk (content text)")
+            cursor.execute("SELECT pg_current_wal_lsn()")
+            [begun] = cursor.fetchone() or ("",)
+            for _ in range(10):
+                cursor.execute("INSERT INTO bulk SELECT repeat('x', 1000) FROM generate_series(1, 25000)")
+            cursor.execute("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), %s) / 2^20", (begun,))
+            [written] = cursor.fetchone() or (0,)
+            assert written > 250
+    retained = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) / 2^20 FROM pg_replication_slots"
+    wait_until(lambda: rig.database.value(retained) < 5, "the slot retains less than 5 MB", deadline=60)
+    rig.heals()
+
+
+def test_a_ripple_longer_than_wal_sender_timeout_keeps_its_connection(rig: Rig) -> None:
+    """A lock makes one re-query last twice as long as the server's patience with a silent reader."""
+    blocker = rig.database.connect()
+    with blocker.cursor() as cursor:
+        cursor.execute("SHOW wal_sender_timeout")
+        assert cursor.fetchone() == ("5s",)
+        cursor.execute("BEGIN")
+        cursor.execute("LOCK TABLE accounts IN ACCESS EXCLUSIVE MODE")
+        rig.database.execute("UPDATE pay_plans SET throughput_limit = throughput_limit + 1")
+        wait_until(
+            lambda: rig.server.metric("pads_cdc_replication_lag_seconds") > 11, "it lasts", deadline=60
+        )
+        cursor.execute("ROLLBACK")
+    rig.heals()
+    assert rig.server.metric("pads_cdc_source_reconnects_total") == 0
