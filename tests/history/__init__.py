@@ -1,1 +1,3 @@
-"""Histories that nobody thought of: what writers may do, what clients saw of it, and what may go wrong meanwhile."""
+"""Histories that nobody thought of: what writers may do, what clients saw of it, and what may go wrong
+meanwhile.
+"""

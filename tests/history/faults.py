@@ -1,4 +1,6 @@
-"""What befalls a running server, its database, the network between them and its clients; each fault ends by itself."""
+"""What befalls a running server, its database, the network between them and its clients; each fault ends by
+itself.
+"""
 
 from __future__ import annotations
 

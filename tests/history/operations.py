@@ -1,20 +1,20 @@
 """What a writer of the portal's tables may do, one random thing at a time.
 
-Keys and limits carry versions, drawn from a sequence of the database, so that a client can tell an older state from a
-newer one: the key of an endpoint is ``v<number>``, the limit of a plan a number, and of one endpoint (of one plan) they
-only grow in the order of the commits. For that each application has one writer, and so has the creation of each plan;
-all of the rest is shared, so that writers meet.
+Keys and limits carry versions, drawn from a sequence of the database, so that a client can tell an older
+state from a newer one: the key of an endpoint is ``v<number>``, the limit of a plan a number, and of one
+endpoint (of one plan) they only grow in the order of the commits. For that each application has one writer,
+and so has the creation of each plan; all of the rest is shared, so that writers meet.
 """
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING
 
 import psycopg2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from random import Random
 
     from psycopg2.extensions import cursor
 
@@ -26,13 +26,27 @@ USERS = 6
 
 PREPARE = """
 CREATE SEQUENCE IF NOT EXISTS versions;
-CREATE OR REPLACE FUNCTION next_version() RETURNS INT VOLATILE LANGUAGE sql AS $$ SELECT nextval('versions')::INT $$;
+CREATE OR REPLACE FUNCTION next_version() RETURNS INT VOLATILE LANGUAGE sql
+AS $$ SELECT nextval('versions')::INT $$;
 """
 """What `Writer` needs in the database."""
 
+_USER_CHANGES = (
+    "INSERT INTO users SELECT %s",
+    "INSERT INTO account_users (user_id, account_id) SELECT users.id, accounts.id FROM users, accounts"  # noqa: ISC004
+    " WHERE users.id = %s",
+    "INSERT INTO user_auth_providers (user_id, type, provider_user_id)"  # noqa: ISC004
+    " SELECT id, 'auth0_github', id FROM users WHERE id = %s",
+)
+
+
+def chooser(seed: float) -> Random:
+    """Return a source of choices; the same ones for the same seed."""
+    return Random(seed)  # noqa: S311 - they need not be unpredictable
+
 
 class Writer:
-    """One session's random choices; ``number`` of ``writers`` says which applications and plans are its own."""
+    """One session's random choices; ``number`` of ``writers`` says which rows are its own."""
 
     def __init__(
         self, cursor: cursor, choose: Random, *, number: int = 0, writers: int = 1, applications: int = 40
@@ -49,7 +63,8 @@ class Writer:
         """Do one random thing within the open transaction.
 
         Raises:
-            psycopg2.Error: the database does not have it (a foreign key, a lock, a fault); the transaction has failed.
+            psycopg2.Error: the database does not have it (a foreign key, a lock, a fault); the transaction
+                has failed.
 
         """
         [operation] = self.choose.choices(list(OPERATIONS), list(OPERATIONS.values()))
@@ -173,7 +188,8 @@ class Writer:
 
     def move_application(self) -> None:
         self.run(
-            "UPDATE portal_applications SET account_id = (SELECT id FROM accounts WHERE id = %s) WHERE id = %s",
+            "UPDATE portal_applications SET account_id = (SELECT id FROM accounts WHERE id = %s) WHERE"
+            " id = %s",
             self.account(),
             self.application(),
         )
@@ -183,7 +199,8 @@ class Writer:
             "INSERT INTO portal_application_settings (application_id, secret_key, secret_key_required)"
             " SELECT id, 'v' || next_version(), %s FROM portal_applications WHERE id = %s"
             " ON CONFLICT (application_id)"
-            " DO UPDATE SET secret_key = 'v' || next_version(), secret_key_required = EXCLUDED.secret_key_required",
+            " DO UPDATE SET secret_key = 'v' || next_version(), secret_key_required ="
+            " EXCLUDED.secret_key_required",
             self.choose.choice((True, True, True, False, None)),
             self.application(),
         )
@@ -211,14 +228,16 @@ class Writer:
 
     def set_all_keys(self) -> None:
         self.run(
-            "UPDATE portal_application_settings SET secret_key = 'v' || next_version(), secret_key_required = true"
+            "UPDATE portal_application_settings SET secret_key = 'v' || next_version(),"
+            " secret_key_required = true"
             " WHERE starts_with(application_id, %s)",
             self._prefix,
         )
 
     def add_account(self) -> None:
         self.run(
-            "INSERT INTO accounts SELECT %s, plan_type FROM pay_plans WHERE plan_type = %s ON CONFLICT DO NOTHING",
+            "INSERT INTO accounts SELECT %s, plan_type FROM pay_plans WHERE plan_type = %s ON CONFLICT"
+            " DO NOTHING",
             self.account(),
             self.plan(),
         )
@@ -228,7 +247,8 @@ class Writer:
 
     def move_account(self) -> None:
         self.run(
-            "UPDATE accounts SET plan_type = p.plan_type FROM pay_plans p WHERE accounts.id = %s AND p.plan_type = %s",
+            "UPDATE accounts SET plan_type = p.plan_type FROM pay_plans p WHERE accounts.id = %s AND"
+            " p.plan_type = %s",
             self.account(),
             self.plan(),
         )
@@ -263,19 +283,9 @@ class Writer:
 
     def touch_users(self) -> None:
         user = f"u_{self.choose.randrange(USERS)}"
-        self.run(
-            self.choose.choice(
-                (
-                    "INSERT INTO users VALUES (%s) ON CONFLICT DO NOTHING",
-                    "DELETE FROM users WHERE id = %s",
-                    "INSERT INTO account_users (user_id, account_id) SELECT u.id, c.id FROM users u, accounts c"
-                    " WHERE u.id = %s ON CONFLICT DO NOTHING",
-                    "INSERT INTO user_auth_providers (user_id, type, provider_user_id)"
-                    " SELECT id, 'auth0_github', 'github|' || id FROM users WHERE id = %s ON CONFLICT DO NOTHING",
-                )
-            ),
-            user,
-        )
+        self.run(f"{self.choose.choice(_USER_CHANGES)} ON CONFLICT DO NOTHING", user)
+        if self.choose.random() < 0.3:
+            self.run("DELETE FROM users WHERE id = %s", user)
 
     def signal(self) -> None:
         self.run("INSERT INTO portal_application_changes (portal_app_id) VALUES (%s)", self.application())
@@ -299,7 +309,8 @@ class Writer:
         self.run("SET LOCAL session_replication_role = replica")
         first = self.choose.randrange(self._applications)
         self.run(
-            "INSERT INTO portal_applications SELECT %s || g, %s FROM generate_series(%s, %s) g ON CONFLICT DO NOTHING",
+            "INSERT INTO portal_applications SELECT %s || g, %s FROM generate_series(%s, %s) g ON"
+            " CONFLICT DO NOTHING",
             self._prefix,
             self.account(),
             first,

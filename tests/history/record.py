@@ -1,4 +1,6 @@
-"""The oracle for a history with one writer: every state that there was, in order, and whether somebody saw it go back."""
+"""The oracle for a history with one writer: every state that there was, in order, and whether somebody saw it
+go back.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,8 @@ class Log:
     def judge(self, record: Record) -> list[str]:
         """Return what cannot be: states that never were, or that were older than one seen before.
 
-        Each observation is taken for the oldest state that it can be, so that nothing is held against the client which
-        another reading would excuse.
+        Each observation is taken for the oldest state that it can be, so that nothing is held against the
+        client which another reading would excuse.
         """
         observed, self._observed = self._observed, []
         faults: list[str] = []

@@ -1,4 +1,6 @@
-"""Clients of the old contract, of all three generations, that show everything they see to somebody who judges it."""
+"""Clients of the old contract, of all three generations, that show everything they see to somebody who judges
+it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ GENERATIONS: tuple[Generation, ...] = ("fetches_once", "fetches_until_it_works",
 
 
 class Witness(Gateway):
-    """Calls ``observe`` with an id and what the client now holds for it, None for nothing, in the order of events.
+    """Calls ``observe`` with an id and what the client now holds for it, None for nothing, in the order of
+    events.
 
     An id that a fetched map does not have is observed as well if the client has ever heard of it.
     """
@@ -80,7 +83,9 @@ class Witness(Gateway):
 
 
 class Versions:
-    """Judges one client's observations by the versions in them: neither a key nor a plan's limit may ever go back."""
+    """Judges one client's observations by the versions in them: neither a key nor a plan's limit may ever go
+    back.
+    """
 
     def __init__(self) -> None:
         self._newest: dict[tuple[str, str], int] = {}
