@@ -20,7 +20,12 @@ import psycopg2
 import pytest
 
 from cdc.mapping import load
-from server.pb.gateway_endpoint_pb2 import AuthDataRequest, AuthDataUpdatesRequest, GatewayEndpoint
+from server.pb.gateway_endpoint_pb2 import (
+    AuthDataRequest,
+    AuthDataUpdatesRequest,
+    CapacityLimitPeriod,
+    GatewayEndpoint,
+)
 from server.pb.gateway_endpoint_pb2_grpc import GatewayEndpointsStub
 
 if TYPE_CHECKING:
@@ -165,7 +170,8 @@ def _end(server: Server) -> None:
 class Gateway:
     """A client of the old contract: fetches once, then streams and reopens its stream whenever it ends.
 
-    ``refetch`` makes it the generation that fetches again before each stream and replaces its map by the answer.
+    ``refetch`` makes it the generation that fetches again before each stream and replaces its map by the
+    answer.
     """
 
     def __init__(self, port: int, *, refetch: bool = False, fetch: bool = True) -> None:
@@ -232,7 +238,9 @@ class Gateway:
         return None if payload is None else GatewayEndpoint.FromString(payload)
 
     def key(self, endpoint_id: str) -> str | None:
-        """Return the API key that the client holds for an id; None if it has no such endpoint or needs no key."""
+        """Return the API key that the client holds for an id; None if it has no such endpoint or needs no
+        key.
+        """
         endpoint = self.endpoint(endpoint_id)
         return (
             endpoint.auth.static_api_key.api_key
@@ -324,7 +332,8 @@ def _encode(
     limits = endpoint.rate_limiting
     limits.SetInParent()
     limits.throughput_limit, limits.capacity_limit = throughput_limit or 0, capacity_limit or 0
-    limits.capacity_limit_period = 3 if limits.capacity_limit > 0 else 0
+    if limits.capacity_limit > 0:
+        limits.capacity_limit_period = CapacityLimitPeriod.CAPACITY_LIMIT_PERIOD_MONTHLY
     endpoint.metadata.SetInParent()
     endpoint.metadata.account_id, endpoint.metadata.plan_type = account_id or "", plan_type or ""
     return _bytes(endpoint)

@@ -1,4 +1,6 @@
-"""A TCP proxy that can be cut, stalled without a word, and slowed down: networks between us and the database."""
+"""A TCP proxy that can be cut, stalled without a word, and slowed down: networks between us and the
+database.
+"""
 
 from __future__ import annotations
 

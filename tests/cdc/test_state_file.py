@@ -143,10 +143,12 @@ def test_after_an_unclean_reboot_the_epoch_is_a_new_one(path: Path) -> None:
     first = StateFile(path)
     epoch = first.kept.epoch
     first.note(boot="another-boot")  # as if the machine had been another one, and `close` never called
-    first._db.close()  # noqa: SLF001 - a crash
+    first._db.close()
     again = StateFile(path)
     assert again.kept.epoch != epoch
-    assert [entry.id for entry in again.kept.entries] == ["a"], "tombstones and revisions are kept all the same"
+    assert [entry.id for entry in again.kept.entries] == ["a"], (
+        "tombstones and revisions are kept all the same"
+    )
     again.close()
 
 

@@ -59,7 +59,9 @@ def local(database: Database, statement: str) -> None:
 
 
 def settled(client: Gateway, database: Database, marker: str) -> None:
-    """Return when a change made now has reached the client: everything decoded before it has been looked at."""
+    """Return when a change made now has reached the client: everything decoded before it has been looked
+    at.
+    """
     local(database, f"INSERT INTO portal_applications VALUES ('{marker}', NULL)")
     client.wait(lambda one: marker in one.map, marker)
 
@@ -101,13 +103,17 @@ def test_one_that_affects_nothing_yet_waits_too(
 
 def _plan(client: Gateway, endpoint_id: str) -> tuple[str, int] | None:
     endpoint = client.endpoint(endpoint_id)
-    return endpoint and (endpoint.metadata.plan_type, endpoint.rate_limiting.throughput_limit)
+    if endpoint is None:
+        return None
+    return endpoint.metadata.plan_type, endpoint.rate_limiting.throughput_limit
 
 
 def test_a_commit_that_hung_since_before_the_slot_was_made(
     own: Database, serve: ServerFactory, gateway: GatewayFactory
 ) -> None:
-    """The new slot never delivers it: the load has to see it, and waits for it, or clients never hear of it."""
+    """The new slot never delivers it: the load has to see it, and waits for it, or clients never hear of
+    it.
+    """
     with standby_away(own) as commit:
         commit("UPDATE portal_application_settings SET secret_key = 'hangs' WHERE application_id = 'app_1'")
         server = serve(own)

@@ -104,7 +104,9 @@ def test_every_backend_is_terminated_again_and_again(rig: Rig) -> None:
 
 
 def test_a_fast_stop_with_unconfirmed_wal_is_not_delayed(rig: Rig) -> None:
-    """Something hangs (a lock on the mapping), so that WAL stays unconfirmed; the server stops all the same."""
+    """Something hangs (a lock on the mapping), so that WAL stays unconfirmed; the server stops all the
+    same.
+    """
     blocker = rig.database.connect()
     with blocker.cursor() as cursor:
         cursor.execute("BEGIN")
@@ -212,7 +214,9 @@ def test_the_slot_is_invalidated(rig: Rig) -> None:
 
 
 def test_the_slot_is_taken_by_another_process(rig: Rig) -> None:
-    """It is read while it cannot be ours; the mapping is polled meanwhile, and then taken over without a gap."""
+    """It is read while it cannot be ours; the mapping is polled meanwhile, and then taken over without a
+    gap.
+    """
 
     def taken() -> psycopg2.extensions.connection | None:
         rig.database.rows("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active")
@@ -241,7 +245,7 @@ def test_the_database_is_restored_from_an_older_backup(rig: Rig) -> None:
     cluster = rig.cluster
     cluster.stop()
     backup = cluster.folder / "backup"
-    subprocess.run(["cp", "-a", str(cluster.data), str(backup)], check=True)
+    subprocess.run(["/bin/cp", "-a", str(cluster.data), str(backup)], check=True)
     cluster.start()
     rig.heals()
     rig.database.execute(

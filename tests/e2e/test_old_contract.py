@@ -1,14 +1,19 @@
-"""The old contract end to end: real Postgres, the real server in its own process, clients of all generations."""
+"""The old contract end to end: real Postgres, the real server in its own process, clients of all
+generations.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import psycopg2
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 
 from server.pb.gateway_endpoint_pb2 import AuthDataRequest, AuthDataUpdatesRequest
 from server.pb.gateway_endpoint_pb2_grpc import GatewayEndpointsStub
@@ -45,16 +50,16 @@ def test_everything_that_can_happen_to_the_tables(
     client = gateway(server)
     for statement in (
         "INSERT INTO portal_applications VALUES ('new_1', 'acc_1'), ('new_2', NULL)",
-        "INSERT INTO portal_application_settings (application_id, secret_key, secret_key_required)"
-        " VALUES ('new_1', NULL, true)",
+        "INSERT INTO portal_application_settings (application_id, secret_key_required) SELECT 'new_1', true",
         "UPDATE portal_application_settings SET application_id = 'new_2' WHERE application_id = 'new_1'",
         "DELETE FROM portal_application_settings WHERE application_id = 'app_1'",
-        "UPDATE accounts SET plan_type = 'plan_7' WHERE id = 'acc_2'; UPDATE pay_plans SET throughput_limit = 77"
-        " WHERE plan_type IN ('plan_2', 'plan_7')",
+        """UPDATE accounts SET plan_type = 'plan_7' WHERE id = 'acc_2';
+        UPDATE pay_plans SET throughput_limit = 77 WHERE plan_type IN ('plan_2', 'plan_7')""",
         "UPDATE portal_applications SET account_id = 'acc_3' WHERE id = 'app_4'",
         "UPDATE portal_applications SET id = 'renamed' WHERE id = 'app_7'",
         "DELETE FROM portal_applications WHERE id IN ('app_5', 'app_6')",
-        "INSERT INTO portal_applications VALUES ('flash', NULL); DELETE FROM portal_applications WHERE id = 'flash'",
+        """INSERT INTO portal_applications VALUES ('flash', NULL);
+        DELETE FROM portal_applications WHERE id = 'flash'""",
         "TRUNCATE portal_application_settings",
         "TRUNCATE portal_applications CASCADE",
         "INSERT INTO portal_applications SELECT 'again_' || g, 'acc_1' FROM generate_series(1, 50) g",
@@ -76,7 +81,9 @@ def test_a_client_that_never_fetches_again_hears_of_what_it_missed(
     wait_equal(client, database)
     assert first.stop() == 0
     database.execute("DELETE FROM portal_applications WHERE id = 'app_2'")
-    database.execute("UPDATE portal_application_settings SET secret_key = 'new' WHERE application_id = 'app_4'")
+    database.execute(
+        "UPDATE portal_application_settings SET secret_key = 'new' WHERE application_id = 'app_4'"
+    )
     second = serve(database, PORT=str(first.grpc))
     wait_equal(client, database)
     late = gateway(second, fetch=False)
@@ -108,7 +115,8 @@ def test_a_stalled_subscriber_costs_nobody_anything(
     stalled.cancel()
     channel.close()
     wait_until(
-        lambda: server.metric("pads_cdc_subscribers", protocol="gateway_endpoints") == 1, "the stalled one is gone"
+        lambda: server.metric("pads_cdc_subscribers", protocol="gateway_endpoints") == 1,
+        "the stalled one is gone",
     )
 
 
@@ -126,26 +134,34 @@ def test_a_plan_over_20_000_applications_ripples_completely(
 
 
 def test_health_and_reflection_answer(database: Database, serve: ServerFactory) -> None:
-    from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415 - only here
-    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc  # noqa: PLC0415 - only here
-
     fill(database, 5)
     server = serve(database)
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc}") as channel:
-        health = health_pb2_grpc.HealthStub(channel)
+        # Called by path, as any client in any language does it.
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=HealthCheckRequest.SerializeToString,
+            response_deserializer=HealthCheckResponse.FromString,
+        )
         for service in ("", "proto.GatewayEndpoints"):
-            wait_until(
-                lambda service=service: health.Check(health_pb2.HealthCheckRequest(service=service)).status
-                == health_pb2.HealthCheckResponse.SERVING,
-                f"serving {service!r}",
-            )
-        request = reflection_pb2.ServerReflectionRequest(list_services="")
-        [answer] = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]))
+            request = HealthCheckRequest(service=service)
+            serving = partial(_serves, check, request)
+            wait_until(serving, f"serving {service!r}")
+        reflect = channel.stream_stream(
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+            request_serializer=ServerReflectionRequest.SerializeToString,
+            response_deserializer=ServerReflectionResponse.FromString,
+        )
+        [answer] = reflect(iter([ServerReflectionRequest(list_services="")]))
         names = {service.name for service in answer.list_services_response.service}
     assert "proto.GatewayEndpoints" in names
     assert server.get("/livez")[0] == 200
     assert server.get("/readyz") == (200, "ok")
     wait_until(lambda: server.get("/healthz") == (200, "ok"), "healthy")
+
+
+def _serves(check: Any, request: HealthCheckRequest) -> bool:
+    return bool(check(request).status == HealthCheckResponse.SERVING)
 
 
 def test_calls_wait_for_the_first_map(database: Database, serve: ServerFactory) -> None:
@@ -180,7 +196,9 @@ def test_the_visibility_trap(
     server = serve(database)
     client = gateway(server)
     wait_equal(client, database)
-    wait_until(lambda: server.metric("pads_cdc_replication_lag_bytes", stage="confirmed") == 0, "all confirmed")
+    wait_until(
+        lambda: server.metric("pads_cdc_replication_lag_bytes", stage="confirmed") == 0, "all confirmed"
+    )
     cluster.configure({"synchronous_standby_names": "nobody"})
     cluster.reload()
     wait_until(lambda: database.value("SHOW synchronous_standby_names") == "nobody", "the reload")
@@ -197,7 +215,9 @@ def test_the_visibility_trap(
     )
     # It is decoded: the stream is past it. But nobody can see it, so it counts for nothing yet.
     [(commit_end,)] = database.rows("SELECT pg_current_wal_flush_lsn()")
-    received = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'pads-cdc' AND sent_lsn >= %s"
+    received = (
+        "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'pads-cdc' AND sent_lsn >= %s"
+    )
     wait_until(lambda: database.value(received, (commit_end,)) == 1, "the commit is sent to us")
     wait_until(lambda: server.metric("pads_cdc_replication_lag_seconds") > 1.5, "staleness grows")
     assert client.key("app_1") == "key_1"

@@ -1,4 +1,6 @@
-"""Slot on one server, re-queries on another: a standby that lags counts only once it has replayed the batch."""
+"""Slot on one server, re-queries on another: a standby that lags counts only once it has replayed the
+batch.
+"""
 
 from __future__ import annotations
 
