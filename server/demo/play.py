@@ -16,7 +16,6 @@ from rich.console import Console
 from cdc.errors import PadsCdcError
 from server.demo.figures import Figures
 from server.demo.portal import as_bytes, endpoints
-from server.demo.programs import ClusterError
 from server.demo.stage import StoppedEarly, set_up
 from server.demo.summary import Verdict, summarize
 from server.demo.view import Glance, LiveView, PlainView
@@ -53,19 +52,11 @@ def play(interrupt: Interrupt, *, seconds: float | None, plain: bool) -> int:
                 performance.run(interrupt, seconds)
                 verdict = performance.compare()
     except StoppedEarly:
-        return _stopped_early(console)
-    except ClusterError as error:
-        if interrupt.requested:  # Ctrl-C in a terminal goes to initdb and pg_ctl too
-            return _stopped_early(console)
-        raise PadsCdcError(str(error)) from error
+        console.print("stopped before the workload began: there is nothing to compare")
+        return 0
     except psycopg2.Error as error:
         raise PadsCdcError(f"the demo's database failed: {str(error).strip().splitlines()[0]}") from error
     return summarize(console, performance.figures, verdict, stage.server.stop())
-
-
-def _stopped_early(console: Console) -> int:
-    console.print("stopped before the workload began: there is nothing to compare")
-    return 0
 
 
 class _Performance:

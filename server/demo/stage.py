@@ -11,6 +11,7 @@ from server.demo import portal as portals
 from server.demo.arrivals import Arrivals
 from server.demo.cluster import ephemeral_cluster
 from server.demo.gateway import Gateway
+from server.demo.programs import ClusterError
 from server.demo.server_process import ServerProcess
 
 if TYPE_CHECKING:
@@ -44,9 +45,19 @@ def set_up(ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None]) 
 
     Raises:
         StoppedEarly: somebody wants us to stop.
-        ClusterError, PadsCdcError: it cannot be had.
+        PadsCdcError: it cannot be had.
 
     """
+    try:
+        return _set_up(ending, interrupt, say)
+    except (ClusterError, PadsCdcError) as error:
+        # Ctrl-C in a terminal goes to what we have just started too: initdb, pg_ctl, the server.
+        if interrupt.requested:
+            raise StoppedEarly from error
+        raise PadsCdcError(str(error)) from error
+
+
+def _set_up(ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None]) -> Stage:
     say("starting PostgreSQL in a temporary folder")
     cluster = ending.enter_context(ephemeral_cluster())
     _go_on(interrupt)
