@@ -29,6 +29,7 @@ it.
 _WAITING_HELPS = {
     "57014": ("cancelled", "a query was cancelled or took too long"),
     "55P03": ("locked", "somebody holds a lock on a table of the mapping"),
+    "40P01": ("deadlock", "a query was cancelled to let somebody who locks tables of the mapping go on"),
     "40001": ("recovery_conflict", "a query was cancelled by recovery on the standby"),
     "53300": (
         "too_many_connections",

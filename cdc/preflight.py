@@ -1,7 +1,7 @@
 """What `serve` asks before anything starts, so that a mistake is one line and not a retry for ever.
 
 The questions are those of ``pads-cdc check`` that the server cannot start without. A server that is only
-starting up is waited for.
+starting up is waited for, and so is whoever locks a table or has our query cancelled.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from cdc.checks import NECESSARY, Site, Verdict
-from cdc.errors import Refusal
-from cdc.postgres_errors import is_shutdown
+from cdc.errors import Refusal, SourceError
 
 if TYPE_CHECKING:
     from cdc.connection import Address
     from cdc.database import Database
 
-_STARTING_SECONDS = 30.0
-"""How long a server that says that it is starting up is waited for."""
+_PATIENCE = 30.0
+"""Seconds for which something that passes is waited for."""
+_PASSING = {"shutdown", "locked", "cancelled", "deadlock", "recovery_conflict"}
+"""Reasons that the server itself gives; one that does not answer at all is for a person, or a supervisor."""
 
 
 def check(source: Address, database: Database, queries: dict[str, str], schema: str) -> None:
@@ -30,12 +31,16 @@ def check(source: Address, database: Database, queries: dict[str, str], schema: 
 
     """
     patiently = Retrying(
-        retry=retry_if_exception(is_shutdown),
-        stop=stop_after_delay(_STARTING_SECONDS),
+        retry=retry_if_exception(_passes),
+        stop=stop_after_delay(_PATIENCE),
         wait=wait_fixed(0.5),
         reraise=True,
     )
     patiently(_refuse, source, database, queries, schema)
+
+
+def _passes(error: BaseException) -> bool:
+    return isinstance(error, SourceError) and error.reason in _PASSING
 
 
 def _refuse(source: Address, database: Database, queries: dict[str, str], schema: str) -> None:
