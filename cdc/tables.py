@@ -58,6 +58,7 @@ class Index:
 class Table:
     """A table of the mapping, or a partition of one; its name is qualified and quoted."""
 
+    oid: int
     mapped: str
     top: bool
     """The table that the queries name, and not a partition of it."""
@@ -121,10 +122,10 @@ class WantedIndex:
 def look(ask: Ask, mapping: Mapping, schema: str) -> tuple[Table, ...]:
     """Read the mapping's tables and their partitions with all indexes: two queries."""
     rows = ask("MappedTables", schema=schema, tables=list(mapping.tables))
-    of_table: dict[str, list[Index]] = {}
-    for table, *index in ask("MappedIndexes", tables=[row[2] for row in rows]):
+    of_table: dict[int, list[Index]] = {}
+    for table, *index in ask("MappedIndexes", tables=[row[0] for row in rows]):
         of_table.setdefault(table, []).append(Index(*_fields(index)))
-    return tuple(Table(*_fields([*row, of_table.get(row[2], [])])) for row in rows)
+    return tuple(Table(*_fields([*row, of_table.get(row[0], [])])) for row in rows)
 
 
 def followed(tables: Iterable[Table], mapping: Mapping) -> Iterator[Table]:

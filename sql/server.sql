@@ -132,6 +132,7 @@ WITH RECURSIVE tree (mapped, relid, top) AS (
     JOIN pg_inherits i ON i.inhparent = tree.relid
 )
 SELECT
+    c.oid,
     tree.mapped::text AS mapped,
     tree.top,
     format('%I.%I', n.nspname, c.relname) AS name,
@@ -151,12 +152,12 @@ SELECT
 FROM tree
 JOIN pg_class c ON c.oid = tree.relid
 JOIN pg_namespace n ON n.oid = c.relnamespace
-ORDER BY 1, 2;
+ORDER BY mapped, name;
 
 -- name: MappedIndexes :many
--- The indexes of tables, given by their quoted names, with all that decides what they are good for.
+-- The indexes of tables, given by oid, with all that decides what they are good for.
 SELECT
-    given.name AS table_name,
+    i.indrelid AS table_oid,
     c.relname::text AS raw_name,
     quote_ident(c.relname) AS name,
     format('%I.%I', n.nspname, c.relname) AS full_name,
@@ -178,11 +179,11 @@ SELECT
             WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]) AND NOT a.attnotnull
         ) AS may_identify,
     obj_description(c.oid, 'pg_class') AS comment
-FROM unnest(@tables::text[]) AS given (name)
-JOIN pg_index i ON i.indrelid = to_regclass(given.name)
+FROM pg_index i
 JOIN pg_class c ON c.oid = i.indexrelid
 JOIN pg_namespace n ON n.oid = c.relnamespace
-ORDER BY 1, i.indnkeyatts, 2;
+WHERE i.indrelid = ANY (@tables::oid[])
+ORDER BY i.indrelid, i.indnkeyatts, c.relname;
 
 -- name: Schema :many
 -- Whether a schema is there, and whether we may look into it.

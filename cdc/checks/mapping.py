@@ -45,6 +45,7 @@ def tables(site: Site) -> Iterator[Finding]:
             f"permission denied: {site.reader.role} may not use the schema {site.schema}",
             f"GRANT USAGE ON SCHEMA {quote_name(site.schema)} TO {quote_name(site.reader.role)};",
         )
+        return
     found = {table.mapped for table in site.tables}
     missing = [f"{site.schema}.{table}" for table in mapping.tables if table not in found]
     if missing:
@@ -63,7 +64,7 @@ def tables(site: Site) -> Iterator[Finding]:
                 f"{table.name} is unlogged: its changes are not in the WAL",
                 f"ALTER TABLE {table.name} SET LOGGED;",
             )
-    if usable[0] and not missing and all(t.logged and t.kind not in _NO_ROWS for t in site.tables):
+    if not missing and all(t.logged and t.kind not in _NO_ROWS for t in site.tables):
         yield good(f"the mapping {mapping.name} finds its {len(mapping.tables)} tables in {site.schema}")
 
 

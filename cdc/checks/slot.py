@@ -54,7 +54,7 @@ def retained_wal(site: Deployment) -> Iterator[Finding]:
     """Judge what the slot retains, and which limit comes first: ours, or the server's that loses the slot."""
     state, most, keep = site.slot, site.max_retained_wal, site.server.keep_bytes
     retained = state.retained_bytes if state else None
-    text = f"the slot retains {_size(retained)}" if retained is not None else "nothing is retained yet"
+    text = f"the slot retains {_size(retained)}" if retained is not None else "no WAL is retained"
     if keep is not None and most >= keep:
         yield warn(
             f"MAX_RETAINED_WAL ({_size(most)}) is not below max_slot_wal_keep_size ({_size(keep)}): the slot"

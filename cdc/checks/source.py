@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _OLDEST = 15
 _OLDEST_DECODING_STANDBY = 16
 _PLUGIN = "wal2json"
+_LISTED = re.compile(r'"([^"]*)"|([^\s,"]+)')
 _TRY_SECONDS = 1.0
 """How long the trial slot may wait for running transactions: by then the plugin has been loaded."""
 _HBA = re.compile(r'host "(?P<host>[^"]+)", user "(?P<user>[^"]+)", database "(?P<database>[^"]+)"')
@@ -80,14 +81,14 @@ def output_plugin_libraries(site: Site) -> Iterator[Finding]:
     listed = site.server.output_plugins
     if listed is None:
         yield good("this server loads any output plugin")
-    elif _PLUGIN in [name.strip(' "') for name in listed.split(",")]:
+    elif _PLUGIN in {quoted or plain for quoted, plain in _LISTED.findall(listed)}:
         yield good(f"{_PLUGIN} is in output_plugin_libraries")
     else:
         yield fail(
             f"this server loads only listed output plugins, and {_PLUGIN} is not one of them",
             "set output_plugin_libraries = 'pgoutput, test_decoding, wal2json' in postgresql.conf and reload;"
             f" or, as a superuser: ALTER ROLE {quote_name(site.server.role)} SET output_plugin_libraries ="
-            " 'pgoutput, test_decoding, wal2json';",
+            " pgoutput, test_decoding, wal2json;",
         )
 
 
