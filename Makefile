@@ -24,15 +24,15 @@ demo: $(RUNTIME) postgres ## Run the whole thing on a throw-away database; DEMO_
 	@$(BIN)/pads-cdc demo $(DEMO_ARGS)
 
 .PHONY: test
-test: $(DEV) postgres postgres17 ## Run the tests; TEST_ARGS="-k gate -x"
+test: $(DEV) postgres postgres17 observers ## Run the tests; TEST_ARGS="-k gate -x"
 	$(BIN)/pytest -m "not soak" $(TEST_ARGS)
 
 .PHONY: test-all
-test-all: $(DEV) postgres postgres17 ## Run the tests with those that take minutes
+test-all: $(DEV) postgres postgres17 observers ## Run the tests with those that take minutes
 	$(BIN)/pytest $(TEST_ARGS)
 
 .PHONY: test-matrix
-test-matrix: $(DEV) postgres postgres17 ## Run the tests on the system's PostgreSQL and on 17 and 18
+test-matrix: $(DEV) postgres postgres17 observers ## Run the tests on the system's PostgreSQL and on 17 and 18
 	$(BIN)/pytest -m "not soak" $(TEST_ARGS)
 	PADS_PG_BIN=$$(scripts/fetch-postgres 17) $(BIN)/pytest -m "not soak" $(TEST_ARGS)
 	PADS_PG_BIN=$$(scripts/fetch-postgres 18) $(BIN)/pytest -m "not soak" $(TEST_ARGS)
@@ -77,6 +77,11 @@ lock: $(DEV) ## Write the lock files anew from pyproject.toml; LOCK_ARGS=--upgra
 clean: ## Remove what make has made: the virtual environment, caches, fetched servers
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: observers
+observers: # those who look at us in the tests: a Prometheus and a browser
+	@scripts/fetch-prometheus >/dev/null
+	@scripts/install-chromium
 
 .PHONY: postgres
 postgres:

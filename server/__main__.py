@@ -37,6 +37,8 @@ from server.health import Health
 from server.hub import Hub
 from server.journal import Journal
 from server.metrics import Metrics
+from server.recent import Recent
+from server.status_page import StatusPage
 from server.subscribers import Subscribers
 
 if TYPE_CHECKING:
@@ -77,13 +79,23 @@ async def _serve(settings: Settings) -> int:
         audit_interval=settings.audit_interval,
     )
     health = Health(store, freshness, settings.max_staleness)
+    recent = Recent()
+    page = StatusPage(
+        version=version("pads-cdc"),
+        slot_name=settings.slot_name,
+        store=store,
+        freshness=freshness,
+        subscribers=subscribers,
+        health=health,
+        recent=recent,
+    )
     hub = Hub(store, subscribers)
     pipeline = await asyncio.to_thread(
         Pipeline,
         settings,
         store,
         freshness,
-        FanOut(metrics, health, Journal()),
+        FanOut(metrics, health, recent, Journal()),
         lambda: loop.call_soon_threadsafe(stop.set),
     )
     async with AsyncExitStack() as running:
@@ -91,7 +103,11 @@ async def _serve(settings: Settings) -> int:
         grpc = await grpc_server.start(settings, store, hub, subscribers, metrics, health, feed)
         running.push_async_callback(grpc.stop)
         pages = await http.start(
-            host=settings.metrics_host, port=settings.metrics_port, registry=metrics.registry, health=health
+            host=settings.metrics_host,
+            port=settings.metrics_port,
+            registry=metrics.registry,
+            health=health,
+            page=page,
         )
         running.push_async_callback(pages.stop)
         pipeline.start()

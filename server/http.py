@@ -1,10 +1,11 @@
-"""The HTTP side, on ``METRICS_PORT``: metrics for Prometheus, health for orchestrators and people.
+"""The HTTP side, on ``METRICS_PORT``: metrics for Prometheus, health for orchestrators, a page for people.
 
 It runs in the event loop of the gRPC server; nothing that it serves waits for the database.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,16 @@ from server.listening import refusal
 from server.redaction import redact
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from aiohttp.typedefs import Handler
     from prometheus_client import CollectorRegistry
 
     from server.health import Health, Reason
+    from server.status_page import StatusPage
 
 _PATHS = {
+    "/": "the status page",
     "/metrics": "Prometheus metrics",
     "/livez": "200 while the process runs",
     "/readyz": "200 while it holds a map that gateways may use",
@@ -42,7 +47,9 @@ class HttpServer:
         await self._runner.cleanup()
 
 
-async def start(*, host: str, port: int, registry: CollectorRegistry, health: Health) -> HttpServer:
+async def start(
+    *, host: str, port: int, registry: CollectorRegistry, health: Health, page: StatusPage
+) -> HttpServer:
     """Listen, and serve from the running event loop.
 
     Raises:
@@ -50,7 +57,7 @@ async def start(*, host: str, port: int, registry: CollectorRegistry, health: He
 
     """
     runner = web.AppRunner(
-        _application(registry, health),
+        _application(registry, health, page),
         access_log=None,  # a line for each scrape is nothing to act on
         handle_signals=False,
         shutdown_timeout=_DRAIN_SECONDS,
@@ -64,7 +71,16 @@ async def start(*, host: str, port: int, registry: CollectorRegistry, health: He
     return HttpServer(runner, int(runner.addresses[0][1]))
 
 
-def _application(registry: CollectorRegistry, health: Health) -> web.Application:
+def _application(registry: CollectorRegistry, health: Health, page: StatusPage) -> web.Application:
+    async def status(_: web.Request) -> web.Response:
+        return web.Response(text=page.render(), content_type="text/html", headers=page.headers)
+
+    async def watched(_: web.Application) -> AsyncIterator[None]:
+        watching = asyncio.create_task(page.watch())
+        yield
+        watching.cancel()
+        await asyncio.wait([watching])
+
     async def livez(_: web.Request) -> web.Response:
         return web.Response(text="ok")
 
@@ -75,6 +91,8 @@ def _application(registry: CollectorRegistry, health: Health) -> web.Application
         return _answer(health.reasons())
 
     application = web.Application(middlewares=[_no_surprises])
+    application.cleanup_ctx.append(watched)
+    application.router.add_get("/", status)
     application.router.add_get("/metrics", make_aiohttp_handler(registry))
     application.router.add_get("/livez", livez)
     application.router.add_get("/readyz", readyz)

@@ -16,6 +16,8 @@ from server import http
 from server.health import Health
 from server.listening import ListenError
 from server.metrics import Metrics
+from server.recent import Recent
+from server.status_page import StatusPage
 from server.subscribers import Subscribers
 
 if TYPE_CHECKING:
@@ -37,6 +39,15 @@ class Scene:
             subscribers=Subscribers(),
             audit_interval=300.0,
         )
+        self.page = StatusPage(
+            version="1.2.3",
+            slot_name="pads_cdc",
+            store=self.store,
+            freshness=self.freshness,
+            subscribers=Subscribers(),
+            health=self.health,
+            recent=Recent(),
+        )
 
     def load(self) -> None:
         """Have a complete map."""
@@ -50,7 +61,9 @@ class Scene:
         self.health.connected(connected=True)
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> http.HttpServer:
-        return await http.start(host=host, port=port, registry=self.metrics.registry, health=self.health)
+        return await http.start(
+            host=host, port=port, registry=self.metrics.registry, health=self.health, page=self.page
+        )
 
     def serve(self, visit: Callable[[aiohttp.ClientSession], Awaitable[None]]) -> None:
         """Run ``visit`` against the server."""

@@ -1,0 +1,60 @@
+"""The last hour of staleness, for a plot: enough to see a stall that is over, without a Prometheus."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SPAN: Final = 3600.0
+"""Seconds that are remembered, and shown at most."""
+_LEAST_SPAN: Final = 300.0
+"""Seconds that a plot shows at least; a server that is younger than an hour shows its own life."""
+_GRAIN: Final = 5.0
+"""Seconds a point stands for; it is the worst value in them, so that no spike is lost."""
+
+
+class LagHistory:
+    """Used by the event loop alone."""
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._since = monotonic()
+        self._points: deque[tuple[float, float]] = deque(maxlen=int(SPAN / _GRAIN) + 1)
+        """(start of the grain, worst staleness in it), both in seconds"""
+
+    def note(self, staleness: float) -> None:
+        """Remember a value of now."""
+        grain = self._monotonic() // _GRAIN * _GRAIN
+        if self._points and self._points[-1][0] == grain:
+            staleness = max(staleness, self._points.pop()[1])
+        self._points.append((grain, staleness))
+
+    @property
+    def span(self) -> float:
+        """How far back the plot reaches, in seconds."""
+        return min(SPAN, max(_LEAST_SPAN, self._monotonic() - self._since))
+
+    @property
+    def worst(self) -> float:
+        """The worst value within the span, in seconds."""
+        return max((staleness for _, staleness in self._within()), default=0.0)
+
+    def line(self, width: float, height: float, top: float) -> str:
+        """Return the points of an SVG polyline: ``span`` is ``width``, ``top`` seconds are ``height``."""
+        now, span = self._monotonic(), self.span
+        points = []
+        for at, staleness in self._within():
+            x = width * (1 - (now - at) / span)
+            y = height * (1 - min(1.0, staleness / top))
+            points.append(f"{max(0.0, x):.1f},{y:.1f}")
+        if points:  # up to the right edge, or a young server's line could not be seen
+            points.append(f"{width:.1f},{points[-1].partition(',')[2]}")
+        return " ".join(points)
+
+    def _within(self) -> list[tuple[float, float]]:
+        oldest = self._monotonic() - SPAN
+        return [point for point in self._points if point[0] >= oldest]
