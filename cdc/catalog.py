@@ -6,7 +6,6 @@ list of tables when it has changed.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
     from cdc.database import Database
     from cdc.mapping import Mapping as EndpointMapping
     from cdc.mapping import Rule
-
-_BETWEEN = 1.0
-"""Seconds between two looks at the shapes."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,6 @@ class Catalog:
         self._mapping = mapping
         self._schema = schema
         self._streamed = Relations(())
-        self.look_again_at = 0.0
 
     def assemble(self, cursor: ReplicationCursor) -> tuple[Assembler, list[str]]:
         """Return an assembler for a new stream, and the list of tables that the stream is to be started with.
@@ -124,7 +119,6 @@ class Catalog:
 
     def changed(self, database: Database) -> bool:
         """Tell whether the tables are other ones than those that the stream was started with."""
-        self.look_again_at = time.monotonic() + _BETWEEN
         return self._ask(database) != self._streamed
 
     def _ask(self, database: Database) -> Relations:

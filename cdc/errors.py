@@ -14,6 +14,9 @@ connection string, a key or a row.
 
 from __future__ import annotations
 
+import traceback
+from pathlib import PurePath
+
 
 class PadsCdcError(Exception):
     """Root of the tree; its text is one line that says what is wrong, where, and what to do."""
@@ -53,3 +56,15 @@ class MessageError(PadsCdcError):
 
 class StateFileError(PadsCdcError):
     """The state file cannot be read, written or locked."""
+
+
+def fault_of_ours(fault: Exception) -> SourceError:
+    """Make an error of ours of one that we did not foresee: where it happened, and not what it says.
+
+    Its own text may hold a row's content.
+    """
+    place = traceback.extract_tb(fault.__traceback__)[-1]
+    where = f"{place.name} ({PurePath(place.filename).name}:{place.lineno})"
+    error = SourceError("fault", f"a fault of ours, please report it: {type(fault).__name__} in {where}")
+    error.__cause__ = fault
+    return error

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from cdc.assembler import Transaction
 from cdc.backlog import Idle, Lost, Started
-from cdc.errors import ConfigurationError, PadsCdcError, Refusal, SourceError
+from cdc.errors import ConfigurationError, PadsCdcError, Refusal, SourceError, fault_of_ours
 from cdc.failpoints import reach
 from cdc.gate import Gate
 from cdc.history import History
@@ -42,11 +43,14 @@ _POLL = 2.0
 """Seconds between polls of the mapping while there is no stream; at most a quarter of the time is spent on
 them.
 """
+_LOOK = 1.0
+"""Seconds between looks at the tables' shapes."""
 _SHARE = 0.5
 """Share of all endpoints from which on naming them one by one costs more than reading everything."""
 _SMALL = 10_000
 """Keys that are never worth a reconcile."""
 _OWED = "owed"
+_FAULT = "fault"
 
 
 class Follower(threading.Thread):
@@ -99,7 +103,9 @@ class Follower(threading.Thread):
         self._lost_reason = "start"
         self._poll_at = 0.0
         self._audit_at = time.monotonic() + audit_interval
-        self._schema_due = False
+        self._rowless: deque[Transaction] = deque(maxlen=10_000)
+        """Transactions without rows, which may have been DDL: the next look at the tables has to see them."""
+        self._look_at = 0.0
         self._owed: Gate | None = None
         """What the reconcile has to see for which the slot's WAL was let go."""
 
@@ -114,7 +120,14 @@ class Follower(threading.Thread):
         try:
             self._restore()
             while not self._stopping.is_set():
-                self._turn()
+                try:
+                    self._turn()
+                except PadsCdcError:
+                    raise  # only what cannot be mended by waiting gets here
+                except Exception as error:
+                    if not self._streamed:
+                        raise
+                    self._begin_anew(error)
         except BaseException as error:  # noqa: BLE001 - the thread's boundary: whoever waits is told
             self.failure = error
             self._on_failure()
@@ -122,6 +135,13 @@ class Follower(threading.Thread):
             self._requery.abandon()
             self._database.close()
             self._ledger.close()
+
+    def _begin_anew(self, error: Exception) -> None:
+        """After a fault of ours: serve what is held, and read the stream again from what was confirmed."""
+        self._observer.trouble(_FAULT, str(fault_of_ours(error)))
+        self._requery.abandon()
+        self._reader.drop(_FAULT)
+        self._stopping.wait(_POLL)
 
     def _restore(self) -> None:
         kept = self._ledger.kept
@@ -155,7 +175,8 @@ class Follower(threading.Thread):
         since = self._requery.reached
         for transaction in transactions:
             self._parents.resolve(transaction.affected, transaction.end)
-            self._schema_due = self._schema_due or not transaction.rows
+            if not transaction.rows:
+                self._rowless.append(transaction)
             self._requery.reached = max(self._requery.reached, transaction.end)
         touching = [one for one in transactions if one.affected.reconcile or len(one.affected)]
         if touching:
@@ -304,11 +325,14 @@ class Follower(threading.Thread):
 
     def _watch_schema(self) -> None:
         """Look at the tables' shapes after a transaction without rows, which may have been DDL."""
-        if not self._schema_due or not self._streaming or time.monotonic() < self._catalog.look_again_at:
+        if not self._rowless or not self._streaming or time.monotonic() < self._look_at:
             return
-        if self._catalog.changed(self._database):
-            self._reader.drop("schema")
-        self._schema_due = False
+        self._look_at = time.monotonic() + _LOOK
+        gate = Gate(frozenset(one.xid for one in self._rowless), self._rowless[-1].end)
+        if gate.opens(self._database.evidence()):
+            self._rowless.clear()
+            if self._catalog.changed(self._database):
+                self._reader.drop("schema")
 
     def _start_audit(self) -> None:
         if self._streaming and time.monotonic() >= self._audit_at:

@@ -15,7 +15,7 @@ import psycopg2
 
 from cdc import lsn
 from cdc.connection import cancel_soon
-from cdc.errors import PadsCdcError
+from cdc.errors import PadsCdcError, fault_of_ours
 from cdc.observer import SlotSeen
 from cdc.postgres_errors import is_shutdown, translated
 from cdc.slot import SlotState
@@ -68,7 +68,9 @@ class Probe(threading.Thread):
             began = time.monotonic()
             try:
                 self._ask()
-            except PadsCdcError as error:
+            except Exception as error:  # noqa: BLE001 - the thread's boundary: it must not end without a word
+                if not isinstance(error, PadsCdcError):
+                    self._observer.trouble("fault", str(fault_of_ours(error)))
                 if is_shutdown(error):
                     self._reader.drop("shutdown")  # a fast stop waits for whoever reads a slot
                 self._close()

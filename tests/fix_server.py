@@ -104,12 +104,13 @@ class Server:
                 return error.code, error.read().decode()
 
     def metric(self, name: str, **labels: str) -> float:
-        """Return the value of one series; 0.0 when it is not there."""
+        """Return the sum of the series that have these labels; 0.0 when there is none."""
+        total = 0.0
         for line in self.get("/metrics")[1].splitlines():
             series, _, value = line.rpartition(" ")
             if series.split("{")[0] == name and all(f'{key}="{of}"' in series for key, of in labels.items()):
-                return float(value)
-        return 0.0
+                total += float(value)
+        return total
 
     def wait_metric(self, at_least: float, name: str, **labels: str) -> None:
         """Return when a series has reached a value."""

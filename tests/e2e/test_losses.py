@@ -84,7 +84,9 @@ def test_postgres_stops_and_comes_back(rig: Rig, how: str) -> None:
         rig.cluster.crash()
     else:
         rig.cluster.stop("fast" if how == "fast" else "immediate")
-    assert time.monotonic() - began < 6, "a fast stop waits for whoever reads a slot: we must let go at once"
+    assert how == "crash" or time.monotonic() - began < 6, (
+        "a fast stop waits for whoever reads a slot: we must let go at once"
+    )
     wait_until(lambda: "disconnected" in reasons(rig.server), "it says so")
     first = rig.server.metric("pads_cdc_replication_lag_seconds")
     wait_until(lambda: rig.server.metric("pads_cdc_replication_lag_seconds") > first + 1, "staleness grows")
