@@ -119,7 +119,25 @@ class Settings(BaseSettings):
     allow_insecure: bool = _setting(
         False,
         "true",
-        "Allow gRPC on an address that is not loopback: it is plaintext and asks nobody who they are.",
+        "Allow gRPC on an address that is not loopback without TLS, or without asking who connects.",
+    )
+    tls_cert_file: Path | None = _setting(
+        None,
+        "/etc/pads-cdc/tls.crt",
+        "gRPC's certificate with its chain, PEM; without it gRPC is plaintext. Read again when it changes.",
+    )
+    tls_key_file: Path | None = _setting(
+        None, "/etc/pads-cdc/tls.key", "The certificate's private key, PEM, without passphrase."
+    )
+    tls_client_ca_file: Path | None = _setting(
+        None,
+        "/etc/pads-cdc/clients-ca.crt",
+        "Authorities, PEM: only clients with a certificate of theirs may connect (mutual TLS).",
+    )
+    auth_tokens_file: Path | None = _setting(
+        None,
+        "/etc/pads-cdc/tokens",
+        "Lines of name:token; every call needs one of these tokens. Read again when it changes.",
     )
     metrics_host: Host = _setting("127.0.0.1", "0.0.0.0", "Address of the metrics and health pages.")  # noqa: S104
     metrics_port: Port = _setting(9090, "9090", "Port of the metrics and health pages; 0 takes any free one.")
@@ -191,13 +209,32 @@ class Settings(BaseSettings):
         return self.log_format == "console" or (self.log_format is None and sys.stderr.isatty())
 
     @model_validator(mode="after")
-    def _insecure_only_on_purpose(self) -> Self:
-        if not self.allow_insecure and not _is_loopback(self.host):
-            raise ValueError(
-                f"HOST (--host): {self.host} is not loopback, and gRPC would hand API keys, unencrypted, to "
-                "anyone who connects; keep 127.0.0.1, or on a network that you trust set ALLOW_INSECURE=true"
-            )
+    def _tls_whole(self) -> Self:
+        for name in ("tls_key_file", "tls_client_ca_file"):
+            if getattr(self, name) is not None and self.tls_cert_file is None:
+                raise ValueError(_needs(name, "tls_cert_file"))
+        if self.tls_cert_file is not None and self.tls_key_file is None:
+            raise ValueError(_needs("tls_cert_file", "tls_key_file"))
         return self
+
+    @model_validator(mode="after")
+    def _insecure_only_on_purpose(self) -> Self:
+        if self.allow_insecure or _is_loopback(self.host):
+            return self
+        asked = self.tls_client_ca_file is not None or self.auth_tokens_file is not None
+        if self.tls_cert_file is not None and asked:
+            return self
+        if self.tls_cert_file is not None:
+            danger, remedy = "hand API keys to anyone who connects", "TLS_CLIENT_CA_FILE or AUTH_TOKENS_FILE"
+        elif asked:
+            danger, remedy = "send API keys and tokens unencrypted", "TLS_CERT_FILE and TLS_KEY_FILE"
+        else:
+            danger = "hand API keys, unencrypted, to anyone who connects"
+            remedy = "TLS_CERT_FILE, TLS_KEY_FILE and TLS_CLIENT_CA_FILE or AUTH_TOKENS_FILE"
+        raise ValueError(
+            f"HOST (--host): {self.host} is not loopback, and gRPC would {danger}; keep 127.0.0.1, or set"
+            f" {remedy}, or on a network that you trust ALLOW_INSECURE=true"
+        )
 
     @classmethod
     def settings_customise_sources(
@@ -220,6 +257,11 @@ def _gather(given: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None or file is not None:
             gathered[name] = ConnectionString(name.upper(), value=value, file=file)
     return gathered
+
+
+def _needs(name: str, other: str) -> str:
+    flag = name.replace("_", "-")
+    return f"{name.upper()} (--{flag}): needs {other.upper()} too; give both, or neither"
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,0 +1,96 @@
+"""The bearer tokens that clients authenticate with.
+
+The file has one ``name:token`` a line; empty lines and lines that begin with ``#`` do not count. The name is
+what logs show, and may stand for several tokens, so that a client can be moved from one to the next. Only
+digests are kept: neither a repr nor a core dump of ours gives a token away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from cdc.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SETTING: Final = "AUTH_TOKENS_FILE"
+MIN_LENGTH: Final = 32
+"""Characters: 128 bits where the token is hexadecimal. `openssl rand -hex 32` makes a good one."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TOKEN: Final = re.compile(rf"[A-Za-z0-9._~+/-]{{{MIN_LENGTH},512}}=*")  # RFC 6750, section 2.1
+
+
+@dataclass(frozen=True)
+class Token:
+    """One that is let in."""
+
+    name: str
+    digest: bytes = field(repr=False)
+
+
+class Tokens:
+    """All that are let in at the moment."""
+
+    def __init__(self, tokens: Sequence[Token]) -> None:
+        self._tokens = tuple(tokens)
+        self._digests = frozenset(token.digest for token in tokens)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __contains__(self, token: Token) -> bool:
+        return token.digest in self._digests
+
+    def find(self, presented: str) -> Token | None:
+        """Return whose token it is; how long that takes tells nothing about any token."""
+        digest = _digest(presented)
+        found = None
+        for token in self._tokens:
+            if hmac.compare_digest(token.digest, digest):
+                found = token
+        return found
+
+
+def parse(content: bytes) -> Tokens:
+    """Read the file's content.
+
+    Raises:
+        ConfigurationError: the first line that is wrong, by its number; or there is no token at all, which
+            would lock everybody out and is more likely a file that is being written.
+
+    """
+    tokens: dict[bytes, Token] = {}
+    for number, raw in enumerate(content.split(b"\n"), 1):
+        line = raw.decode("utf-8", "replace").strip()
+        if not line or line.startswith("#"):
+            continue
+        name, colon, token = (part.strip() for part in line.partition(":"))
+        where = f"{SETTING}: line {number}"
+        if not colon or _NAME.fullmatch(name) is None:
+            raise ConfigurationError(
+                f"{where} is not name:token, the name being 1 to 64 of A-Z, a-z, 0-9, ., _ and -"
+            )
+        if len(token) < MIN_LENGTH:
+            raise ConfigurationError(
+                f"{where}: the token is below {MIN_LENGTH} characters; make one by openssl rand -hex 32"
+            )
+        if _TOKEN.fullmatch(token) is None:
+            raise ConfigurationError(f"{where}: the token is not 32 to 512 of A-Z, a-z, 0-9 and ._~+/-")
+        digest = _digest(token)
+        if digest in tokens:
+            raise ConfigurationError(f"{where}: the token stands in the file twice; each client gets its own")
+        tokens[digest] = Token(name, digest)
+    if not tokens:
+        raise ConfigurationError(f"{SETTING}: holds no token; add a line name:token for each client")
+    return Tokens(tuple(tokens.values()))
+
+
+def _digest(token: str) -> bytes:
+    # Tokens are long and random, so a plain hash is enough. All are of one length, so comparing tells none.
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,97 @@
+"""Files that are read again while the server runs: certificates, keys, tokens.
+
+Whoever rotates them may write in place, replace one file after the other, or be interrupted. So what is on
+the disk is taken once two looks in a row have found the same and it is good; until then the old stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from cdc.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+T = TypeVar("T")
+
+_MAX_BYTES: Final = 1024 * 1024
+
+
+class Reloaded(Generic[T]):
+    """A value made of files: ``value`` is the last good one, ``fault`` why the present one is not taken."""
+
+    def __init__(
+        self, read: Callable[[], tuple[bytes, ...]], judge: Callable[[tuple[bytes, ...]], T]
+    ) -> None:
+        """Take the first value; blocks on the disk.
+
+        Raises:
+            ConfigurationError: there is no good one, in one line without any content.
+
+        """
+        self._read = read
+        self._judge = judge
+        contents = read()
+        self.value: T = judge(contents)
+        self.fault: str | None = None
+        self._taken = self._seen = _fingerprint(contents)
+
+    def look(self) -> bool:
+        """Read the files again, and return whether there is another value now; blocks on the disk."""
+        try:
+            contents = self._read()
+        except ConfigurationError as error:
+            if self._settled(str(error)):
+                self.fault = str(error)
+            return False
+        found = _fingerprint(contents)
+        if not self._settled(found):
+            return False
+        if found == self._taken:
+            self.fault = None
+            return False
+        try:  # at each look: what is not good yet (a certificate of the next minute) may become so
+            value = self._judge(contents)
+        except ConfigurationError as error:
+            self.fault = str(error)
+            return False
+        self.value, self.fault, self._taken = value, None, found
+        return True
+
+    def _settled(self, found: str) -> bool:
+        before, self._seen = self._seen, found
+        return before == found
+
+
+def read_file(setting: str, path: Path, *, secret: bool = False) -> bytes:
+    """Return a file's content; blocks on the disk.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is ``secret`` and open to everybody on the machine.
+
+    """
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # a pipe would hold us up, and give its content once
+            raise ConfigurationError(f"{setting}: {path} is not a file")
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigurationError(f"{setting}: {path} cannot be read: {error.strerror}") from None
+    if len(content) > _MAX_BYTES:
+        raise ConfigurationError(f"{setting}: {path} is larger than 1 MiB, which is not what it should be")
+    if secret and mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise ConfigurationError(f"{setting}: {path} is open to everybody on this machine; chmod o= {path}")
+    return content
+
+
+def _fingerprint(contents: tuple[bytes, ...]) -> str:
+    """Stand for the contents without keeping secrets longer than they are needed."""
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
