@@ -8,49 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import AsyncExitStack
+import threading
+from contextlib import AsyncExitStack, suppress
+from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from cdc import preflight
-from cdc.backlog import Backlog
-from cdc.catalog import Catalog
-from cdc.connection import Address
-from cdc.database import Database
-from cdc.follower import Follower
 from cdc.freshness import Freshness
-from cdc.ledger import Ledger
-from cdc.lineage import Lineage
-from cdc.mapping import load, server_queries
-from cdc.parents import Parents
-from cdc.probe import Probe
-from cdc.requery import Requery
-from cdc.slot import SlotReader
 from cdc.store import Store
 from server import grpc_server, http, logs
-from server.encode import encode
 from server.endpoint_feed import EndpointFeed
 from server.fanout import FanOut
 from server.health import Health
 from server.hub import Hub
 from server.journal import Journal
 from server.metrics import Metrics
+from server.pipeline import Pipeline
 from server.recent import Recent
+from server.security import Security
 from server.status_page import StatusPage
 from server.subscribers import Subscribers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cdc.observer import Observer
     from server.settings import Settings
 
 _log = structlog.get_logger("pads_cdc")
 
-_JOIN_SECONDS = 2.0
-"""What each thread gets to end in; the whole server has 5 s."""
+_Made = TypeVar("_Made")
 
 
 def serve(settings: Settings) -> int:
@@ -90,17 +78,17 @@ async def _serve(settings: Settings) -> int:
         recent=recent,
     )
     hub = Hub(store, subscribers)
-    pipeline = await asyncio.to_thread(
-        Pipeline,
-        settings,
-        store,
-        freshness,
-        FanOut(metrics, health, recent, Journal()),
-        lambda: loop.call_soon_threadsafe(stop.set),
+    observer = FanOut(metrics, health, recent, Journal())
+    security = Security(settings, metrics.registry, observer)
+    pipeline = await _unless(
+        stop,
+        lambda: Pipeline(settings, store, freshness, observer, lambda: loop.call_soon_threadsafe(stop.set)),
     )
+    if pipeline is None:
+        return 0
     async with AsyncExitStack() as running:
         feed = EndpointFeed(settings, store, pipeline.lineage, freshness, hub, subscribers, metrics)
-        grpc = await grpc_server.start(settings, store, hub, subscribers, metrics, health, feed)
+        grpc = await grpc_server.start(settings, store, hub, subscribers, metrics, health, feed, security)
         running.push_async_callback(grpc.stop)
         pages = await http.start(
             host=settings.metrics_host,
@@ -111,91 +99,41 @@ async def _serve(settings: Settings) -> int:
         )
         running.push_async_callback(pages.stop)
         pipeline.start()
-        running.push_async_callback(asyncio.to_thread, pipeline.stop)
         _log.info(
             "serving", grpc=grpc.port, http=pages.port, mapping=settings.mapping, slot=settings.slot_name
         )
         await stop.wait()
         _log.info("stopping")
         hub.stop()
+        # Side by side: a frozen database must not keep streams from ending, nor a slow client the slot.
+        await asyncio.gather(asyncio.to_thread(pipeline.stop), grpc.stop())
     if pipeline.follower.failure is not None:
         raise pipeline.follower.failure
     return 0
 
 
-class Pipeline:
-    """The three threads and what they share."""
+async def _unless(stop: asyncio.Event, make: Callable[[], _Made]) -> _Made | None:
+    """Return what ``make`` makes in a thread, or None if ``stop`` is set before; then the thread is left
+    behind.
+    """
+    loop = asyncio.get_running_loop()
+    made: asyncio.Future[_Made] = loop.create_future()
 
-    def __init__(
-        self,
-        settings: Settings,
-        store: Store,
-        freshness: Freshness,
-        observer: Observer,
-        on_failure: Callable[[], object],
-    ) -> None:
-        """Check that the database is fit for us, and open the state file; nothing runs yet.
+    def run() -> None:
+        try:
+            result = make()
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            outcome = partial(made.set_exception, error)
+        else:
+            outcome = partial(made.set_result, result)
+        with suppress(RuntimeError):  # nobody waits any more, and the loop is closed
+            loop.call_soon_threadsafe(outcome)
 
-        Raises:
-            PadsCdcError: with one line that says what to do.
-
-        """
-        mapping, queries = load(settings.mapping), server_queries()
-        source = Address(settings.postgres_connection_string.read, "POSTGRES_CONNECTION_STRING")
-        query = Address(settings.query_connection_string.read, "QUERY_CONNECTION_STRING")
-        database = Database(query, mapping, settings.db_schema, encode)
-        preflight.check(source, database, queries, settings.db_schema)
-        backlog = Backlog()
-        catalog = Catalog(queries["Relations"], mapping, settings.db_schema)
-        self._reader = SlotReader(
-            source, settings.slot_name, queries, catalog.assemble, backlog, freshness, observer
-        )
-        self._probe = Probe(source, settings.slot_name, queries, self._reader, freshness, observer)
-        parents = Parents()
-        ledger = Ledger(settings.state_file, database.evidence().system, observer)
-        self.lineage = Lineage(ledger)
-        requery = Requery(
-            database=database,
-            catalog=catalog,
-            parents=parents,
-            store=store,
-            ledger=ledger,
-            lineage=self.lineage,
-            observer=observer,
-        )
-        self.follower = Follower(
-            backlog=backlog,
-            reader=self._reader,
-            requery=requery,
-            database=database,
-            catalog=catalog,
-            parents=parents,
-            store=store,
-            ledger=ledger,
-            lineage=self.lineage,
-            freshness=freshness,
-            observer=observer,
-            max_retained_wal=settings.max_retained_wal,
-            audit_interval=settings.audit_interval,
-            on_failure=on_failure,
-        )
-
-    def start(self) -> None:
-        """Start the threads."""
-        for thread in (self.follower, self._reader, self._probe):
-            thread.start()
-
-    def stop(self) -> None:
-        """End the threads: the follower first, so that the reader confirms all that was done. Blocks for
-        seconds at most.
-
-        A thread that a frozen server holds is left behind; it is a daemon.
-        """
-        self.follower.stop()
-        self.follower.join(_JOIN_SECONDS)
-        self._probe.stop()
-        self._reader.stop()
-        self._reader.join(_JOIN_SECONDS)
+    threading.Thread(target=run, name="preflight", daemon=True).start()
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait((made, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    return await made if made.done() else None
 
 
 if __name__ == "__main__":

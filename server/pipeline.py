@@ -1,0 +1,108 @@
+"""The pipeline: the threads that follow the database, made and started together, and ended in the right
+order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cdc import preflight
+from cdc.backlog import Backlog
+from cdc.catalog import Catalog
+from cdc.connection import Address
+from cdc.database import Database
+from cdc.follower import Follower
+from cdc.ledger import Ledger
+from cdc.lineage import Lineage
+from cdc.mapping import load, server_queries
+from cdc.parents import Parents
+from cdc.probe import Probe
+from cdc.requery import Requery
+from cdc.slot import SlotReader
+from server.encode import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cdc.freshness import Freshness
+    from cdc.observer import Observer
+    from cdc.store import Store
+    from server.settings import Settings
+
+_JOIN_SECONDS = 1.5
+"""What each thread gets to end in; the whole server has 5 s."""
+
+
+class Pipeline:
+    """The three threads and what they share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        freshness: Freshness,
+        observer: Observer,
+        on_failure: Callable[[], object],
+    ) -> None:
+        """Check that the database is fit for us, and open the state file; nothing runs yet.
+
+        Raises:
+            PadsCdcError: with one line that says what to do.
+
+        """
+        mapping, queries = load(settings.mapping), server_queries()
+        source = Address(settings.postgres_connection_string.read, "POSTGRES_CONNECTION_STRING")
+        query = Address(settings.query_connection_string.read, "QUERY_CONNECTION_STRING")
+        database = Database(query, mapping, settings.db_schema, encode)
+        preflight.check(source, database, queries, settings.db_schema)
+        backlog = Backlog()
+        catalog = Catalog(queries["Relations"], mapping, settings.db_schema)
+        self._reader = SlotReader(
+            source, settings.slot_name, queries, catalog.assemble, backlog, freshness, observer
+        )
+        self._probe = Probe(source, settings.slot_name, queries, self._reader, freshness, observer)
+        parents = Parents()
+        ledger = Ledger(settings.state_file, database.evidence().system, observer)
+        self.lineage = Lineage(ledger)
+        requery = Requery(
+            database=database,
+            catalog=catalog,
+            parents=parents,
+            store=store,
+            ledger=ledger,
+            lineage=self.lineage,
+            observer=observer,
+        )
+        self.follower = Follower(
+            backlog=backlog,
+            reader=self._reader,
+            requery=requery,
+            database=database,
+            catalog=catalog,
+            parents=parents,
+            store=store,
+            ledger=ledger,
+            lineage=self.lineage,
+            freshness=freshness,
+            observer=observer,
+            max_retained_wal=settings.max_retained_wal,
+            audit_interval=settings.audit_interval,
+            on_failure=on_failure,
+        )
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in (self.follower, self._reader, self._probe):
+            thread.start()
+
+    def stop(self) -> None:
+        """End the threads: the follower first, so that the reader confirms all that was done. Blocks for
+        seconds at most.
+
+        A thread that a frozen server holds is left behind; it is a daemon.
+        """
+        self.follower.stop()
+        self.follower.join(_JOIN_SECONDS)
+        self._probe.stop()
+        self._reader.stop()
+        self._reader.join(_JOIN_SECONDS)
