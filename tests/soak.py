@@ -72,16 +72,15 @@ class Storm:
     def start_server(self) -> None:
         """Start the server on the port that the clients know."""
         url = self.database.url().replace(f":{self.cluster.port}/", f":{self.proxy.port}/")
-        self.server = Server(
-            {
-                "POSTGRES_CONNECTION_STRING": url,
-                "PORT": str(self._port),
-                "METRICS_PORT": "0",
-                "STATE_FILE": str(self._folder / "state"),
-                "LOG_FORMAT": "json",
-                "AUDIT_INTERVAL": "2s",
-            }
-        )
+        environment = {
+            "POSTGRES_CONNECTION_STRING": url,
+            "PORT": str(self._port),
+            "METRICS_PORT": "0",
+            "STATE_FILE": str(self._folder / "state"),
+            "LOG_FORMAT": "json",
+            "AUDIT_INTERVAL": "2s",
+        }
+        self.server = Server(environment)
         self._port = self.server.grpc
         self.starts += 1
 

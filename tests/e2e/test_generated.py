@@ -250,7 +250,7 @@ def test_every_history_ends_equal_and_never_goes_back(
         return History(cluster, database, start)
 
     run_state_machine_as_test(
-        history,  # type: ignore[arg-type] - its annotation asks for a class; a function that makes one will do
+        history,  # type: ignore[arg-type]  # it asks for a class; what makes one will do
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
