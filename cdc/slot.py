@@ -15,11 +15,12 @@ from __future__ import annotations
 import selectors
 import threading
 import time
+import traceback
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from psycopg2.extensions import quote_ident
-from psycopg2.extras import REPLICATION_LOGICAL
 
 from cdc import lsn, wal2json
 from cdc.backlog import Idle, Lost, Started
@@ -154,7 +155,8 @@ class SlotReader(threading.Thread):
             started = time.monotonic()
             try:
                 self._session()
-            except PadsCdcError as error:
+            except Exception as fault:  # noqa: BLE001 - the thread's boundary: it must not end without a word
+                error = fault if isinstance(fault, PadsCdcError) else _fault_of_ours(fault)
                 self._backlog.tell(Lost(error))
                 # A stream that held for a while starts anew; a slot that another holds is asked for steadily.
                 steady = time.monotonic() - started > _HELD or isinstance(error, SlotHeld)
@@ -184,12 +186,7 @@ class SlotReader(threading.Thread):
             assembler, tables = self._assemble(cursor)
             self._session_number += 1
             self._may_confirm = 0
-            cursor.start_replication(
-                slot_name=self._name,
-                slot_type=REPLICATION_LOGICAL,
-                decode=False,
-                options={**wal2json.OPTIONS, "add-tables": ",".join(tables)},
-            )
+            cursor.start_replication_expert(_start(quote_ident(self._name, connection), tables), decode=False)
             self._observer.connected(connected=True)
             self._backlog.tell(Started(self._session_number, history, slot.confirmed, created))
             try:
@@ -327,6 +324,24 @@ def _identify(cursor: ReplicationCursor) -> History:
         [(_, content)] = cursor.fetchall()
         switches = parse_switches(bytes(content).decode() if not isinstance(content, str) else content)
     return History(system, int(timeline), lsn.parse(end), switches)
+
+
+def _start(slot: str, tables: list[str]) -> str:
+    """Return the command that starts the stream; psycopg2's own cannot write names that are not Latin-1."""
+    options = {**wal2json.OPTIONS, "add-tables": ",".join(tables)}
+    # The replication grammar knows doubled quotes, and no escapes by backslash.
+    quoted = ((name, value.replace("'", "''")) for name, value in options.items())
+    given = ", ".join(f"\"{name}\" '{value}'" for name, value in quoted)
+    return f"START_REPLICATION SLOT {slot} LOGICAL 0/0 ({given})"
+
+
+def _fault_of_ours(fault: Exception) -> SourceError:
+    """Say where it happened, and not what it says: that may be a row's content."""
+    place = traceback.extract_tb(fault.__traceback__)[-1]
+    where = f"{place.name} ({PurePath(place.filename).name}:{place.lineno})"
+    error = SourceError("fault", f"a fault of ours, please report it: {type(fault).__name__} in {where}")
+    error.__cause__ = fault
+    return error
 
 
 class _Feedback:

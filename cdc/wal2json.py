@@ -144,11 +144,11 @@ def end_of(message: Begin | Commit) -> lsn.Lsn:
 def escape_table(schema: str, table: str) -> str:
     """Write a table for ``add-tables``: a backslash before what its parser takes for syntax.
 
-    The list is case-sensitive, knows no quotes, and refuses an unescaped space; an empty list mutes
+    The list is case-sensitive, knows no quotes, and refuses unescaped white space; an empty list mutes
     everything.
     """
     return f"{_escape(schema)}.{_escape(table)}"
 
 
 def _escape(name: str) -> str:
-    return "".join(f"\\{char}" if char in " ,.\\'*" else char for char in name)
+    return "".join(f"\\{char}" if char in " \t\n\r\f,.\\'*" else char for char in name)
