@@ -77,7 +77,9 @@ def credentials(current: Callable[[], Certificates], *, clients_need_one: bool) 
         return latest.configuration
 
     return grpc.dynamic_ssl_server_credentials(
-        given.configuration, fetch, require_client_authentication=clients_need_one
+        given.configuration,
+        fetch,  # type: ignore[arg-type] # the stubs forget None
+        require_client_authentication=clients_need_one,
     )
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from server.health import Health
     from server.hub import Hub
     from server.metrics import Metrics
+    from server.security import Security
     from server.settings import Settings
     from server.subscribers import Subscribers
 
@@ -29,12 +30,16 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a load balancer
     ("grpc.max_send_message_length", -1),  # a fetch of everything is as large as it is
     ("grpc.max_receive_message_length", 64 * 1024),  # requests are small
-    # A client that is gone without a word is found within 40 s; pings from every 10 s on are welcome.
+    # Over one connection; a proxy may bring many gateways on one. What is above waits in the client.
+    ("grpc.max_concurrent_streams", 1_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),  # a stranger who says nothing is gone soon
+    # A client that is gone without a word is found within 40 s; pings from every 10 s on are welcome,
+    # the third that comes sooner ends the connection with too_many_pings.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 9_000),  # the network may bring two closer
     ("grpc.http2.max_pings_without_data", 0),
 )
 _GRACE_SECONDS = 1.0
@@ -47,16 +52,21 @@ class GrpcServer:
     """A started server; ``port`` is the one in use where 0 was asked for."""
 
     def __init__(
-        self, server: grpc.aio.Server, port: int, watching: asyncio.Task[None], health: HealthServicer
+        self,
+        server: grpc.aio.Server,
+        port: int,
+        background: tuple[asyncio.Task[None], ...],
+        health: HealthServicer,
     ) -> None:
         self._server = server
         self.port = port
-        self._watching = watching
+        self._background = background
         self._health = health
 
     async def stop(self) -> None:
         """Refuse new calls and end the open ones; their handlers have been told by the hub."""
-        self._watching.cancel()
+        for task in self._background:
+            task.cancel()
         await self._health.enter_graceful_shutdown()
         await self._server.stop(_GRACE_SECONDS)
 
@@ -69,6 +79,7 @@ async def start(
     metrics: Metrics,
     health: Health,
     feed: EndpointFeed,
+    security: Security,
 ) -> GrpcServer:
     """Listen, and serve from the running event loop.
 
@@ -76,7 +87,7 @@ async def start(
         ListenError: the port is taken or the address is not ours.
 
     """
-    server = grpc.aio.server(options=_OPTIONS)
+    server = grpc.aio.server(options=_OPTIONS, interceptors=security.interceptors)
     old = GatewayEndpoints(store, hub, subscribers, metrics)
     server.add_generic_rpc_handlers((old.handler(), feed.handler()))
     serving = HealthServicer()
@@ -93,9 +104,13 @@ async def start(
         socket.create_server((settings.host, settings.port), family=family).close()
     except OSError as cause:
         raise refusal("gRPC", settings.host, settings.port, cause) from cause
-    port = server.add_insecure_port(address(settings.host, settings.port))
+    port = security.listen(server, address(settings.host, settings.port))
     await server.start()
-    return GrpcServer(server, port, asyncio.create_task(_tell_health(serving, hub, health)), serving)
+    background = (
+        asyncio.create_task(_tell_health(serving, hub, health)),
+        asyncio.create_task(security.watch()),
+    )
+    return GrpcServer(server, port, background, serving)
 
 
 async def _tell_health(serving: HealthServicer, hub: Hub, health: Health) -> None:

@@ -80,12 +80,15 @@ class Security:
 
     async def watch(self) -> None:
         """Take up what changes on the disk, for ever."""
-        while True:
+        while self._certificates is not None or self._tokens is not None:
             await asyncio.sleep(_LOOK_SECONDS)
-            if self._certificates is not None:
-                await self._look_at_certificates(self._certificates)
-            if self._tokens is not None:
-                await self._look_at_tokens(self._tokens)
+            try:
+                if self._certificates is not None:
+                    await self._look_at_certificates(self._certificates)
+                if self._tokens is not None:
+                    await self._look_at_tokens(self._tokens)
+            except Exception:  # noqa: BLE001 - ended by a fault of ours, no token could be withdrawn any more
+                _log.exception("looking for new certificates and tokens failed")
 
     async def _look_at_certificates(self, served: Reloaded[Certificates]) -> None:
         if await _look(served):
