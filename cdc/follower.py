@@ -335,9 +335,9 @@ class Follower(threading.Thread):
                 self._reader.drop("schema")
 
     def _start_audit(self) -> None:
-        if self._streaming and time.monotonic() >= self._audit_at:
-            self._audit_at = time.monotonic() + self._audit_interval
-            self._requery.audit()
+        now = time.monotonic()
+        if self._streaming and now >= self._audit_at and self._requery.audit():
+            self._audit_at = now + self._audit_interval
 
     def _set_mode(self, mode: Mode) -> None:
         if mode != self._mode:

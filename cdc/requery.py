@@ -91,16 +91,15 @@ class Requery:
         if not self.failing:
             self._look_at = 0.0
 
-    def audit(self) -> None:
-        """Begin to compare everything with the database, unless that is under way or there is more urgent
-        work.
+    def audit(self) -> bool:
+        """Begin to compare everything with the database; False when that has to wait for more urgent work.
 
         Raises:
             SourceError, Refusal: the database cannot be read.
 
         """
         if self._audit is not None or self.busy:
-            return
+            return False
         read = self._database.read()
         try:
             self._trust(read.evidence)
@@ -108,11 +107,7 @@ class Requery:
             read.close()
             raise
         self._audit = Audit(read, self._store)
-
-    @property
-    def auditing(self) -> bool:
-        """Whether an audit is under way."""
-        return self._audit is not None
+        return True
 
     @property
     def busy(self) -> bool:

@@ -1,0 +1,242 @@
+"""Reads that overtake each other, step by step on a real database: an older read never undoes a younger
+one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cdc import database as database_module
+from cdc.affected import Affected
+from cdc.catalog import Catalog
+from cdc.connection import Address
+from cdc.database import Database as QueryServer
+from cdc.errors import SourceError
+from cdc.gate import Gate
+from cdc.ledger import Ledger
+from cdc.lineage import Lineage
+from cdc.mapping import load, server_queries
+from cdc.parents import Parents
+from cdc.requery import Requery
+from cdc.store import Store
+from cdc.task import Task
+from server.encode import encode
+from server.fanout import Listener
+from tests.fix_server import expected, fill
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from cdc.observer import ReconcileSeen
+    from tests.fix_postgres import Database
+
+
+class Told(Listener):
+    """Remembers what was reported."""
+
+    def __init__(self) -> None:
+        self.reconciles: list[ReconcileSeen] = []
+        self.troubles: dict[str, str | None] = {}
+
+    def reconciled(self, reconcile: ReconcileSeen) -> None:
+        self.reconciles.append(reconcile)
+
+    def trouble(self, key: str, message: str | None) -> None:
+        self.troubles[key] = message
+
+
+class Desk:
+    """A `Requery` with its store, told of transactions by hand; reads come two rows at a time."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self.database = database
+        self.store = Store()
+        self.told = Told()
+        queries = server_queries()
+        mapping = load("grove")
+        ledger = Ledger(folder / "state", "", self.told)
+        self.server = QueryServer(Address(database.url, "TEST"), mapping, "public", encode)
+        self.requery = Requery(
+            database=self.server,
+            catalog=Catalog(queries["Relations"], mapping, "public"),
+            parents=Parents(),
+            store=self.store,
+            ledger=ledger,
+            lineage=Lineage(ledger),
+            observer=self.told,
+        )
+        self.requery.add(Task.reconcile("start", Gate(), 0))
+        self.finish()
+
+    def commit(self, statement: str, *, wait: bool = False, **keys: str) -> None:
+        """Commit, and have the endpoints of these keys (by kind) read again; not a step of it is done yet."""
+        before = self.requery.reached
+        self.database.execute(statement)
+        self.requery.reached += 100
+        affected = Affected(keys={kind: {key} for kind, key in keys.items()})
+        self.requery.add(Task(affected, Gate(), before, self.requery.reached))
+        if not wait:
+            self.requery.turn()
+
+    def finish(self) -> None:
+        """Do everything that is open."""
+        while self.requery.busy:
+            self.requery.turn()
+
+    @property
+    def map(self) -> dict[str, bytes]:
+        return {entry.id: entry.payload for entry in self.store.live() if entry.payload is not None}
+
+
+@pytest.fixture
+def desk(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    monkeypatch.setattr(database_module, "FIRST_CHUNK", 2)
+    monkeypatch.setattr(database_module.Read.chunks, "__defaults__", (2,))
+    fill(database, 20, plans=1)
+    desk = Desk(database, tmp_path)
+    yield desk
+    desk.requery.abandon()
+    desk.server.close()
+
+
+RIPPLE = "UPDATE pay_plans SET throughput_limit = throughput_limit + 1"
+KEY = "UPDATE portal_application_settings SET secret_key = 'new' WHERE application_id = "
+
+
+def test_a_ripple_does_not_undo_the_rotations_that_overtake_it(desk: Desk) -> None:
+    desk.commit(RIPPLE, EndpointsOfPlans="plan_0")
+    assert desk.requery.busy, "the ripple is longer than one step"
+    assert not desk.store.whole
+    for number in range(1, 21):
+        desk.commit(f"{KEY}'app_{number}'", EndpointsOfApplications=f"app_{number}")
+        if number == 3:
+            assert desk.requery.done_up_to == 0, "nothing may be confirmed while the ripple is not done"
+    desk.finish()
+    assert desk.requery.done_up_to == 2_100
+    assert desk.map == expected(desk.database)
+    assert desk.store.whole
+
+
+def test_a_ripple_does_not_bring_back_what_came_and_went(desk: Desk) -> None:
+    """The id was never in the store: there is no entry whose revision could say that it has been read
+    since.
+    """
+    desk.database.execute("INSERT INTO portal_applications VALUES ('flash', 'acc_0')")
+    desk.commit(RIPPLE, EndpointsOfPlans="plan_0")
+    desk.commit("DELETE FROM portal_applications WHERE id = 'flash'", EndpointsOfApplications="flash")
+    desk.finish()
+    assert desk.map == expected(desk.database)
+
+
+def test_a_ripple_does_not_undo_a_change_that_left_the_bytes_as_they_were(desk: Desk) -> None:
+    """The younger read found the bytes of before the ripple, so no revision moved."""
+    desk.database.execute(
+        "INSERT INTO pay_plans SELECT 'same', monthly_relay_limit, throughput_limit FROM pay_plans"
+    )
+    before = dict(desk.map)
+    desk.commit(RIPPLE, EndpointsOfPlans="plan_0")
+    desk.commit(
+        "UPDATE pay_plans SET throughput_limit = throughput_limit - 1 WHERE plan_type = 'plan_0'",
+        EndpointsOfApplications="app_20",
+        EndpointsOfPlans="plan_0",
+    )
+    desk.finish()
+    assert desk.map == expected(desk.database) == before
+
+
+def test_a_whole_read_ends_the_older_ones(desk: Desk) -> None:
+    """What the whole read does not find, an older ripple must not bring back afterwards."""
+    desk.database.execute("INSERT INTO portal_applications VALUES ('flash', 'acc_0')")
+    desk.commit(RIPPLE, EndpointsOfPlans="plan_0")
+    assert "flash" not in desk.map
+    desk.database.execute("DELETE FROM portal_applications WHERE id = 'flash'")
+    desk.requery.add(Task.reconcile("truncate", Gate(), desk.requery.reached))
+    desk.finish()
+    assert desk.map == expected(desk.database)
+    assert [one.reason for one in desk.told.reconciles] == ["start", "truncate"]
+
+
+def test_a_whole_read_does_not_delete_what_was_born_meanwhile(desk: Desk) -> None:
+    desk.requery.add(Task.reconcile("truncate", Gate(), desk.requery.reached))
+    desk.requery.turn()
+    assert desk.requery.busy
+    desk.commit("INSERT INTO portal_applications VALUES ('born', 'acc_0')", EndpointsOfApplications="born")
+    assert "born" in desk.map
+    desk.finish()
+    assert desk.map == expected(desk.database)
+
+
+def test_a_read_that_fails_half_way_is_done_again(desk: Desk) -> None:
+    desk.commit(RIPPLE, EndpointsOfPlans="plan_0")
+    desk.database.rows(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    )
+    with pytest.raises(SourceError):
+        desk.requery.turn()
+    assert desk.requery.busy
+    assert desk.requery.done_up_to == 0
+    assert desk.told.troubles["query"]
+    desk.finish()
+    assert desk.map == expected(desk.database)
+    assert desk.told.troubles["query"] is None
+
+
+def test_an_audit_finds_what_nobody_told_us_and_nothing_else(desk: Desk) -> None:
+    desk.database.execute(f"{KEY}'app_1'; DELETE FROM portal_applications WHERE id = 'app_2'")  # not told
+    desk.database.execute("INSERT INTO portal_applications VALUES ('untold', NULL)")
+    assert desk.requery.audit()
+    for number in range(10, 15):  # overtaken by what is told: no drift
+        desk.commit(f"{KEY}'app_{number}'", EndpointsOfApplications=f"app_{number}")
+    for _ in range(50):
+        desk.requery.turn()
+    assert len(desk.told.reconciles) == 1, "not before everything that it saw is applied"
+    assert desk.map != expected(desk.database)
+    desk.requery.reached = 1 << 62
+    desk.requery.turn()
+    audit = desk.told.reconciles[-1]
+    assert (audit.reason, audit.upserts, audit.deletes) == ("audit", 2, 1)
+    assert desk.map == expected(desk.database)
+
+
+def test_an_audit_under_writes_finds_nothing(desk: Desk) -> None:
+    """What the audit saw too early or too late was told, and so it is no drift."""
+    for _ in range(5):
+        assert desk.requery.audit()
+        for number in range(1, 21):
+            desk.commit(f"{KEY}'app_{number}'", EndpointsOfApplications=f"app_{number}")
+            desk.commit(RIPPLE, EndpointsOfPlans="plan_0", wait=True)
+        desk.finish()
+        for _ in range(50):
+            desk.requery.turn()
+        desk.requery.reached += 1 << 40
+        desk.requery.turn()
+        assert desk.told.reconciles[-1].reason == "audit"
+        assert desk.told.reconciles[-1].upserts + desk.told.reconciles[-1].deletes == 0
+    assert desk.map == expected(desk.database)
+
+
+def test_confirmation_waits_for_the_oldest_task(desk: Desk) -> None:
+    """A task that waits for its gate keeps its place; later ones are done meanwhile."""
+    affected = Affected(keys={"EndpointsOfApplications": {"app_1"}})
+    desk.database.execute(f"{KEY}'app_1'")
+    desk.requery.reached = 100
+    xmax = int(desk.database.value("SELECT pg_snapshot_xmax(pg_current_snapshot())::text"))
+    hanging = Task(affected, Gate(frozenset({xmax + 1_000_000})), 0, 100)
+    desk.requery.add(hanging)
+    desk.requery.turn()
+    desk.commit(f"{KEY}'app_2'", EndpointsOfApplications="app_2")
+    for _ in range(20):
+        desk.requery.turn()
+    held = desk.map
+    assert held["app_2"] == expected(desk.database)["app_2"]
+    assert held["app_1"] != expected(desk.database)["app_1"]
+    assert desk.requery.done_up_to == 0
+    assert not desk.store.whole
+    hanging.gate = Gate()
+    desk.finish()
+    assert desk.requery.done_up_to == 200
+    assert desk.map == expected(desk.database)
