@@ -40,7 +40,7 @@ def check(settings: Settings, *, as_json: bool) -> int:
     found = list(run((*NECESSARY, *FURTHER), deployment(settings)))
     redact = Redactor(settings.connection_strings)
     if as_json:
-        click.echo(redact(_json(found)))
+        click.echo(_json(found, redact))
     else:
         _show(found, redact)
     return int(any(finding.verdict is Verdict.FAIL for _, finding in found))
@@ -61,9 +61,14 @@ def deployment(settings: Settings) -> Deployment:
     )
 
 
-def _json(found: Sequence[Found]) -> str:
+def _json(found: Sequence[Found], redact: Redactor) -> str:
     findings = [
-        {"check": name, "verdict": finding.verdict, "text": finding.text, "remedy": finding.remedy}
+        {
+            "check": name,
+            "verdict": finding.verdict,
+            "text": redact(finding.text),
+            "remedy": redact(finding.remedy),
+        }
         for name, finding in found
     ]
     ready = not any(finding.verdict is Verdict.FAIL for _, finding in found)

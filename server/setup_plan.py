@@ -100,7 +100,7 @@ def _role(site: Site, name: str, role: Role | None) -> Iterator[str]:
 
 
 def _grants(site: Site, name: str, role: Role | None) -> Iterator[str]:
-    if role is None or not role.may_connect:
+    if not (role.may_connect if role else site.server.open_to_public):
         yield f"GRANT CONNECT ON DATABASE {quote_name(site.server.database)} TO {quote_name(name)};"
     if role is None or not role.may_use_schema or role.unreadable:
         for statement in site.database.mapping.setup_statements(site.schema, name):

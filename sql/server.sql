@@ -106,7 +106,8 @@ SELECT
     ) AS keep_bytes,
     nullif(current_setting('idle_replication_slot_timeout', true), '0') AS idle_timeout,
     current_setting('hot_standby_feedback') = 'on' AS feedback,
-    current_setting('primary_slot_name') AS primary_slot
+    current_setting('primary_slot_name') AS primary_slot,
+    has_database_privilege('public', current_database(), 'CONNECT') AS open_to_public
 FROM pg_roles
 WHERE pg_roles.rolname = current_user;
 

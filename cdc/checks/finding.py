@@ -81,8 +81,13 @@ class Server:
     keep_bytes: int | None
     """WAL that a slot may retain at most (max_slot_wal_keep_size); None without a limit."""
     idle_timeout: str | None
+    """idle_replication_slot_timeout, as Postgres writes it; None without one."""
     feedback: bool
+    """hot_standby_feedback."""
     primary_slot: str
+    """primary_slot_name; empty where there is none."""
+    open_to_public: bool
+    """Every role may connect to the database."""
 
 
 @dataclass(frozen=True, kw_only=True)

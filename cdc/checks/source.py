@@ -177,7 +177,7 @@ def plugin(site: Deployment) -> Iterator[Finding]:
         if isinstance(found, SourceError) and found.reason == "cancelled":
             yield good(f"{_PLUGIN} can be loaded")
         elif error.pgcode == "53400":
-            yield warn(f"whether {_PLUGIN} can be loaded cannot be tried: no slot is free", "see above")
+            yield _untried(site)
         elif "on the primary" in str(error):
             yield fail(
                 "the primary's wal_level is not logical, so this standby cannot decode",
@@ -189,3 +189,13 @@ def plugin(site: Deployment) -> Iterator[Finding]:
         yield good(f"{_PLUGIN} can be loaded")
     finally:
         connection.close()
+
+
+def _untried(site: Deployment) -> Finding:
+    """Judge a server on which no slot is free for a trial: one that reads ours has loaded the plugin."""
+    if site.slot is not None and site.slot.active_pid is not None:
+        return good(f"{_PLUGIN} is loaded: our slot is being read")
+    return warn(
+        f"whether {_PLUGIN} can be loaded cannot be tried: no slot is free",
+        f"ALTER SYSTEM SET max_replication_slots = {site.server.slots_most + 4}; and restart the server",
+    )
