@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _DEFAULTS: dict[str, Any] = {
     "application_name": "pads-cdc",
-    "client_encoding": "UTF8",
     "connect_timeout": 5,
     # A peer that is gone without a word is given up after some 20 s, whatever the kernel's own patience is.
     "keepalives_idle": 10,
@@ -74,7 +73,8 @@ class Address:
 
     def _parameters(self) -> dict[str, Any]:
         given: dict[str, Any] = psycopg2.extensions.parse_dsn(self._read())
-        return {**_DEFAULTS, **given}
+        # The plugin's messages come in the client's encoding: it is not the connection string's to choose.
+        return {**_DEFAULTS, **given, "client_encoding": "UTF8"}
 
 
 def cancel_soon(connection: PlainConnection) -> None:

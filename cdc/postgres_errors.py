@@ -18,8 +18,10 @@ from cdc.errors import PadsCdcError, Refusal, SlotHeld, SourceError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NOT_ALLOWED = "42501"
 _IN_USE = "55006"
+
+_ABOUT_DATA = ("22", "23", "P0")
+"""Classes of errors whose text quotes values: one may be an API key."""
 
 _SHUTDOWN = {"57P01", "57P02", "57P03"}
 """The server is stopping or starting: our replication connection must go at once, or a fast stop waits for
@@ -70,7 +72,11 @@ def translate(error: psycopg2.Error, setting: str) -> PadsCdcError:
     if code in _WAITING_HELPS:
         reason, what = _WAITING_HELPS[code]
         return SourceError(reason, f"{what} ({setting}): {text}")
-    if code == _IN_USE and "replication slot" in text:
+    if code.startswith(_ABOUT_DATA):
+        return SourceError(
+            "query_failed", f"a query of the mapping fails on what is in a row ({setting}, {code})"
+        )
+    if code == _IN_USE:  # in any language of the server
         pid = re.search(r"PID (\d+)", text)
         return SlotHeld(text, int(pid.group(1)) if pid else None)
     if code:
