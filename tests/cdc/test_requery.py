@@ -148,11 +148,15 @@ def test_a_ripple_does_not_undo_a_change_that_left_the_bytes_as_they_were(desk: 
 
 
 def test_a_whole_read_ends_the_older_ones(desk: Desk) -> None:
-    """What the whole read does not find, an older ripple must not bring back afterwards."""
-    desk.database.execute("INSERT INTO portal_applications VALUES ('flash', 'acc_0')")
-    desk.commit(RIPPLE, EndpointsOfPlans="plan_0")
-    assert "flash" not in desk.map
-    desk.database.execute("DELETE FROM portal_applications WHERE id = 'flash'")
+    """What the whole read does not find, an older and longer read must not bring back afterwards."""
+    desk.database.execute(
+        "INSERT INTO portal_applications SELECT 'flash_' || g FROM generate_series(1, 50) g"
+    )
+    wanted = {f"flash_{number}" for number in range(1, 51)} | {f"ghost_{number}" for number in range(200)}
+    long = Task(Affected(keys={"EndpointsOfApplications": wanted}), Gate(), 0, 100)
+    desk.requery.add(long)
+    desk.requery.turn()
+    desk.database.execute("DELETE FROM portal_applications WHERE starts_with(id, 'flash')")
     desk.requery.add(Task.reconcile("truncate", Gate(), desk.requery.reached))
     desk.finish()
     assert desk.map == expected(desk.database)
