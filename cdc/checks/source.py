@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 from cdc.checks.finding import fail, good, warn
-from cdc.errors import Refusal, SourceError
+from cdc.errors import PadsCdcError, Refusal, SourceError
 from cdc.postgres_errors import translate
 from cdc.sql_text import quote_name
 
@@ -22,6 +22,8 @@ _OLDEST = 15
 _OLDEST_DECODING_STANDBY = 16
 _PLUGIN = "wal2json"
 _LISTED = re.compile(r'"([^"]*)"|([^\s,"]+)')
+_NO_SLOT_FREE = "53400"
+_NOT_READY = "55000"
 _TRY_SECONDS = 1.0
 """How long the trial slot may wait for running transactions: by then the plugin has been loaded."""
 _HBA = re.compile(r'host "(?P<host>[^"]+)", user "(?P<user>[^"]+)", database "(?P<database>[^"]+)"')
@@ -96,10 +98,11 @@ def replication_right(site: Site) -> Iterator[Finding]:
     """Open a replication connection: the right to, and pg_hba.conf's opinion of it, show only in trying."""
     try:
         site.source.connect_replication().close()
-    except Refusal as error:
-        text = str(error).partition("; ")[0]
-        if "superuser or replication role" not in text and "WAL sender" not in text:
+    except PadsCdcError as error:
+        [(_, may_replicate, *_)] = site.ask("Role", role=site.server.role, schema=site.schema, tables=[])
+        if may_replicate:
             raise
+        text = str(error).partition("; ")[0]
         role = quote_name(site.server.role)
         yield fail(
             f"the role {site.server.role} may not replicate: {text}",
@@ -176,9 +179,9 @@ def plugin(site: Deployment) -> Iterator[Finding]:
         found = translate(error, site.source.setting)
         if isinstance(found, SourceError) and found.reason == "cancelled":
             yield good(f"{_PLUGIN} can be loaded")
-        elif error.pgcode == "53400":
+        elif error.pgcode == _NO_SLOT_FREE:
             yield _untried(site)
-        elif "on the primary" in str(error):
+        elif error.pgcode == _NOT_READY and site.server.in_recovery:
             yield fail(
                 "the primary's wal_level is not logical, so this standby cannot decode",
                 "on the primary: ALTER SYSTEM SET wal_level = 'logical'; and restart it",

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
 
-from cdc.checks import Deployment, Verdict
+from cdc.checks import FURTHER, NECESSARY, Deployment, Verdict
 from cdc.checks.machine import clock, filesystem
 from cdc.connection import Address
 from cdc.database import Database as Queried
 from cdc.mapping import load, server_queries
 from server.demo.cluster import ephemeral_standby
 from server.encode import encode
+from tests.fix_postgres import ROOT
 from tests.fix_server import fill, wait_until
 
 if TYPE_CHECKING:
@@ -518,3 +520,9 @@ def test_wrong_usage(pads_cdc: Callable[..., subprocess.CompletedProcess[str]]) 
         done = pads_cdc(*arguments, **settings)
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_the_page_has_every_check_and_a_star_for_those_that_serve_asks() -> None:
+    page = (ROOT / "docs/check.md").read_text(encoding="utf-8")
+    stars = dict(re.findall(r"^\| `(\w+)` (\*?)", page, re.MULTILINE))
+    assert stars == {one.name: "*" for one in NECESSARY} | {one.name: "" for one in FURTHER}
