@@ -141,7 +141,7 @@ AT_CONNECT = 'connection to server at "10.0.0.1", port 5432 failed: '
         ),
         ("FATAL:  must be superuser or replication role to start walsender", "ALTER ROLE ... REPLICATION"),
         (
-            "FATAL:  permission denied to start WAL sender\nDETAIL:  Only roles with the REPLICATION attribute",
+            "FATAL:  permission denied to start WAL sender\nDETAIL:  Only roles with the attribute may",
             "ALTER ROLE ... REPLICATION",
         ),
         ("FATAL:  unsupported startup parameter: replication", "not one through a pooler"),
