@@ -4,6 +4,11 @@ The whole mapping is read in small chunks beside the daily work, and compared. A
 it still stands once everything that the audit's snapshot saw has been applied, and no younger read has
 touched the endpoint meanwhile. Drift is a bug, ours or of a table that loses events; it is repaired,
 published and counted.
+
+That needs a second look. A plan changes, then one of its accounts moves to another: who reads what the first
+transaction affects may already see the second one, and finds the account's endpoints on the plan no more.
+They are read when the second one comes. So a difference has to outlast the newest read as well, once for
+every table between an endpoint and what changed.
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
 
 _CHUNK = 500
 """Rows a step: some milliseconds, so that a revocation hardly waits for an audit."""
+_LOOKS = 5
+"""How often a difference is looked at again: the tables of the longest join, and one more."""
 
 
 class Audit:
@@ -34,10 +41,12 @@ class Audit:
         self._brought: set[str] = set()
         self._overtaken: set[str] = set()
         self._differing: dict[str, bytes | None] = {}
+        self._looks = _LOOKS
         self.reading = True
         """Rows are still coming."""
         self.seen: Lsn = read.evidence.seen
         """An end of WAL that was read after the snapshot."""
+        self._until = self.seen
 
     @property
     def seconds(self) -> float:
@@ -48,10 +57,11 @@ class Audit:
         """Leave these ids alone: they have been read since."""
         self._overtaken.update(row[0] for row in rows)
 
-    def turn(self, applied: Lsn) -> list[Row] | None:
+    def turn(self, applied: Lsn, read_up_to: Lsn) -> list[Row] | None:
         """Compare the next chunk; at the end return what still differs, and None until then.
 
-        ``applied`` says up to where the store holds every transaction. May block as `Read.chunks` does.
+        ``applied`` says up to where the store holds every transaction, ``read_up_to`` how new the newest read
+        was. May block as `Read.chunks` does.
 
         Raises:
             SourceError, Refusal: the read failed; this audit is over.
@@ -64,9 +74,13 @@ class Audit:
                 return None
             self._find_missing()
             self.reading = False
-        if applied < self.seen:
-            return None
-        return [row for row in self._differing.items() if row[0] not in self._overtaken]
+        while applied >= self._until:
+            differing = [row for row in self._differing.items() if row[0] not in self._overtaken]
+            if not differing or self._looks == 0:
+                return differing
+            self._looks -= 1
+            self._until = max(self._until, read_up_to)
+        return None
 
     def close(self) -> None:
         """Give up."""

@@ -30,8 +30,8 @@ class Relation:
     mapped: str
     schema: str
     table: str
-    identity_kind: str
-    """``d``efault (the primary key), ``i``ndex, ``f``ull or ``n``othing."""
+    partitioned: bool
+    """It has no rows of its own."""
     identity: tuple[str, ...]
     """The columns that an update or delete carries of the old row."""
     shape: str
@@ -49,8 +49,8 @@ class Relations:
         """Read the rows of the query ``Relations``."""
         return cls(
             tuple(
-                Relation(mapped, schema, table, kind, tuple(identity), shape)
-                for mapped, schema, table, kind, identity, shape in rows
+                Relation(mapped, schema, table, partitioned, tuple(identity), shape)
+                for mapped, schema, table, partitioned, identity, shape in rows
             )
         )
 
@@ -70,12 +70,14 @@ class Relations:
             and any(one.mapped == table and rule.column not in one.identity for one in self.all)
         ]
 
-    def lossy(self) -> list[str]:
-        """Return the tables whose updates and deletes the plugin loses without a word."""
+    def lossy(self, rules: Mapping[str, Sequence[Rule]]) -> list[str]:
+        """Return the tables whose updates or deletes matter, and which the plugin loses without a word."""
         return [
             f"{one.schema}.{one.table}"
             for one in self.all
-            if not one.identity and ":" in one.shape and " p " not in one.shape
+            if not one.identity
+            and not one.partitioned
+            and any(rule.actions & {"update", "delete"} for rule in rules[one.mapped])
         ]
 
 

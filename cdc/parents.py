@@ -28,18 +28,21 @@ class Parents:
         self._memory: dict[Rule, dict[str, str]] = {}
         self._covered: Lsn = 0
         self._torn = False
-        """A transaction was not followed since the last load."""
+        """A transaction was not followed since the last load, or was followed and not in it."""
 
-    def load(self, memory: Mapping[Rule, Iterable[tuple[str, str]]], covered: Lsn) -> None:
+    def load(
+        self, memory: Mapping[Rule, Iterable[tuple[str, str]]], covered: Lsn, *, whole: bool = True
+    ) -> None:
         """Replace everything.
 
         ``covered`` is an end of WAL that was read after the rows: what a transaction up to there did to a row
         that is not in the memory was already done when the memory was read, and so in the mapping that is
-        read next.
+        read next. Without ``whole`` something that was followed already was not visible to whoever read the
+        rows (a commit that waits for a standby): then nothing is known until they are loaded again.
         """
         self._memory = {rule: dict(rows) for rule, rows in memory.items()}
         self._covered = covered
-        self._torn = False
+        self._torn = not whole
 
     def __len__(self) -> int:
         return sum(map(len, self._memory.values()))

@@ -43,6 +43,7 @@ _ABREAST = 3
 _CHUNK = 5_000
 """Deletes that are published at once."""
 _TROUBLE = "query"
+_LOSSY = "replica_identity"
 
 
 class Requery:
@@ -69,6 +70,7 @@ class Requery:
         self._waiting: list[Task] = []
         self._reads: list[OpenRead] = []
         self._audit: Audit | None = None
+        self._lossy: list[str] = []
         self._look_at = 0.0
         self._pause = _WAIT_FIRST
         self._retry = _RETRY_FIRST
@@ -294,7 +296,7 @@ class Requery:
     def _step_audit(self, audit: Audit) -> None:
         """Compare some more; once everything that the audit saw is applied, what still differs is drift."""
         try:
-            differing = audit.turn(self.done_up_to)
+            differing = audit.turn(self.done_up_to, self.read_up_to)
         except PadsCdcError:
             self._audit = None
             raise
@@ -325,9 +327,27 @@ class Requery:
             raise SourceError("query_server_behind", "the query server has not replayed what was read before")
 
     def _load_parents(self) -> None:
-        rules = self._catalog.look(self._database).nameless(self._database.mapping.rules)
+        relations, all_rules = self._catalog.look(self._database), self._database.mapping.rules
+        self._tell_lossy(relations.lossy(all_rules))
+        rules = relations.nameless(all_rules)
+        if not rules:
+            self._parents.load({}, 0)
+            return
+        before = self._database.evidence()
         rows = self._database.parents(rules)
-        self._parents.load(rows, self._database.evidence().seen if rules else 0)
+        # What was followed already and cannot be seen yet would be forgotten: the memory is worth nothing.
+        seen = all(task.gate.opens(before) for task in self._waiting)
+        self._parents.load(rows, self._database.evidence().seen, whole=seen)
+
+    def _tell_lossy(self, tables: list[str]) -> None:
+        if tables != self._lossy:
+            self._lossy = tables
+            text = (
+                f"updates and deletes of {', '.join(tables)} are lost, as they have no replica identity:"
+                f" only the"
+                " audit finds them; see pads-cdc check"
+            )
+            self._observer.trouble(_LOSSY, text if tables else None)
 
     def _recovered(self) -> None:
         if self.failing:

@@ -17,7 +17,7 @@ SELECT
     tree.mapped::text AS mapped,
     n.nspname::text AS schema_name,
     c.relname::text AS table_name,
-    c.relreplident::text AS identity_kind,
+    c.relkind = 'p' AS partitioned,
     ARRAY(
         SELECT a.attname::text
         FROM pg_attribute a
