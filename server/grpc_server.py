@@ -7,16 +7,20 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer  # the package's asyncio servicer has no public name
 from grpc_reflection.v1alpha import reflection
 
-from server import endpoint_feed
+from server import endpoint_feed, unknown_methods
 from server.gateway_endpoints import SERVICE, GatewayEndpoints
 from server.listening import address, refusal
+from server.pb import gateway_endpoint_pb2
+from server.pb.pads.cdc.v1 import endpoint_feed_pb2
+from server.unknown_methods import register
 
 if TYPE_CHECKING:
+    import grpc
+
     from cdc.store import Store
     from server.endpoint_feed import EndpointFeed
     from server.health import Health
@@ -87,9 +91,10 @@ async def start(
         ListenError: the port is taken or the address is not ours.
 
     """
-    server = grpc.aio.server(options=_OPTIONS, interceptors=security.interceptors)
+    server = unknown_methods.server(_OPTIONS, security.interceptors)
     old = GatewayEndpoints(store, hub, subscribers, metrics)
-    server.add_generic_rpc_handlers((old.handler(), feed.handler()))
+    register(server, old.handler(), gateway_endpoint_pb2.DESCRIPTOR.services_by_name["GatewayEndpoints"])
+    register(server, feed.handler(), endpoint_feed_pb2.DESCRIPTOR.services_by_name["EndpointFeedService"])
     serving = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(serving, server)
     names = (
