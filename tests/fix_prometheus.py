@@ -115,6 +115,10 @@ class Prometheus:
         """Names of the alerts that are pending or firing."""
         return {alert["labels"]["alertname"] for alert in self._ask("alerts")["alerts"]}
 
+    def wait_alerts(self, *names: str) -> None:
+        """Return when all of these are pending or firing."""
+        wait_until(lambda: set(names) <= self.alerts(), f"{names}; there are {self.alerts()}", DEADLINE)
+
     def stop(self) -> None:
         """End it."""
         self.process.terminate()
