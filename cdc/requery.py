@@ -251,7 +251,8 @@ class Requery:
     def _apply(self, read: OpenRead, rows: list[Row]) -> None:
         task, evidence = read.task, read.read.evidence
         named = task.reason is None
-        batch = self._store.prepare(rows, task.end if named else evidence.seen, named=named)
+        end = task.end if named else evidence.seen
+        batch = self._store.prepare(rows, end, named=named, seen=evidence.seen)
         read.upserts += batch.upserts
         read.deletes += batch.deletes
         for older in self._reads[: self._reads.index(read)]:

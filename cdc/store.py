@@ -76,6 +76,8 @@ class Batch:
     revision: int
     """The head once this is published; the old head if nothing changes."""
     position: Lsn
+    newest: Lsn
+    """What changed may be as new as this."""
     changed: list[Entry] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     """`entry_digest` of each changed entry; empty for a tombstone."""
@@ -181,14 +183,15 @@ class Store:
         return (endpoint_id for endpoint_id in list(self.entries) if endpoint_id not in self.tombstones)
 
     def prepare(
-        self, rows: Iterable[tuple[str, bytes | None]], position: Lsn, *, named: bool = True
+        self, rows: Iterable[tuple[str, bytes | None]], position: Lsn, *, named: bool = True, seen: Lsn = 0
     ) -> Batch:
         """Compare what was read (None: it is gone) with the map; each id at most once.
 
         ``named`` says that transactions up to ``position`` named these ids, so that the position of an entry
-        moves even where its bytes stay. The rows of a reconcile are named by nobody.
+        moves even where its bytes stay. The rows of a reconcile are named by nobody. What is different may be
+        as new as ``seen``: it is news to a client of another server that is not beyond that.
         """
-        batch = Batch(self.head, position)
+        batch = Batch(self.head, position, max(position, seen))
         for endpoint_id, payload in rows:
             old = self.entries.get(endpoint_id)
             if payload is None:
@@ -218,7 +221,7 @@ class Store:
             endpoint_id = old.id  # one string an id, however often it moves
             if old.payload is not None:
                 batch.delta -= int.from_bytes(entry_digest(endpoint_id, old.payload), "big")
-        batch.changed.append(Entry(endpoint_id, self.head + 1, batch.position, payload))
+        batch.changed.append(Entry(endpoint_id, self.head + 1, batch.newest, payload))
         batch.digests.append(digest)
         batch.delta += value
         batch.upserts += 1
@@ -226,7 +229,7 @@ class Store:
     def _compare_gone(self, batch: Batch, endpoint_id: str, old: Entry | None, *, named: bool) -> None:
         if old is None:
             if named:  # it came and went before we looked, but a client of another server may have seen it
-                batch.changed.append(Entry(endpoint_id, self.head + 1, batch.position, None))
+                batch.changed.append(Entry(endpoint_id, self.head + 1, batch.newest, None))
                 batch.digests.append(b"")
             return
         if endpoint_id in self.tombstones:
@@ -235,7 +238,7 @@ class Store:
             return
         if old.payload is not None:
             batch.delta -= int.from_bytes(entry_digest(endpoint_id, old.payload), "big")
-        batch.changed.append(Entry(old.id, self.head + 1, batch.position, None))
+        batch.changed.append(Entry(old.id, self.head + 1, batch.newest, None))
         batch.digests.append(b"")
         batch.deletes += 1
 

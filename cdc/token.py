@@ -4,14 +4,17 @@ Its own server serves what has a greater *revision*. Revisions mean nothing to a
 do: there the client gets every entry that a transaction beyond the token's position has named. That is right
 if that server has followed without a gap since, and if its map is not older than anything in the client's.
 
-A checksum tells damage from a token of another kind; nothing here is secret or proof of anything.
+A client also gets a token with what is no complete map yet: that one says how new the newest endpoint is that
+the client may hold, so that no server takes it back.
+
+The checksum is there to tell damage; nothing here is secret, or proof of anything.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -19,9 +22,11 @@ if TYPE_CHECKING:
     from cdc.lsn import Lsn
 
 _VERSION = 1
-_LAYOUT = struct.Struct(">B16sQIQQQQ")
-"""Version, epoch, system, timeline, revision, position, seen, issued."""
+_LAYOUT = struct.Struct(">B16sQIQQQQ?")
+"""Version, epoch, system, timeline, revision, position, seen, issued, complete."""
 _CHECKSUM = struct.Struct(">I")
+_NOBODY = "0" * 32
+"""The epoch of no server."""
 
 ResetReason = Literal[
     "no_token",
@@ -32,6 +37,7 @@ ResetReason = Literal[
     "unknown_revision",
     "gap",
     "digest_mismatch",
+    "incomplete",
 ]
 """Why a client starts over."""
 
@@ -51,6 +57,16 @@ class Token:
     """Nothing in the map is newer than this."""
     issued: int
     """Unix seconds."""
+    complete: bool = True
+    """False in the midst of a snapshot: the map must be had anew, and yet must not go back."""
+
+    def mixed(self) -> Token:
+        """Return the token of the same map with something of another server's in it.
+
+        Its own server must not go by revisions any more: what changed elsewhere and changed back may never
+        have changed there.
+        """
+        return replace(self, epoch=_NOBODY, revision=0)
 
     def encode(self) -> bytes:
         """Return what the client keeps."""
@@ -63,6 +79,7 @@ class Token:
             self.position,
             self.seen,
             self.issued,
+            self.complete,
         )
         return body + _CHECKSUM.pack(zlib.crc32(body))
 
@@ -74,8 +91,8 @@ class Token:
         body, (checksum,) = raw[: _LAYOUT.size], _CHECKSUM.unpack(raw[_LAYOUT.size :])
         if checksum != zlib.crc32(body):
             return None
-        _, epoch, system, *numbers = _LAYOUT.unpack(body)
-        return cls(epoch.hex(), str(system) if system else "", *numbers)
+        _, epoch, system, *others = _LAYOUT.unpack(body)
+        return cls(epoch.hex(), str(system) if system else "", *others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +150,19 @@ def judge(raw: bytes, here: Here, *, opened: float) -> Verdict:
     token = Token.parse(raw)
     if token is None:
         return Reset("malformed")
-    expired = here.now - token.issued > here.retention
     if token.epoch == here.origin.epoch:
-        if expired:
-            return Reset("expired")
-        return Resume(token.revision) if token.revision <= here.revision else Reset("unknown_revision")
-    return _judge_foreign(token, here, opened, expired=expired)
+        known = token.revision <= here.revision
+        verdict: Verdict = Resume(token.revision) if known else Reset("unknown_revision")
+    else:
+        verdict = _judge_foreign(token, here, opened)
+    if not token.complete and not isinstance(verdict, Behind):
+        return Reset("incomplete")
+    if isinstance(verdict, Resume | Rejoin) and here.now - token.issued > here.retention:
+        return Reset("expired")
+    return verdict
 
 
-def _judge_foreign(token: Token, here: Here, opened: float, *, expired: bool) -> Verdict:
+def _judge_foreign(token: Token, here: Here, opened: float) -> Verdict:
     history, reread = here.origin.history, here.origin.reread
     if history.system and token.system != history.system:
         return Reset("other_system")
@@ -158,6 +179,4 @@ def _judge_foreign(token: Token, here: Here, opened: float, *, expired: bool) ->
         if comparable and reread is not None and reread.began > opened and reread.covers >= token.seen:
             return Reset("gap")
         return Behind(token.seen)
-    if expired:
-        return Reset("expired")
     return Rejoin(token.position) if token.position >= here.origin.followed_since else Reset("gap")

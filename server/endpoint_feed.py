@@ -114,7 +114,7 @@ class EndpointFeed:
             stream = _Stream(context, feed, subscriber, wake)
             try:
                 verdict = await self._judged(opened.resume_token, context, wake)
-                await self._send_opened(stream, verdict)
+                await self._send_opened(stream, verdict, opened.resume_token)
                 stream.listen()
                 await self._serve(stream)
             finally:
@@ -139,10 +139,12 @@ class EndpointFeed:
                 )
             await _wait(wake, _LOOK_SECONDS)
 
-    async def _send_opened(self, stream: _Stream, verdict: Resume | Rejoin | Reset) -> None:
+    async def _send_opened(
+        self, stream: _Stream, verdict: Resume | Rejoin | Reset, token: bytes = b""
+    ) -> None:
         if isinstance(verdict, Reset):
             self._metrics.feed_reset(verdict.reason)
-        await stream.send(stream.feed.open(verdict))
+        await stream.send(stream.feed.open(verdict, token))
 
     async def _serve(self, stream: _Stream) -> None:
         feed, wake = stream.feed, stream.wake

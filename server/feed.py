@@ -6,6 +6,7 @@ Nothing here waits or knows gRPC, so that a test can stall, cut and resume a cli
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from cdc.cursor import Cut
     from cdc.lineage import Origin
+    from cdc.lsn import Lsn
     from cdc.store import Entry, Store
 
 MESSAGE_BYTES: Final = 1 << 20
@@ -29,7 +31,7 @@ _RESERVE: Final = 1024
 """Of these, for what is in a batch beside its changes."""
 _CHANGE_BYTES: Final = 32
 """A change without its id and payload takes no more: three tags and lengths, the revision, the frame."""
-_ENTRIES: Final = 500
+ENTRIES: Final = 500
 """Entries that are taken from the store at a time: more are hardly faster, and hold its lock longer."""
 
 
@@ -42,7 +44,9 @@ class Feed:
         origin: Callable[[], Origin],
         staleness: Callable[[], float],
         progress_interval: float,
+        *,
         wall: Callable[[], float] = time.time,
+        entries: int = ENTRIES,
     ) -> None:
         """``staleness`` and ``progress_interval`` are in seconds, ``wall`` is Unix time."""
         self._store = store
@@ -50,8 +54,11 @@ class Feed:
         self._staleness = staleness
         self._progress_interval = progress_interval
         self._wall = wall
+        self._entries = entries
         self._walk: Cursor | Catchup | None = None
         self._resetting = False
+        self._token: Token | None = None
+        """What the client's map was at last; None while it must be had anew."""
         self._told = -1
         """Revision of the newest token since `open`."""
         self._told_most = -1
@@ -63,11 +70,12 @@ class Feed:
         self.more = True
         """There may be more to `take` at once."""
 
-    def open(self, verdict: Resume | Rejoin | Reset) -> pb.WatchResponse:
-        """Begin to serve, or begin again; returns what to say of it."""
+    def open(self, verdict: Resume | Rejoin | Reset, token: bytes = b"") -> pb.WatchResponse:
+        """Begin to serve the client with this token, or begin again; returns what to say of it."""
         self.close()
         opened = pb.Opened(progress_interval=duration(self._progress_interval))
         self._resetting = isinstance(verdict, Reset)
+        self._token = None if self._resetting else Token.parse(token)
         self.mismatched = False
         self._told, self.more = -1, True
         match verdict:
@@ -77,12 +85,14 @@ class Feed:
                 opened.resumed.SetInParent()
             case Rejoin(beyond):
                 self._walk = Catchup(self._store, beyond)
+                self._token = self._token and self._token.mixed()
                 opened.resumed.SetInParent()
             case Reset(reason):
                 self._walk = Catchup(self._store)
                 self.acknowledged = 0
                 name = f"RESET_REASON_{reason.upper()}"
                 opened.reset.CopyFrom(pb.Reset(reason=name, count=len(self._store)))
+        opened.token = self._present()
         return pb.WatchResponse(opened=opened)
 
     @property
@@ -95,27 +105,32 @@ class Feed:
         walk = self._walk
         if walk is None:
             raise RuntimeError("not opened")
-        part = walk.read(_ENTRIES)
+        part = walk.read(self._entries)
         self.more = part.more
+        token = self._present()
         arrived = part.cut is not None and (part.entries or part.cut.revision != self._told)
         batch, room = pb.Batch(), MESSAGE_BYTES - _RESERVE
         for entry in part.entries:
             size = _CHANGE_BYTES + len(entry.id.encode()) + len(entry.payload or b"")
             if size > room and batch.changes:
+                batch.token = token
                 yield pb.WatchResponse(batch=batch)
                 batch, room = pb.Batch(), MESSAGE_BYTES - _RESERVE
             room -= size
             _add(batch, entry)
         if arrived and part.cut is not None:
-            if room < 0:
-                yield pb.WatchResponse(batch=batch)  # alone
+            if room < 0:  # too large to have anything else in its message
+                batch.token = token
+                yield pb.WatchResponse(batch=batch)
                 batch = pb.Batch()
             batch.checkpoint.CopyFrom(self._checkpoint(part.cut))
+            token = self._present()
             batch.snapshot_end = self._resetting
             self._resetting = False
             if isinstance(walk, Catchup):
                 self._walk = walk.finish()
         if arrived or batch.changes:
+            batch.token = token
             yield pb.WatchResponse(batch=batch)
 
     def progress(self, *, queued: bool = False) -> pb.WatchResponse:
@@ -125,6 +140,7 @@ class Feed:
             cut = self._walk.read(0).cut
             if cut is not None:
                 progress.checkpoint.CopyFrom(self._checkpoint(cut))
+        progress.token = self._present()
         return pb.WatchResponse(progress=progress)
 
     def acknowledge(self, acknowledge: pb.Acknowledge) -> None:
@@ -150,21 +166,24 @@ class Feed:
             self._walk.close()
             self._walk = None
 
-    def _checkpoint(self, cut: Cut) -> pb.Checkpoint:
+    def _present(self) -> bytes:
+        """Return the token for what has been sent now: where to resume, and how new the newest of it is."""
+        seen = self._store.seen
+        if self._token is not None:
+            return replace(self._token, seen=max(self._token.seen, seen)).encode()
+        return replace(self._made(0, 0, seen), complete=False).encode()
+
+    def _made(self, revision: int, position: Lsn, seen: Lsn) -> Token:
         origin = self._origin()
-        token = Token(
-            epoch=origin.epoch,
-            system=origin.history.system,
-            timeline=origin.history.timeline,
-            revision=cut.revision,
-            position=cut.position,
-            seen=cut.seen,
-            issued=int(self._wall()),
-        )
+        history = origin.history
+        issued = int(self._wall())
+        return Token(origin.epoch, history.system, history.timeline, revision, position, seen, issued)
+
+    def _checkpoint(self, cut: Cut) -> pb.Checkpoint:
+        self._token = self._made(cut.revision, cut.position, cut.seen)
         self._told = cut.revision
         self._told_most = max(self._told_most, cut.revision)
         return pb.Checkpoint(
-            token=token.encode(),
             revision=cut.revision,
             count=cut.count,
             digest=cut.digest,

@@ -21,6 +21,7 @@ class ResetReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RESET_REASON_UNKNOWN_REVISION: _ClassVar[ResetReason]
     RESET_REASON_GAP: _ClassVar[ResetReason]
     RESET_REASON_DIGEST_MISMATCH: _ClassVar[ResetReason]
+    RESET_REASON_INCOMPLETE: _ClassVar[ResetReason]
 RESET_REASON_UNSPECIFIED: ResetReason
 RESET_REASON_NO_TOKEN: ResetReason
 RESET_REASON_MALFORMED: ResetReason
@@ -30,6 +31,7 @@ RESET_REASON_TIMELINE: ResetReason
 RESET_REASON_UNKNOWN_REVISION: ResetReason
 RESET_REASON_GAP: ResetReason
 RESET_REASON_DIGEST_MISMATCH: ResetReason
+RESET_REASON_INCOMPLETE: ResetReason
 
 class WatchRequest(_message.Message):
     __slots__ = ("open", "acknowledge")
@@ -66,14 +68,16 @@ class WatchResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
 
 class Opened(_message.Message):
-    __slots__ = ("resumed", "reset", "progress_interval")
+    __slots__ = ("resumed", "reset", "progress_interval", "token")
     RESUMED_FIELD_NUMBER: _ClassVar[int]
     RESET_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     resumed: Resumed
     reset: Reset
     progress_interval: _duration_pb2.Duration
-    def __init__(self, resumed: _Optional[_Union[Resumed, _Mapping]] = ..., reset: _Optional[_Union[Reset, _Mapping]] = ..., progress_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    token: bytes
+    def __init__(self, resumed: _Optional[_Union[Resumed, _Mapping]] = ..., reset: _Optional[_Union[Reset, _Mapping]] = ..., progress_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., token: _Optional[bytes] = ...) -> None: ...
 
 class Resumed(_message.Message):
     __slots__ = ()
@@ -88,14 +92,16 @@ class Reset(_message.Message):
     def __init__(self, reason: _Optional[_Union[ResetReason, str]] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("changes", "checkpoint", "snapshot_end")
+    __slots__ = ("changes", "token", "checkpoint", "snapshot_end")
     CHANGES_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_END_FIELD_NUMBER: _ClassVar[int]
     changes: _containers.RepeatedCompositeFieldContainer[Change]
+    token: bytes
     checkpoint: Checkpoint
     snapshot_end: bool
-    def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., snapshot_end: _Optional[bool] = ...) -> None: ...
+    def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., token: _Optional[bytes] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., snapshot_end: _Optional[bool] = ...) -> None: ...
 
 class Change(_message.Message):
     __slots__ = ("revision", "endpoint_id", "endpoint", "deleted")
@@ -110,26 +116,26 @@ class Change(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., endpoint_id: _Optional[str] = ..., endpoint: _Optional[bytes] = ..., deleted: _Optional[bool] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
-    __slots__ = ("token", "revision", "count", "digest", "staleness")
-    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("revision", "count", "digest", "staleness")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
-    token: bytes
     revision: int
     count: int
     digest: bytes
     staleness: _duration_pb2.Duration
-    def __init__(self, token: _Optional[bytes] = ..., revision: _Optional[int] = ..., count: _Optional[int] = ..., digest: _Optional[bytes] = ..., staleness: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    def __init__(self, revision: _Optional[int] = ..., count: _Optional[int] = ..., digest: _Optional[bytes] = ..., staleness: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("checkpoint", "queued")
+    __slots__ = ("token", "checkpoint", "queued")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     QUEUED_FIELD_NUMBER: _ClassVar[int]
+    token: bytes
     checkpoint: Checkpoint
     queued: bool
-    def __init__(self, checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., queued: _Optional[bool] = ...) -> None: ...
+    def __init__(self, token: _Optional[bytes] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., queued: _Optional[bool] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ()
