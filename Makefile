@@ -24,15 +24,15 @@ demo: $(RUNTIME) postgres ## Run the whole thing on a throw-away database; DEMO_
 	@$(BIN)/pads-cdc demo $(DEMO_ARGS)
 
 .PHONY: test
-test: $(DEV) postgres postgres17 observers ## Run the tests; TEST_ARGS="-k gate -x"
+test: $(DEV) postgres postgres17 observers go ## Run the tests; TEST_ARGS="-k gate -x"
 	$(BIN)/pytest -m "not soak" $(TEST_ARGS)
 
 .PHONY: test-all
-test-all: $(DEV) postgres postgres17 observers ## Run the tests with those that take minutes
+test-all: $(DEV) postgres postgres17 observers go ## Run the tests with those that take minutes
 	$(BIN)/pytest $(TEST_ARGS)
 
 .PHONY: test-matrix
-test-matrix: $(DEV) postgres postgres17 observers ## Run the tests on the system's PostgreSQL and on 17 and 18
+test-matrix: $(DEV) postgres postgres17 observers go ## Run the tests on the system's PostgreSQL and on 17 and 18
 	$(BIN)/pytest -m "not soak" $(TEST_ARGS)
 	PADS_PG_BIN=$$(scripts/fetch-postgres 17) $(BIN)/pytest -m "not soak" $(TEST_ARGS)
 	PADS_PG_BIN=$$(scripts/fetch-postgres 18) $(BIN)/pytest -m "not soak" $(TEST_ARGS)
@@ -68,6 +68,14 @@ check-proto: $(DEV) ## Fail where the stubs are stale
 	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; scripts/generate-stubs "$$fresh"; \
 	diff -r --exclude=__init__.py --exclude=__pycache__ "$$fresh/server/pb" server/pb || \
 	{ echo "the stubs in server/pb/ are stale: make proto" >&2; exit 1; }
+
+.PHONY: go
+go: ## Build and test the Go clients in examples/go; PADS_GO=modules or PADS_GO=debian says with which libraries
+	@scripts/build-go >/dev/null
+
+.PHONY: go-stubs
+go-stubs: $(DEV) ## Generate the Go stubs in examples/go/gen from proto/; needs Go with its modules
+	scripts/generate-go-stubs
 
 .PHONY: lock
 lock: $(DEV) ## Write the lock files anew from pyproject.toml; LOCK_ARGS=--upgrade takes newer versions

@@ -1,0 +1,51 @@
+// Command feed-client follows the endpoint feed and prints what happens, one JSON line an event; never a key.
+//
+//	feed-client [-id NAME] [-ca FILE [-token FILE]] HOST:PORT...
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"log"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"pads-cdc/connect"
+	"pads-cdc/feed"
+)
+
+func main() {
+	host, _ := os.Hostname()
+	id := flag.String("id", host, "name to be known by")
+	options := connect.Flags()
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+
+	out := json.NewEncoder(os.Stdout)
+	replica := feed.NewReplica() // an authorization server calls its Get at each request
+	client := feed.Client{ID: *id, Replica: replica, Observe: func(event string, details map[string]any) {
+		details["event"] = event
+		if staleness, known := replica.Staleness(); known {
+			details["staleness_seconds"] = staleness.Seconds()
+		}
+		if out.Encode(details) != nil {
+			stop() // nobody reads it any more
+		}
+	}}
+	for _, target := range flag.Args() {
+		server, err := connect.To(target, options)
+		if err != nil {
+			log.Fatal("feed-client: ", err)
+		}
+		client.Servers = append(client.Servers, server)
+	}
+	if len(client.Servers) == 0 {
+		log.Fatal("feed-client: where is the server? For example: feed-client 127.0.0.1:10002")
+	}
+	if err := client.Run(ctx); ctx.Err() == nil {
+		log.Fatal("feed-client: ", err)
+	}
+}
