@@ -1,0 +1,162 @@
+"""The Helm chart: rendered, held against Kubernetes' own schemas, and against what the server can do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from gotpl.errors import TemplateError
+
+from server.settings import Settings
+from tests.deploy.chart import CHART, only, render, values
+from tests.fix_prometheus import ROOT, RULES
+
+OPEN: dict[str, Any] = {"database__existingSecret": "portal", "grpc__allowInsecure": True}
+CLOSED: dict[str, Any] = {
+    "database__existingSecret": "portal",
+    "database__queryKey": "replica",
+    "grpc__tls__existingSecret": "certificate",
+    "grpc__tls__clientCertificates": True,
+    "grpc__authTokens__existingSecret": "tokens",
+}
+FULL: dict[str, Any] = {
+    **CLOSED,
+    "monitoring__serviceMonitor": True,
+    "monitoring__prometheusRule": True,
+    "monitoring__dashboard": True,
+    "monitoring__labels": {"release": "prometheus"},
+    "settings": {"AUDIT_INTERVAL": "10m", "LOGGER_LEVEL": "debug"},
+    "imagePullSecrets": [{"name": "registry"}],
+    "podAnnotations": {"a": "b"},
+    "nodeSelector": {"zone": "a"},
+    "tolerations": [{"key": "database", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {}},
+    "priorityClassName": "important",
+    "persistence__storageClass": "fast",
+    "networkPolicy__database": [{"ipBlock": {"cidr": "10.1.2.3/32"}}],
+    "image__tag": "1.2.3",
+}
+CUSTOM = ("monitoring.coreos.com/v1",)
+"""API versions of the Prometheus operator: Kubernetes has no schema of them."""
+
+
+def container(manifests: list[dict[str, Any]]) -> dict[str, Any]:
+    [one] = only(manifests, "StatefulSet")["spec"]["template"]["spec"]["containers"]
+    assert isinstance(one, dict)
+    return one
+
+
+def environment(manifests: list[dict[str, Any]]) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in container(manifests)["env"]}
+
+
+@pytest.mark.parametrize("version", ["1.26", "1.31", kubernetes_validate.latest_version()])
+@pytest.mark.parametrize("given", [OPEN, CLOSED, FULL], ids=["open", "closed", "full"])
+def test_kubernetes_would_take_it(given: dict[str, Any], version: str) -> None:
+    manifests = render(**given)
+    assert {"StatefulSet", "Service", "NetworkPolicy"} <= {one["kind"] for one in manifests}
+    for manifest in manifests:
+        assert manifest["metadata"]["labels"]["app.kubernetes.io/name"] == "pads-cdc"
+        if manifest["apiVersion"] not in CUSTOM:
+            kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_it_wants_to_be_told_where_the_database_is_and_how_grpc_is_protected() -> None:
+    with pytest.raises(TemplateError, match="name the secret that holds the connection string"):
+        render(grpc__allowInsecure=True)
+    for half in ({}, {"grpc__authTokens__existingSecret": "t"}, {"grpc__tls__existingSecret": "c"}):
+        with pytest.raises(TemplateError, match="gRPC hands out API keys"):
+            render(database__existingSecret="portal", **half)
+
+
+def test_a_value_with_a_typing_error_is_refused() -> None:
+    for wrong in ({"grpc__allowInsecur": True}, {"slotName": "Pads-CDC"}, {"settings": {"audit": "5m"}}):
+        with pytest.raises(jsonschema.ValidationError):
+            values(**wrong)
+    with pytest.raises(jsonschema.ValidationError):
+        values(settings={"POSTGRES_CONNECTION_STRING": "it belongs into a secret"})
+
+
+@pytest.mark.parametrize("given", [OPEN, FULL], ids=["open", "full"])
+def test_it_sets_what_the_server_knows_and_no_secret(given: dict[str, Any]) -> None:
+    known = {name.upper() for name in Settings.model_fields}
+    known |= {f"{name.upper()}_FILE" for name in Settings.secrets()}
+    set_here = environment(render(**given))
+    assert set(set_here) <= known
+    assert not any("://" in value for value in set_here.values())
+    mounted = {mount["mountPath"] for mount in container(render(**given))["volumeMounts"]}
+    files = {value for name, value in set_here.items() if name.endswith("_FILE")}
+    assert all(any(file.startswith(f"{folder}/") for folder in mounted) for file in files)
+
+
+def test_it_listens_where_its_service_and_its_probes_ask() -> None:
+    manifests = render(**OPEN, grpc__port=12345)
+    pod = container(manifests)
+    ports = {port["name"]: port["containerPort"] for port in pod["ports"]}
+    assert ports == {"grpc": 12345, "metrics": 9090}
+    assert environment(manifests)["PORT"] == "12345"
+    assert environment(manifests)["METRICS_PORT"] == "9090"
+    assert {port["targetPort"] for port in only(manifests, "Service")["spec"]["ports"]} == set(ports)
+    asked = {probe: pod[probe]["httpGet"] for probe in ("readinessProbe", "livenessProbe")}
+    assert asked == {
+        "readinessProbe": {"path": "/readyz", "port": "metrics"},
+        "livenessProbe": {"path": "/livez", "port": "metrics"},
+    }
+
+
+def test_an_update_does_not_wait_for_itself() -> None:
+    """The old pod ends before the new one starts, and the volume stays."""
+    spec = only(render(**OPEN), "StatefulSet")["spec"]
+    assert spec["replicas"] == 1
+    [claim] = spec["volumeClaimTemplates"]
+    assert claim["metadata"]["name"] == "state"
+    assert "podManagementPolicy" not in spec
+    mounts = {mount["name"]: mount["mountPath"] for mount in container(render(**OPEN))["volumeMounts"]}
+    assert mounts["state"] == "/var/lib/pads-cdc"
+    assert "STATE_FILE=/var/lib/pads-cdc/" in (ROOT / "Dockerfile").read_text()
+
+
+def test_it_runs_as_the_images_user_with_nothing_to_write_to_but_its_volume() -> None:
+    pod = only(render(**OPEN), "StatefulSet")["spec"]["template"]["spec"]
+    assert "USER 10001:10001" in (ROOT / "Dockerfile").read_text()
+    assert pod["securityContext"]["runAsUser"] == pod["securityContext"]["fsGroup"] == 10001
+    assert pod["automountServiceAccountToken"] is False
+    own = container(render(**OPEN))["securityContext"]
+    assert own["readOnlyRootFilesystem"] is True
+    assert own["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_the_network_policy_lets_nobody_in_where_nobody_is_named() -> None:
+    assert len(only(render(**OPEN), "NetworkPolicy")["spec"]["ingress"]) == 2
+    closed = render(**OPEN, networkPolicy__gateways=[], networkPolicy__monitoring=[])
+    assert not only(closed, "NetworkPolicy")["spec"]["ingress"]
+    off = render(**OPEN, networkPolicy__enabled=False)
+    assert "NetworkPolicy" not in {one["kind"] for one in off}
+
+
+def test_rules_and_dashboard_are_the_projects_own_and_the_job_has_the_rules_name() -> None:
+    manifests = render("some-release", **FULL)
+    assert only(manifests, "PrometheusRule")["spec"] == yaml.safe_load(RULES.read_text())
+    dashboard = only(manifests, "ConfigMap")["data"]["pads-cdc.json"]
+    assert dashboard.strip() == (ROOT / "deploy/grafana/pads-cdc.json").read_text().strip()
+    assert only(manifests, "ServiceMonitor")["spec"]["jobLabel"] == "app.kubernetes.io/name"
+    assert only(manifests, "Service")["metadata"]["labels"]["app.kubernetes.io/name"] == "pads-cdc"
+    assert {one["metadata"]["labels"].get("release") for one in manifests if one["apiVersion"] in CUSTOM} == {
+        "prometheus"
+    }
+
+
+def test_two_releases_do_not_collide() -> None:
+    east, west = render("east", **FULL), render("west", **FULL)
+    names = [{(one["kind"], one["metadata"]["name"]) for one in release} for release in (east, west)]
+    assert not names[0] & names[1]
+    selectors = [only(release, "Service")["spec"]["selector"] for release in (east, west)]
+    assert selectors[0] != selectors[1]
+
+
+def test_the_chart_has_the_servers_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert f'version = "{chart["appVersion"]}"' in (ROOT / "pyproject.toml").read_text()
