@@ -44,7 +44,7 @@ soak: $(DEV) postgres ## Run writers, faults and clients against each other; SEC
 	$(BIN)/python -m tests.soak --seconds $(SECONDS) $(SOAK_ARGS)
 
 .PHONY: check
-check: lint types check-proto sqlc ## Check everything that needs no database
+check: lint types check-proto proto-lint sqlc ## Check everything that needs no database
 
 .PHONY: lint
 lint: $(DEV) ## Check format and lint
@@ -76,6 +76,16 @@ go: ## Build and test the Go clients in examples/go; PADS_GO=modules or PADS_GO=
 .PHONY: go-stubs
 go-stubs: $(DEV) ## Generate the Go stubs in examples/go/gen from proto/; needs Go with its modules
 	scripts/generate-go-stubs
+
+PROTO_BASELINE := tests/fixtures/proto-baseline.binpb
+.PHONY: proto-lint
+proto-lint: $(DEV) ## Check the style of proto/, and that no published message or method has changed
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against $(PROTO_BASELINE)
+
+.PHONY: proto-baseline
+proto-baseline: $(DEV) ## Take proto/ as it is now for published: at a release
+	$(BIN)/buf build --exclude-source-info -o $(PROTO_BASELINE)
 
 .PHONY: lock
 lock: $(DEV) ## Write the lock files anew from pyproject.toml; LOCK_ARGS=--upgrade takes newer versions
