@@ -27,6 +27,8 @@ CERTIFICATE = "TLS_CERT_FILE"
 KEY = "TLS_KEY_FILE"
 CLIENT_CA = "TLS_CLIENT_CA_FILE"
 
+_BEGIN = b"-----BEGIN CERTIFICATE-----"
+
 
 @dataclass(frozen=True)
 class Certificates:
@@ -85,11 +87,15 @@ def credentials(current: Callable[[], Certificates], *, clients_need_one: bool) 
 
 def _certificates(setting: str, content: bytes) -> list[x509.Certificate]:
     try:
-        return x509.load_pem_x509_certificates(content)
+        found = x509.load_pem_x509_certificates(content)
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
+        found = []
+    # The library passes over one that is cut off, as the last one is while the file is being written.
+    if not found or len(found) < content.count(_BEGIN):
         raise ConfigurationError(
-            f"{setting}: the file's content is not one or more PEM certificates (-----BEGIN CERTIFICATE-----)"
-        ) from None
+            f"{setting}: the file's content is not one or more PEM certificates ({_BEGIN.decode()})"
+        )
+    return found
 
 
 def _private(content: bytes) -> PrivateKeyTypes:
