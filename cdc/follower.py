@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from math import inf
 from typing import TYPE_CHECKING
 
 from cdc.assembler import Transaction
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from cdc.freshness import Freshness
     from cdc.ledger import Ledger
     from cdc.lineage import Lineage
+    from cdc.lsn import Lsn
     from cdc.observer import Mode, Observer
     from cdc.parents import Parents
     from cdc.requery import Requery
@@ -45,6 +47,8 @@ them.
 """
 _LOOK = 1.0
 """Seconds between looks at the tables' shapes."""
+_LATER = 5.0
+"""Seconds within which they are looked at after transactions with rows, which rarely change them as well."""
 _SHARE = 0.5
 """Share of all endpoints from which on naming them one by one costs more than reading everything."""
 _SMALL = 10_000
@@ -103,9 +107,10 @@ class Follower(threading.Thread):
         self._lost_reason = "start"
         self._poll_at = 0.0
         self._audit_at = time.monotonic() + audit_interval
-        self._rowless: deque[Transaction] = deque(maxlen=10_000)
-        """Transactions without rows, which may have been DDL: the next look at the tables has to see them."""
-        self._look_at = 0.0
+        self._unlooked: deque[tuple[int, Lsn]] = deque(maxlen=10_000)
+        """Transactions (xid, end) since the last look at the tables: the next one has to see them."""
+        self._look_by = inf
+        self._looked_at = 0.0
         self._owed: Gate | None = None
         """What the reconcile has to see for which the slot's WAL was let go."""
 
@@ -172,11 +177,11 @@ class Follower(threading.Thread):
     # --- what comes
 
     def _take(self, transactions: Sequence[Transaction]) -> None:
-        since = self._requery.reached
+        since, now = self._requery.reached, time.monotonic()
         for transaction in transactions:
             self._parents.resolve(transaction.affected, transaction.end)
-            if not transaction.rows:
-                self._rowless.append(transaction)
+            self._unlooked.append((transaction.xid, transaction.end))
+            self._look_by = min(self._look_by, now + _LATER if transaction.rows else now)
             self._requery.reached = max(self._requery.reached, transaction.end)
         touching = [one for one in transactions if one.affected.reconcile or len(one.affected)]
         if touching:
@@ -228,7 +233,7 @@ class Follower(threading.Thread):
 
     def _break_with_the_past(self) -> None:
         """Start a new epoch: positions and tokens of the history that was left mean nothing here."""
-        self._requery.read_up_to = 0
+        self._requery.rewind()
         self._freshness.rewound()
         self._store.rewind()
         self._requery.reached = 0
@@ -259,8 +264,7 @@ class Follower(threading.Thread):
                 self._freshness.applied(position)
             self._reader.confirm(position, self._session)
             self._let_go(position)
-        if not requery.busy and self._store.position < position:
-            self._store.settle(position)
+        requery.settle()
         if requery.exact_at is not None:
             self._freshness.exact(requery.exact_at)
             now = time.monotonic()
@@ -324,15 +328,17 @@ class Follower(threading.Thread):
         self._requery.add(Task.reconcile("polling", gate, self._requery.reached))
 
     def _watch_schema(self) -> None:
-        """Look at the tables' shapes after a transaction without rows, which may have been DDL."""
-        if not self._rowless or not self._streaming or time.monotonic() < self._look_at:
+        """Look at the tables' shapes after transactions; one without rows may well have been DDL."""
+        now = time.monotonic()
+        if not self._streaming or now < max(self._look_by, self._looked_at + _LOOK):
             return
-        self._look_at = time.monotonic() + _LOOK
-        gate = Gate(frozenset(one.xid for one in self._rowless), self._rowless[-1].end)
+        self._looked_at = now
+        gate = Gate(frozenset(xid for xid, _ in self._unlooked), self._unlooked[-1][1])
         if gate.opens(self._database.evidence()):
-            self._rowless.clear()
             if self._catalog.changed(self._database):
                 self._reader.drop("schema")
+            self._unlooked.clear()
+            self._look_by = inf
 
     def _start_audit(self) -> None:
         now = time.monotonic()
