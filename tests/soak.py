@@ -35,6 +35,8 @@ APPLICATIONS = 80
 """Of each writer."""
 SETTLE = 90.0
 """Seconds after the last write within which every client must be equal."""
+REPORT = 300
+"""Seconds between reports."""
 
 
 class Storm:
@@ -221,8 +223,10 @@ def main() -> int:
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="pads-cdc-soak-")))
         storm = Storm(cluster, folder, arguments.seed, closing)
         try:
-            while time.monotonic() < until:
-                storm.round(min(storm.choose.uniform(5.0, 20.0), max(1.0, until - time.monotonic())))
+            while (left := until - time.monotonic()) > 0:
+                storm.round(min(storm.choose.uniform(5.0, 20.0), max(1.0, left)))
+                if left // REPORT != (until - time.monotonic()) // REPORT:
+                    _say(f"{left:.0f} s left, no difference so far\n{storm.report()}")
         except Exception as error:  # noqa: BLE001 - whatever it is, the storm has found it
             difference = error
             log = Path(tempfile.gettempdir()) / f"pads-cdc-soak-{arguments.seed}.log"
