@@ -47,6 +47,10 @@ if TYPE_CHECKING:
 PLUGIN = "wal2json"
 _TICK = 0.25
 """Seconds between looks at what may be confirmed."""
+_SIGN = 1.0
+"""Seconds after which the server hears from us even if nobody can take what it sends: its patience with
+readers (wal_sender_timeout) may be short.
+"""
 _ASK = 5.0
 """Seconds between feedbacks that ask the server for a sign of life."""
 _SILENCE = 20.0
@@ -358,7 +362,8 @@ class _Feedback:
     def send(self, freshness: Freshness, confirm: Lsn) -> None:
         now = time.monotonic()
         ask = now - self._asked_at >= _ASK
-        if not ask and (confirm <= self._sent or now - self._sent_at < _TICK):
+        news = confirm > self._sent and now - self._sent_at >= _TICK
+        if not (ask or news or now - self._sent_at >= _SIGN):
             return
         received = freshness.positions().received
         if confirm > self._sent:

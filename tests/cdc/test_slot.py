@@ -306,7 +306,7 @@ def test_idle_moves_on(
     restart = "SELECT restart_lsn >= %s FROM pg_replication_slots WHERE slot_name = 'pads_cdc'"
     wait_until(lambda: database.value(restart, (lsn.show(after),)), "and none of it retained")
     wait_until(lambda: server.metric("pads_cdc_slot_retained_bytes") < 1 << 20, "the metric says so")
-    assert server.metric("pads_cdc_replication_lag_seconds") < 5
+    wait_until(lambda: server.metric("pads_cdc_replication_lag_seconds") == 0, "and it is current")
 
 
 NAMES = [
@@ -378,20 +378,22 @@ def test_all_of_them_at_once(
             assert following.transaction().affected.keys == {"Asked": {f"key {number}"}}
 
 
-def test_a_frozen_follower_holds_the_reader_and_not_the_connection(
+def test_a_follower_that_hangs_holds_up_the_reader_and_does_not_cost_the_connection(
     cluster_factory: ClusterFactory, database_factory: DatabaseFactory, follow: FollowingFactory
 ) -> None:
-    """The backlog is full for longer than the server's timeout: signs of life go on."""
-    database = database_factory(cluster=cluster_factory({"wal_sender_timeout": "1s"}))
+    """The backlog is full for longer than the server's patience: signs of life go on."""
+    database = database_factory(cluster=cluster_factory({"wal_sender_timeout": "3s"}))
     following = follow(database)
     following.started()
+    [sender] = database.rows("SELECT pid, backend_start FROM pg_stat_replication")
     following.backlog._limit = 1
     for number in range(20):
         database.execute(SIGNAL, (f"app_{number}",))
-    full_until = time.monotonic() + 4
-    wait_until(lambda: time.monotonic() > full_until, "several timeouts")
+    full_until = time.monotonic() + 8
+    wait_until(lambda: time.monotonic() > full_until, "more than twice the timeout")
+    assert database.rows("SELECT pid, backend_start FROM pg_stat_replication") == [sender], "it was cut off"
+    assert len(following.backlog) < 20
     named: set[str] = set()
     while len(named) < 20:
         named |= following.transaction().affected.keys["Asked"]
     assert named == {f"app_{number}" for number in range(20)}
-    assert following.session == 1, "it was cut off"
