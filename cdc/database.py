@@ -268,5 +268,6 @@ def _evidence(header: tuple[Any, ...]) -> Evidence:
         timeline=None if timeline == "-" else int(timeline, 16),
         replayed=lsn.parse(replayed[0]) if replayed else None,
         snapshot=Snapshot.parse(snapshot),
-        seen=lsn.parse(seen),
+        seen=lsn.parse(seen.split(" ")[0]),
+        flushed=lsn.parse(seen.split(" ")[1]),
     )

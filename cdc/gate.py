@@ -84,6 +84,10 @@ class Evidence:
     """Meaningful on a primary only."""
     seen: Lsn
     """A position that nothing visible in the snapshot lies beyond."""
+    flushed: Lsn
+    """Likewise, of what the slot can deliver by now: a commit is flushed before anybody sees it, unless its
+    session asked for ``synchronous_commit = off``.
+    """
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,8 @@ class Requery:
         """The history of the slot's server, once that is known: reads of any other do not count."""
         self.read_up_to: Lsn = 0
         """How new the newest read was: an older standby would go back."""
+        self._torn_up_to: Lsn = 0
+        """How far the slot must have been followed until nothing that was read is ahead of the rest."""
         self.reached: Lsn = 0
         """End of the last transaction that was taken from the backlog."""
         self.exact_at: float | None = None
@@ -117,6 +119,22 @@ class Requery:
         return bool(self._waiting or self._reads)
 
     @property
+    def whole(self) -> bool:
+        """Whether the map is one that existed.
+
+        A read sees the newest state, so it brings parts of transactions that have not been taken yet: two
+        that share an endpoint, read for the first one, would show half of the second. So everything that was
+        flushed when the newest read was made has to be applied as well. (While one transaction follows the
+        other without a pause that may not happen for a while; changes are published all the same.)
+        """
+        return self._store.ready and not self.busy and self.reached >= self._torn_up_to
+
+    def settle(self) -> None:
+        """Say so to the store, once the map is whole."""
+        if self.whole and (not self._store.whole or self._store.position < self.reached):
+            self._store.settle(self.reached)
+
+    @property
     def done_up_to(self) -> Lsn:
         """Everything up to here is in the store and in the state file: the slot may let it go."""
         return min((task.since for task in self._open_tasks()), default=self.reached)
@@ -128,6 +146,10 @@ class Requery:
         if self._waiting:
             return max(0.0, self._look_at - time.monotonic())
         return idle
+
+    def rewind(self) -> None:
+        """Forget positions: the history that they were of has been left."""
+        self.read_up_to = self._torn_up_to = 0
 
     def owe(self, reason: str) -> Task:
         """Replace everything that is open by one reconcile, which answers for all of it; return that."""
@@ -221,6 +243,7 @@ class Requery:
             return False
         self._waiting.remove(task)
         self.read_up_to = max(self.read_up_to, read.evidence.seen)
+        self._torn_up_to = max(self._torn_up_to, read.evidence.flushed)
         if task.reason is not None and self._reads:
             # Their rows are older than what this read will say of every id, also of ids that it will not
             # have.
@@ -260,6 +283,7 @@ class Requery:
         if self._audit is not None:
             self._audit.overtake(rows)
         last = named and read.read.complete and self._reads == [read] and not self._waiting
+        last = last and self.reached >= self._torn_up_to
         position = self.reached if last else 0
         reach("prepared")
         self._ledger.append(batch, position=position or self._store.position, seen=evidence.seen)
@@ -275,11 +299,13 @@ class Requery:
                 self._apply(read, gone[start : start + _CHUNK])
         self._reads.remove(read)
         if task.reason is not None:
+            if not read.overtaken:
+                self._torn_up_to = 0  # the map is what this one snapshot saw
             self.exact_at = read.began
+            self._store.loaded()
             self._tell_lineage(read)
             self._tell_reconciled(task.reason, read.upserts, read.deletes, time.monotonic() - read.began)
-        if not self.busy:
-            self._store.settle(self.reached)
+        self.settle()
         if task.transactions:
             self._observer.batch(
                 BatchSeen(
@@ -310,7 +336,7 @@ class Requery:
                 read.overtake(differing)
             self._ledger.append(batch, position=self._store.position, seen=audit.seen)
             self._store.publish(
-                batch, whole=not self.busy, position=0 if self.busy else self.reached, seen=audit.seen
+                batch, whole=self.whole, position=self.reached if self.whole else 0, seen=audit.seen
             )
         self._tell_reconciled("audit", batch.upserts, batch.deletes, audit.seconds)
 

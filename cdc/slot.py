@@ -121,7 +121,10 @@ class SlotReader(threading.Thread):
         self._stopping = threading.Event()
         self._dropping: str | None = None
         self._connection: LogicalReplicationConnection | None = None
-        self._may_confirm: Lsn = 0
+        self._allowed: tuple[int, Lsn] = (0, 0)
+        """The session that the follower spoke of, and up to where it may be confirmed: one value, so that the
+        other thread never sees half of it.
+        """
         self._session_number = 0
         self._remade: list[float] = []
         self.creating = False
@@ -135,8 +138,8 @@ class SlotReader(threading.Thread):
 
         Ignored when the connection that ``session`` names is gone: another one may read another history.
         """
-        if session == self._session_number:
-            self._may_confirm = max(self._may_confirm, position)
+        spoken_of, allowed = self._allowed
+        self._allowed = session, max(position, allowed) if session == spoken_of else position
 
     def drop(self, reason: str) -> None:
         """Close the connection and start over: the tables have changed, or the server is going down."""
@@ -151,6 +154,11 @@ class SlotReader(threading.Thread):
 
     # --- the thread
     # ------------------------------------------------------------------------------------------------
+
+    @property
+    def _may_confirm(self) -> Lsn:
+        session, position = self._allowed
+        return position if session == self._session_number else 0
 
     def run(self) -> None:
         """Follow the slot until `stop`; each connection ends with a `Lost` in the backlog."""
@@ -189,17 +197,15 @@ class SlotReader(threading.Thread):
                 raise SourceError("slot_lost", f"the slot {self._name} vanished while it was made")
             assembler, tables = self._assemble(cursor)
             self._session_number += 1
-            self._may_confirm = 0
             cursor.start_replication_expert(_start(quote_ident(self._name, connection), tables), decode=False)
             self._observer.connected(connected=True)
             self._backlog.tell(Started(self._session_number, history, slot.confirmed, created))
             try:
                 self._read(connection, cursor, assembler, _Feedback(feedback))
             finally:
-                if self._may_confirm and not connection.closed:
-                    feedback.send_feedback(
-                        flush_lsn=self._may_confirm, apply_lsn=self._may_confirm, force=True
-                    )
+                last = self._may_confirm
+                if last and not connection.closed:
+                    feedback.send_feedback(flush_lsn=last, apply_lsn=last, force=True)
 
     def _usable_slot(self, cursor: ReplicationCursor) -> SlotState | None:
         """Return our slot; None if it has to be made. One that is not ours to touch is an error."""

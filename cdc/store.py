@@ -269,10 +269,17 @@ class Store:
             self._digest = (self._digest + batch.delta) % _MODULUS
             self.head = batch.revision
             self.whole = whole
-            self.ready = self.ready or whole
             self.position = max(self.position, position)
             self.seen = max(self.seen, seen)
             self._compact()
+            wakes = tuple(self._wakes)
+        for wake in wakes:
+            wake()
+
+    def loaded(self) -> None:
+        """Say that the complete mapping is in: from now on clients may have it."""
+        with self.lock:
+            self.ready = True
             wakes = tuple(self._wakes)
         for wake in wakes:
             wake()
@@ -283,7 +290,7 @@ class Store:
         """
         with self.lock:
             news = not self.whole
-            self.whole = self.ready = True
+            self.whole = True
             self.position = max(self.position, position)
             wakes = tuple(self._wakes) if news else ()
         for wake in wakes:

@@ -110,6 +110,11 @@ class OpenRead:
             return [row for row in chunk if row[0] not in self._overtaken]
         return chunk
 
+    @property
+    def overtaken(self) -> bool:
+        """Whether a younger read has brought anything meanwhile."""
+        return bool(self._overtaken)
+
     def overtake(self, rows: Iterable[Row]) -> None:
         """Leave these ids alone from now on: a younger read has brought them."""
         self._overtaken.update(row[0] for row in rows)

@@ -15,7 +15,7 @@ WRAP = 1 << 32
 
 def evidence(snapshot: Snapshot | None = None, *, replayed: int | None = None) -> Evidence:
     return Evidence(
-        "1", None if replayed is not None else 1, replayed, snapshot or Snapshot(10, 10, frozenset()), 0
+        "1", None if replayed is not None else 1, replayed, snapshot or Snapshot(10, 10, frozenset()), 0, 0
     )
 
 

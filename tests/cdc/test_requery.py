@@ -117,6 +117,9 @@ def test_a_ripple_does_not_undo_the_rotations_that_overtake_it(desk: Desk) -> No
     desk.finish()
     assert desk.requery.done_up_to == 2_100
     assert desk.map == expected(desk.database)
+    assert not desk.store.whole, "the slot has not been followed up to where the reads were made"
+    desk.requery.reached = 1 << 62
+    desk.requery.settle()
     assert desk.store.whole
 
 
@@ -243,4 +246,22 @@ def test_confirmation_waits_for_the_oldest_task(desk: Desk) -> None:
     hanging.gate = Gate()
     desk.finish()
     assert desk.requery.done_up_to == 200
+    assert desk.map == expected(desk.database)
+
+
+def test_a_read_that_is_newer_than_the_stream_makes_no_map_that_existed(desk: Desk) -> None:
+    """Two transactions share an endpoint: the first one's read brings half of the second one."""
+    desk.requery.reached = int(desk.database.value("SELECT pg_current_wal_flush_lsn() - '0/0'"))
+    desk.requery.settle()
+    assert desk.store.whole
+    desk.database.execute(f"{KEY}'app_1'")
+    first = int(desk.database.value("SELECT pg_current_wal_flush_lsn() - '0/0'"))
+    desk.database.execute(f"{KEY}'app_1'; {KEY}'app_2'")
+    second = int(desk.database.value("SELECT pg_current_wal_flush_lsn() - '0/0'"))
+    for end, keys in ((first, {"app_1"}), (second, {"app_1", "app_2"})):
+        before, desk.requery.reached = desk.requery.reached, end
+        desk.requery.add(Task(Affected(keys={"EndpointsOfApplications": set(keys)}), Gate(), before, end))
+        desk.finish()
+        desk.requery.settle()
+        assert desk.store.whole == (end == second)
     assert desk.map == expected(desk.database)
