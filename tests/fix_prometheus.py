@@ -38,7 +38,7 @@ rule_files: ['{rules}']
 scrape_configs:
   - job_name: pads-cdc
     static_configs:
-      - targets: ['127.0.0.1:{port}']
+      - targets: {targets}
 """
 
 
@@ -51,11 +51,12 @@ class Sample:
 
 
 class Prometheus:
-    """One Prometheus; it scrapes a server each second."""
+    """One Prometheus; it scrapes its servers each second."""
 
-    def __init__(self, programs: Path, folder: Path, server: Server) -> None:
+    def __init__(self, programs: Path, folder: Path, servers: tuple[Server, ...]) -> None:
+        targets = [f"127.0.0.1:{server.http}" for server in servers]
         configuration = folder / "prometheus.yml"
-        configuration.write_text(_CONFIGURATION.format(rules=RULES, port=server.http))
+        configuration.write_text(_CONFIGURATION.format(rules=RULES, targets=targets))
         self._log = (folder / "prometheus.log").open("wb")
         self.port = free_port()
         self.process = subprocess.Popen(
@@ -136,9 +137,9 @@ class Prometheus:
 
 
 class PrometheusFactory(Protocol):
-    """Starts a Prometheus that scrapes a server; it ends with the test."""
+    """Starts a Prometheus that scrapes these servers; it ends with the test."""
 
-    def __call__(self, server: Server) -> Prometheus: ...
+    def __call__(self, *servers: Server) -> Prometheus: ...
 
 
 @pytest.fixture(scope="session")
@@ -157,12 +158,12 @@ def prometheus(prometheus_programs: Path, tmp_path: Path) -> Iterator[Prometheus
     """Prometheus with our rules, beside the servers of a test."""
     with ExitStack() as running:
 
-        def start(server: Server) -> Prometheus:
-            folder = tmp_path / f"prometheus-{server.http}"
+        def start(*servers: Server) -> Prometheus:
+            folder = tmp_path / f"prometheus-{servers[0].http}"
             folder.mkdir()
-            one = Prometheus(prometheus_programs, folder, server)
+            one = Prometheus(prometheus_programs, folder, servers)
             running.callback(one.stop)
-            one.wait("up", lambda up: up == 1)
+            one.wait("sum(up)", lambda up: up == len(servers))
             return one
 
         yield start

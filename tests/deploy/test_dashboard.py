@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.certificates import Authority, write_secret
 from tests.fix_prometheus import ROOT
 from tests.fix_server import fill, wait_equal, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory
     from tests.fix_prometheus import Prometheus, PrometheusFactory
@@ -113,6 +115,7 @@ def test_every_query_of_every_panel_returns_data(
     serve: ServerFactory,
     gateway: GatewayFactory,
     prometheus: PrometheusFactory,
+    tmp_path: Path,
 ) -> None:
     cluster = cluster_factory({"max_slot_wal_keep_size": "1GB"})
     database = database_factory(cluster=cluster)
@@ -120,7 +123,16 @@ def test_every_query_of_every_panel_returns_data(
     server = serve(database, AUDIT_INTERVAL="2s")
     client = gateway(server)
     wait_equal(client, database)
-    scraping = prometheus(server)
+    pair = Authority().issue("server")
+    encrypted = serve(
+        database,
+        SLOT_NAME="pads_cdc_2",
+        STATE_FILE=str(tmp_path / "state2"),
+        TLS_CERT_FILE=str(write_secret(tmp_path / "tls.crt", pair.certificate)),
+        TLS_KEY_FILE=str(write_secret(tmp_path / "tls.key", pair.key)),
+        AUTH_TOKENS_FILE=str(write_secret(tmp_path / "tokens", "gateway:" + "t" * 40)),
+    )
+    scraping = prometheus(server, encrypted)
     wanting = dict.fromkeys(targets())
 
     def answered() -> bool:
@@ -139,6 +151,6 @@ def test_every_query_of_every_panel_returns_data(
 
 
 def variables_have_values(scraping: Prometheus) -> None:
-    [sample] = scraping.query("pads_cdc_build_info")
-    assert sample.labels["job"] == "pads-cdc"
-    assert sample.labels["instance"]
+    samples = scraping.query("pads_cdc_build_info")
+    assert [sample.labels["job"] for sample in samples] == ["pads-cdc"] * 2
+    assert len({sample.labels["instance"] for sample in samples}) == 2

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 TESTS = RULES.with_name("pads-cdc.rules.test.yml")
 RUNBOOK = ROOT / "docs/runbook.md"
 FOREIGN = {
+    "pads_cdc_auth_failures_total",
+    "pads_cdc_tls_certificate_expiry_timestamp_seconds",
     "up",
     "process_start_time_seconds",
     "pg_replication_slot_slot_is_active",
     "pg_replication_slot_safe_wal_size_bytes",
 }
-"""Metrics that the rules take from Prometheus, from its client library and from postgres_exporter."""
+"""Metrics that the rules take from server.security, Prometheus, its client library and postgres_exporter."""
 
 
 def rules() -> list[dict[str, Any]]:
