@@ -7,6 +7,7 @@ Each measure that is set must be passed: with ``TLS_CLIENT_CA_FILE`` the handsha
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,6 +43,7 @@ class Security:
             ConfigurationError: one of them is not good.
 
         """
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_quotes_no_metadata)
         self._observer = observer
         self._certificates = _certificates(settings)
         self._clients_need_certificate = settings.tls_client_ca_file is not None
@@ -101,6 +103,11 @@ class Security:
             if self._authentication is not None:
                 self._authentication.revoke()
         self._observer.trouble("auth_tokens", _kept(tokens.fault))
+
+
+def _quotes_no_metadata(record: logging.LogRecord) -> bool:
+    """Drop gRPC's traceback about metadata that is not UTF-8: it quotes them, such as a mangled token."""
+    return not str(record.msg).startswith("Invalid encoding on")
 
 
 async def _look(files: Reloaded[Any]) -> bool:

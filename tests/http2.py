@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DATA, HEADERS, SETTINGS, PING, GOAWAY = 0, 1, 4, 6, 7
+ACK = 1
 
 
 class Connection:
@@ -23,7 +24,7 @@ class Connection:
         self._socket = plain
         self._received = b""
         self.frames: list[tuple[int, int, bytes]] = []
-        """(type, stream, payload) of what came, in order."""
+        """(type, flags, payload) of what came, in order."""
         plain.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         self._send(SETTINGS, 0, 0, b"")
 
@@ -46,13 +47,17 @@ class Connection:
         """Send a ping."""
         self._send(PING, 0, 0, bytes(8))
 
-    def wait(self, kind: int, what: bytes = b"") -> bytes:
-        """Return the payload of the first frame of a kind that holds ``what``."""
+    def wait(self, kind: int, what: bytes = b"", *, flags: int = 0, count: int = 1) -> bytes:
+        """Return the payload of the ``count``th frame of a kind that has these flags and holds ``what``."""
         until = time.monotonic() + DEADLINE
         while True:
-            for of, _, payload in self.frames:
-                if of == kind and what in payload:
-                    return payload
+            found = [
+                payload
+                for of, has, payload in self.frames
+                if of == kind and has & flags == flags and what in payload
+            ]
+            if len(found) >= count:
+                return found[count - 1]
             assert self._receive(until - time.monotonic()), f"closed after {self.frames}"
 
     def wait_end(self) -> None:
@@ -74,10 +79,10 @@ class Connection:
         ):
             kind, flags = self._received[3], self._received[4]
             payload = self._received[9 : 9 + length]
-            self.frames.append((kind, int.from_bytes(self._received[5:9], "big"), payload))
+            self.frames.append((kind, flags, payload))
             self._received = self._received[9 + length :]
-            if kind in (SETTINGS, PING) and not flags & 1:
-                self._send(kind, 1, 0, payload if kind == PING else b"")
+            if kind in (SETTINGS, PING) and not flags & ACK:
+                self._send(kind, ACK, 0, payload if kind == PING else b"")
         return bool(more)
 
     def _send(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
