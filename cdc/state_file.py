@@ -39,6 +39,8 @@ _GONE = bytes(DIGEST_BYTES)
 """Stands for the digest of a tombstone: a real digest is all zeros once in 2^128."""
 _CHUNK = 50_000
 """Rows in one packed batch when folding."""
+_Columns = tuple[list[str], list[int], list[int], list[bytes]]
+"""Ids, revisions, positions and digests of some entries."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -96,17 +98,20 @@ class StateFile:
             StateFileError: it is not in the file; the caller goes on without one, in a new epoch.
 
         """
-        rows = [
-            Remembered(entry.id, entry.revision, entry.position, digest or _GONE, not digest)
-            for entry, digest in zip(batch.changed, batch.digests, strict=True)
-        ]
-        rows += [
-            Remembered(entry.id, entry.revision, batch.position, digest or _GONE, not digest)
-            for entry, digest in batch.moved
-        ]
-        if rows:
-            with _errors(self.path), self._db:
-                self._insert(rows, batch.revision, position, seen)
+        # Columns, not rows: at the first load this is done a million times.
+        entries = [*batch.changed, *(entry for entry, _ in batch.moved)]
+        if not entries:
+            return
+        positions = [entry.position for entry in batch.changed] + [batch.position] * len(batch.moved)
+        digests = [*batch.digests, *(digest for _, digest in batch.moved)]
+        columns = (
+            [entry.id for entry in entries],
+            [entry.revision for entry in entries],
+            positions,
+            [digest or _GONE for digest in digests],
+        )
+        with _errors(self.path), self._db:
+            self._insert(columns, batch.revision, position, seen)
 
     def note(self, **values: str | int) -> None:
         """Remember facts by name (``system``, ``timeline``, ``bootstrap``, ``owed``)."""
@@ -207,21 +212,29 @@ class StateFile:
         self._rows = 0
         rows = list(entries)
         for start in range(0, len(rows), _CHUNK):
-            self._insert(rows[start : start + _CHUNK], head, position, seen)
+            chunk = rows[start : start + _CHUNK]
+            columns = (
+                [row.id for row in chunk],
+                [row.revision for row in chunk],
+                [row.position for row in chunk],
+                [row.digest for row in chunk],
+            )
+            self._insert(columns, head, position, seen)
 
-    def _insert(self, rows: list[Remembered], head: int, position: Lsn, seen: Lsn) -> None:
+    def _insert(self, columns: _Columns, head: int, position: Lsn, seen: Lsn) -> None:
+        ids, revisions, positions, digests = columns
         packed = (
-            "\0".join([row.id for row in rows]),  # no text in Postgres holds a NUL
-            array("Q", [row.revision for row in rows]).tobytes(),
-            array("Q", [row.position for row in rows]).tobytes(),
-            b"".join([row.digest for row in rows]),
+            "\0".join(ids),  # no text in Postgres holds a NUL
+            array("Q", revisions).tobytes(),
+            array("Q", positions).tobytes(),
+            b"".join(digests),
         )
         self._db.execute(
             "INSERT INTO batches (head, position, seen, ids, revisions, positions, digests, checksum)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (head, position, seen, *packed, _checksum(*packed)),
         )
-        self._rows += len(rows)
+        self._rows += len(ids)
 
     def _set(self, values: dict[str, str | int]) -> None:
         self._db.executemany("REPLACE INTO facts VALUES (?, ?)", values.items())
