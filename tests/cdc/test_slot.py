@@ -147,14 +147,14 @@ def test_keepalives_within_a_transaction_confirm_nothing_that_is_pending(
     The large transaction has begun before the explicit one, so its rows lie before that; the one in between
     is complete, and pending.
     """
-    database = database_factory(cluster=cluster_factory({"wal_sender_timeout": "400ms"}))
+    database = database_factory(cluster=cluster_factory({"wal_sender_timeout": "1500ms"}))
     following = follow(database)
     following.started()
     large = database.connect()
     large.autocommit = False
     large.cursor().execute(
         "INSERT INTO portal_application_changes (portal_app_id)"
-        " SELECT 'a' || g FROM generate_series(1, 300000) g"
+        " SELECT 'a' || g FROM generate_series(1, 390000) g"
     )
     database.execute(SIGNAL, ("explicit",))
     explicit = following.transaction()
@@ -165,10 +165,10 @@ def test_keepalives_within_a_transaction_confirm_nothing_that_is_pending(
     assert pending.affected.keys == {"Asked": {"pending"}}
     began = time.monotonic()
     large.commit()
-    assert following.transaction().rows[("portal_application_changes", "insert")] == 300_000
-    assert time.monotonic() - began > 0.4, "no keepalive can have come within: make it larger"
+    assert following.transaction().rows[("portal_application_changes", "insert")] == 390_000
+    assert time.monotonic() - began > 0.8, "no keepalive can have come within: make it larger"
     assert confirmed(database) < pending.end
-    idle_until = time.monotonic() + 1.5
+    idle_until = time.monotonic() + 2
     wait_until(lambda: time.monotonic() > idle_until, "keepalives that come when nothing happens")
     assert explicit.end <= confirmed(database) < pending.end
 
