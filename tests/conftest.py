@@ -3,6 +3,7 @@
 pytest_plugins = [
     "tests.fix_postgres",
     "tests.fix_server",
+    "tests.fix_feed",
     "tests.fix_check",
     "tests.fix_prometheus",
     "tests.fix_chromium",
