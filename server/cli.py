@@ -262,11 +262,25 @@ def teardown(secrets: list[ConnectionString], /, slot_name: str, **given: Any) -
 
 @cli.command()
 @click.argument("target", default="127.0.0.1:10002")
-def watch(target: str) -> int | None:
-    """Show live what the server at TARGET (host:port) sends."""
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON an event, for pipes.")
+@click.option(
+    "--resume", metavar="TOKEN", help="Begin where an earlier --json stopped: a checkpoint's resume_token."
+)
+@click.option("--until-synced", is_flag=True, help="Exit with 0 once everything has come and is verified.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["feed", "old"]),
+    default="feed",
+    show_default=True,
+    help="The endpoint feed, or what clients of the old contract see.",
+)
+@click.option("--ca-file", help="Speak TLS, and trust the certificates in this file.")
+@click.option("--token-file", help="Show the bearer token in this file; with --ca-file.")
+def watch(target: str, **options: Any) -> int | None:
+    """Show live what the server at TARGET (host:port) sends, until Ctrl-C. Never shows a key."""
     from server.watch import run  # noqa: PLC0415
 
-    return run(target)
+    return run(target, **options)
 
 
 @cli.command()

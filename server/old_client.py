@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _SERVICE: Final = DESCRIPTOR.services_by_name["GatewayEndpoints"].full_name
 
 _CONNECT_MS: Final = 5_000
-_OPTIONS: Final = (
+OPTIONS: Final = (
     # Read in the thread that walks the stream, without a second one to hand each message over.
     (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
     # Unlike deployed clients, which fail on a fetch above 4 MiB: this one is to show what there is.
@@ -97,7 +97,7 @@ class Subscriber:
         self.endpoints: dict[str, GatewayEndpoint] = {}
         """The map, changed in place or replaced; ``dict()`` of it is a consistent copy in any thread."""
         self._closed = threading.Event()
-        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        self._channel = grpc.insecure_channel(target, options=OPTIONS)
         self._fetch = self._channel.unary_unary(
             f"/{_SERVICE}/FetchAuthDataSync",
             request_serializer=AuthDataRequest.SerializeToString,
@@ -119,7 +119,7 @@ class Subscriber:
                     retry = _FIRST_RETRY
                     yield event
             except grpc.RpcError as error:
-                reason = _reason(error)
+                reason = reason_of(error)
             except ValueError:  # so says gRPC when the channel was closed just before the call
                 if not self._closed.is_set():
                     raise
@@ -151,7 +151,7 @@ class Subscriber:
         return Update(endpoint_id, before, after, time.monotonic())
 
 
-def _reason(error: grpc.RpcError) -> str:
+def reason_of(error: grpc.RpcError) -> str:
     """Say in one line why a call failed; every error of a call that was made is a `grpc.Call`."""
     if not isinstance(error, grpc.Call):
         return "the call failed"

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 import re
 import signal
 import socket
-from typing import TYPE_CHECKING
+import subprocess
+import termios
+from array import array
+from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from tests.command import Command
-from tests.fix_server import fill
+from pads_cdc_client.digest import Digest
+from tests.command import PADS_CDC, Command
+from tests.fix_server import DEADLINE, expected, fill, wait_until
 from tests.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -20,15 +27,22 @@ if TYPE_CHECKING:
 KEY = "hunter22" * 4
 
 
-def watch(port: int) -> Command:
-    return Command("watch", f"127.0.0.1:{port}")
+def watch(port: int, *options: str) -> Command:
+    return Command("watch", f"127.0.0.1:{port}", *options)
 
 
-def test_a_line_for_each_change_and_never_a_key(database: Database, serve: ServerFactory) -> None:
+OLD = ("--protocol", "old")
+BEGIN = "in sync: 100 endpoints, digest verified|fetched 100 endpoints"
+
+
+@pytest.mark.parametrize("protocol", ["feed", "old"])
+def test_a_line_for_each_change_and_never_a_key(
+    protocol: str, database: Database, serve: ServerFactory
+) -> None:
     fill(database, 100)
     server = serve(database)
-    with watch(server.grpc) as command:
-        command.wait_line("fetched 100 endpoints")
+    with watch(server.grpc, "--protocol", protocol) as command:
+        began = command.wait_line(BEGIN)
         database.execute(
             "UPDATE portal_application_settings SET secret_key = %s, secret_key_required = true"
             " WHERE application_id = 'app_1'",
@@ -46,15 +60,15 @@ def test_a_line_for_each_change_and_never_a_key(database: Database, serve: Serve
         command.interrupt()
         assert command.end() == 0
         assert command.errors == []
-        # The stream begins with everything that the fetch has brought already: that is no event.
-        assert len(command.lines) == 6, command.told()
+        # The old stream begins with everything that the fetch has brought already: that is no event.
+        assert len(command.lines) == began + 4, command.told()
         assert KEY not in command.told()
 
 
-def test_it_comes_back_when_the_server_does(database: Database, serve: ServerFactory) -> None:
+def test_the_old_one_comes_back_when_the_server_does(database: Database, serve: ServerFactory) -> None:
     fill(database, 10)
     server = serve(database)
-    with watch(server.grpc) as command:
+    with watch(server.grpc, *OLD) as command:
         seen = command.wait_line("fetched 10 endpoints")
         assert server.stop() == 0
         seen = command.wait_line("shutting down; reconnect; trying again in 0.5 s", seen)
@@ -74,7 +88,7 @@ def test_ids_that_a_terminal_would_act_on_are_disarmed(database: Database, serve
     fill(database, 1)
     server = serve(database)
     with watch(server.grpc) as command:
-        command.wait_line("fetched 1 endpoints")
+        command.wait_line("in sync: 1 endpoints")
         database.execute("INSERT INTO portal_applications VALUES (E'[red]\\x1b[2J\\nx\u202e')")
         command.wait_line("upsert  \\[red\\]\ufffd\\[2J\ufffdx\ufffd  no_auth")
         command.interrupt()
@@ -84,7 +98,7 @@ def test_ids_that_a_terminal_would_act_on_are_disarmed(database: Database, serve
 def test_when_nothing_answers_it_says_so_and_keeps_trying() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
-        with watch(taken.getsockname()[1]) as command:
+        with watch(taken.getsockname()[1], *OLD) as command:
             seen = 0
             for wait in ("0.5", "1", "2"):
                 seen = command.wait_line(
@@ -95,8 +109,12 @@ def test_when_nothing_answers_it_says_so_and_keeps_trying() -> None:
             assert command.errors == []
 
 
-def test_ctrl_c_does_not_wait_for_one_that_listens_and_says_nothing() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as mute, watch(mute.getsockname()[1]) as command:
+@pytest.mark.parametrize("protocol", ["feed", "old"])
+def test_ctrl_c_does_not_wait_for_one_that_listens_and_says_nothing(protocol: str) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as mute,
+        watch(mute.getsockname()[1], "--protocol", protocol) as command,
+    ):
         command.wait_line("connecting to")
         mute.accept()[0].close()
         command.interrupt()
@@ -126,10 +144,13 @@ def test_what_is_no_target_is_one_line(target: str) -> None:
         assert re.fullmatch(r"pads-cdc: watch: '.*' is not host:port; for example 127\.0\.0\.1:10002", line)
 
 
-def test_on_a_terminal_it_is_a_screen_that_ctrl_c_closes(database: Database, serve: ServerFactory) -> None:
+@pytest.mark.parametrize("protocol", ["feed", "old"])
+def test_on_a_terminal_it_is_a_screen_that_ctrl_c_closes(
+    protocol: str, database: Database, serve: ServerFactory
+) -> None:
     fill(database, 100)
     server = serve(database)
-    with Terminal("watch", f"localhost:{server.grpc}") as terminal:
+    with Terminal("watch", f"localhost:{server.grpc}", "--protocol", protocol) as terminal:
         terminal.wait("100 endpoints")
         database.execute("DELETE FROM portal_applications WHERE id = 'app_7'")
         terminal.wait("app_7")
@@ -139,3 +160,122 @@ def test_on_a_terminal_it_is_a_screen_that_ctrl_c_closes(database: Database, ser
         # The cursor and what was on the screen before are back.
         assert terminal.text.rstrip().endswith("\x1b[?25h\x1b[?1049l")
         assert "key_" not in terminal.text.replace("api_key", "")
+
+
+def test_it_resumes_when_the_server_comes_back(database: Database, serve: ServerFactory) -> None:
+    fill(database, 10)
+    server = serve(database)
+    with watch(server.grpc) as command:
+        seen = command.wait_line("in sync: 10 endpoints, digest verified")
+        assert server.stop() == 0
+        seen = command.wait_line(r"shutting down.*; trying again in 0\.\d s", seen)
+        seen = command.wait_line("nothing answers: Connection refused; trying again in", seen)
+        database.execute("DELETE FROM portal_applications WHERE id = 'app_1'")
+        serve(database, PORT=str(server.grpc))
+        seen = command.wait_line("resumed, catching up", seen)
+        seen = command.wait_line("delete  app_1$", seen)
+        command.wait_line("in sync: 9 endpoints, digest verified", seen)
+        command.process.send_signal(signal.SIGTERM)
+        assert command.end() == 0
+        assert command.errors == []
+
+
+def test_json_until_synced_and_on_from_there(database: Database, serve: ServerFactory) -> None:
+    fill(database, 20)
+    database.execute("UPDATE portal_application_settings SET secret_key = %s", (KEY,))
+    server = serve(database)
+    with watch(server.grpc, "--json", "--until-synced") as command:
+        assert command.end() == 0
+        events = [json.loads(line) for line in command.lines]
+        assert command.errors == []
+    reset, *changes, checkpoint = events
+    assert (reset["event"], reset["reason"], reset["endpoints"]) == ("reset", "no_token", 20)
+    assert {(each["event"], each["initial"]) for each in changes} == {("upsert", True)}
+    oracle = expected(database)
+    assert {each["endpoint_id"] for each in changes} == oracle.keys()
+    assert (checkpoint["event"], checkpoint["verified"], checkpoint["endpoints"]) == ("checkpoint", True, 20)
+    assert checkpoint["digest"] == bytes(Digest.of(oracle)).hex()
+    assert KEY not in json.dumps(events)
+
+    database.execute("DELETE FROM portal_applications WHERE id = 'app_3'")
+    database.execute("INSERT INTO portal_applications VALUES ('app_new', 'acc_1')")
+    server.wait_metric(22, "pads_cdc_published_total")
+    with watch(server.grpc, "--json", "--resume", checkpoint["resume_token"]) as command:
+        command.wait_line('"event": "checkpoint"')
+        command.interrupt()
+        assert command.end() == 0
+        resumed, *changes, checkpoint = [json.loads(line) for line in command.lines]
+    assert resumed["event"] == "resumed"
+    assert [(each["event"], each["endpoint_id"]) for each in changes] == [
+        ("delete", "app_3"),
+        ("upsert", "app_new"),
+    ]
+    assert changes[1]["plan_type"] == "plan_1"
+    assert changes[1]["initial"] is False
+    # It holds none of the other endpoints, so it cannot prove anything.
+    assert checkpoint["verified"] is False
+
+
+def test_a_token_that_is_no_good_any_more_brings_everything(database: Database, serve: ServerFactory) -> None:
+    fill(database, 5)
+    server = serve(database)
+    with watch(server.grpc, "--until-synced", "--json", "--resume", "bm8gdG9rZW4=") as command:
+        assert command.end() == 0
+        reset, *changes, checkpoint = [json.loads(line) for line in command.lines]
+    assert (reset["event"], reset["reason"], len(changes)) == ("reset", "malformed", 5)
+    assert checkpoint["verified"] is True
+
+
+def test_a_pipe_that_is_closed_ends_it(database: Database, serve: ServerFactory) -> None:
+    fill(database, 5)
+    server = serve(database, PROGRESS_INTERVAL="1s")
+    ours, theirs = os.pipe()
+    process = subprocess.Popen(
+        [PADS_CDC, "watch", f"127.0.0.1:{server.grpc}", "--json"], stdout=theirs, stderr=subprocess.PIPE
+    )
+    os.close(theirs)
+    with os.fdopen(ours) as pipe:
+        pipe.readline()
+    _, errors = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, errors) == (0, b"")
+
+
+def test_ctrl_c_ends_it_though_nobody_reads_the_pipe(database: Database, serve: ServerFactory) -> None:
+    fill(database, 2000)  # more than a pipe holds
+    server = serve(database)
+    process = subprocess.Popen(
+        [PADS_CDC, "watch", f"127.0.0.1:{server.grpc}", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr:
+        # Of 65,536, in pages that lines do not fill to the last byte.
+        wait_until(lambda: _unread(process.stdout) >= 55_000, "a full pipe")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE) == 0
+        assert process.stderr.read() == b""
+
+
+def _unread(pipe: IO[bytes] | None) -> int:
+    assert pipe is not None
+    [count] = array("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+    return count
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--protocol", "old", "--json"), "with --protocol old there are no other options"),
+        (("--resume", "%%%"), "--resume takes a token as --json prints it at each checkpoint"),
+        (("--resume", ""), "--resume takes a token as --json prints it at each checkpoint"),
+        (("--token-file", "token"), "--token-file needs --ca-file: a token never travels in plaintext"),
+        (("--ca-file", "/no/such/file"), "/no/such/file: No such file or directory"),
+    ],
+)
+def test_options_that_make_no_sense_are_one_line(options: tuple[str, ...], complaint: str) -> None:
+    with watch(10002, *options) as command:
+        assert command.end() == 2
+        assert command.lines == []
+        assert command.errors == [f"pads-cdc: watch: {complaint}"]
