@@ -31,7 +31,7 @@ _WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
 """All that pg_replication_slots.wal_status says."""
 
 _ALERTED: Final = {
-    "source_reconnects": ("slot_lost",),
+    "source_reconnects": ("fault", "slot_lost"),
     "decode_errors": ("key_shape", "missing_column", "out_of_order", "undecodable", "unknown_action"),
     "trouble": ("owed", "query", "slot_creation", "state_file"),
 }

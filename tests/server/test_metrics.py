@@ -231,6 +231,8 @@ def test_a_lasting_condition_is_shown_while_it_holds_and_never_with_its_text(sce
 def test_what_alerts_count_is_there_from_the_start(scene: Scene) -> None:
     """An increase from nothing to 1 is none to Prometheus."""
     assert scene['source_reconnects_total{reason="slot_lost"}'] == 0
+    assert scene['source_reconnects_total{reason="fault"}'] == 0
+    assert scene['feed_resets_total{reason="digest_mismatch"}'] == 0
     assert scene['decode_errors_total{reason="undecodable"}'] == 0
 
 
