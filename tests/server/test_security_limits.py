@@ -113,6 +113,7 @@ def test_requests_are_bounded(server: Server) -> None:
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+@pytest.mark.slow
 def test_who_connects_and_says_nothing_is_sent_away(
     database: Database, serve: ServerFactory, tmp_path: Path
 ) -> None:

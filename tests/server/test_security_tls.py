@@ -132,6 +132,7 @@ def test_mutual_tls_and_tokens_must_both_be_passed(
     assert fetch(server.grpc, grpc.ssl_channel_credentials(authority.certificate), TOKEN) == "UNAVAILABLE"
 
 
+@pytest.mark.slow
 def test_certificates_are_rotated_under_load_and_no_stream_or_connection_fails(
     database: Database, serve: ServerFactory, files: Files, authority: Authority, pair: Pair
 ) -> None:
@@ -202,6 +203,7 @@ def test_a_certificate_that_nobody_would_accept_is_not_taken(
     _end(server, pair, late)
 
 
+@pytest.mark.slow
 def test_the_last_certificate_ends_while_it_is_served(
     database: Database, serve: ServerFactory, files: Files, authority: Authority
 ) -> None:
@@ -229,6 +231,7 @@ def test_the_clients_authority_is_exchanged_for_new_connections(
     assert fetch(server.grpc, new) == "OK"
 
 
+@pytest.mark.slow
 def test_each_bad_setting_is_one_line_and_exit_code_2(files: Files, authority: Authority) -> None:
     files.certificate.with_name("garbage").write_bytes(b"garbage")
     garbage = str(files.certificate.with_name("garbage"))

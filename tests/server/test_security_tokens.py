@@ -269,6 +269,7 @@ def test_a_client_that_takes_nothing_loses_its_stream_too(
     assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_the_file_is_told_and_the_old_tokens_stay(server: Server, tokens: Path) -> None:
     with (
         closing(Stream(server, A)) as stream,
