@@ -14,7 +14,7 @@ import pytest
 from server.pb.gateway_endpoint_pb2 import AuthDataRequest, AuthDataUpdatesRequest
 from server.pb.gateway_endpoint_pb2_grpc import GatewayEndpointsStub
 from tests.certificates import Authority, write_secret
-from tests.fix_server import DEADLINE, expected, fill, wait_equal
+from tests.fix_server import DEADLINE, expected, fill, wait_equal, wait_until
 from tests.http2 import ACK, GOAWAY, HEADERS, PING, SETTINGS, connected
 
 if TYPE_CHECKING:
@@ -76,6 +76,37 @@ def test_a_stranger_calls_anything_at_all_and_is_not_let_in(
         assert stream.is_active()
     assert server.stop() == 0
     assert TOKEN not in server.output
+
+
+def test_a_flood_of_strangers_that_hang_up_leaves_nothing_behind(
+    database: Database, serve: ServerFactory, tmp_path: Path
+) -> None:
+    fill(database, 20)
+    tokens = write_secret(tmp_path / "tokens", f"gateway:{TOKEN}")
+    server = serve(database, AUTH_TOKENS_FILE=str(tokens))
+    metadata = (("authorization", f"Bearer {TOKEN}"),)
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc}") as channel:
+        stream = GatewayEndpointsStub(channel).StreamAuthDataUpdates(
+            AuthDataUpdatesRequest(), metadata=metadata
+        )
+        next(stream)
+        for number in range(3_000):
+            path = ("/proto.GatewayEndpoints/FetchAuthDataSync", "/a/b", "/grpc.health.v1.Health/Check")[
+                number % 3
+            ]
+            method: Any = channel.unary_unary(path)
+            call = method.future(b"" if number % 2 else b"x")
+            if number % 5:
+                call.cancel()
+            else:
+                call.exception(timeout=DEADLINE)
+        assert stream.is_active()
+        fetch = GatewayEndpointsStub(channel).FetchAuthDataSync
+        assert fetch(AuthDataRequest(), metadata=metadata).endpoints.keys() == expected(database).keys()
+    wait_until(lambda: server.metric("pads_cdc_subscribers") == 0, "nobody is subscribed")
+    assert server.stop() == 0
+    refused = [line for line in server.logs if line["event"] == "call refused"]
+    assert len(refused) < 20
 
 
 def test_pings_that_come_too_often_end_the_connection(server: Server) -> None:
