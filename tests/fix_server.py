@@ -67,7 +67,11 @@ class Server:
         self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()
         self.output = ""
-        serving = self.wait_log("serving")
+        try:
+            serving = self.wait_log("serving")
+        except BaseException:
+            self.kill()
+            raise
         self.grpc, self.http = int(serving["grpc"]), int(serving["http"])
 
     def _read(self) -> None:
