@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
+from cdc.errors import PadsCdcError
 from cdc.freshness import Freshness
 from cdc.store import Store
 from server import grpc_server, http, logs
@@ -102,13 +103,19 @@ async def _serve(settings: Settings) -> int:
         _log.info(
             "serving", grpc=grpc.port, http=pages.port, mapping=settings.mapping, slot=settings.slot_name
         )
-        await stop.wait()
+        ends = [asyncio.create_task(stop.wait()), asyncio.create_task(grpc.ended())]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        deserted = not stop.is_set()
         _log.info("stopping")
         hub.stop()
         # Side by side: a frozen database must not keep streams from ending, nor a slow client the slot.
         await asyncio.gather(asyncio.to_thread(pipeline.stop), grpc.stop())
+        for end in ends:
+            end.cancel()
     if pipeline.follower.failure is not None:
         raise pipeline.follower.failure
+    if deserted:  # without it the process would look alive and serve nobody
+        raise PadsCdcError("the gRPC server ended by itself: this is a bug, please report it with the log")
     return 0
 
 

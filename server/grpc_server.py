@@ -67,6 +67,10 @@ class GrpcServer:
         self._background = background
         self._health = health
 
+    async def ended(self) -> None:
+        """Wait until the server has ended, which it must not do by itself."""
+        await self._server.wait_for_termination()
+
     async def stop(self) -> None:
         """Refuse new calls and end the open ones; their handlers have been told by the hub."""
         for task in self._background:
