@@ -52,6 +52,7 @@ class Scene:
     def load(self) -> None:
         """Have a complete map."""
         self.store.publish(self.store.prepare([("a", b"1")], 10), whole=True)
+        self.store.loaded()
         self.freshness.exact(self.now)
 
     def well(self) -> None:
@@ -133,6 +134,7 @@ def test_staleness_makes_it_unready_only_where_an_operator_says_so() -> None:
 def test_an_empty_map_is_a_complete_one() -> None:
     scene = Scene()
     scene.store.publish(scene.store.prepare([], 10), whole=True)
+    scene.store.loaded()
     assert scene.codes("/readyz") == []
 
 

@@ -58,6 +58,7 @@ class Scene:
 
     def well(self) -> None:
         self.store.publish(self.store.prepare([("a", b"1")], 10), whole=True)
+        self.store.loaded()
         for listener in (self.health, self.recent):
             listener.mode("streaming")
             listener.connected(connected=True)
