@@ -275,7 +275,9 @@ def teardown(secrets: list[ConnectionString], /, slot_name: str, **given: Any) -
     help="The endpoint feed, or what clients of the old contract see.",
 )
 @click.option("--ca-file", help="Speak TLS, and trust the certificates in this file.")
-@click.option("--token-file", help="Show the bearer token in this file; with --ca-file.")
+@click.option("--cert-file", help="Certificate to show, where the server wants mutual TLS; with --key-file.")
+@click.option("--key-file", help="Its key.")
+@click.option("--token-file", help="Show the bearer token in this file; with --ca-file, or on this machine.")
 def watch(target: str, **options: Any) -> int | None:
     """Show live what the server at TARGET (host:port) sends, until Ctrl-C. Never shows a key."""
     from server.watch import run  # noqa: PLC0415

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from server.watch.show import Watched
 
 _TARGET: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+_LOOPBACK: Final = re.compile(r"localhost|127\.[0-9.]+|\[::1\]")
 _HIGHEST_PORT: Final = 65_535
 
 
@@ -26,6 +27,8 @@ def run(
     resume: str | None = None,
     until_synced: bool = False,
     ca_file: str | None = None,
+    cert_file: str | None = None,
+    key_file: str | None = None,
     token_file: str | None = None,
 ) -> int:
     """Show what ``target`` (host:port) sends until Ctrl-C, and return 0; without a terminal, a line an event.
@@ -39,15 +42,20 @@ def run(
     if match is None or not 0 < int(match[1]) <= _HIGHEST_PORT:
         shown = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in target)
         raise ConfigurationError(f"watch: {shown!r} is not host:port; for example 127.0.0.1:10002")
-    if protocol == "old" and (as_json or resume or until_synced or ca_file or token_file):
+    security = (ca_file, cert_file, key_file, token_file)
+    if protocol == "old" and (as_json or resume is not None or until_synced or any(security)):
         raise ConfigurationError("watch: with --protocol old there are no other options")
     token = b"" if resume is None else _resume_token(resume)
-    if token_file and not ca_file:
+    if (cert_file is None) != (key_file is None) or (cert_file and not ca_file):
+        raise ConfigurationError("watch: --cert-file and --key-file go together, and with --ca-file")
+    if token_file and not ca_file and not _LOOPBACK.fullmatch(target.rpartition(":")[0]):
         raise ConfigurationError("watch: --token-file needs --ca-file: a token never travels in plaintext")
-    certificates = None if ca_file is None else _read(ca_file)
+    pem = [None if file is None else _read(file) for file in (ca_file, key_file, cert_file)]
 
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what happens to the connection is told by us
-    from server.watch.show import show, write_json  # noqa: PLC0415 - gRPC reads the variable when imported
+    import grpc  # noqa: PLC0415 - reads the variable when imported
+
+    from server.watch.show import show, write_json  # noqa: PLC0415 - likewise
 
     if protocol == "old":
         from server.watch.old import WatchedOld  # noqa: PLC0415 - likewise
@@ -57,9 +65,9 @@ def run(
     from server.watch.feed import Feed  # noqa: PLC0415 - likewise
     from server.watch.view import WatchedFeed  # noqa: PLC0415 - likewise
 
-    feed = Feed(
-        target, token, certificates=certificates, bearer=None if token_file is None else Path(token_file)
-    )
+    credentials = None if ca_file is None else grpc.ssl_channel_credentials(*pem)
+    bearer = None if token_file is None else Path(token_file)
+    feed = Feed(target, token, credentials=credentials, bearer=bearer)
     if as_json:
         write_json(feed, until_synced=until_synced)
     else:

@@ -82,20 +82,19 @@ class Feed:
         target: str,
         token: bytes = b"",
         *,
-        certificates: bytes | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
         bearer: Path | None = None,
     ) -> None:
-        """Begin at ``token``; ``certificates`` to trust make it TLS, ``bearer`` holds the token to show."""
+        """Begin at ``token``; ``credentials`` make it TLS, the file ``bearer`` holds the token to show."""
         self._map: Replica | _Tail = _Tail(token) if token else Replica()
         self._bearer = bearer
         self._client_id = f"pads-cdc watch on {socket.gethostname()}"[:128]
         self._closed = threading.Event()
         self._quiet_until = 0.0
-        if certificates is None:
+        if credentials is None:
             self._channel = grpc.insecure_channel(target, options=OPTIONS)
         else:
-            trust = grpc.ssl_channel_credentials(certificates)
-            self._channel = grpc.secure_channel(target, trust, options=OPTIONS)
+            self._channel = grpc.secure_channel(target, credentials, options=OPTIONS)
         self._watch = self._channel.stream_stream(
             _WATCH,
             request_serializer=pb.WatchRequest.SerializeToString,

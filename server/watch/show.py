@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
+from rich.cells import set_cell_size
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from server.interrupt import Interrupt
@@ -29,6 +29,8 @@ _FRAME: Final = 0.25
 """Seconds between two looks at what has come."""
 _AROUND: Final = 9
 """Lines of the screen that are not changes."""
+_WIDTHS: Final = (8, 6, 24, 14, 12, 40)
+"""Of a change's cells on the screen: an application's id has up to 24 characters."""
 _KEPT: Final = 10_000
 """Lines that wait to be shown: a screen needs some dozens, a slow pipe gets the newest."""
 
@@ -159,12 +161,17 @@ def _draw(console: Console, watched: Watched, reading: Future[None], interrupt: 
 
 
 def _screen(watched: Watched, lines: list[Line]) -> Group:
-    table = Table(box=None, pad_edge=False, padding=(0, 2))
-    for heading in ("at", "latest changes", "endpoint", "auth", "plan", "limits"):
-        table.add_column(heading, no_wrap=True)
+    rows = [_row("at", "change", "endpoint", "auth", "plan", "limits", style="bold")]
     for line in lines:
-        style = {"delete": "red", "upsert": ""}.get(line.what, "yellow")
-        # Text, because ids and plans are other people's strings and may look like markup.
-        cells = (f"{line.at:%H:%M:%S}", line.what, line.endpoint_id, line.auth, line.plan, line.limits)
-        table.add_row(*map(Text, cells), style=style)
-    return Group(Panel(watched.head(), title=watched.target, subtitle="Ctrl-C ends it"), table)
+        at, style = f"{line.at:%H:%M:%S}", {"delete": "red", "upsert": ""}.get(line.what, "yellow")
+        if line.endpoint_id:
+            rows.append(_row(at, line.what, line.endpoint_id, line.auth, line.plan, line.limits, style=style))
+        else:
+            rows.append(_row(at, style=style).append(line.what))
+    return Group(Panel(watched.head(), title=watched.target, subtitle="Ctrl-C ends it"), *rows)
+
+
+def _row(*cells: str, style: str) -> Text:
+    # Text, because ids and plans are other people's strings and may look like markup.
+    row = "".join(set_cell_size(cell, width) + "  " for cell, width in zip(cells, _WIDTHS, strict=False))
+    return Text(row, style=style, no_wrap=True, overflow="ellipsis")

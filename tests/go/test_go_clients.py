@@ -18,6 +18,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from pads_cdc_client.digest import Digest
 from server.pb import gateway_endpoint_pb2
 from server.pb.pads.cdc.v1 import endpoint_feed_pb2
+from tests.certificates import Authority, write_secret
 from tests.fix_server import DEADLINE, expected, fill
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tests.fix_server import ServerFactory
 
 ROOT = Path(__file__).parents[2]
+TOKEN = "go-clients-token-" * 3
 LINES = 300
 """The feed's client is to be read in one sitting."""
 
@@ -36,11 +38,14 @@ LINES = 300
 class GoClient:
     """A client's process, and the events that it printed."""
 
-    def __init__(self, program: Path, port: int) -> None:
+    def __init__(self, program: Path, port: int, *options: str) -> None:
         self.events: list[dict[str, Any]] = []
         self._printed = threading.Condition()
         self.process = subprocess.Popen(
-            [program, f"127.0.0.1:{port}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [program, *options, f"127.0.0.1:{port}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert self.process.stdout is not None
         self._reading = threading.Thread(target=self._read, args=(self.process.stdout,))
@@ -94,7 +99,7 @@ class GoClient:
 class GoFactory(Protocol):
     """Starts a program on a port; it ends with the test."""
 
-    def __call__(self, program: str, port: int) -> GoClient: ...
+    def __call__(self, program: str, port: int, *options: str) -> GoClient: ...
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +113,9 @@ def programs() -> Path:
 @pytest.fixture
 def go(programs: Path) -> Iterator[GoFactory]:
     with ExitStack() as clients:
-        yield lambda program, port: clients.enter_context(GoClient(programs / program, port))
+        yield lambda program, port, *options: clients.enter_context(
+            GoClient(programs / program, port, *options)
+        )
 
 
 def test_the_feed_client_proves_its_map_resumes_and_sweeps(
@@ -200,6 +207,34 @@ def test_the_old_client_comes_back_without_a_fetch(
     assert [each["event"] for each in client.events].count("fetched") == 1
     client.process.send_signal(signal.SIGTERM)
     assert client.process.wait(DEADLINE) == 0
+
+
+def test_both_through_tls_with_a_certificate_and_a_token(
+    database: Database, serve: ServerFactory, go: GoFactory, tmp_path: Path
+) -> None:
+    fill(database, 10)
+    authority = Authority()
+    pair = authority.issue("both")  # it is good for either side
+    files = {
+        "ca": str(write_secret(tmp_path / "ca", authority.certificate)),
+        "cert": str(write_secret(tmp_path / "cert", pair.certificate)),
+        "key": str(write_secret(tmp_path / "key", pair.key)),
+        "token": str(write_secret(tmp_path / "token", f"{TOKEN}\n")),
+    }
+    server = serve(
+        database,
+        TLS_CERT_FILE=files["cert"],
+        TLS_KEY_FILE=files["key"],
+        TLS_CLIENT_CA_FILE=files["ca"],
+        AUTH_TOKENS_FILE=str(write_secret(tmp_path / "tokens", f"gateway:{TOKEN}\n")),
+    )
+    options = [f"-{name}={file}" for name, file in files.items()]
+    for program in ("feed-client", "old-client"):
+        go(program, server.grpc, *options).wait_equal(database)
+    stranger = go("feed-client", server.grpc, *options[:-1])
+    stranger.wait("lost")
+    assert "Unauthenticated" in stranger.events[0]["why"]
+    assert stranger.events[0]["retry_seconds"] >= 30
 
 
 def test_the_committed_go_stubs_are_of_the_present_protos() -> None:

@@ -16,15 +16,19 @@ from typing import IO, TYPE_CHECKING
 import pytest
 
 from pads_cdc_client.digest import Digest
+from tests.certificates import Authority, write_secret
 from tests.command import PADS_CDC, Command
 from tests.fix_server import DEADLINE, expected, fill, wait_until
 from tests.terminal import Terminal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.fix_postgres import Database
     from tests.fix_server import ServerFactory
 
 KEY = "hunter22" * 4
+TOKEN = "watch-token-" * 4
 
 
 def watch(port: int, *options: str) -> Command:
@@ -264,13 +268,67 @@ def _unread(pipe: IO[bytes] | None) -> int:
     return count
 
 
+def test_through_tls_with_a_certificate_and_a_token(
+    database: Database, serve: ServerFactory, tmp_path: Path
+) -> None:
+    fill(database, 5)
+    authority = Authority()
+    pair = authority.issue("both")  # it is good for either side
+    files = {
+        "ca": write_secret(tmp_path / "ca", authority.certificate),
+        "cert": write_secret(tmp_path / "cert", pair.certificate),
+        "key": write_secret(tmp_path / "key", pair.key),
+        "token": write_secret(tmp_path / "token", TOKEN),
+        "tokens": write_secret(tmp_path / "tokens", f"people:{TOKEN}\n"),
+    }
+    server = serve(
+        database,
+        TLS_CERT_FILE=str(files["cert"]),
+        TLS_KEY_FILE=str(files["key"]),
+        TLS_CLIENT_CA_FILE=str(files["ca"]),
+        AUTH_TOKENS_FILE=str(files["tokens"]),
+    )
+    options = [f"--{name}-file={files[name]}" for name in ("ca", "cert", "key", "token")]
+    with watch(server.grpc, "--until-synced", *options) as command:
+        assert command.end() == 0
+        command.wait_line("in sync: 5 endpoints, digest verified")
+    with watch(server.grpc, *options[:-1]) as command:
+        command.wait_line("UNAUTHENTICATED: a valid token is needed.*; trying again in")
+        command.interrupt()
+        assert command.end() == 0
+        assert TOKEN not in command.told()
+    with watch(server.grpc, options[0], options[-1]) as command:
+        command.wait_line("; trying again in")  # without a certificate there is no connection
+        command.interrupt()
+        assert command.end() == 0
+
+
+def test_a_token_in_plaintext_on_this_machine_only(
+    database: Database, serve: ServerFactory, tmp_path: Path
+) -> None:
+    fill(database, 5)
+    tokens = write_secret(tmp_path / "tokens", f"people:{TOKEN}\n")
+    server = serve(database, AUTH_TOKENS_FILE=str(tokens))
+    file = write_secret(tmp_path / "token", f"{TOKEN}\n")
+    with watch(server.grpc, "--until-synced", "--token-file", str(file)) as command:
+        assert command.end() == 0
+    with Command("watch", "gateway.example:10002", "--token-file", str(file)) as command:
+        assert command.end() == 2
+        assert command.errors == [
+            "pads-cdc: watch: --token-file needs --ca-file: a token never travels in plaintext"
+        ]
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
         (("--protocol", "old", "--json"), "with --protocol old there are no other options"),
         (("--resume", "%%%"), "--resume takes a token as --json prints it at each checkpoint"),
         (("--resume", ""), "--resume takes a token as --json prints it at each checkpoint"),
-        (("--token-file", "token"), "--token-file needs --ca-file: a token never travels in plaintext"),
+        (
+            ("--cert-file", "cert", "--ca-file", "ca"),
+            "--cert-file and --key-file go together, and with --ca-file",
+        ),
         (("--ca-file", "/no/such/file"), "/no/such/file: No such file or directory"),
     ],
 )

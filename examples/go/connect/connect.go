@@ -17,46 +17,64 @@ import (
 	"google.golang.org/grpc/keepalive"
 )
 
-// Options say how a server is spoken to.
+// Options say how a server is spoken to. Each is a file, and may be empty.
 type Options struct {
-	CA    string // file of certificates to trust; empty: plaintext
-	Token string // file that holds the bearer token; empty: none
+	CA    string // certificates to trust; without them it is plaintext
+	Cert  string // our own certificate, where the server wants mutual TLS
+	Key   string // and its key
+	Token string // the bearer token
 }
 
 // Flags are the options as command line flags.
 func Flags() *Options {
 	options := &Options{}
-	flag.StringVar(&options.CA, "ca", "", "speak TLS, and trust the certificates in this file")
-	flag.StringVar(&options.Token, "token", "", "show the bearer token in this file, which is read again for each call")
+	flag.StringVar(&options.CA, "ca", "", "speak TLS, and trust the certificates in this `file`")
+	flag.StringVar(&options.Cert, "cert", "", "`file` of the certificate to show, for mutual TLS")
+	flag.StringVar(&options.Key, "key", "", "`file` of its key")
+	flag.StringVar(&options.Token, "token", "", "`file` of the bearer token; it is read again for each call")
 	return options
 }
 
 // To returns a connection, which is made at the first call and made again when it breaks.
 func To(target string, options *Options) (*grpc.ClientConn, error) {
 	with := []grpc.DialOption{grpc.WithKeepaliveParams(keepalive.ClientParameters{
-		// A server that is gone without a word is noticed within half a minute; 10 s between pings is the least it takes.
-		Time: 20 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: false,
+		// A server that is gone without a word is noticed within half a minute. Between pings it takes 10 s at least.
+		Time: 20 * time.Second, Timeout: 10 * time.Second,
 	})}
 	if options.CA == "" {
-		if options.Token != "" {
-			return nil, errors.New("a bearer token never travels in plaintext: say -ca too")
+		if options.Token != "" || options.Cert != "" {
+			return nil, errors.New("a token or a certificate needs TLS: say -ca too")
 		}
 		return dial(target, append(with, plaintext))
 	}
-	certificates, err := os.ReadFile(options.CA)
+	secure, err := tlsConfig(options)
 	if err != nil {
 		return nil, err
 	}
-	trusted := x509.NewCertPool()
-	if !trusted.AppendCertsFromPEM(certificates) {
-		return nil, fmt.Errorf("%s: no certificate in it", options.CA)
-	}
-	secure := &tls.Config{RootCAs: trusted, MinVersion: tls.VersionTLS12}
 	with = append(with, grpc.WithTransportCredentials(credentials.NewTLS(secure)))
 	if options.Token != "" {
 		with = append(with, grpc.WithPerRPCCredentials(bearer(options.Token)))
 	}
 	return dial(target, with)
+}
+
+func tlsConfig(options *Options) (*tls.Config, error) {
+	certificates, err := os.ReadFile(options.CA)
+	if err != nil {
+		return nil, err
+	}
+	config := &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
+	if !config.RootCAs.AppendCertsFromPEM(certificates) {
+		return nil, fmt.Errorf("%s: no certificate in it", options.CA)
+	}
+	if options.Cert != "" {
+		// Read at each connection, because certificates are renewed.
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			certificate, err := tls.LoadX509KeyPair(options.Cert, options.Key)
+			return &certificate, err
+		}
+	}
+	return config, nil
 }
 
 // bearer is the file that a token is in.

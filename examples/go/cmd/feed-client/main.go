@@ -1,6 +1,6 @@
 // Command feed-client follows the endpoint feed and prints what happens, one JSON line an event; never a key.
 //
-//	feed-client [-id NAME] [-ca FILE [-token FILE]] HOST:PORT...
+//	feed-client [-id NAME] [-ca FILE [-token FILE] [-cert FILE -key FILE]] HOST:PORT...
 package main
 
 import (

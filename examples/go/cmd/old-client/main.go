@@ -1,7 +1,7 @@
 // Command old-client speaks the old contract as deployed clients do: one fetch, then the stream, opened again 2 s after
 // it ends, and never another fetch. It prints one JSON line an event; never a key.
 //
-//	old-client [-ca FILE [-token FILE]] HOST:PORT
+//	old-client [-ca FILE [-token FILE] [-cert FILE -key FILE]] HOST:PORT
 package main
 
 import (
