@@ -97,7 +97,7 @@ def scene() -> Scene:
 
 def transaction(committed_at: float, published_at: float, **rows: int) -> TransactionSeen:
     return TransactionSeen(
-        7, 100, committed_at, published_at, {("accounts", a): n for a, n in rows.items()}, 3
+        7, 100, committed_at, published_at, cast("dict[tuple[str, Action], int]", {("accounts", a): n for a, n in rows.items()}), 3
     )
 
 
