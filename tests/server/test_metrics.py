@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import pytest
 import structlog
 from prometheus_client.exposition import generate_latest
@@ -13,6 +15,9 @@ from cdc.store import Store
 from server.fanout import FanOut, Listener
 from server.metrics import Metrics
 from server.subscribers import Subscribers
+
+if TYPE_CHECKING:
+    from cdc.wal2json import Action
 
 DESIGNED = {
     "source_connected": set(),
@@ -96,9 +101,9 @@ def scene() -> Scene:
 
 
 def transaction(committed_at: float, published_at: float, **rows: int) -> TransactionSeen:
-    return TransactionSeen(
-        7, 100, committed_at, published_at, cast("dict[tuple[str, Action], int]", {("accounts", a): n for a, n in rows.items()}), 3
-    )
+    # mypy takes the names of keywords for any strings.
+    changed = cast("dict[tuple[str, Action], int]", {("accounts", action): n for action, n in rows.items()})
+    return TransactionSeen(7, 100, committed_at, published_at, changed, 3)
 
 
 def batch(*transactions: TransactionSeen, affected: int = 3) -> BatchSeen:
