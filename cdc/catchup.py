@@ -39,10 +39,10 @@ class Catchup:
         part = self.tail.read(limit)
         if part.entries or part.more:
             # More will always come from here, even if the tail has arrived: its cut is not the client's yet.
-            return Part(part.entries, more=True, cut=None) if not self.done else part
+            return Part(part.entries, more=True, arrival=None) if not self.done else part
         if not self.done:
             entries = self._read_back(limit)
-            return Part(entries, more=True, cut=None)
+            return Part(entries, more=True, arrival=None)
         return part
 
     def finish(self) -> Cursor:

@@ -51,6 +51,8 @@ class Cut:
     seen: int
     count: int
     digest: bytes
+    whole: bool
+    """It is one that the database has had; otherwise an endpoint may be newer than another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,13 @@ class Part:
     entries: list[Entry]
     more: bool
     """More can be read at once."""
-    cut: Cut | None
-    """Set when, after these entries, the reader holds a map that existed."""
+    arrival: Cut | None
+    """Set when, after these entries, the reader holds what the store holds."""
+
+    @property
+    def cut(self) -> Cut | None:
+        """Set when the reader then holds a map that existed."""
+        return self.arrival if self.arrival is not None and self.arrival.whole else None
 
 
 class Cursor(Place):
@@ -101,10 +108,11 @@ class Cursor(Place):
                 else:
                     self._target = store.head
             if self.index < len(log) and log[self.index].revision <= self._target:
-                return Part(entries, more=True, cut=None)
+                return Part(entries, more=True, arrival=None)
             self.revision, self._target = self._target, None
             more = self.revision < store.head
-            # Whether an older head was whole is not kept; the walk to the present one follows at once.
-            whole = store.whole and not more
-            cut = Cut(self.revision, store.position, store.seen, len(store), store.digest) if whole else None
-            return Part(entries, more, cut)
+            if more:  # what an older head was like is not kept; the walk to the present one follows at once
+                return Part(entries, more, arrival=None)
+            count, digest = len(store), store.digest
+            arrival = Cut(self.revision, store.position, store.seen, count, digest, store.whole)
+            return Part(entries, more, arrival)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from google.protobuf.duration_pb2 import Duration
 
 from cdc.catchup import Catchup
-from cdc.cursor import Cursor
+from cdc.cursor import Cursor, Cut
 from cdc.token import Here, Rejoin, Reset, Resume, Token
 from server.feed_requests import MisuseError
 from server.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
@@ -20,9 +20,7 @@ from server.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cdc.cursor import Cut
     from cdc.lineage import Origin
-    from cdc.lsn import Lsn
     from cdc.store import Entry, Store
 
 MESSAGE_BYTES: Final = 1 << 20
@@ -46,6 +44,7 @@ class Feed:
         progress_interval: float,
         *,
         wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         entries: int = ENTRIES,
     ) -> None:
         """``staleness`` and ``progress_interval`` are in seconds, ``wall`` is Unix time."""
@@ -54,6 +53,9 @@ class Feed:
         self._staleness = staleness
         self._progress_interval = progress_interval
         self._wall = wall
+        self._clock = clock
+        self._checked_at = 0.0
+        """When the newest checkpoint was given, or the stream was opened."""
         self._entries = entries
         self._walk: Cursor | Catchup | None = None
         self._resetting = False
@@ -77,7 +79,7 @@ class Feed:
         self._resetting = isinstance(verdict, Reset)
         self._token = None if self._resetting else Token.parse(token)
         self.mismatched = False
-        self._told, self.more = -1, True
+        self._told, self.more, self._checked_at = -1, True, self._clock()
         match verdict:
             case Resume(after):
                 self._walk = Cursor(self._store, after)
@@ -107,8 +109,9 @@ class Feed:
             raise RuntimeError("not opened")
         part = walk.read(self._entries)
         self.more = part.more
+        arrival = part.arrival
         token = self._present()
-        arrived = part.cut is not None and (part.entries or part.cut.revision != self._told)
+        news = bool(part.entries) or (arrival is not None and arrival.revision != self._told)
         batch, room = pb.Batch(), MESSAGE_BYTES - _RESERVE
         for entry in part.entries:
             size = _CHANGE_BYTES + len(entry.id.encode()) + len(entry.payload or b"")
@@ -118,28 +121,30 @@ class Feed:
                 batch, room = pb.Batch(), MESSAGE_BYTES - _RESERVE
             room -= size
             _add(batch, entry)
-        if arrived and part.cut is not None:
+        checkpoint = arrival if news and arrival is not None and self._proves(arrival) else None
+        if checkpoint is not None:
             if room < 0:  # too large to have anything else in its message
                 batch.token = token
                 yield pb.WatchResponse(batch=batch)
                 batch = pb.Batch()
-            batch.checkpoint.CopyFrom(self._checkpoint(part.cut))
-            token = self._present()
+            batch.checkpoint.CopyFrom(self._checkpoint(checkpoint))
             batch.snapshot_end = self._resetting
             self._resetting = False
             if isinstance(walk, Catchup):
                 self._walk = walk.finish()
-        if arrived or batch.changes:
-            batch.token = token
+        elif arrival is not None and isinstance(walk, Cursor):
+            self._token = self._made(arrival)
+        if checkpoint is not None or batch.changes:
+            batch.token = self._present()
             yield pb.WatchResponse(batch=batch)
 
     def progress(self, *, queued: bool = False) -> pb.WatchResponse:
         """Return a sign of life, with a token where the client has everything that came before."""
         progress = pb.Progress(queued=queued)
         if isinstance(self._walk, Cursor):
-            cut = self._walk.read(0).cut
-            if cut is not None:
-                progress.checkpoint.CopyFrom(self._checkpoint(cut))
+            arrival = self._walk.read(0).arrival
+            if arrival is not None and self._proves(arrival):
+                progress.checkpoint.CopyFrom(self._checkpoint(arrival))
         progress.token = self._present()
         return pb.WatchResponse(progress=progress)
 
@@ -171,23 +176,36 @@ class Feed:
         seen = self._store.seen
         if self._token is not None:
             return replace(self._token, seen=max(self._token.seen, seen)).encode()
-        return replace(self._made(0, 0, seen), complete=False).encode()
+        return replace(self._made(Cut(0, 0, seen, 0, b"", whole=False)), complete=False).encode()
 
-    def _made(self, revision: int, position: Lsn, seen: Lsn) -> Token:
+    def _made(self, cut: Cut) -> Token:
         origin = self._origin()
-        history = origin.history
-        issued = int(self._wall())
-        return Token(origin.epoch, history.system, history.timeline, revision, position, seen, issued)
+        return Token(
+            epoch=origin.epoch,
+            system=origin.history.system,
+            timeline=origin.history.timeline,
+            revision=cut.revision,
+            position=cut.position,
+            seen=cut.seen,
+            issued=int(self._wall()),
+        )
+
+    def _proves(self, arrival: Cut) -> bool:
+        """Tell whether to give a checkpoint: not between the parts of what belongs together, unless no end of
+        that is in sight. A client would never know then that its snapshot is complete.
+        """
+        return arrival.whole or self._clock() - self._checked_at >= self._progress_interval
 
     def _checkpoint(self, cut: Cut) -> pb.Checkpoint:
-        self._token = self._made(cut.revision, cut.position, cut.seen)
-        self._told = cut.revision
+        self._token = self._made(cut)
+        self._told, self._checked_at = cut.revision, self._clock()
         self._told_most = max(self._told_most, cut.revision)
         return pb.Checkpoint(
             revision=cut.revision,
             count=cut.count,
             digest=cut.digest,
             staleness=duration(self._staleness()),
+            unsettled=not cut.whole,
         )
 
 

@@ -66,7 +66,9 @@ class Server:
         self.store = Store()
         self.origin = Origin(self.new_epoch(), History("7", 1), 0)
         self.maps: dict[int, dict[str, bytes]] = {}
-        """What was published as a whole, by revision."""
+        """What was published, by revision."""
+        self.settled: set[int] = set()
+        """Revisions at which the map is one that the database has had."""
         self.pending: list[dict[str, bytes | None]] = []
         """Parts of a ripple that are still to be published."""
         self.read_at = 0
@@ -93,9 +95,10 @@ class Server:
     def publish(self, rows: dict[str, bytes | None], position: int, *, named: bool, whole: bool) -> None:
         batch = self.store.prepare(rows.items(), position, named=named, seen=self.read_at)
         self.store.publish(batch, whole=whole, position=position if whole else 0, seen=self.read_at)
+        self.maps[self.store.head] = {e.id: e.payload for e in self.store.live() if e.payload is not None}
 
     def note(self) -> None:
-        self.maps[self.store.head] = {e.id: e.payload for e in self.store.live() if e.payload is not None}
+        self.settled.add(self.store.head)
 
     def apply(self, up_to: int, read_at: int, parts: int) -> None:
         """Re-query what transactions have named, at a time that may be later than theirs."""
@@ -142,7 +145,7 @@ class Server:
         old, self.store, self.pending = self.store, Store(), []
         if forgetful:
             self.origin = Origin(self.new_epoch(), self.origin.history, 0)
-            self.maps = {}
+            self.maps, self.settled = {}, set()
         else:
             kept = [
                 Remembered(e.id, e.revision, e.position, *_kept(e.id, e.payload))
@@ -250,7 +253,15 @@ class Feeds(RuleBasedStateMachine):
         if isinstance(verdict, Behind):
             assert token, "who holds nothing is never behind"
             return
-        feed = Feed(server.store, lambda: server.origin, lambda: 0.0, 5.0, wall=lambda: self.now, entries=2)
+        feed = Feed(
+            server.store,
+            lambda: server.origin,
+            lambda: 0.0,
+            5.0,
+            wall=lambda: self.now,
+            clock=lambda: self.now,
+            entries=2,
+        )
         client.server, client.feed, client.trying = server, feed, None
         self.receive(client, feed.open(verdict, token))
 
@@ -303,8 +314,9 @@ class Feeds(RuleBasedStateMachine):
             checkpoint = (
                 message.progress.checkpoint if message.HasField("progress") else message.batch.checkpoint
             )
-            whole = client.server.maps[checkpoint.revision]
-            assert client.replica.endpoints == whole, "a checkpoint stands for a map that existed"
+            published = client.server.maps[checkpoint.revision]
+            assert client.replica.endpoints == published, "a checkpoint stands for a map that existed"
+            assert checkpoint.unsettled or checkpoint.revision in client.server.settled
             client.feed.acknowledge(applied.acknowledge)
             assert client.feed.acknowledged == checkpoint.revision
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)server/pb/pads/cdc/v1/endpoint_feed.proto\x12\x0bpads.cdc.v1\x1a\x1egoogle/protobuf/duration.proto\"m\n\x0cWatchRequest\x12!\n\x04open\x18\x01 \x01(\x0b\x32\x11.pads.cdc.v1.OpenH\x00\x12/\n\x0b\x61\x63knowledge\x18\x02 \x01(\x0b\x32\x18.pads.cdc.v1.AcknowledgeH\x00\x42\t\n\x07request\"/\n\x04Open\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x14\n\x0cresume_token\x18\x02 \x01(\x0c\"5\n\x0b\x41\x63knowledge\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x17\n\x0f\x64igest_mismatch\x18\x02 \x01(\x08\"\x92\x01\n\rWatchResponse\x12%\n\x06opened\x18\x01 \x01(\x0b\x32\x13.pads.cdc.v1.OpenedH\x00\x12#\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x12.pads.cdc.v1.BatchH\x00\x12)\n\x08progress\x18\x03 \x01(\x0b\x32\x15.pads.cdc.v1.ProgressH\x00\x42\n\n\x08response\"\xa6\x01\n\x06Opened\x12\'\n\x07resumed\x18\x01 \x01(\x0b\x32\x14.pads.cdc.v1.ResumedH\x00\x12#\n\x05reset\x18\x02 \x01(\x0b\x32\x12.pads.cdc.v1.ResetH\x00\x12\x34\n\x11progress_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05token\x18\x04 \x01(\x0c\x42\t\n\x07outcome\"\t\n\x07Resumed\"@\n\x05Reset\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.pads.cdc.v1.ResetReason\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"\x7f\n\x05\x42\x61tch\x12$\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x13.pads.cdc.v1.Change\x12\r\n\x05token\x18\x02 \x01(\x0c\x12+\n\ncheckpoint\x18\x03 \x01(\x0b\x32\x17.pads.cdc.v1.Checkpoint\x12\x14\n\x0csnapshot_end\x18\x04 \x01(\x08\"a\n\x06\x43hange\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x13\n\x0b\x65ndpoint_id\x18\x02 \x01(\t\x12\x12\n\x08\x65ndpoint\x18\x03 \x01(\x0cH\x00\x12\x11\n\x07\x64\x65leted\x18\x04 \x01(\x08H\x00\x42\t\n\x07outcome\"k\n\nCheckpoint\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12,\n\tstaleness\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"V\n\x08Progress\x12\r\n\x05token\x18\x01 \x01(\x0c\x12+\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x17.pads.cdc.v1.Checkpoint\x12\x0e\n\x06queued\x18\x03 \x01(\x08\"\x0f\n\rStatusRequest\"\xb5\x01\n\x0eStatusResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12,\n\tstaleness\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tlag_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bsubscribers\x18\x07 \x01(\r\x12\r\n\x05ready\x18\x08 \x01(\x08*\xae\x02\n\x0bResetReason\x12\x1c\n\x18RESET_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15RESET_REASON_NO_TOKEN\x10\x01\x12\x1a\n\x16RESET_REASON_MALFORMED\x10\x02\x12\x18\n\x14RESET_REASON_EXPIRED\x10\x03\x12\x1d\n\x19RESET_REASON_OTHER_SYSTEM\x10\x04\x12\x19\n\x15RESET_REASON_TIMELINE\x10\x05\x12!\n\x1dRESET_REASON_UNKNOWN_REVISION\x10\x06\x12\x14\n\x10RESET_REASON_GAP\x10\x07\x12 \n\x1cRESET_REASON_DIGEST_MISMATCH\x10\x08\x12\x1b\n\x17RESET_REASON_INCOMPLETE\x10\t2\x9c\x01\n\x13\x45ndpointFeedService\x12\x42\n\x05Watch\x12\x19.pads.cdc.v1.WatchRequest\x1a\x1a.pads.cdc.v1.WatchResponse(\x01\x30\x01\x12\x41\n\x06Status\x12\x1a.pads.cdc.v1.StatusRequest\x1a\x1b.pads.cdc.v1.StatusResponseB Z\x1epads-cdc/gen/pads/cdc/v1;cdcv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)server/pb/pads/cdc/v1/endpoint_feed.proto\x12\x0bpads.cdc.v1\x1a\x1egoogle/protobuf/duration.proto\"m\n\x0cWatchRequest\x12!\n\x04open\x18\x01 \x01(\x0b\x32\x11.pads.cdc.v1.OpenH\x00\x12/\n\x0b\x61\x63knowledge\x18\x02 \x01(\x0b\x32\x18.pads.cdc.v1.AcknowledgeH\x00\x42\t\n\x07request\"/\n\x04Open\x12\x11\n\tclient_id\x18\x01 \x01(\t\x12\x14\n\x0cresume_token\x18\x02 \x01(\x0c\"5\n\x0b\x41\x63knowledge\x12\r\n\x05token\x18\x01 \x01(\x0c\x12\x17\n\x0f\x64igest_mismatch\x18\x02 \x01(\x08\"\x92\x01\n\rWatchResponse\x12%\n\x06opened\x18\x01 \x01(\x0b\x32\x13.pads.cdc.v1.OpenedH\x00\x12#\n\x05\x62\x61tch\x18\x02 \x01(\x0b\x32\x12.pads.cdc.v1.BatchH\x00\x12)\n\x08progress\x18\x03 \x01(\x0b\x32\x15.pads.cdc.v1.ProgressH\x00\x42\n\n\x08response\"\xa6\x01\n\x06Opened\x12\'\n\x07resumed\x18\x01 \x01(\x0b\x32\x14.pads.cdc.v1.ResumedH\x00\x12#\n\x05reset\x18\x02 \x01(\x0b\x32\x12.pads.cdc.v1.ResetH\x00\x12\x34\n\x11progress_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05token\x18\x04 \x01(\x0c\x42\t\n\x07outcome\"\t\n\x07Resumed\"@\n\x05Reset\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.pads.cdc.v1.ResetReason\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"\x7f\n\x05\x42\x61tch\x12$\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x13.pads.cdc.v1.Change\x12\r\n\x05token\x18\x02 \x01(\x0c\x12+\n\ncheckpoint\x18\x03 \x01(\x0b\x32\x17.pads.cdc.v1.Checkpoint\x12\x14\n\x0csnapshot_end\x18\x04 \x01(\x08\"a\n\x06\x43hange\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x13\n\x0b\x65ndpoint_id\x18\x02 \x01(\t\x12\x12\n\x08\x65ndpoint\x18\x03 \x01(\x0cH\x00\x12\x11\n\x07\x64\x65leted\x18\x04 \x01(\x08H\x00\x42\t\n\x07outcome\"~\n\nCheckpoint\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12,\n\tstaleness\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tunsettled\x18\x05 \x01(\x08\"V\n\x08Progress\x12\r\n\x05token\x18\x01 \x01(\x0c\x12+\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x17.pads.cdc.v1.Checkpoint\x12\x0e\n\x06queued\x18\x03 \x01(\x08\"\x0f\n\rStatusRequest\"\xb5\x01\n\x0eStatusResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12,\n\tstaleness\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tlag_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bsubscribers\x18\x07 \x01(\r\x12\r\n\x05ready\x18\x08 \x01(\x08*\xae\x02\n\x0bResetReason\x12\x1c\n\x18RESET_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15RESET_REASON_NO_TOKEN\x10\x01\x12\x1a\n\x16RESET_REASON_MALFORMED\x10\x02\x12\x18\n\x14RESET_REASON_EXPIRED\x10\x03\x12\x1d\n\x19RESET_REASON_OTHER_SYSTEM\x10\x04\x12\x19\n\x15RESET_REASON_TIMELINE\x10\x05\x12!\n\x1dRESET_REASON_UNKNOWN_REVISION\x10\x06\x12\x14\n\x10RESET_REASON_GAP\x10\x07\x12 \n\x1cRESET_REASON_DIGEST_MISMATCH\x10\x08\x12\x1b\n\x17RESET_REASON_INCOMPLETE\x10\t2\x9c\x01\n\x13\x45ndpointFeedService\x12\x42\n\x05Watch\x12\x19.pads.cdc.v1.WatchRequest\x1a\x1a.pads.cdc.v1.WatchResponse(\x01\x30\x01\x12\x41\n\x06Status\x12\x1a.pads.cdc.v1.StatusRequest\x1a\x1b.pads.cdc.v1.StatusResponseB Z\x1epads-cdc/gen/pads/cdc/v1;cdcv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'server.pb.pads.cdc.v1.endpo
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z\036pads-cdc/gen/pads/cdc/v1;cdcv1'
-  _globals['_RESETREASON']._serialized_start=1327
-  _globals['_RESETREASON']._serialized_end=1629
+  _globals['_RESETREASON']._serialized_start=1346
+  _globals['_RESETREASON']._serialized_end=1648
   _globals['_WATCHREQUEST']._serialized_start=90
   _globals['_WATCHREQUEST']._serialized_end=199
   _globals['_OPEN']._serialized_start=201
@@ -54,13 +54,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHANGE']._serialized_start=829
   _globals['_CHANGE']._serialized_end=926
   _globals['_CHECKPOINT']._serialized_start=928
-  _globals['_CHECKPOINT']._serialized_end=1035
-  _globals['_PROGRESS']._serialized_start=1037
-  _globals['_PROGRESS']._serialized_end=1123
-  _globals['_STATUSREQUEST']._serialized_start=1125
-  _globals['_STATUSREQUEST']._serialized_end=1140
-  _globals['_STATUSRESPONSE']._serialized_start=1143
-  _globals['_STATUSRESPONSE']._serialized_end=1324
-  _globals['_ENDPOINTFEEDSERVICE']._serialized_start=1632
-  _globals['_ENDPOINTFEEDSERVICE']._serialized_end=1788
+  _globals['_CHECKPOINT']._serialized_end=1054
+  _globals['_PROGRESS']._serialized_start=1056
+  _globals['_PROGRESS']._serialized_end=1142
+  _globals['_STATUSREQUEST']._serialized_start=1144
+  _globals['_STATUSREQUEST']._serialized_end=1159
+  _globals['_STATUSRESPONSE']._serialized_start=1162
+  _globals['_STATUSRESPONSE']._serialized_end=1343
+  _globals['_ENDPOINTFEEDSERVICE']._serialized_start=1651
+  _globals['_ENDPOINTFEEDSERVICE']._serialized_end=1807
 # @@protoc_insertion_point(module_scope)

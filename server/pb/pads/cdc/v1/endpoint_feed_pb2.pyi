@@ -116,16 +116,18 @@ class Change(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., endpoint_id: _Optional[str] = ..., endpoint: _Optional[bytes] = ..., deleted: _Optional[bool] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
-    __slots__ = ("revision", "count", "digest", "staleness")
+    __slots__ = ("revision", "count", "digest", "staleness", "unsettled")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
+    UNSETTLED_FIELD_NUMBER: _ClassVar[int]
     revision: int
     count: int
     digest: bytes
     staleness: _duration_pb2.Duration
-    def __init__(self, revision: _Optional[int] = ..., count: _Optional[int] = ..., digest: _Optional[bytes] = ..., staleness: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    unsettled: bool
+    def __init__(self, revision: _Optional[int] = ..., count: _Optional[int] = ..., digest: _Optional[bytes] = ..., staleness: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., unsettled: _Optional[bool] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("token", "checkpoint", "queued")
