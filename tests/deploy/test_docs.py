@@ -1,0 +1,52 @@
+"""The documents: what they link to is there, and they name no metric that is not."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cdc.freshness import Freshness
+from cdc.store import Store
+from server.metrics import Metrics
+from server.subscribers import Subscribers
+from tests.fix_prometheus import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+OF_SECURITY = {"pads_cdc_auth_failures_total", "pads_cdc_tls_certificate_expiry_timestamp_seconds"}
+
+
+def anchors(document: Path) -> set[str]:
+    """What its headings can be linked to as, by GitHub's rule."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda one: one.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        to = document.parent / path if path else document
+        assert to.exists(), f"{document.name}: {target}"
+        if anchor and to.suffix == ".md":
+            assert anchor in anchors(to), f"{document.name}: {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda one: one.name)
+def test_metrics_that_are_named_are_there(document: Path) -> None:
+    registry = Metrics(
+        version="1", store=Store(), freshness=Freshness(), subscribers=Subscribers(), audit_interval=300.0
+    ).registry
+    known = {
+        f"{family.name}{suffix}"
+        for family in registry.collect()
+        for suffix in ("", "_total", "_bucket", "_sum", "_count")
+    }
+    named = set(re.findall(r"\bpads_cdc_\w+(?:_total|_seconds|_bytes)\b", document.read_text()))
+    assert named <= known | OF_SECURITY, document.name
