@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from tests.fix_prometheus import ROOT
 
 DEPLOY = ROOT / "deploy"
 FILE = DEPLOY / "compose.yaml"
+PROGRAMS = Path(sys.executable).parent
+"""Those that pip has installed with us."""
 
 
 def services() -> dict[str, dict[str, Any]]:
@@ -22,7 +26,7 @@ def services() -> dict[str, dict[str, Any]]:
 
 def test_it_fits_the_compose_specification() -> None:
     done = subprocess.run(
-        [ROOT / ".venv/bin/check-jsonschema", "--builtin-schema", "vendor.compose-spec", FILE],
+        [PROGRAMS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", FILE],
         check=False,
         capture_output=True,
         text=True,
@@ -88,7 +92,7 @@ def test_grafana_is_given_its_data_source_and_its_dashboard(path: Any) -> None:
 
 def test_hadolint_finds_nothing_in_the_image_of_postgres() -> None:
     done = subprocess.run(
-        [ROOT / ".venv/bin/hadolint", DEPLOY / "postgres/Dockerfile"],
+        [PROGRAMS / "hadolint", DEPLOY / "postgres/Dockerfile"],
         check=False,
         capture_output=True,
         text=True,

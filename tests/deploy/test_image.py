@@ -5,6 +5,8 @@ from __future__ import annotations
 import faulthandler
 import os
 import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +18,7 @@ from tests.fix_server import fill
 if TYPE_CHECKING:
     from tests.fix_postgres import Database
 
-HADOLINT = ROOT / ".venv/bin/hadolint"
+HADOLINT = Path(sys.executable).with_name("hadolint")
 
 CHECKS = r"""
 say() { printf '=%s=%s\n' "$1" "$(printf %s "$2" | tr '\n' ' ')"; }
