@@ -89,8 +89,12 @@ class EndpointFeed:
         self._patience = 0.0
         self.received_bytes = 0
         """Of messages, since the start."""
+        self.attempts = 0
+        """Connections that were tried."""
         self.resets = 0
         """Times that everything was sent."""
+        self.proofs = 0
+        """Times that the map was found to be the server's, by its digest."""
 
     # --- the map: for any thread, without waiting
 
@@ -207,6 +211,7 @@ class EndpointFeed:
             metadata = (("authorization", f"Bearer {self._bearer()}"),) if self._bearer is not None else ()
         except OSError as error:
             return Remedy.BACK_OFF, f"the bearer token cannot be read: {error.strerror}"
+        self.attempts += 1
         outbox = Outbox(self._replica.opening(self._client_id), self._watch_silence)
         self._heard_at, self._patience = time.monotonic(), _FIRST_WORD_SECONDS
         with self._channel(target) as channel:
@@ -262,6 +267,7 @@ class EndpointFeed:
 
     def _proved(self, staleness: float, backoff: Backoff) -> None:
         self._exact = time.monotonic(), staleness
+        self.proofs += 1
         backoff.succeeded()
         if not self._ready.done():
             self._ready.set_result(None)

@@ -1,0 +1,1 @@
+"""Tests of pads_cdc_client."""
