@@ -71,7 +71,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was sent is a map that existed."""
+    """What was sent is a map that the server holds, as a whole."""
 
     revision: int
     count: int
@@ -82,6 +82,8 @@ class Checkpoint:
     """Ours is the same. After ``--resume`` there is none of ours to compare."""
     staleness: float
     """Seconds since it was known to be the database's."""
+    unsettled: bool
+    """It is the server's, and not one that the database has had: so much is happening."""
     token: bytes
     synced: ClassVar = True
 
@@ -94,6 +96,7 @@ class Checkpoint:
             "digest": self.digest,
             "verified": self.verified,
             "staleness_seconds": self.staleness,
+            "unsettled": self.unsettled,
             "resume_token": base64.urlsafe_b64encode(self.token).decode(),
         }
 

@@ -180,6 +180,7 @@ class Feed:
             at.digest.hex(),
             isinstance(self._map, Replica),
             at.staleness.ToNanoseconds() / 1e9,
+            at.unsettled,
             self._map.token,
         )
 
