@@ -51,7 +51,7 @@ class Stream:
 
     def until(self, kind: str) -> pb.WatchResponse:
         """Return the next message of a kind: ``opened``, ``batch``, ``progress``."""
-        while not (message := self.read()).HasField(kind):  # type: ignore[arg-type]  # the stub wants a literal
+        while not (message := self.read()).HasField(kind):
             pass
         return message
 
