@@ -59,6 +59,7 @@ def test_a_map_a_callback_and_how_stale_it_is(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_client_that_is_cut_off_a_hundred_times_in_a_storm_is_exact_whenever_it_says_so(
     database: Database, serve: ServerFactory
 ) -> None:
@@ -268,3 +269,21 @@ def test_waits_double_up_to_a_bound_and_are_never_the_same_for_all() -> None:
     backoff.succeeded()
     assert backoff.wait(Remedy.RETRY) <= 1
     assert len({Backoff().wait(Remedy.RETRY) for _ in range(100)}) > 90
+
+
+@pytest.mark.slow
+def test_two_hundred_thousand_endpoints_and_a_change_that_touches_a_tenth_of_them(
+    database: Database, serve: ServerFactory, feed: FeedFactory
+) -> None:
+    fill(database, 200_000)
+    server = serve(database)
+    server.wait_metric(200_000, "pads_cdc_endpoints")
+    client = feed(server)
+    assert client.wait_ready(DEADLINE)
+    snapshot = client.received_bytes
+    database.execute(
+        "UPDATE pay_plans SET throughput_limit = throughput_limit + 1 WHERE plan_type = 'plan_3'"
+    )
+    wait_exact(client, expected(database))
+    assert client.resets == 1
+    assert client.received_bytes < 1.3 * snapshot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -321,11 +322,9 @@ def test_two_hundred_clients_start_over_at_once(
 
     writing = threading.Thread(target=write)
     writing.start()
-    replicas = []
-    for feed in feeds:
-        replica = Replica()
-        assert follow(feed, replica).batch.snapshot_end
-        replicas.append(replica)
+    replicas = [Replica() for _ in feeds]
+    with ThreadPoolExecutor(len(feeds)) as readers:
+        assert all(message.batch.snapshot_end for message in readers.map(follow, feeds, replicas))
     writing.join()
     settled(server, database)
     oracle = expected(database)
