@@ -30,6 +30,8 @@ class Started:
     confirmed: Lsn
     created: Snapshot | None = None
     """Set when the slot was made just now, on a primary: the snapshot that it starts from."""
+    found: bool = True
+    """The slot was there before us: somebody has read it, perhaps we."""
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,11 @@ class Follower(threading.Thread):
         known = self._requery.history or History(kept.system, kept.timeline)
         self._requery.abandon()
         self._session = started.session
+        if started.found and kept.fresh and not self._streamed:
+            self._observer.state_file_error(
+                "the slot has been read before, and there is no state file: clients of the old contract that"
+                " missed deletes must be restarted; keep STATE_FILE on a disk that outlives the process"
+            )
         if not started.history.continues(known, max(self._store.position, self._store.seen)):
             self._break_with_the_past()
         self._requery.history = started.history

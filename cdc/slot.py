@@ -191,7 +191,8 @@ class SlotReader(threading.Thread):
         with connection.cursor() as cursor, connection.cursor() as feedback:
             history = _identify(cursor)
             slot = self._usable_slot(cursor)
-            created = self._create(connection, cursor) if slot is None else None
+            found = slot is not None
+            created = None if found else self._create(connection, cursor)
             slot = slot or self._usable_slot(cursor)
             if slot is None:
                 raise SourceError("slot_lost", f"the slot {self._name} vanished while it was made")
@@ -199,7 +200,7 @@ class SlotReader(threading.Thread):
             self._session_number += 1
             cursor.start_replication_expert(_start(quote_ident(self._name, connection), tables), decode=False)
             self._observer.connected(connected=True)
-            self._backlog.tell(Started(self._session_number, history, slot.confirmed, created))
+            self._backlog.tell(Started(self._session_number, history, slot.confirmed, created, found))
             try:
                 self._read(connection, cursor, assembler, _Feedback(feedback))
             finally:

@@ -357,3 +357,15 @@ def test_a_ripple_longer_than_wal_sender_timeout_keeps_its_connection(rig: Rig) 
         cursor.execute("ROLLBACK")
     rig.heals()
     assert rig.server.metric("pads_cdc_source_reconnects_total") == 0
+
+
+def test_a_missing_state_file_is_said(rig: Rig, serve: ServerFactory, tmp_path: Path) -> None:
+    """Old clients that were away cannot be told of deletes any more: a person has to restart them."""
+    assert rig.server.metric("pads_cdc_state_file_errors_total") == 0
+    assert rig.server.stop() == 0
+    rig.server = serve(rig.database, STATE_FILE=str(tmp_path / "another"))
+    rig.server.wait_metric(1, "pads_cdc_state_file_errors_total")
+    assert rig.server.stop() == 0
+    again = serve(rig.database, STATE_FILE=str(tmp_path / "another"))
+    again.wait_metric(1, "pads_cdc_reconcile_total", reason="start")
+    assert again.metric("pads_cdc_state_file_errors_total") == 0
