@@ -94,7 +94,7 @@ class EndpointFeed:
         self.resets = 0
         """Times that everything was sent."""
         self.proofs = 0
-        """Times that the map was found to be the server's, by its digest."""
+        """Times that the map was found, by its digest, to be one that the database has had."""
 
     # --- the map: for any thread, without waiting
 
@@ -122,7 +122,7 @@ class EndpointFeed:
         return self._replica.complete
 
     def staleness(self) -> float:
-        """Return for how many seconds at most the map has not been the database's; infinity before `ready`.
+        """Return for how many seconds at most the map has not been the database's; infinity before a proof.
 
         It grows between signs of life, which come every few seconds, and while there is no server.
         """
@@ -260,14 +260,15 @@ class EndpointFeed:
             outbox.put(applied.acknowledge)
             if applied.acknowledge.digest_mismatch:
                 _log.error("the map differs from the server's and is had anew")
-        if applied.staleness is not None:
-            self._proved(applied.staleness, backoff)
+            else:
+                self._proved(applied.staleness, backoff)
         self._call_back(applied)
         self._heard_at = time.monotonic()
 
-    def _proved(self, staleness: float, backoff: Backoff) -> None:
-        self._exact = time.monotonic(), staleness
-        self.proofs += 1
+    def _proved(self, staleness: float | None, backoff: Backoff) -> None:
+        if staleness is not None:
+            self._exact = time.monotonic(), staleness
+            self.proofs += 1
         backoff.succeeded()
         if not self._ready.done():
             self._ready.set_result(None)

@@ -37,7 +37,7 @@ class Applied:
     acknowledge: pb.Acknowledge | None = None
     """To be sent."""
     staleness: float | None = None
-    """Set at a checkpoint that was proved: seconds since the map was known to be the database's."""
+    """Set where the map was proved to be one that the database has had: seconds since it was known to be."""
 
 
 class Replica:
@@ -127,5 +127,5 @@ class Replica:
             return Applied(changes, pb.Acknowledge(token=self.token, digest_mismatch=True))
         self.mismatches = 0
         self.complete = True
-        staleness = checkpoint.staleness.ToNanoseconds() / 1e9
+        staleness = None if checkpoint.unsettled else checkpoint.staleness.ToNanoseconds() / 1e9
         return Applied(changes, pb.Acknowledge(token=self.token), staleness)

@@ -22,6 +22,8 @@ from tests.fix_feed import Stream, opening, status
 from tests.fix_server import expected, fill, wait_until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.fix_feed import StreamFactory
     from tests.fix_postgres import Database, DatabaseFactory
     from tests.fix_server import Server, ServerFactory
@@ -176,6 +178,29 @@ def test_two_servers_of_one_database_hand_a_client_over_without_ever_going_back(
             follow(feed, replica)
         feed.close()
     assert resets == ["RESET_REASON_NO_TOKEN"], [line for one in servers for line in one.logs]
+
+
+def test_a_server_that_answered_for_transactions_by_comparing_everything_takes_no_older_foreign_token(
+    database: Database, serve: ServerFactory, stream: StreamFactory, tmp_path: Path
+) -> None:
+    fill(database, 20)
+    one = serve(database, SLOT_NAME="pads_one", STATE_FILE=str(tmp_path / "one"))
+    other = serve(database, SLOT_NAME="pads_other", STATE_FILE=str(tmp_path / "other"))
+    settled(other, database)
+    replica = Replica()
+    follow(stream(one, opening()), replica)
+    before = replica.token
+    database.execute("TRUNCATE portal_application_settings")
+    settled(one, database)
+    settled(other, database)
+    # What had changed and changed back by then, the other server could not tell from nothing.
+    assert stream(other, opening(before)).read().opened.reset.reason == pb.RESET_REASON_GAP
+    feed = stream(one, opening(before))
+    replica.apply(feed.read())
+    while replica.endpoints != expected(database):
+        follow(feed, replica)
+    moved = stream(other, opening(replica.token)).read().opened
+    assert moved.HasField("resumed"), "from there on it has followed"
 
 
 def test_misuse_is_said_and_costs_nobody_else_anything(
