@@ -35,7 +35,7 @@ def test_memory_that_was_loaded_before_a_followed_move_was_visible(
             "SELECT pg_current_xact_id()::text::bigint"
         )
         [(xid,)] = cursor.fetchall()
-        # The stream brings it, as it does while the commit waits for a standby; then something asks for a reconcile.
+        # The stream brings it, as while the commit waits for a standby; then comes a reconcile.
         move = Affected({rule.query: {"app_7"}}, [Move(rule, row, "app_7", known=False)])
         end = 2**62
         parents.resolve(move, end)
