@@ -274,8 +274,10 @@ class Requery:
     def _apply(self, read: OpenRead, rows: list[Row]) -> None:
         task, evidence = read.task, read.read.evidence
         named = task.reason is None
-        end = task.end if named else evidence.seen
-        batch = self._store.prepare(rows, end, named=named, seen=evidence.seen)
+        # Not the end of what was written: without another commit nothing may flush that for minutes, and a
+        # server that is asked to have reached it would turn clients away.
+        seen = evidence.flushed
+        batch = self._store.prepare(rows, task.end if named else seen, named=named, seen=seen)
         read.upserts += batch.upserts
         read.deletes += batch.deletes
         for older in self._reads[: self._reads.index(read)]:
@@ -286,9 +288,9 @@ class Requery:
         last = last and self.reached >= self._torn_up_to
         position = self.reached if last else 0
         reach("prepared")
-        self._ledger.append(batch, position=position or self._store.position, seen=evidence.seen)
+        self._ledger.append(batch, position=position or self._store.position, seen=seen)
         reach("written")
-        self._store.publish(batch, whole=last, position=position, seen=evidence.seen)
+        self._store.publish(batch, whole=last, position=position, seen=seen)
         reach("published")
 
     def _finish(self, read: OpenRead) -> None:
@@ -386,7 +388,7 @@ class Requery:
 
     def _tell_lineage(self, read: OpenRead) -> None:
         evidence = read.read.evidence
-        covers = evidence.seen if evidence.replayed is None else evidence.replayed
+        covers = evidence.flushed if evidence.replayed is None else evidence.replayed
         self._lineage.reread(read.began, covers, evidence.system)
         self._lineage.gap(read.task.end)
 

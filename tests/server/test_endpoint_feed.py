@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 
 def follow(stream: Stream, replica: Replica) -> pb.WatchResponse:
-    """Apply messages up to the next checkpoint of a batch, and acknowledge; returns its message."""
+    """Apply messages up to the next checkpoint of a batch, and acknowledge; returns all parts as one message."""
+    parts = pb.WatchResponse()
     while True:
         message = stream.read()
         assert message.ByteSize() < MESSAGE_BYTES
@@ -38,8 +39,10 @@ def follow(stream: Stream, replica: Replica) -> pb.WatchResponse:
         if applied.acknowledge is not None:
             assert not applied.acknowledge.digest_mismatch
             stream.send(pb.WatchRequest(acknowledge=applied.acknowledge))
+        if message.HasField("batch"):
+            parts.batch.MergeFrom(message.batch)
         if message.batch.HasField("checkpoint"):
-            return message
+            return parts
 
 
 def settled(server: Server, database: Database) -> str:
