@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def follow(stream: Stream, replica: Replica) -> pb.WatchResponse:
-    """Apply messages up to the next checkpoint of a batch, and acknowledge; returns all parts as one message."""
+    """Apply messages up to the next checkpoint of a batch, and acknowledge; returns them as one message."""
     parts = pb.WatchResponse()
     while True:
         message = stream.read()
