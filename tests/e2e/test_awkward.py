@@ -332,7 +332,7 @@ def test_a_load_of_100_000_rows_and_a_transaction_of_1_000_000_changes(
     wait_equal(now.clients[0], database, deadline=90)
     assert now.clients[0].key("app_1") == "w8"
     grown = _peak_memory(now.server) - before
-    assert grown < 400 * 2**20, f"{grown / 2**20:.0f} MiB more for one transaction"
+    assert grown < 100 * 2**20, f"{grown / 2**20:.0f} MiB more for one transaction"
     now.check_clean()
 
 
