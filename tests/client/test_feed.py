@@ -125,7 +125,10 @@ def test_a_client_moves_between_servers_and_never_goes_back(
     fill(database, 50)
     folder = tmp_path_factory.mktemp("states")
     states = {f"pads_{n}": str(folder / str(n)) for n in range(2)}
-    servers = [serve(database, SLOT_NAME=name, STATE_FILE=state) for name, state in states.items()]
+    servers = [
+        serve(database, SLOT_NAME=name, STATE_FILE=state, PROGRESS_INTERVAL="200ms")
+        for name, state in states.items()
+    ]
     keys: list[int] = []
 
     def note(change: Change) -> None:
@@ -140,6 +143,13 @@ def test_a_client_moves_between_servers_and_never_goes_back(
         )
         closing.enter_context(client)
         assert client.wait_ready(DEADLINE)
+        # A token is good at the other server from the moment on at which that one began to follow.
+        for server in servers:
+            server.wait_metric(50, "pads_cdc_endpoints")
+        rotate(database, 1, "1")
+        wait_exact(client, expected(database))
+        proofs = client.proofs
+        wait_until(lambda: client.proofs > proofs, "a token of now")
         for number in range(2, 12):
             rotate(database, 1, str(number))
             proofs = client.proofs

@@ -161,6 +161,8 @@ def test_two_servers_of_one_database_hand_a_client_over_without_ever_going_back(
     fill(database, 300)
     folder = tmp_path_factory.mktemp("states")
     servers = [serve(database, SLOT_NAME=f"pads_{n}", STATE_FILE=str(folder / str(n))) for n in range(2)]
+    for server in servers:  # a token is good at the other one from when that began to follow
+        settled(server, database)
     replica = Replica()
     resets = []
     for number in range(1, 21):
