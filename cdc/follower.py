@@ -105,6 +105,8 @@ class Follower(threading.Thread):
         self._mode: Mode | None = None
         self._lost_at = time.monotonic()
         self._lost_reason = "start"
+        self._gap = True
+        """Transactions may never have come: only a reconcile makes the map exact."""
         self._poll_at = 0.0
         self._audit_at = time.monotonic() + audit_interval
         self._unlooked: deque[tuple[int, Lsn]] = deque(maxlen=10_000)
@@ -144,7 +146,9 @@ class Follower(threading.Thread):
     def _begin_anew(self, error: Exception) -> None:
         """After a fault of ours: serve what is held, and read the stream again from what was confirmed."""
         self._observer.trouble(_FAULT, str(fault_of_ours(error)))
-        self._requery.abandon()
+        self._streaming = False  # nothing is confirmed or paid until the stream begins again
+        self._lost_at = time.monotonic()
+        self._requery.owe(_FAULT)
         self._reader.drop(_FAULT)
         self._stopping.wait(_POLL)
 
@@ -214,6 +218,9 @@ class Follower(threading.Thread):
             )
         if not started.history.continues(known, max(self._store.position, self._store.seen)):
             self._break_with_the_past()
+        # What was read before may not be all: at the start, and where a slot was made anew.
+        self._gap = started.created is not None or started.confirmed > self._requery.reached
+        self._parents.load({}, 0)  # what follows was perhaps followed already: known again with the reconcile
         self._requery.history = started.history
         self._lineage.following(started.history)
         if started.confirmed > self._requery.reached:  # true at the start, and with a new slot
@@ -265,7 +272,7 @@ class Follower(threading.Thread):
             self._pay()
         position = requery.done_up_to
         if self._streaming:
-            if self._owed is None:  # what was let go is not applied until its reconcile is done
+            if self._owed is None and not self._gap:  # neither is applied until a reconcile is done
                 self._freshness.applied(position)
             self._reader.confirm(position, self._session)
             self._let_go(position)
@@ -279,26 +286,26 @@ class Follower(threading.Thread):
             requery.exact_at = None
 
     def _let_go(self, position: int) -> None:
-        """Owe a reconcile rather than fill the database's disk while re-queries fail."""
-        if (
-            not self._requery.busy
-            or self._freshness.positions().server_end - position <= self._max_retained_wal
-        ):
+        """Owe a reconcile rather than fill the database's disk while what is open cannot be done.
+
+        Nothing that runs is ended: it may be about to succeed.
+        """
+        if not self._requery.busy or self._requery.reached - position <= self._max_retained_wal:
             return
-        task = self._requery.owe(_OWED)
-        gate = task.gate | self._owed if self._owed is not None else task.gate
-        gate = gate.spanned()
+        gate = self._requery.open_gate()
+        gate = (gate if self._owed is None else gate | self._owed).spanned()
         if not self._ledger.note(owed=gate.note()):
             return  # without a durable note nothing may be let go
         reach("noted")
-        self._owed = task.gate = gate
-        task.since = self._requery.reached
+        self._owed = gate
+        self._requery.let_go()
         self._observer.trouble(
             _OWED, "the slot held back more than MAX_RETAINED_WAL and was let go: a reconcile is owed"
         )
 
     def _pay(self) -> None:
         """Forget what the reconcile that has just been done was for."""
+        self._gap = False
         if self._owed is not None:
             self._owed = None
             self._ledger.note(owed="")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cdc.errors import Refusal, StateFileError
 from cdc.state_file import Kept, StateFile
-from cdc.store import Remembered, entry_digest
+from cdc.store import Remembered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -139,5 +139,5 @@ class Ledger:
 
 def _remembered(store: Store) -> Iterator[Remembered]:
     for entry in list(store.entries.values()):
-        digest = b"" if entry.payload is None else entry_digest(entry.id, entry.payload)
+        digest = store.kept_digest(entry)
         yield Remembered(entry.id, entry.revision, entry.position, digest or bytes(16), not digest)

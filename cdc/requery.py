@@ -151,16 +151,25 @@ class Requery:
         """Forget positions: the history that they were of has been left."""
         self.read_up_to = self._torn_up_to = 0
 
-    def owe(self, reason: str) -> Task:
-        """Replace everything that is open by one reconcile, which answers for all of it; return that."""
-        tasks = self._open_tasks()
-        self._close_reads()
-        task = merged([*tasks, Task.reconcile(reason, Gate(), self.reached)])
+    def owe(self, reason: str) -> None:
+        """Replace everything that is open by one reconcile, which answers for all of it."""
+        task = merged([*self._open_tasks(), Task.reconcile(reason, Gate(), self.reached)])
+        self.abandon()
         task.affected.give_up(reason)
-        task.gate = task.gate.spanned()
         task.transactions.clear()
         self._waiting = [task]
-        return task
+
+    def open_gate(self) -> Gate:
+        """Return what has to be seen before everything that is open now counts as done."""
+        gate = Gate()
+        for task in self._open_tasks():
+            gate |= task.gate
+        return gate
+
+    def let_go(self) -> None:
+        """Let the slot forget what is open: a note answers for it if the process ends before it is done."""
+        for task in self._open_tasks():
+            task.since = self.reached
 
     def abandon(self) -> None:
         """Forget everything that is open: it will be redelivered, or the process ends."""
@@ -196,19 +205,18 @@ class Requery:
 
     def _look(self) -> None:
         """Try the tasks that wait: read those whose gate is open, all in one statement where keys suffice."""
-        if len(self._waiting) > _MANY:
-            self._waiting = [merged(self._waiting)]
         if len(self._reads) >= _ABREAST:
             return
         ready = list(self._waiting)
         if len(ready) > 1 or ready[0].reason is not None:
             # The usual case is one task with keys: it is read at once, and its gate looked at afterwards.
             ready = self._open_gates(self._database.evidence())
-        if ready:
-            self._waiting = [task for task in self._waiting if task not in ready]
-            if self._begin(merged(ready)):
-                self._pause = _WAIT_FIRST
-                return
+        self._waiting = [task for task in self._waiting if task not in ready]
+        if len(self._waiting) > _MANY:  # those that were found shut: what is open must not wait with them
+            self._waiting = [merged(self._waiting)]
+        if ready and self._begin(merged(ready)):
+            self._pause = _WAIT_FIRST
+            return
         self._pause = min(self._pause * 1.5, _WAIT_MOST)
         self._look_at = time.monotonic() + self._pause
 
@@ -334,8 +342,6 @@ class Requery:
         self._audit = None
         batch = self._store.prepare(differing, audit.seen, named=False)
         if batch.changed:
-            for read in self._reads:
-                read.overtake(differing)
             self._ledger.append(batch, position=self._store.position, seen=audit.seen)
             self._store.publish(
                 batch, whole=self.whole, position=self.reached if self.whole else 0, seen=audit.seen

@@ -178,6 +178,12 @@ class Store:
             for entry in self.entries.values():
                 entry.position = 0
 
+    def kept_digest(self, entry: Entry) -> bytes:
+        """Return the digest to remember: empty for a tombstone, as restored while not yet verified."""
+        if entry.payload is not None:
+            return entry_digest(entry.id, entry.payload)
+        return self._unverified.get(entry.id, b"")
+
     def live_ids(self) -> Iterator[str]:
         """Walk the ids that are not tombstones."""
         return (endpoint_id for endpoint_id in list(self.entries) if endpoint_id not in self.tombstones)

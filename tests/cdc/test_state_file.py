@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc.errors import Refusal, StateFileError
+from cdc.ledger import Ledger
 from cdc.state_file import StateFile
 from cdc.store import Store
+from server.fanout import Listener
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -165,3 +167,16 @@ def test_folding_keeps_the_newest_of_each(path: Path) -> None:
     assert again.head == store.head
     assert len(again) == 1000
     assert not again.prepare([(e.id, e.payload) for e in store.live()], 99, named=False).changed
+
+
+def test_a_new_epoch_before_the_first_load_keeps_what_is_not_verified_yet(path: Path) -> None:
+    """What was restored has no payload yet: that does not make it deleted."""
+    write(path, [{"a": KEY, "b": KEY}, {"b": None}])
+    ledger = Ledger(path, "", Listener())
+    store = Store()
+    store.restore(ledger.kept.entries, ledger.kept.head)
+    ledger.new_epoch(store)
+    ledger.close()
+    again = reopened(path)
+    assert list(again.tombstones) == ["b"]
+    assert not again.prepare([("a", KEY)], 99, named=False).changed
