@@ -16,7 +16,7 @@ from psycopg2.extensions import parse_dsn
 from cdc.errors import ConfigurationError
 
 _URL_SCHEMES: Final = ("postgres://", "postgresql://")
-FORMS: Final = "postgresql://user:password@host:5432/database, or host=... dbname=... user=..."
+FORMS: Final = "postgresql://USER:PASSWORD@HOST:5432/DATABASE, or host=... dbname=... user=..."
 
 
 class ConnectionString:

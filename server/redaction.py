@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 HIDDEN = "[redacted]"
 
 # A connection string goes as a whole: where the password ends is unknown if it holds an unescaped @ or quote.
-_URL = re.compile(r"\bpostgres(?:ql)?://\S*", re.IGNORECASE)
-_USERINFO = re.compile(r"(?<=://)[^\s/]*@")
+# What our own messages tell people to type is none.
+_URL = re.compile(r"\b(?i:postgres(?:ql)?)://(?!USER:PASSWORD@HOST:5432/DATABASE\b)\S*")
+_USERINFO = re.compile(r"(?<=://)(?!USER:PASSWORD@)[^\s/]*@")
 _PAIR = re.compile(
     r"""\b(pgpassword|password|passwd|sslpassword|secret_key|api_key|authorization)(["']?\s*[=:]\s*)"""
     r"""('(?:\\.|[^'\\])*'?|"(?:\\.|[^"\\])*"?|(?:bearer\s+|basic\s+)?[^\s,;}]+)""",

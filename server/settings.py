@@ -107,12 +107,12 @@ class Settings(BaseSettings):
 
     postgres_connection_string: Secret = Field(
         description="Required. Where the replication slot is, as a role with REPLICATION and SELECT.",
-        examples=["postgresql://pads_cdc:secret@127.0.0.1:5432/portal"],
+        examples=["postgresql://USER:PASSWORD@HOST:5432/DATABASE"],
     )
     query_connection_string: Secret = Field(
         default_factory=lambda given: given["postgres_connection_string"],
         description="Where the mapping is queried: a server of the same system; if not given, the slot's.",
-        examples=["postgresql://pads_cdc:secret@replica:5432/portal"],
+        examples=["postgresql://USER:PASSWORD@HOST:5432/DATABASE"],
     )
     host: Host = _setting("127.0.0.1", "0.0.0.0", "Address that gRPC listens on.")  # noqa: S104 (an example)
     port: Port = _setting(10002, "10002", "Port that gRPC listens on; 0 takes any free one.")
