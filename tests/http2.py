@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from tests.fix_server import DEADLINE
@@ -87,7 +87,9 @@ class Connection:
 
     def _send(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         head = struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream)
-        self._socket.sendall(head + payload)
+        # The server may have closed already; what it said before that is still to be read.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._socket.sendall(head + payload)
 
 
 @contextmanager

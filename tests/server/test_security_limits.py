@@ -111,7 +111,9 @@ def test_a_flood_of_strangers_that_hang_up_leaves_nothing_behind(
 
 def test_pings_that_come_too_often_end_the_connection(server: Server) -> None:
     with connected(server.grpc) as impatient:
-        for _ in range(5):
+        for _ in range(
+            4
+        ):  # the first is in time, the third that is not is one too many; a fifth would meet a RST
             impatient.ping()
         assert impatient.wait(GOAWAY, b"too_many_pings")[4:8] == _ENHANCE_YOUR_CALM
         impatient.wait_end()
