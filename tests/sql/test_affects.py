@@ -80,7 +80,7 @@ def test_whatever_changes_was_affected(name: str, identity: str, database_factor
     elif identity == "full":
         for table in mapping.tables:
             database.execute(f"ALTER TABLE {table} REPLICA IDENTITY FULL")
-    seed = random.SystemRandom().randrange(10**6)
+    seed = f"{name} {identity}"
     chance = random.Random(seed)  # noqa: S311 - which rows to write is no secret
     with database.connect().cursor() as cursor, database.connect().cursor() as writer:
         fill(cursor)
@@ -89,7 +89,9 @@ def test_whatever_changes_was_affected(name: str, identity: str, database_factor
         for number in range(ROUNDS):
             parents = remember(cursor, mapping)
             statements = write(writer, name, chance, number)
-            (transaction,) = drain(cursor, database.name, mapping) or (None,)
+            # Autovacuum analyzes while we write: its transactions have no rows.
+            brought = [one for one in drain(cursor, database.name, mapping) if one.rows]
+            (transaction,) = brought or (None,)
             after = full(cursor, mapping)
             changed = {id_ for id_ in {*before, *after} if before.get(id_) != after.get(id_)}
             found = {}
