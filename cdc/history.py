@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cdc import lsn
+from cdc.errors import SourceError
 
 if TYPE_CHECKING:
+    from cdc.gate import Evidence
     from cdc.lsn import Lsn
 
 
@@ -51,3 +53,22 @@ def parse_switches(content: str) -> tuple[tuple[int, Lsn], ...]:
         if len(fields) >= 2 and fields[0].isdigit():  # noqa: PLR2004 - comments and blank lines have other shapes
             switches.append((int(fields[0]), lsn.parse(fields[1])))
     return tuple(switches)
+
+
+def vouch(evidence: Evidence, history: History | None, read_up_to: Lsn) -> None:
+    """Refuse a read of a server that is not of the slot's history, or that lags behind what was read already.
+
+    Raises:
+        SourceError: what was read does not count; its reason says why.
+
+    """
+    if history is not None:
+        if evidence.system != history.system:
+            raise SourceError("other_system", "the query server belongs to another cluster than the slot")
+        if evidence.timeline is not None and evidence.timeline != history.timeline:
+            raise SourceError(
+                "other_timeline",
+                f"the query server writes timeline {evidence.timeline}, the slot's server another one",
+            )
+    if evidence.replayed is not None and evidence.replayed < read_up_to:
+        raise SourceError("query_server_behind", "the query server has not replayed what was read before")

@@ -14,9 +14,10 @@ import time
 from typing import TYPE_CHECKING
 
 from cdc.audit import Audit
-from cdc.errors import PadsCdcError, SourceError
+from cdc.errors import PadsCdcError
 from cdc.failpoints import reach
 from cdc.gate import Gate
+from cdc.history import vouch
 from cdc.observer import BatchSeen, ReconcileSeen
 from cdc.task import OpenRead, Task, merged
 
@@ -106,7 +107,7 @@ class Requery:
             return False
         read = self._database.read()
         try:
-            self._trust(read.evidence)
+            vouch(read.evidence, self.history, self.read_up_to)
         except PadsCdcError:
             read.close()
             raise
@@ -222,7 +223,7 @@ class Requery:
 
     def _open_gates(self, evidence: Evidence) -> list[Task]:
         """Return the tasks whose gate is open; a second reconcile waits for the first one to end."""
-        self._trust(evidence)
+        vouch(evidence, self.history, self.read_up_to)
         self._recovered()
         reconciling = any(read.task.reason for read in self._reads)
         return [
@@ -241,7 +242,7 @@ class Requery:
         else:
             read = self._database.read(task.affected.keys)
         try:
-            self._trust(read.evidence)
+            vouch(read.evidence, self.history, self.read_up_to)
         except PadsCdcError:
             read.close()
             raise
@@ -347,19 +348,6 @@ class Requery:
                 batch, whole=self.whole, position=self.reached if self.whole else 0, seen=audit.seen
             )
         self._tell_reconciled("audit", batch.upserts, batch.deletes, audit.seconds)
-
-    def _trust(self, evidence: Evidence) -> None:
-        """Refuse a server that is not of the slot's history, or that lags behind what was read already."""
-        if self.history is not None:
-            if evidence.system != self.history.system:
-                raise SourceError("other_system", "the query server belongs to another cluster than the slot")
-            if evidence.timeline is not None and evidence.timeline != self.history.timeline:
-                raise SourceError(
-                    "other_timeline",
-                    f"the query server writes timeline {evidence.timeline}, the slot's server another one",
-                )
-        if evidence.replayed is not None and evidence.replayed < self.read_up_to:
-            raise SourceError("query_server_behind", "the query server has not replayed what was read before")
 
     def _load_parents(self) -> None:
         relations, all_rules = self._catalog.look(self._database), self._database.mapping.rules
