@@ -122,6 +122,15 @@ class Follower(threading.Thread):
         self._backlog.wake()
         self._database.cancel()
 
+    def read_so_far(self) -> tuple[History, Lsn]:
+        """Say which history was followed, and how far whatever was read reaches in it; any thread may ask.
+
+        It holds from the start on, before this thread runs: the state file knows.
+        """
+        kept = self._ledger.kept
+        known = self._requery.history or History(kept.system, kept.timeline)
+        return known, max(kept.position, kept.seen, self._store.position, self._store.seen)
+
     def run(self) -> None:
         """Follow until `stop`."""
         try:
@@ -156,6 +165,7 @@ class Follower(threading.Thread):
         kept = self._ledger.kept
         self._store.restore(kept.entries, kept.head, kept.position, kept.seen)
         kept.entries = []
+        self._requery.read_up_to = kept.seen  # of a standby that replays again nothing older counts
         self._owed = kept.owed
         self._set_mode("waiting")
 
@@ -208,7 +218,7 @@ class Follower(threading.Thread):
     def _begin_stream(self, started: Started) -> None:
         """Begin anew from what was confirmed: one reconcile answers for everything that was open."""
         kept = self._ledger.kept
-        known = self._requery.history or History(kept.system, kept.timeline)
+        goes_on = started.history.continues(*self.read_so_far())
         self._requery.abandon()
         self._session = started.session
         if started.found and kept.fresh and not self._streamed:
@@ -216,7 +226,7 @@ class Follower(threading.Thread):
                 "the slot has been read before, and there is no state file: clients of the old contract that"
                 " missed deletes must be restarted; keep STATE_FILE on a disk that outlives the process"
             )
-        if not started.history.continues(known, max(self._store.position, self._store.seen)):
+        if not goes_on:
             self._break_with_the_past()
         # What was read before may not be all: at the start, and where a slot was made anew.
         self._gap = started.created is not None or started.confirmed > self._requery.reached

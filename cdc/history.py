@@ -44,6 +44,16 @@ class History:
         until = self.good_until(before.timeline)
         return self.system == before.system and until is not None and position <= until
 
+    def lags(self, before: History, position: Lsn) -> bool:
+        """Tell whether this is the same line, not yet as far as what was read on it up to ``position``.
+
+        A standby that has restarted looks like that until it has replayed again. A primary that does has been
+        restored from a backup.
+        """
+        if self.system != before.system or self.timeline > before.timeline:
+            return False
+        return self.timeline < before.timeline or self.end < position
+
 
 def parse_switches(content: str) -> tuple[tuple[int, Lsn], ...]:
     """Read the content of a timeline history file: a timeline, where it was left, and why, a line."""

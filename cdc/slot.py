@@ -15,9 +15,7 @@ from __future__ import annotations
 import selectors
 import threading
 import time
-import traceback
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from psycopg2.extensions import quote_ident
@@ -25,7 +23,7 @@ from psycopg2.extensions import quote_ident
 from cdc import lsn, wal2json
 from cdc.backlog import Idle, Lost, Started
 from cdc.connection import cancel_soon
-from cdc.errors import MessageError, PadsCdcError, Refusal, SlotHeld, SourceError
+from cdc.errors import MessageError, PadsCdcError, Refusal, SlotHeld, SourceError, fault_of_ours
 from cdc.failpoints import reach
 from cdc.gate import Snapshot
 from cdc.history import History, parse_switches
@@ -108,8 +106,12 @@ class SlotReader(threading.Thread):
         backlog: Backlog,
         freshness: Freshness,
         observer: Observer,
+        read_so_far: Callable[[], tuple[History, Lsn]],
     ) -> None:
-        """``assemble`` looks at the catalog and returns an assembler and the tables to ask the plugin for."""
+        """``assemble`` looks at the catalog and returns an assembler and the tables to ask the plugin for.
+
+        ``read_so_far`` says how far in which history anything was read: a standby has to be there again.
+        """
         super().__init__(name="slot-reader", daemon=True)
         self._address = address
         self._name = name
@@ -118,6 +120,7 @@ class SlotReader(threading.Thread):
         self._backlog = backlog
         self._freshness = freshness
         self._observer = observer
+        self._read_so_far = read_so_far
         self._stopping = threading.Event()
         self._dropping: str | None = None
         self._connection: LogicalReplicationConnection | None = None
@@ -168,7 +171,7 @@ class SlotReader(threading.Thread):
             try:
                 self._session()
             except Exception as fault:  # noqa: BLE001 - the thread's boundary: it must not end without a word
-                error = fault if isinstance(fault, PadsCdcError) else _fault_of_ours(fault)
+                error = fault if isinstance(fault, PadsCdcError) else fault_of_ours(fault)
                 self._backlog.tell(Lost(error))
                 # A stream that held for a while starts anew; a slot that another holds is asked for steadily.
                 steady = time.monotonic() - started > _HELD or isinstance(error, SlotHeld)
@@ -190,6 +193,7 @@ class SlotReader(threading.Thread):
     def _follow(self, connection: LogicalReplicationConnection) -> None:
         with connection.cursor() as cursor, connection.cursor() as feedback:
             history = _identify(cursor)
+            self._wait_for_replay(cursor, history)
             slot = self._usable_slot(cursor)
             found = slot is not None
             created = None if found else self._create(connection, cursor)
@@ -207,6 +211,17 @@ class SlotReader(threading.Thread):
                 last = self._may_confirm
                 if last and not connection.closed:
                     feedback.send_feedback(flush_lsn=last, apply_lsn=last, force=True)
+
+    def _wait_for_replay(self, cursor: ReplicationCursor, history: History) -> None:
+        """Take no standby that has restarted and replays again for a database that went back."""
+        before, position = self._read_so_far()
+        if not history.lags(before, position) or not _is_standby(cursor):
+            return
+        raise SourceError(
+            "standby_behind",
+            f"the standby is at {lsn.show(history.end)} and was read up to {lsn.show(position)}: waiting for"
+            " it to replay that (if its primary was restored from a backup: remove STATE_FILE and restart)",
+        )
 
     def _usable_slot(self, cursor: ReplicationCursor) -> SlotState | None:
         """Return our slot; None if it has to be made. One that is not ours to touch is an error."""
@@ -252,8 +267,7 @@ class SlotReader(threading.Thread):
         """Make the slot; on a primary, return the snapshot that the stream starts from. Waits for all
         transactions.
         """
-        cursor.execute("SELECT pg_is_in_recovery()")
-        [standby] = cursor.fetchone() or (False,)
+        standby = _is_standby(cursor)
         mode = "nothing" if standby else "export"
         name = quote_ident(self._name, connection)
         self.creating = True
@@ -326,6 +340,12 @@ class SlotReader(threading.Thread):
         self._freshness.received(transaction.end)
 
 
+def _is_standby(cursor: ReplicationCursor) -> bool:
+    cursor.execute("SELECT pg_is_in_recovery()")
+    [(standby,)] = cursor.fetchall()
+    return bool(standby)
+
+
 def _identify(cursor: ReplicationCursor) -> History:
     cursor.execute("IDENTIFY_SYSTEM")
     [(system, timeline, end, _)] = cursor.fetchall()
@@ -344,15 +364,6 @@ def _start(slot: str, tables: list[str]) -> str:
     quoted = ((name, value.replace("'", "''")) for name, value in options.items())
     given = ", ".join(f"\"{name}\" '{value}'" for name, value in quoted)
     return f"START_REPLICATION SLOT {slot} LOGICAL 0/0 ({given})"
-
-
-def _fault_of_ours(fault: Exception) -> SourceError:
-    """Say where it happened, and not what it says: that may be a row's content."""
-    place = traceback.extract_tb(fault.__traceback__)[-1]
-    where = f"{place.name} ({PurePath(place.filename).name}:{place.lineno})"
-    error = SourceError("fault", f"a fault of ours, please report it: {type(fault).__name__} in {where}")
-    error.__cause__ = fault
-    return error
 
 
 class _Feedback:

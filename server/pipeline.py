@@ -58,7 +58,14 @@ class Pipeline:
         backlog = Backlog()
         catalog = Catalog(queries["Relations"], mapping, settings.db_schema)
         self._reader = SlotReader(
-            source, settings.slot_name, queries, catalog.assemble, backlog, freshness, observer
+            source,
+            settings.slot_name,
+            queries,
+            catalog.assemble,
+            backlog,
+            freshness,
+            observer,
+            lambda: self.follower.read_so_far(),  # noqa: PLW0108 - the follower is made with the reader
         )
         self._probe = Probe(source, settings.slot_name, queries, self._reader, freshness, observer)
         parents = Parents()

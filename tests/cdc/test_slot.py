@@ -16,6 +16,7 @@ from cdc.backlog import Backlog, Event, Lost, Started
 from cdc.connection import Address
 from cdc.errors import Refusal, SlotHeld, SourceError
 from cdc.freshness import Freshness
+from cdc.history import History
 from cdc.mapping import Rule, server_queries
 from cdc.slot import SlotReader
 from server.fanout import Listener
@@ -57,6 +58,7 @@ class Following:
             self.backlog,
             Freshness(),
             Listener(),
+            lambda: (History(), 0),
         )
         self.reader.start()
 

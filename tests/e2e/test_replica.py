@@ -6,11 +6,13 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from server.pb.gateway_endpoint_pb2 import GatewayEndpoint
 from tests.fix_server import fill, wait_equal, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.fix_feed import FeedFactory
     from tests.fix_postgres import Database, DatabaseFactory, Replicated
     from tests.fix_server import GatewayFactory, ServerFactory
 
@@ -117,3 +119,53 @@ def test_what_happened_while_we_were_down_is_there_after_the_restart(
     seen = [b"new" in (payload or b"") for endpoint_id, payload in client.updates if endpoint_id == "app_1"]
     assert seen == sorted(seen), "it went back to the old key"
     assert again.stop() == 0
+
+
+def test_a_standby_that_replays_again_is_waited_for(
+    standby17: Replicated,
+    database_factory: DatabaseFactory,
+    serve: ServerFactory,
+    gateway: GatewayFactory,
+    feed: FeedFactory,
+) -> None:
+    """After a crash it is what it was long ago, and has lost nothing: no token is given up for that."""
+    primary = database_factory(cluster=standby17.primary)
+    fill(primary, 50)
+    standby17.wait_replayed()
+    standby = primary.on(standby17.standby)
+    server = serve(standby)
+    with nudged(primary):
+        wait_until(lambda: server.metric("pads_cdc_source_mode", mode="streaming") == 1, "the slot is made")
+    client, held = gateway(server), feed(server)
+    rotate = "UPDATE portal_application_settings SET secret_key_required = true, secret_key = %s WHERE id = 1"
+    primary.execute("CHECKPOINT")
+    standby17.wait_replayed()
+    standby.execute("CHECKPOINT")  # what comes now has to be replayed again after a crash
+    for number in range(2, 7):
+        primary.execute(rotate, (f"key_{number}",))
+        wait_equal(client, primary)
+    wait_until(lambda: held.ready and held.endpoints == client.map, "the feed has it too")
+
+    standby.cluster.stop("immediate")
+    standby.cluster.configure({"recovery_min_apply_delay": "1h"})  # no commit is replayed
+    standby.cluster.start()
+    primary.execute(rotate, ("key_7",))
+    server.wait_log("source lost, reconnecting", reason="standby_behind")
+    wait_until(lambda: "standby" in server.get("/healthz")[1], "it says so")
+    assert server.get("/readyz") == (200, "ok"), "and serves what it holds"
+    server.kill()
+    again = serve(standby, PORT=str(server.grpc))  # which knows it from its state file alone
+    again.wait_log("source lost, reconnecting", reason="standby_behind")
+    wait_until(
+        lambda: "has not replayed" in again.get("/healthz")[1], "nothing older is read to fill the map"
+    )
+
+    standby.cluster.configure({"recovery_min_apply_delay": "0"})
+    standby.cluster.reload()
+    client.wait(lambda one: one.key("app_1") == "key_7", "the newest key")
+    wait_equal(client, primary)
+    wait_until(lambda: held.endpoints == client.map, "the feed goes on")
+    keys = [GatewayEndpoint.FromString(payload or b"") for key, payload in client.updates if key == "app_1"]
+    seen = [one.auth.static_api_key.api_key for one in keys]
+    assert seen == sorted(seen), "it went back"
+    assert held.resets == 1, "the tokens stayed good"
