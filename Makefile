@@ -14,6 +14,7 @@ DEV := .venv/dev.stamp
 
 DEMO_ARGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
 
 .PHONY: help
 help: ## Show what there is to make
@@ -42,6 +43,14 @@ SOAK_ARGS ?=
 .PHONY: soak
 soak: $(DEV) postgres ## Run writers, faults and clients against each other; SECONDS=3600, SOAK_ARGS="--seed 1"
 	$(BIN)/python -m tests.soak --seconds $(SECONDS) $(SOAK_ARGS)
+
+.PHONY: bench
+bench: $(DEV) postgres ## Measure us beside the alternatives, small: BENCH_ARGS="ripple start" measures only these
+	$(BIN)/python -m bench --size quick $(BENCH_ARGS)
+
+.PHONY: bench-full
+bench-full: $(DEV) postgres ## Measure at the size of the record, within 40 minutes; wants a quiet machine
+	$(BIN)/python -m bench --size full $(BENCH_ARGS)
 
 .PHONY: check
 check: lint types check-proto proto-lint sqlc ## Check everything that needs no database

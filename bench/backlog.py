@@ -1,0 +1,95 @@
+"""Backlog: how long until everything that piled up is in the store, and the slot may forget it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from bench.references import reader, recvlogical
+from bench.results import OURS, Result
+from bench.rig import wait_until
+from cdc import lsn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bench.rig import Database, Rig
+    from bench.served import Served
+    from bench.sizes import Sizes
+
+_CASES: Final = {
+    "settings": ("portal_application_settings", "application_id"),
+    "nothing of ours": ("noise", "id"),
+}
+_SMALL: Final = """
+DO $$ BEGIN
+    FOR number IN {first}..{last} LOOP
+        UPDATE {table} SET secret_key = md5('{round}' || number) WHERE {key} = {value};
+        COMMIT;
+    END LOOP;
+END $$
+"""
+_BULK: Final = "UPDATE {table} SET secret_key = md5('{round}' || id) WHERE id BETWEEN {first} AND {last}"
+_CONFIRMED: Final = "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE slot_name = 'pads_cdc'"
+_TRANSACTIONS: Final = "pads_cdc_transactions_total"
+
+
+def run(rig: Rig) -> Iterator[Result]:
+    """Halt our server, let changes pile up, and let it go on; the references have slots of their own."""
+    sizes = rig.sizes
+    size = (
+        f"{sizes.transactions + 1:,} transactions, {sizes.transactions + sizes.bulk:,} updates, "
+        f"{sizes.endpoints:,} endpoints"
+    )
+    with rig.database(sizes.endpoints) as database, rig.serve(database) as served:
+        for case in _CASES:
+            taken: dict[str, list[float]] = {}
+            for number in range(sizes.runs):
+                for contender, seconds in _round(rig, database, served, case, number):
+                    taken.setdefault(contender, []).append(seconds)
+            for contender, samples in taken.items():
+                yield Result("backlog", case, contender, "s", tuple(samples), size)
+
+
+def _round(
+    rig: Rig, database: Database, served: Served, case: str, number: int
+) -> Iterator[tuple[str, float]]:
+    with ExitStack() as slots:
+        limit, bare = (slots.enter_context(database.slot(name)) for name in ("limit", "bare"))
+        before = served.metric(_TRANSACTIONS)
+        served.process.send_signal(signal.SIGSTOP)
+        rig.say(f"backlog, {case}: changes pile up")
+        _pile_up(database, rig.sizes, case, f"{case}{number}")
+        end = database.wal_end()
+        rig.say(f"backlog, {case}: {OURS}")
+        began = time.monotonic()
+        served.process.send_signal(signal.SIGCONT)
+        with database.connect() as session, session.cursor() as cursor:
+
+            def confirmed() -> bool:
+                cursor.execute(_CONFIRMED, (end,))
+                return cursor.fetchall() == [(True,)]
+
+            wait_until(confirmed, "the backlog is confirmed")
+        yield OURS, time.monotonic() - began
+        if case == "settings":  # what is not ours does not count as a transaction
+            seen = served.metric(_TRANSACTIONS) - before
+            if seen <= rig.sizes.transactions:
+                raise RuntimeError(f"confirmed after {seen:.0f} transactions: the rest was not taken")
+        rig.say(f"backlog, {case}: pg_recvlogical")
+        yield "pg_recvlogical", recvlogical.read(database, limit, end)
+        rig.say(f"backlog, {case}: bare reader")
+        yield "bare reader", reader.read(database.url, bare, lsn.parse(end))
+
+
+def _pile_up(database: Database, sizes: Sizes, case: str, round_name: str) -> None:
+    table, key = _CASES[case]
+    value = "number" if key == "id" else "substr(md5(number::text), 1, 24)"
+    half = sizes.transactions // 2
+    names = {"table": table, "key": key, "value": value, "round": round_name}
+    database.execute(_SMALL.format(first=0, last=half - 1, **names))
+    bulk = {"first": sizes.transactions + 1, "last": sizes.transactions + sizes.bulk}
+    database.execute(_BULK.format(**bulk, **names))
+    database.execute(_SMALL.format(first=half, last=sizes.transactions - 1, **names))

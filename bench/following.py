@@ -1,0 +1,141 @@
+"""Whoever follows the database, ours or another, in a process of its own that notes when it has what.
+
+The clock is monotonic, which on Linux all processes share.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from multiprocessing.connection import Connection
+
+DEADLINE: Final = 300.0
+"""Seconds after which what should arrive counts as never."""
+
+# Forking a process that has gRPC's threads, or connections, would end badly.
+_spawn: Final = multiprocessing.get_context("spawn")
+
+
+class Notebook:
+    """In the follower's process: what has arrived since the last `mark`, by endpoint."""
+
+    def __init__(self) -> None:
+        self._arrivals: dict[str, float] = {}
+        self._wanted = -1
+        self._following = False
+        self._changed = threading.Condition()
+
+    def following(self) -> None:
+        """Say that everything from now on will be noted."""
+        with self._changed:
+            self._following = True
+            self._changed.notify_all()
+
+    def arrived(self, endpoints: Iterable[str], at: float) -> None:
+        """Note that these are here, at this time by ``time.monotonic``; what is noted stays as it is."""
+        arrivals = self._arrivals
+        for endpoint in endpoints:
+            if endpoint not in arrivals:
+                arrivals[endpoint] = at
+        if 0 <= self._wanted <= len(arrivals):
+            with self._changed:
+                self._changed.notify_all()
+
+    def answer(self, command: str, argument: int) -> Any:
+        """Do what the other side asks for."""
+        with self._changed:
+            match command:
+                case "following":
+                    return self._changed.wait_for(lambda: self._following, DEADLINE)
+                case "mark":
+                    self._arrivals = {}
+                    return True
+                case "wait":
+                    self._wanted = argument
+                    if not self._changed.wait_for(lambda: len(self._arrivals) >= argument, DEADLINE):
+                        return None
+                    self._wanted = -1
+                    return max(self._arrivals.values())
+        return dict(self._arrivals)
+
+
+class Follower:
+    """Runs ``follow(notebook, ...)``, which never returns, in a process; ends with its context."""
+
+    def __init__(self, follow: Callable[..., None], *arguments: Any) -> None:
+        """Start; ``follow`` and its arguments go by pickle."""
+        self._pipe, other = _spawn.Pipe()
+        self._process = _spawn.Process(target=_run, args=(other, follow, arguments), daemon=True)
+        self._process.start()
+        other.close()
+        self._name = follow.__name__
+
+    def __enter__(self) -> Self:
+        try:
+            self._ask("following")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pipe.close()
+        self._process.kill()
+        self._process.join()
+
+    def mark(self) -> None:
+        """Forget what has arrived."""
+        self._ask("mark")
+
+    def wait(self, count: int) -> float:
+        """Return when the last of so many endpoints had arrived, once they have.
+
+        Raises:
+            TimeoutError: they never did.
+
+        """
+        at: float | None = self._ask("wait", count)
+        if at is None:
+            raise TimeoutError(f"{self._name}: {count:,} endpoints did not come within {DEADLINE:.0f} s")
+        return at
+
+    def arrivals(self) -> dict[str, float]:
+        """Return when each endpoint arrived first."""
+        arrived: dict[str, float] = self._ask("arrivals")
+        return arrived
+
+    def _ask(self, command: str, argument: int = 0) -> Any:
+        self._pipe.send((command, argument))
+        try:
+            return self._pipe.recv()
+        except EOFError:
+            raise RuntimeError(f"{self._name}: the process has ended, see above") from None
+
+
+def _run(pipe: Connection, follow: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    notebook = Notebook()
+    threading.Thread(target=_follow, args=(notebook, follow, arguments), daemon=True).start()
+    while True:
+        try:
+            pipe.send(notebook.answer(*pipe.recv()))
+        except (EOFError, BrokenPipeError):
+            os._exit(0)  # whoever started us has gone; gRPC's threads need no goodbye
+
+
+def _follow(notebook: Notebook, follow: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    try:
+        follow(notebook, *arguments)
+    finally:
+        # It is not meant to end; its traceback, if any, has been printed by then.
+        threading.Timer(0.2, os._exit, (1,)).start()
+
+
+def now() -> float:
+    """Return the time that arrivals are noted by."""
+    return time.monotonic()

@@ -1,0 +1,48 @@
+"""The limit of re-querying: the mapping's rows, fetched or copied as fast as psycopg2 can, and dropped."""
+
+from __future__ import annotations
+
+import io
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
+
+import psycopg2
+
+from cdc.mapping import load
+
+if TYPE_CHECKING:
+    from bench.rig import Database
+
+_MAPPING: Final = load("grove").queries["Endpoints"]
+ENDPOINT: Final = f"SELECT * FROM ({_MAPPING}) AS mapping WHERE endpoint_id = $1"
+_PLAN: Final = f"SELECT * FROM ({_MAPPING}) AS mapping WHERE plan_type = '{{plan}}'"
+
+
+def fetch(database: Database, plan: str | None = None) -> float:
+    """Fetch a plan's rows, or all, and return how long that took, in seconds."""
+    with closing(psycopg2.connect(database.url)) as session, session.cursor() as cursor:
+        began = time.monotonic()
+        cursor.execute(_query(plan))
+        cursor.fetchall()
+        return time.monotonic() - began
+
+
+def copy(database: Database, plan: str | None = None) -> float:
+    """COPY a plan's rows, or all, to nowhere, and return how long that took, in seconds."""
+    with closing(psycopg2.connect(database.url)) as session, session.cursor() as cursor:
+        began = time.monotonic()
+        cursor.copy_expert(f"COPY ({_query(plan)}) TO STDOUT", _Nowhere())
+        return time.monotonic() - began
+
+
+def _query(plan: str | None) -> str:
+    return _MAPPING if plan is None else _PLAN.format(plan=plan)
+
+
+class _Nowhere(io.RawIOBase):
+    def writable(self) -> bool:
+        return True
+
+    def write(self, _: object) -> int:
+        return 0

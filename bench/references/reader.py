@@ -1,0 +1,87 @@
+"""A bare psycopg2 reader: what Python can have of a slot at best, and what it costs to read again as well."""
+
+from __future__ import annotations
+
+import select
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
+
+import psycopg2
+from psycopg2.extras import LogicalReplicationConnection
+
+from bench.following import now
+from bench.references.mapping_query import ENDPOINT
+from bench.references.recvlogical import options
+from cdc import wal2json
+
+if TYPE_CHECKING:
+    from psycopg2.extras import ReplicationCursor
+
+    from bench.following import Notebook
+
+_WAIT: Final = 1.0
+
+
+def follow(notebook: Notebook, url: str, slot: str) -> None:
+    """Note each update of settings when its row is here, before its commit is."""
+    with closing(psycopg2.connect(url, connection_factory=LogicalReplicationConnection)) as connection:
+        cursor = connection.cursor()
+        cursor.start_replication(slot_name=slot, decode=False, options=options())
+        notebook.following()
+        while True:
+            raw = _next(cursor)
+            at = now()
+            if (application := _application(raw)) is not None:
+                notebook.arrived((application,), at)
+
+
+def follow_and_query(notebook: Notebook, url: str, slot: str) -> None:
+    """Read the endpoint again, by a prepared statement, once its transaction is whole; no gate is kept."""
+    with (
+        closing(psycopg2.connect(url, connection_factory=LogicalReplicationConnection)) as connection,
+        closing(psycopg2.connect(url)) as session,
+    ):
+        session.autocommit = True
+        query, cursor = session.cursor(), connection.cursor()
+        query.execute(f"PREPARE endpoint(text) AS {ENDPOINT}")
+        cursor.start_replication(slot_name=slot, decode=False, options=options())
+        notebook.following()
+        affected: set[str] = set()
+        while True:
+            raw = _next(cursor)
+            if (application := _application(raw)) is not None:
+                affected.add(application)
+            elif raw.startswith(b'{"action":"C"'):
+                for endpoint in affected:
+                    query.execute("EXECUTE endpoint(%s)", (endpoint,))
+                    query.fetchall()
+                    notebook.arrived((endpoint,), now())
+                affected.clear()
+
+
+def read(url: str, slot: str, end: int) -> float:
+    """Read a slot up to a position, look at nothing, and return how long that took, in seconds."""
+    began = time.monotonic()
+    with closing(psycopg2.connect(url, connection_factory=LogicalReplicationConnection)) as connection:
+        cursor = connection.cursor()
+        cursor.start_replication(slot_name=slot, decode=False, options=options())
+        while cursor.wal_end < end:
+            if cursor.read_message() is None:
+                select.select([cursor], [], [], _WAIT)
+        cursor.send_feedback(flush_lsn=end, force=True)
+    return time.monotonic() - began
+
+
+def _next(cursor: ReplicationCursor) -> bytes:
+    while (message := cursor.read_message()) is None:
+        select.select([cursor], [], [], _WAIT)
+    payload: bytes = message.payload
+    return payload
+
+
+def _application(raw: bytes) -> str | None:
+    match wal2json.parse(raw):
+        case wal2json.Update(table="portal_application_settings", columns=columns):
+            return next(str(one.value) for one in columns if one.name == "application_id")
+    return None

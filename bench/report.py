@@ -1,0 +1,117 @@
+"""The table: each case with ours beside each reference, medians, spreads, ratios and targets."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from bench.results import OURS
+from bench.targets import TARGETS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from bench.results import Result
+    from bench.targets import Target
+
+
+@dataclass(frozen=True)
+class Line:
+    """A contender in a case, in words."""
+
+    benchmark: str
+    case: str
+    size: str
+    contender: str
+    median: str
+    spread: str
+    ratio: str
+    """Ours divided by this contender's."""
+    target: str
+    met: bool | None
+    """None where nothing is to be reached, or it was not measured."""
+
+
+HEADS: Final = ("", "case", "contender", "median", "least to most", "ours / this", "target", "met")
+_NUMBERS: Final = ("median", "least to most", "ours / this")
+
+
+def lines(results: Sequence[Result]) -> list[Line]:
+    """Put results into words, ours first in each case."""
+    cases: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for one in results:
+        cases[one.benchmark, one.case].append(one)
+    made: list[Line] = []
+    for of_case in cases.values():
+        of_case.sort(key=lambda one: one.contender != OURS)
+        ours = of_case[0].median if of_case[0].contender == OURS else None
+        made += [_line(one, ours, results) for one in of_case]
+    return made
+
+
+def _line(one: Result, ours: float | None, results: Sequence[Result]) -> Line:
+    reference = None if one.contender == OURS else one.contender
+    found = [
+        target
+        for target in TARGETS
+        if (target.benchmark, target.case, target.reference) == (one.benchmark, one.case, reference)
+    ]
+    target = found[0] if found else None
+    value = target.value(results) if target else None
+    least, most = one.spread
+    ratio = f"{ours / one.median:.2f}" if ours is not None and reference and one.median > 0 else ""
+    return Line(
+        benchmark=one.benchmark,
+        case=one.case,
+        size=one.size,
+        contender=one.contender,
+        median=shown(one.median, one.unit),
+        spread=f"{shown(least, one.unit)} to {shown(most, one.unit)}" if len(one.samples) > 1 else "",
+        ratio=ratio,
+        target=_bound(target, one.unit) if target else "",
+        met=target.met(value) if target and value is not None else None,
+    )
+
+
+def _bound(target: Target, unit: str) -> str:
+    bound = f"{target.bound:g}" if target.reference else shown(target.bound, unit)
+    return f"at least {bound}" if target.at_least else f"at most {bound}"
+
+
+def shown(value: float, unit: str) -> str:
+    """Write a number with three digits that count, and its unit."""
+    if abs(value) >= 1_000:  # noqa: PLR2004 - beyond that, digits need grouping and no fraction
+        return f"{value:,.0f} {unit}"
+    return f"{value:#.3g}".rstrip(".") + f" {unit}"
+
+
+def table(results: Sequence[Result], title: str) -> Table:
+    """Make the table for a terminal."""
+    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for head in HEADS:
+        made.add_column(head, justify="right" if head in _NUMBERS else "left", no_wrap=head in _NUMBERS)
+    met = {None: "", True: "[green]yes", False: "[red]no"}
+    benchmark = case = size = ""
+    for line in lines(results):
+        if line.benchmark != benchmark:
+            made.add_section()
+        if line.size and (line.benchmark, line.size) != (benchmark, size):
+            made.add_row("" if line.benchmark == benchmark else line.benchmark, f"[dim]{line.size}")
+            benchmark = line.benchmark
+        known = line.benchmark == benchmark
+        figures = (line.contender, line.median, line.spread, line.ratio, line.target, met[line.met])
+        of_case = "" if known and line.case == case else line.case
+        made.add_row("" if known else line.benchmark, of_case, *figures)
+        benchmark, case, size = line.benchmark, line.case, line.size
+    return made
+
+
+def missed(results: Iterable[Result]) -> list[Target]:
+    """Return the targets that were measured and not reached."""
+    kept = list(results)
+    values = ((target, target.value(kept)) for target in TARGETS)
+    return [target for target, value in values if value is not None and not target.met(value)]

@@ -1,0 +1,52 @@
+"""What a benchmark finds, and what is kept of it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+OURS: Final = "pads-cdc"
+"""The contender that all others are compared with."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One contender in one case, measured as often as ``samples`` are many."""
+
+    benchmark: str
+    case: str
+    """The same in a quick and in a full run; how much it was stands in ``size``."""
+    contender: str
+    unit: str
+    """``s``, ``ms``, ``endpoints/s``, ``bytes``, ``MiB``, ``%``: of each sample."""
+    samples: tuple[float, ...]
+    size: str = ""
+    curve: tuple[str, float] | None = None
+    """A point of a curve: what grows, and how much of it there was."""
+
+    @property
+    def median(self) -> float:
+        """The median of the samples."""
+        return statistics.median(self.samples)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The least and the greatest sample."""
+        return min(self.samples), max(self.samples)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest value that at least ``share`` of all values do not exceed.
+
+    Raises:
+        ValueError: there are no values.
+
+    """
+    if not values:
+        raise ValueError("nothing was measured")
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]

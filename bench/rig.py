@@ -1,0 +1,185 @@
+"""What all benchmarks stand on: one cluster a run, a database for each, servers."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import psycopg2
+
+from bench.portal import Portal
+from bench.served import Served
+from server.demo.cluster import ephemeral_cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from psycopg2.extensions import connection
+
+    from bench.sizes import Sizes
+    from server.demo.cluster import Cluster
+
+_Value = TypeVar("_Value")
+
+DEADLINE: Final = 300.0
+"""Seconds after which what should come counts as never."""
+PLAN: Final = "plan"
+"""The plan whose ripple is measured."""
+
+_SETTINGS: Final = {
+    "shared_buffers": "1GB",
+    "max_wal_size": "8GB",
+    "checkpoint_timeout": "1h",
+    # What comes when it likes would fall to one contender alone; tables are vacuumed when made.
+    "autovacuum": "off",
+    # A server of ours that is halted while a backlog is written must not be cut off.
+    "wal_sender_timeout": "0",
+    "max_connections": "200",
+}
+_QUIET: Final = {"AUDIT_INTERVAL": "1h"}
+"""An audit in the middle would be measured with whatever runs; it has a case of its own."""
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Database:
+    """A database that one benchmark has to itself."""
+
+    cluster: Cluster
+    name: str
+    portal: Portal
+    _closing: ExitStack = field(repr=False)
+
+    @property
+    def url(self) -> str:
+        """How to connect. It holds a secret: do not print it."""
+        return self.cluster.url(self.name)
+
+    def connect(self) -> connection:
+        """Open a session in autocommit; it ends with the database."""
+        session = self._closing.enter_context(closing(psycopg2.connect(self.url)))
+        session.autocommit = True
+        return session
+
+    def execute(self, statement: str, arguments: Any = None) -> None:
+        """Run statements in a session of their own."""
+        with closing(psycopg2.connect(self.url)) as session, session.cursor() as cursor:
+            session.autocommit = True
+            cursor.execute(statement, arguments)
+
+    def value(self, query: str, arguments: Any = None) -> Any:
+        """Return the single value that a query finds."""
+        with closing(psycopg2.connect(self.url)) as session, session.cursor() as cursor:
+            session.autocommit = True
+            cursor.execute(query, arguments)
+            [[value]] = cursor.fetchall()
+            return value
+
+    def wal_end(self) -> str:
+        """Return the LSN up to which WAL is flushed."""
+        return str(self.value("SELECT pg_current_wal_flush_lsn()"))
+
+    @contextmanager
+    def slot(self, name: str) -> Iterator[str]:
+        """Have a slot like ours, from now on."""
+        self.execute("SELECT pg_create_logical_replication_slot(%s, 'wal2json')", (name,))
+        try:
+            yield name
+        finally:
+            # The reader may have gone just now, and the server not noticed yet.
+            held = "SELECT active FROM pg_replication_slots WHERE slot_name = %s"
+            wait_until(lambda: not self.value(held, (name,)), f"nobody reads the slot {name}")
+            self.execute("SELECT pg_drop_replication_slot(%s)", (name,))
+
+
+class Rig:
+    """One run's cluster and what was made in it; ``say`` is told what is being done."""
+
+    def __init__(self, cluster: Cluster, folder: Path, sizes: Sizes, say: Callable[[str], None]) -> None:
+        self.cluster = cluster
+        self.sizes = sizes
+        self.say = say
+        self._folder = folder
+        self._templates: dict[int, tuple[str, Portal]] = {}
+
+    @contextmanager
+    def database(self, endpoints: int) -> Iterator[Database]:
+        """Have a fresh portal of a size; the first of each size takes a while to be made."""
+        template, portal = self._template(endpoints)
+        name = f"bench_{next(_numbers)}"
+        self._administer(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
+        with ExitStack() as sessions:
+            yield Database(self.cluster, name, portal, sessions)
+        slots = f"SELECT slot_name, active FROM pg_replication_slots WHERE database = '{name}'"
+        wait_until(lambda: not any(active for _, active in self._administer(slots)), "nobody reads the slots")
+        for slot, _ in self._administer(slots):
+            self._administer(f"SELECT pg_drop_replication_slot('{slot}')")
+        self._administer(f"DROP DATABASE {name} WITH (FORCE)")
+
+    @contextmanager
+    def serve(self, database: Database, **settings: str) -> Iterator[Served]:
+        """Have a server of ours that is ready, with a state file of its own unless that is set."""
+        folder = self._folder / f"server_{next(_numbers)}"
+        folder.mkdir()
+        self.say("our server starts")
+        with Served(database.url, folder, _QUIET | settings) as served:
+            served.wait_ready(DEADLINE)
+            yield served
+
+    def state_file(self) -> Path:
+        """Return a name for a state file that is not there yet."""
+        return self._folder / f"state_{next(_numbers)}"
+
+    def _template(self, endpoints: int) -> tuple[str, Portal]:
+        if endpoints not in self._templates:
+            self.say(f"making {endpoints:,} endpoints")
+            plans = {PLAN: self.sizes.plan} | {f"plan_{count}": count for count in self.sizes.ripples}
+            if endpoints < self.sizes.small:
+                plans = {}
+            elif endpoints < self.sizes.endpoints:
+                # From half of all endpoints on, everything is read anew: that is another case.
+                plans = {PLAN: min(self.sizes.plan, endpoints * 2 // 5)}
+            portal, name = Portal(endpoints, plans), f"portal_{endpoints}"
+            self._administer(f"CREATE DATABASE {name}")
+            with closing(psycopg2.connect(self.cluster.url(name))) as session:
+                session.autocommit = True
+                portal.fill(session)
+            self._templates[endpoints] = name, portal
+        return self._templates[endpoints]
+
+    def _administer(self, statement: str) -> list[tuple[Any, ...]]:
+        with closing(psycopg2.connect(self.cluster.url())) as session, session.cursor() as cursor:
+            session.autocommit = True
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+
+@contextmanager
+def rig(sizes: Sizes, folder: Path, say: Callable[[str], None]) -> Iterator[Rig]:
+    """Start the cluster of a run, and end it."""
+    with ephemeral_cluster(_SETTINGS) as cluster:
+        yield Rig(cluster, folder, sizes, say)
+
+
+def wait_until(
+    condition: Callable[[], _Value], what: str, *, every: float = 0.005, deadline: float = DEADLINE
+) -> _Value:
+    """Return the condition's first true value, looked at ``every`` so many seconds.
+
+    Raises:
+        TimeoutError: it did not come.
+
+    """
+    until = time.monotonic() + deadline
+    waiting = threading.Event()
+    while not (value := condition()):
+        if time.monotonic() > until:
+            raise TimeoutError(f"not within {deadline:.0f} s: {what}")
+        waiting.wait(every)
+    return value

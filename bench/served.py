@@ -1,0 +1,137 @@
+"""A server of ours in a process of its own, and what it costs."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH")
+"""Of our environment; settings in it are meant for another server."""
+_LOOK: Final = 0.01
+"""Seconds between looks at a server that starts."""
+_STOP_SECONDS: Final = 20.0
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+class ServerEndedError(RuntimeError):
+    """The server has ended, or does not get ready; the message has the last line of its log."""
+
+
+class Served:
+    """``pads-cdc serve`` on a database, started at once; ends with its context."""
+
+    def __init__(self, url: str, folder: Path, settings: Mapping[str, str]) -> None:
+        self._log = folder / "log"
+        environment = {name: os.environ[name] for name in _KEPT if name in os.environ} | {
+            "POSTGRES_CONNECTION_STRING": url,
+            "PORT": "0",
+            "METRICS_PORT": "0",
+            "STATE_FILE": str(folder / "state"),
+            "LOG_FORMAT": "json",
+            **settings,
+        }
+        self.started_at = time.monotonic()
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                # It ends with us, whatever ends us.
+                ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "server", "serve"],  # noqa: S607
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self.grpc = 0
+        """The port that gateways connect to, once it is ready."""
+        self._http = 0
+        self.ready_after = 0.0
+        """Seconds from its start until it held a complete map; 0 before that."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def target(self) -> str:
+        """Where gateways connect."""
+        return f"127.0.0.1:{self.grpc}"
+
+    def wait_ready(self, deadline: float) -> None:
+        """Return once it holds a complete map.
+
+        Raises:
+            ServerEndedError: it never did.
+
+        """
+        while time.monotonic() < self.started_at + deadline:
+            if self.process.poll() is not None:
+                break
+            if not self._http:
+                self._find_ports()
+            elif self._page("/readyz")[0] == 200:  # noqa: PLR2004 - HTTP's OK
+                self.ready_after = time.monotonic() - self.started_at
+                return
+            time.sleep(_LOOK)
+        lines = self._log.read_text().strip().splitlines()
+        raise ServerEndedError(f"the server is not ready: {lines[-1] if lines else 'it said nothing'}")
+
+    def metric(self, name: str) -> float:
+        """Return a series of its metrics page, by name and labels as they stand there; else 0.0."""
+        for line in self._page("/metrics")[1].splitlines():
+            series, _, value = line.rpartition(" ")
+            if series == name:
+                return float(value)
+        return 0.0
+
+    def cpu_seconds(self) -> float:
+        """Return what all its threads have used, in the kernel and outside."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    def resident_bytes(self, *, peak: bool = False) -> int:
+        """Return what it holds in memory, or the most it has held since `forget_peak`."""
+        name = "VmHWM:" if peak else "VmRSS:"
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        [line] = [line for line in status.splitlines() if line.startswith(name)]
+        return int(line.split()[1]) * 1024
+
+    def forget_peak(self) -> None:
+        """Let the peak begin at what is held now."""
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    def stop(self) -> None:
+        """Ask it to end, and wait; one that does not is killed."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+            try:
+                self.process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def _find_ports(self) -> None:
+        for line in self._log.read_text().split("\n")[:-1]:
+            said = json.loads(line) if line.startswith("{") else {}
+            if said.get("event") == "serving":
+                self.grpc, self._http = said["grpc"], said["http"]
+
+    def _page(self, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self._http, timeout=_STOP_SECONDS)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()

@@ -1,0 +1,119 @@
+"""How much of everything is measured: for a look between two changes, for the record, and for CI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Counts, and durations in seconds, of one kind of run."""
+
+    name: str
+    runs: int
+    """How often each contender is measured where one measurement takes seconds."""
+    endpoints: int
+    """In the large database."""
+    small: int
+    """In the small one: clients of the old contract are sent everything first."""
+    plan: int
+    """Endpoints on the plan that ripples, in the large database; in the small one at most 2 in 5."""
+    transactions: int
+    """Of one update each, in the backlog."""
+    bulk: int
+    """Updates of the one large transaction in the backlog."""
+    rate: int
+    """One-row commits a second."""
+    seconds: float
+    """Of one-row commits."""
+    poll: float
+    """Seconds between the polls of who polls."""
+    reconnecting: int
+    """Clients of the old contract that come back at once."""
+    writer_rate: int
+    """pgbench's transactions a second."""
+    writer_seconds: float
+    fan_out: tuple[int, ...]
+    """Subscribers of the feed."""
+    fan_out_rate: int
+    """Changes a second."""
+    fan_out_seconds: float
+    churn_seconds: float
+    idle_subscribers: int
+    idle_seconds: float
+    growth: tuple[int, ...]
+    """Endpoints in a database, for the curves."""
+    ripples: tuple[int, ...]
+    """Endpoints on a plan, for the curves; all of them together fit into the large database."""
+
+
+TINY: Final = Sizes(
+    name="tiny",
+    runs=1,
+    endpoints=3_000,
+    small=2_000,
+    plan=1_000,
+    transactions=200,
+    bulk=500,
+    rate=100,
+    seconds=0.5,
+    poll=0.2,
+    reconnecting=2,
+    writer_rate=200,
+    writer_seconds=1.0,
+    fan_out=(1, 3),
+    fan_out_rate=50,
+    fan_out_seconds=0.5,
+    churn_seconds=0.5,
+    idle_subscribers=2,
+    idle_seconds=0.5,
+    growth=(500, 3_000),
+    ripples=(1, 10),
+)
+QUICK: Final = Sizes(
+    name="quick",
+    runs=3,
+    endpoints=100_000,
+    small=40_000,
+    plan=20_000,
+    transactions=10_000,
+    bulk=30_000,
+    rate=200,
+    seconds=6.0,
+    poll=5.0,
+    reconnecting=5,
+    writer_rate=1_000,
+    writer_seconds=4.0,
+    fan_out=(1, 10, 100),
+    fan_out_rate=500,
+    fan_out_seconds=4.0,
+    churn_seconds=10.0,
+    idle_subscribers=100,
+    idle_seconds=10.0,
+    growth=(1_000, 10_000, 100_000),
+    ripples=(1, 10, 100, 1_000, 10_000),
+)
+FULL: Final = Sizes(
+    name="full",
+    runs=3,
+    endpoints=1_000_000,
+    small=200_000,
+    plan=100_000,
+    transactions=100_000,
+    bulk=300_000,
+    rate=200,
+    seconds=30.0,
+    poll=30.0,
+    reconnecting=20,
+    writer_rate=1_000,
+    writer_seconds=15.0,
+    fan_out=(1, 10, 100, 500, 1_000),
+    fan_out_rate=500,
+    fan_out_seconds=10.0,
+    churn_seconds=600.0,
+    idle_subscribers=100,
+    idle_seconds=30.0,
+    growth=(1_000, 10_000, 100_000, 1_000_000),
+    ripples=(1, 10, 100, 1_000, 10_000),
+)

@@ -1,0 +1,46 @@
+"""Start: from a new process to one that gateways may use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bench.references import mapping_query
+from bench.results import OURS, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bench.rig import Database, Rig
+
+
+def run(rig: Rig) -> Iterator[Result]:
+    """Start without a state file, and again with the one that the last start has left."""
+    for endpoints in rig.sizes.growth:
+        if endpoints != rig.sizes.endpoints:
+            with rig.database(endpoints) as database:
+                state = str(rig.state_file())
+                case, point = f"growth: {endpoints:,}", ("endpoints", float(endpoints))
+                yield Result("start", case, OURS, "s", (_start(rig, database, state),), curve=point)
+    with rig.database(rig.sizes.endpoints) as database:
+        taken: dict[tuple[str, str], list[float]] = {}
+        for _ in range(rig.sizes.runs):
+            state = str(rig.state_file())
+            for case in ("without a state file", "with a state file"):
+                rig.say(f"start, {case}: {OURS}")
+                taken.setdefault((case, OURS), []).append(_start(rig, database, state))
+                for contender, measure in (
+                    ("COPY", mapping_query.copy),
+                    ("plain fetch", mapping_query.fetch),
+                ):
+                    rig.say(f"start: {contender}")
+                    taken.setdefault((case, contender), []).append(measure(database))
+        size = f"{rig.sizes.endpoints:,} endpoints"
+        for (case, contender), samples in taken.items():
+            whole = (case, contender) == ("without a state file", OURS)
+            curve = ("endpoints", float(rig.sizes.endpoints)) if whole else None
+            yield Result("start", case, contender, "s", tuple(samples), size, curve)
+
+
+def _start(rig: Rig, database: Database, state: str) -> float:
+    with rig.serve(database, STATE_FILE=state) as served:
+        return served.ready_after

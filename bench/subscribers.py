@@ -1,0 +1,52 @@
+"""Subscribers of ours, for `bench.following`: raw streams that do no more than read and note."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import grpc
+import grpc.experimental
+
+from bench.following import now
+from server.pb.gateway_endpoint_pb2 import AuthDataUpdate
+from server.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
+
+if TYPE_CHECKING:
+    from bench.following import Notebook
+
+STREAM: Final = "/proto.GatewayEndpoints/StreamAuthDataUpdates"
+WATCH: Final = "/pads.cdc.v1.EndpointFeedService/Watch"
+OPTIONS: Final = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+    # Read in the thread that walks the stream, without a second one to hand each message over.
+    (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
+)
+
+
+def feed(notebook: Notebook, target: str) -> None:
+    """Follow the feed; what comes before the end of the snapshot is not noted."""
+    opening = pb.WatchRequest(open=pb.Open(client_id="bench"))
+    with grpc.insecure_channel(target, options=OPTIONS) as channel:
+        watch = channel.stream_stream(WATCH, pb.WatchRequest.SerializeToString, pb.WatchResponse.FromString)
+        complete = False
+        for message in watch(iter([opening])):
+            at = now()
+            if complete:
+                notebook.arrived([change.endpoint_id for change in message.batch.changes], at)
+            elif message.batch.snapshot_end:
+                complete = True
+                notebook.following()
+
+
+def old(notebook: Notebook, target: str) -> None:
+    """Follow the old contract's stream, which begins with everything; all of it is noted."""
+    with grpc.insecure_channel(target, options=OPTIONS) as channel:
+        stream: grpc.UnaryStreamMultiCallable[bytes, AuthDataUpdate] = channel.unary_stream(
+            STREAM, response_deserializer=AuthDataUpdate.FromString
+        )
+        updates = stream(b"")
+        updates.initial_metadata()
+        notebook.following()
+        for update in updates:
+            notebook.arrived((update.endpoint_id,), now())

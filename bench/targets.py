@@ -1,0 +1,57 @@
+"""What is to be reached, as data: a case, whom ours is compared with there, and how far it may be off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from bench.results import OURS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from bench.results import Result
+
+
+@dataclass(frozen=True)
+class Target:
+    """Ours divided by the reference's, or ours alone where there is none, against a bound."""
+
+    benchmark: str
+    case: str
+    reference: str | None
+    bound: float
+    at_least: bool = False
+    """The bound is the least that will do; else it is the most."""
+
+    def value(self, results: Collection[Result]) -> float | None:
+        """Return what is held against the bound, by medians; None when it was not measured."""
+        medians = {
+            one.contender: one.median
+            for one in results
+            if (one.benchmark, one.case) == (self.benchmark, self.case)
+        }
+        if OURS not in medians or (self.reference is not None and self.reference not in medians):
+            return None
+        return medians[OURS] if self.reference is None else medians[OURS] / medians[self.reference]
+
+    def met(self, value: float) -> bool:
+        """Tell whether such a value will do."""
+        return value >= self.bound if self.at_least else value <= self.bound
+
+
+TARGETS: Final = (
+    Target("backlog", "settings", "pg_recvlogical", 2.0),
+    Target("backlog", "nothing of ours", "pg_recvlogical", 1.1),
+    Target("ripple", "a plan", "plain fetch", 2.5),
+    Target("ripple", "every plan", "plain fetch", 2.5),
+    Target("ripple_old", "a plan", "do-nothing server", 0.8, at_least=True),
+    Target("latency", "one row, p50 with the commit itself", "bare reader", 2.0),
+    Target("latency", "one row, p99", None, 10.0),
+    Target("latency", "during a ripple, p99", None, 50.0),
+    Target("writers", "mean", "nobody", 1.1),
+    Target("writers", "p99", "nobody", 1.1),
+    Target("writers", "a plan", "nobody", 1.1),
+    Target("start", "without a state file", "COPY", 3.0),
+    Target("start", "with a state file", "COPY", 4.0),
+)
