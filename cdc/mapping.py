@@ -8,8 +8,8 @@ A mapping is a folder, bundled under ``sql/`` or anybody's own:
     `Endpoints` with the columns of `COLUMNS`, ``EndpointsOf...(@keys)`` and ``ParentsOf...``, each named by a
     line ``-- name: X :many`` as sqlc has it;
 ``affects.toml``
-    the tables it ``reads``, the ``signals`` that it hears, whose ``deleted`` columns it honours
-    (``honours_deleted``), and an ``[[affects]]`` entry for each `Rule`;
+    the tables it ``reads``, those that others refer to first, the ``signals`` that it hears, whose
+    ``deleted`` columns it honours (``honours_deleted``), and an ``[[affects]]`` entry for each `Rule`;
 ``setup.sql``
     grants, indexes and replica identities. ``:"role"`` and ``:"schema"`` stand for names, as psql has it, so
     that ``psql -v role=... -v schema=...`` runs it too.
@@ -62,7 +62,9 @@ class Mapping:
     schema: str = field(repr=False)
     setup: str = field(repr=False)
     reads: tuple[str, ...]
-    """The tables that the queries read: they must be there, and readable for us."""
+    """The tables that the queries read: they must be there, and readable for us. Locks are taken in this
+    order.
+    """
     signals: tuple[str, ...]
     """Tables whose rows only ask for a recompute: never read, so they need no grant."""
     honours_deleted: frozenset[str]
@@ -78,10 +80,22 @@ class Mapping:
         return self.reads + self.signals
 
     @property
+    def _locked(self) -> str:
+        """What a statement begins with: its locks are taken where tables are named, in the order of `reads`.
+
+        TRUNCATE ... CASCADE locks parents first and needs what we hold. In the order of the joins we could
+        hold the children and wait for the parents, and the server could end the writer's transaction for it.
+        Nothing is executed for a query that nobody refers to. (LOCK TABLE would need a grant on the whole
+        table.)
+        """
+        return f"locked AS (SELECT FROM {', '.join(map(sql_text.quote_name, self.reads))} WHERE false)"
+
+    @property
     def full(self) -> str:
         """The statement that reads the whole mapping."""
         return f"""\
-WITH endpoint AS (
+WITH {self._locked},
+endpoint AS (
 {self.queries["Endpoints"]}
 )
 {self.header}
@@ -109,7 +123,8 @@ FROM endpoint"""
         if len(kinds) == 1:  # a UNION leaves out duplicates, and so must this
             wanted = wanted.replace("SELECT", "SELECT DISTINCT", 1)
         return f"""\
-WITH wanted AS MATERIALIZED (
+WITH {self._locked},
+wanted AS MATERIALIZED (
 {wanted}
 ),
 endpoint AS MATERIALIZED (

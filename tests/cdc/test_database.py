@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from cdc.database import CHUNK, FIRST_CHUNK, Database
 from cdc.errors import PadsCdcError, Refusal, SourceError
 from cdc.gate import Gate
 from cdc.mapping import load
-from tests.fix_server import fill, wait_until
+from tests.fix_server import DEADLINE, fill, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -314,3 +315,48 @@ def test_nothing_is_written_by_a_read(
     with closing(psycopg2.connect(database.url())) as session, session.cursor() as cursor:
         cursor.execute("SELECT to_regclass('ours')")
         assert cursor.fetchall() == [(None,)]
+
+
+@pytest.mark.parametrize("mapping", ["grove", "grove_soft_delete", "grove_jwt"])
+def test_tables_are_locked_before_those_that_refer_to_them(
+    mapping: str, database_factory: DatabaseFactory
+) -> None:
+    reads = load(mapping).reads
+    keys = database_factory(mapping).rows(
+        "SELECT conrelid::regclass::text, confrelid::regclass::text FROM pg_constraint WHERE contype = 'f'"
+    )
+    order = [
+        (reads.index(parent), reads.index(child)) for child, parent in keys if {child, parent} <= set(reads)
+    ]
+    assert order
+    assert all(parent < child for parent, child in order)
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"EndpointsOfPlans": {"plan_0"}}, {"EndpointsOfApplications": {"app_1"}}]
+)
+def test_a_truncate_that_cascades_is_no_victim_of_a_read(
+    database: fix_postgres.Database, reading: Callable[..., Database], keys: dict[str, set[str]]
+) -> None:
+    """Half way through its locks, from parents to children, it meets a read that takes locks as well."""
+    fill(database, 10)
+    waiting = (
+        "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database"
+        " WHERE NOT granted AND datname = current_database()"
+    )
+    read = reading()
+    assert rows(read, **keys)
+    writer, truncating = database.connect(), database.connect()
+    writer.autocommit = False
+    writer.cursor().execute("UPDATE accounts SET plan_type = 'plan_2' WHERE id = 'acc_0'")
+    truncating.cursor().execute(
+        "SET deadlock_timeout = '10ms'"
+    )  # who looks for deadlocks first is the victim
+    with ThreadPoolExecutor(2) as both:
+        truncate = both.submit(truncating.cursor().execute, "TRUNCATE pay_plans CASCADE")
+        wait_until(lambda: database.value(waiting) == 1, "the plans are locked, and accounts waited for")
+        found = both.submit(rows, read, **keys)
+        wait_until(lambda: database.value(waiting) == 2, "the read waits")
+        writer.commit()
+        truncate.result(DEADLINE)
+        assert set(found.result(DEADLINE).values()) <= {None}
