@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import termios
@@ -14,16 +15,21 @@ from typing import Self
 from tests.command import PADS_CDC
 from tests.fix_server import DEADLINE
 
+_SCREEN = "\x1b[?1049h"
+_SCREEN_END = "\x1b[?1049l"
+_HOME = "\x1b[H"
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
 
 class Terminal:
-    """``pads-cdc`` with some arguments on a pseudo-terminal of 120 by 40, as its controlling terminal."""
+    """``pads-cdc`` with some arguments on a pseudo-terminal, as its controlling terminal."""
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
+    def __init__(self, *arguments: str, width: int = 120, height: int = 40, **environment: str) -> None:
         self.text = ""
         """Everything that it wrote, escape sequences included."""
         self._written = threading.Condition()
         self._ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
         self.process = subprocess.Popen(
             # setsid --ctty: so that Ctrl-C in this terminal reaches the command, and nobody else.
             ["setsid", "--ctty", "--wait", PADS_CDC, *arguments],  # noqa: S607 - wherever util-linux is
@@ -53,6 +59,16 @@ class Terminal:
         """Return when ``text`` has been written."""
         with self._written:
             assert self._written.wait_for(lambda: text in self.text, DEADLINE), (text, self.text)
+
+    def frames(self) -> list[str]:
+        """Return what was drawn on the whole screen, each time, with its colours; the last may be torn."""
+        screen = self.text.partition(_SCREEN)[2].partition(_SCREEN_END)[0]
+        return screen.split(_HOME)[1:]
+
+    def frame(self) -> str:
+        """Return the last whole frame as plain text, without the spaces that end its lines."""
+        plain = _CONTROL.sub("", self.frames()[-2])
+        return "\n".join(line.rstrip() for line in plain.splitlines())
 
     def end(self) -> int:
         """Wait for its end, which has been asked for, and return the exit code."""

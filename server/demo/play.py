@@ -46,9 +46,10 @@ def play(interrupt: Interrupt, *, seconds: float | None, plain: bool) -> int:
     try:
         with ExitStack() as ending:
             stage = set_up(ending, interrupt, console.print)
-            view = PlainView(console) if plain or not console.is_terminal else LiveView(console)
-            performance = _Performance(stage, view)
+            live = console.is_terminal and not plain
+            view = LiveView(console, stage.server.target) if live else PlainView(console)
             with view:
+                performance = _Performance(stage, view)
                 performance.run(interrupt, seconds)
                 verdict = performance.compare()
     except StoppedEarly:

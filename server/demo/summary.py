@@ -42,18 +42,20 @@ def summarize(console: Console, figures: Figures, verdict: Verdict, server_exit:
     """Print the summary and return the demo's exit code."""
     total, rotated = figures.total, figures.rows["key rotated"]
     console.print()
-    console.print(figures_table(figures))
+    for line in figures_table(figures, console.width):
+        console.print(line)
     console.print()
-    console.print(
-        f"{verdict.seconds:.1f} s of work: {total.commits:,} commits changed {total.endpoints:,} endpoints,"
-        f" the {verdict.subscribers} subscribers got {verdict.updates:,} updates"
+    _say(
+        console,
+        f"{verdict.seconds:.1f} s of work: {total.commits:,} commits changed {total.endpoints:,} endpoints,",
+        f"the {verdict.subscribers} subscribers got {verdict.updates:,} updates",
     )
     if verdict.overtaken:
         console.print(f"{verdict.overtaken} more were undone by later ones before they were read")
     for loss in verdict.losses:
         console.print(f"a subscriber lost its stream: {loss}")
-    console.print(f"a rotated key was at the subscriber after {_latencies(rotated.seconds)}")
-    console.print(f"  with nothing else on its way after {_latencies(rotated.alone)}")
+    _say(console, "a rotated key was at the subscriber after", _latencies(rotated.seconds))
+    _say(console, "  with nothing else on its way after", _latencies(rotated.alone))
     if figures.staleness:
         console.print(
             f"staleness: {max(figures.staleness):.1f} s at most, {figures.staleness[-1]:.1f} s at the end"
@@ -70,6 +72,15 @@ def summarize(console: Console, figures: Figures, verdict: Verdict, server_exit:
         return 1
     console.print(f"EQUAL: {holders} hold exactly {query}")
     return 1 if server_exit or verdict.losses else 0
+
+
+def _say(console: Console, first: str, rest: str) -> None:
+    """Print a line, on a terminal that is too narrow for it two: nothing breaks in the middle of a word."""
+    whole = f"{first} {rest}"
+    if not console.is_terminal or len(whole) <= console.width:
+        console.print(whole)
+    else:
+        console.print(f"{first}\n    {rest}")
 
 
 def _latencies(seconds: Sequence[float]) -> str:

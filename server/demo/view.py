@@ -1,19 +1,21 @@
-"""How the demo looks: a live screen, or lines. Both only render what they are given."""
+"""How the demo looks: the screen of `pads-cdc watch` with its own tables, or lines. Both only render."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from rich.console import Group
-from rich.live import Live
-from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from server.demo.figures import percentile
+from server.watch.feed import Feed
+from server.watch.screen import Screen, Section
+from server.watch.table import Column, Row, table
+from server.watch.view import WatchedFeed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,10 +26,25 @@ if TYPE_CHECKING:
     from server.demo.figures import Figures
     from server.demo.server_process import Gauges
 
-_AROUND = 17
-"""Lines of the live screen that are not commits."""
-_RIPPLE = 100
+_RIPPLE: Final = 100
 """Endpoints from which a commit stands out."""
+_KEPT: Final = 200
+"""Commits, more than a screen has."""
+_SYNC_SECONDS: Final = 5.0
+"""What the feed gets to bring everything before the workload begins: at once, arrivals would be late."""
+_TALL: Final = 34
+"""Lines of a screen from which there is room for the latencies by kind of commit."""
+_FIGURES: Final = (
+    Column("commits by kind", 19),
+    *(Column(heading, 9, right=True) for heading in ("commits", "endpoints", "p50", "p99", "max")),
+)
+_COMMITS: Final = (
+    Column("at", 8, right=True),
+    Column("commit", 19),
+    Column("of", 25, folds=True),
+    Column("changed", 7, right=True),
+    Column("had it after", 12, right=True),
+)
 
 
 @dataclass(frozen=True)
@@ -83,41 +100,43 @@ class PlainView:
 
 
 class LiveView:
-    """A screen: the figures above, the latest commits below."""
+    """A screen: a client of the feed that looks on, as `pads-cdc watch` does, and the commits besides."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._latest: deque[Delivery] = deque(maxlen=200)
-        self._live = Live(console=console, screen=True, auto_refresh=False)
+    def __init__(self, console: Console, target: str) -> None:
+        self._watched = WatchedFeed(target, Feed(target), until_synced=False)
+        self._screen = Screen(console, self._watched, title=f"pads-cdc demo, and watch {target}")
+        self._latest: deque[Delivery] = deque(maxlen=_KEPT)
+        self._reading: Future[None] = Future()
+        self._ending = ExitStack()
 
     def __enter__(self) -> Self:
-        self._live.__enter__()
+        with ExitStack() as ending:
+            threads = ending.enter_context(ThreadPoolExecutor(1, "watch"))
+            ending.callback(self._watched.close)
+            self._reading = threads.submit(self._watched.read)
+            self._watched.synced.wait(_SYNC_SECONDS)
+            ending.enter_context(self._screen)
+            self._ending = ending.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.__exit__(None, None, None)
+        self._ending.close()
 
     def show(self, glance: Glance) -> None:
         """Draw the screen anew."""
+        if self._reading.done():
+            self._reading.result()
         self._latest.extendleft(glance.deliveries)
-        rows = max(3, self._console.height - _AROUND)
-        head = Panel(_state(glance), title="pads-cdc demo", subtitle="Ctrl-C ends it")
-        body = Group(
-            head, figures_table(glance.figures), "", _commits(list(self._latest)[:rows], glance.began)
-        )
-        self._live.update(body, refresh=True)
+        figures = _figures(glance.figures)
+        if self._screen.height < _TALL:
+            figures = figures[-1:]
+        commits = [_commit(one, glance.began) for one in self._latest]
+        self._screen.draw(_state(glance), (Section(_FIGURES, figures, 0), Section(_COMMITS, commits, 2)))
 
 
-def figures_table(figures: Figures) -> Table:
+def figures_table(figures: Figures, width: int) -> list[Text]:
     """Return the latencies by kind of commit."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2))
-    table.add_column("commits by kind", min_width=20)
-    for heading in ("commits", "endpoints", "p50", "p99", "max"):
-        table.add_column(heading, justify="right", min_width=9)
-    for kind, row in (*figures.rows.items(), ("total", figures.total)):
-        latencies = [milliseconds(percentile(row.seconds, share)) for share in (0.5, 0.99, 1)]
-        table.add_row(kind, f"{row.commits:,}", f"{row.endpoints:,}", *latencies)
-    return table
+    return table(_FIGURES, _figures(figures), width)
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -125,33 +144,34 @@ def milliseconds(seconds: float | None) -> str:
     return "-" if seconds is None or math.isnan(seconds) else f"{1000 * seconds:,.1f} ms"
 
 
+def _figures(figures: Figures) -> list[Row]:
+    rows = []
+    for kind, row in (*figures.rows.items(), ("total", figures.total)):
+        latencies = [milliseconds(percentile(row.seconds, share)) for share in (0.5, 0.99, 1)]
+        rows.append(Row((kind, f"{row.commits:,}", f"{row.endpoints:,}", *latencies)))
+    return rows
+
+
 def _state(glance: Glance) -> Text:
     lag = "the server does not answer"
     if glance.gauges is not None:
         lag = f"{glance.gauges.behind:,} bytes of WAL behind, exact {glance.gauges.staleness:.1f} s ago"
     held = " and ".join(f"{count:,}" for count in glance.held)
-    text = Text()
-    text.append(f"{glance.elapsed:6.1f} s", style="bold")
+    text = Text(style="default")
+    text.append(f"{glance.elapsed:.1f} s", style="bold")
     text.append(f"   source: {lag}\n")
-    text.append(f"subscribers hold {held} endpoints after {glance.updates:,} updates; ")
-    text.append(f"{glance.awaited} commits on their way")
+    text.append(f"subscribers hold {held}   {glance.updates:,} updates   {glance.awaited} commits on the way")
     return text
 
 
-def _commits(deliveries: Sequence[Delivery], began: float) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2), title="latest commits", title_justify="left")
-    table.add_column("at", justify="right", min_width=9)
-    table.add_column("what", min_width=20)
-    table.add_column("of", min_width=26)
-    table.add_column("endpoints", justify="right", min_width=9)
-    table.add_column("at the subscriber after", justify="right")
-    for one in deliveries:
-        table.add_row(
+def _commit(one: Delivery, began: float) -> Row:
+    return Row(
+        (
             f"{one.committed_at - began:.2f} s",
             one.commit.kind,
             one.commit.what,
             f"{len(one.commit.changes):,}",
             milliseconds(one.seconds),
-            style="bold" if len(one.commit.changes) >= _RIPPLE else "",
-        )
-    return table
+        ),
+        style="bold" if len(one.commit.changes) >= _RIPPLE else "",
+    )

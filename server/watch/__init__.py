@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from cdc.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from server.watch.show import Watched
+    from server.watch.screen import Watched
 
 _TARGET: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _LOOPBACK: Final = re.compile(r"localhost|127\.[0-9.]+|\[::1\]")

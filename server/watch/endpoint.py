@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 
     from server.pb.gateway_endpoint_pb2 import GatewayEndpoint
 
-_PERIODS: Final = ("", " a day", " a week", " a month")
+_PERIODS: Final = ("", "day", "week", "month")
 """By the numbers of CapacityLimitPeriod."""
+_SHORT: Final = {"no_auth": "no auth", "static_api_key": "api key", "jwt": "jwt"}
 
 
 def auth(endpoint: GatewayEndpoint) -> str:
@@ -28,9 +29,34 @@ def plan(endpoint: GatewayEndpoint) -> str:
 
 def limits(endpoint: GatewayEndpoint) -> str:
     """Say how much it may be called."""
-    limits = endpoint.rate_limiting
-    period = _PERIODS[limits.capacity_limit_period] if limits.capacity_limit_period < len(_PERIODS) else ""
-    return f"throughput {limits.throughput_limit:,}, capacity {limits.capacity_limit:,}{period}"
+    limits, period = endpoint.rate_limiting, _period(endpoint)
+    every = f" a {period}" if period else ""
+    return f"throughput {limits.throughput_limit:,}, capacity {limits.capacity_limit:,}{every}"
+
+
+def auth_short(endpoint: GatewayEndpoint) -> str:
+    """Say how an endpoint authorizes, in few letters."""
+    kind = auth(endpoint)
+    return _SHORT.get(kind, "refuses all")
+
+
+def throughput(endpoint: GatewayEndpoint) -> str:
+    """Say how many calls a second it may have."""
+    limit = endpoint.rate_limiting.throughput_limit
+    return f"{limit:,}" if limit else "any"
+
+
+def capacity(endpoint: GatewayEndpoint) -> str:
+    """Say how many calls in which period it may have."""
+    limit, period = endpoint.rate_limiting.capacity_limit, _period(endpoint)
+    if not limit:
+        return "any"
+    return f"{limit:,}/{period}" if period else f"{limit:,}"
+
+
+def _period(endpoint: GatewayEndpoint) -> str:
+    number = endpoint.rate_limiting.capacity_limit_period
+    return _PERIODS[number] if number < len(_PERIODS) else ""
 
 
 def printable(text: str) -> str:

@@ -85,7 +85,11 @@ class Checkpoint:
     unsettled: bool
     """It is the server's, and not one that the database has had: so much is happening."""
     token: bytes
-    synced: ClassVar = True
+
+    @property
+    def synced(self) -> bool:
+        """Whether it is one that the database has had: only that is a proof."""
+        return not self.unsettled
 
     def public(self) -> dict[str, Any]:
         """Say it in JSON's types."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from server.old_client import Fetched, Lost, Subscriber
-from server.watch.endpoint import auth, limits, plan, printable, summary
-from server.watch.show import Line, Lines
+from server.watch.endpoint import auth_short, printable, summary
+from server.watch.lines import Line, Lines
 
 if TYPE_CHECKING:
     from server.old_client import Update
@@ -33,7 +33,7 @@ class WatchedOld:
         for event in self._subscriber.events():
             match event:
                 case Fetched():
-                    self._kinds = Counter(map(auth, self._subscriber.endpoints.values()))
+                    self._kinds = Counter(map(auth_short, self._subscriber.endpoints.values()))
                     self._state = "streaming"
                     self.lines.add(Line(f"fetched {event.count:,} endpoints, streaming"))
                 case Lost():
@@ -63,12 +63,11 @@ class WatchedOld:
             self._counts["repeated"] += 1
             return
         if update.before is not None:
-            self._kinds[auth(update.before)] -= 1
-        endpoint_id, after = printable(update.endpoint_id), update.after
+            self._kinds[auth_short(update.before)] -= 1
+        after = update.after
         if after is None:
             self._counts["delete"] += 1
-            self.lines.add(Line("delete", endpoint_id))
-            return
-        self._kinds[auth(after)] += 1
-        self._counts["upsert"] += 1
-        self.lines.add(Line("upsert", endpoint_id, auth(after), plan(after), limits(after)))
+        else:
+            self._kinds[auth_short(after)] += 1
+            self._counts["upsert"] += 1
+        self.lines.add(Line.of_change(update.endpoint_id, after))

@@ -6,90 +6,23 @@ import json
 import os
 import sys
 import threading
-from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from rich.cells import set_cell_size
-from rich.console import Console, Group
-from rich.live import Live
-from rich.panel import Panel
-from rich.text import Text
+from rich.console import Console
 
 from server.interrupt import Interrupt
+from server.watch.lines import now
+from server.watch.screen import Screen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from server.watch.feed import Feed
+    from server.watch.screen import Watched
 
 _FRAME: Final = 0.25
 """Seconds between two looks at what has come."""
-_AROUND: Final = 9
-"""Lines of the screen that are not changes."""
-_WIDTHS: Final = (8, 6, 24, 14, 12, 40)
-"""Of a change's cells on the screen: an application's id has up to 24 characters."""
-_KEPT: Final = 10_000
-"""Lines that wait to be shown: a screen needs some dozens, a slow pipe gets the newest."""
-
-
-def now() -> datetime:
-    """Return the time with the zone of people here."""
-    return datetime.now().astimezone()
-
-
-@dataclass(frozen=True)
-class Line:
-    """Something that happened, as it is shown; it holds no key."""
-
-    what: str
-    endpoint_id: str = ""
-    auth: str = ""
-    plan: str = ""
-    limits: str = ""
-    at: datetime = field(default_factory=now)
-
-    def __str__(self) -> str:
-        parts = (self.what, self.endpoint_id, self.auth, self.plan, self.limits)
-        return f"{self.at:%H:%M:%S.%f}"[:-3] + "  " + "  ".join(part for part in parts if part)
-
-
-class Lines:
-    """Lines on their way from the thread that reads to the one that shows."""
-
-    def __init__(self, first: Line) -> None:
-        self._lock = threading.Lock()
-        self._new: deque[Line] = deque([first], _KEPT)
-
-    def add(self, line: Line) -> None:
-        """Have it shown."""
-        with self._lock:
-            self._new.append(line)
-
-    def take(self) -> list[Line]:
-        """Return those since the last time."""
-        with self._lock:
-            lines = list(self._new)
-            self._new.clear()
-        return lines
-
-
-class Watched(Protocol):
-    """A subscriber, and what has been seen through it; one thread reads, another shows."""
-
-    target: str
-    lines: Lines
-
-    def read(self) -> None:
-        """Follow the server until `close`, or until there is nothing more to wait for."""
-
-    def close(self) -> None:
-        """End `read`; returns at once."""
-
-    def head(self) -> Text:
-        """Say how things stand."""
 
 
 def show(watched: Watched) -> None:
@@ -153,25 +86,6 @@ def _frames(reading: Future[None], interrupt: Interrupt) -> Iterator[None]:
 
 
 def _draw(console: Console, watched: Watched, reading: Future[None], interrupt: Interrupt) -> None:
-    latest: deque[Line] = deque(maxlen=200)
-    with Live(console=console, screen=True, auto_refresh=False) as live:
+    with Screen(console, watched) as screen:
         for _ in _frames(reading, interrupt):
-            latest.extendleft(watched.lines.take())
-            live.update(_screen(watched, list(latest)[: max(3, console.height - _AROUND)]), refresh=True)
-
-
-def _screen(watched: Watched, lines: list[Line]) -> Group:
-    rows = [_row("at", "change", "endpoint", "auth", "plan", "limits", style="bold")]
-    for line in lines:
-        at, style = f"{line.at:%H:%M:%S}", {"delete": "red", "upsert": ""}.get(line.what, "yellow")
-        if line.endpoint_id:
-            rows.append(_row(at, line.what, line.endpoint_id, line.auth, line.plan, line.limits, style=style))
-        else:
-            rows.append(_row(at, style=style).append(line.what))
-    return Group(Panel(watched.head(), title=watched.target, subtitle="Ctrl-C ends it"), *rows)
-
-
-def _row(*cells: str, style: str) -> Text:
-    # Text, because ids and plans are other people's strings and may look like markup.
-    row = "".join(set_cell_size(cell, width) + "  " for cell, width in zip(cells, _WIDTHS, strict=False))
-    return Text(row, style=style, no_wrap=True, overflow="ellipsis")
+            screen.draw()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
 
-from server.watch.endpoint import auth, limits, plan, printable, summary
+from server.watch.endpoint import auth_short, printable, summary
 from server.watch.events import Changed, Checkpoint, Lost, Mismatched, Opened
-from server.watch.show import Line, Lines
+from server.watch.lines import Line, Lines
 
 if TYPE_CHECKING:
     from server.watch.feed import Feed
 
 _SYNCED: Final = "in sync"
+_UNSETTLED: Final = "the server's map, while changes let it come to no rest: no proof yet"
 
 
 class WatchedFeed:
@@ -27,8 +29,11 @@ class WatchedFeed:
         self._feed = feed
         self._until_synced = until_synced
         self._state = "connecting"
-        self._checkpoint: tuple[float, Checkpoint] | None = None
-        """The newest, and when it came (monotonic)."""
+        self.synced = threading.Event()
+        """It has been in sync, once."""
+        self._checkpoint: Checkpoint | None = None
+        self._exact: tuple[float, float] | None = None
+        """The newest proof: when it came (monotonic), and how stale the map was by then."""
         self._counts: Counter[str] = Counter()
         """Of ``upsert``, ``delete`` and ``reset``."""
         self._kinds: Counter[str] = Counter()
@@ -58,24 +63,26 @@ class WatchedFeed:
     def head(self) -> Text:
         """Say how things stand."""
         head = Text(self._state, style="bold green" if self._state.startswith(_SYNCED) else "bold yellow")
-        reached = self._checkpoint
-        if reached is not None:
-            at, checkpoint = reached
-            ago = time.monotonic() - at
+        if (checkpoint := self._checkpoint) is not None:
             head.append(f"\n{checkpoint.count:,} endpoints", style="bold default")
             head.append(summary(self._kinds), style="default")
-            proof = "verified" if checkpoint.verified else "not verified: what was before is not known here"
             head.append(
-                f"\nrevision {checkpoint.revision:,}   at most {checkpoint.staleness + ago:.1f} s behind the"
-                f" database   digest {checkpoint.digest[:8]}, {proof}",
+                f"\nrevision {checkpoint.revision:,}   {self._staleness()}   digest {checkpoint.digest[:8]}"
+                f" {_proof(checkpoint)}",
                 style="default",
             )
         head.append(
             f"\n{self._counts['upsert']:,} upserts   {self._counts['delete']:,} deletes   "
-            f"{self._counts['reset']:,} snapshots",
+            f"{self._counts['reset']:,} snapshot{'' if self._counts['reset'] == 1 else 's'}",
             style="default",
         )
         return head
+
+    def _staleness(self) -> str:
+        if self._exact is None:
+            return "not proved yet"
+        at, staleness = self._exact
+        return f"at most {staleness + time.monotonic() - at:.1f} s behind"
 
     def _told(self, state: str) -> None:
         self._state = state
@@ -89,24 +96,31 @@ class WatchedFeed:
             self._told(f"receiving {event.count:,} endpoints ({event.reason.replace('_', ' ')})")
 
     def _reached(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = time.monotonic(), checkpoint
+        self._checkpoint = checkpoint
+        if checkpoint.unsettled:
+            if self._state != _UNSETTLED:
+                self._told(_UNSETTLED)
+            return
+        self._exact = time.monotonic(), checkpoint.staleness
+        self.synced.set()
         if not self._state.startswith(_SYNCED):
-            proof = "digest verified" if checkpoint.verified else "digest not verified"
-            self._state = f"{_SYNCED}, {proof}"
-            self.lines.add(Line(f"{_SYNCED}: {checkpoint.count:,} endpoints, {proof}"))
+            self._state = f"{_SYNCED}, digest {_proof(checkpoint)}"
+            proof = f"{checkpoint.count:,} endpoints, digest {_proof(checkpoint)}"
+            self.lines.add(Line(f"{_SYNCED}: {proof}"))
 
     def _changed(self, event: Changed) -> None:
         before, after = event.before, event.after
         if before is not None:
-            self._kinds[auth(before)] -= 1
+            self._kinds[auth_short(before)] -= 1
         if after is not None:
-            self._kinds[auth(after)] += 1
+            self._kinds[auth_short(after)] += 1
         if event.initial:
             return
-        endpoint_id = printable(event.change.endpoint_id)
-        if after is None:
-            self._counts["delete"] += 1
-            self.lines.add(Line("delete", endpoint_id))
-        else:
-            self._counts["upsert"] += 1
-            self.lines.add(Line("upsert", endpoint_id, auth(after), plan(after), limits(after)))
+        self._counts["delete" if after is None else "upsert"] += 1
+        self.lines.add(Line.of_change(event.change.endpoint_id, after))
+
+
+def _proof(checkpoint: Checkpoint) -> str:
+    if checkpoint.unsettled:
+        return "unsettled"
+    return "verified" if checkpoint.verified else "not verified"

@@ -148,17 +148,34 @@ def test_what_is_no_target_is_one_line(target: str) -> None:
         assert re.fullmatch(r"pads-cdc: watch: '.*' is not host:port; for example 127\.0\.0\.1:10002", line)
 
 
-@pytest.mark.parametrize("protocol", ["feed", "old"])
+@pytest.mark.parametrize(("protocol", "width"), [("feed", 80), ("old", 120)])
 def test_on_a_terminal_it_is_a_screen_that_ctrl_c_closes(
-    protocol: str, database: Database, serve: ServerFactory
+    protocol: str, width: int, database: Database, serve: ServerFactory
 ) -> None:
     fill(database, 100)
     server = serve(database)
-    with Terminal("watch", f"localhost:{server.grpc}", "--protocol", protocol) as terminal:
+    with Terminal(
+        "watch", f"localhost:{server.grpc}", "--protocol", protocol, width=width, height=24
+    ) as terminal:
         terminal.wait("100 endpoints")
         database.execute("DELETE FROM portal_applications WHERE id = 'app_7'")
-        terminal.wait("app_7")
         terminal.wait("99 endpoints")
+        database.execute(
+            """
+            INSERT INTO portal_applications VALUES ('an_id_of_24_characters_x', 'acc_1');
+            UPDATE pay_plans SET monthly_relay_limit = 2000000000, throughput_limit = 1000000
+            WHERE plan_type = 'plan_1'
+            """
+        )
+        terminal.wait("2,000,000,000/month")
+        wait_until(lambda: "an_id_of" in terminal.frame(), "a frame with everything")
+        shown = terminal.frame()
+        # Nothing is cut: what is too wide for a line is folded.
+        assert all(len(line) <= width for line in shown.splitlines()), shown
+        assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+        for word in ("app_7", "capacity", "1,000,000", "plan_1", "Ctrl-C ends it"):
+            assert word in shown, shown
+
         terminal.type("\x03")
         assert terminal.end() == 0
         # The cursor and what was on the screen before are back.

@@ -155,12 +155,34 @@ def test_settings_in_the_environment_are_meant_for_another_server(folder: Path) 
         assert command.end(60) == 0, command.told()
 
 
-def test_on_a_terminal_it_is_a_screen_that_ctrl_c_closes(folder: Path) -> None:
-    with Terminal("demo", TMPDIR=str(folder)) as terminal:
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
+def test_on_a_terminal_it_is_the_screen_of_watch_and_ctrl_c_closes_it(
+    folder: Path, width: int, height: int
+) -> None:
+    with Terminal("demo", width=width, height=height, TMPDIR=str(folder)) as terminal:
         terminal.wait("key rotated")
-        terminal.wait("at the subscriber after")
+        wait_until(lambda: len(terminal.frames()) > 10, "some frames")
         terminal.type("\x03")
         assert terminal.end() == 0
-        screen, _, after = terminal.text.partition("\x1b[?1049l")
-        assert "\x1b[?1049h" in screen
-        assert EQUAL.fullmatch(after.strip().splitlines()[-1].strip())
+        shown = terminal.frame()
+        for words in (
+            # watch's: how the feed stands, and its changes.
+            r"in sync, digest verified",
+            r"[\d,]+ endpoints +[\d,]+ api key",
+            r"revision [\d,]+ +at most \d\.\d s behind +digest [0-9a-f]{8} verified",
+            r"at +change +endpoint +auth +plan +calls/s +capacity$",
+            r"upsert +\w+ +\w+ \w+ +\w+ +([\d,]+|any) +([\d,]+/month|any)$",
+            # The demo's: lag, totals, each commit with what it affected and when the subscriber had it.
+            r"source: [\d,]+ bytes of WAL behind, exact \d\.\d s ago",
+            r"commits on the way",
+            r"p50 +p99 +max$",
+            r"^total( +[\d,.]+){2}( +[\d,.]+ ms){3}$",
+            r"at +commit +of +changed +had it after$",
+            r"^ *\d+\.\d\d s  (key|account|application|plan) \w+ +\w+.* +[\d,]+ +[\d.,]+ ms$",
+        ):
+            assert re.search(words, shown, re.MULTILINE), (words, shown)
+        assert all(len(line) <= width for line in shown.splitlines()), shown
+        assert ("\nkey rotated" in shown) == (height >= 40)  # latencies by kind, where there is room
+        summary = terminal.text.partition("\x1b[?1049l")[2]
+        assert all(len(line) <= width for line in summary.splitlines()), summary
+        assert EQUAL.fullmatch(summary.strip().splitlines()[-1].strip())
