@@ -118,7 +118,7 @@ class EndpointFeed:
 
     @property
     def ready(self) -> bool:
-        """Whether the map has been proved complete, once: it stays usable while the server is away."""
+        """Whether the map has been complete, once: it stays usable while the server is away."""
         return self._replica.complete
 
     def staleness(self) -> float:
@@ -261,15 +261,16 @@ class EndpointFeed:
             if applied.acknowledge.digest_mismatch:
                 _log.error("the map differs from the server's and is had anew")
             else:
-                self._proved(applied.staleness, backoff)
+                self._matched(applied.staleness, backoff)
         self._call_back(applied)
         self._heard_at = time.monotonic()
 
-    def _proved(self, staleness: float | None, backoff: Backoff) -> None:
+    def _matched(self, staleness: float | None, backoff: Backoff) -> None:
+        """Note that the map is the server's; only where ``staleness`` is known is it a proof."""
         if staleness is not None:
             self._exact = time.monotonic(), staleness
             self.proofs += 1
-        backoff.succeeded()
+            backoff.succeeded()
         if not self._ready.done():
             self._ready.set_result(None)
 

@@ -50,7 +50,7 @@ class Replica:
         self.token = token
         """To be sent when the feed is opened, and to be kept with the map."""
         self.complete = False
-        """Whether the map has once been proved to be the server's; it stays usable from then on."""
+        """Whether the map has once been the server's, by its digest; it stays usable from then on."""
         self.mismatches = 0
         """Proofs that failed since one was good, or since the stream was opened."""
         self.reset: pb.Reset | None = None

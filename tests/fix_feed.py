@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import queue
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,8 +12,14 @@ import grpc
 import pytest
 
 from pads_cdc_client import EndpointFeed
+from pads_cdc_client.digest import Digest
+from server.pb.gateway_endpoint_pb2 import GatewayEndpoint
 from server.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
-from server.pb.pads.cdc.v1.endpoint_feed_pb2_grpc import EndpointFeedServiceStub
+from server.pb.pads.cdc.v1.endpoint_feed_pb2_grpc import (
+    EndpointFeedServiceServicer,
+    EndpointFeedServiceStub,
+    add_EndpointFeedServiceServicer_to_server,
+)
 from tests.fix_server import DEADLINE, wait_until
 
 if TYPE_CHECKING:
@@ -126,3 +134,66 @@ def status(server: Server) -> pb.StatusResponse:
 def wait_exact(client: EndpointFeed, oracle: dict[str, bytes]) -> None:
     """Return when the client holds this map."""
     wait_until(lambda: dict(client.endpoints) == oracle, "the mapping query's result at a client of the feed")
+
+
+UNSETTLED = GatewayEndpoint(endpoint_id="one").SerializeToString()
+
+
+def _checkpoint(*, unsettled: bool) -> pb.Checkpoint:
+    found = pb.Checkpoint(
+        revision=1, count=1, digest=bytes(Digest.of({"one": UNSETTLED})), unsettled=unsettled
+    )
+    found.staleness.FromSeconds(0)
+    return found
+
+
+class Unsettled(EndpointFeedServiceServicer):
+    """Sends a snapshot and one unsettled checkpoint after the other; a settled one once `rest` is set.
+
+    A script, since a real server says so only when changes have let it come to no rest for an interval.
+    """
+
+    def __init__(self) -> None:
+        self.acknowledged: list[bytes] = []
+        self.rest = threading.Event()
+        self.port = 0
+
+    def Watch(self, request_iterator: Any, context: Any) -> Iterator[pb.WatchResponse]:  # noqa: N802 - the proto's
+        next(request_iterator)
+        threading.Thread(target=self._hear, args=(request_iterator,), daemon=True).start()
+        opened = pb.Opened(token=b"open", reset=pb.Reset(reason=pb.RESET_REASON_NO_TOKEN, count=1))
+        opened.progress_interval.FromSeconds(60)
+        yield pb.WatchResponse(opened=opened)
+        change = pb.Change(revision=1, endpoint_id="one", endpoint=UNSETTLED)
+        end = pb.Batch(changes=[change], checkpoint=_checkpoint(unsettled=True), snapshot_end=True)
+        yield pb.WatchResponse(batch=end)
+        number = 0
+        while context.is_active():
+            number += 1
+            unsettled = not self.rest.wait(0.02)
+            yield pb.WatchResponse(
+                progress=pb.Progress(token=b"%d" % number, checkpoint=_checkpoint(unsettled=unsettled))
+            )
+            if not unsettled:
+                return
+
+    def _hear(self, requests: Any) -> None:
+        try:
+            for request in requests:
+                assert not request.acknowledge.digest_mismatch
+                self.acknowledged.append(request.acknowledge.token)
+        except grpc.RpcError:
+            pass  # the client is gone
+
+
+@pytest.fixture
+def unsettled() -> Iterator[Unsettled]:
+    """A server of one endpoint, `UNSETTLED`, that comes to no rest."""
+    with ThreadPoolExecutor(4) as threads:
+        server, script = grpc.server(threads), Unsettled()
+        add_EndpointFeedServiceServicer_to_server(script, server)
+        script.port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield script
+        script.rest.set()
+        server.stop(0).wait()

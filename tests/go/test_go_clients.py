@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.descriptor import FileDescriptor
 
+    from tests.fix_feed import Unsettled
     from tests.fix_postgres import Database
     from tests.fix_server import ServerFactory
 
@@ -247,6 +248,17 @@ def test_the_committed_go_stubs_are_of_the_present_protos() -> None:
         assert raw is not None
         embedded = FileDescriptorProto.FromString(bytes.fromhex(re.sub(r"0x|[,\s]", "", raw[1])))
         assert _comparable(embedded) == _comparable(_proto(file)), f"{stub} is stale: make go-stubs"
+
+
+def test_the_feed_client_takes_an_unsettled_checkpoint_for_no_proof(
+    unsettled: Unsettled, go: GoFactory
+) -> None:
+    client = go("feed-client", unsettled.port)
+    seen = client.wait("unsettled", endpoints=1)
+    seen = client.wait("unsettled", seen)
+    assert not [event for event in client.events if event["event"] == "proved"]
+    unsettled.rest.set()
+    client.wait("proved", seen, endpoints=1)
 
 
 def test_the_feed_client_stays_short() -> None:

@@ -98,14 +98,24 @@ func (c *Client) watch(ctx context.Context, server grpc.ClientConnInterface) (pr
 		_ = stream.Send(&cdcv1.WatchRequest{Request: &cdcv1.WatchRequest_Acknowledge{Acknowledge: acknowledge}})
 		count, digest := c.Replica.State()
 		state := map[string]any{"endpoints": count, "digest": digest.String()}
-		if !acknowledge.DigestMismatch {
+		switch {
+		case acknowledge.DigestMismatch:
+			c.Observe("mismatch", state)
+		case checkpointOf(message).Unsettled:
+			c.Observe("unsettled", state)
+		default:
 			proved = true
 			c.Observe("proved", state)
-			continue
 		}
-		c.Observe("mismatch", state)
 		if c.Replica.mismatches > 1 {
 			return proved, errors.New("the map differs from the server's after a whole snapshot")
 		}
 	}
+}
+
+func checkpointOf(message *cdcv1.WatchResponse) *cdcv1.Checkpoint {
+	if batch := message.GetBatch(); batch != nil {
+		return batch.Checkpoint
+	}
+	return message.GetProgress().GetCheckpoint()
 }

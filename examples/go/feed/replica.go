@@ -64,6 +64,7 @@ type Replica struct {
 	unseen     map[string]struct{} // after a reset: what the snapshot has not brought yet
 	reported   bool                // a mismatch, which the server has not answered yet
 	mismatches int                 // since a proof was good
+	complete   bool                // it has been the server's map, once
 	exactAt    time.Time           // the moment as of which the map was last proved to be the database's
 }
 
@@ -78,12 +79,12 @@ func (r *Replica) Get(id string) *gateway.GatewayEndpoint {
 }
 
 // Staleness is how long ago the map was known to be the database's. While all is well it stays below the server's progress
-// interval; while the server or its database is away it grows: serve the map all the same. It is false until the map has
-// been complete once: an id that is not in it proves nothing then.
+// interval; while the server or its database is away, or changes let it come to no rest, it grows: serve the map all the
+// same. It is false until the map has been complete once: an id that is not in it proves nothing then.
 func (r *Replica) Staleness() (time.Duration, bool) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return time.Since(r.exactAt), !r.exactAt.IsZero()
+	return time.Since(r.exactAt), r.complete // of the zero time: the longest that there is
 }
 
 // State returns the number of endpoints and their digest.
@@ -168,7 +169,10 @@ func (r *Replica) check(checkpoint *cdcv1.Checkpoint) *cdcv1.Acknowledge {
 		r.mismatches++
 		return &cdcv1.Acknowledge{Token: r.token, DigestMismatch: true}
 	}
-	r.mismatches = 0
+	r.mismatches, r.complete = 0, true
+	if checkpoint.Unsettled { // it may hold an endpoint that is newer than another: that is no proof
+		return &cdcv1.Acknowledge{Token: r.token}
+	}
 	r.exactAt = time.Now().Add(-checkpoint.Staleness.AsDuration())
 	return &cdcv1.Acknowledge{Token: r.token}
 }

@@ -3,6 +3,7 @@ package feed
 import (
 	"encoding/binary"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -96,6 +97,21 @@ func TestDifferenceIsReportedOnceAndEndsWithASnapshot(t *testing.T) {
 	take(t, replica, theirs.batch("3", false), "")
 	take(t, replica, reset(), "")
 	take(t, replica, theirs.batch("4", true, theirs.change(t, "one", "d"), theirs.change(t, "two", "b")), "proof")
+}
+
+func TestUnsettledCheckpointMakesTheMapCompleteAndIsNoProof(t *testing.T) {
+	replica, theirs := NewReplica(), server{}
+	take(t, replica, reset(), "")
+	unsettled := theirs.batch("1", true, theirs.change(t, "one", "a"))
+	unsettled.GetBatch().Checkpoint.Unsettled = true
+	take(t, replica, unsettled, "proof")
+	if staleness, complete := replica.Staleness(); !complete || staleness < time.Hour {
+		t.Fatalf("complete %v, and stale by %v", complete, staleness)
+	}
+	take(t, replica, theirs.batch("2", false), "proof")
+	if staleness, _ := replica.Staleness(); staleness > time.Minute {
+		t.Fatalf("proved, and stale by %v", staleness)
+	}
 }
 
 func TestWhatCannotBeReadIsNotKept(t *testing.T) {
