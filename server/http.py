@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import TYPE_CHECKING
 
+import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from server.listening import refusal
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
     from server.health import Health, Reason
     from server.status_page import StatusPage
+
+_log = structlog.get_logger(__name__)
 
 _PATHS = {
     "/": "the status page",
@@ -56,8 +61,11 @@ async def start(
         ListenError: the port is taken or the address is not ours.
 
     """
+    requests = logging.getLogger(f"{__name__}.requests")
+    requests.addFilter(_not_http)
     runner = web.AppRunner(
         _application(registry, health, page),
+        logger=requests,
         access_log=None,  # a line for each scrape is nothing to act on
         handle_signals=False,
         shutdown_timeout=_DRAIN_SECONDS,
@@ -98,6 +106,16 @@ def _application(registry: CollectorRegistry, health: Health, page: StatusPage) 
     application.router.add_get("/readyz", readyz)
     application.router.add_get("/healthz", healthz)
     return application
+
+
+def _not_http(record: logging.LogRecord) -> bool:
+    """Make one line of what aiohttp says about a request that it cannot read: that is no fault of ours."""
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+    if not isinstance(error, HttpProcessingError):
+        return True
+    peer = record.args[0] if isinstance(record.args, tuple) and record.args else None
+    _log.warning("no HTTP/1.1 request; if it was a gRPC client, that belongs on PORT", peer=peer)
+    return False
 
 
 @web.middleware

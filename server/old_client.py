@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 import grpc.experimental
 
+from cdc.errors import PadsCdcError
 from server.pb.gateway_endpoint_pb2 import (
     DESCRIPTOR,
     AuthDataRequest,
@@ -49,8 +50,14 @@ _FETCH_SECONDS: Final = 40.0
 """A server that has no complete map yet says so after 30 s."""
 _NOTHING_ANSWERS: Final = ("failed to connect", "errors resolving", "DNS resolution failed")
 """How gRPC's details begin before a chain of causes, of which the last one tells people something."""
+_NOT_GRPC: Final = "http1.x server"
+"""In gRPC's details where what answers speaks HTTP/1."""
 _FIRST_RETRY: Final = 0.5
 _LAST_RETRY: Final = 10.0
+
+
+class NotGrpcError(PadsCdcError):
+    """What answers speaks HTTP/1, and has from the start."""
 
 
 @dataclass(frozen=True)
@@ -110,16 +117,22 @@ class Subscriber:
         )
 
     def events(self) -> Iterator[Event]:
-        """Yield what happens, each thing once the map has it; blocks in between, and ends after `close`."""
-        retry = _FIRST_RETRY
+        """Yield what happens, each thing once the map has it; blocks in between, and ends after `close`.
+
+        Raises:
+            NotGrpcError: it is not a server of ours, nor was it.
+
+        """
+        retry, heard = _FIRST_RETRY, False
         while not self._closed.is_set():
             reason = "the server ended the stream with OK, which this contract does not know"
             try:
                 for event in self._connected():
-                    retry = _FIRST_RETRY
+                    retry, heard = _FIRST_RETRY, True
                     yield event
             except grpc.RpcError as error:
                 reason = reason_of(error)
+                refuse_http(error, heard=heard)
             except ValueError:  # so says gRPC when the channel was closed just before the call
                 if not self._closed.is_set():
                     raise
@@ -151,11 +164,19 @@ class Subscriber:
         return Update(endpoint_id, before, after, time.monotonic())
 
 
+def refuse_http(error: grpc.RpcError, *, heard: bool) -> None:
+    """Raise NotGrpcError if what answers speaks HTTP/1; where gRPC was ``heard``, a proxy may do so."""
+    if not heard and isinstance(error, grpc.Call) and _NOT_GRPC in (error.details() or ""):
+        raise NotGrpcError("that is not gRPC: is it the metrics port? gRPC is on PORT, by default 10002")
+
+
 def reason_of(error: grpc.RpcError) -> str:
     """Say in one line why a call failed; every error of a call that was made is a `grpc.Call`."""
     if not isinstance(error, grpc.Call):
         return "the call failed"
     code, details = error.code(), " ".join((error.details() or "").split())
+    if _NOT_GRPC in details:
+        return "what answers is not gRPC"
     if any(sign in details for sign in _NOTHING_ANSWERS):
         return f"nothing answers: {details.rpartition(':')[2].strip(' ]')}"
     return f"{code.name}: {details}" if details else code.name

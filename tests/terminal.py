@@ -70,6 +70,10 @@ class Terminal:
         plain = _CONTROL.sub("", self.frames()[-2])
         return "\n".join(line.rstrip() for line in plain.splitlines())
 
+    def after(self) -> str:
+        """Return what was written once the screen was gone, as plain text."""
+        return _CONTROL.sub("", self.text.partition(_SCREEN_END)[2])
+
     def end(self) -> int:
         """Wait for its end, which has been asked for, and return the exit code."""
         code = self.process.wait(DEADLINE)

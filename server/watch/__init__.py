@@ -36,6 +36,7 @@ def run(
     Raises:
         ConfigurationError: it is no target, or the options do not fit each other.
         FeedRefusedError: the server says that we do not keep to the protocol.
+        NotGrpcError: what answers is not gRPC.
 
     """
     match = _TARGET.fullmatch(target)

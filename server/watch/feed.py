@@ -19,7 +19,7 @@ from cdc.errors import PadsCdcError
 from pads_cdc_client.outbox import Outbox
 from pads_cdc_client.replica import Applied, Change, Replica
 from pads_cdc_client.retry import Backoff, Remedy, remedy
-from server.old_client import OPTIONS, reason_of
+from server.old_client import OPTIONS, reason_of, refuse_http
 from server.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 from server.watch.events import Changed, Checkpoint, Lost, Mismatched, Opened
 
@@ -106,18 +106,22 @@ class Feed:
 
         Raises:
             FeedRefusedError: the server says that we do not keep to the protocol.
+            NotGrpcError: it is not a server of ours, nor was it.
 
         """
-        backoff = Backoff(0.5, 10.0, 10.0)
+        backoff, heard = Backoff(0.5, 10.0, 10.0), False
         while not self._closed.is_set():
             found, reason = Remedy.RETRY, "the server ended a stream that has no end"
             try:
                 for event in self._session():
+                    heard = True
                     if event.synced:
                         backoff.succeeded()
                     yield event
             except (grpc.RpcError, OSError, _DifferentError) as error:
                 found, reason = _judge(error)
+                if isinstance(error, grpc.RpcError):
+                    refuse_http(error, heard=heard)
             except ValueError:  # so says gRPC when the channel was closed just before the call
                 if not self._closed.is_set():
                     raise

@@ -99,6 +99,27 @@ def test_ids_that_a_terminal_would_act_on_are_disarmed(database: Database, serve
         assert command.end() == 0
 
 
+@pytest.mark.parametrize("options", [(), ("--json",), OLD])
+def test_the_metrics_port_is_no_grpc_and_that_is_one_line_here_and_there(
+    options: tuple[str, ...], database: Database, serve: ServerFactory
+) -> None:
+    server = serve(database)
+    with watch(server.http, *options) as command:
+        assert command.end() == 1
+        [line] = command.errors
+        assert line.startswith("pads-cdc: that is not gRPC: is it the metrics port?")
+    said = server.wait_log("no HTTP/1.1 request; if it was a gRPC client, that belongs on PORT")
+    assert (said["level"], said["peer"]) == ("warning", "127.0.0.1")
+    assert "exception" not in said
+    assert "Traceback" not in server.output
+    for _ in range(20):  # whatever keeps knocking
+        with socket.create_connection(("127.0.0.1", server.http)) as knocking:
+            knocking.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            knocking.recv(1)
+    assert sum(line.get("event") == said["event"] for line in server.logs) <= 5
+    assert server.get("/livez") == (200, "ok")
+
+
 def test_when_nothing_answers_it_says_so_and_keeps_trying() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen

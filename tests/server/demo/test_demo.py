@@ -183,6 +183,6 @@ def test_on_a_terminal_it_is_the_screen_of_watch_and_ctrl_c_closes_it(
             assert re.search(words, shown, re.MULTILINE), (words, shown)
         assert all(len(line) <= width for line in shown.splitlines()), shown
         assert ("\nkey rotated" in shown) == (height >= 40)  # latencies by kind, where there is room
-        summary = terminal.text.partition("\x1b[?1049l")[2]
+        summary = terminal.after()
         assert all(len(line) <= width for line in summary.splitlines()), summary
         assert EQUAL.fullmatch(summary.strip().splitlines()[-1].strip())
