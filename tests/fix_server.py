@@ -120,6 +120,11 @@ class Server:
         """Return when a series has reached a value."""
         wait_until(lambda: self.metric(name, **labels) >= at_least, f"{name} {labels} >= {at_least}")
 
+    def wait_ready(self) -> Server:
+        """Return itself once it holds a complete map: a client may still hold what an earlier server sent."""
+        wait_until(lambda: self.get("/readyz")[0] == 200, "ready")
+        return self
+
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
         self.process.send_signal(signal.SIGTERM)

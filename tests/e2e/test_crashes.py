@@ -42,7 +42,7 @@ def test_killed_at(
 
     wait_until(killed, f"killed at {point}")
     doomed.join()
-    final = serve(database, PORT=str(first.grpc))
+    final = serve(database, PORT=str(first.grpc)).wait_ready()
     wait_equal(client, database)
     assert client.key("app_1") == f"v{number}"
     assert [endpoint_id for endpoint_id in client.map if endpoint_id.startswith("v")] == [f"v{number}"]
@@ -71,11 +71,11 @@ def test_killed_between_the_note_and_the_letting_go(
     wait_until(killed, "killed after the note", deadline=60)
     doomed.join()
     database.execute("ALTER TABLE pay_plans RENAME COLUMN renamed TO throughput_limit")
-    final = serve(database, PORT=str(doomed.grpc))
+    final = serve(database, PORT=str(doomed.grpc)).wait_ready()
     wait_equal(client, database)
     assert final.metric("pads_cdc_reconcile_total", reason="owed") == 1
     final.kill()
-    again = serve(database, PORT=str(doomed.grpc))
+    again = serve(database, PORT=str(doomed.grpc)).wait_ready()
     wait_equal(client, database)
     assert again.metric("pads_cdc_reconcile_total", reason="owed") == 0, "what was paid is owed no more"
 

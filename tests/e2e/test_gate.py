@@ -80,7 +80,7 @@ def test_one_that_waits_does_not_hold_up_a_later_one(
         client.wait(lambda one: one.key("app_2") == "local", "the revocation that does not wait", 5)
         assert client.key("app_1") == "key_1"
         server.kill()  # and what waits is not lost by it
-    second = serve(own, PORT=str(server.grpc))
+    second = serve(own, PORT=str(server.grpc)).wait_ready()
     wait_equal(client, own)
     assert client.key("app_1") == "hangs"
     assert second.metric("pads_cdc_decode_errors_total") == 0

@@ -191,7 +191,7 @@ def test_the_slot_is_dropped_while_down(rig: Rig, serve: ServerFactory) -> None:
     wait_until(lambda: rig.database.value("SELECT NOT active FROM pg_replication_slots"), "the slot is free")
     rig.database.rows("SELECT pg_drop_replication_slot('pads_cdc')")
     rig.database.execute(CHANGE)
-    rig.server = serve(rig.database, PORT=port)
+    rig.server = serve(rig.database, PORT=port).wait_ready()
     wait_equal(rig.client, rig.database)
     rig.heals()
 
@@ -280,7 +280,7 @@ def test_the_state_file_s_disk_is_full(rig: Rig, serve: ServerFactory, tmp_path:
     port = str(rig.server.grpc)
     rig.server.kill()
     rig.database.execute("DELETE FROM portal_applications WHERE id = 'app_11'")
-    rig.server = serve(rig.database, PORT=port)
+    rig.server = serve(rig.database, PORT=port).wait_ready()
     wait_equal(rig.client, rig.database)
 
 
@@ -288,7 +288,7 @@ def test_wal_is_not_held_for_ever_when_re_queries_fail(rig: Rig, serve: ServerFa
     """A note, then the confirmation, then one reconcile that covers what was let go; also after a crash."""
     port = str(rig.server.grpc)
     assert rig.server.stop() == 0
-    rig.server = serve(rig.database, PORT=port, MAX_RETAINED_WAL="8MB")
+    rig.server = serve(rig.database, PORT=port, MAX_RETAINED_WAL="8MB").wait_ready()
     wait_equal(rig.client, rig.database)
     rig.database.execute("ALTER TABLE pay_plans RENAME COLUMN throughput_limit TO renamed")
     wait_until(lambda: "query" in reasons(rig.server), "re-queries fail, and it says so", deadline=60)
@@ -313,7 +313,7 @@ def test_wal_is_not_held_for_ever_when_re_queries_fail(rig: Rig, serve: ServerFa
         ),
         "the column is back",
     )
-    rig.server = serve(rig.database, PORT=port)
+    rig.server = serve(rig.database, PORT=port).wait_ready()
     wait_equal(rig.client, rig.database)
     assert rig.server.metric("pads_cdc_reconcile_total", reason="owed") == 1
     rig.heals()

@@ -84,7 +84,7 @@ def test_a_client_that_never_fetches_again_hears_of_what_it_missed(
     database.execute(
         "UPDATE portal_application_settings SET secret_key = 'new' WHERE application_id = 'app_4'"
     )
-    second = serve(database, PORT=str(first.grpc))
+    second = serve(database, PORT=str(first.grpc)).wait_ready()
     wait_equal(client, database)
     late = gateway(second, fetch=False)
     wait_equal(late, database)
