@@ -15,6 +15,8 @@ DEV := .venv/dev.stamp
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+# Two at a time: most of a test is waiting for servers to start and stop. `-n 0` in TEST_ARGS runs them in one process.
+PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 
 .PHONY: help
 help: ## Show what there is to make
@@ -26,17 +28,17 @@ demo: $(RUNTIME) postgres ## Run the whole thing on a throw-away database; DEMO_
 
 .PHONY: test
 test: $(DEV) postgres postgres17 observers go ## Run the tests; TEST_ARGS="-k gate -x"
-	$(BIN)/pytest -m "not soak" $(TEST_ARGS)
+	$(PYTEST) -m "not soak" $(TEST_ARGS)
 
 .PHONY: test-all
 test-all: $(DEV) postgres postgres17 observers go ## Run the tests with those that take minutes
-	$(BIN)/pytest $(TEST_ARGS)
+	$(PYTEST) $(TEST_ARGS)
 
 .PHONY: test-matrix
 test-matrix: $(DEV) postgres postgres17 observers go ## Run the tests on the system's PostgreSQL and on 17 and 18
-	$(BIN)/pytest -m "not soak" $(TEST_ARGS)
-	PADS_PG_BIN=$$(scripts/fetch-postgres 17) $(BIN)/pytest -m "not soak" $(TEST_ARGS)
-	PADS_PG_BIN=$$(scripts/fetch-postgres 18) $(BIN)/pytest -m "not soak" $(TEST_ARGS)
+	$(PYTEST) -m "not soak" $(TEST_ARGS)
+	PADS_PG_BIN=$$(scripts/fetch-postgres 17) $(PYTEST) -m "not soak" $(TEST_ARGS)
+	PADS_PG_BIN=$$(scripts/fetch-postgres 18) $(PYTEST) -m "not soak" $(TEST_ARGS)
 
 SECONDS ?= 3600
 SOAK_ARGS ?=
