@@ -73,6 +73,10 @@ class Backlog:
             if not self._changed.wait_for(lambda: self._weight < self._limit, timeout):
                 return False
             self._weight += weight
+            if self._events and isinstance(self._events[-1], Idle):
+                # The transaction says as much, and while each one was followed by such a moment, they would
+                # be handed over one by one, however far behind the follower is.
+                self._events.pop()
             self._put(transaction)
         return True
 

@@ -57,13 +57,25 @@ def test_what_takes_no_room_is_never_refused() -> None:
     assert [backlog.take(0) for _ in range(4)] == [[transaction(1)], [Idle(2)], [LOST], [STARTED]]
 
 
-def test_idle_replaces_only_the_idle_before_it() -> None:
+def test_what_comes_after_an_idle_replaces_it_unless_the_stream_ends() -> None:
     backlog = Backlog()
     backlog.tell(Idle(1))
     backlog.tell(Idle(2))
-    backlog.offer(transaction(3), 0)
-    backlog.tell(Idle(4))
-    assert [backlog.take(0) for _ in range(3)] == [[Idle(2)], [transaction(3)], [Idle(4)]]
+    backlog.tell(LOST)
+    backlog.tell(Idle(3))
+    backlog.offer(transaction(4), 0)
+    backlog.tell(Idle(5))
+    assert [backlog.take(0) for _ in range(4)] == [[Idle(2)], [LOST], [transaction(4)], [Idle(5)]]
+
+
+def test_moments_without_news_in_between_do_not_break_a_run() -> None:
+    """A writer that commits 2,000 times a second leaves such a moment behind each commit."""
+    backlog = Backlog()
+    for end in (1, 3, 5):
+        backlog.offer(transaction(end), 0)
+        backlog.tell(Idle(end + 1))
+    assert backlog.take(0) == [transaction(1), transaction(3), transaction(5)]
+    assert backlog.take(0) == [Idle(6)]
 
 
 def test_a_reader_that_waits_goes_on_when_there_is_room() -> None:
@@ -120,6 +132,8 @@ def test_order_and_bounds_hold_whatever_comes(events: list[Event | None], limit:
             held = sum(map(weight, put[len(taken) :]))
             assert backlog.offer(event, 0) == (held < limit)
             if held < limit:
+                if len(put) > len(taken) and isinstance(put[-1], Idle):
+                    put.pop()
                 put.append(event)
         else:
             if isinstance(event, Idle) and len(put) > len(taken) and isinstance(put[-1], Idle):
