@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ACTIONS = frozenset({"insert", "update", "delete"})
 
-_FILE_KEYS = frozenset({"reads", "signals", "honours_deleted", "affects"})
+_FILE_KEYS = frozenset({"reads", "signals", "honours_deleted", "endpoint_keys", "affects"})
 _RULE_KEYS = frozenset({"table", "column", "query", "row", "parents", "actions"})
 
 
@@ -60,6 +60,10 @@ class AffectsFile:
             raise self._wrong("reads", "names no table: list those that the queries read")
         for table in sorted(self.honours_deleted):
             self._column(f"honours_deleted: {table}", table, "deleted")
+        self.endpoint_keys: str | None = None
+        if "endpoint_keys" in self._toml:
+            self.endpoint_keys = self._text("the file", self._toml, "endpoint_keys")
+            self._query("endpoint_keys", self.endpoint_keys, {"keys"})
 
     def rules(self) -> dict[str, tuple[Rule, ...]]:
         """Return the rules by table; each table has at least one."""

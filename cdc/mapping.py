@@ -9,7 +9,8 @@ A mapping is a folder, bundled under ``sql/`` or anybody's own:
     line ``-- name: X :many`` as sqlc has it;
 ``affects.toml``
     the tables it ``reads``, those that others refer to first, the ``signals`` that it hears, whose
-    ``deleted`` columns it honours (``honours_deleted``), and an ``[[affects]]`` entry for each `Rule`;
+    ``deleted`` columns it honours (``honours_deleted``), the query whose keys are endpoint ids
+    (``endpoint_keys``, if any), and an ``[[affects]]`` entry for each `Rule`;
 ``setup.sql``
     grants, indexes and replica identities. ``:"role"`` and ``:"schema"`` stand for names, as psql has it, so
     that ``psql -v role=... -v schema=...`` runs it too.
@@ -69,6 +70,8 @@ class Mapping:
     """Tables whose rows only ask for a recompute: never read, so they need no grant."""
     honours_deleted: frozenset[str]
     """Tables of which the mapping leaves out the rows that have ``deleted`` set."""
+    endpoint_keys: str | None
+    """The kind of keys that are endpoint ids themselves, if there is one."""
     rules: Map[str, tuple[Rule, ...]] = field(repr=False)
     queries: Map[str, str] = field(repr=False)
     """By name. The parameter of an ``EndpointsOfX`` is ``%(EndpointsOfX)s``, so that several fit together."""
@@ -176,6 +179,7 @@ def load(name_or_path: str) -> Mapping:
         reads=affects.reads,
         signals=affects.signals,
         honours_deleted=affects.honours_deleted,
+        endpoint_keys=affects.endpoint_keys,
         rules=affects.rules(),
         queries={name: sql_text.bind(query, name) for name, query in queries.items()},
         header=sql_text.bind(_queries(_bundled() / "read.sql")["Header"]),

@@ -20,6 +20,7 @@ from cdc.gate import Gate
 from cdc.history import vouch
 from cdc.observer import BatchSeen, ReconcileSeen
 from cdc.task import OpenRead, Task, merged
+from cdc.tear import Tear
 
 if TYPE_CHECKING:
     from cdc.catalog import Catalog
@@ -81,8 +82,7 @@ class Requery:
         """The history of the slot's server, once that is known: reads of any other do not count."""
         self.read_up_to: Lsn = 0
         """How new the newest read was: an older standby would go back."""
-        self._torn_up_to: Lsn = 0
-        """How far the slot must have been followed until nothing that was read is ahead of the rest."""
+        self._tear = Tear(database.mapping.endpoint_keys)
         self.reached: Lsn = 0
         """End of the last transaction that was taken from the backlog."""
         self.exact_at: float | None = None
@@ -121,19 +121,13 @@ class Requery:
 
     @property
     def whole(self) -> bool:
-        """Whether the map is one that existed.
-
-        A read sees the newest state, so it brings parts of transactions that have not been taken yet: two
-        that share an endpoint, read for the first one, would show half of the second. So everything that was
-        flushed when the newest read was made has to be applied as well. (While one transaction follows the
-        other without a pause that may not happen for a while; changes are published all the same.)
-        """
-        return self._store.ready and not self.busy and self.reached >= self._torn_up_to
+        """Whether the map is one that existed: nothing is half read, and nothing shows too early."""
+        return self._store.ready and not self._reads and not self._tear.shows(self.reached, self._waiting)
 
     def settle(self) -> None:
         """Say so to the store, once the map is whole."""
-        if self.whole and (not self._store.whole or self._store.position < self.reached):
-            self._store.settle(self.reached)
+        if self.whole and (not self._store.whole or self._store.position < self.done_up_to):
+            self._store.settle(self.done_up_to)
 
     @property
     def done_up_to(self) -> Lsn:
@@ -150,7 +144,8 @@ class Requery:
 
     def rewind(self) -> None:
         """Forget positions: the history that they were of has been left."""
-        self.read_up_to = self._torn_up_to = 0
+        self.read_up_to = 0
+        self._tear.mend()
 
     def owe(self, reason: str) -> None:
         """Replace everything that is open by one reconcile, which answers for all of it."""
@@ -189,6 +184,7 @@ class Requery:
             SourceError, Refusal: a read failed; its task waits.
 
         """
+        self.settle()  # what has been taken meanwhile may show that the map is one that existed
         try:
             if self._waiting and time.monotonic() >= self._look_at:
                 self._look()
@@ -252,7 +248,6 @@ class Requery:
             return False
         self._waiting.remove(task)
         self.read_up_to = max(self.read_up_to, read.evidence.seen)
-        self._torn_up_to = max(self._torn_up_to, read.evidence.flushed)
         if task.reason is not None and self._reads:
             # Their rows are older than what this read will say of every id, also of ids that it will not
             # have.
@@ -293,8 +288,9 @@ class Requery:
             older.overtake(rows)
         if self._audit is not None:
             self._audit.overtake(rows)
+        self._tear.read(seen, (row[0] for row in rows) if named else None)
         last = named and read.read.complete and self._reads == [read] and not self._waiting
-        last = last and self.reached >= self._torn_up_to
+        last = last and not self._tear.shows(self.reached, ())
         position = self.reached if last else 0
         reach("prepared")
         self._ledger.append(batch, position=position or self._store.position, seen=seen)
@@ -309,9 +305,10 @@ class Requery:
             for start in range(0, len(gone), _CHUNK):
                 self._apply(read, gone[start : start + _CHUNK])
         self._reads.remove(read)
+        self._tear.done(task.end)
         if task.reason is not None:
             if not read.overtaken:
-                self._torn_up_to = 0  # the map is what this one snapshot saw
+                self._tear.mend()
             self.exact_at = read.began
             self._store.loaded()
             self._tell_lineage(read)

@@ -102,7 +102,12 @@ def test_a_missing_file(own: Path, file: str) -> None:
     ("old", "new", "where", "what"),
     [
         ("reads = [", "reads = ", "affects.toml", "not TOML"),
-        ("reads = [", "read = [", "the file", "unknown key read; known are affects, honours_deleted, reads"),
+        (
+            "reads = [",
+            "read = [",
+            "the file",
+            "unknown key read; known are affects, endpoint_keys, honours_deleted, reads",
+        ),
         ("reads = [", "reads = []\nunused = [", "the file", "unknown key unused"),
         ('"portal_applications", ', '"portal_apps", ', "reads", "schema.sql creates no table portal_apps"),
         ('"portal_applications", ', "5, ", "the file reads", "must be a list of names"),

@@ -81,6 +81,12 @@ class Desk:
         if not wait:
             self.requery.turn()
 
+    def take(self, since: int, end: int, **keys: str) -> None:
+        """Take a transaction that was committed before: it is still to be read."""
+        self.requery.reached = end
+        affected = Affected(keys={kind: {key} for kind, key in keys.items()})
+        self.requery.add(Task(affected, Gate(), since, end))
+
     def finish(self) -> None:
         """Do everything that is open."""
         while self.requery.busy:
@@ -265,3 +271,53 @@ def test_a_read_that_is_newer_than_the_stream_makes_no_map_that_existed(desk: De
         desk.requery.settle()
         assert desk.store.whole == (end == second)
     assert desk.map == expected(desk.database)
+
+
+def test_a_read_that_is_newer_than_the_stream_does_not_tear_what_nobody_shares(desk: Desk) -> None:
+    """While one transaction follows the other, the map between two of them is known for one that existed."""
+    flushed = "SELECT pg_current_wal_flush_lsn() - '0/0'"
+    desk.requery.reached = int(desk.database.value(flushed))
+    desk.requery.settle()
+    before = desk.requery.reached
+    ends = []
+    for number in (1, 2, 3):
+        desk.database.execute(f"{KEY}'app_{number}'")
+        ends.append(int(desk.database.value(flushed)))
+    desk.take(before, ends[0], EndpointsOfApplications="app_1")
+    desk.finish()
+    held = desk.map
+    assert not desk.store.whole, "what the read has seen beside it is not known yet"
+    desk.take(ends[0], ends[2], EndpointsOfApplications="app_2")  # and app_3, say
+    desk.requery.settle()
+    assert desk.store.whole
+    assert (desk.store.position, desk.map) == (ends[0], held)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [("EndpointsOfApplications", "app_1"), ("EndpointsOfAccounts", "acc_1"), ("EndpointsOfPlans", "plan_0")],
+)
+def test_what_comes_next_may_be_in_the_map_already(desk: Desk, kind: str, key: str) -> None:
+    """It names an endpoint that was brought, or it can: only the read for it will tell."""
+    flushed = "SELECT pg_current_wal_flush_lsn() - '0/0'"
+    before = desk.requery.reached = int(desk.database.value(flushed))
+    desk.database.execute(f"{KEY}'app_1'")
+    first = int(desk.database.value(flushed))
+    desk.database.execute(f"{RIPPLE}; {KEY}'app_1'; {KEY}'app_2'")
+    desk.take(before, first, EndpointsOfApplications="app_1")
+    desk.finish()
+    desk.take(first, int(desk.database.value(flushed)), **{kind: key})
+    desk.requery.settle()
+    assert not desk.store.whole
+
+
+def test_a_reconcile_that_waits_is_for_what_nobody_named(desk: Desk) -> None:
+    flushed = int(desk.database.value("SELECT pg_current_wal_flush_lsn() - '0/0'"))
+    desk.requery.reached = flushed
+    desk.requery.settle()
+    desk.commit(f"{KEY}'app_1'", wait=True, EndpointsOfApplications="app_1")
+    desk.finish()
+    desk.requery.reached = 1 << 61
+    desk.requery.add(Task.reconcile("truncate", Gate(), desk.requery.reached))
+    desk.requery.settle()
+    assert not desk.store.whole

@@ -813,8 +813,8 @@ type Checkpoint struct {
 	// How long ago, when this was sent, the map was known to be the database's. 0: it is.
 	Staleness *durationpb.Duration `protobuf:"bytes,4,opt,name=staleness,proto3" json:"staleness,omitempty"`
 	// The map is what the server holds, but not one that the database has had: an endpoint may be newer than another. Such
-	// checkpoints come only while large changes, or changes without a pause, have let none other come for a whole
-	// progress interval.
+	// checkpoints come only while large changes, or more changes than the server can follow, have let none other come
+	// for a whole progress interval.
 	Unsettled bool `protobuf:"varint,5,opt,name=unsettled,proto3" json:"unsettled,omitempty"`
 }
 
