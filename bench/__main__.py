@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -10,14 +12,28 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bench import backlog, latency, ripple, start
-from bench.report import table
+from bench import (
+    backlog,
+    fan_out,
+    idle,
+    latency,
+    memory,
+    reconnect,
+    ripple,
+    ripple_old,
+    start,
+    writers,
+)
+from bench.plot import draw
+from bench.record import FOLDER, make
+from bench.report import growth_table, growths, table
 from bench.rig import rig
 from bench.sizes import FULL, QUICK, TINY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from bench.record import Record
     from bench.results import Result
     from bench.rig import Rig
     from bench.sizes import Sizes
@@ -25,8 +41,14 @@ if TYPE_CHECKING:
 BENCHMARKS: Final[dict[str, Callable[[Rig], Iterator[Result]]]] = {
     "backlog": backlog.run,
     "ripple": ripple.run,
+    "ripple_old": ripple_old.run,
     "latency": latency.run,
+    "reconnect": reconnect.run,
+    "writers": writers.run,
+    "fan_out": fan_out.run,
     "start": start.run,
+    "memory": memory.run,
+    "idle": idle.run,
 }
 _SIZES: Final = {sizes.name: sizes for sizes in (TINY, QUICK, FULL)}
 
@@ -37,18 +59,26 @@ _WIDTH: Final = 150
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHMARKS)))
 @click.option("--size", type=click.Choice(list(_SIZES)), default=QUICK.name, show_default=True)
-def main(names: Sequence[str], size: str) -> None:
-    """Run benchmarks, all of them unless some are NAMED, and show what they found."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = _WIDTH
-    results = measure(names or list(BENCHMARKS), _SIZES[size], console)
-    console.print(table(results, f"Size: {size}"))
+@click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, help="Where JSON and PNG go.")
+def main(names: Sequence[str], size: str, folder: Path) -> None:
+    """Run benchmarks, all of them unless some are NAMED, and show what they found.
+
+    What was found is in the folder as well: under the name of the size, or as `some` where only some ran.
+    """
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    record = measure(names or list(BENCHMARKS), _SIZES[size], console)
+    stem = "some" if names else size
+    record.write(folder / f"{stem}.json")
+    draw(record, folder / f"{stem}.png")
+    console.print(table(record.results, f"Size: {size}"))
+    for growth in growths(record.results):
+        console.print(growth_table(growth))
 
 
-def measure(names: Sequence[str], sizes: Sizes, console: Console) -> list[Result]:
+def measure(names: Sequence[str], sizes: Sizes, console: Console) -> Record:
     """Run these benchmarks in one cluster, with a bar that shows how far it is."""
     results: list[Result] = []
+    began = time.monotonic()
     columns = (
         SpinnerColumn(),
         BarColumn(),
@@ -57,11 +87,18 @@ def measure(names: Sequence[str], sizes: Sizes, console: Console) -> list[Result
     )
     with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=console) as progress:
         bar = progress.add_task("the cluster starts", total=len(names))
-        with rig(sizes, Path(folder), lambda text: progress.update(bar, description=text)) as shared:
+
+        def say(text: str) -> None:
+            progress.update(bar, description=text)
+            if not console.is_terminal:
+                click.echo(f"{time.monotonic() - began:6.0f} s  {text}", err=True)
+
+        with rig(sizes, Path(folder), say) as shared:
             for name in names:
                 results += BENCHMARKS[name](shared)
                 progress.advance(bar)
-    return results
+            version = shared.version()
+    return make(sizes.name, version, time.monotonic() - began, results)
 
 
 if __name__ == "__main__":

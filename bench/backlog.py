@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final
 
 from bench.references import reader, recvlogical
@@ -66,7 +66,7 @@ def _round(
         rig.say(f"backlog, {case}: {OURS}")
         began = time.monotonic()
         served.process.send_signal(signal.SIGCONT)
-        with database.connect() as session, session.cursor() as cursor:
+        with closing(database.connect()) as session, session.cursor() as cursor:
 
             def confirmed() -> bool:
                 cursor.execute(_CONFIRMED, (end,))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from bench.following import now
 from bench.portal import endpoint_id
@@ -11,7 +12,7 @@ from bench.portal import endpoint_id
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from psycopg2.extensions import connection
+    from bench.rig import Database
 
 _ROTATE: Final = "EXECUTE rotate(%s, %s)"
 _PREPARE: Final = """
@@ -27,22 +28,52 @@ class Commit(NamedTuple):
     returned: float
 
 
-def rotate(session: connection, numbers: Iterable[int], rate: float) -> dict[str, Commit]:
-    """Give each of these endpoints a new key, ``rate`` a second; returns each one's commit.
+class Rotation:
+    """Gives endpoints new keys, one after the other, in a thread, until its context or they end.
 
     Commits that are late are made up for, so that a slow one does not lower the rate.
     """
-    commits: dict[str, Commit] = {}
-    with session.cursor() as cursor:
-        cursor.execute(f"DEALLOCATE ALL; {_PREPARE}")
-        began = now()
-        for place, number in enumerate(numbers):
-            time.sleep(max(0.0, began + place / rate - now()))
-            endpoint = endpoint_id(number)
-            sent = now()
-            cursor.execute(_ROTATE, (f"{began:.9f}", endpoint))
-            commits[endpoint] = Commit(sent, now())
-    return commits
+
+    def __init__(self, database: Database, numbers: Iterable[int], rate: float) -> None:
+        """Rotate ``rate`` keys a second."""
+        self._session = database.connect()
+        self._numbers = numbers
+        self._rate = rate
+        self._done = threading.Event()
+        self._stamp = f"{now():.6f}"
+        self.commits: dict[str, Commit] = {}
+        """By endpoint."""
+        self._thread = ThreadPoolExecutor(1)
+        self._ended = self._thread.submit(self._rotate)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self.join()
+
+    def join(self) -> None:
+        """Wait for the end, which comes by itself where there are not endpoints for ever."""
+        self._ended.result()
+        self._thread.shutdown()
+        self._session.close()
+
+    def key(self, endpoint: str) -> str:
+        """Return the key that an endpoint gets: no other endpoint or rotation has it."""
+        return f"{self._stamp} {endpoint}"
+
+    def _rotate(self) -> None:
+        with self._session.cursor() as cursor:
+            cursor.execute(_PREPARE)
+            began = now()
+            for place, number in enumerate(self._numbers):
+                if self._done.wait(max(0.0, began + place / self._rate - now())):
+                    break
+                endpoint = endpoint_id(number)
+                sent = now()
+                cursor.execute(_ROTATE, (self.key(endpoint), endpoint))
+                self.commits[endpoint] = Commit(sent, now())
 
 
 def since_returned(commits: Mapping[str, Commit], arrived: Mapping[str, float]) -> list[float]:

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
@@ -28,13 +29,13 @@ class Notebook:
     def __init__(self) -> None:
         self._arrivals: dict[str, float] = {}
         self._wanted = -1
-        self._following = False
+        self._following_since: float | None = None
         self._changed = threading.Condition()
 
     def following(self) -> None:
         """Say that everything from now on will be noted."""
         with self._changed:
-            self._following = True
+            self._following_since = now()
             self._changed.notify_all()
 
     def arrived(self, endpoints: Iterable[str], at: float) -> None:
@@ -47,18 +48,19 @@ class Notebook:
             with self._changed:
                 self._changed.notify_all()
 
-    def answer(self, command: str, argument: int) -> Any:
+    def answer(self, command: str, count: int, seconds: float) -> Any:
         """Do what the other side asks for."""
         with self._changed:
             match command:
                 case "following":
-                    return self._changed.wait_for(lambda: self._following, DEADLINE)
+                    self._changed.wait_for(lambda: self._following_since is not None, seconds)
+                    return self._following_since
                 case "mark":
                     self._arrivals = {}
                     return True
                 case "wait":
-                    self._wanted = argument
-                    if not self._changed.wait_for(lambda: len(self._arrivals) >= argument, DEADLINE):
+                    self._wanted = count
+                    if not self._changed.wait_for(lambda: len(self._arrivals) >= count, seconds):
                         return None
                     self._wanted = -1
                     return max(self._arrivals.values())
@@ -68,17 +70,21 @@ class Notebook:
 class Follower:
     """Runs ``follow(notebook, ...)``, which never returns, in a process; ends with its context."""
 
-    def __init__(self, follow: Callable[..., None], *arguments: Any) -> None:
+    def __init__(self, follow: Callable[..., None], *arguments: Any, **options: Any) -> None:
         """Start; ``follow`` and its arguments go by pickle."""
         self._pipe, other = _spawn.Pipe()
-        self._process = _spawn.Process(target=_run, args=(other, follow, arguments), daemon=True)
+        self._process = _spawn.Process(
+            target=_run, args=(other, partial(follow, **options), arguments), daemon=True
+        )
         self._process.start()
         other.close()
         self._name = follow.__name__
+        self.following_since = 0.0
+        """Since when it is known to follow, once that is known."""
 
     def __enter__(self) -> Self:
         try:
-            self._ask("following")
+            self.following_since = self._ask("following")
         except BaseException:
             self.__exit__()
             raise
@@ -93,16 +99,14 @@ class Follower:
         """Forget what has arrived."""
         self._ask("mark")
 
-    def wait(self, count: int) -> float:
+    def wait(self, count: int, seconds: float = DEADLINE) -> float:
         """Return when the last of so many endpoints had arrived, once they have.
 
         Raises:
-            TimeoutError: they never did.
+            TimeoutError: they have not within ``seconds``.
 
         """
-        at: float | None = self._ask("wait", count)
-        if at is None:
-            raise TimeoutError(f"{self._name}: {count:,} endpoints did not come within {DEADLINE:.0f} s")
+        at: float = self._ask("wait", count, seconds)
         return at
 
     def arrivals(self) -> dict[str, float]:
@@ -110,12 +114,15 @@ class Follower:
         arrived: dict[str, float] = self._ask("arrivals")
         return arrived
 
-    def _ask(self, command: str, argument: int = 0) -> Any:
-        self._pipe.send((command, argument))
+    def _ask(self, command: str, count: int = 0, seconds: float = DEADLINE) -> Any:
+        self._pipe.send((command, count, seconds))
         try:
-            return self._pipe.recv()
+            answer = self._pipe.recv()
         except EOFError:
             raise RuntimeError(f"{self._name}: the process has ended, see above") from None
+        if answer is None:
+            raise TimeoutError(f"{self._name}: not within {seconds:.0f} s: {command} {count or ''}")
+        return answer
 
 
 def _run(pipe: Connection, follow: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from itertools import takewhile
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from bench import subscribers
-from bench.commits import rotate, since_returned, since_sent
+from bench.commits import Rotation, since_returned, since_sent
 from bench.following import Follower, now
 from bench.portal import REST, endpoint_id
 from bench.references import poller, reader, triggers
@@ -93,13 +90,13 @@ def _measure(rig: Rig, database: Database, follower: Follower, contender: str, r
 def _follow(
     database: Database, follower: Follower, numbers: range, rate: float
 ) -> tuple[dict[str, Commit], dict[str, float]]:
-    with closing(database.connect()) as session:
-        rotate(session, numbers[:_WARM_UP], rate)
-        follower.wait(len(numbers[:_WARM_UP]))
-        follower.mark()
-        commits = rotate(session, numbers, rate)
-        follower.wait(len(commits))
-    return commits, follower.arrivals()
+    Rotation(database, numbers[:_WARM_UP], rate).join()
+    follower.wait(len(numbers[:_WARM_UP]))
+    follower.mark()
+    rotation = Rotation(database, numbers, rate)
+    rotation.join()
+    follower.wait(len(rotation.commits))
+    return rotation.commits, follower.arrivals()
 
 
 def _during_ripple(rig: Rig, database: Database, follower: Follower) -> Iterator[Result]:
@@ -117,22 +114,15 @@ def _during_ripple(rig: Rig, database: Database, follower: Follower) -> Iterator
 
 def _while_rippling(database: Database, follower: Follower, sizes: Sizes) -> list[float]:
     plan = database.portal.numbers(PLAN)
-    done = threading.Event()
-    numbers = takewhile(lambda _: not done.is_set(), database.portal.numbers(REST))
-    with closing(database.connect()) as session, ThreadPoolExecutor(1) as writer:
-        follower.mark()
-        committing = writer.submit(rotate, session, numbers, sizes.rate)
-        try:
-            follower.wait(_AHEAD)
-            database.execute(RAISE, (PLAN,))
-            began = now()
-            # The rows that go on being commits count as well, so a few of the plan may come after this.
-            follower.wait(len(plan) + _AHEAD)
-        finally:
-            done.set()
-        commits = committing.result()
-        follower.wait(len(plan) + len(commits))
+    follower.mark()
+    with Rotation(database, database.portal.numbers(REST), sizes.rate) as rotation:
+        follower.wait(_AHEAD)
+        database.execute(RAISE, (PLAN,))
+        began = now()
+        # The rows that go on being committed count as well, so a few of the plan may come after this.
+        follower.wait(len(plan) + _AHEAD)
+    follower.wait(len(plan) + len(rotation.commits))
     arrived = follower.arrivals()
     ended = max(arrived[endpoint_id(number)] for number in plan)
-    during = {endpoint: one for endpoint, one in commits.items() if began <= one.returned <= ended}
+    during = {endpoint: one for endpoint, one in rotation.commits.items() if began <= one.returned <= ended}
     return since_returned(during, arrived)

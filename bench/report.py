@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -44,7 +44,8 @@ def lines(results: Sequence[Result]) -> list[Line]:
     """Put results into words, ours first in each case."""
     cases: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for one in results:
-        cases[one.benchmark, one.case].append(one)
+        if not one.along:
+            cases[one.benchmark, one.case].append(one)
     made: list[Line] = []
     for of_case in cases.values():
         of_case.sort(key=lambda one: one.contender != OURS)
@@ -70,7 +71,7 @@ def _line(one: Result, ours: float | None, results: Sequence[Result]) -> Line:
         size=one.size,
         contender=one.contender,
         median=shown(one.median, one.unit),
-        spread=f"{shown(least, one.unit)} to {shown(most, one.unit)}" if len(one.samples) > 1 else "",
+        spread=f"{figure(least)} to {figure(most)}" if len(one.samples) > 1 else "",
         ratio=ratio,
         target=_bound(target, one.unit) if target else "",
         met=target.met(value) if target and value is not None else None,
@@ -84,16 +85,46 @@ def _bound(target: Target, unit: str) -> str:
 
 def shown(value: float, unit: str) -> str:
     """Write a number with three digits that count, and its unit."""
+    return f"{figure(value)} {unit}"
+
+
+def figure(value: float) -> str:
+    """Write a number with three digits that count."""
     if abs(value) >= 1_000:  # noqa: PLR2004 - beyond that, digits need grouping and no fraction
-        return f"{value:,.0f} {unit}"
-    return f"{value:#.3g}".rstrip(".") + f" {unit}"
+        return f"{value:,.0f}"
+    return f"{value:#.3g}".rstrip(".")
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How cost grows along one quantity, as a table."""
+
+    heads: list[str]
+    """The quantity, then each curve with its unit."""
+    rows: list[list[str]]
+
+
+def growths(results: Sequence[Result]) -> list[Growth]:
+    """Put the curves into tables, a row for each amount."""
+    found: dict[str, dict[int, dict[str, str]]] = {}
+    for one in results:
+        if one.point is not None:
+            cells = found.setdefault(one.point.grows, {}).setdefault(one.point.much, {})
+            cells[f"{one.point.line} ({one.unit})"] = figure(one.median)
+    made: list[Growth] = []
+    for grows, amounts in found.items():
+        lines_ = list(dict.fromkeys(line for cells in amounts.values() for line in cells))
+        rows = [[f"{much:,}", *(amounts[much].get(line, "") for line in lines_)] for much in sorted(amounts)]
+        made.append(Growth([grows, *lines_], rows))
+    return made
 
 
 def table(results: Sequence[Result], title: str) -> Table:
     """Make the table for a terminal."""
     made = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for head in HEADS:
-        made.add_column(head, justify="right" if head in _NUMBERS else "left", no_wrap=head in _NUMBERS)
+        justify: Literal["right", "left"] = "right" if head in _NUMBERS else "left"
+        made.add_column(head, justify=justify, no_wrap=head not in ("case", "contender"))
     met = {None: "", True: "[green]yes", False: "[red]no"}
     benchmark = case = size = ""
     for line in lines(results):
@@ -107,6 +138,16 @@ def table(results: Sequence[Result], title: str) -> Table:
         of_case = "" if known and line.case == case else line.case
         made.add_row("" if known else line.benchmark, of_case, *figures)
         benchmark, case, size = line.benchmark, line.case, line.size
+    return made
+
+
+def growth_table(growth: Growth) -> Table:
+    """Make one for a terminal."""
+    made = Table(box=SIMPLE_HEAD)
+    for head in growth.heads:
+        made.add_column(head, justify="right")
+    for row in growth.rows:
+        made.add_row(*row)
     return made
 
 

@@ -5,13 +5,24 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 OURS: Final = "pads-cdc"
 """The contender that all others are compared with."""
+
+
+class Point(NamedTuple):
+    """A place on a curve."""
+
+    grows: str
+    """What there is more and more of: endpoints, subscribers, affected."""
+    much: int
+    """How much of it there was."""
+    line: str
+    """What is measured along the curve."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +34,16 @@ class Result:
     """The same in a quick and in a full run; how much it was stands in ``size``."""
     contender: str
     unit: str
-    """``s``, ``ms``, ``endpoints/s``, ``bytes``, ``MiB``, ``%``: of each sample."""
+    """``s``, ``ms``, ``/s``, ``bytes``, ``MiB``, ``%``: of each sample."""
     samples: tuple[float, ...]
     size: str = ""
-    curve: tuple[str, float] | None = None
-    """A point of a curve: what grows, and how much of it there was."""
+    point: Point | None = None
+    """Where it stands on a curve, if it does."""
+
+    @property
+    def along(self) -> bool:
+        """Whether it is there for a curve alone: nothing of it stands in the table."""
+        return self.case.startswith("growth")
 
     @property
     def median(self) -> float:

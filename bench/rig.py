@@ -92,10 +92,15 @@ class Database:
         try:
             yield name
         finally:
-            # The reader may have gone just now, and the server not noticed yet.
-            held = "SELECT active FROM pg_replication_slots WHERE slot_name = %s"
-            wait_until(lambda: not self.value(held, (name,)), f"nobody reads the slot {name}")
-            self.execute("SELECT pg_drop_replication_slot(%s)", (name,))
+            self.drop_slots(name)
+
+    def drop_slots(self, name: str = "") -> None:
+        """Drop a slot, or all of the database, once whoever read it has gone."""
+        chosen = "FROM pg_replication_slots WHERE database = current_database() AND %s IN ('', slot_name)"
+        # The reader may have ended just now, and the server not noticed yet.
+        held = f"SELECT count(*) {chosen} AND active"
+        wait_until(lambda: self.value(held, (name,)) == 0, "nobody reads the slots")
+        self.execute(f"SELECT pg_drop_replication_slot(slot_name) {chosen}", (name,))
 
 
 class Rig:
@@ -115,11 +120,9 @@ class Rig:
         name = f"bench_{next(_numbers)}"
         self._administer(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
         with ExitStack() as sessions:
-            yield Database(self.cluster, name, portal, sessions)
-        slots = f"SELECT slot_name, active FROM pg_replication_slots WHERE database = '{name}'"
-        wait_until(lambda: not any(active for _, active in self._administer(slots)), "nobody reads the slots")
-        for slot, _ in self._administer(slots):
-            self._administer(f"SELECT pg_drop_replication_slot('{slot}')")
+            database = Database(self.cluster, name, portal, sessions)
+            yield database
+            database.drop_slots()
         self._administer(f"DROP DATABASE {name} WITH (FORCE)")
 
     @contextmanager
@@ -136,6 +139,10 @@ class Rig:
         """Return a name for a state file that is not there yet."""
         return self._folder / f"state_{next(_numbers)}"
 
+    def version(self) -> str:
+        """Return PostgreSQL's version."""
+        return str(self._administer("SELECT split_part(current_setting('server_version'), ' ', 1)")[0][0])
+
     def _template(self, endpoints: int) -> tuple[str, Portal]:
         if endpoints not in self._templates:
             self.say(f"making {endpoints:,} endpoints")
@@ -143,8 +150,7 @@ class Rig:
             if endpoints < self.sizes.small:
                 plans = {}
             elif endpoints < self.sizes.endpoints:
-                # From half of all endpoints on, everything is read anew: that is another case.
-                plans = {PLAN: min(self.sizes.plan, endpoints * 2 // 5)}
+                plans = {PLAN: self.sizes.plan}
             portal, name = Portal(endpoints, plans), f"portal_{endpoints}"
             self._administer(f"CREATE DATABASE {name}")
             with closing(psycopg2.connect(self.cluster.url(name))) as session:

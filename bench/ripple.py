@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from bench import subscribers
 from bench.following import Follower, now
 from bench.references import mapping_query
-from bench.results import OURS, Result
+from bench.results import OURS, Point, Result
 from bench.rig import PLAN
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ def run(rig: Rig) -> Iterator[Result]:
         for count in sizes.ripples:
             rig.say(f"ripple: {count:,} endpoints")
             samples = tuple(ripple(database, subscriber, f"plan_{count}", count) for _ in range(sizes.runs))
-            curve = ("affected", float(count))
-            yield Result("ripple", f"growth: {count:,}", OURS, "s", samples, curve=curve)
+            yield Result("ripple", f"growth: {count:,}", OURS, "s", samples, point=_point(count))
         yield from _against_fetch(rig, database, subscriber, "a plan", PLAN, sizes.plan)
         rig.say("ripple: everybody moves to one plan")
         subscriber.mark()
@@ -55,8 +54,12 @@ def _against_fetch(
         taken["COPY"].append(mapping_query.copy(database, plan))
     size = f"{count:,} of {rig.sizes.endpoints:,} endpoints"
     for contender, samples in taken.items():
-        curve = ("affected", float(count)) if contender == OURS else None
-        yield Result("ripple", case, contender, "s", tuple(samples), size, curve)
+        point = _point(count, contender)
+        yield Result("ripple", case, contender, "s", tuple(samples), size, point)
+
+
+def _point(count: int, contender: str = OURS) -> Point:
+    return Point("affected", count, "ripple" if contender == OURS else contender)
 
 
 def ripple(database: Database, subscriber: Follower, plan: str, count: int) -> float:

@@ -94,6 +94,13 @@ class Served:
                 return float(value)
         return 0.0
 
+    def wait_metric(self, at_least: float, name: str) -> None:
+        """Return when a series has reached a value."""
+        while self.metric(name) < at_least:
+            if self.process.poll() is not None:
+                raise ServerEndedError(f"the server has ended before {name} was {at_least:g}")
+            time.sleep(_LOOK)
+
     def cpu_seconds(self) -> float:
         """Return what all its threads have used, in the kernel and outside."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()

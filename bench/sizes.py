@@ -18,7 +18,7 @@ class Sizes:
     small: int
     """In the small one: clients of the old contract are sent everything first."""
     plan: int
-    """Endpoints on the plan that ripples, in the large database; in the small one at most 2 in 5."""
+    """Endpoints on the plan that ripples, in both databases."""
     transactions: int
     """Of one update each, in the backlog."""
     bulk: int
@@ -34,6 +34,8 @@ class Sizes:
     writer_rate: int
     """pgbench's transactions a second."""
     writer_seconds: float
+    plan_updates: int
+    """Updates of a plan in each turn of the writers."""
     fan_out: tuple[int, ...]
     """Subscribers of the feed."""
     fan_out_rate: int
@@ -56,12 +58,13 @@ TINY: Final = Sizes(
     plan=1_000,
     transactions=200,
     bulk=500,
-    rate=100,
+    rate=200,
     seconds=0.5,
     poll=0.2,
     reconnecting=2,
     writer_rate=200,
     writer_seconds=1.0,
+    plan_updates=1,
     fan_out=(1, 3),
     fan_out_rate=50,
     fan_out_seconds=0.5,
@@ -85,6 +88,7 @@ QUICK: Final = Sizes(
     reconnecting=5,
     writer_rate=1_000,
     writer_seconds=4.0,
+    plan_updates=5,
     fan_out=(1, 10, 100),
     fan_out_rate=500,
     fan_out_seconds=4.0,
@@ -107,7 +111,8 @@ FULL: Final = Sizes(
     poll=30.0,
     reconnecting=20,
     writer_rate=1_000,
-    writer_seconds=15.0,
+    writer_seconds=10.0,
+    plan_updates=5,
     fan_out=(1, 10, 100, 500, 1_000),
     fan_out_rate=500,
     fan_out_seconds=10.0,

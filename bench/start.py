@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 
 def run(rig: Rig) -> Iterator[Result]:
     """Start without a state file, and again with the one that the last start has left."""
-    for endpoints in rig.sizes.growth:
-        if endpoints != rig.sizes.endpoints:
-            with rig.database(endpoints) as database:
-                state = str(rig.state_file())
-                case, point = f"growth: {endpoints:,}", ("endpoints", float(endpoints))
-                yield Result("start", case, OURS, "s", (_start(rig, database, state),), curve=point)
     with rig.database(rig.sizes.endpoints) as database:
         taken: dict[tuple[str, str], list[float]] = {}
         for _ in range(rig.sizes.runs):
@@ -36,9 +30,7 @@ def run(rig: Rig) -> Iterator[Result]:
                     taken.setdefault((case, contender), []).append(measure(database))
         size = f"{rig.sizes.endpoints:,} endpoints"
         for (case, contender), samples in taken.items():
-            whole = (case, contender) == ("without a state file", OURS)
-            curve = ("endpoints", float(rig.sizes.endpoints)) if whole else None
-            yield Result("start", case, contender, "s", tuple(samples), size, curve)
+            yield Result("start", case, contender, "s", tuple(samples), size)
 
 
 def _start(rig: Rig, database: Database, state: str) -> float:

@@ -12,6 +12,8 @@ from server.pb.gateway_endpoint_pb2 import AuthDataUpdate
 from server.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from bench.following import Notebook
 
 STREAM: Final = "/proto.GatewayEndpoints/StreamAuthDataUpdates"
@@ -41,6 +43,17 @@ def feed(notebook: Notebook, target: str) -> None:
 
 def old(notebook: Notebook, target: str) -> None:
     """Follow the old contract's stream, which begins with everything; all of it is noted."""
+    for update in _updates(notebook, target):
+        notebook.arrived((update.endpoint_id,), now())
+
+
+def old_keys(notebook: Notebook, target: str) -> None:
+    """Follow the old contract's stream, and note API keys in place of endpoints: they tell what is new."""
+    for update in _updates(notebook, target):
+        notebook.arrived((update.gateway_endpoint.auth.static_api_key.api_key,), now())
+
+
+def _updates(notebook: Notebook, target: str) -> Iterator[AuthDataUpdate]:
     with grpc.insecure_channel(target, options=OPTIONS) as channel:
         stream: grpc.UnaryStreamMultiCallable[bytes, AuthDataUpdate] = channel.unary_stream(
             STREAM, response_deserializer=AuthDataUpdate.FromString
@@ -48,5 +61,4 @@ def old(notebook: Notebook, target: str) -> None:
         updates = stream(b"")
         updates.initial_metadata()
         notebook.following()
-        for update in updates:
-            notebook.arrived((update.endpoint_id,), now())
+        yield from updates

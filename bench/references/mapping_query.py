@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from contextlib import closing
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg2
 
@@ -26,6 +26,13 @@ def fetch(database: Database, plan: str | None = None) -> float:
         cursor.execute(_query(plan))
         cursor.fetchall()
         return time.monotonic() - began
+
+
+def rows(database: Database, plan: str) -> list[tuple[Any, ...]]:
+    """Return a plan's rows, in the mapping's columns."""
+    with closing(psycopg2.connect(database.url)) as session, session.cursor() as cursor:
+        cursor.execute(_query(plan))
+        return cursor.fetchall()
 
 
 def copy(database: Database, plan: str | None = None) -> float:

@@ -1,0 +1,109 @@
+"""Fan-out: the same changes to more and more subscribers of the feed."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import grpc
+
+from bench import crowd
+from bench.commits import Rotation, since_returned
+from bench.following import Follower
+from bench.portal import REST
+from bench.results import OURS, Point, Result, percentile
+from bench.subscribers import OPTIONS, WATCH
+from server.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from bench.commits import Commit
+    from bench.rig import Database, Rig
+    from bench.served import Served
+
+AT: Final = 500
+"""Subscribers for which a latency is to be reached."""
+
+
+def run(rig: Rig) -> Iterator[Result]:
+    """Measure latency, CPU and memory at each number of subscribers, in one server's life."""
+    sizes = rig.sizes
+    with rig.database(sizes.small) as database, rig.serve(database) as served:
+        _storm(rig, database, served, 1)  # what a first subscriber makes grow is not the others' cost
+        base = served.resident_bytes()
+        for count in sizes.fan_out:
+            yield from _measured(rig, database, served, count, base)
+        yield from _stalled(rig, database, served)
+
+
+def _measured(rig: Rig, database: Database, served: Served, count: int, base: int) -> Iterator[Result]:
+    found, share, resident = _storm(rig, database, served, count)
+    size = f"subscribers: {count:,}, {rig.sizes.fan_out_rate} changes a second"
+    point = Point("subscribers", count, "p99")
+    yield Result("fan_out", f"{count:,}, p50", OURS, "ms", (percentile(found, 0.5),), size)
+    yield Result("fan_out", f"{count:,}, p99", OURS, "ms", (percentile(found, 0.99),), size, point)
+    yield Result("fan_out", f"{count:,}, CPU", OURS, "%", (100 * share,), size)
+    if count == _most(rig):
+        yield Result("fan_out", f"up to {AT}, p99", OURS, "ms", (percentile(found, 0.99),), size)
+    if count == max(rig.sizes.fan_out):
+        each = max(0, resident - base) / count / 1024
+        yield Result("fan_out", "memory a subscriber", OURS, "KiB", (each,), size)
+
+
+def _stalled(rig: Rig, database: Database, served: Served) -> Iterator[Result]:
+    """Measure others with and without one that takes nothing, in turns."""
+    count = _most(rig)
+    taken: dict[int, list[float]] = {0: [], 1: []}
+    for _ in range(rig.sizes.runs):
+        for stalled, samples in taken.items():
+            found, _, _ = _storm(rig, database, served, count, stalled)
+            samples.append(percentile(found, 0.99))
+    size = f"subscribers: {count:,}, {rig.sizes.fan_out_rate} changes a second"
+    yield Result("fan_out", "beside a stalled one, p99", OURS, "ms", tuple(taken[1]), size)
+    yield Result("fan_out", "beside a stalled one, p99", "none is stalled", "ms", tuple(taken[0]), size)
+
+
+def _most(rig: Rig) -> int:
+    return max(count for count in rig.sizes.fan_out if count <= AT)
+
+
+def _storm(
+    rig: Rig, database: Database, served: Served, count: int, stalled: int = 0
+) -> tuple[list[float], float, int]:
+    """Change endpoints while so many subscribe.
+
+    Returns milliseconds from each commit to each arrival, the server's share of a core, and its resident
+    bytes at the end.
+    """
+    sizes = rig.sizes
+    rest = database.portal.numbers(REST)
+    numbers = rest[: min(len(rest), int(sizes.fan_out_rate * sizes.fan_out_seconds))]
+    rig.say(f"fan-out: {count:,} subscribers connect")
+    token = resume_token(served)
+    with Follower(crowd.feed, served.grpc, count, token=token, stalled=stalled) as many:
+        rig.say(f"fan-out: {count:,} subscribers{', one more is stalled' if stalled else ''}")
+        cpu, began = served.cpu_seconds(), time.monotonic()
+        rotation = Rotation(database, numbers, sizes.fan_out_rate)
+        rotation.join()
+        share = (served.cpu_seconds() - cpu) / (time.monotonic() - began)
+        many.wait(len(numbers) * crowd.sampled(count))
+        resident = served.resident_bytes()
+        return _latencies(rotation.commits, many.arrivals()), share, resident
+
+
+def _latencies(commits: Mapping[str, Commit], arrivals: Mapping[str, float]) -> list[float]:
+    each = {arrival: commits[arrival.partition("/")[2]] for arrival in arrivals}
+    return since_returned(each, arrivals)
+
+
+def resume_token(served: Served) -> bytes:
+    """Have a snapshot, and return the token at its end: with it, others need none."""
+    opening = pb.WatchRequest(open=pb.Open(client_id="bench"))
+    with grpc.insecure_channel(served.target, options=OPTIONS) as channel:
+        watch = channel.stream_stream(WATCH, pb.WatchRequest.SerializeToString, pb.WatchResponse.FromString)
+        for message in watch(iter([opening])):
+            if message.batch.snapshot_end:
+                token: bytes = message.batch.token
+                return token
+    raise RuntimeError("the feed ended before its snapshot did")

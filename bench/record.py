@@ -1,0 +1,62 @@
+"""What is kept of a run: JSON that says on what machine, with which versions, and every sample."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from bench.results import Result  # noqa: TC001 - msgspec reads the annotation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+FOLDER: Final = Path(__file__).with_name("results")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run."""
+
+    size: str
+    made: str
+    """The day, in UTC."""
+    minutes: float
+    """How long it took."""
+    machine: str
+    postgres: str
+    results: tuple[Result, ...]
+
+    def write(self, path: Path) -> None:
+        """Put it into a file."""
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
+
+
+def read(path: Path) -> Record:
+    """Take a record from a file."""
+    return msgspec.json.decode(path.read_bytes(), type=Record)
+
+
+def make(size: str, postgres: str, seconds: float, results: Iterable[Result]) -> Record:
+    """Describe a run that has just ended."""
+    return Record(
+        size=size,
+        made=time.strftime("%Y-%m-%d", time.gmtime()),
+        minutes=round(seconds / 60, 1),
+        machine=f"{os.cpu_count()} cores ({_processor()}), Python {platform.python_version()}",
+        postgres=postgres,
+        results=tuple(results),
+    )
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, grpcio {version('grpcio')}"

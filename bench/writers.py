@@ -1,0 +1,79 @@
+"""Writers: what following costs those who commit."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from contextlib import ExitStack, closing, contextmanager
+from typing import TYPE_CHECKING, Final
+
+from bench import subscribers
+from bench.following import Follower
+from bench.references import pgbench, triggers
+from bench.results import OURS, Result, percentile
+from bench.rig import PLAN
+from bench.ripple import RAISE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bench.rig import Database, Rig
+
+_CONTENDERS: Final = ("nobody", OURS, "triggers")
+_PAUSE: Final = 0.3
+"""Seconds before each of those, so that nobody's processors are warmer than another's."""
+
+
+def run(rig: Rig) -> Iterator[Result]:
+    """Let pgbench commit one-row updates at a fixed rate, and change a plan, with each contender in turn."""
+    sizes = rig.sizes
+    taken: dict[tuple[str, str], list[float]] = {}
+    with rig.database(sizes.small) as database:
+        count = len(database.portal.numbers(PLAN))
+        for _ in range(sizes.runs):
+            for contender in _CONTENDERS:
+                with _following(rig, database, contender) as followers:
+                    rig.say(f"writers: {contender}")
+                    found = pgbench.run(database, sizes.writer_rate, sizes.writer_seconds)
+                    taken.setdefault(("mean", contender), []).append(statistics.mean(found))
+                    taken.setdefault(("p99", contender), []).append(percentile(found, 0.99))
+                    # The triggers take long, and are far off.
+                    times = 1 if contender == "triggers" else sizes.plan_updates
+                    plan = _change_plan(database, followers, count, times)
+                    taken.setdefault(("a plan", contender), []).append(plan)
+    small = f"{sizes.writer_rate:,} updates a second for {sizes.writer_seconds:.0f} s"
+    for (case, contender), samples in taken.items():
+        size = f"an update, {count:,} endpoints on the plan" if case == "a plan" else small
+        yield Result("writers", case, contender, "ms", tuple(samples), size)
+
+
+@contextmanager
+def _following(rig: Rig, database: Database, contender: str) -> Iterator[list[Follower]]:
+    with ExitStack() as stack:
+        followers: list[Follower] = []
+        if contender == OURS:
+            served = stack.enter_context(rig.serve(database))
+            followers.append(stack.enter_context(Follower(subscribers.feed, served.target)))
+        elif contender == "triggers":
+            stack.enter_context(triggers.installed(database))
+            followers.append(stack.enter_context(Follower(triggers.follow, database.url)))
+        yield followers
+    # A slot that nobody reads would have the next contender pay for what is retained.
+    database.drop_slots()
+
+
+def _change_plan(database: Database, followers: list[Follower], count: int, times: int) -> float:
+    """Return milliseconds of an update of a plan, the median of some; waits until each has gone through."""
+    found: list[float] = []
+    with closing(database.connect()) as session, session.cursor() as cursor:
+        for _ in range(times):
+            for follower in followers:
+                follower.mark()
+            threading.Event().wait(_PAUSE)
+            began = time.monotonic()
+            cursor.execute(RAISE, (PLAN,))
+            found.append(1000 * (time.monotonic() - began))
+            for follower in followers:
+                follower.wait(count)
+    return statistics.median(found)

@@ -1,0 +1,89 @@
+"""Every benchmark at a size that takes seconds: that each measures what it says. How fast is not asserted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner
+
+from bench import plot, record
+from bench.__main__ import BENCHMARKS, main
+from bench.report import growths, lines
+from bench.results import OURS, Point, Result, percentile
+from bench.targets import TARGETS, Target
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_one_run_measures_every_row(tmp_path: Path) -> None:
+    arguments = ["--size", "tiny", "--folder", str(tmp_path)]
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "without a state file" in done.output
+    assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG")
+    results = record.read(tmp_path / "tiny.json").results
+    assert {one.benchmark for one in results} == BENCHMARKS.keys()
+    rows = [(one.benchmark, one.case, one.contender) for one in results]
+    assert len(rows) == len(set(rows))
+    assert {(*row[:2], OURS) for row in rows} == {row for row in rows if row[2] == OURS}, "each case has ours"
+    for one in results:
+        assert one.samples, one
+        assert all(map(math.isfinite, one.samples)), one
+    assert [target for target in TARGETS if target.value(results) is None] == []
+
+
+def test_every_target_belongs_to_a_benchmark() -> None:
+    assert {target.benchmark for target in TARGETS} <= BENCHMARKS.keys()
+
+
+def test_what_is_typed_wrong_is_told() -> None:
+    done = CliRunner().invoke(main, ["ripples"])
+    assert done.exit_code == 2
+    assert "'ripples' is not one of" in done.output
+
+
+RESULTS = (
+    Result("start", "without a state file", OURS, "s", (3.0, 2.0, 4.0), "10 endpoints"),
+    Result("start", "without a state file", "COPY", "s", (1.0, 1.5, 0.5), "10 endpoints"),
+    Result("start", "growth: 10", OURS, "s", (3.0,), point=Point("endpoints", 10, "start")),
+)
+RECORD = record.Record("full", "2026-01-02", 12.3, "2 cores", "15.1", RESULTS)
+
+
+def test_a_target_is_held_against_medians() -> None:
+    target = Target("start", "without a state file", "COPY", 3.0)
+    assert target.value(RESULTS) == 3.0
+    assert target.met(3.0)
+    assert not target.met(3.01)
+    assert target.value(RESULTS[:1]) is None
+    alone = replace(target, reference=None, at_least=True)
+    assert alone.value(RESULTS) == 3.0
+    assert alone.met(3.0)
+    assert not alone.met(2.99)
+
+
+def test_percentiles_are_samples() -> None:
+    values = [float(value) for value in range(100, 0, -1)]
+    assert [percentile(values, share) for share in (0.5, 0.99, 0.999)] == [50.0, 99.0, 100.0]
+    assert percentile([7.0], 0.5) == 7.0
+    with pytest.raises(ValueError, match="nothing was measured"):
+        percentile([], 0.5)
+
+
+def test_the_table_has_ratios_and_verdicts() -> None:
+    ours, copy = lines(RESULTS)
+    assert (ours.contender, ours.median, ours.spread) == (OURS, "3.00 s", "2.00 to 4.00")
+    assert (copy.ratio, copy.target, copy.met) == ("3.00", "at most 3", True)
+    assert [growth.rows for growth in growths(RESULTS)] == [[["10", "3.00"]]]
+
+
+def test_a_record_survives_its_file(tmp_path: Path) -> None:
+    RECORD.write(tmp_path / "full.json")
+    assert record.read(tmp_path / "full.json") == RECORD
+    plot.draw(RECORD, tmp_path / "full.png")
