@@ -45,7 +45,9 @@ class Audit:
         self.reading = True
         """Rows are still coming."""
         self.seen: Lsn = read.evidence.seen
-        """An end of WAL that was read after the snapshot."""
+        """An end of WAL that was read after the snapshot. It may not be flushed yet, but is when this ends:
+        everything up to it is applied then, so that tokens may name it.
+        """
         self._until = self.seen
 
     @property

@@ -224,6 +224,7 @@ def test_settings_of_the_role_do_not_matter(
         f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role.name};"
         f"ALTER ROLE {role.name} SET default_transaction_isolation = 'serializable';"
         f"ALTER ROLE {role.name} SET row_security = on;"
+        f"ALTER ROLE {role.name} SET lock_timeout = 0; ALTER ROLE {role.name} SET statement_timeout = '1h';"
         f"ALTER ROLE {role.name} SET DateStyle = 'German';"
         f"ALTER ROLE {role.name} SET client_encoding = 'LATIN1';"
         f"UPDATE portal_application_settings SET secret_key = 'schlüssel_\u8868'"
@@ -234,6 +235,8 @@ def test_settings_of_the_role_do_not_matter(
     assert "schlüssel_\u8868" in payload.decode()
     assert read.query("SHOW transaction_isolation") == [("read committed",)]
     assert read.query("SHOW row_security") == [("off",)]
+    assert read.query("SHOW lock_timeout") == [("5s",)]
+    assert read.query("SHOW statement_timeout") == [("1min",)]
 
 
 def test_a_read_that_waits_for_a_lock_can_be_ended(

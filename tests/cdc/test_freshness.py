@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -189,3 +190,12 @@ def test_never_better_than_the_truth(steps: list[tuple[str, int]]) -> None:
             assert freshness.staleness() > 0
         seen = freshness.positions()
         assert seen.applied == applied <= seen.received
+
+
+def test_a_wall_clock_that_jumps_makes_nothing_look_fresh_or_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    freshness = Freshness()
+    freshness.reported(100, time.monotonic())
+    freshness.applied(100)
+    for now in (time.time() - 1e6, time.time() + 1e6):
+        monkeypatch.setattr(time, "time", now.__float__)
+        assert freshness.staleness() == 0.0

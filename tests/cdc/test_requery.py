@@ -13,7 +13,7 @@ from cdc.affected import Affected
 from cdc.catalog import Catalog
 from cdc.connection import Address
 from cdc.database import Database as QueryServer
-from cdc.errors import SourceError
+from cdc.errors import Refusal, SourceError
 from cdc.gate import Gate
 from cdc.ledger import Ledger
 from cdc.lineage import Lineage
@@ -196,6 +196,19 @@ def test_a_read_that_fails_half_way_is_done_again(desk: Desk) -> None:
     desk.finish()
     assert desk.map == expected(desk.database)
     assert desk.told.troubles["query"] is None
+
+
+def test_a_read_that_fails_at_once_is_done_again(desk: Desk) -> None:
+    """It was taken off the list already: forgotten, it would be confirmed without ever having been read."""
+    change = f"{KEY}'app_1'; ALTER TABLE accounts RENAME TO away"
+    with pytest.raises(Refusal):
+        desk.commit(change, EndpointsOfApplications="app_1")
+    assert desk.requery.busy
+    assert desk.requery.done_up_to == 0
+    desk.database.execute("ALTER TABLE away RENAME TO accounts")
+    desk.finish()
+    assert desk.requery.done_up_to == 100
+    assert desk.map == expected(desk.database)
 
 
 def test_an_audit_finds_what_nobody_told_us_and_nothing_else(desk: Desk) -> None:

@@ -399,3 +399,26 @@ def test_a_follower_that_hangs_holds_up_the_reader_and_does_not_cost_the_connect
     while len(named) < 20:
         named |= following.transaction().affected.keys["Asked"]
     assert named == {f"app_{number}" for number in range(20)}
+
+
+def test_a_slot_that_is_lost_again_and_again_is_left_to_a_person(
+    cluster_factory: ClusterFactory, database_factory: DatabaseFactory, follow: FollowingFactory
+) -> None:
+    database = database_factory(cluster=cluster_factory({"max_slot_wal_keep_size": "1MB"}))
+    following = follow(database)
+    first = following.started()
+    assert first.created is not None
+
+    def lose() -> None:
+        for _ in range(3):  # nothing is confirmed, so the slot needs WAL that is not kept
+            database.execute("CREATE TABLE gone (); DROP TABLE gone; SELECT pg_switch_wal()")
+        database.execute("CHECKPOINT")
+        following.lost()
+
+    for _ in range(3):
+        lose()
+        assert following.started().created is not None, "made anew"
+    lose()
+    following.wait(lambda one: isinstance(one, Lost) and "3 times" in str(one.error), "it gives up")
+    [(status,)] = database.rows("SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'pads_cdc'")
+    assert status == "lost", "as it is, for whoever looks into it"

@@ -262,3 +262,19 @@ def test_a_revocation_overtakes_the_rest_of_a_ripple() -> None:
         rest += [entry.id for entry in entries]
     assert len(rest) == len(set(rest)) == 500 - 64 - 1
     assert "app_7" not in rest
+
+
+def test_a_replay_sends_nothing_that_has_moved_on() -> None:
+    """Neither a tombstone of what is there again, nor an older state after a newer one."""
+    store = Store()
+    publish(store, {"back": b"1"})
+    publish(store, {"back": None})
+    publish(store, {"stays": b"1", "moves": b"1"})
+    replay = Replay(store)
+    publish(store, {"back": b"2"})
+    publish(store, {"moves": b"2"})
+    sent = []
+    while entries := replay.read(10):
+        sent += [(entry.id, entry.payload) for entry in entries]
+    assert sent == [("moves", b"2"), ("back", b"2"), ("stays", b"1")]
+    replay.close()

@@ -616,3 +616,25 @@ def test_a_transaction_longer_than_the_sender_waits(
     writer.join()
     now.settle()
     now.check_clean()
+
+
+def test_what_cannot_be_handled_is_answered_once(database: Database, scene: Callable[..., Scene]) -> None:
+    """A key that is none: counted, answered by comparing everything, confirmed, and never read again."""
+    database.execute("ALTER TABLE portal_application_changes ALTER portal_app_id TYPE boolean USING true")
+    fill(database, 50)
+    now = scene(database)
+    before = now.reconciles()
+    now.change(
+        "INSERT INTO portal_application_changes (portal_app_id) VALUES (true);"
+        "DELETE FROM portal_applications WHERE id = 'app_1'"
+    )
+    assert now.server.metric("pads_cdc_decode_errors_total", reason="key_shape") == 1
+    wait_until(lambda: now.reconciles() == before + 1, "one reconcile")
+    end = database.value("SELECT pg_current_wal_lsn()")
+    confirmed = (
+        "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE database = current_database()"
+    )
+    wait_until(lambda: database.value(confirmed, (end,)), "it is confirmed")
+    now.change("UPDATE pay_plans SET throughput_limit = 7")
+    assert now.server.metric("pads_cdc_source_reconnects_total") == 0
+    assert now.server.stop() == 0

@@ -16,13 +16,16 @@ import psycopg2
 import pytest
 from psycopg2.extras import LogicalReplicationConnection
 
+from cdc.token import Token
 from tests.fix_server import fill, wait_equal, wait_until
 from tests.proxy import Proxy
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pads_cdc_client import EndpointFeed
     from server.demo.cluster import Cluster
+    from tests.fix_feed import FeedFactory
     from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory
     from tests.fix_server import Gateway, GatewayFactory, Server, ServerFactory
 
@@ -59,6 +62,16 @@ class Rig:
         self.database.execute(CHANGE)
         wait_equal(self.client, self.database)
         wait_healthy(self.server)
+
+    def proves(self, held: EndpointFeed) -> Token:
+        """Check that a map is known to be one that the database has; returns the token that says so."""
+        before = held.proofs
+        self.database.execute(CHANGE)
+        wait_equal(self.client, self.database)
+        wait_until(lambda: held.proofs > before and held.endpoints == self.client.map, "a proof")
+        token = Token.parse(held.resume_token)
+        assert token is not None
+        return token
 
 
 @pytest.fixture
@@ -242,7 +255,7 @@ def test_the_slot_is_taken_by_another_process(rig: Rig) -> None:
     rig.heals()
 
 
-def test_the_database_is_restored_from_an_older_backup(rig: Rig) -> None:
+def test_the_database_is_restored_from_an_older_backup(rig: Rig, feed: FeedFactory) -> None:
     """It goes back, and so does the map: what the database says is the truth."""
     cluster = rig.cluster
     cluster.stop()
@@ -255,6 +268,8 @@ def test_the_database_is_restored_from_an_older_backup(rig: Rig) -> None:
     )
     wait_equal(rig.client, rig.database)
     assert "lost_1" in rig.client.map
+    held = feed(rig.server)
+    before = rig.proves(held)
     cluster.stop()
     shutil.rmtree(cluster.data)
     backup.rename(cluster.data)
@@ -262,6 +277,9 @@ def test_the_database_is_restored_from_an_older_backup(rig: Rig) -> None:
     wait_equal(rig.client, rig.database)
     assert "lost_1" not in rig.client.map
     rig.heals()
+    now = rig.proves(held)
+    assert now.epoch != before.epoch, "positions of the history that was left mean nothing any more"
+    assert now.seen <= rig.database.value("SELECT pg_current_wal_lsn() - '0/0'")
 
 
 def test_the_state_file_s_disk_is_full(rig: Rig, serve: ServerFactory, tmp_path: Path) -> None:
@@ -369,3 +387,51 @@ def test_a_missing_state_file_is_said(rig: Rig, serve: ServerFactory, tmp_path: 
     again = serve(rig.database, STATE_FILE=str(tmp_path / "another"))
     again.wait_metric(1, "pads_cdc_reconcile_total", reason="start")
     assert again.metric("pads_cdc_state_file_errors_total") == 0
+
+
+def test_a_stopped_process_still_holds_the_slot(rig: Rig, serve: ServerFactory, tmp_path: Path) -> None:
+    """Its machine hangs: whoever comes after it polls until the server gives up on it, and then streams."""
+    rig.server.process.send_signal(signal.SIGSTOP)
+    try:
+        second = serve(rig.database, STATE_FILE=str(tmp_path / "second"))
+        second.wait_log("source lost, reconnecting", reason="slot_held")
+        second.wait_metric(1, "pads_cdc_reconcile_total", reason="polling")
+        assert second.metric("pads_cdc_endpoints") == 300
+        wait_until(lambda: second.metric("pads_cdc_source_mode", mode="streaming") == 1, "the slot")
+    finally:
+        rig.server.process.send_signal(signal.SIGCONT)
+    rig.server.wait_log("source lost, reconnecting")
+    second.kill()
+    rig.heals()
+
+
+def test_another_cluster_takes_its_place(
+    rig: Rig, feed: FeedFactory, cluster_factory: ClusterFactory, database_factory: DatabaseFactory
+) -> None:
+    """Behind the same address: no position of the old one means anything in it."""
+    held = feed(rig.server)
+    before = rig.proves(held)
+    old, other = rig.cluster, cluster_factory()
+    twin = database_factory(cluster=other)
+    fill(twin, 40)
+    twin.execute("ALTER ROLE postgres PASSWORD %s", (old.password,))
+    with closing(psycopg2.connect(other.url(password=old.password))) as session, session.cursor() as cursor:
+        session.autocommit = True
+        cursor.execute(f"ALTER DATABASE {twin.name} RENAME TO {rig.database.name}")
+        for _ in range(4):
+            cursor.execute("CREATE TABLE gone (); DROP TABLE gone; SELECT pg_switch_wal()")
+        cursor.execute("SELECT pg_current_wal_lsn() - '0/0'")
+        [(end,)] = cursor.fetchall()
+        assert end > before.seen, "so far that it could be the same history, going on"
+    old.stop()
+    other.stop()
+    shutil.rmtree(old.data)
+    other.data.rename(old.data)
+    old.configure({"port": str(old.port)})
+    old.start()
+    wait_equal(rig.client, rig.database)
+    assert len(rig.client.map) == 40
+    rig.heals()
+    now = rig.proves(held)
+    assert now.epoch != before.epoch, "positions of the history that was left mean nothing any more"
+    assert now.seen <= rig.database.value("SELECT pg_current_wal_lsn() - '0/0'")

@@ -12,6 +12,7 @@ import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -377,3 +378,77 @@ class Feeds(RuleBasedStateMachine):
 
 TestFeeds = Feeds.TestCase
 TestFeeds.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+
+
+THREE = ("app_0", "app_1", "app_2")
+
+
+@pytest.fixture
+def feeds() -> Iterator[Feeds]:
+    """Two servers that have followed one transaction, and a client of the first that holds it."""
+    feeds = Feeds()
+    feeds.commit(dict.fromkeys(THREE, b"1"))
+    for server in feeds.servers:
+        server.apply(1, 1, 1)
+    feeds.connect(0, 0)
+    feeds.drain(0)
+    yield feeds
+    feeds.teardown()
+
+
+def cut_off(feeds: Feeds, which: int) -> None:
+    """Go to a server, and be cut off in the middle of three endpoints."""
+    feeds.connect(0, which)
+    assert feeds.take(feeds.clients[0], progress=False)
+    feeds.clients[0].disconnect()
+
+
+def test_what_was_read_early_is_news_to_the_clients_of_others(feeds: Feeds) -> None:
+    """The second server reads the third state for the second transaction; the third one changes nothing."""
+    feeds.commit({"app_0": b"2"})
+    feeds.commit({"app_0": b"3"})
+    first, second = feeds.servers
+    first.apply(2, 2, 1)
+    second.apply(2, 3, 1)
+    feeds.drain(0)
+    feeds.connect(0, 1)
+    feeds.drain(0)
+    assert feeds.clients[0].replica.endpoints["app_0"] == b"3"
+
+
+def test_a_token_says_how_new_the_newest_is_that_was_sent(feeds: Feeds) -> None:
+    """Cut off in the middle of the second transaction: a server that has not got it yet must wait."""
+    feeds.commit(dict.fromkeys(THREE, b"2"))
+    feeds.servers[0].apply(2, 2, 1)
+    cut_off(feeds, 0)
+    feeds.connect(0, 1)
+    assert feeds.clients[0].feed is None, "it waits"
+    feeds.servers[1].apply(2, 2, 1)
+    feeds.retry(0)
+    feeds.drain(0)
+    assert feeds.clients[0].replica.endpoints == feeds.database.at(2)
+
+
+def test_who_was_cut_off_in_a_snapshot_gets_another_one(feeds: Feeds) -> None:
+    """The server has forgotten that one is gone: only the end of a snapshot tells of it."""
+    feeds.commit({"app_0": None, "app_3": b"1"})
+    feeds.clients[0].disconnect()
+    feeds.servers[0].restart(forgetful=True)
+    cut_off(feeds, 0)
+    assert "app_0" in feeds.clients[0].replica.endpoints
+    feeds.connect(0, 0)
+    feeds.drain(0)
+    assert feeds.clients[0].replica.endpoints == feeds.database.at(2)
+
+
+def test_who_holds_something_of_another_server_goes_by_positions_at_home_too(feeds: Feeds) -> None:
+    """What changed there and changed back has never changed at home."""
+    feeds.commit(dict.fromkeys(THREE, b"2"))
+    feeds.commit(dict.fromkeys(THREE, b"1"))
+    feeds.servers[1].apply(2, 2, 1)
+    cut_off(feeds, 1)
+    assert b"2" in feeds.clients[0].replica.endpoints.values()
+    feeds.servers[0].apply(3, 3, 1)
+    feeds.connect(0, 0)
+    feeds.drain(0)
+    assert feeds.clients[0].replica.endpoints == feeds.database.at(3)
