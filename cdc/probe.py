@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from cdc.connection import Address
     from cdc.freshness import Freshness
+    from cdc.nudge import Nudge
     from cdc.observer import Observer
     from cdc.slot import SlotReader
 
@@ -43,7 +44,9 @@ class Probe(threading.Thread):
         reader: SlotReader,
         freshness: Freshness,
         observer: Observer,
+        nudge: Nudge | None,
     ) -> None:
+        """``nudge`` goes to the primary of a standby that a slot is made on, if that is known."""
         super().__init__(name="probe", daemon=True)
         self._address = address
         self._slot_name = slot_name
@@ -51,6 +54,7 @@ class Probe(threading.Thread):
         self._reader = reader
         self._freshness = freshness
         self._observer = observer
+        self._nudge = nudge
         self._stopping = threading.Event()
         self._connection: Connection | None = None
         self._said_creating = False
@@ -109,9 +113,22 @@ class Probe(threading.Thread):
             return
         cursor.execute(self._queries["OldestTransactions"])
         whom = "; ".join(row[0] for row in cursor.fetchall())
-        self._observer.trouble(
-            _TROUBLE,
-            f"the slot is made once these have ended: {whom or 'transactions that are not shown to us'}",
+        text = f"the slot is made once these have ended: {whom or 'transactions that are not shown to us'}"
+        cursor.execute(self._queries["InRecovery"])
+        if cursor.fetchall() == [(True,)]:
+            text = f"the slot is made once the primary has logged its running transactions, {self._say_how()}"
+        self._observer.trouble(_TROUBLE, text)
+
+    def _say_how(self) -> str:
+        if self._nudge is None:
+            return (
+                "which an idle one rarely does: type SELECT pg_log_standby_snapshot() there, or set"
+                " PRIMARY_CONNECTION_STRING"
+            )
+        self._nudge.give()
+        fault = self._nudge.fault
+        return (
+            f"which it cannot be asked for: {fault}" if fault else "and those have ended; it has been asked"
         )
 
     def _close(self) -> None:

@@ -15,6 +15,7 @@ from cdc.follower import Follower
 from cdc.ledger import Ledger
 from cdc.lineage import Lineage
 from cdc.mapping import load, server_queries
+from cdc.nudge import Nudge
 from cdc.parents import Parents
 from cdc.probe import Probe
 from cdc.requery import Requery
@@ -67,7 +68,9 @@ class Pipeline:
             observer,
             lambda: self.follower.read_so_far(),  # noqa: PLW0108 - the follower is made with the reader
         )
-        self._probe = Probe(source, settings.slot_name, queries, self._reader, freshness, observer)
+        self._probe = Probe(
+            source, settings.slot_name, queries, self._reader, freshness, observer, _nudge(settings, queries)
+        )
         parents = Parents()
         ledger = Ledger(settings.state_file, database.evidence().system, observer)
         self.lineage = Lineage(ledger)
@@ -113,3 +116,10 @@ class Pipeline:
         self._probe.stop()
         self._reader.stop()
         self._reader.join(_JOIN_SECONDS)
+
+
+def _nudge(settings: Settings, queries: dict[str, str]) -> Nudge | None:
+    given = settings.primary_connection_string
+    if given is None:
+        return None
+    return Nudge(Address(given.read, "PRIMARY_CONNECTION_STRING"), queries["LogRunning"])

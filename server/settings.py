@@ -11,7 +11,7 @@ import ipaddress
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -114,6 +114,11 @@ class Settings(BaseSettings):
         description="Where the mapping is queried: a server of the same system; if not given, the slot's.",
         examples=["postgresql://USER:PASSWORD@HOST:5432/DATABASE"],
     )
+    primary_connection_string: Secret | None = Field(
+        None,
+        description="For a slot on a standby: its primary, which is asked to log what making the slot waits for.",
+        examples=["postgresql://USER:PASSWORD@HOST:5432/DATABASE"],
+    )
     host: Host = _setting("127.0.0.1", "0.0.0.0", "Address that gRPC listens on.")  # noqa: S104 (an example)
     port: Port = _setting(10002, "10002", "Port that gRPC listens on; 0 takes any free one.")
     allow_insecure: bool = _setting(
@@ -201,7 +206,8 @@ class Settings(BaseSettings):
     @property
     def connection_strings(self) -> tuple[ConnectionString, ...]:
         """Every secret, for the redactor of the logs."""
-        return tuple(getattr(self, name) for name in self.secrets())
+        given = (getattr(self, name) for name in self.secrets())
+        return tuple(one for one in given if one is not None)
 
     @property
     def console(self) -> bool:
@@ -246,7 +252,11 @@ class Settings(BaseSettings):
 
 def is_secret(field: FieldInfo) -> bool:
     """Whether a setting's value must never be shown."""
-    return field.annotation is ConnectionString
+    # An optional one is a union of the annotated type and None.
+    return any(
+        kind is ConnectionString or get_args(kind)[:1] == (ConnectionString,)
+        for kind in (field.annotation, *get_args(field.annotation))
+    )
 
 
 def _gather(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,14 @@ WHERE slot_name = @slot;
 -- How far a stream of this server can get now: what is flushed on a primary, what is replayed on a standby.
 SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text;
 
+-- name: InRecovery :many
+-- Whether this is a standby.
+SELECT pg_is_in_recovery();
+
+-- name: LogRunning :many
+-- Have a primary log its running transactions, which a slot on a standby waits for. From PostgreSQL 16 on.
+SELECT pg_log_standby_snapshot()::text;
+
 -- name: OldestTransactions :many
 -- Whom the creation of a slot waits for: transactions that are running or prepared, oldest first.
 SELECT concat('process ', pid, ' (', usename, ', ', state, ', since ', xact_start::timestamptz(0), ')')
