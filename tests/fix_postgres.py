@@ -12,6 +12,7 @@ import subprocess
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -174,21 +175,35 @@ def database(database_factory: DatabaseFactory) -> Database:
     return database_factory()
 
 
-@pytest.fixture(scope="session")
-def programs17() -> Programs:
-    """PostgreSQL 17 with wal2json, fetched beside the system's: the oldest that decodes on a standby."""
+@cache
+def fetched(version: str) -> Programs:
+    """Return PostgreSQL 17 or 18 with wal2json, fetched beside the system's; a failure is no skip."""
     fetch = subprocess.run(
-        [ROOT / "scripts/fetch-postgres", "17"], cwd=ROOT, check=False, capture_output=True, text=True
+        [ROOT / "scripts/fetch-postgres", version], cwd=ROOT, check=False, capture_output=True, text=True
     )
     if fetch.returncode != 0:
-        pytest.fail(f"scripts/fetch-postgres 17: {fetch.stderr.strip()}")
+        pytest.fail(f"scripts/fetch-postgres {version}: {fetch.stderr.strip()}")
     return Programs(Path(fetch.stdout.strip()))
 
 
+@pytest.fixture(scope="session")
+def programs17() -> Programs:
+    """PostgreSQL 17: the oldest that decodes on a standby."""
+    return fetched("17")
+
+
 @pytest.fixture
-def standby17(cluster_factory: ClusterFactory, programs17: Programs) -> Iterator[Replicated]:
+def standby17(cluster_factory: ClusterFactory) -> Iterator[Replicated]:
     """A primary of PostgreSQL 17 and a standby of it, on which slots can be read."""
-    primary = cluster_factory(programs=programs17)
+    primary = cluster_factory(programs=fetched("17"))
+    with ephemeral_standby(primary) as standby:
+        yield Replicated(primary, standby)
+
+
+@pytest.fixture(params=["17", "18"])
+def replicated(request: pytest.FixtureRequest, cluster_factory: ClusterFactory) -> Iterator[Replicated]:
+    """A primary and a standby of it, on which slots can be read, of each version that does that."""
+    primary = cluster_factory(programs=fetched(request.param))
     with ephemeral_standby(primary) as standby:
         yield Replicated(primary, standby)
 

@@ -21,7 +21,8 @@ class Proxy:
     """Listens on a port of 127.0.0.1 and passes bytes on to another, in a thread of its own."""
 
     def __init__(self, target: int) -> None:
-        self._target = target
+        self.target = target
+        """The port of new connections; those that are open stay until they are cut."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._pairs: dict[socket.socket, socket.socket] = {}
@@ -77,7 +78,7 @@ class Proxy:
             near.close()
             return
         try:
-            far = socket.create_connection(("127.0.0.1", self._target))
+            far = socket.create_connection(("127.0.0.1", self.target))
         except OSError:
             near.close()
             return

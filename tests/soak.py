@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 
-from server.demo.cluster import Cluster, ephemeral_cluster
+from server.demo.cluster import Cluster, ephemeral_cluster, ephemeral_standby
 from tests.fix_postgres import ROOT, Database
 from tests.fix_server import Server, expected, wait_equal
-from tests.history.faults import FAULTS
+from tests.history.faults import FAULTS, STANDBY_FAULTS, moved_to_a_standby, standby_promoted
 from tests.history.operations import PREPARE, Writer, chooser
 from tests.history.witness import GENERATIONS, Generation, Versions, Witness
 from tests.proxy import Proxy
@@ -42,16 +42,26 @@ REPORT = 300
 class Storm:
     """Everything that takes part."""
 
-    def __init__(self, cluster: Cluster, folder: Path, seed: int, closing: ExitStack) -> None:
-        self.cluster = cluster
+    def __init__(
+        self, cluster: Cluster, folder: Path, seed: int, closing: ExitStack, *, standby: bool = False
+    ) -> None:
+        """``standby`` puts one between the cluster, where the writers are, and the server."""
+        self.primary = self.cluster = cluster
         self.choose = chooser(seed)
         self._folder = folder
         self._closing = closing
         Database(cluster, "postgres", closing).execute("CREATE DATABASE portal")
-        self.database = Database(cluster, "portal", closing)
+        self.database = self.read = Database(cluster, "portal", closing)
+        """Where the writers are, and where the server is, which may be a standby of that."""
         self.database.execute((ROOT / "sql/grove/schema.sql").read_text())
         self.database.execute(PREPARE)
         self.proxy = closing.enter_context(Proxy(cluster.port))
+        self._primary_file.write_text(self.database.url())
+        self.standbys = 0
+        self._faults = FAULTS
+        if standby:
+            self._faults = STANDBY_FAULTS
+            self.follow_a_standby()
         self.counts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.starts = 0
@@ -73,9 +83,10 @@ class Storm:
 
     def start_server(self) -> None:
         """Start the server on the port that the clients know."""
-        url = self.database.url().replace(f":{self.cluster.port}/", f":{self.proxy.port}/")
+        url = self.read.url().replace(f":{self.cluster.port}/", f":{self.proxy.port}/")
         environment = {
             "POSTGRES_CONNECTION_STRING": url,
+            "PRIMARY_CONNECTION_STRING_FILE": str(self._primary_file),
             "PORT": str(self._port),
             "METRICS_PORT": "0",
             "STATE_FILE": str(self._folder / "state"),
@@ -86,13 +97,39 @@ class Storm:
         self._port = self.server.grpc
         self.starts += 1
 
-    def round(self, seconds: float) -> None:
-        """Let the storm rage for so long, then calm it and compare."""
+    @property
+    def _primary_file(self) -> Path:
+        return self._folder / "primary"
+
+    def follow_a_standby(self) -> None:
+        """Make a standby of the primary, and have the server find that where it has found its source."""
+        self.standbys += 1
+        standby = ephemeral_standby(self.primary, slot=f"standby_{self.standbys}")
+        self._read_from(self._closing.enter_context(standby))
+
+    def promote(self) -> None:
+        """Let the standby that is read be the primary, to which the writers go."""
+        self.cluster.promote()
+        self.primary, self.database = self.cluster, self.read
+        self._read_from(self.cluster)
+
+    def _read_from(self, cluster: Cluster) -> None:
+        self.cluster, self.read = cluster, self.database.on(cluster)
+        self._primary_file.write_text(self.database.url())
+        if self.proxy.target != cluster.port:
+            self.proxy.target = cluster.port
+            self.proxy.cut()
+
+    def round(self, seconds: float, *, promote: bool = False) -> None:
+        """Let the storm rage for so long, then calm it and compare; with ``promote``, halfway."""
         self._writing.set()
         until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        while (left := until - time.monotonic()) > 0:
             time.sleep(self.choose.uniform(0.0, 2.5))
-            [fault] = self.choose.choices(list(FAULTS), list(FAULTS.values()))
+            [fault] = self.choose.choices(list(self._faults), list(self._faults.values()))
+            if promote and left < seconds / 2:
+                promote = False
+                fault = standby_promoted if self.primary is not self.cluster else moved_to_a_standby
             self._look_at_counters()
             fault(self)
             self.faults[fault.__name__] += 1
@@ -214,6 +251,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
+    parser.add_argument("--standby", action="store_true", help="read a standby (PostgreSQL 17 or 18)")
+    parser.add_argument("--promote", action="store_true", help="promote it, and read a new one, in turn")
     arguments = parser.parse_args()
     _say(f"a storm of {arguments.seconds:.0f} s, seed {arguments.seed}")
     until = time.monotonic() + arguments.seconds
@@ -221,10 +260,10 @@ def main() -> int:
     with ExitStack() as closing:
         cluster = closing.enter_context(ephemeral_cluster())
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="pads-cdc-soak-")))
-        storm = Storm(cluster, folder, arguments.seed, closing)
+        storm = Storm(cluster, folder, arguments.seed, closing, standby=arguments.standby)
         try:
             while (left := until - time.monotonic()) > 0:
-                storm.round(min(storm.choose.uniform(5.0, 20.0), max(1.0, left)))
+                storm.round(min(storm.choose.uniform(5.0, 20.0), max(1.0, left)), promote=arguments.promote)
                 if left // REPORT != (until - time.monotonic()) // REPORT:
                     _say(f"{left:.0f} s left, no difference so far\n{storm.report()}")
         except Exception as error:  # noqa: BLE001 - whatever it is, the storm has found it

@@ -41,11 +41,11 @@ def postgres_frozen(storm: Storm) -> None:
 
 
 def backends_terminated(storm: Storm) -> None:
-    storm.database.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_OURS}")
+    storm.read.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_OURS}")
 
 
 def queries_cancelled(storm: Storm) -> None:
-    storm.database.execute(f"SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE {_OURS}")
+    storm.read.execute(f"SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE {_OURS}")
 
 
 def connections_cut(storm: Storm) -> None:
@@ -94,11 +94,11 @@ def clients_disconnected(storm: Storm) -> None:
 
 def commits_hang(storm: Storm) -> None:
     """Let commits wait for a standby that is not there: they are in the WAL and nobody can see them."""
-    storm.cluster.configure({"synchronous_standby_names": "nobody"})
-    storm.cluster.reload()
+    storm.primary.configure({"synchronous_standby_names": "nobody"})
+    storm.primary.reload()
     _linger(storm, 2)
-    storm.cluster.configure({"synchronous_standby_names": ""})
-    storm.cluster.reload()
+    storm.primary.configure({"synchronous_standby_names": ""})
+    storm.primary.reload()
 
 
 def identity_changed(storm: Storm) -> None:
@@ -119,6 +119,44 @@ def table_rewritten(storm: Storm) -> None:
 
 def checkpoint(storm: Storm) -> None:
     storm.database.execute("CHECKPOINT")
+    storm.read.execute("CHECKPOINT")
+
+
+def primary_stopped_fast(storm: Storm) -> None:
+    storm.primary.restart("fast")
+
+
+def primary_killed(storm: Storm) -> None:
+    storm.primary.crash()
+    _linger(storm, 1)
+    storm.primary.start()
+
+
+def primary_frozen(storm: Storm) -> None:
+    with storm.primary.frozen():
+        _linger(storm, 3)
+
+
+def replay_paused(storm: Storm) -> None:
+    if storm.read.value("SELECT pg_is_in_recovery()"):
+        storm.read.rows("SELECT pg_wal_replay_pause()")
+        _linger(storm, 2)
+        storm.read.rows("SELECT pg_wal_replay_resume()")
+
+
+def standby_promoted(storm: Storm) -> None:
+    """End the primary, in good order or not, and let the standby that we read take its place."""
+    if storm.choose.random() < 0.5:
+        storm.primary.stop("fast")
+    else:
+        storm.primary.crash()
+    _linger(storm, 1)
+    storm.promote()
+
+
+def moved_to_a_standby(storm: Storm) -> None:
+    """Put a new standby between the primary and us."""
+    storm.follow_a_standby()
 
 
 FAULTS: dict[Fault, int] = {
@@ -144,6 +182,15 @@ FAULTS: dict[Fault, int] = {
 }
 """What may go wrong, and how often."""
 
+STANDBY_FAULTS: dict[Fault, int] = {
+    **FAULTS,
+    primary_stopped_fast: 2,
+    primary_killed: 2,
+    primary_frozen: 2,
+    replay_paused: 4,
+}
+"""What may go wrong where a standby is read. Promotions and moves come by the storm's clock."""
+
 
 def _linger(storm: Storm, most: float) -> None:
     """Leave things as they are for a random time, in seconds: here the time itself is the point."""
@@ -165,7 +212,7 @@ def _define(storm: Storm, statement: str) -> None:
 def _drop_slot(storm: Storm) -> bool:
     """End whoever reads the slot and drop it, unless a reader is back before that."""
     try:
-        storm.database.execute(
+        storm.read.execute(
             "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active_pid IS NOT NULL"
         )
         storm.database.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
