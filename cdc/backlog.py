@@ -46,6 +46,8 @@ class Lost:
     """The stream is gone, or could not be had."""
 
     error: PadsCdcError
+    history: History | None = None
+    """Of the server that was asked for it, where that is known."""
 
 
 Event = Transaction | Started | Idle | Lost

@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from psycopg2.extras import LogicalReplicationConnection
 
+from cdc import lsn
+from cdc.history import History, parse_switches
 from cdc.postgres_errors import translated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from psycopg2.extensions import connection as PlainConnection  # noqa: N812 - it is a class
+    from psycopg2.extras import ReplicationCursor
+
+    from cdc.lsn import Lsn
 
 _DEFAULTS: dict[str, Any] = {
     "application_name": "pads-cdc",
@@ -75,6 +80,18 @@ class Address:
         given: dict[str, Any] = psycopg2.extensions.parse_dsn(self._read())
         # The plugin's messages come in the client's encoding: it is not the connection string's to choose.
         return {**_DEFAULTS, **given, "client_encoding": "UTF8"}
+
+
+def identify(cursor: ReplicationCursor) -> History:
+    """Ask a server, on a replication connection, which history it is on, and how far."""
+    cursor.execute("IDENTIFY_SYSTEM")
+    [(system, timeline, end, _)] = cursor.fetchall()
+    switches: tuple[tuple[int, Lsn], ...] = ()
+    if int(timeline) > 1:
+        cursor.execute(f"TIMELINE_HISTORY {int(timeline)}")
+        [(_, content)] = cursor.fetchall()
+        switches = parse_switches(bytes(content).decode() if not isinstance(content, str) else content)
+    return History(system, int(timeline), lsn.parse(end), switches)
 
 
 def cancel_soon(connection: PlainConnection) -> None:

@@ -56,6 +56,7 @@ SELECT
         CASE WHEN pg_catalog.pg_is_in_recovery() THEN '-'
              ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8)
              END,
+        extract(epoch FROM pg_catalog.pg_postmaster_start_time()),
         CASE WHEN pg_catalog.pg_is_in_recovery() THEN coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0') END
     ), true);
 """
@@ -262,10 +263,11 @@ class Read:
 
 def _evidence(header: tuple[Any, ...]) -> Evidence:
     snapshot, seen, before = header[:3]
-    system, timeline, *replayed = before.split(" ")
+    system, timeline, instance, *replayed = before.split(" ")
     return Evidence(
         system=system,
         timeline=None if timeline == "-" else int(timeline, 16),
+        instance=instance,
         replayed=lsn.parse(replayed[0]) if replayed else None,
         snapshot=Snapshot.parse(snapshot),
         seen=lsn.parse(seen.split(" ")[0]),

@@ -128,8 +128,12 @@ class Follower(threading.Thread):
         It holds from the start on, before this thread runs: the state file knows.
         """
         kept = self._ledger.kept
-        known = self._requery.history or History(kept.system, kept.timeline)
-        return known, max(kept.position, kept.seen, self._store.position, self._store.seen)
+        return self._known, max(kept.position, kept.seen, self._store.position, self._store.seen)
+
+    @property
+    def _known(self) -> History:
+        kept = self._ledger.kept
+        return self._requery.history or History(kept.system, kept.timeline)
 
     def run(self) -> None:
         """Follow until `stop`."""
@@ -166,6 +170,7 @@ class Follower(threading.Thread):
         self._store.restore(kept.entries, kept.head, kept.position, kept.seen)
         kept.entries = []
         self._requery.read_up_to = kept.seen  # of a standby that replays again nothing older counts
+        kept.position = kept.seen = 0  # the store knows, and may have to forget
         self._owed = kept.owed
         self._set_mode("waiting")
 
@@ -218,7 +223,6 @@ class Follower(threading.Thread):
     def _begin_stream(self, started: Started) -> None:
         """Begin anew from what was confirmed: one reconcile answers for everything that was open."""
         kept = self._ledger.kept
-        goes_on = started.history.continues(*self.read_so_far())
         self._requery.abandon()
         self._session = started.session
         if started.found and kept.fresh and not self._streamed:
@@ -226,17 +230,13 @@ class Follower(threading.Thread):
                 "the slot has been read before, and there is no state file: clients of the old contract that"
                 " missed deletes must be restarted; keep STATE_FILE on a disk that outlives the process"
             )
-        if not goes_on:
-            self._break_with_the_past()
+        self._adopt(started.history)
         # What was read before may not be all: at the start, and where a slot was made anew.
         self._gap = started.created is not None or started.confirmed > self._requery.reached
         self._parents.load({}, 0)  # what follows was perhaps followed already: known again with the reconcile
-        self._requery.history = started.history
-        self._lineage.following(started.history)
         if started.confirmed > self._requery.reached:  # true at the start, and with a new slot
             self._lineage.gap(started.confirmed)
         self._requery.reached = started.confirmed
-        self._ledger.note(system=started.history.system, timeline=started.history.timeline)
         gate = Gate(end=max(started.confirmed, self._requery.read_up_to))
         reason = self._lost_reason
         if started.created is not None:
@@ -252,6 +252,20 @@ class Follower(threading.Thread):
         self._requery.add(Task.reconcile(reason, gate, started.confirmed))
         self._streaming = self._streamed = True
         self._set_mode("streaming")
+
+    def _adopt(self, history: History) -> None:
+        """Be of this history from now on, or break with what was before it."""
+        known, store = self._known, self._store
+        switch = history.left_at(known)
+        if not history.continues(known, store.position, store.seen):
+            self._break_with_the_past()
+        elif switch is not None:  # beyond it the old timeline was followed, and nothing was read there
+            self._freshness.rewound()
+            store.turn(switch)
+            self._requery.reached = min(self._requery.reached, switch)
+        self._requery.history = history
+        self._lineage.following(history)
+        self._ledger.note(system=history.system, timeline=history.timeline)
 
     def _break_with_the_past(self) -> None:
         """Start a new epoch: positions and tokens of the history that was left mean nothing here."""
@@ -272,6 +286,10 @@ class Follower(threading.Thread):
         self._observer.reconnecting(self._lost_reason, str(lost.error))
         if is_shutdown(lost.error):
             self._database.close()
+        if self._streamed and lost.history is not None and lost.history.left_at(self._known) is not None:
+            self._requery.abandon()  # the server was promoted, and its slot cannot be had: it can be polled
+            self._gap = True
+            self._adopt(lost.history)
 
     # --- what follows from it
 

@@ -78,6 +78,8 @@ class Evidence:
     """The system identifier of the cluster that answered."""
     timeline: int | None
     """The timeline that a primary writes; None in recovery."""
+    instance: str
+    """Names one run of a server, from its start to its end; a promotion does not end it."""
     replayed: Lsn | None
     """On a standby: how far it had replayed *before* the snapshot; None on a primary."""
     snapshot: Snapshot

@@ -37,12 +37,24 @@ class History:
             return self.end
         return dict(self.switches).get(timeline)
 
-    def continues(self, before: History, position: Lsn) -> bool:
-        """Tell whether what was read up to ``position`` on an earlier history is still true here."""
+    def continues(self, before: History, position: Lsn, seen: Lsn) -> bool:
+        """Tell whether what was read up to ``seen`` on an earlier history is still true here.
+
+        On another timeline it does not matter how far the slot was followed (``position``): of a line that
+        was left, nothing is in the map that was not read. On the same one, who is not there has gone back.
+        """
         if not before.system:
             return True
         until = self.good_until(before.timeline)
-        return self.system == before.system and until is not None and position <= until
+        if self.system != before.system or until is None:
+            return False
+        return max(seen, position if before.timeline == self.timeline else 0) <= until
+
+    def left_at(self, before: History) -> Lsn | None:
+        """Return where this history has left an earlier timeline; None where it is still on it."""
+        if not before.system or before.timeline == self.timeline:
+            return None
+        return dict(self.switches).get(before.timeline)
 
     def lags(self, before: History, position: Lsn) -> bool:
         """Tell whether this is the same line, not yet as far as what was read on it up to ``position``.

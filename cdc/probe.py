@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import psycopg2
 
 from cdc import lsn
-from cdc.connection import cancel_soon
+from cdc.connection import cancel_soon, identify
 from cdc.errors import PadsCdcError, fault_of_ours
 from cdc.observer import SlotSeen
 from cdc.postgres_errors import is_shutdown, translated
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from cdc.slot import SlotReader
 
 _INTERVAL = 1.0
+_HISTORY = 5.0
+"""Seconds between questions to a standby which timeline it replays: a promotion elsewhere is announced to
+nobody, and the question needs a replication connection.
+"""
 _TROUBLE = "slot_creation"
 
 
@@ -58,6 +62,7 @@ class Probe(threading.Thread):
         self._stopping = threading.Event()
         self._connection: Connection | None = None
         self._said_creating = False
+        self._history_at = 0.0
 
     def stop(self) -> None:
         """End the thread, even while it waits for an answer."""
@@ -87,9 +92,10 @@ class Probe(threading.Thread):
         with translated(self._address.setting), self._connection.cursor() as cursor:
             asked_at = time.monotonic()
             cursor.execute(self._queries["WalEnd"])
-            [end] = cursor.fetchone() or (None,)
+            [(end, timeline)] = cursor.fetchall()
             if end is not None:
                 self._freshness.reported(lsn.parse(end), asked_at)
+            self._look_at_history(None if timeline is None else int(timeline, 16))
             slot = SlotState.ask(cursor, self._queries["Slot"], self._slot_name)
             if slot is None:
                 self._observer.slot(SlotSeen(None, None, None, None, None))
@@ -105,6 +111,17 @@ class Probe(threading.Thread):
                 )
             if self._reader.creating or self._said_creating:
                 self._say_whom_the_slot_waits_for(cursor)
+
+    def _look_at_history(self, timeline: int | None) -> None:
+        """Have the stream begun anew when the server has another timeline than it had; None on a standby."""
+        now = time.monotonic()
+        if timeline is None and now >= self._history_at:
+            self._history_at = now + _HISTORY
+            with closing(self._address.connect_replication()) as connection, connection.cursor() as asking:
+                timeline = identify(asking).timeline
+        known = self._reader.history
+        if timeline is not None and known is not None and known.timeline != timeline:
+            self._reader.drop("timeline")
 
     def _say_whom_the_slot_waits_for(self, cursor: psycopg2.extensions.cursor) -> None:
         self._said_creating = self._reader.creating

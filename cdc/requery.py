@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cdc.audit import Audit
+from cdc.crossing import Crossing
 from cdc.errors import PadsCdcError
 from cdc.failpoints import reach
 from cdc.gate import Gate
@@ -24,7 +25,7 @@ from cdc.tear import Tear
 
 if TYPE_CHECKING:
     from cdc.catalog import Catalog
-    from cdc.database import Database, Row
+    from cdc.database import Database, Read, Row
     from cdc.gate import Evidence
     from cdc.history import History
     from cdc.ledger import Ledger
@@ -69,6 +70,7 @@ class Requery:
         self._ledger = ledger
         self._lineage = lineage
         self._observer = observer
+        self._crossing = Crossing(ledger)
         self._waiting: list[Task] = []
         self._reads: list[OpenRead] = []
         self._audit: Audit | None = None
@@ -93,6 +95,7 @@ class Requery:
     def add(self, task: Task) -> None:
         """Have something read; at once, unless the database does not answer anyway."""
         self._waiting.append(task)
+        self._crossing.delivered(task.gate)
         if not self.failing:
             self._look_at = 0.0
 
@@ -105,13 +108,7 @@ class Requery:
         """
         if self._audit is not None or self.busy:
             return False
-        read = self._database.read()
-        try:
-            vouch(read.evidence, self.history, self.read_up_to)
-        except PadsCdcError:
-            read.close()
-            raise
-        self._audit = Audit(read, self._store)
+        self._audit = Audit(self._vouched(self._database.read()), self._store)
         return True
 
     @property
@@ -146,6 +143,7 @@ class Requery:
         """Forget positions: the history that they were of has been left."""
         self.read_up_to = 0
         self._tear.mend()
+        self._crossing.rewind()
 
     def owe(self, reason: str) -> None:
         """Replace everything that is open by one reconcile, which answers for all of it."""
@@ -219,7 +217,7 @@ class Requery:
 
     def _open_gates(self, evidence: Evidence) -> list[Task]:
         """Return the tasks whose gate is open; a second reconcile waits for the first one to end."""
-        vouch(evidence, self.history, self.read_up_to)
+        self._vouch(evidence)
         self._recovered()
         reconciling = any(read.task.reason for read in self._reads)
         return [
@@ -234,19 +232,13 @@ class Requery:
         self._waiting.append(task)
         if task.reason is not None:
             self._load_parents()
-            read = self._database.read()
-        else:
-            read = self._database.read(task.affected.keys)
-        try:
-            vouch(read.evidence, self.history, self.read_up_to)
-        except PadsCdcError:
-            read.close()
-            raise
+        read = self._vouched(self._database.read(None if task.reason is not None else task.affected.keys))
         self._recovered()
         if not task.gate.opens(read.evidence):
             read.close()
             return False
         self._waiting.remove(task)
+        self._crossing.read(read.evidence)
         self.read_up_to = max(self.read_up_to, read.evidence.seen)
         if task.reason is not None and self._reads:
             # Their rows are older than what this read will say of every id, also of ids that it will not
@@ -363,11 +355,22 @@ class Requery:
         if tables != self._lossy:
             self._lossy = tables
             text = (
-                f"updates and deletes of {', '.join(tables)} are lost, as they have no replica identity:"
-                f" only the"
-                " audit finds them; see pads-cdc check"
+                f"updates and deletes of {', '.join(tables)} are lost, as they have no replica identity: only"
+                " the audit finds them; see pads-cdc check"
             )
             self._observer.trouble(_LOSSY, text if tables else None)
+
+    def _vouch(self, evidence: Evidence) -> None:
+        vouch(evidence, self.history, self.read_up_to)
+        self._crossing.vouch(evidence, self.reached)
+
+    def _vouched(self, read: Read) -> Read:
+        try:
+            self._vouch(read.evidence)
+        except PadsCdcError:
+            read.close()
+            raise
+        return read
 
     def _recovered(self) -> None:
         if self.failing:

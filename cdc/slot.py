@@ -22,11 +22,10 @@ from psycopg2.extensions import quote_ident
 
 from cdc import lsn, wal2json
 from cdc.backlog import Idle, Lost, Started
-from cdc.connection import cancel_soon
+from cdc.connection import cancel_soon, identify
 from cdc.errors import MessageError, PadsCdcError, Refusal, SlotHeld, SourceError, fault_of_ours
 from cdc.failpoints import reach
 from cdc.gate import Snapshot
-from cdc.history import History, parse_switches
 from cdc.postgres_errors import translated
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from cdc.backlog import Backlog
     from cdc.connection import Address
     from cdc.freshness import Freshness
+    from cdc.history import History
     from cdc.lsn import Lsn
     from cdc.observer import Observer
 
@@ -130,6 +130,8 @@ class SlotReader(threading.Thread):
         """
         self._session_number = 0
         self._remade: list[float] = []
+        self.history: History | None = None
+        """Of the server, as the newest connection found it."""
         self.creating = False
         """The slot is being made, which waits for every transaction that runs."""
 
@@ -172,7 +174,7 @@ class SlotReader(threading.Thread):
                 self._session()
             except Exception as fault:  # noqa: BLE001 - the thread's boundary: it must not end without a word
                 error = fault if isinstance(fault, PadsCdcError) else fault_of_ours(fault)
-                self._backlog.tell(Lost(error))
+                self._backlog.tell(Lost(error, self.history))
                 # A stream that held for a while starts anew; a slot that another holds is asked for steadily.
                 steady = time.monotonic() - started > _HELD or isinstance(error, SlotHeld)
                 failures = 0 if steady else failures + 1
@@ -192,8 +194,9 @@ class SlotReader(threading.Thread):
 
     def _follow(self, connection: LogicalReplicationConnection) -> None:
         with connection.cursor() as cursor, connection.cursor() as feedback:
-            history = _identify(cursor)
+            history = identify(cursor)
             self._wait_for_replay(cursor, history)
+            self.history = history
             slot = self._usable_slot(cursor)
             found = slot is not None
             created = None if found else self._create(connection, cursor)
@@ -344,17 +347,6 @@ def _is_standby(cursor: ReplicationCursor) -> bool:
     cursor.execute("SELECT pg_is_in_recovery()")
     [(standby,)] = cursor.fetchall()
     return bool(standby)
-
-
-def _identify(cursor: ReplicationCursor) -> History:
-    cursor.execute("IDENTIFY_SYSTEM")
-    [(system, timeline, end, _)] = cursor.fetchall()
-    switches: tuple[tuple[int, Lsn], ...] = ()
-    if int(timeline) > 1:
-        cursor.execute(f"TIMELINE_HISTORY {int(timeline)}")
-        [(_, content)] = cursor.fetchall()
-        switches = parse_switches(bytes(content).decode() if not isinstance(content, str) else content)
-    return History(system, int(timeline), lsn.parse(end), switches)
 
 
 def _start(slot: str, tables: list[str]) -> str:

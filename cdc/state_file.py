@@ -61,6 +61,8 @@ class Kept:
     """The snapshot that the slot was created with, until the first load is done."""
     owed: Gate | None = None
     """What a reconcile still has to see because the slot's WAL was let go."""
+    shown: Gate | None = None
+    """What a standby was seen to show, where the newest reads were made on one."""
     entries: list[Remembered] = field(default_factory=list)
 
 
@@ -114,7 +116,7 @@ class StateFile:
             self._insert(columns, batch.revision, position, seen)
 
     def note(self, **values: str | int) -> None:
-        """Remember facts by name (``system``, ``timeline``, ``bootstrap``, ``owed``)."""
+        """Remember facts by name (``system``, ``timeline``, ``bootstrap``, ``owed``, ``shown``)."""
         with _errors(self.path), self._db:
             self._set(values)
 
@@ -181,6 +183,7 @@ class StateFile:
         bootstrap = str(facts.get("bootstrap", ""))
         kept.bootstrap = Snapshot.parse(bootstrap) if bootstrap else None
         kept.owed = Gate.parse(str(facts.get("owed", "")))
+        kept.shown = Gate.parse(str(facts.get("shown", "")))
         with self._db:
             self._set({"version": _VERSION, "epoch": kept.epoch, "boot": boot, "clean": 0})
         return kept

@@ -178,6 +178,11 @@ class Store:
             for entry in self.entries.values():
                 entry.position = 0
 
+    def turn(self, switch: Lsn) -> None:
+        """Forget how far a timeline was followed beyond the ``switch`` at which it was left."""
+        with self.lock:
+            self.position = min(self.position, switch)
+
     def kept_digest(self, entry: Entry) -> bytes:
         """Return the digest to remember: empty for a tombstone, as restored while not yet verified."""
         if entry.payload is not None:

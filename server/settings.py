@@ -116,7 +116,7 @@ class Settings(BaseSettings):
     )
     primary_connection_string: Secret | None = Field(
         None,
-        description="For a slot on a standby: its primary, which is asked to log what making the slot waits for.",
+        description="For a slot on a standby: its primary, to be asked for what making the slot waits for.",
         examples=["postgresql://USER:PASSWORD@HOST:5432/DATABASE"],
     )
     host: Host = _setting("127.0.0.1", "0.0.0.0", "Address that gRPC listens on.")  # noqa: S104 (an example)

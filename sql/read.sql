@@ -3,10 +3,13 @@
 -- name: Header :many
 -- What the read can be trusted for, from the same statement and so from the same snapshot: the snapshot, two ends of the
 -- WAL after it was taken (of what is written, and of what is flushed and so can be decoded), and what the session knew
--- of the server before it was taken. NULLs stand for the mapping's columns. It comes first because an Append runs its parts in their order, unless it is parallel: the condition, always
+-- of the server before it was taken; a server that was promoted in between vouches for nothing. NULLs stand for the mapping's columns. It comes first because an Append runs its parts in their order, unless it is parallel: the condition, always
 -- true, is there because no plan is parallel above a function that only the leader may call.
 SELECT
-    pg_current_snapshot()::TEXT AS snapshot,
+    CASE
+        WHEN pg_is_in_recovery() = (split_part(current_setting('pads_cdc.before', true), ' ', 2) = '-')
+        THEN pg_current_snapshot()::TEXT
+    END AS snapshot,
     CASE
         WHEN pg_is_in_recovery() THEN concat_ws(' ', pg_last_wal_replay_lsn(), pg_last_wal_replay_lsn())
         ELSE concat_ws(' ', pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn())

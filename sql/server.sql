@@ -61,8 +61,11 @@ FROM pg_replication_slots
 WHERE slot_name = @slot;
 
 -- name: WalEnd :many
--- How far a stream of this server can get now: what is flushed on a primary, what is replayed on a standby.
-SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text;
+-- How far a stream of this server can get now: what is flushed on a primary, what is replayed on a standby. And the
+-- timeline that a primary writes, in hexadecimal digits; on a standby only the replication protocol tells.
+SELECT
+    (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text,
+    CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END AS timeline;
 
 -- name: InRecovery :many
 -- Whether this is a standby.
