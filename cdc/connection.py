@@ -14,7 +14,7 @@ from cdc.history import History, parse_switches
 from cdc.postgres_errors import translated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from psycopg2.extensions import connection as PlainConnection  # noqa: N812 - it is a class
     from psycopg2.extras import ReplicationCursor
@@ -76,10 +76,29 @@ class Address:
             )
         return connection
 
+    def each(self) -> Iterator[tuple[str, Address]]:
+        """Yield every host that the connection string names, with where only that one is."""
+        given = psycopg2.extensions.parse_dsn(self._read())
+        hosts = given.get("host", "").split(",")
+        alone = {name: value for name, value in given.items() if name != "target_session_attrs"}
+        for number, host in enumerate(hosts):
+            # One value may stand for all hosts.
+            own: dict[str, Any] = {
+                name: (given[name].split(",") * len(hosts))[number]
+                for name in ("host", "hostaddr", "port")
+                if name in given
+            }
+            dsn = psycopg2.extensions.make_dsn(**alone | own)
+            yield f"{host}:{own['port']}" if "port" in own else host, Address(_returns(dsn), self.setting)
+
     def _parameters(self) -> dict[str, Any]:
         given: dict[str, Any] = psycopg2.extensions.parse_dsn(self._read())
         # The plugin's messages come in the client's encoding: it is not the connection string's to choose.
         return {**_DEFAULTS, **given, "client_encoding": "UTF8"}
+
+
+def _returns(text: str) -> Callable[[], str]:
+    return lambda: text
 
 
 def identify(cursor: ReplicationCursor) -> History:

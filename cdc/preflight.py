@@ -23,7 +23,9 @@ _PASSING = {"shutdown", "locked", "cancelled", "deadlock", "recovery_conflict"}
 """Reasons that the server itself gives; one that does not answer at all is for a person, or a supervisor."""
 
 
-def check(source: Address, database: Database, queries: dict[str, str], schema: str) -> None:
+def check(
+    source: Address, database: Database, queries: dict[str, str], schema: str, *, failover: bool
+) -> None:
     """Look at the slot's server and at the server that is queried. Blocks while they answer.
 
     Raises:
@@ -36,16 +38,19 @@ def check(source: Address, database: Database, queries: dict[str, str], schema: 
         wait=wait_fixed(0.5),
         reraise=True,
     )
-    patiently(_refuse, source, database, queries, schema)
+    patiently(
+        lambda: _refuse(
+            Site(source=source, database=database, queries=queries, schema=schema, failover=failover)
+        )
+    )
 
 
 def _passes(error: BaseException) -> bool:
     return isinstance(error, SourceError) and error.reason in _PASSING
 
 
-def _refuse(source: Address, database: Database, queries: dict[str, str], schema: str) -> None:
-    """Raise the first fault; a new site each time, as it remembers answers."""
-    site = Site(source=source, database=database, queries=queries, schema=schema)
+def _refuse(site: Site) -> None:
+    """Raise the first fault; asked of a new site each time, as that remembers answers."""
     for question in NECESSARY:
         for finding in question.ask(site):
             if finding.verdict is Verdict.FAIL:

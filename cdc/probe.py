@@ -18,7 +18,7 @@ from cdc.connection import cancel_soon, identify
 from cdc.errors import PadsCdcError, fault_of_ours
 from cdc.observer import SlotSeen
 from cdc.postgres_errors import is_shutdown, translated
-from cdc.slot import SlotState
+from cdc.slot_state import SlotState
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class

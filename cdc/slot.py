@@ -15,7 +15,6 @@ from __future__ import annotations
 import selectors
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from psycopg2.extensions import quote_ident
@@ -27,11 +26,11 @@ from cdc.errors import MessageError, PadsCdcError, Refusal, SlotHeld, SourceErro
 from cdc.failpoints import reach
 from cdc.gate import Snapshot
 from cdc.postgres_errors import translated
+from cdc.slot_state import SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from psycopg2.extensions import cursor as PlainCursor  # noqa: N812 - it is a class
     from psycopg2.extras import LogicalReplicationConnection, ReplicationCursor, ReplicationMessage
 
     from cdc.assembler import Assembler
@@ -59,41 +58,6 @@ _REMAKES = 3
 """How often in an hour a lost slot is made anew before a person has to look."""
 
 
-@dataclass(frozen=True)
-class SlotState:
-    """A row of ``pg_replication_slots``."""
-
-    plugin: str
-    kind: str
-    database: str
-    active_pid: int | None
-    wal_status: str | None
-    confirmed: Lsn
-    safe_wal_bytes: int | None
-    catalog_xmin_age: int | None
-    retained_bytes: int | None
-
-    @classmethod
-    def ask(cls, cursor: PlainCursor, query: str, name: str) -> SlotState | None:
-        """Look the slot up; None when there is none of that name."""
-        cursor.execute(query, {"slot": name})
-        row = cursor.fetchone()
-        if row is None:
-            return None
-        plugin, kind, database, active_pid, wal_status, confirmed, safe, age, retained = row
-        return cls(
-            plugin=plugin,
-            kind=kind,
-            database=database,
-            active_pid=active_pid,
-            wal_status=wal_status,
-            confirmed=lsn.parse(confirmed) if confirmed else 0,
-            safe_wal_bytes=safe,
-            catalog_xmin_age=age,
-            retained_bytes=retained,
-        )
-
-
 class SlotReader(threading.Thread):
     """Reads one slot for as long as it can be had, and says when it cannot."""
 
@@ -107,10 +71,13 @@ class SlotReader(threading.Thread):
         freshness: Freshness,
         observer: Observer,
         read_so_far: Callable[[], tuple[History, Lsn]],
+        *,
+        failover: bool = False,
     ) -> None:
         """``assemble`` looks at the catalog and returns an assembler and the tables to ask the plugin for.
 
         ``read_so_far`` says how far in which history anything was read: a standby has to be there again.
+        With ``failover``, standbys keep the slot too.
         """
         super().__init__(name="slot-reader", daemon=True)
         self._address = address
@@ -121,6 +88,7 @@ class SlotReader(threading.Thread):
         self._freshness = freshness
         self._observer = observer
         self._read_so_far = read_so_far
+        self._failover = failover
         self._stopping = threading.Event()
         self._dropping: str | None = None
         self._connection: LogicalReplicationConnection | None = None
@@ -245,13 +213,21 @@ class SlotReader(threading.Thread):
                 raise SourceError(
                     "slot_lost", f"the slot {self._name} is lost and process {slot.active_pid} still holds it"
                 )
-            self._drop_lost(cursor)
+            self._drop_lost(cursor, f" ({slot.invalidation})" if slot.invalidation else "")
             return None
+        if slot.synced:
+            raise SlotHeld(
+                f"the slot {self._name} is a standby's copy of its primary's: it can be read once the standby"
+                " is promoted; until then the primary's is the one to read",
+                slot.active_pid,
+            )
         if slot.active_pid is not None:
             raise SlotHeld(f"the slot {self._name} is active for PID {slot.active_pid}", slot.active_pid)
+        if self._failover and not slot.failover:
+            cursor.execute(f"ALTER_REPLICATION_SLOT {quote_ident(self._name, cursor)} (FAILOVER true)")
         return slot
 
-    def _drop_lost(self, cursor: ReplicationCursor) -> None:
+    def _drop_lost(self, cursor: ReplicationCursor, why: str) -> None:
         now = time.monotonic()
         self._remade = [at for at in self._remade if now - at < 3600]  # noqa: PLR2004 - an hour
         if len(self._remade) >= _REMAKES:
@@ -263,7 +239,7 @@ class SlotReader(threading.Thread):
         self._remade.append(now)
         cursor.execute("SELECT pg_drop_replication_slot(%s)", (self._name,))
         self._observer.reconnecting(
-            "slot_lost", f"the slot {self._name} was invalidated by the server; making a new one"
+            "slot_lost", f"the slot {self._name} was invalidated by the server{why}; making a new one"
         )
 
     def _create(self, connection: LogicalReplicationConnection, cursor: ReplicationCursor) -> Snapshot | None:
@@ -273,11 +249,18 @@ class SlotReader(threading.Thread):
         standby = _is_standby(cursor)
         mode = "nothing" if standby else "export"
         name = quote_ident(self._name, connection)
+        if standby and self._failover:
+            raise Refusal(
+                "SLOT_FAILOVER: a slot that is made on a standby is no failover slot; give the primary in"
+                " POSTGRES_CONNECTION_STRING (all hosts, with target_session_attrs=primary), or"
+                " SLOT_FAILOVER=false"
+            )
+        failover = ", FAILOVER true" if self._failover else ""
         self.creating = True
         try:
             if self._stopping.is_set():
                 raise SourceError("stopped", "stopped before the slot was made")
-            cursor.execute(f"CREATE_REPLICATION_SLOT {name} LOGICAL {PLUGIN} (SNAPSHOT '{mode}')")
+            cursor.execute(f"CREATE_REPLICATION_SLOT {name} LOGICAL {PLUGIN} (SNAPSHOT '{mode}'{failover})")
         finally:
             self.creating = False
         row = cursor.fetchone()

@@ -55,6 +55,7 @@ def deployment(settings: Settings) -> Deployment:
         database=Database(query, mapping, settings.db_schema, encode),
         queries=server_queries(),
         schema=settings.db_schema,
+        failover=settings.slot_failover,
         slot_name=settings.slot_name,
         max_retained_wal=settings.max_retained_wal,
         state_file=settings.state_file,

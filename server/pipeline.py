@@ -55,7 +55,7 @@ class Pipeline:
         source = Address(settings.postgres_connection_string.read, "POSTGRES_CONNECTION_STRING")
         query = Address(settings.query_connection_string.read, "QUERY_CONNECTION_STRING")
         database = Database(query, mapping, settings.db_schema, encode)
-        preflight.check(source, database, queries, settings.db_schema)
+        preflight.check(source, database, queries, settings.db_schema, failover=settings.slot_failover)
         backlog = Backlog()
         catalog = Catalog(queries["Relations"], mapping, settings.db_schema)
         self._reader = SlotReader(
@@ -67,6 +67,7 @@ class Pipeline:
             freshness,
             observer,
             lambda: self.follower.read_so_far(),  # noqa: PLW0108 - the follower is made with the reader
+            failover=settings.slot_failover,
         )
         self._probe = Probe(
             source, settings.slot_name, queries, self._reader, freshness, observer, _nudge(settings, queries)

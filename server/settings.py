@@ -155,6 +155,9 @@ class Settings(BaseSettings):
     slot_name: Annotated[str, AfterValidator(_slot_name)] = _setting(
         "pads_cdc", "pads_cdc", "Replication slot to read, created if missing; one for each server."
     )
+    slot_failover: bool = _setting(
+        False, "true", "Have standbys keep the slot too, for one that is promoted (PostgreSQL 17 or later)."
+    )
     state_file: Path = _setting(
         "pads-cdc.state",
         "/var/lib/pads-cdc/state",

@@ -18,7 +18,8 @@ from cdc.database import Database
 from cdc.errors import Refusal
 from cdc.mapping import load, server_queries
 from cdc.postgres_errors import translated
-from cdc.slot import PLUGIN, SlotState
+from cdc.slot import PLUGIN
+from cdc.slot_state import SlotState
 from cdc.sql_text import quote_name
 from server import setup_plan
 from server.encode import encode

@@ -7,7 +7,7 @@
 -- true, is there because no plan is parallel above a function that only the leader may call.
 SELECT
     CASE
-        WHEN pg_is_in_recovery() = (split_part(current_setting('pads_cdc.before', true), ' ', 2) = '-')
+        WHEN coalesce(pg_is_in_recovery() = (split_part(current_setting('pads_cdc.before', true), ' ', 2) = '-'), true)
         THEN pg_current_snapshot()::TEXT
     END AS snapshot,
     CASE

@@ -56,8 +56,12 @@ SELECT
     age(catalog_xmin) AS catalog_xmin_age,
     pg_wal_lsn_diff(
         CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END, restart_lsn
-    )::bigint AS retained
-FROM pg_replication_slots
+    )::bigint AS retained,
+    -- Columns of PostgreSQL 17 and later.
+    coalesce((to_jsonb(slots) ->> 'failover')::boolean, false) AS failover,
+    coalesce((to_jsonb(slots) ->> 'synced')::boolean, false) AND pg_is_in_recovery() AS synced,
+    to_jsonb(slots) ->> 'invalidation_reason' AS invalidation
+FROM pg_replication_slots AS slots
 WHERE slot_name = @slot;
 
 -- name: WalEnd :many
@@ -118,6 +122,9 @@ SELECT
     nullif(current_setting('idle_replication_slot_timeout', true), '0') AS idle_timeout,
     current_setting('hot_standby_feedback') = 'on' AS feedback,
     current_setting('primary_slot_name') AS primary_slot,
+    coalesce(current_setting('sync_replication_slots', true), 'off') = 'on' AS syncs_slots,
+    coalesce(current_setting('synchronized_standby_slots', true), '') AS waited_for,
+    (SELECT setting ~ '\mdbname\s*=' FROM pg_settings WHERE name = 'primary_conninfo') AS names_database,
     has_database_privilege('public', current_database(), 'CONNECT') AS open_to_public
 FROM pg_roles
 WHERE pg_roles.rolname = current_user;

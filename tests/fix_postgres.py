@@ -202,7 +202,9 @@ def standby17(cluster_factory: ClusterFactory) -> Iterator[Replicated]:
 
 @pytest.fixture(params=["17", "18"])
 def replicated(request: pytest.FixtureRequest, cluster_factory: ClusterFactory) -> Iterator[Replicated]:
-    """A primary and a standby of it, on which slots can be read, of each version that does that."""
+    """A primary and a standby of it, on which slots can be read, of each version that does that and that we
+    can have.
+    """
     primary = cluster_factory(programs=fetched(request.param))
     with ephemeral_standby(primary) as standby:
         yield Replicated(primary, standby)

@@ -7,7 +7,7 @@ for, and nothing that anybody should find out by themselves.
 
 from __future__ import annotations
 
-from cdc.checks import identities, machine, mapping, slot, source
+from cdc.checks import failover, identities, machine, mapping, slot, source
 from cdc.checks.finding import Check, Deployment, Finding, Site, Verdict, run
 
 __all__ = ["FURTHER", "NECESSARY", "Check", "Deployment", "Finding", "Site", "Verdict", "run"]
@@ -22,6 +22,7 @@ NECESSARY: tuple[Check[Site], ...] = (
     Check("wal_level", source.wal_level, _CONNECTED),
     Check("output_plugin_libraries", source.output_plugin_libraries, _CONNECTED),
     Check("replication_right", source.replication_right, _CONNECTED),
+    Check("slot_failover", failover.slot_failover, _CONNECTED),
     Check("query_server", source.query_server, _CONNECTED),
     Check("tables", mapping.tables, _CONNECTED),
     Check("select", mapping.select, _FOUND),
@@ -43,6 +44,7 @@ FURTHER: tuple[Check[Deployment], ...] = (
     Check("retained_wal", slot.retained_wal, _CONNECTED),
     Check("max_slot_wal_keep_size", slot.max_slot_wal_keep_size, _CONNECTED),
     Check("standby", slot.standby, _CONNECTED),
+    Check("failover", failover.failover, (*_CONNECTED, "slot_failover")),
     Check("replica_identity", identities.replica_identity, _CONNECTED),
     Check("unique_keys", identities.unique_keys, _CONNECTED),
     Check("indexes", identities.indexes, _CONNECTED),

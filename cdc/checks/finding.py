@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from cdc import tables
 from cdc.errors import PadsCdcError
 from cdc.postgres_errors import translated
-from cdc.slot import SlotState
+from cdc.slot_state import SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -86,6 +87,12 @@ class Server:
     """hot_standby_feedback."""
     primary_slot: str
     """primary_slot_name; empty where there is none."""
+    syncs_slots: bool
+    """sync_replication_slots: a standby keeps the primary's failover slots as well."""
+    waited_for: str
+    """synchronized_standby_slots: whose standbys a failover slot's reader never gets ahead of."""
+    names_database: bool | None
+    """Whether primary_conninfo has a dbname; None where our role may not see it."""
     open_to_public: bool
     """Every role may connect to the database."""
 
@@ -98,6 +105,8 @@ class Site:
     database: Database
     queries: dict[str, str] = field(repr=False)
     schema: str
+    failover: bool = False
+    """Standbys are to keep the slot."""
 
     def ask(self, query: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """Ask the slot's server, in a session of its own.
@@ -128,6 +137,16 @@ class Site:
         """The slot's server."""
         [row] = self.ask("Server")
         return Server(*row)
+
+    def servers(self) -> Iterator[tuple[str, Server]]:
+        """Look at each host of the slot's connection string, whatever it says of which one to take.
+
+        Those that do not answer are left out.
+        """
+        for host, address in self.source.each():
+            with suppress(PadsCdcError):
+                [row] = replace(self, source=address).ask("Server")
+                yield host, Server(*row)
 
     @cached_property
     def reader(self) -> Server:

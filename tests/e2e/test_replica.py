@@ -169,3 +169,67 @@ def test_a_standby_that_replays_again_is_waited_for(
     seen = [one.auth.static_api_key.api_key for one in keys]
     assert seen == sorted(seen), "it went back"
     assert held.resets == 1, "the tokens stayed good"
+
+
+def test_a_slot_waits_for_an_idle_primary_and_says_so(
+    replicated: Replicated, database_factory: DatabaseFactory, serve: ServerFactory, gateway: GatewayFactory
+) -> None:
+    """Polled meanwhile; then the primary goes for a while, and nothing is lost by it."""
+    primary = database_factory(cluster=replicated.primary)
+    fill(primary, 20)
+    replicated.wait_replayed()
+    server = serve(primary.on(replicated.standby))
+    client = gateway(server)
+    wait_equal(client, primary)
+    wait_until(lambda: "SELECT pg_log_standby_snapshot()" in server.get("/healthz")[1], "what to type")
+    with nudged(primary):
+        wait_until(lambda: server.metric("pads_cdc_source_mode", mode="streaming") == 1, "the slot is made")
+    wait_until(lambda: server.get("/healthz") == (200, "ok"), "all is well")
+
+    replicated.primary.stop()
+    wait_until(lambda: server.metric("pads_cdc_replication_lag_seconds") == 0, "exact, as the standby has it")
+    assert server.get("/healthz") == (200, "ok")
+    replicated.primary.start()
+    primary.execute("DELETE FROM portal_applications WHERE id = 'app_1'")
+    wait_equal(client, primary)
+    assert server.metric("pads_cdc_source_reconnects_total") == 0
+
+
+def test_a_slot_on_a_standby_that_is_invalidated(
+    replicated: Replicated, database_factory: DatabaseFactory, serve: ServerFactory, gateway: GatewayFactory
+) -> None:
+    """First by a vacuum of the primary's catalog, without feedback; then by its wal_level. Polled while there
+    can be no slot, and made anew as soon as there can.
+    """
+    primary = database_factory(cluster=replicated.primary)
+    fill(primary, 20)
+    standby = primary.on(replicated.standby)
+    standby.cluster.configure({"hot_standby_feedback": "off", "max_standby_streaming_delay": "1s"})
+    standby.cluster.reload()
+    replicated.wait_replayed()
+    server = serve(standby, PRIMARY_CONNECTION_STRING=primary.url())
+    client = gateway(server)
+    wait_until(lambda: server.metric("pads_cdc_source_mode", mode="streaming") == 1, "the slot is made")
+
+    held = "SELECT count(*) FROM pg_replication_slots WHERE coalesce(xmin, catalog_xmin) IS NOT NULL"
+    wait_until(lambda: primary.value(held) == 0, "the primary no longer waits for the standby")
+    primary.execute("CREATE TABLE churn (content text)")
+    primary.execute("DROP TABLE churn")
+    primary.execute("VACUUM FULL pg_class")
+    primary.execute("UPDATE pay_plans SET throughput_limit = throughput_limit + 1")
+    server.wait_metric(1, "pads_cdc_source_reconnects_total", reason="slot_lost")
+    wait_until(lambda: server.metric("pads_cdc_source_mode", mode="streaming") == 1, "the slot is made anew")
+    wait_equal(client, primary)
+
+    primary.cluster.configure({"wal_level": "replica"})
+    primary.cluster.restart()
+    primary.execute("DELETE FROM portal_applications WHERE id = 'app_1'")
+    wait_until(lambda: server.metric("pads_cdc_source_mode", mode="polling") == 1, "polled")
+    wait_equal(client, primary)
+    wait_until(lambda: "wal_level" in server.get("/healthz")[1], "it says why")
+    primary.cluster.configure({"wal_level": "logical"})
+    primary.cluster.restart()
+    primary.execute("DELETE FROM portal_applications WHERE id = 'app_2'")
+    wait_until(lambda: server.metric("pads_cdc_source_mode", mode="streaming") == 1, "streaming again")
+    wait_equal(client, primary)
+    wait_until(lambda: server.get("/healthz") == (200, "ok"), "all is well")

@@ -1,0 +1,85 @@
+"""Questions about what has to be so that a standby that is promoted has our slot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cdc.checks.finding import fail, good, warn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cdc.checks.finding import Deployment, Finding, Server, Site
+
+_OLDEST = 17
+_RELOAD = "SELECT pg_reload_conf();"
+
+
+def slot_failover(site: Site) -> Iterator[Finding]:
+    """Judge whether the slot's server can have what SLOT_FAILOVER asks for."""
+    if not site.failover:
+        yield good("SLOT_FAILOVER is off: after a promotion the slot is made anew, and everything compared")
+    elif site.server.major < _OLDEST:
+        yield fail(
+            f"SLOT_FAILOVER needs PostgreSQL {_OLDEST}, and the slot's server is {site.server.major}",
+            f"SLOT_FAILOVER=false, or upgrade the server to {_OLDEST} or later",
+        )
+    else:
+        yield good(f"PostgreSQL {site.server.major} has failover slots")
+
+
+def failover(site: Deployment) -> Iterator[Finding]:
+    """Look at the primary and at every standby that is among the hosts given."""
+    if not site.failover:
+        yield good("not asked for")
+        return
+    servers = list(site.servers())
+    if site.reader.in_recovery:
+        servers.append(("the query server", site.reader))
+    named = ",".join(one.waited_for for _, one in servers if not one.in_recovery)
+    waited_for = {name.strip() for name in named.split(",")} - {""}
+    if not waited_for:
+        yield warn(
+            "synchronized_standby_slots is empty on the primary: what the server has read may be lost with"
+            " it, and is taken back then",
+            f"on the primary: ALTER SYSTEM SET synchronized_standby_slots = 'PRIMARY_SLOT_NAME'; {_RELOAD}",
+        )
+    standbys = [(host, one) for host, one in servers if one.in_recovery]
+    for host, standby in standbys:
+        found = list(_judge(host, standby, waited_for))
+        yield from found or [good(f"{host} keeps the slot for its promotion")]
+    if not standbys:
+        yield warn(
+            "no standby is among the hosts given: whether one keeps the slot was not looked at",
+            "name all hosts in POSTGRES_CONNECTION_STRING: host=a,b target_session_attrs=primary",
+        )
+
+
+def _judge(host: str, standby: Server, waited_for: set[str]) -> Iterator[Finding]:
+    on = f"on {host}: ALTER SYSTEM SET"
+    if not standby.syncs_slots:
+        yield fail(f"sync_replication_slots is off on {host}", f"{on} sync_replication_slots = on; {_RELOAD}")
+    if not standby.feedback:
+        yield fail(f"hot_standby_feedback is off on {host}", f"{on} hot_standby_feedback = on; {_RELOAD}")
+    if not standby.primary_slot:
+        yield fail(
+            f"primary_slot_name is empty on {host}",
+            "on the primary: SELECT pg_create_physical_replication_slot('standby_1');"
+            f" {on} primary_slot_name = 'standby_1'; {_RELOAD}",
+        )
+    elif waited_for and standby.primary_slot not in waited_for:
+        yield warn(
+            f"synchronized_standby_slots does not name {standby.primary_slot}, the slot of {host}",
+            "on the primary: ALTER SYSTEM SET synchronized_standby_slots ="
+            f" '{standby.primary_slot}'; {_RELOAD}",
+        )
+    if standby.names_database is None:
+        yield warn(
+            f"whether primary_conninfo on {host} names a database is not shown to our role",
+            "GRANT pg_read_all_settings TO our role, or look: SHOW primary_conninfo;",
+        )
+    elif not standby.names_database:
+        yield fail(
+            f"primary_conninfo on {host} names no database, by which the slots would be fetched",
+            f"{on} primary_conninfo = '... dbname=postgres'; {_RELOAD}",
+        )

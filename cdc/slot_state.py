@@ -1,0 +1,57 @@
+"""What a server says of a slot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cdc import lsn
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import cursor as PlainCursor  # noqa: N812 - it is a class
+
+    from cdc.lsn import Lsn
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """A row of ``pg_replication_slots``."""
+
+    plugin: str
+    kind: str
+    database: str
+    active_pid: int | None
+    wal_status: str | None
+    confirmed: Lsn
+    safe_wal_bytes: int | None
+    catalog_xmin_age: int | None
+    retained_bytes: int | None
+    failover: bool
+    """Standbys may keep it too."""
+    synced: bool
+    """This is such a standby's copy: it cannot be read before the promotion."""
+    invalidation: str | None
+    """Why it is lost, in the server's word; None where it is not, or the server does not say."""
+
+    @classmethod
+    def ask(cls, cursor: PlainCursor, query: str, name: str) -> SlotState | None:
+        """Look the slot up; None when there is none of that name."""
+        cursor.execute(query, {"slot": name})
+        row = cursor.fetchone()
+        if row is None:
+            return None
+        plugin, kind, database, active_pid, wal_status, confirmed, safe, age, retained, *others = row
+        return cls(
+            plugin=plugin,
+            kind=kind,
+            database=database,
+            active_pid=active_pid,
+            wal_status=wal_status,
+            confirmed=lsn.parse(confirmed) if confirmed else 0,
+            safe_wal_bytes=safe,
+            catalog_xmin_age=age,
+            retained_bytes=retained,
+            failover=others[0],
+            synced=others[1],
+            invalidation=others[2],
+        )

@@ -1,0 +1,78 @@
+"""Several hosts in the connection string, and slots that a standby keeps for its promotion."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from psycopg2.extensions import make_dsn
+
+from tests.fix_server import fill, wait_equal, wait_until
+
+if TYPE_CHECKING:
+    from tests.fix_check import Check
+    from tests.fix_postgres import Database, DatabaseFactory, Replicated
+    from tests.fix_server import GatewayFactory, ServerFactory
+
+
+def either(database: Database, pair: Replicated, attributes: str) -> str:
+    """Return a connection string that names both servers."""
+    return make_dsn(
+        host="127.0.0.1,127.0.0.1",
+        port=f"{pair.primary.port},{pair.standby.port}",
+        dbname=database.name,
+        user="postgres",
+        password=pair.primary.password,
+        target_session_attrs=attributes,
+    )
+
+
+def sync_slots(standby: Database) -> None:
+    """Have the standby keep its primary's failover slots."""
+    source = standby.value("SHOW primary_conninfo")
+    standby.execute("ALTER SYSTEM SET primary_conninfo = %s", (f"{source} dbname=postgres",))
+    standby.execute("ALTER SYSTEM SET sync_replication_slots = on")
+    standby.cluster.reload()
+
+
+def test_a_failover_slot_is_taken_over_by_the_standby_that_is_promoted(
+    replicated: Replicated,
+    database_factory: DatabaseFactory,
+    serve: ServerFactory,
+    gateway: GatewayFactory,
+    check: Check,
+) -> None:
+    primary = database_factory(cluster=replicated.primary)
+    fill(primary, 50)
+    replicated.wait_replayed()
+    standby, both = primary.on(replicated.standby), either(primary, replicated, "primary")
+
+    told = " ".join(one.text for one in check(both, SLOT_FAILOVER="true").of("failover"))
+    for setting in ("synchronized_standby_slots", "sync_replication_slots", "primary_conninfo"):
+        assert setting in told
+    primary.execute("ALTER SYSTEM SET synchronized_standby_slots = 'phys1'")
+    primary.cluster.reload()
+    sync_slots(standby)
+    wait_until(lambda: standby.value("SHOW sync_replication_slots") == "on", "the reload")
+    assert check(both, SLOT_FAILOVER="true").the("failover", "pass")
+
+    assert serve(primary).stop() == 0  # its slot is not yet one for failover
+    server = serve(both, SLOT_FAILOVER="true")
+    client = gateway(server)
+    wait_equal(client, primary)
+    assert primary.value("SELECT failover FROM pg_replication_slots WHERE slot_name = 'pads_cdc'")
+
+    def kept() -> bool:
+        primary.rows("SELECT pg_log_standby_snapshot()")
+        ours = "SELECT synced AND NOT temporary FROM pg_replication_slots WHERE slot_name = 'pads_cdc'"
+        return standby.rows(ours) == [(True,)]
+
+    wait_until(kept, "the standby keeps the slot", 60)
+    primary.execute("DELETE FROM portal_applications WHERE id = 'app_1'")
+    wait_equal(client, primary)
+    replicated.wait_replayed()
+    replicated.primary.crash()
+    standby.cluster.promote()
+    standby.execute("DELETE FROM portal_applications WHERE id = 'app_2'")
+    wait_equal(client, standby)
+    wait_until(lambda: server.get("/healthz") == (200, "ok"), "all is well")
+    assert server.metric("pads_cdc_reconcile_total", reason="slot_created") == 0, "the slot was there"
