@@ -30,6 +30,7 @@ _CREATE_INDEX = re.compile(
     r"CREATE\s+INDEX\s+CONCURRENTLY\s+IF\s+NOT\s+EXISTS\s+(\w+)\s+ON\s+(\w+)\s*\(([\w\s,]+)\)\s*",
     re.IGNORECASE,
 )
+_SCHEMA = re.compile(r'("(?:[^"]|"")*"|[^".]+)\.')
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ class Table:
     indexes: tuple[Index, ...]
 
     @property
+    def schema(self) -> str:
+        """The quoted schema that it lies in, as its indexes do."""
+        found = _SCHEMA.match(self.name)
+        return found[1] if found else ""
+
+    @property
     def identity(self) -> tuple[str, ...]:
         """The columns that an update or delete carries of the old row; none, and it is lost."""
         if self.identity_kind == "f":
@@ -104,12 +111,25 @@ class Table:
 
 @dataclass(frozen=True)
 class WantedIndex:
-    """An index of ``setup.sql``, with the statement that makes it (names found by search_path)."""
+    """An index of ``setup.sql``."""
 
     name: str
     table: str
     columns: tuple[str, ...]
-    statement: str
+
+    def lacked_by(self, tables: Iterable[Table]) -> Iterator[Table]:
+        """Yield the table if it has none like it; of a partitioned one, the partitions that have none."""
+        for table in tables:
+            if table.mapped == self.table and table.kind == "r" and self.answered_by(table) is None:
+                yield table
+
+    def name_on(self, table: Table) -> str:
+        """Name it on a table; partitions may lie in one schema, where each index has its own name."""
+        return self.name if table.top else f"{self.name}_{table.oid}"
+
+    def create_on(self, table: Table) -> str:
+        """Return the statement that makes it there, while others write."""
+        return f"CREATE INDEX CONCURRENTLY {self.name_on(table)} ON {table.name} ({', '.join(self.columns)});"
 
     def answered_by(self, table: Table) -> Index | None:
         """Return an index of the table that serves as well."""
@@ -161,7 +181,7 @@ def wanted_indexes(mapping: Mapping) -> Iterator[WantedIndex]:
         index = _CREATE_INDEX.fullmatch(statement)
         if index:
             columns = tuple(part.strip().lower() for part in index[3].split(","))
-            yield WantedIndex(index[1].lower(), index[2].lower(), columns, " ".join(statement.split()))
+            yield WantedIndex(index[1].lower(), index[2].lower(), columns)
 
 
 def _fields(row: Iterable[Any]) -> list[Any]:

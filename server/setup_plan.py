@@ -110,17 +110,14 @@ def _grants(site: Site, name: str, role: Role | None) -> Iterator[str]:
 
 def _indexes(site: Site) -> Iterator[str]:
     for wanted in wanted_indexes(site.database.mapping):
-        for table in site.tables:
-            if not table.top or table.mapped != wanted.table or wanted.answered_by(table):
-                continue
-            if table.kind == "p":
-                continue  # CONCURRENTLY cannot do that; `check` tells a person
+        for table in wanted.lacked_by(site.tables):
+            name = wanted.name_on(table)
             for index in table.indexes:
-                if index.raw_name == wanted.name and not index.valid:
+                if index.raw_name == name and not index.valid:
                     yield f"DROP INDEX CONCURRENTLY {index.full_name};"
             # Not IF NOT EXISTS: another index of the name would be passed by, and marked as ours.
-            yield f"{wanted.statement.replace('IF NOT EXISTS ', '')};"
-            yield comment_on(f"INDEX {quote_name(site.schema)}.{quote_name(wanted.name)}", MADE)
+            yield wanted.create_on(table)
+            yield comment_on(f"INDEX {table.schema}.{quote_name(name)}", MADE)
 
 
 def _identities(site: Site) -> Iterator[str]:

@@ -59,12 +59,10 @@ def indexes(site: Site) -> Iterator[Finding]:
     """Find the indexes through which a change of a parent reaches its applications."""
     sound = True
     for wanted in wanted_indexes(site.database.mapping):
-        for table in (table for table in site.tables if table.top and table.mapped == wanted.table):
-            if wanted.answered_by(table) is not None:
-                continue
+        for table in wanted.lacked_by(site.tables):
             sound = False
-            invalid = [index.full_name for index in table.indexes if index.raw_name == wanted.name]
-            create = f"CREATE INDEX CONCURRENTLY {wanted.name} ON {table.name} ({', '.join(wanted.columns)});"
+            name, create = wanted.name_on(table), wanted.create_on(table)
+            invalid = [index.full_name for index in table.indexes if index.raw_name == name]
             yield warn(
                 f"{table.name} has no index that begins with {', '.join(wanted.columns)}: a change of a"
                 " parent reads all of it",

@@ -1,6 +1,7 @@
--- Makes a database ready for the mapping `grove_soft_delete`: `pads-cdc setup` runs it, or
--- `psql -v schema=public -v role=streamer -f setup.sql`, as the owner of the tables, as often as one likes. All of it makes
--- the server faster or lets it read; none of it makes it right. Names are found by search_path.
+-- Makes a database ready for the mapping `grove_soft_delete`: `psql -v schema=public -v role=streamer -f setup.sql`, as the owner
+-- of the tables, as often as one likes. `pads-cdc setup` takes the GRANT and CREATE INDEX statements from here and does the
+-- rest in its own, more careful way. All of it makes the server faster or lets it read; none of it makes it right. Names are
+-- found by search_path.
 
 -- The least that the server's role needs, beside REPLICATION.
 GRANT USAGE ON SCHEMA :"schema" TO :"role";

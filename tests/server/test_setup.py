@@ -207,6 +207,34 @@ def test_an_index_whose_build_was_cut_short_is_built_anew(admin: Admin) -> None:
     )
 
 
+def test_partitions_get_an_index_each(admin: Admin, check: Check) -> None:
+    admin.database.execute(
+        """
+        DROP TABLE portal_applications CASCADE;
+        CREATE SCHEMA "a.b";
+        CREATE TABLE portal_applications (id VARCHAR(24) PRIMARY KEY, account_id VARCHAR(10))
+            PARTITION BY HASH (id);
+        CREATE TABLE part_0 PARTITION OF portal_applications FOR VALUES WITH (MODULUS 2, REMAINDER 0)
+            PARTITION BY HASH (id);
+        CREATE TABLE "a.b".part_00 PARTITION OF part_0 FOR VALUES WITH (MODULUS 1, REMAINDER 0);
+        CREATE TABLE part_1 PARTITION OF portal_applications FOR VALUES WITH (MODULUS 2, REMAINDER 1)
+        """
+    )
+    before = admin.catalog()
+    assert len([finding for finding in check(admin.database).of("indexes") if "part_" in finding.text]) == 2
+    made = [line for line in admin.setup() if line.startswith("CREATE INDEX")]
+    assert len([line for line in made if ' ON "a.b".part_00 (account_id)' in line]) == 1
+    assert len([line for line in made if " ON public.part_1 (account_id)" in line]) == 1
+    assert admin.setup() == []
+    assert [finding.verdict for finding in check(admin.database).of("indexes")] == ["pass"]
+    plan = admin.database.rows(
+        "SET enable_seqscan = off; EXPLAIN SELECT id FROM portal_applications WHERE account_id = 'acc_1'"
+    )
+    assert "Seq Scan" not in str(plan)
+    admin.teardown()
+    assert admin.catalog() == before
+
+
 def test_a_lock_that_cannot_be_had_is_one_line_and_the_next_run_goes_on(admin: Admin) -> None:
     """ALTER TABLE must not wait long: all readers would queue behind it."""
     reader = admin.database.connect()
