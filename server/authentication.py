@@ -18,7 +18,7 @@ import structlog
 from grpc_health.v1 import health_pb2
 
 from server.auth_tokens import Token
-from server.calls import abort
+from server.calls import abort, admitted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -148,6 +148,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - gRPC runs each call in a task of its own
         call = _Call(token, task)
+        admitted.set(call)
         structlog.contextvars.bind_contextvars(caller=token.name)  # in every line of this call
         log = _log.debug if method.startswith(_HEALTH) else _log.info
         log("call admitted", method=method, peer=context.peer())

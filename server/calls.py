@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import grpc
 
@@ -32,6 +33,17 @@ async def unavailable(context: Context, why: str) -> NoReturn:
     await abort(context, grpc.StatusCode.UNAVAILABLE, why)
 
 
+class Admitted(Protocol):
+    """A call that was let in by a token."""
+
+    revoked: bool
+    """It is being ended, since its token was withdrawn."""
+
+
+admitted: ContextVar[Admitted | None] = ContextVar("admitted", default=None)
+"""The call that runs here, where tokens are asked for."""
+
+
 @contextmanager
 def counted(metrics: Metrics, method: str, context: Context) -> Iterator[None]:
     """Count the RPC that runs inside."""
@@ -42,7 +54,9 @@ def counted(metrics: Metrics, method: str, context: Context) -> Iterator[None]:
         code = context.code() or grpc.StatusCode.UNKNOWN
         raise
     except (asyncio.CancelledError, GeneratorExit):
-        code = grpc.StatusCode.CANCELLED
+        call = admitted.get()
+        revoked = call is not None and call.revoked
+        code = grpc.StatusCode.UNAUTHENTICATED if revoked else grpc.StatusCode.CANCELLED
         raise
     except BaseException:
         code = grpc.StatusCode.UNKNOWN

@@ -241,6 +241,11 @@ def test_a_withdrawn_token_ends_its_streams_and_no_others_under_load(
             wait_until(lambda: of_b.map == expected(database), "B goes on as if nothing had happened")
             assert of_b.end is None
             assert server.metric("pads_cdc_auth_failures_total", reason="revoked") == 5
+            for method, number in (("StreamAuthDataUpdates", 2), ("Watch", 1)):
+                handled = {"grpc_method": method, "grpc_code": "UNAUTHENTICATED"}
+                assert server.metric("grpc_server_handled_total", **handled) == number
+                handled["grpc_code"] = "CANCELLED"
+                assert not server.metric("grpc_server_handled_total", **handled)
             wait_until(
                 lambda: server.metric("pads_cdc_subscribers", protocol="gateway_endpoints") == 1, "one"
             )
