@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from server.demo.programs import ClusterError, Programs, find_programs, give_to_owner
+from server.interrupt import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -218,19 +219,20 @@ def free_port() -> int:
 @contextmanager
 def _temporary_folder(programs: Programs) -> Iterator[Path]:
     """Make the folder for everything of one cluster; at the end the sentinel takes away server and folder."""
-    folder = Path(tempfile.mkdtemp(prefix="pads-cdc-", dir=_temporary_root()))
-    give_to_owner(folder)
-    stop = programs.command("pg_ctl", "stop", "-D", str(folder / "data"), "-m", "immediate", "-s")
-    sentinel = subprocess.Popen(  # noqa: S603 - nothing in the command comes from outside
-        ["/bin/sh", "-c", _SENTINEL, "sentinel", str(folder), *stop],
-        cwd="/",
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # Ctrl-C goes to the terminal's process group, which must not include the one that cleans up after it.
-        start_new_session=True,
-    )
+    with uninterrupted():
+        folder = Path(tempfile.mkdtemp(prefix="pads-cdc-", dir=_temporary_root()))
+        stop = programs.command("pg_ctl", "stop", "-D", str(folder / "data"), "-m", "immediate", "-s")
+        sentinel = subprocess.Popen(  # noqa: S603 - nothing in the command comes from outside
+            ["/bin/sh", "-c", _SENTINEL, "sentinel", str(folder), *stop],
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # Ctrl-C goes to the terminal's process group, which must not include the one that cleans up.
+            start_new_session=True,
+        )
     try:
+        give_to_owner(folder)
         yield folder
     finally:
         sentinel.communicate()

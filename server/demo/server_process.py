@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from cdc.errors import PadsCdcError
+from server.interrupt import uninterrupted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +47,7 @@ class ServerProcess:
             "STATE_FILE": str(folder / "state"),
             "LOG_FORMAT": "json",
         }
-        with self._log.open("wb") as log:
+        with self._log.open("wb") as log, uninterrupted():
             self._process = subprocess.Popen(
                 # Whatever kills us, even SIGKILL, ends the server too.
                 ["setpriv", "--pdeathsig", "TERM", sys.executable, "-P", "-m", "server", "serve"],  # noqa: S607

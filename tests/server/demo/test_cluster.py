@@ -10,13 +10,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
 
-from server.demo.cluster import ephemeral_cluster
+from server.demo.cluster import _temporary_folder, ephemeral_cluster
 from server.demo.programs import ClusterError, Programs, find_programs
+from tests.command import processes_of
 from tests.fix_postgres import DEADLINE, drop_database
 
 if TYPE_CHECKING:
@@ -105,6 +106,32 @@ def test_leaves_nothing_behind_when_we_are_killed() -> None:
     while Path(folder).exists() or _runs(int(pid)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_ctrl_c_does_not_reach_the_one_that_cleans_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even between its fork and its own session: we hear of it when both are done."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, command: list[str], **options: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert {signal.SIGINT, signal.SIGHUP} <= signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            super().__init__(command, **options)
+            assert not heard
+
+    programs = find_programs()
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr("server.demo.cluster.subprocess.Popen", Popen)
+            with _temporary_folder(programs) as folder:
+                assert heard == [signal.SIGINT]
+                [sentinel] = processes_of(str(folder))
+                assert os.getsid(sentinel) == sentinel
+                assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert not folder.exists()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_database_takes_its_leftovers_with_it(cluster: Cluster, database_factory: DatabaseFactory) -> None:
