@@ -50,6 +50,8 @@ def serve(settings: Settings) -> int:
 
     """
     logs.configure(settings)
+    for line in settings.misspelt():
+        _log.warning("environment", message=line)
     return asyncio.run(_serve(settings))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import click
@@ -19,12 +20,15 @@ from server.encode import encode
 from server.redaction import Redactor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from cdc.checks import Finding
     from server.settings import Settings
 
 _COLOURS = {Verdict.PASS: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red", Verdict.SKIP: "dim"}
+
+_SKIPPED = 3
+"""Checks in a row that are named each, though they were skipped for the same reason."""
 
 Found = tuple[str, "Finding"]
 """A check's name, and one of the things that it found."""
@@ -37,6 +41,8 @@ def check(settings: Settings, *, as_json: bool) -> int:
         ConfigurationError: there is no such mapping.
 
     """
+    for line in settings.misspelt():
+        click.echo(f"pads-cdc: {line}", err=True)
     found = list(run((*NECESSARY, *FURTHER), deployment(settings)))
     redact = Redactor(settings.connection_strings)
     if as_json:
@@ -49,10 +55,10 @@ def check(settings: Settings, *, as_json: bool) -> int:
 def deployment(settings: Settings) -> Deployment:
     """Return what the checks may ask, connected as the service will be."""
     mapping = load(settings.mapping)
-    query = Address(settings.query_connection_string.read, "QUERY_CONNECTION_STRING")
+    source, query = settings.postgres_connection_string, settings.query_connection_string
     return Deployment(
-        source=Address(settings.postgres_connection_string.read, "POSTGRES_CONNECTION_STRING"),
-        database=Database(query, mapping, settings.db_schema, encode),
+        source=Address(source.read, source.setting),
+        database=Database(Address(query.read, query.setting), mapping, settings.db_schema, encode),
         queries=server_queries(),
         schema=settings.db_schema,
         failover=settings.slot_failover,
@@ -76,6 +82,21 @@ def _json(found: Sequence[Found], redact: Redactor) -> str:
     return json.dumps({"ready": ready, "findings": findings}, indent=2)
 
 
+def _shown(found: Sequence[Found]) -> Iterator[Found]:
+    """Yield what to print: many that were not asked for one and the same reason are one line."""
+    for reason, group in groupby(found, _why_skipped):
+        rows = [*group]
+        if reason is None or len(rows) <= _SKIPPED:
+            yield from rows
+        else:
+            yield f"{len(rows)} checks", rows[0][1]
+
+
+def _why_skipped(one: Found) -> str | None:
+    _, finding = one
+    return finding.text if finding.verdict is Verdict.SKIP else None
+
+
 def _show(found: Sequence[Found], redact: Redactor) -> None:
     console = Console(highlight=False)
     if console.is_terminal:
@@ -83,7 +104,7 @@ def _show(found: Sequence[Found], redact: Redactor) -> None:
         table.add_column("check", no_wrap=True)
         table.add_column("")
         table.add_column("found, and what to type")
-        for name, finding in found:
+        for name, finding in _shown(found):
             text = Text(redact(finding.text))
             if finding.remedy:
                 text.append(f"\n→ {redact(finding.remedy)}", style="bold")
@@ -91,7 +112,7 @@ def _show(found: Sequence[Found], redact: Redactor) -> None:
             table.add_row(name, verdict, text)
         console.print(table)
     else:
-        for name, finding in found:
+        for name, finding in _shown(found):
             click.echo(f"{finding.verdict}  {name}: {redact(finding.text)}")
             if finding.remedy:
                 click.echo(f"      {redact(finding.remedy)}")

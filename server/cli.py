@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 from importlib.metadata import version
+from math import inf, nan
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import click
@@ -46,6 +47,9 @@ def _run(arguments: list[str]) -> int:
         return complain(str(error), _MISUSED)
     except PadsCdcError as error:
         return complain(str(error), _FAILED)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "pads-cdc"
@@ -285,8 +289,23 @@ def watch(target: str, **options: Any) -> int | None:
     return run(target, **options)
 
 
+class _Seconds(click.ParamType[float]):
+    """How long a demo runs."""
+
+    name = "SECONDS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = nan
+        if not 1 <= seconds < inf:
+            self.fail(f"{value!r} is not a number of seconds, 1 or more; for example 20", param, ctx)
+        return seconds
+
+
 @cli.command()
-@click.option("--seconds", type=click.FloatRange(min=1), help="Stop after so many seconds; else with Ctrl-C.")
+@click.option("--seconds", type=_Seconds(), help="Stop after so many seconds; else with Ctrl-C.")
 @click.option("--plain", is_flag=True, help="Print lines instead of the live view; for logs and CI.")
 def demo(seconds: float | None, plain: bool) -> int | None:
     """Show it working: a throw-away Postgres, a workload, the server, a subscriber, and the proof."""

@@ -8,6 +8,7 @@ docs/configuration.md follow from it. The unvalidated form of every value is wha
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from cdc.errors import ConfigurationError
 from server.connection_string import ConnectionString
+from server.misspelt import misspelt
 from server.quantities import Bytes, Seconds
 from server.redaction import redact
 
@@ -199,7 +201,16 @@ class Settings(BaseSettings):
             return cls(**_gather(given))
         except ValidationError as error:
             # "from None": the chained error would hold the input.
-            raise ConfigurationError("\n".join(_complaints(error))) from None
+            raise ConfigurationError("\n".join([*_complaints(error), *cls.misspelt()])) from None
+
+    @classmethod
+    def misspelt(cls) -> list[str]:
+        """Return a line for each name in the environment that was probably meant for a setting."""
+        names = [*cls.model_fields, *(f"{name}_file" for name in cls.secrets())]
+        return [
+            f"{name} is no setting and counts for nothing; did you mean {meant}?"
+            for name, meant in misspelt(os.environ, (each.upper() for each in names))
+        ]
 
     @classmethod
     def secrets(cls) -> tuple[str, ...]:

@@ -91,8 +91,9 @@ def test_help_needs_nothing_that_takes_time_to_import() -> None:
         (["serve", "--prot", "1"], {}, "see pads-cdc serve --help"),
         (["serve", URL], {}, "see pads-cdc serve --help"),
         (["serv"], {}, "serv"),
-        (["demo", "--seconds", "soon"], {}, "see pads-cdc demo --help"),
+        (["demo", "--seconds", "soon"], {}, "'soon' is not a number of seconds, 1 or more; for example 20"),
         (["demo", "--seconds", "0"], {}, "see pads-cdc demo --help"),
+        (["demo", "--seconds", "inf"], {}, "is not a number of seconds"),
     ],
 )
 def test_what_is_typed_wrong_is_one_line_and_exit_code_2(
@@ -105,6 +106,27 @@ def test_what_is_typed_wrong_is_one_line_and_exit_code_2(
     assert done.stderr.startswith("pads-cdc: ")
     assert says in done.stderr
     assert SECRET not in done.stderr
+
+
+def test_alone_it_shows_its_help() -> None:
+    done = pads_cdc()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == pads_cdc("--help").stdout
+
+
+def test_a_misspelt_setting_is_named_with_what_it_was_meant_for() -> None:
+    done = pads_cdc("serve", POSTGRES_CONECTION_STRING=URL)
+    assert done.returncode == 2
+    first, second = done.stderr.splitlines()
+    assert "POSTGRES_CONNECTION_STRING (--postgres-connection-string): is required" in first
+    assert second == (
+        "pads-cdc: POSTGRES_CONECTION_STRING is no setting and counts for nothing;"
+        " did you mean POSTGRES_CONNECTION_STRING?"
+    )
+    assert SECRET not in done.stderr
+    done = pads_cdc("check", POSTGRES_CONNECTION_STRING=URL, SLOTNAME="mine")
+    assert "pads-cdc: SLOTNAME is no setting and counts for nothing; did you mean SLOT_NAME?" in done.stderr
+    assert done.returncode == 1
 
 
 def test_two_bad_settings_are_two_lines() -> None:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from cdc.errors import ConfigurationError
 from server.connection_string import ConnectionString
+from server.misspelt import misspelt
 from server.quantities import seconds, size
 from server.settings import Settings
 from server.settings_table import page, rows
@@ -64,6 +65,37 @@ def test_a_flag_wins_over_the_environment_and_empty_is_not_given(monkeypatch: py
     assert settings.slot_name == "of_flag"
     assert settings.max_staleness is None
     assert settings.audit_interval == 7200.0
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("POSTGRES_CONECTION_STRING", "POSTGRES_CONNECTION_STRING"),
+        ("POSTGRES_CONNECTION_STRING_FIEL", "POSTGRES_CONNECTION_STRING_FILE"),
+        ("SLOTNAME", "SLOT_NAME"),
+        ("slot_nmae", "SLOT_NAME"),
+        ("PADS_CDC_PORT", "PORT"),
+        ("PADS_STATE_FILE", "STATE_FILE"),
+        ("AUTH_TOKEN_FILE", "AUTH_TOKENS_FILE"),
+        ("TLS_CERTFILE", "TLS_CERT_FILE"),
+        ("LOGGER_LEVELS", "LOGGER_LEVEL"),
+    ],
+)
+def test_a_name_that_is_close_to_a_setting_is_taken_for_a_mistake(name: str, meant: str) -> None:
+    names = [row.environment for row in rows()]
+    assert list(misspelt([name, "PATH"], names)) == [(name, meant)]
+    assert not list(misspelt([name, meant], names)), "what is given under its own name was not meant"
+
+
+def test_names_of_others_are_let_be() -> None:
+    names = [row.environment for row in rows()]
+    others = (
+        "PATH HOME HOSTNAME LANG PWD PGHOST PGPORT PORTS HOSTS LOG_LEVEL POSTGRES_PASSWORD POSTGRES_DB"
+        " ADMIN_CONNECTION_STRING ADMIN_CONNECTION_STRING_FILE SLOT_CONNECTION_STRING"
+        " KUBERNETES_SERVICE_HOST PADS_CDC_SERVICE_PORT PADS_PG_BIN SSL_CERT_FILE PADS_CDC_FAILPOINT"
+        " METRICS_PORT_9090_TCP GRPC_VERBOSITY slot_name Port"
+    )
+    assert not list(misspelt(others.split(), names))
 
 
 def test_settings_are_frozen() -> None:

@@ -1,0 +1,51 @@
+"""Names in the environment that look like a setting of ours and are none: somebody has mistyped them."""
+
+from __future__ import annotations
+
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+_ALIKE: Final = 0.88
+"""Of 1: a letter or two, in names of a dozen."""
+_SHORTEST: Final = 6
+"""Letters of a name from which on likeness means something: PORT is like much."""
+_PREFIXES: Final = ("PADS_CDC_", "PADS_")
+_OTHERS: Final = frozenset(
+    f"{name}{suffix}"
+    for name in ("ADMIN_CONNECTION_STRING", "SLOT_CONNECTION_STRING")
+    for suffix in ("", "_FILE")
+)
+"""Of `pads-cdc setup` and `teardown`."""
+
+
+def misspelt(environment: Iterable[str], settings: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield (name in the environment, setting that was probably meant); names of settings are upper case.
+
+    A setting that is given under its own name was not meant by another one.
+    """
+    known, given = frozenset(settings), frozenset(environment)
+    rightly = {name.upper() for name in given}
+    for name in sorted(given):
+        if name.upper() in known | _OTHERS:
+            continue
+        meant = _meant(name.upper(), known)
+        if meant is not None and meant not in rightly:
+            yield name, meant
+
+
+def _meant(name: str, settings: Collection[str]) -> str | None:
+    for prefix in _PREFIXES:
+        if name.startswith(prefix) and name.removeprefix(prefix) in settings:
+            return name.removeprefix(prefix)
+    alike = [(_likeness(name, setting), setting) for setting in settings if len(setting) >= _SHORTEST]
+    best, setting = max(alike, default=(0.0, ""))
+    return setting if best >= _ALIKE else None
+
+
+def _likeness(name: str, setting: str) -> float:
+    if name.replace("_", "") == setting.replace("_", ""):
+        return 1.0
+    return SequenceMatcher(None, name, setting, autojunk=False).ratio()
