@@ -61,6 +61,22 @@ _REFUSED_AT_CONNECT = (
     ),
 )
 
+_NOT_REACHED = (
+    (
+        r"connection refused",
+        "start the server there, or correct host and port in {setting} (elsewhere: its listen_addresses)",
+    ),
+    (r"could not translate host name", "correct the host in {setting}"),
+    (
+        r"timeout expired|timed out|no route|unreachable",
+        "correct the host in {setting}, or let us through to it",
+    ),
+    (r"no such file or directory", "give host=... in {setting}, or start the server on this machine"),
+    (r"server does not support SSL", "give sslmode=prefer in {setting}, or turn ssl on at the server"),
+    (r"certificate verify failed|root certificate file", "correct sslrootcert or sslmode in {setting}"),
+)
+"""What libpq says about a server that does not answer (in English: it is our process's language)."""
+
 
 def translate(error: psycopg2.Error, setting: str) -> PadsCdcError:
     """Turn a driver's error into one of ours; ``setting`` names the connection string that it happened on.
@@ -78,7 +94,10 @@ def translate(error: psycopg2.Error, setting: str) -> PadsCdcError:
         )
     if code == _IN_USE:  # in any language of the server
         pid = re.search(r"PID (\d+)", text)
-        return SlotHeld(text, int(pid.group(1)) if pid else None)
+        return SlotHeld(
+            f"{text}; stop the process that has it, or give this server a SLOT_NAME of its own",
+            int(pid.group(1)) if pid else None,
+        )
     if code:
         remedy = _remedy(code, text)
         return (
@@ -86,16 +105,7 @@ def translate(error: psycopg2.Error, setting: str) -> PadsCdcError:
             if remedy
             else SourceError("query_failed", f"{text} ({setting}, {code})")
         )
-    for pattern, remedy in _REFUSED_AT_CONNECT:
-        if re.search(pattern, str(error)):
-            return Refusal(f"{text}; {remedy.format(setting=setting)}")
-    if "too many clients" in text or "max_wal_senders" in text or "connection slots" in text:
-        return SourceError(
-            "too_many_connections", f"{text}; raise max_connections or max_wal_senders ({setting})"
-        )
-    if "starting up" in text or "shutting down" in text or "not yet accepting" in text:
-        return SourceError("shutdown", f"{text} ({setting})")
-    return SourceError("unreachable", f"{text} ({setting})")
+    return _not_connected(error, text, setting)
 
 
 def is_shutdown(error: BaseException) -> bool:
@@ -110,6 +120,22 @@ def translated(setting: str) -> Iterator[None]:
         yield
     except psycopg2.Error as error:
         raise translate(error, setting) from error
+
+
+def _not_connected(error: psycopg2.Error, text: str, setting: str) -> PadsCdcError:
+    for pattern, remedy in _REFUSED_AT_CONNECT:
+        if re.search(pattern, str(error)):
+            return Refusal(f"{text}; {remedy.format(setting=setting)}")
+    if "too many clients" in text or "max_wal_senders" in text or "connection slots" in text:
+        return SourceError(
+            "too_many_connections", f"{text}; raise max_connections or max_wal_senders ({setting})"
+        )
+    if "starting up" in text or "shutting down" in text or "not yet accepting" in text:
+        return SourceError("shutdown", f"{text} ({setting})")
+    for pattern, remedy in _NOT_REACHED:
+        if re.search(pattern, text, re.IGNORECASE):
+            return SourceError("unreachable", f"{text} ({setting}); {remedy.format(setting=setting)}")
+    return SourceError("unreachable", f"{text} ({setting})")
 
 
 def _remedy(code: str, text: str) -> str | None:

@@ -222,10 +222,19 @@ class SlotReader(threading.Thread):
                 slot.active_pid,
             )
         if slot.active_pid is not None:
-            raise SlotHeld(f"the slot {self._name} is active for PID {slot.active_pid}", slot.active_pid)
+            raise SlotHeld(self._whose(cursor, slot.active_pid), slot.active_pid)
         if self._failover and not slot.failover:
             cursor.execute(f"ALTER_REPLICATION_SLOT {quote_ident(self._name, cursor)} (FAILOVER true)")
         return slot
+
+    def _whose(self, cursor: ReplicationCursor, pid: int) -> str:
+        cursor.execute(self._queries["Holder"], {"pid": pid})
+        [holder] = cursor.fetchone() or ("",)
+        shown = f" ({holder})" if holder else ""
+        return (
+            f"the slot {self._name} is active for PID {pid}{shown}; stop that process, or give this server a"
+            " SLOT_NAME of its own; until then the mapping is polled"
+        )
 
     def _drop_lost(self, cursor: ReplicationCursor, why: str) -> None:
         now = time.monotonic()

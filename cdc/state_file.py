@@ -264,6 +264,7 @@ def _checksum(ids: str, *columns: bytes) -> int:
 
 @contextmanager
 def _errors(path: Path) -> Iterator[None]:
+    """Say what failed and what to do about it."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -271,7 +272,16 @@ def _errors(path: Path) -> Iterator[None]:
             raise Refusal(
                 f"the state file {path} is in use by another process: give each server its own STATE_FILE"
             ) from error
-        raise StateFileError(f"the state file {path} cannot be used: {error}") from error
+        raise StateFileError(f"the state file {path} cannot be used: {error}; {_remedy(path)}") from error
     except (sqlite3.Error, OSError) as error:
         text = error.strerror if isinstance(error, OSError) else error
-        raise StateFileError(f"the state file {path} cannot be used: {text}") from error
+        raise StateFileError(f"the state file {path} cannot be used: {text}; {_remedy(path)}") from error
+
+
+def _remedy(path: Path) -> str:
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        return f"there is no folder {folder}: make it, or correct STATE_FILE"
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        return f"let our user write to {path if path.exists() else folder}, or correct STATE_FILE"
+    return "see to the disk below it, or choose another STATE_FILE"

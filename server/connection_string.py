@@ -33,6 +33,11 @@ class ConnectionString:
     def __repr__(self) -> str:
         return f"<ConnectionString {self._name}{'_FILE' if self._file else ''}>"
 
+    @property
+    def setting(self) -> str:
+        """The setting that was given, for messages: with ``_FILE`` where it is a file."""
+        return f"{self._name}_FILE" if self._file is not None else self._name
+
     def read(self) -> str:
         """Return the connection string as it is now; blocks on the disk if it is in a file.
 

@@ -6,7 +6,8 @@ Ordinary batches are debug lines: counts and positions, never an endpoint's cont
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -14,20 +15,32 @@ from cdc import lsn
 from server.fanout import Listener
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cdc.observer import BatchSeen, Mode, ReconcileSeen, SlotSeen
 
 _log = structlog.get_logger("pads_cdc")
+
+_AGAIN: Final = 60.0
+"""Seconds between two lines that say the same of a source that stays away."""
+_CREATING: Final = "slot_creation"
+_LASTS: Final = 3.0
+"""Seconds after which a slot's creation is worth a word."""
 
 
 class Journal(Listener):
     """Writes one line a change of state, not one a report; called from any of the follower's threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._mode: Mode | None = None
         self._connected: bool | None = None
         self._wal_status: str | None = None
         self._troubles: dict[str, str] = {}
+        self._creating_since: float | None = None
+        self._lost: tuple[tuple[str, str], float] | None = None
+        """Why the source was lost, as it was last said, and when."""
 
     def mode(self, mode: Mode) -> None:
         """Log another way of reading the source."""
@@ -40,14 +53,22 @@ class Journal(Listener):
         """Log that the replication connection came or went."""
         with self._lock:
             changed, self._connected = self._connected != connected, connected
+            self._lost = None if connected else self._lost
         if changed:
             (_log.info if connected else _log.warning)(
                 "source connected" if connected else "source disconnected"
             )
 
     def reconnecting(self, reason: str, message: str) -> None:
-        """Log why the source was lost."""
-        _log.warning("source lost, reconnecting", reason=reason, message=message)
+        """Log why the source was lost; the same again and again once a minute."""
+        now = self._clock()
+        with self._lock:
+            again = (
+                self._lost is not None and self._lost[0] == (reason, message) and now - self._lost[1] < _AGAIN
+            )
+            if not again:
+                self._lost = (reason, message), now
+        (_log.debug if again else _log.warning)("source lost, reconnecting", reason=reason, message=message)
 
     def batch(self, batch: BatchSeen) -> None:
         """Log a batch, for those who debug."""
@@ -93,8 +114,19 @@ class Journal(Listener):
             _log.error("slot's WAL is going", wal_status=slot.wal_status, retained_bytes=slot.retained_bytes)
 
     def trouble(self, key: str, message: str | None) -> None:
-        """Log a lasting condition once when it comes, changes or ends."""
+        """Log a lasting condition once when it comes, changes or ends.
+
+        That the slot is being made is one only when it lasts: on an idle server it takes a moment too.
+        """
         with self._lock:
+            if key == _CREATING:
+                now = self._clock()
+                if message is None:
+                    self._creating_since = None
+                elif self._creating_since is None:
+                    self._creating_since = now
+                if message is not None and now - (self._creating_since or now) < _LASTS:
+                    return
             before = self._troubles.pop(key, None)
             if message is not None:
                 self._troubles[key] = message

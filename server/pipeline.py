@@ -52,8 +52,8 @@ class Pipeline:
 
         """
         mapping, queries = load(settings.mapping), server_queries()
-        source = Address(settings.postgres_connection_string.read, "POSTGRES_CONNECTION_STRING")
-        query = Address(settings.query_connection_string.read, "QUERY_CONNECTION_STRING")
+        strings = settings.postgres_connection_string, settings.query_connection_string
+        source, query = (Address(each.read, each.setting) for each in strings)
         database = Database(query, mapping, settings.db_schema, encode)
         preflight.check(source, database, queries, settings.db_schema, failover=settings.slot_failover)
         backlog = Backlog()

@@ -43,6 +43,14 @@ JOIN pg_class c ON c.oid = tree.relid
 JOIN pg_namespace n ON n.oid = c.relnamespace
 ORDER BY 1, 2, 3;
 
+-- name: Holder :many
+-- Who a backend belongs to, as far as we may see it.
+SELECT concat_ws(', ',
+    'application ' || quote_literal(nullif(application_name, '')), 'role ' || usename, 'from ' || host(client_addr)
+)::text AS holder
+FROM pg_stat_activity
+WHERE pid = @pid;
+
 -- name: Slot :many
 -- Our slot, if it is there.
 SELECT

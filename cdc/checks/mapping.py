@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from cdc.checks.finding import fail, good, warn
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from cdc.checks.finding import Finding, Site
 
 _NO_ROWS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
+
+_SHORT_NAME = re.compile(r"\b(?:FROM|JOIN)\s+(\w+)\s+AS\s+(\w+)", re.IGNORECASE)
 
 _COUNT = """
 SELECT
@@ -124,7 +127,7 @@ def statements(site: Site) -> Iterator[Finding]:
         try:
             site.database.query(f"SELECT * FROM ({statement}) probed LIMIT 0", keys)
         except Refusal as error:
-            wrong.setdefault(str(error))
+            wrong.setdefault(_by_tables(str(error), statement))
     for text in wrong:
         fault, _, remedy = text.partition("; ")
         yield fail(fault, remedy)
@@ -138,6 +141,12 @@ def statements(site: Site) -> Iterator[Finding]:
                 wrong.setdefault(table.name)
     if not wrong:
         yield good(f"all {len(mapping.queries)} queries fit the tables")
+
+
+def _by_tables(text: str, statement: str) -> str:
+    """Name tables where an error has the statement's short names for them."""
+    named = {short: table for table, short in _SHORT_NAME.findall(statement)}
+    return re.sub(r"\bcolumn (\w+)\.", lambda found: f"column {named.get(found[1], found[1])}.", text)
 
 
 def endpoints(site: Site) -> Iterator[Finding]:

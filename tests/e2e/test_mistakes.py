@@ -128,11 +128,12 @@ def test_a_server_that_is_not_there(refused: Refused) -> None:
     port = free_port()
     line = refused(f"postgresql://streamer:s3cr3t@127.0.0.1:{port}/portal")
     assert_says(line, "POSTGRES_CONNECTION_STRING", "127.0.0.1", str(port), "refused")
+    assert_says(line, "start the server there, or correct host and port in POSTGRES_CONNECTION_STRING")
 
 
 def test_a_host_that_is_not_there(refused: Refused) -> None:
     line = refused("postgresql://streamer:s3cr3t@no-such-host.invalid/portal")
-    assert_says(line, "POSTGRES_CONNECTION_STRING", "no-such-host.invalid")
+    assert_says(line, "no-such-host.invalid", "correct the host in POSTGRES_CONNECTION_STRING")
 
 
 def test_a_wrong_password(refused: Refused, database: Database) -> None:
@@ -317,7 +318,8 @@ def test_a_slot_that_another_process_holds(
 
     second = serve(database, STATE_FILE=str(tmp_path / "second.state"))
     client = gateway(second)
-    assert_says(second.wait_log("source lost, reconnecting", reason="slot_held")["message"], rf"PID {pid}\b")
+    held = second.wait_log("source lost, reconnecting", reason="slot_held")["message"]
+    assert_says(held, rf"PID {pid}\b", "application 'pads-cdc'", "stop that process, or .* SLOT_NAME")
     wait_until(lambda: second.metric("pads_cdc_source_mode", mode="polling") == 1, "it polls")
     status, body = second.get("/healthz")
     assert status == 503
@@ -326,6 +328,9 @@ def test_a_slot_that_another_process_holds(
     for number in range(2):
         database.execute("UPDATE pay_plans SET throughput_limit = throughput_limit + %s", (number + 1,))
         wait_equal(client, database, deadline=10)
+
+    lines = [line for line in second.logs if line.get("reason") == "slot_held"]
+    assert len(lines) == 1, "it is asked for five times a second, and said once a minute"
 
     assert holder.stop() == 0
     wait_until(lambda: second.metric("pads_cdc_source_mode", mode="streaming") == 1, "it has taken over")
@@ -372,6 +377,17 @@ def test_a_state_file_that_is_in_use(
     state = str(tmp_path / "state")
     assert_says(refused(database.url(), SLOT_NAME="second", STATE_FILE=state), re.escape(state), "STATE_FILE")
     assert not database.rows("SELECT FROM pg_replication_slots WHERE slot_name = 'second'")
+
+
+def test_a_state_file_in_a_folder_that_is_not_there(
+    serve: ServerFactory, database: Database, tmp_path: Path
+) -> None:
+    """Service goes on without; it says what to do about it."""
+    fill(database, 1)
+    server = serve(database, STATE_FILE=str(tmp_path / "nowhere" / "state"), SLOTNAME="pads")
+    said = server.wait_log("state file failed, clients cannot resume across a restart")["message"]
+    assert_says(said, f"there is no folder {tmp_path}/nowhere: make it, or correct STATE_FILE")
+    assert_says(server.wait_log("environment")["message"], "SLOTNAME .*did you mean SLOT_NAME")
 
 
 def test_two_ports_that_are_one(refused: Refused, database: Database) -> None:

@@ -14,7 +14,7 @@ from cdc.checks.machine import clock, filesystem
 from cdc.connection import Address
 from cdc.database import Database as Queried
 from cdc.mapping import load, server_queries
-from server.demo.cluster import ephemeral_standby
+from server.demo.cluster import ephemeral_standby, free_port
 from server.encode import encode
 from tests.fix_postgres import ROOT
 from tests.fix_server import fill, wait_until
@@ -256,6 +256,45 @@ def test_everything_else_waits_for_the_connection(database: Database, check: Che
     assert report.the("state_file", "pass")
     skipped = [finding.check for finding in report.findings if finding.verdict == "skip"]
     assert len(skipped) == len(report.findings) - 2
+
+
+def test_checks_that_cannot_be_made_are_one_line(
+    pads_cdc: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "connection"
+    file.write_text(f"postgresql://streamer:s3cr3t@127.0.0.1:{free_port()}/portal")
+    done = pads_cdc("check", POSTGRES_CONNECTION_STRING_FILE=str(file))
+    assert (done.returncode, done.stderr) == (1, "")
+    failed, remedy, skipped, *_, counts = done.stdout.splitlines()
+    assert failed.startswith("fail  connection: connection to server at")
+    assert failed.endswith("Connection refused (POSTGRES_CONNECTION_STRING_FILE)")
+    assert "correct host and port in POSTGRES_CONNECTION_STRING_FILE" in remedy
+    number = len(NECESSARY) + len(FURTHER) - 2
+    assert skipped == f"skip  {number} checks: not asked before connection passes"
+    assert len(done.stdout.splitlines()) <= 6
+    assert counts.endswith(f"{number} skip")
+
+
+def test_a_message_names_tables_and_not_a_query_s_short_names_for_them(ready: Database, check: Check) -> None:
+    report = check(ready, MAPPING="grove_soft_delete")
+    texts = [finding.text for finding in report.of("statements") if finding.verdict == "fail"]
+    assert "column portal_applications.deleted does not exist" in texts, texts
+
+
+def test_one_connection_string_is_called_by_the_name_that_was_given(
+    ready: Database, streamer: Role, pads_cdc: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "connection"
+    file.write_text(ready.url(*streamer))
+    ready.execute(
+        f"REVOKE SELECT ON accounts FROM {streamer.name}; ALTER ROLE {streamer.name} CONNECTION LIMIT 0"
+    )
+    done = pads_cdc("check", POSTGRES_CONNECTION_STRING_FILE=str(file))
+    assert "POSTGRES_CONNECTION_STRING_FILE" in done.stdout
+    assert "QUERY_CONNECTION_STRING" not in done.stdout
+    file.write_text(ready.url(streamer.name, "not-the-password"))
+    done = pads_cdc("check", POSTGRES_CONNECTION_STRING_FILE=str(file))
+    assert "check user and password in POSTGRES_CONNECTION_STRING_FILE" in done.stdout
 
 
 def test_pg_hba_conf(

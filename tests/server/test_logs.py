@@ -261,6 +261,37 @@ def test_the_journal_tells_changes_once(console: Console) -> None:
     ]
 
 
+def test_the_journal_says_the_same_of_a_source_that_stays_away_once_a_minute(console: Console) -> None:
+    console.configure()
+    now = 0.0
+    journal = Journal(lambda: now)
+    for _ in range(300):  # a slot that another has is asked for five times a second
+        journal.reconnecting("slot_held", "active for PID 7")
+        now += 0.2
+    journal.reconnecting("slot_held", "active for PID 7")
+    journal.reconnecting("slot_held", "active for PID 8")
+    journal.connected(connected=True)
+    journal.reconnecting("slot_held", "active for PID 8")
+    lost = [line["message"] for line in console.lines if line["event"] == "source lost, reconnecting"]
+    assert lost == [f"active for PID {pid}" for pid in (7, 7, 8, 8)]
+
+
+def test_the_journal_waits_with_a_slot_s_creation(console: Console) -> None:
+    """On an idle server it takes a moment, too."""
+    console.configure()
+    now = 0.0
+    journal = Journal(lambda: now)
+    journal.trouble("slot_creation", "waits for a transaction")
+    now = 1.0
+    journal.trouble("slot_creation", None)
+    assert console.lines == []
+    for _ in range(5):
+        now += 1
+        journal.trouble("slot_creation", "waits for a transaction")
+    journal.trouble("slot_creation", None)
+    assert [line["event"] for line in console.lines] == ["trouble", "trouble is over"]
+
+
 def test_configured_logging_goes_to_standard_error_and_nowhere_else() -> None:
     code = (
         "import structlog; from server import logs; from server.settings import Settings;"
