@@ -123,4 +123,4 @@ def _nudge(settings: Settings, queries: dict[str, str]) -> Nudge | None:
     given = settings.primary_connection_string
     if given is None:
         return None
-    return Nudge(Address(given.read, "PRIMARY_CONNECTION_STRING"), queries["LogRunning"])
+    return Nudge(Address(given.read, given.setting), queries["LogRunning"])
