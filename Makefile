@@ -54,6 +54,10 @@ bench: $(DEV) postgres ## Measure us beside the alternatives, small: BENCH_ARGS=
 bench-full: $(DEV) postgres ## Measure at the size of the record, within 40 minutes; wants a quiet machine
 	$(BIN)/python -m bench --size full $(BENCH_ARGS)
 
+.PHONY: picture
+picture: $(DEV) postgres ## Draw docs/demo.svg anew, from a run of the demo
+	$(BIN)/python -m tests.picture docs/demo.svg
+
 .PHONY: check
 check: lint types check-proto proto-lint sqlc ## Check everything that needs no database
 

@@ -157,10 +157,10 @@ def _state(glance: Glance) -> Text:
     if glance.gauges is not None:
         lag = f"{glance.gauges.behind:,} bytes of WAL behind, exact {glance.gauges.staleness:.1f} s ago"
     held = " and ".join(f"{count:,}" for count in glance.held)
-    text = Text(style="default")
+    text = Text()
     text.append(f"{glance.elapsed:.1f} s", style="bold")
     text.append(f"   source: {lag}\n")
-    text.append(f"subscribers hold {held}   {glance.updates:,} updates   {glance.awaited} commits on the way")
+    text.append(f"subscribers hold {held}   {glance.updates:,} updates   commits on the way: {glance.awaited}")
     return text
 
 

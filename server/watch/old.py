@@ -48,13 +48,13 @@ class WatchedOld:
 
     def head(self) -> Text:
         """Say how things stand."""
-        head = Text(self._state, style="bold green" if self._state == "streaming" else "bold yellow")
-        head.append(f"\n{len(self._subscriber.endpoints):,} endpoints", style="bold default")
-        head.append(summary(self._kinds), style="default")
+        head = Text()
+        head.append(self._state, style="bold green" if self._state == "streaming" else "bold yellow")
+        head.append(f"\n{len(self._subscriber.endpoints):,} endpoints", style="bold")
+        head.append(summary(self._kinds))
         head.append(
             f"\n{self._counts['upsert']:,} upserts   {self._counts['delete']:,} deletes   "
-            f"{self._counts['repeated']:,} repeated what was known",
-            style="default",
+            f"{self._counts['repeated']:,} repeated what was known"
         )
         return head
 

@@ -62,19 +62,18 @@ class WatchedFeed:
 
     def head(self) -> Text:
         """Say how things stand."""
-        head = Text(self._state, style="bold green" if self._state.startswith(_SYNCED) else "bold yellow")
+        head = Text()
+        head.append(self._state, style="bold green" if self._state.startswith(_SYNCED) else "bold yellow")
         if (checkpoint := self._checkpoint) is not None:
-            head.append(f"\n{checkpoint.count:,} endpoints", style="bold default")
-            head.append(summary(self._kinds), style="default")
+            head.append(f"\n{checkpoint.count:,} endpoints", style="bold")
+            head.append(summary(self._kinds))
             head.append(
                 f"\nrevision {checkpoint.revision:,}   {self._staleness()}   digest {checkpoint.digest[:8]}"
-                f" {_proof(checkpoint)}",
-                style="default",
+                f" {_proof(checkpoint)}"
             )
         head.append(
             f"\n{self._counts['upsert']:,} upserts   {self._counts['delete']:,} deletes   "
-            f"{self._counts['reset']:,} snapshot{'' if self._counts['reset'] == 1 else 's'}",
-            style="default",
+            f"{self._counts['reset']:,} snapshot{'' if self._counts['reset'] == 1 else 's'}"
         )
         return head
 

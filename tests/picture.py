@@ -1,0 +1,49 @@
+"""Make docs/demo.svg anew: the demo is run on a terminal, and its last whole screen is drawn.
+
+``make picture``, or ``python -m tests.picture docs/demo.svg``.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+from typing import Final
+
+from rich._export_format import CONSOLE_SVG_FORMAT  # has no public name; the template of export_svg
+from rich.console import Console
+from rich.text import Text
+
+from tests.fix_server import wait_until
+from tests.terminal import Terminal
+
+WIDTH: Final = 100
+HEIGHT: Final = 36
+SECONDS: Final = 8
+_FONTS: Final = re.compile(r"\s*@font-face \{\{.*?\n\s*\}\}", re.DOTALL)
+"""Of the template: fonts from another site, which a picture in a README may not fetch anyway."""
+
+
+def main() -> int:
+    """Run the demo, check that it ended well, and write the picture; returns the exit code."""
+    with Terminal("demo", width=WIDTH, height=HEIGHT) as terminal:
+        terminal.wait("plan changed")
+        wait_until(lambda: f"{SECONDS}.0 s" in terminal.text, "enough commits")
+        terminal.type("\x03")
+        code = terminal.end()
+        frame = terminal.frames()[-2]
+    if code:
+        return code
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
+    for line in frame.splitlines()[:HEIGHT]:
+        console.print(Text.from_ansi(line), no_wrap=True, overflow="crop", crop=True)
+    svg = console.export_svg(
+        title="pads-cdc demo", code_format=_FONTS.sub("", CONSOLE_SVG_FORMAT), unique_id="demo"
+    )
+    Path(sys.argv[1]).write_text(re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
