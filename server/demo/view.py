@@ -160,7 +160,8 @@ def _state(glance: Glance) -> Text:
     text = Text()
     text.append(f"{glance.elapsed:.1f} s", style="bold")
     text.append(f"   source: {lag}\n")
-    text.append(f"subscribers hold {held}   {glance.updates:,} updates   commits on the way: {glance.awaited}")
+    text.append(f"subscribers hold {held}   {glance.updates:,} updates   ")
+    text.append(f"commits on the way: {glance.awaited}")
     return text
 
 
