@@ -12,6 +12,7 @@ Nothing relies on the session: settings are local to the transaction, so a poole
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
@@ -64,7 +65,9 @@ SELECT
 
 
 class Database:
-    """The server that is queried. One thread reads at a time; `cancel` may come from another."""
+    """The server that is queried. One thread reads, and has rows fetched ahead; `cancel` may come from
+    another.
+    """
 
     def __init__(
         self,
@@ -210,6 +213,7 @@ class Read:
         self.complete = len(rows) < FIRST_CHUNK
         """Whether all rows have been handed over with the first chunk."""
         self._rows: list[tuple[Any, ...]] | None = rows
+        self._ahead: Future[list[Row]] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -224,18 +228,41 @@ class Read:
             SourceError, Refusal: the rest cannot be had; what was handed over so far is true nevertheless.
 
         """
-        rows, self._rows = self._rows or [], None
-        encode = self._encode
+        first, self._rows = self._rows or [], None
+        rows = self._encoded(first)
         while rows:
-            yield [(row[2], encode(row[4:]) if row[3] else None) for row in rows]
-            if self.complete:
+            self._ahead = None if self.complete else self._fetch_ahead(size)
+            yield rows
+            if self._ahead is None:
                 break
-            rows = self._fetch(f"FETCH FORWARD {size} FROM pads_cdc_read")
+            rows = self._ahead.result()
             self.complete = len(rows) < size
         self.close()
 
+    def _encoded(self, rows: list[tuple[Any, ...]]) -> list[Row]:
+        encode = self._encode
+        return [(row[2], encode(row[4:]) if row[3] else None) for row in rows]
+
+    def _fetch_ahead(self, size: int) -> Future[list[Row]]:
+        """Have the next rows fetched while the last ones are worked on.
+
+        The thread is a daemon: a frozen server must not keep the process from ending.
+        """
+        ahead: Future[list[Row]] = Future()
+
+        def fetch() -> None:
+            try:
+                ahead.set_result(self._encoded(self._fetch(f"FETCH FORWARD {size} FROM pads_cdc_read")))
+            except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+                ahead.set_exception(error)
+
+        threading.Thread(target=fetch, name="fetch", daemon=True).start()
+        return ahead
+
     def close(self) -> None:
-        """End the transaction. Closing early is fine; so is closing twice."""
+        """End the transaction, after what is being fetched. Closing early is fine; so is closing twice."""
+        if self._ahead is not None:
+            wait((self._ahead,))
         connection, self._connection = self._connection, None
         if connection is None:
             return

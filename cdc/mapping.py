@@ -110,8 +110,10 @@ FROM endpoint"""
         """Return the statement that reads what keys of these kinds affect; each kind's keys are a parameter.
 
         Each wanted id comes once, also where no endpoint has it any more. The wanted ids are joined to the
-        mapping before missing ones are filled in: an outer join would be resolved last, and compute the
-        mapping's expressions for every endpoint there is (in `grove_jwt`, three times slower).
+        mapping before missing ones are added: an outer join would be resolved last, and compute the
+        mapping's expressions for every endpoint there is (in `grove_jwt`, three times slower). Those that are
+        found come as they are joined, those that are gone in the end: an outer join of the two would first
+        sort both.
 
         Raises:
             KeyError: no query has the name of the kind.
@@ -139,9 +141,12 @@ INNER JOIN (
 )
 {self.header}
 UNION ALL
-SELECT NULL, NULL, wanted.endpoint_id, endpoint.endpoint_id IS NOT NULL, {_columns("endpoint")}
+SELECT NULL, NULL, endpoint.endpoint_id, true, {_columns("endpoint")}
+FROM endpoint
+UNION ALL
+SELECT NULL, NULL, wanted.endpoint_id, false{", NULL" * len(COLUMNS)}
 FROM wanted
-LEFT JOIN endpoint ON endpoint.endpoint_id = wanted.endpoint_id"""
+WHERE NOT EXISTS (SELECT 1 FROM endpoint WHERE endpoint.endpoint_id = wanted.endpoint_id)"""
 
     def setup_statements(self, schema: str, role: str | None) -> list[str]:
         """Return what makes a database ready, one statement each, for the owner of the tables.

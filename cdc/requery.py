@@ -293,7 +293,7 @@ class Requery:
     def _finish(self, read: OpenRead) -> None:
         task = read.task
         if task.reason is not None:
-            gone = read.missing(self._store.live_ids())
+            gone = read.missing(self._store)
             for start in range(0, len(gone), _CHUNK):
                 self._apply(read, gone[start : start + _CHUNK])
         self._reads.remove(read)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cdc.assembler import Transaction
     from cdc.database import Read, Row
     from cdc.lsn import Lsn
+    from cdc.store import Store
 
 
 @dataclass(slots=True)
@@ -105,7 +106,7 @@ class OpenRead:
             return None
         self.rows += len(chunk)
         if self.task.reason is not None:
-            self.ids.update(row[0] for row in chunk)
+            self.ids.update([row[0] for row in chunk])
         if self._overtaken:
             return [row for row in chunk if row[0] not in self._overtaken]
         return chunk
@@ -119,10 +120,12 @@ class OpenRead:
         """Leave these ids alone from now on: a younger read has brought them."""
         self._overtaken.update(row[0] for row in rows)
 
-    def missing(self, live: Iterable[str]) -> list[Row]:
-        """Return the deletes that a whole read of the mapping amounts to."""
+    def missing(self, store: Store) -> list[Row]:
+        """Return the deletes that a whole read of the mapping amounts to, once all of it is in the store."""
+        if not self._overtaken and len(self.ids) == len(store):
+            return []  # each of them is live, and so there is no other
         return [
             (endpoint_id, None)
-            for endpoint_id in live
+            for endpoint_id in store.live_ids()
             if endpoint_id not in self.ids and endpoint_id not in self._overtaken
         ]
