@@ -263,6 +263,7 @@ class Follower(threading.Thread):
             self._freshness.rewound()
             store.turn(switch)
             self._requery.reached = min(self._requery.reached, switch)
+            self._database.close()  # of several hosts another one may fit now
         self._requery.history = history
         self._lineage.following(history)
         self._ledger.note(system=history.system, timeline=history.timeline)

@@ -57,7 +57,7 @@ _REFUSED_AT_CONNECT = (
     ),
     (
         r"(?P<what>unsupported startup parameter: replication|.*pgbouncer.*)",
-        "replication needs a direct connection in {setting}, not one through a pooler",
+        "give the server's own address in {setting}: a pooler will do only in QUERY_CONNECTION_STRING",
     ),
 )
 

@@ -22,6 +22,14 @@ STALE_SECONDS: Final = 30.0
 """Staleness that people are told of, whatever ``MAX_STALENESS`` says: what polling would do as well."""
 
 
+_LOSING: Final = {
+    "unreserved": "the slot's wal_status is unreserved: it is lost at the next checkpoint;"
+    " end the oldest transaction, or raise max_slot_wal_keep_size",
+    "lost": "the slot's wal_status is lost: it is made anew, and everything read again",
+}
+"""What people are told of a slot that the server is about to take away, or has."""
+
+
 @dataclass(frozen=True)
 class Reason:
     """One thing that is not as it should be."""
@@ -71,8 +79,8 @@ class Health(Listener):
         staleness = self._freshness.staleness()
         if staleness > STALE_SECONDS and not any(reason.code == "stale" for reason in reasons):
             reasons.append(Reason("stale", _exact_ago(staleness)))
-        if slot is not None and slot.wal_status in ("unreserved", "lost"):
-            reasons.append(Reason("slot_lost", f"the slot's wal_status is {slot.wal_status}"))
+        if slot is not None and slot.wal_status in _LOSING:
+            reasons.append(Reason("slot_lost", _LOSING[slot.wal_status]))
         reasons.extend(Reason(key, message) for key, message in sorted(troubles.items()))
         return tuple(reasons)
 

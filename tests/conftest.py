@@ -7,4 +7,5 @@ pytest_plugins = [
     "tests.fix_check",
     "tests.fix_prometheus",
     "tests.fix_chromium",
+    "tests.fix_pgbouncer",
 ]

@@ -20,9 +20,12 @@ _READ = 64 * 1024
 class Proxy:
     """Listens on a port of 127.0.0.1 and passes bytes on to another, in a thread of its own."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *others: int) -> None:
+        """``others`` are further ports that new connections take turns at."""
         self.target = target
         """The port of new connections; those that are open stay until they are cut."""
+        self._others = others
+        self._accepted = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._pairs: dict[socket.socket, socket.socket] = {}
@@ -78,7 +81,9 @@ class Proxy:
             near.close()
             return
         try:
-            far = socket.create_connection(("127.0.0.1", self.target))
+            targets = (self.target, *self._others)
+            self._accepted += 1
+            far = socket.create_connection(("127.0.0.1", targets[self._accepted % len(targets)]))
         except OSError:
             near.close()
             return

@@ -144,7 +144,7 @@ AT_CONNECT = 'connection to server at "10.0.0.1", port 5432 failed: '
             "FATAL:  permission denied to start WAL sender\nDETAIL:  Only roles with the attribute may",
             "ALTER ROLE ... REPLICATION",
         ),
-        ("FATAL:  unsupported startup parameter: replication", "not one through a pooler"),
+        ("FATAL:  unsupported startup parameter: replication", "a pooler will do only in QUERY"),
     ],
 )
 def test_refusals_at_connect_come_without_a_sqlstate(text: str, remedy: str) -> None:

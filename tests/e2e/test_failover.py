@@ -76,3 +76,30 @@ def test_a_failover_slot_is_taken_over_by_the_standby_that_is_promoted(
     wait_equal(client, standby)
     wait_until(lambda: server.get("/healthz") == (200, "ok"), "all is well")
     assert server.metric("pads_cdc_reconcile_total", reason="slot_created") == 0, "the slot was there"
+
+
+def test_of_several_hosts_the_one_that_fits_is_followed(
+    replicated: Replicated, database_factory: DatabaseFactory, serve: ServerFactory, gateway: GatewayFactory
+) -> None:
+    """Whichever is the primary, for the slot; a standby as long as there is one, for the queries."""
+    primary = database_factory(cluster=replicated.primary)
+    fill(primary, 50)
+    replicated.wait_replayed()
+    standby = primary.on(replicated.standby)
+    server = serve(
+        either(primary, replicated, "primary"),
+        QUERY_CONNECTION_STRING=either(primary, replicated, "prefer-standby"),
+    )
+    client = gateway(server)
+    wait_equal(client, primary)
+    ours = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pads-cdc' AND backend_type = %s"
+    assert primary.value(ours, ("walsender",)) == 1
+    assert standby.value(ours, ("client backend",)) > 0
+
+    replicated.wait_replayed()
+    replicated.primary.stop()
+    replicated.standby.promote()
+    standby.execute("DELETE FROM portal_applications WHERE id = 'app_1'")
+    wait_equal(client, standby)
+    wait_until(lambda: standby.value(ours, ("walsender",)) == 1, "the new primary's slot is read")
+    wait_until(lambda: server.get("/healthz") == (200, "ok"), "all is well")
