@@ -35,6 +35,8 @@ class Positions:
     """Commit time of the newest applied transaction by the database's clock (Unix seconds), 0.0 before the
     first.
     """
+    replayed: Lsn | None = None
+    """How far the server that is queried has replayed; None where that is the slot's, a primary, or away."""
 
 
 class Freshness:
@@ -56,6 +58,7 @@ class Freshness:
         self._reported: deque[tuple[float, Lsn]] = deque(maxlen=self._KEEP)
         self._server_end = self._received = self._applied = self._confirmed = 0
         self._committed_at = 0.0
+        self._replayed: Lsn | None = None
 
     def reported(self, server_end: Lsn, asked_at: float) -> None:
         """Note an end of WAL that the slot's server gave; ``asked_at`` is our monotonic time before
@@ -84,6 +87,11 @@ class Freshness:
         with self._lock:
             self._confirmed = max(self._confirmed, lsn)
 
+    def replayed(self, lsn: Lsn | None) -> None:
+        """Note how far the query server has replayed; None where it does not replay, or does not say."""
+        with self._lock:
+            self._replayed = lsn
+
     def exact(self, at: float) -> None:
         """Note that the whole mapping was read and applied as it was at our monotonic time ``at``
         (polling).
@@ -101,7 +109,12 @@ class Freshness:
         """Read all positions at one moment."""
         with self._lock:
             return Positions(
-                self._server_end, self._received, self._applied, self._confirmed, self._committed_at
+                self._server_end,
+                self._received,
+                self._applied,
+                self._confirmed,
+                self._committed_at,
+                self._replayed,
             )
 
     def staleness(self) -> float:

@@ -243,6 +243,7 @@ class _LiveGauges(Collector):
             value=self._freshness.staleness(),
         )
         yield self._lag_bytes()
+        yield self._replay_lag()
         subscribers = self._subscribers.snapshot()
         counts = Tally(subscriber.protocol for subscriber in subscribers)
         family = GaugeMetricFamily("pads_cdc_subscribers", "Open streams.", labels=("protocol",))
@@ -263,6 +264,16 @@ class _LiveGauges(Collector):
             "Since when the slowest subscriber lacks something; 0 when all have everything.",
             value=max((subscriber.lag_seconds for subscriber in subscribers), default=0.0),
         )
+
+    def _replay_lag(self) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(
+            "pads_cdc_query_server_replay_lag_bytes",
+            "WAL that a standby with the re-queries has still to replay, behind the slot's server.",
+        )
+        at = self._freshness.positions()
+        if at.server_end and at.replayed is not None:
+            family.add_metric((), max(0, at.server_end - at.replayed))
+        return family
 
     def _lag_bytes(self) -> GaugeMetricFamily:
         family = GaugeMetricFamily(

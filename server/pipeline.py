@@ -18,6 +18,7 @@ from cdc.mapping import load, server_queries
 from cdc.nudge import Nudge
 from cdc.parents import Parents
 from cdc.probe import Probe
+from cdc.replay_probe import ReplayProbe
 from cdc.requery import Requery
 from cdc.slot import SlotReader
 from server.encode import encode
@@ -101,9 +102,14 @@ class Pipeline:
             on_failure=on_failure,
         )
 
+        elsewhere = settings.query_connection_string is not settings.postgres_connection_string
+        self._replay_probe = ReplayProbe(query, queries["WalEnd"], freshness) if elsewhere else None
+        threads = (self.follower, self._reader, self._probe, self._replay_probe)
+        self._threads = [thread for thread in threads if thread is not None]
+
     def start(self) -> None:
         """Start the threads."""
-        for thread in (self.follower, self._reader, self._probe):
+        for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
@@ -115,6 +121,8 @@ class Pipeline:
         self.follower.stop()
         self.follower.join(_JOIN_SECONDS)
         self._probe.stop()
+        if self._replay_probe is not None:
+            self._replay_probe.stop()
         self._reader.stop()
         self._reader.join(_JOIN_SECONDS)
 

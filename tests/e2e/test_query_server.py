@@ -52,6 +52,7 @@ def test_a_standby_whose_replay_is_paused_is_waited_for(
     primary.execute("DELETE FROM portal_applications WHERE id = 'app_2'")
     end = primary.value("SELECT pg_current_wal_flush_lsn()")
     wait_until(lambda: server.metric("pads_cdc_replication_lag_seconds") > 2, "staleness grows")
+    assert server.metric("pads_cdc_query_server_replay_lag_bytes") > 0, "and by what"
     assert client.key("app_1") == "key_1", "what the standby has not replayed was never read"
     assert len(client.updates) == 200
     confirmed = "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE slot_type = 'logical'"
@@ -60,6 +61,7 @@ def test_a_standby_whose_replay_is_paused_is_waited_for(
     client.wait(lambda one: one.key("app_1") == "new", "the new key")
     wait_equal(client, primary)
     wait_until(lambda: primary.value(confirmed, (end,)), "confirmed")
+    wait_until(lambda: "replay_lag_bytes 0.0" in server.get("/metrics")[1], "nothing is left to replay")
 
 
 def test_a_recovery_conflict_is_retried_and_no_delete(
