@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -71,7 +72,20 @@ class Journal(Listener):
         (_log.debug if again else _log.warning)("source lost, reconnecting", reason=reason, message=message)
 
     def batch(self, batch: BatchSeen) -> None:
-        """Log a batch, for those who debug."""
+        """Log a batch and each of its transactions, for those who follow one from its commit to here."""
+        for one in batch.transactions:
+            _log.debug(
+                "transaction published",
+                xid=one.xid,
+                end=lsn.show(one.end),
+                committed_at=datetime.fromtimestamp(one.committed_at, UTC).isoformat(),
+                rows={f"{table} {action}": number for (table, action), number in one.rows.items()},
+                affected=one.affected,
+                visible_after_seconds=round(batch.visibility_seconds, 6),
+                requery_seconds=round(batch.requery_seconds, 6),
+                published_after_seconds=round(one.published_at - one.committed_at, 6),
+                revision=batch.revision,
+            )
         _log.debug(
             "batch published",
             transactions=len(batch.transactions),

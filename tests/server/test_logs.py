@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 import threading
 import warnings
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -19,9 +21,13 @@ from server import logs
 from server.journal import Journal
 from server.redaction import HIDDEN, Redactor, redact
 from server.settings import Settings
+from tests.fix_server import DEADLINE, fill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from tests.fix_postgres import Database
+    from tests.fix_server import ServerFactory
 
 SECRET = "hunter22secret"
 URL = f"postgresql://streamer:{SECRET}@127.0.0.1:1/portal"
@@ -290,6 +296,30 @@ def test_the_journal_waits_with_a_slot_s_creation(console: Console) -> None:
         journal.trouble("slot_creation", "waits for a transaction")
     journal.trouble("slot_creation", None)
     assert [line["event"] for line in console.lines] == ["trouble", "trouble is over"]
+
+
+def test_a_transaction_can_be_followed_from_its_commit_to_its_publication(
+    database: Database, serve: ServerFactory
+) -> None:
+    fill(database, 3)
+    server = serve(database, LOGGER_LEVEL="debug")
+    server.wait_log("map reconciled", reason="slot_created")
+    [(xid,)] = database.rows(
+        "UPDATE portal_application_settings SET secret_key = 'hunter22' WHERE application_id = 'app_1'"
+        " RETURNING pg_current_xact_id()::text::bigint % 4294967296"
+    )
+    line = server.wait_log("transaction published", xid=xid)
+    assert line["rows"] == {"portal_application_settings update": 1}
+    assert (line["affected"], line["level"]) == (1, "debug")
+    committed = datetime.fromisoformat(line["committed_at"])
+    assert abs(datetime.now(UTC) - committed).total_seconds() < DEADLINE
+    took = [line[f"{what}_seconds"] for what in ("visible_after", "requery", "published_after")]
+    assert 0 <= min(took) <= max(took) < DEADLINE
+    # The LSN and the revision lead to the batch, and on to what a subscriber of the feed is told.
+    batch = server.wait_log("batch published", end=line["end"])
+    assert batch["revision"] == line["revision"]
+    assert re.fullmatch(r"[0-9A-F]+/[0-9A-F]+", line["end"])
+    assert "hunter22" not in server.output
 
 
 def test_configured_logging_goes_to_standard_error_and_nowhere_else() -> None:
