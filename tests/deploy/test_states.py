@@ -14,6 +14,7 @@ from cdc.freshness import Freshness
 from cdc.store import Store
 from server.metrics import Metrics
 from server.subscribers import Subscribers
+from tests.deploy.test_dashboard import as_asked, panels
 from tests.fix_server import fill, wait_equal, wait_until
 from tests.proxy import Proxy
 
@@ -52,6 +53,16 @@ def wait_growing(scraping: Prometheus) -> None:
     assert second - first == pytest.approx(time.monotonic() - began, abs=2.5)
 
 
+def colour(scraping: Prometheus, title: str) -> str:
+    """Return the colour of a stat on the dashboard, as Grafana would choose it now."""
+    [panel] = [one for one in panels() if one["title"] == title]
+    [target] = panel["targets"]
+    value = scraping.value(as_asked(target["expr"]))
+    assert value is not None, title
+    steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
+    return str([step["color"] for step in steps if step["value"] is None or value >= step["value"]][-1])
+
+
 def test_idle_is_no_lag_even_in_a_busy_cluster_and_alerts_nobody(
     database: Database,
     database_factory: DatabaseFactory,
@@ -79,6 +90,14 @@ def test_idle_is_no_lag_even_in_a_busy_cluster_and_alerts_nobody(
     assert scraping.value("sum(pads_cdc_subscribers)") == 1
     assert scraping.value("sum(pads_cdc_subscribers_current)") == 1
     assert scraping.alerts() == set()
+    for title in (
+        "Gateways that have everything",
+        "Oldest map",
+        "Latest gateway",
+        "Not streaming",
+        "Troubles",
+    ):
+        assert colour(scraping, title) == "green", title
 
 
 def test_a_frozen_database_is_lag_that_grows_and_ends(
@@ -90,7 +109,9 @@ def test_a_frozen_database_is_lag_that_grows_and_ends(
     wait_caught_up(scraping)
     with database.cluster.frozen():
         wait_growing(scraping)
+        assert colour(scraping, "Oldest map") == "orange", "the dashboard takes it for idleness"
     wait_caught_up(scraping)
+    assert colour(scraping, "Oldest map") == "green"
 
 
 def test_a_source_that_is_cut_off_is_disconnected_and_lags(
