@@ -37,6 +37,7 @@ _OPTIONS: Final = (
     # A server that is gone without a word is noticed within half a minute.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # a minute otherwise, whatever the line above says
     ("grpc.http2.max_pings_without_data", 0),
 )
 _FIRST_WORD_SECONDS: Final = 45.0

@@ -41,6 +41,7 @@ _OPTIONS = (
     # the third that comes sooner ends the connection with too_many_pings.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # a minute otherwise, whatever the line above says
     ("grpc.keepalive_permit_without_calls", 1),
     # Despite its name: between pings that we receive. A second less, as the network may bring two closer.
     ("grpc.http2.min_ping_interval_without_data_ms", 9_000),

@@ -39,6 +39,7 @@ OPTIONS: Final = (
     # A server that is gone without a word is noticed within 40 s; ours welcomes such pings.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # a minute otherwise, whatever the line above says
     ("grpc.http2.max_pings_without_data", 0),
     # The time to wait between attempts is ours to choose; this minimum is also the time to connect in.
     ("grpc.initial_reconnect_backoff_ms", 100),
