@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import psycopg2
 import pytest
 from psycopg2.sql import SQL, Identifier, Literal
 
-from cdc import lsn, wal2json
+from cdc import lsn, slot, wal2json
 from cdc.assembler import Assembler, Transaction
 from cdc.backlog import Backlog, Event, Lost, Started
 from cdc.connection import Address
@@ -21,6 +22,7 @@ from cdc.mapping import Rule, server_queries
 from cdc.slot import SlotReader
 from server.fanout import Listener
 from tests.fix_server import fill, wait_until
+from tests.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -422,3 +424,23 @@ def test_a_slot_that_is_lost_again_and_again_is_left_to_a_person(
     following.wait(lambda one: isinstance(one, Lost) and "3 times" in str(one.error), "it gives up")
     [(status,)] = database.rows("SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'pads_cdc'")
     assert status == "lost", "as it is, for whoever looks into it"
+
+
+def test_a_server_that_says_nothing_any_more_is_given_up(
+    database: Database, follow: FollowingFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection stays open, as behind a firewall that has forgotten it; nothing else would end it."""
+    monkeypatch.setattr(slot, "_ASK", 0.2)
+    monkeypatch.setattr(slot, "_SILENCE", 1.0)
+    with Proxy(database.cluster.port) as proxy:
+        following = follow(database.on(replace(database.cluster, port=proxy.port)))
+        following.started()
+        idle = time.monotonic() + 1.5
+        wait_until(lambda: time.monotonic() > idle, "a silence in which it answers")
+        assert following.session == 1
+        proxy.stalled = True
+        error = following.lost().error
+        assert isinstance(error, SourceError)
+        assert error.reason == "stalled"
+        proxy.stalled = False
+        following.started()
