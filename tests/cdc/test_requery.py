@@ -4,7 +4,7 @@ one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cdc.observer import ReconcileSeen
+    from cdc.store import Batch
     from tests.fix_postgres import Database
 
 
@@ -57,7 +58,7 @@ class Desk:
         self.told = Told()
         queries = server_queries()
         mapping = load("grove")
-        ledger = Ledger(folder / "state", "", self.told)
+        self.ledger = ledger = Ledger(folder / "state", "", self.told)
         self.server = QueryServer(Address(database.url, "TEST"), mapping, "public", encode)
         self.requery = Requery(
             database=self.server,
@@ -244,6 +245,37 @@ def test_an_audit_under_writes_finds_nothing(desk: Desk) -> None:
         assert desk.told.reconciles[-1].reason == "audit"
         assert desk.told.reconciles[-1].upserts + desk.told.reconciles[-1].deletes == 0
     assert desk.map == expected(desk.database)
+
+
+def test_whatever_is_published_is_in_the_state_file_before(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash in between would otherwise count the same revision twice, for two different maps."""
+    written: list[Batch] = []
+    publish = desk.store.publish
+
+    def append(batch: Batch, **_: int) -> None:
+        written.append(batch)
+
+    def check(batch: Batch, **more: Any) -> None:
+        assert written[-1] is batch
+        publish(batch, **more)
+
+    monkeypatch.setattr(desk.ledger, "append", append)
+    monkeypatch.setattr(desk.store, "publish", check)
+    desk.commit(f"{KEY}'app_1'", EndpointsOfApplications="app_1")
+    desk.commit("UPDATE pay_plans SET throughput_limit = 77", EndpointsOfPlans="plan_0")
+    desk.finish()
+    desk.database.execute("DELETE FROM portal_applications WHERE id = 'app_5'")
+    desk.requery.add(Task.reconcile("truncate", Gate(), desk.requery.reached))
+    desk.finish()
+    desk.database.execute("UPDATE portal_application_settings SET secret_key = 'untold' WHERE id = 3")
+    assert desk.requery.audit()
+    desk.requery.reached = 1 << 62
+    while desk.told.reconciles[-1].reason != "audit":
+        desk.requery.turn()
+    assert desk.map == expected(desk.database)
+    assert sum(bool(batch.changed) for batch in written) >= 5
 
 
 def test_confirmation_waits_for_the_oldest_task(desk: Desk) -> None:
