@@ -14,6 +14,8 @@ from tests.proxy import Proxy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from psycopg2.extensions import connection
+
     from server.demo.cluster import Cluster
     from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory
     from tests.fix_server import Gateway, GatewayFactory, ServerFactory
@@ -108,20 +110,40 @@ def _plan(client: Gateway, endpoint_id: str) -> tuple[str, int] | None:
     return endpoint.metadata.plan_type, endpoint.rate_limiting.throughput_limit
 
 
-def test_a_commit_that_hung_since_before_the_slot_was_made(
+def test_a_commit_that_hangs_since_before_the_slot_was_made(
     own: Database, serve: ServerFactory, gateway: GatewayFactory
 ) -> None:
-    """The new slot never delivers it: the load has to see it, and waits for it, or clients never hear of
-    it.
+    """The slot never delivers it: the load has to see it, and waits for it, or clients never hear of it.
+
+    Making a slot waits for what runs when it begins, and then for what has begun meanwhile. Whatever begins
+    after that is over for the slot with its commit record, though nobody can see it yet.
     """
-    with standby_away(own) as commit:
-        commit("UPDATE portal_application_settings SET secret_key = 'hangs' WHERE application_id = 'app_1'")
-        server = serve(own)
-        wait_until(
-            lambda: own.value("SELECT count(*) FROM pg_replication_slots WHERE active") == 1, "the slot"
+
+    def begin() -> connection:
+        session = own.connect()
+        session.cursor().execute("BEGIN; SELECT pg_current_xact_id()")
+        return session
+
+    def waited_for(session: connection) -> None:
+        waits = (
+            "SELECT count(*) FROM pg_locks AS waiting JOIN pg_locks AS held USING (locktype, transactionid)"
+            " WHERE NOT waiting.granted AND held.granted AND held.pid = %s"
         )
-        # Polling gives out the map as everybody sees it; that does not count as the slot's load.
-        assert server.metric("pads_cdc_reconcile_total", reason="slot_created") == 0
+        wait_until(lambda: own.value(waits, (session.info.backend_pid,)) == 1, "the slot waits for it")
+
+    with standby_away(own) as commit:
+        first = begin()
+        server = serve(own)
+        waited_for(first)
+        second = begin()
+        first.cursor().execute("ROLLBACK")
+        waited_for(second)
+        commit("UPDATE portal_application_settings SET secret_key = 'hangs' WHERE application_id = 'app_1'")
+        second.cursor().execute("ROLLBACK")
+        wait_until(lambda: server.metric("pads_cdc_source_mode", mode="streaming") == 1, "the slot is made")
+        local(own, "INSERT INTO portal_applications VALUES ('follows', NULL)")
+        server.wait_metric(1, "pads_cdc_transactions_total")
+        assert server.metric("pads_cdc_reconcile_total", reason="slot_created") == 0, "loaded too early"
     client = gateway(server)
     wait_equal(client, own)
     assert client.key("app_1") == "hangs"
