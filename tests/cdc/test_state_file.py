@@ -108,17 +108,18 @@ def test_kill_in_the_middle_of_writing_keeps_whole_batches(path: Path) -> None:
     file.close()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "version", "checksum"])
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "version", "checksum", "cluster"])
 def test_an_unusable_file_is_set_aside_and_started_anew(path: Path, damage: str) -> None:
     write(path, [{f"app_{number}": KEY for number in range(500)}])
     old = StateFile(path)
     epoch = old.kept.epoch
+    old.note(system="another" if damage == "cluster" else "ours")
     old.close()
     if damage == "truncated":
         os.truncate(path, path.stat().st_size // 2)
     elif damage == "garbage":
         path.write_bytes(b"not a database" * 1000)
-    else:
+    elif damage != "cluster":
         with sqlite3.connect(path) as database:
             database.execute(
                 "UPDATE facts SET value = 99 WHERE name = 'version'"
@@ -126,7 +127,7 @@ def test_an_unusable_file_is_set_aside_and_started_anew(path: Path, damage: str)
                 else "UPDATE batches SET digests = zeroblob(length(digests))"
             )
         database.close()
-    file = StateFile(path)
+    file = StateFile(path, "ours")
     assert file.set_aside is not None
     assert file.set_aside.exists()
     assert file.kept.fresh
