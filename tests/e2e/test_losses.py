@@ -282,17 +282,22 @@ def test_the_database_is_restored_from_an_older_backup(rig: Rig, feed: FeedFacto
     assert now.seen <= rig.database.value("SELECT pg_current_wal_lsn() - '0/0'")
 
 
-def test_the_state_file_s_disk_is_full(rig: Rig, serve: ServerFactory, tmp_path: Path) -> None:
+def test_the_state_file_s_disk_is_full(
+    rig: Rig, feed: FeedFactory, serve: ServerFactory, tmp_path: Path
+) -> None:
     """It goes on without, loudly; and once there is room again, with a file that a restart can use."""
+    held = feed(rig.server)
+    before = rig.proves(held)
     pid = rig.server.process.pid
     size = sum(path.stat().st_size for path in tmp_path.glob("state*"))
-    before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (size // 2, resource.RLIM_INFINITY))
+    limits = resource.prlimit(pid, resource.RLIMIT_FSIZE, (size // 2, resource.RLIM_INFINITY))
     rig.database.execute("UPDATE pay_plans SET throughput_limit = throughput_limit + 1")
     wait_until(lambda: rig.server.metric("pads_cdc_state_file_errors_total") > 0, "it is counted")
     wait_equal(rig.client, rig.database)
     assert "state_file" in reasons(rig.server)
     rig.still_serves()
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+    assert rig.proves(held).epoch != before.epoch, "a restart would not know these revisions"
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
     wait_until(lambda: "state_file" not in reasons(rig.server), "a state file again", deadline=60)
     rig.heals()
     port = str(rig.server.grpc)
