@@ -27,18 +27,19 @@ demo: $(RUNTIME) postgres ## Run the whole thing on a throw-away database; DEMO_
 	@$(BIN)/pads-cdc demo $(DEMO_ARGS)
 
 .PHONY: test
-test: $(DEV) postgres postgres17 observers go ## Run the tests; TEST_ARGS="-k gate -x"
+test: $(DEV) postgres replicas observers go ## Run the tests; TEST_ARGS="-k gate -x"
 	$(PYTEST) -m "not soak" $(TEST_ARGS)
 
 .PHONY: test-all
-test-all: $(DEV) postgres postgres17 observers go ## Run the tests with those that take minutes
+test-all: $(DEV) postgres replicas observers go ## Run the tests with those that take minutes
 	$(PYTEST) $(TEST_ARGS)
 
 .PHONY: test-matrix
-test-matrix: $(DEV) postgres postgres17 observers go ## Run the tests on the system's PostgreSQL and on 17 and 18
-	$(PYTEST) -m "not soak" $(TEST_ARGS)
-	PADS_PG_BIN=$$(scripts/fetch-postgres 17) $(PYTEST) -m "not soak" $(TEST_ARGS)
-	PADS_PG_BIN=$$(scripts/fetch-postgres 18) $(PYTEST) -m "not soak" $(TEST_ARGS)
+test-matrix: $(DEV) postgres replicas observers go ## Run the tests on PostgreSQL 15, 17 and 18
+	for version in 15 17 18; do \
+	  programs=$$(scripts/fetch-postgres $$version); \
+	  PADS_PG_BIN=$$programs $(PYTEST) -m "not soak" $(TEST_ARGS); \
+	done
 
 SECONDS ?= 3600
 SOAK_ARGS ?=
@@ -120,10 +121,12 @@ observers: # those who look at us in the tests: a Prometheus and a browser
 postgres:
 	@scripts/install-postgres
 
-# For the tests on a standby, whose timeout must not include a slow mirror. Without it, only they fail.
-.PHONY: postgres17
-postgres17:
-	@scripts/fetch-postgres 17 >/dev/null || true
+# For the tests on standbys and through a pooler, whose timeouts must not include a slow mirror. Whatever is missing
+# after this is fetched by the tests that need it, which fail where it cannot be had.
+.PHONY: replicas
+replicas:
+	@for version in 17 18; do scripts/fetch-postgres $$version >/dev/null || true; done
+	@scripts/fetch-pgbouncer >/dev/null || true
 
 .venv/bin/pip:
 	@echo "making .venv (half a minute, once)"
