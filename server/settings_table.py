@@ -25,7 +25,8 @@ _PAGE: Final = """\
 
 Every setting is an environment variable and a flag of `pads-cdc serve`: `SLOT_NAME` is `--slot-name`. A
 flag wins over the environment; an empty variable counts as not given. A bad value is one line on standard
-error that says what to type instead, and exit code 2.
+error that says what to type instead, and exit code 2. A name in the environment that looks like a misspelt
+setting is warned of, and counts for nothing.
 
 | name | default | example | what it is |
 |---|---|---|---|

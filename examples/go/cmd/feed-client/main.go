@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"flag"
 	"log"
+	"math"
 	"os"
 	"os/signal"
 	"syscall"
@@ -28,7 +29,7 @@ func main() {
 	replica := feed.NewReplica() // an authorization server calls its Get at each request
 	client := feed.Client{ID: *id, Replica: replica, Observe: func(event string, details map[string]any) {
 		details["event"] = event
-		if staleness, known := replica.Staleness(); known {
+		if staleness, complete := replica.Staleness(); complete && staleness < math.MaxInt64 { // proved, once
 			details["staleness_seconds"] = staleness.Seconds()
 		}
 		if out.Encode(details) != nil {
