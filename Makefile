@@ -52,8 +52,9 @@ bench: $(DEV) postgres ## Measure us beside the alternatives, small: BENCH_ARGS=
 	$(BIN)/python -m bench --size quick $(BENCH_ARGS)
 
 .PHONY: bench-full
-bench-full: $(DEV) postgres ## Measure at the size of the record, within 40 minutes; wants a quiet machine
-	$(BIN)/python -m bench --size full $(BENCH_ARGS)
+bench-full: $(DEV) postgres ## Measure for the record (docs/performance.md): 40 minutes on a quiet machine
+	$(BIN)/python -m bench --size full
+	$(BIN)/python -m bench.document
 
 .PHONY: picture
 picture: $(DEV) postgres ## Draw docs/demo.svg anew, from a run of the demo

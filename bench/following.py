@@ -63,7 +63,8 @@ class Notebook:
                     if not self._changed.wait_for(lambda: len(self._arrivals) >= count, seconds):
                         return None
                     self._wanted = -1
-                    return max(self._arrivals.values())
+                    # In the order of their arrival. A copy at once, as the other thread goes on.
+                    return list(self._arrivals.values())[count - 1]
         return dict(self._arrivals)
 
 
@@ -100,7 +101,7 @@ class Follower:
         self._ask("mark")
 
     def wait(self, count: int, seconds: float = DEADLINE) -> float:
-        """Return when the last of so many endpoints had arrived, once they have.
+        """Return when the last of so many endpoints (at least one) had arrived, once they have.
 
         Raises:
             TimeoutError: they have not within ``seconds``.

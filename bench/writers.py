@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from bench import subscribers
 from bench.following import Follower
-from bench.references import pgbench, triggers
+from bench.references import pgbench, reader, triggers
 from bench.results import OURS, Result, percentile
 from bench.rig import PLAN
 from bench.ripple import RAISE
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from bench.rig import Database, Rig
 
-_CONTENDERS: Final = ("nobody", OURS, "triggers")
+_CONTENDERS: Final = ("nobody", OURS, "bare reader", "triggers")
 _PAUSE: Final = 0.3
 """Seconds before each of those, so that nobody's processors are warmer than another's."""
 
@@ -55,6 +55,9 @@ def _following(rig: Rig, database: Database, contender: str) -> Iterator[list[Fo
         if contender == OURS:
             served = stack.enter_context(rig.serve(database))
             followers.append(stack.enter_context(Follower(subscribers.feed, served.target)))
+        elif contender == "bare reader":
+            slot = stack.enter_context(database.slot("bench"))
+            stack.enter_context(Follower(reader.follow, database.url, slot))
         elif contender == "triggers":
             stack.enter_context(triggers.installed(database))
             followers.append(stack.enter_context(Follower(triggers.follow, database.url)))

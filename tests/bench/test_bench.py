@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from bench import plot, record
+from bench import document, plot, record
 from bench.__main__ import BENCHMARKS, main
 from bench.report import growths, lines
 from bench.results import OURS, Point, Result, percentile
@@ -87,3 +87,14 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
     RECORD.write(tmp_path / "full.json")
     assert record.read(tmp_path / "full.json") == RECORD
     plot.draw(RECORD, tmp_path / "full.png")
+
+
+def test_the_document_is_the_record_s() -> None:
+    text = document.DOCUMENT.read_text(encoding="utf-8")
+    if document.RECORD.exists():
+        assert document.renewed(text, record.read(document.RECORD)) == text, "run python -m bench.document"
+    made = document.renewed(text, RECORD)
+    assert "| without a state file | pads-cdc | 3.00 s | 2.00 to 4.00 |" in made
+    assert document.renewed(made, RECORD) == made
+    with pytest.raises(ValueError, match="substring not found"):
+        document.renewed("no marks", RECORD)
