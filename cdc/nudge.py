@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from cdc.connection import Address
 
 
+_FUNCTION = "pg_log_standby_snapshot"
+"""Only superusers may call it, unless they let others."""
+
+
 class Nudge:
     """Asks in a thread of its own, so that a primary that is frozen or away holds up nobody."""
 
@@ -41,6 +45,9 @@ class Nudge:
             ):
                 cursor.execute(self._query)
         except PadsCdcError as error:
-            self.fault = str(error)
+            fault, _, remedy = str(error).partition("; ")
+            if _FUNCTION in fault:
+                remedy = f"type there: GRANT EXECUTE ON FUNCTION {_FUNCTION}() TO our role"
+            self.fault = f"{fault}; {remedy}" if remedy else fault
         else:
             self.fault = None

@@ -16,13 +16,13 @@ import pytest
 
 from cdc.mapping import load
 from server.demo.cluster import free_port
+from tests.fix_postgres import fetched
 from tests.fix_server import fill, wait_equal, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from server.demo.programs import Programs
     from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory, Role
     from tests.fix_server import GatewayFactory, ServerFactory
 
@@ -179,16 +179,28 @@ def test_the_plugin_is_not_installed(
     assert not database.rows(SLOTS)
 
 
-def test_the_plugin_is_not_on_the_allow_list(
-    refused: Refused, cluster_factory: ClusterFactory, database_factory: DatabaseFactory, programs17: Programs
+@pytest.mark.parametrize("version", ["15-release", "15", "17"])
+def test_the_plugin_s_allow_list(
+    refused: Refused,
+    serve: ServerFactory,
+    cluster_factory: ClusterFactory,
+    database_factory: DatabaseFactory,
+    version: str,
 ) -> None:
-    if not programs17.knows_setting("output_plugin_libraries"):
-        pytest.skip("this minor release has no allow-list")
-    cluster = cluster_factory({"output_plugin_libraries": "pgoutput"}, programs=programs17)
-    database = database_factory(cluster=cluster)
-    line = refused(database.url())
-    assert_says(line, "output_plugin_libraries = 'pgoutput, test_decoding, wal2json'", "reload")
-    assert not database.rows(SLOTS)
+    """A minor version that has the list and does not name the plugin, and one that knows no such list."""
+    programs = fetched(version)
+    listed = programs.knows_setting("output_plugin_libraries")
+    settings = {"output_plugin_libraries": "pgoutput"} if listed else None
+    database = database_factory(cluster=cluster_factory(settings, programs=programs))
+    if listed:
+        line = refused(database.url())
+        assert_says(line, "output_plugin_libraries = 'pgoutput, test_decoding, wal2json'", "reload")
+        assert not database.rows(SLOTS)
+        database.cluster.configure({"output_plugin_libraries": "pgoutput, test_decoding, wal2json"})
+        database.cluster.reload()
+        wait_until(lambda: "wal2json" in database.value("SHOW output_plugin_libraries"), "the reload")
+    server = serve(database)
+    wait_until(lambda: server.metric("pads_cdc_source_mode", mode="streaming") == 1, "it is followed")
 
 
 # --- rights

@@ -182,6 +182,11 @@ def test_a_slot_waits_for_an_idle_primary_and_says_so(
     client = gateway(server)
     wait_equal(client, primary)
     wait_until(lambda: "SELECT pg_log_standby_snapshot()" in server.get("/healthz")[1], "what to type")
+    assert server.stop() == 0
+    role = primary.create_role()
+    by_role = primary.url(role.name, role.password)
+    server = serve(primary.on(replicated.standby), PRIMARY_CONNECTION_STRING=by_role, PORT=str(server.grpc))
+    wait_until(lambda: "GRANT EXECUTE ON FUNCTION" in server.get("/healthz")[1], "what it lacks")
     with nudged(primary):
         wait_until(lambda: server.metric("pads_cdc_source_mode", mode="streaming") == 1, "the slot is made")
     wait_until(lambda: server.get("/healthz") == (200, "ok"), "all is well")
