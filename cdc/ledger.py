@@ -87,7 +87,6 @@ class Ledger:
     def new_epoch(self, store: Store) -> None:
         """Break with the past: the database's history is another one now."""
         self.epoch = uuid.uuid4().hex
-        self.kept.position = self.kept.seen = 0
         if self._file is not None:
             self._rewrite(self._file, store)
 

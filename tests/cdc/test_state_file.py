@@ -177,7 +177,6 @@ def test_a_new_epoch_before_the_first_load_keeps_what_is_not_verified_yet(path: 
     store = Store()
     store.restore(ledger.kept.entries, ledger.kept.head)
     ledger.new_epoch(store)
-    assert ledger.kept.position == ledger.kept.seen == 0, "positions of the history that was left"
     ledger.close()
     again = reopened(path)
     assert list(again.tombstones) == ["b"]
