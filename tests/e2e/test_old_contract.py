@@ -209,24 +209,27 @@ def test_the_visibility_trap(
         args=("UPDATE portal_application_settings SET secret_key = 'new' WHERE application_id = 'app_1'",),
     )
     waiting.start()
-    wait_until(
-        lambda: database.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") == 1,
-        "the commit hangs",
-    )
-    # It is decoded: the stream is past it. But nobody can see it, so it counts for nothing yet.
-    [(commit_end,)] = database.rows("SELECT pg_current_wal_flush_lsn()")
-    received = (
-        "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'pads-cdc' AND sent_lsn >= %s"
-    )
-    wait_until(lambda: database.value(received, (commit_end,)) == 1, "the commit is sent to us")
-    wait_until(lambda: server.metric("pads_cdc_replication_lag_seconds") > 1.5, "staleness grows")
-    assert client.key("app_1") == "key_1"
-    confirmed = "SELECT confirmed_flush_lsn < %s FROM pg_replication_slots"
-    assert database.value(confirmed, (commit_end,)), "confirmed before it was visible: lost if we crash now"
-
-    cluster.configure({"synchronous_standby_names": ""})
-    cluster.reload()
-    waiting.join(30)
+    try:
+        wait_until(
+            lambda: database.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") == 1,
+            "the commit hangs",
+        )
+        # It is decoded: the stream is past it. But nobody can see it, so it counts for nothing yet.
+        [(commit_end,)] = database.rows("SELECT pg_current_wal_flush_lsn()")
+        received = (
+            "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'pads-cdc' AND sent_lsn >= %s"
+        )
+        wait_until(lambda: database.value(received, (commit_end,)) == 1, "the commit is sent to us")
+        wait_until(lambda: server.metric("pads_cdc_replication_lag_seconds") > 1.5, "staleness grows")
+        assert client.key("app_1") == "key_1"
+        confirmed = "SELECT confirmed_flush_lsn < %s FROM pg_replication_slots"
+        assert database.value(confirmed, (commit_end,)), (
+            "confirmed before it was visible: lost if we crash now"
+        )
+    finally:  # a commit that hangs would hang the end of the test as well
+        cluster.configure({"synchronous_standby_names": ""})
+        cluster.reload()
+        waiting.join(30)
     client.wait(lambda one: one.key("app_1") == "new", "the new key")
     wait_until(lambda: not database.value(confirmed, (commit_end,)), "confirmed at last")
     assert expected(database) == client.map
