@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING
 
 from psycopg2.extensions import make_dsn
 
+from tests.fix_postgres import fetched
 from tests.fix_server import fill, wait_equal, wait_until
 
 if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+
     from tests.fix_check import Check
-    from tests.fix_postgres import Database, DatabaseFactory, Replicated
+    from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory, Replicated
     from tests.fix_server import GatewayFactory, ServerFactory
 
 
@@ -103,3 +107,19 @@ def test_of_several_hosts_the_one_that_fits_is_followed(
     wait_equal(client, standby)
     wait_until(lambda: standby.value(ours, ("walsender",)) == 1, "the new primary's slot is read")
     wait_until(lambda: server.get("/healthz") == (200, "ok"), "all is well")
+
+
+def test_failover_slots_where_there_can_be_none(
+    cluster_factory: ClusterFactory,
+    database_factory: DatabaseFactory,
+    pads_cdc: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """PostgreSQL 15 has none."""
+    database = database_factory(cluster=cluster_factory(programs=fetched("15")))
+    done = pads_cdc("serve", POSTGRES_CONNECTION_STRING=database.url(), SLOT_FAILOVER="true")
+    assert done.returncode == 1
+    [line] = done.stderr.strip().splitlines()
+    assert line == (
+        "pads-cdc: SLOT_FAILOVER needs PostgreSQL 17, and the slot's server is 15; SLOT_FAILOVER=false, or"
+        " upgrade the server to 17 or later"
+    )
