@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from psycopg2.extensions import make_dsn
 
 from tests.fix_postgres import fetched
@@ -38,6 +39,7 @@ def sync_slots(standby: Database) -> None:
     standby.cluster.reload()
 
 
+@pytest.mark.parametrize("replicated", ["17"], indirect=True)
 def test_a_failover_slot_is_taken_over_by_the_standby_that_is_promoted(
     replicated: Replicated,
     database_factory: DatabaseFactory,
@@ -82,6 +84,7 @@ def test_a_failover_slot_is_taken_over_by_the_standby_that_is_promoted(
     assert server.metric("pads_cdc_reconcile_total", reason="slot_created") == 0, "the slot was there"
 
 
+@pytest.mark.parametrize("replicated", ["18"], indirect=True)
 def test_of_several_hosts_the_one_that_fits_is_followed(
     replicated: Replicated, database_factory: DatabaseFactory, serve: ServerFactory, gateway: GatewayFactory
 ) -> None:

@@ -25,7 +25,7 @@ def test_a_storm_with_a_promotion_in_the_middle_of_it(
     cluster = cluster_factory(programs=fetched(version))
     with ExitStack() as closing:
         storm = Storm(cluster, tmp_path, int(version), closing, standby=True)
-        storm.round(10.0, promote=True)
+        storm.round(8.0, promote=True)
         assert storm.primary is storm.cluster, "the standby was promoted"
         assert storm.faults["standby_promoted"] == 1
         assert storm.counts["transactions"] > 50

@@ -6,6 +6,8 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import pytest
+
 from server.pb.gateway_endpoint_pb2 import GatewayEndpoint
 from tests.fix_server import fill, wait_equal, wait_until
 
@@ -171,6 +173,7 @@ def test_a_standby_that_replays_again_is_waited_for(
     assert held.resets == 1, "the tokens stayed good"
 
 
+@pytest.mark.parametrize("replicated", ["18"], indirect=True)
 def test_a_slot_waits_for_an_idle_primary_and_says_so(
     replicated: Replicated, database_factory: DatabaseFactory, serve: ServerFactory, gateway: GatewayFactory
 ) -> None:
@@ -200,6 +203,7 @@ def test_a_slot_waits_for_an_idle_primary_and_says_so(
     assert server.metric("pads_cdc_source_reconnects_total") == 0
 
 
+@pytest.mark.parametrize("replicated", ["17"], indirect=True)
 def test_a_slot_on_a_standby_that_is_invalidated(
     replicated: Replicated, database_factory: DatabaseFactory, serve: ServerFactory, gateway: GatewayFactory
 ) -> None:
