@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench import document, plot, record
-from bench.__main__ import BENCHMARKS, main
+from bench.cli import BENCHMARKS, main
 from bench.report import growths, lines
 from bench.results import OURS, Point, Result, percentile
 from bench.targets import TARGETS, Target
