@@ -124,7 +124,7 @@ class Storm:
         """Let the storm rage for so long, then calm it and compare; with ``promote``, halfway."""
         self._writing.set()
         until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
+        while (left := until - time.monotonic()) > 0 or promote:
             time.sleep(self.choose.uniform(0.0, 2.5))
             [fault] = self.choose.choices(list(self._faults), list(self._faults.values()))
             if promote and left < seconds / 2:
@@ -262,7 +262,7 @@ def main() -> int:
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="pads-cdc-soak-")))
         storm = Storm(cluster, folder, arguments.seed, closing, standby=arguments.standby)
         try:
-            while (left := until - time.monotonic()) > 0:
+            while (left := until - time.monotonic()) > 0 or promote:
                 storm.round(min(storm.choose.uniform(5.0, 20.0), max(1.0, left)), promote=arguments.promote)
                 if left // REPORT != (until - time.monotonic()) // REPORT:
                     _say(f"{left:.0f} s left, no difference so far\n{storm.report()}")
