@@ -262,7 +262,7 @@ def main() -> int:
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="pads-cdc-soak-")))
         storm = Storm(cluster, folder, arguments.seed, closing, standby=arguments.standby)
         try:
-            while (left := until - time.monotonic()) > 0 or promote:
+            while (left := until - time.monotonic()) > 0:
                 storm.round(min(storm.choose.uniform(5.0, 20.0), max(1.0, left)), promote=arguments.promote)
                 if left // REPORT != (until - time.monotonic()) // REPORT:
                     _say(f"{left:.0f} s left, no difference so far\n{storm.report()}")
