@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from cdc.observer import Observer
 
 PLUGIN = "wal2json"
-_TICK = 0.25
+_TICK = 0.1
 """Seconds between looks at what may be confirmed."""
 _SIGN = 1.0
 """Seconds after which the server hears from us even if nobody can take what it sends: its patience with
@@ -107,7 +107,7 @@ class SlotReader(threading.Thread):
     # ---------------------------------------------------------------------------------
 
     def confirm(self, position: Lsn, session: int) -> None:
-        """Let the server forget everything up to ``position``; it hears of it within a quarter of a second.
+        """Let the server forget everything up to ``position``; it hears of it within a tenth of a second.
 
         Ignored when the connection that ``session`` names is gone: another one may read another history.
         """

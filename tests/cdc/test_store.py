@@ -210,6 +210,14 @@ def test_positions_move_even_where_the_bytes_stay() -> None:
     assert store.entries["a"].position == 20, "nobody named it"
 
 
+@pytest.mark.parametrize("payload", [b"2", None])
+def test_what_is_delivered_again_is_not_news(payload: bytes | None) -> None:
+    store = Store()
+    publish(store, {"a": b"1"}, position=20)
+    assert publish(store, {"a": payload}, position=10) == 1
+    assert store.entries["a"].position == 20
+
+
 def test_a_restored_store_publishes_only_what_changed_while_it_was_down() -> None:
     store = Store()
     store.restore(
@@ -233,6 +241,8 @@ def test_a_restored_store_publishes_only_what_changed_while_it_was_down() -> Non
     assert live(store) == {"same": b"1", "changed": b"2", "new": b"1"}
     assert store.digest == model_digest(live(store))
     assert list(store.tombstones) == ["long_gone", "gone"]
+    assert publish(store, {"changed": b"1"}) == 1, "what the state file knew of it is over"
+    assert live(store)["changed"] == b"1"
 
 
 def test_nobody_sees_a_payload_in_a_repr() -> None:
