@@ -35,7 +35,7 @@ class Record:
 
     def write(self, path: Path) -> None:
         """Put it into a file."""
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
 
 
