@@ -39,7 +39,7 @@ Row = tuple[str, bytes | None]
 
 FIRST_CHUNK = 1_000
 """Rows that come with the first round trip: most reads end there."""
-CHUNK = 5_000
+CHUNK = 2_000
 """Rows a further round trip: a few milliseconds of work, so that others get their turn in between."""
 
 _BEGIN = """
