@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cdc.assembler import Transaction
+from cdc.mirrored import MirrorLost, MirrorOpened, MirrorPart
 
 if TYPE_CHECKING:
     from cdc.errors import PadsCdcError
@@ -50,7 +51,7 @@ class Lost:
     """Of the server that was asked for it, where that is known."""
 
 
-Event = Transaction | Started | Idle | Lost
+Event = Transaction | Started | Idle | Lost | MirrorOpened | MirrorPart | MirrorLost
 
 
 class Backlog:
@@ -82,7 +83,7 @@ class Backlog:
             self._put(transaction)
         return True
 
-    def tell(self, event: Started | Idle | Lost) -> None:
+    def tell(self, event: Started | Idle | Lost | MirrorOpened | MirrorPart | MirrorLost) -> None:
         """Put something that takes no room; an `Idle` replaces the one before it."""
         with self._changed:
             if isinstance(event, Idle) and self._events and isinstance(self._events[-1], Idle):

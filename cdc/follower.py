@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from math import inf
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from cdc.assembler import Transaction
@@ -18,7 +17,9 @@ from cdc.errors import ConfigurationError, PadsCdcError, Refusal, SourceError, f
 from cdc.failpoints import reach
 from cdc.gate import Gate
 from cdc.history import History
+from cdc.mirrored import MirrorLost, MirrorOpened, MirrorPart
 from cdc.postgres_errors import is_shutdown
+from cdc.schema_watch import SchemaWatch
 from cdc.task import Task
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from cdc.parents import Parents
     from cdc.requery import Requery
     from cdc.slot import SlotReader
+    from cdc.standing import Standing
     from cdc.store import Store
 
 _IDLE = 0.5
@@ -45,10 +47,6 @@ _POLL = 2.0
 """Seconds between polls of the mapping while there is no stream; at most a quarter of the time is spent on
 them.
 """
-_LOOK = 1.0
-"""Seconds between looks at the tables' shapes."""
-_LATER = 5.0
-"""Seconds within which they are looked at after transactions with rows, which rarely change them as well."""
 _SHARE = 0.5
 """Share of all endpoints from which on naming them one by one costs more than reading everything."""
 _SMALL = 10_000
@@ -74,6 +72,7 @@ class Follower(threading.Thread):
         lineage: Lineage,
         freshness: Freshness,
         observer: Observer,
+        standing: Standing,
         max_retained_wal: int,
         audit_interval: float,
         on_failure: Callable[[], object],
@@ -87,13 +86,18 @@ class Follower(threading.Thread):
         self._reader = reader
         self._requery = requery
         self._database = database
-        self._catalog = catalog
+        self._schema = SchemaWatch(catalog, database)
         self._parents = parents
         self._store = store
         self._ledger = ledger
         self._lineage = lineage
         self._freshness = freshness
         self._observer = observer
+        self._standing = standing
+        self._held: Lsn = 0
+        """Transactions up to here may be delivered, and are in the map that was taken over."""
+        self._took_over = False
+        """The map was taken over from a peer and has not been compared with the database yet."""
         self._max_retained_wal = max_retained_wal
         self._audit_interval = audit_interval
         self._on_failure = on_failure
@@ -109,10 +113,6 @@ class Follower(threading.Thread):
         """Transactions may never have come: only a reconcile makes the map exact."""
         self._poll_at = 0.0
         self._audit_at = time.monotonic() + audit_interval
-        self._unlooked: deque[tuple[int, Lsn]] = deque(maxlen=10_000)
-        """Transactions (xid, end) since the last look at the tables: the next one has to see them."""
-        self._look_by = inf
-        self._looked_at = 0.0
         self._owed: Gate | None = None
         """What the reconcile has to see for which the slot's WAL was let go."""
 
@@ -183,10 +183,12 @@ class Follower(threading.Thread):
         for event in events:
             self._hear(event)
         try:
+            self._parents.tell()
             self._poll()
             self._requery.turn()
             self._settle()
-            self._watch_schema()
+            if self._streaming and self._schema.changed():
+                self._reader.drop("schema")
             self._start_audit()
         except PadsCdcError as error:
             self._read_failed(error)
@@ -196,11 +198,11 @@ class Follower(threading.Thread):
     # --- what comes
 
     def _take(self, transactions: Sequence[Transaction]) -> None:
-        since, now = self._requery.reached, time.monotonic()
+        since = self._requery.reached
+        transactions = [one for one in transactions if one.end > self._held]
         for transaction in transactions:
             self._parents.resolve(transaction.affected, transaction.end)
-            self._unlooked.append((transaction.xid, transaction.end))
-            self._look_by = min(self._look_by, now + _LATER if transaction.rows else now)
+            self._schema.note(transaction)
             self._requery.reached = max(self._requery.reached, transaction.end)
         touching = [one for one in transactions if one.affected.reconcile or len(one.affected)]
         if touching:
@@ -217,26 +219,34 @@ class Follower(threading.Thread):
                 self._requery.reached = max(self._requery.reached, event.lsn)
             case Lost():
                 self._end_stream(event)
+            case MirrorOpened() | MirrorPart() | MirrorLost():
+                if self._standing.hear(event):
+                    self._set_mode("waiting")
             case Transaction():
                 pass  # those come in runs, and are taken as one
 
     def _begin_stream(self, started: Started) -> None:
         """Begin anew from what was confirmed: one reconcile answers for everything that was open."""
         kept = self._ledger.kept
+        self._owed = self._standing.inherit(self._owed)
         self._requery.abandon()
         self._session = started.session
-        if started.found and kept.fresh and not self._streamed:
+        self._adopt(started.history)
+        memory = self._standing.take_over(started, chain(*self._database.mapping.rules.values()))
+        self._took_over = memory is not None
+        if started.found and kept.fresh and not self._streamed and not self._took_over:
             self._observer.state_file_error(
                 "the slot has been read before, and there is no state file: clients of the old contract that"
                 " missed deletes must be restarted; keep STATE_FILE on a disk that outlives the process"
             )
-        self._adopt(started.history)
         # What was read before may not be all: at the start, and where a slot was made anew.
         self._gap = started.created is not None or started.confirmed > self._requery.reached
-        self._parents.load({}, 0)  # what follows was perhaps followed already: known again with the reconcile
+        self._held = self._requery.reached if memory is not None else 0
+        # What follows was perhaps followed already: known again with the reconcile, if nobody told us.
+        self._parents.load(memory or {}, self._held)
         if started.confirmed > self._requery.reached:  # true at the start, and with a new slot
             self._lineage.gap(started.confirmed)
-        self._requery.reached = started.confirmed
+        self._requery.reached = max(started.confirmed, self._held)
         gate = Gate(end=max(started.confirmed, self._requery.read_up_to))
         reason = self._lost_reason
         if started.created is not None:
@@ -249,7 +259,8 @@ class Follower(threading.Thread):
             gate |= Gate(snapshot=kept.bootstrap)
         if self._owed is not None:
             gate, reason = gate | self._owed, _OWED
-        self._requery.add(Task.reconcile(reason, gate, started.confirmed))
+        if not self._took_over:
+            self._requery.add(Task.reconcile(reason, gate, started.confirmed))
         self._streaming = self._streamed = True
         self._set_mode("streaming")
 
@@ -284,13 +295,15 @@ class Follower(threading.Thread):
             self._lost_at = time.monotonic()
         self._streaming = False
         self._lost_reason = lost.error.reason if isinstance(lost.error, SourceError) else "refused"
-        self._observer.reconnecting(self._lost_reason, str(lost.error))
+        if not self._standing.lost(lost):
+            self._observer.reconnecting(self._lost_reason, str(lost.error))
         if is_shutdown(lost.error):
             self._database.close()
-        if self._streamed and lost.history is not None and lost.history.left_at(self._known) is not None:
+        known, history = self._requery.history, lost.history  # none is known of the peer's map but its own
+        if self._streamed and history and known and history.left_at(known) is not None:
             self._requery.abandon()  # the server was promoted, and its slot cannot be had: it can be polled
             self._gap = True
-            self._adopt(lost.history)
+            self._adopt(history)
 
     # --- what follows from it
 
@@ -301,10 +314,13 @@ class Follower(threading.Thread):
             self._pay()
         position = requery.done_up_to
         if self._streaming:
-            if self._owed is None and not self._gap:  # neither is applied until a reconcile is done
+            exact = self._owed is None and not self._gap  # neither is applied until a reconcile is done
+            if exact:
                 self._freshness.applied(position)
-            self._reader.confirm(position, self._session)
+            confirmable = self._standing.confirmable(position, exact=exact, owed=self._owed)
+            self._reader.confirm(confirmable, self._session)
             self._let_go(position)
+        self._standing.look()
         requery.settle()
         if requery.exact_at is not None:
             self._freshness.exact(requery.exact_at)
@@ -360,31 +376,20 @@ class Follower(threading.Thread):
 
     def _poll(self) -> None:
         """Without a slot, read everything again and again: late is better than never."""
-        if self._streaming or self._requery.busy:
+        if self._streaming or self._requery.busy or self._standing.waiting:
             return
         if time.monotonic() < max(self._poll_at, self._lost_at + _GRACE):
             return
         self._set_mode("polling")
+        self._standing.part_ways()
         gate = Gate(end=self._requery.read_up_to)
         self._requery.add(Task.reconcile("polling", gate, self._requery.reached))
 
-    def _watch_schema(self) -> None:
-        """Look at the tables' shapes after transactions; one without rows may well have been DDL."""
-        now = time.monotonic()
-        if not self._streaming or now < max(self._look_by, self._looked_at + _LOOK):
-            return
-        self._looked_at = now
-        gate = Gate(frozenset(xid for xid, _ in self._unlooked), self._unlooked[-1][1])
-        if gate.opens(self._database.evidence()):
-            if self._catalog.changed(self._database):
-                self._reader.drop("schema")
-            self._unlooked.clear()
-            self._look_by = inf
-
     def _start_audit(self) -> None:
         now = time.monotonic()
-        if self._streaming and now >= self._audit_at and self._requery.audit():
-            self._audit_at = now + self._audit_interval
+        due = now >= self._audit_at or self._took_over
+        if self._streaming and self._store.ready and due and self._requery.audit():
+            self._audit_at, self._took_over = now + self._audit_interval, False
 
     def _set_mode(self, mode: Mode) -> None:
         if mode != self._mode:

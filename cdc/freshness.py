@@ -59,6 +59,12 @@ class Freshness:
         self._server_end = self._received = self._applied = self._confirmed = 0
         self._committed_at = 0.0
         self._replayed: Lsn | None = None
+        self._heard_at = self._started
+
+    def silence(self) -> float:
+        """Seconds since the slot's server last answered, or since the start."""
+        with self._lock:
+            return self._clock() - self._heard_at
 
     def reported(self, server_end: Lsn, asked_at: float) -> None:
         """Note an end of WAL that the slot's server gave; ``asked_at`` is our monotonic time before
@@ -66,6 +72,7 @@ class Freshness:
         """
         with self._lock:
             self._server_end = server_end
+            self._heard_at = asked_at
             self._reported.append((asked_at, server_end))
             self._settle()
 

@@ -70,6 +70,11 @@ class Lineage:
         with self._lock:
             self._now = replace(self._now, followed_since=max(self._now.followed_since, up_to))
 
+    def mirrored(self, followed_since: Lsn) -> None:
+        """Note that the map is a peer's, with the positions that transactions from there on have marked."""
+        with self._lock:
+            self._now = replace(self._now, followed_since=followed_since)
+
     def reread(self, began: float, covers: Lsn, system: str) -> None:
         """Note that the whole mapping was read, on a server of ``system``, and is in the store."""
         with self._lock:

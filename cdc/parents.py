@@ -11,14 +11,47 @@ rows were given up could not be followed: until the reconcile that answers it lo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from cdc.affected import Affected
+    from cdc.affects_file import Rule
     from cdc.lsn import Lsn
-    from cdc.mapping import Rule
+
+
+_NEVER: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The memory at a moment; of use to who has followed the slot up to ``at``, and not before."""
+
+    at: Lsn
+    memory: Mapping[Rule, Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A transaction that ended at ``at`` has put a row under a parent, or away (None)."""
+
+    at: Lsn
+    rule: Rule
+    row: str
+    parent: str | None
+
+
+@dataclass(eq=False, slots=True)
+class Untold:
+    """What a mirror has not been told yet; to be taken with `Parents.news`."""
+
+    wake: Callable[[], object]
+    everything: bool = True
+    """Also what the memory is now."""
+    items: list[Loaded | Followed] = field(default_factory=list)
 
 
 class Parents:
@@ -27,6 +60,10 @@ class Parents:
     def __init__(self) -> None:
         self._memory: dict[Rule, dict[str, str]] = {}
         self._covered: Lsn = 0
+        self._end: Lsn = 0
+        """End of the newest transaction that was followed."""
+        self._lock = threading.Lock()
+        self._mirrors: tuple[Untold, ...] = ()
         self._torn = False
         """A transaction was not followed since the last load, or was followed and not in it."""
 
@@ -43,6 +80,44 @@ class Parents:
         self._memory = {rule: dict(rows) for rule, rows in memory.items()}
         self._covered = covered
         self._torn = not whole
+        for untold in self._mirrors:
+            untold.everything = True
+
+    def mirror(self, wake: Callable[[], object]) -> Untold:
+        """Remember what is to be told from now on, beginning with everything; for any thread.
+
+        ``wake`` is called once that is there, from the follower's thread.
+        """
+        untold = Untold(wake)
+        with self._lock:
+            self._mirrors = (*self._mirrors, untold)
+        return untold
+
+    def unmirror(self, untold: Untold) -> None:
+        """End `mirror`; for any thread."""
+        with self._lock:
+            self._mirrors = tuple(one for one in self._mirrors if one is not untold)
+
+    def news(self, untold: Untold) -> list[Loaded | Followed]:
+        """Take what has not been told yet; for any thread."""
+        with self._lock:
+            items, untold.items = untold.items, []
+            return items
+
+    def tell(self) -> None:
+        """Tell those of everything who have not been told of it yet."""
+        for untold in self._mirrors:
+            if untold.everything:
+                at = _NEVER if self._torn else max(self._covered, self._end)
+                loaded = Loaded(at, {rule: dict(rows) for rule, rows in self._memory.items()})
+                with self._lock:
+                    untold.items, untold.everything = [loaded], False  # what is older is in it
+                untold.wake()
+
+    def _note(self, followed: Followed) -> None:
+        with self._lock:
+            for untold in self._mirrors:
+                untold.items.append(followed)
 
     def __len__(self) -> int:
         return sum(map(len, self._memory.values()))
@@ -53,6 +128,8 @@ class Parents:
         A row that should be known and is not means that something was missed: the transaction becomes a
         reconcile.
         """
+        self.tell()
+        self._end = end
         self._follow(affected, end)
         self._torn = self._torn or affected.reconcile is not None
 
@@ -67,6 +144,8 @@ class Parents:
             before = rows.pop(move.row, None) if move.parent is None else rows.get(move.row)
             if move.parent is not None:
                 rows[move.row] = move.parent
+            if self._mirrors:
+                self._note(Followed(end, move.rule, move.row, move.parent))
             if move.known:
                 continue
             if before is not None:

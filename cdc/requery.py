@@ -76,10 +76,8 @@ class Requery:
         self._audit: Audit | None = None
         self._lossy: list[str] = []
         self._look_at = 0.0
-        self._pause = _WAIT_FIRST
-        self._retry = _RETRY_FIRST
+        self._pause, self._retry = _WAIT_FIRST, _RETRY_FIRST
         self.failing = False
-        """The last attempt to read failed."""
         self.history: History | None = None
         """The history of the slot's server, once that is known: reads of any other do not count."""
         self.read_up_to: Lsn = 0
@@ -117,6 +115,11 @@ class Requery:
         return bool(self._waiting or self._reads)
 
     @property
+    def blind(self) -> bool:
+        """Whether all that is still to be read is what no read can see yet."""
+        return not self._reads and not self.failing and (not self._waiting or self._look_at > 0)
+
+    @property
     def whole(self) -> bool:
         """Whether the map is one that existed: nothing is half read, and nothing shows too early."""
         return self._store.ready and not self._reads and not self._tear.shows(self.reached, self._waiting)
@@ -139,11 +142,12 @@ class Requery:
             return max(0.0, self._look_at - time.monotonic())
         return idle
 
-    def rewind(self) -> None:
-        """Forget positions: the history that they were of has been left."""
-        self.read_up_to = 0
+    def rewind(self, to: Lsn = 0) -> None:
+        """Take the map to be as new as this: 0 where the history that positions were of has been left."""
+        self.read_up_to = to
         self._tear.mend()
         self._crossing.rewind()
+        self._tear.read(to)
 
     def owe(self, reason: str) -> None:
         """Replace everything that is open by one reconcile, which answers for all of it."""

@@ -127,6 +127,8 @@ class Store:
         """The deletes that old clients may still have to be told, oldest first."""
         self.places: set[Place] = set()
         """Where walks stand in the log: compacting it carries them along."""
+        self.movements: list[dict[str, Entry]] = []
+        """Each is given the entries whose position moves, for who mirrors us; guarded by the lock."""
         self._digest = 0
         self._unverified: dict[str, bytes] = {}
         self._wakes: set[Callable[[], None]] = set()
@@ -176,6 +178,47 @@ class Store:
                 else:
                     self._unverified[old.id] = old.digest
             self.head, self.position, self.seen = head, position, seen
+
+    def withhold(self) -> None:
+        """Let nobody have the map from now on: another server is the one to ask."""
+        with self.lock:
+            self.ready = False
+            wakes = tuple(self._wakes)
+        for wake in wakes:
+            wake()
+
+    def adopt(
+        self, entries: Iterable[Entry], head: int, *, whole: bool, position: Lsn = 0, seen: Lsn = 0
+    ) -> None:
+        """Replace everything by another server's entries and tombstones. Takes 2 s a million."""
+        log = sorted(entries, key=attrgetter("revision"))
+        digests = (entry_digest(entry.id, entry.payload) for entry in log if entry.payload is not None)
+        digest = sum(int.from_bytes(one, "big") for one in digests) % _MODULUS
+        with self.lock:
+            self.log = log
+            self.entries = {entry.id: entry for entry in log}
+            self.tombstones = {entry.id: entry for entry in log if entry.payload is None}
+            self._unverified = {}
+            self._digest = digest
+            self.head, self.whole, self.position, self.seen = head, whole, position, seen
+            for place in self.places:  # nobody is served; what still stands there is about to end
+                place.carry(len(log))
+
+    def copied(self, entries: Iterable[Entry], head: int) -> Batch:
+        """Make a batch of another server's newer entries, in the order of their revisions, up to its
+        ``head``.
+        """
+        batch = Batch(max(head, self.head), 0, 0)
+        for entry in entries:
+            old = self.entries.get(entry.id)
+            if old is not None and old.payload is not None:
+                batch.delta -= int.from_bytes(entry_digest(old.id, old.payload), "big")
+            digest = b"" if entry.payload is None else entry_digest(entry.id, entry.payload)
+            batch.delta += int.from_bytes(digest, "big")
+            batch.changed.append(entry)
+            batch.digests.append(digest)
+            batch.revision = max(batch.revision, entry.revision)
+        return batch
 
     def rewind(self) -> None:
         """Forget positions, whose history has ended; the map and its revisions stay."""
@@ -266,6 +309,8 @@ class Store:
         holds every transaction, ``seen`` how new the read behind it was.
         """
         with self.lock:
+            for collected in self.movements:
+                collected.update((entry.id, entry) for entry, _ in batch.moved)
             for entry, _ in batch.moved:
                 entry.position = max(entry.position, batch.position)
             for entry, payload in batch.verified:

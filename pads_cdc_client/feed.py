@@ -248,7 +248,7 @@ class EndpointFeed:
         self.received_bytes += len(raw)
         return pb.WatchResponse.FromString(raw)
 
-    def _take(self, message: pb.WatchResponse, outbox: Outbox, backoff: Backoff) -> None:
+    def _take(self, message: pb.WatchResponse, outbox: Outbox[pb.WatchRequest], backoff: Backoff) -> None:
         self._heard_at = math.inf  # while we are busy with it, silence is ours
         if message.HasField("opened"):
             self._patience = _SILENT_INTERVALS * message.opened.progress_interval.ToNanoseconds() / 1e9
@@ -258,7 +258,7 @@ class EndpointFeed:
                 _log.info("the server sends all %d endpoints: %s", message.opened.reset.count, reason)
         applied = self._replica.apply(message)
         if applied.acknowledge is not None:
-            outbox.put(applied.acknowledge)
+            outbox.put(pb.WatchRequest(acknowledge=applied.acknowledge))
             if applied.acknowledge.digest_mismatch:
                 _log.error("the map differs from the server's and is had anew")
             else:

@@ -18,6 +18,7 @@ import structlog
 
 from cdc.errors import PadsCdcError
 from cdc.freshness import Freshness
+from cdc.pair import Pair
 from cdc.store import Store
 from server import grpc_server, http, logs
 from server.endpoint_feed import EndpointFeed
@@ -26,6 +27,8 @@ from server.health import Health
 from server.hub import Hub
 from server.journal import Journal
 from server.metrics import Metrics
+from server.mirror_service import MirrorService
+from server.pair_gauges import PairGauges
 from server.pipeline import Pipeline
 from server.recent import Recent
 from server.security import Security
@@ -69,7 +72,10 @@ async def _serve(settings: Settings) -> int:
         subscribers=subscribers,
         audit_interval=settings.audit_interval,
     )
-    health = Health(store, freshness, settings.max_staleness)
+    pair = Pair(peered=settings.peer_address is not None)
+    if pair.peered:
+        metrics.registry.register(PairGauges(pair))
+    health = Health(store, freshness, settings.max_staleness, pair)
     recent = Recent()
     page = StatusPage(
         version=version("pads-cdc"),
@@ -80,17 +86,22 @@ async def _serve(settings: Settings) -> int:
         health=health,
         recent=recent,
     )
-    hub = Hub(store, subscribers)
+    hub = Hub(store, subscribers, pair, lambda: pair.sure(freshness.silence()))
     observer = FanOut(metrics, health, recent, Journal())
     security = Security(settings, metrics.registry, observer)
     pipeline = await _unless(
         stop,
-        lambda: Pipeline(settings, store, freshness, observer, lambda: loop.call_soon_threadsafe(stop.set)),
+        lambda: Pipeline(
+            settings, store, freshness, observer, pair, lambda: loop.call_soon_threadsafe(stop.set)
+        ),
     )
     if pipeline is None:
         return 0
     async with AsyncExitStack() as running:
-        feed = EndpointFeed(settings, store, pipeline.lineage, freshness, hub, subscribers, metrics)
+        mirrors = MirrorService(settings, store, pipeline.lineage, pipeline.parents, pair, hub, metrics)
+        feed = EndpointFeed(
+            settings, store, pipeline.lineage, freshness, hub, subscribers, metrics, mirrors.mirror
+        )
         grpc = await grpc_server.start(settings, store, hub, subscribers, metrics, health, feed, security)
         running.push_async_callback(grpc.stop)
         pages = await http.start(

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
 import grpc
 
+from server.feed_requests import MisuseError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from server.metrics import Metrics
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
+_Message = TypeVar("_Message")
+
+_FIRST_SECONDS: Final = 10.0
+"""What a client gets to say who it is in."""
 READY_SECONDS: Final = 30.0
 """How long a call waits for the first complete map before it is UNAVAILABLE."""
 NOT_READY: Final = "no complete map has been loaded yet; try again"
+STANDING_BY: Final = "this server stands by for its peer, which serves; connect to that one"
 SHUTTING_DOWN: Final = "the server is shutting down; reconnect"
 
 
@@ -42,6 +49,26 @@ class Admitted(Protocol):
 
 admitted: ContextVar[Admitted | None] = ContextVar("admitted", default=None)
 """The call that runs here, where tokens are asked for."""
+
+
+async def first_message(context: Context, read: Callable[[bytes], _Message], awaited: str) -> _Message:
+    """Take what the client says first, or end the call; ``read`` judges it, ``awaited`` names it."""
+    try:
+        async with asyncio.timeout(_FIRST_SECONDS):
+            raw = await context.read()
+        return read(b"" if raw is grpc.aio.EOF else raw)
+    except TimeoutError:
+        why = f"{awaited}, and come within {_FIRST_SECONDS:.0f} s"
+    except MisuseError as error:
+        why = str(error)
+    return await abort(context, grpc.StatusCode.INVALID_ARGUMENT, why)
+
+
+async def wait(wake: asyncio.Event, seconds: float) -> None:
+    """Wait for the event, or so long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await wake.wait()
 
 
 @contextmanager

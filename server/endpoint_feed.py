@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import grpc
 
 from cdc.token import Behind, Reset, judge
-from server.calls import NOT_READY, READY_SECONDS, SHUTTING_DOWN, abort, counted, unavailable
+from server.calls import NOT_READY, READY_SECONDS, abort, counted, first_message, unavailable, wait
 from server.feed import Feed, duration, here
 from server.feed_requests import NO_OPEN, MisuseError, acknowledgement, opening
 from server.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 from server.turns import Turn, Turns
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from cdc.freshness import Freshness
     from cdc.lineage import Lineage
     from cdc.store import Store
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["EndpointFeedService"].full_name
 
-_OPEN_SECONDS: Final = 10.0
-"""What a client gets to say who it is in."""
 _BEHIND_SECONDS: Final = 5.0
 """What we get to reach the state that a client of another server has seen."""
 _LOOK_SECONDS: Final = 0.05
@@ -55,7 +54,9 @@ class EndpointFeed:
         hub: Hub,
         subscribers: Subscribers,
         metrics: Metrics,
+        mirror: Callable[[object, Context], Awaitable[None]],
     ) -> None:
+        """``mirror`` answers the call of that name."""
         self._store = store
         self._lineage = lineage
         self._freshness = freshness
@@ -65,6 +66,7 @@ class EndpointFeed:
         self._retention = settings.tombstone_retention
         self._interval = settings.progress_interval
         self._turns = Turns(settings.max_concurrent_snapshots)
+        self._mirror = mirror
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return what `grpc.aio.Server.add_generic_rpc_handlers` takes.
@@ -79,6 +81,9 @@ class EndpointFeed:
                 ),
                 "Status": grpc.unary_unary_rpc_method_handler(
                     self.status, response_serializer=pb.StatusResponse.SerializeToString
+                ),
+                "Mirror": grpc.stream_stream_rpc_method_handler(
+                    self._mirror, response_serializer=pb.MirrorResponse.SerializeToString
                 ),
             },
         )
@@ -105,9 +110,9 @@ class EndpointFeed:
         """Serve one client until it goes, or the server does."""
         with counted(self._metrics, "Watch", context):
             await context.send_initial_metadata(())  # the client sees at once that its stream stands
-            opened = await _opening(context)
+            opened = await first_message(context, opening, NO_OPEN)
             if not await self._hub.ready(READY_SECONDS):
-                await unavailable(context, SHUTTING_DOWN if self._hub.stopping else NOT_READY)
+                await unavailable(context, self._hub.ending or NOT_READY)
             feed = Feed(self._store, self._lineage.now, self._freshness.staleness, self._interval)
             subscriber = self._subscribers.add(context.peer(), "endpoint_feed", opened.client_id)
             wake = self._hub.attach()
@@ -129,15 +134,15 @@ class EndpointFeed:
             verdict = judge(token, here(self._store, self._lineage.now(), self._retention), opened=opened)
             if not isinstance(verdict, Behind):
                 return verdict
-            if self._hub.stopping:
-                await unavailable(context, SHUTTING_DOWN)
+            if self._hub.ending is not None:
+                await unavailable(context, self._hub.ending)
             if time.monotonic() - opened > _BEHIND_SECONDS:
                 await unavailable(
                     context,
                     "this server has not reached what the token has seen at another one; keep token and map,"
                     " and try again here or there",
                 )
-            await _wait(wake, _LOOK_SECONDS)
+            await wait(wake, _LOOK_SECONDS)
 
     async def _send_opened(
         self, stream: _Stream, verdict: Resume | Rejoin | Reset, token: bytes = b""
@@ -152,8 +157,8 @@ class EndpointFeed:
         due = loop.time() + self._interval
         while True:
             wake.clear()
-            if self._hub.stopping:
-                await unavailable(stream.context, SHUTTING_DOWN)
+            if self._hub.ending is not None:
+                await unavailable(stream.context, self._hub.ending)
             if stream.misuse is not None:
                 await abort(stream.context, grpc.StatusCode.INVALID_ARGUMENT, stream.misuse)
             if feed.mismatched:
@@ -170,7 +175,7 @@ class EndpointFeed:
             elif idle and may_read and feed.more:
                 await asyncio.sleep(0)  # nothing here for this client; let others have a look
             elif idle:
-                await _wait(wake, due - loop.time())
+                await wait(wake, due - loop.time())
 
 
 class _Stream:
@@ -233,22 +238,3 @@ class _Stream:
         except MisuseError as error:
             self.misuse = str(error)
             self.wake.set()
-
-
-async def _opening(context: Context) -> pb.Open:
-    """Take the first message, or end the call."""
-    try:
-        async with asyncio.timeout(_OPEN_SECONDS):
-            raw = await context.read()
-        return opening(b"" if raw is grpc.aio.EOF else raw)
-    except TimeoutError:
-        why = f"{NO_OPEN}, and come within {_OPEN_SECONDS:.0f} s"
-    except MisuseError as error:
-        why = str(error)
-    return await abort(context, grpc.StatusCode.INVALID_ARGUMENT, why)
-
-
-async def _wait(wake: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await wake.wait()

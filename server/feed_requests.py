@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -10,6 +10,8 @@ from server.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 _CLIENT_ID_BYTES: Final = 128
 NO_OPEN: Final = "the first message must be `open`"
+_ACKNOWLEDGE: Final = "after the first message only `acknowledge` may come"
+_Request = TypeVar("_Request", pb.WatchRequest, pb.MirrorRequest)
 
 
 class MisuseError(Exception):
@@ -23,14 +25,38 @@ def opening(raw: bytes) -> pb.Open:
         MisuseError: it is another one, or does not name the client.
 
     """
-    request = _parse(raw)
+    request = _parse(raw, pb.WatchRequest)
     if request.WhichOneof("request") != "open":
         raise MisuseError(NO_OPEN)
-    name = request.open.client_id
-    # It is shown on the status page and in logs: nothing may hide in it.
-    if not 0 < len(name) <= _CLIENT_ID_BYTES or not name.isascii() or not name.isprintable():
-        raise MisuseError(f"`client_id` must be 1 to {_CLIENT_ID_BYTES} printable ASCII characters")
+    _check_name(request.open.client_id)
     return request.open
+
+
+def mirror_opening(raw: bytes) -> pb.MirrorOpen:
+    """Read the first message of a standby.
+
+    Raises:
+        MisuseError: it is another one, or does not name the standby.
+
+    """
+    request = _parse(raw, pb.MirrorRequest)
+    if request.WhichOneof("request") != "open":
+        raise MisuseError(NO_OPEN)
+    _check_name(request.open.client_id)
+    return request.open
+
+
+def mirror_acknowledgement(raw: bytes) -> pb.MirrorAcknowledge:
+    """Read any later message of a standby.
+
+    Raises:
+        MisuseError: it is another one.
+
+    """
+    request = _parse(raw, pb.MirrorRequest)
+    if request.WhichOneof("request") != "acknowledge":
+        raise MisuseError(_ACKNOWLEDGE)
+    return request.acknowledge
 
 
 def acknowledgement(raw: bytes) -> pb.Acknowledge:
@@ -40,14 +66,20 @@ def acknowledgement(raw: bytes) -> pb.Acknowledge:
         MisuseError: it is another one.
 
     """
-    request = _parse(raw)
+    request = _parse(raw, pb.WatchRequest)
     if request.WhichOneof("request") != "acknowledge":
-        raise MisuseError("after the first message only `acknowledge` may come")
+        raise MisuseError(_ACKNOWLEDGE)
     return request.acknowledge
 
 
-def _parse(raw: bytes) -> pb.WatchRequest:
+def _check_name(name: str) -> None:
+    # It is shown on the status page and in logs: nothing may hide in it.
+    if not 0 < len(name) <= _CLIENT_ID_BYTES or not name.isascii() or not name.isprintable():
+        raise MisuseError(f"`client_id` must be 1 to {_CLIENT_ID_BYTES} printable ASCII characters")
+
+
+def _parse(raw: bytes, kind: type[_Request]) -> _Request:
     try:
-        return pb.WatchRequest.FromString(raw)
+        return kind.FromString(raw)
     except DecodeError:
-        raise MisuseError("a message is no WatchRequest") from None
+        raise MisuseError(f"a message is no {kind.DESCRIPTOR.name}") from None

@@ -17,7 +17,7 @@ import grpc
 import structlog
 
 from cdc.replay import Replay
-from server.calls import NOT_READY, READY_SECONDS, SHUTTING_DOWN, counted, unavailable
+from server.calls import NOT_READY, READY_SECONDS, counted, unavailable
 from server.pb.gateway_endpoint_pb2 import AuthDataRequest, AuthDataUpdatesRequest
 
 if TYPE_CHECKING:
@@ -98,12 +98,12 @@ class GatewayEndpoints:
             try:
                 while True:
                     changed = self._hub.changed
-                    if self._hub.stopping:
-                        await unavailable(context, SHUTTING_DOWN)
+                    if self._hub.ending is not None:
+                        await unavailable(context, self._hub.ending)
                     entries = replay.read(_CHUNK)
                     for entry in entries:
                         # What has moved on while this stream waited comes with the tail, as it is then.
-                        if self._store.entries[entry.id] is entry:
+                        if self._store.entries.get(entry.id) is entry:
                             yield _update(entry)
                             subscriber.sent += 1
                     if not entries:
@@ -115,7 +115,7 @@ class GatewayEndpoints:
 
     async def _ready(self, context: _Context) -> None:
         if not await self._hub.ready(READY_SECONDS):
-            await unavailable(context, NOT_READY)
+            await unavailable(context, self._hub.ending or NOT_READY)
 
 
 def _update(entry: Entry) -> bytes:

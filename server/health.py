@@ -11,6 +11,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from cdc.pair import Pair
 from server.fanout import Listener
 
 if TYPE_CHECKING:
@@ -43,8 +44,15 @@ class Reason:
 class Health(Listener):
     """Keeps what the follower last said about the source; answers from any thread, without waiting."""
 
-    def __init__(self, store: Store, freshness: Freshness, max_staleness: float | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        freshness: Freshness,
+        max_staleness: float | None = None,
+        pair: Pair | None = None,
+    ) -> None:
         """Take the map, its freshness and (seconds) the staleness beyond which it is not to be used."""
+        self._pair = pair or Pair()
         self._store = store
         self._freshness = freshness
         self._max_staleness = max_staleness
@@ -57,6 +65,8 @@ class Health(Listener):
 
     def unready(self) -> tuple[Reason, ...]:
         """Why gateways should not use this server; empty when it is ready."""
+        if self._pair.standing_by:
+            return (Reason("standing_by", "the peer reads the slot; this server takes over when it is gone"),)
         if not self._store.ready:
             return (Reason("not_ready", "no complete map has been loaded yet"),)
         staleness = self._freshness.staleness()
@@ -66,11 +76,15 @@ class Health(Listener):
 
     def reasons(self) -> tuple[Reason, ...]:
         """Everything that a person should know of; empty when all is well."""
-        reasons = list(self.unready())
+        standing_by = self._pair.standing_by
+        reasons = [] if standing_by else list(self.unready())
         with self._lock:
             mode, connected, last_loss = self._mode, self._connected, self._last_loss
             slot, troubles = self._slot, dict(self._troubles)
-        if not connected:
+        if standing_by:  # as it should be, as long as there is a peer to be mirrored
+            if not self._pair.mirroring:
+                reasons.append(Reason("peer", "the peer reads the slot and cannot be mirrored"))
+        elif not connected:
             reasons.append(Reason("disconnected", last_loss or "the replication connection is not up"))
         if mode == "polling":
             reasons.append(

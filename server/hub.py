@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from server.calls import SHUTTING_DOWN, STANDING_BY, wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cdc.pair import Pair
     from cdc.store import Store
     from server.subscribers import Subscribers
+
+_UNSURE_SECONDS: Final = 2.0
+"""How long a call waits for that at most: with the database away it stays unknown, and the map is served."""
+_LOOK_SECONDS: Final = 0.05
 
 
 class Hub:
@@ -19,9 +26,12 @@ class Hub:
     Looking first would miss what is published between the look and the wait.
     """
 
-    def __init__(self, store: Store, subscribers: Subscribers) -> None:
+    def __init__(self, store: Store, subscribers: Subscribers, pair: Pair, sure: Callable[[], bool]) -> None:
+        """``sure`` tells whether our peer cannot have taken over unnoticed."""
         self._store = store
         self._subscribers = subscribers
+        self._pair = pair
+        self._sure = sure
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         self.changed = asyncio.Event()
@@ -31,11 +41,21 @@ class Hub:
         """The server is going down: streams are to end."""
         self._unsubscribe: Callable[[], None] = store.subscribe(self._publish)
 
+    @property
+    def ending(self) -> str | None:
+        """Why streams are to end and nobody is to be served; None while there is no reason."""
+        if self.stopping:
+            return SHUTTING_DOWN
+        return STANDING_BY if self._pair.standing_by else None
+
     async def ready(self, within: float) -> bool:
-        """Wait until the store holds a complete map; False if not ``within`` so many seconds."""
+        """Wait until the store holds a complete map; False if not ``within`` so many seconds, or `ending`."""
+        unsure_until = self._loop.time() + _UNSURE_SECONDS
+        while self.ending is None and not self._sure() and self._loop.time() < unsure_until:
+            await wait(self.changed, _LOOK_SECONDS)
         try:
             async with asyncio.timeout(within):
-                while not self.stopping:
+                while self.ending is None:
                     changed = self.changed
                     if self._store.ready:
                         return True

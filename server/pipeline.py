@@ -15,19 +15,24 @@ from cdc.follower import Follower
 from cdc.ledger import Ledger
 from cdc.lineage import Lineage
 from cdc.mapping import load, server_queries
+from cdc.mirrored import Mirrored
 from cdc.nudge import Nudge
 from cdc.parents import Parents
 from cdc.probe import Probe
 from cdc.replay_probe import ReplayProbe
 from cdc.requery import Requery
 from cdc.slot import SlotReader
+from cdc.standing import Standing
 from server.encode import encode
+from server.mirror import Mirror
+from server.peer import Peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cdc.freshness import Freshness
     from cdc.observer import Observer
+    from cdc.pair import Pair
     from cdc.store import Store
     from server.settings import Settings
 
@@ -44,6 +49,7 @@ class Pipeline:
         store: Store,
         freshness: Freshness,
         observer: Observer,
+        pair: Pair,
         on_failure: Callable[[], object],
     ) -> None:
         """Check that the database is fit for us, and open the state file; nothing runs yet.
@@ -73,30 +79,43 @@ class Pipeline:
         self._probe = Probe(
             source, settings.slot_name, queries, self._reader, freshness, observer, _nudge(settings, queries)
         )
-        parents = Parents()
-        ledger = Ledger(settings.state_file, database.evidence().system, observer)
+        self.parents = Parents()
+        system = database.evidence().system
+        ledger = Ledger(settings.state_file, system, observer)
         self.lineage = Lineage(ledger)
         requery = Requery(
             database=database,
             catalog=catalog,
-            parents=parents,
+            parents=self.parents,
             store=store,
             ledger=ledger,
             lineage=self.lineage,
             observer=observer,
         )
+        mirrored = Mirrored(store, ledger, self.lineage)
+        self._mirror: Mirror | None = None
+        if settings.peer_address is not None:
+            peer = Peer(
+                settings.peer_address,
+                ca_file=settings.peer_ca_file,
+                cert_file=settings.peer_cert_file,
+                key_file=settings.peer_key_file,
+                token_file=settings.peer_token_file,
+            )
+            self._mirror = Mirror(peer, system, pair, mirrored, backlog, observer)
         self.follower = Follower(
             backlog=backlog,
             reader=self._reader,
             requery=requery,
             database=database,
             catalog=catalog,
-            parents=parents,
+            parents=self.parents,
             store=store,
             ledger=ledger,
             lineage=self.lineage,
             freshness=freshness,
             observer=observer,
+            standing=Standing(pair, mirrored, requery, store, freshness, observer),
             max_retained_wal=settings.max_retained_wal,
             audit_interval=settings.audit_interval,
             on_failure=on_failure,
@@ -111,6 +130,8 @@ class Pipeline:
         """Start the threads."""
         for thread in self._threads:
             thread.start()
+        if self._mirror is not None:
+            self._mirror.start()
 
     def stop(self) -> None:
         """End the threads: the follower first, so that the reader confirms all that was done. Blocks for
@@ -118,6 +139,8 @@ class Pipeline:
 
         A thread that a frozen server holds is left behind; it is a daemon.
         """
+        if self._mirror is not None:
+            self._mirror.stop()
         self.follower.stop()
         self.follower.join(_JOIN_SECONDS)
         self._probe.stop()

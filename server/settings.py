@@ -67,6 +67,22 @@ def _host(given: str) -> str:
     return given
 
 
+def _address(given: str | None) -> str | None:
+    if given is None:
+        return None
+    host, _, port = given.rpartition(":")
+    bare = _bare(given)
+    if not port.isdigit() or not 0 < int(port) <= _PORTS or not bare or (":" in bare and bare == host):
+        raise ValueError("is not HOST:PORT, or [IPv6]:PORT")
+    _host(bare)
+    return given
+
+
+def _bare(address: str) -> str:
+    host = address.rpartition(":")[0]
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
 def _is_ip(given: str) -> bool:
     try:
         ipaddress.ip_address(given)
@@ -76,6 +92,7 @@ def _is_ip(given: str) -> bool:
 
 
 _IDENTIFIER_BYTES = 63
+_PORTS = 65535
 
 Secret = Annotated[InstanceOf[ConnectionString], AfterValidator(_readable)]
 """Also to be had as ``NAME_FILE``."""
@@ -155,7 +172,32 @@ class Settings(BaseSettings):
     )
     db_schema: Identifier = _setting("public", "public", "Schema that holds the mapping's tables.")
     slot_name: Annotated[str, AfterValidator(_slot_name)] = _setting(
-        "pads_cdc", "pads_cdc", "Replication slot to read, created if missing; one for each server."
+        "pads_cdc",
+        "pads_cdc",
+        "Replication slot to read, created if missing; one for each server, or for each pair.",
+    )
+    peer_address: Annotated[str | None, AfterValidator(_address)] = _setting(
+        None,
+        "pads-cdc-1:10002",
+        "gRPC address of a second server with the same SLOT_NAME: one reads the slot, the other stands by.",
+    )
+    peer_ca_file: Path | None = _setting(
+        None,
+        "/etc/pads-cdc/ca.crt",
+        "Authorities, PEM, by which the peer's certificate is judged; without it the peer has no TLS.",
+    )
+    peer_cert_file: Path | None = _setting(
+        None,
+        "/etc/pads-cdc/client.crt",
+        "Our certificate, PEM, where the peer asks for one (mutual TLS).",
+    )
+    peer_key_file: Path | None = _setting(
+        None, "/etc/pads-cdc/client.key", "That certificate's private key, PEM."
+    )
+    peer_token_file: Path | None = _setting(
+        None,
+        "/etc/pads-cdc/peer-token",
+        "File with one of the peer's AUTH_TOKENS_FILE tokens (without its name). Read at each connection.",
     )
     slot_failover: bool = _setting(
         False, "true", "Have standbys keep the slot too, for one that is promoted (PostgreSQL 17 or later)."
@@ -235,6 +277,25 @@ class Settings(BaseSettings):
                 raise ValueError(_needs(name, "tls_cert_file"))
         if self.tls_cert_file is not None and self.tls_key_file is None:
             raise ValueError(_needs("tls_cert_file", "tls_key_file"))
+        return self
+
+    @model_validator(mode="after")
+    def _peer_whole(self) -> Self:
+        for name in ("peer_ca_file", "peer_token_file"):
+            if getattr(self, name) is not None and self.peer_address is None:
+                raise ValueError(_needs(name, "peer_address"))
+        for name, other in (("peer_cert_file", "peer_key_file"), ("peer_key_file", "peer_cert_file")):
+            if getattr(self, name) is not None and getattr(self, other) is None:
+                raise ValueError(_needs(name, other))
+        if self.peer_cert_file is not None and self.peer_ca_file is None:
+            raise ValueError(_needs("peer_cert_file", "peer_ca_file"))
+        plain = self.peer_address is not None and self.peer_ca_file is None
+        away = self.peer_address is not None and not _is_loopback(_bare(self.peer_address))
+        if plain and away and self.peer_token_file is not None and not self.allow_insecure:
+            raise ValueError(
+                "PEER_TOKEN_FILE (--peer-token-file): the token would go to the peer unencrypted; set"
+                " PEER_CA_FILE, or on a network that you trust ALLOW_INSECURE=true"
+            )
         return self
 
     @model_validator(mode="after")

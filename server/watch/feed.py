@@ -159,7 +159,7 @@ class Feed:
             outbox.close()
             call.cancel()
 
-    def _apply(self, message: pb.WatchResponse, outbox: Outbox) -> Iterator[Event]:
+    def _apply(self, message: pb.WatchResponse, outbox: Outbox[pb.WatchRequest]) -> Iterator[Event]:
         if message.HasField("opened"):
             opened = message.opened
             if opened.HasField("reset") and isinstance(self._map, _Tail):
@@ -173,7 +173,7 @@ class Feed:
             yield Changed(change, initial)
         if applied.acknowledge is None:
             return
-        outbox.put(applied.acknowledge)
+        outbox.put(pb.WatchRequest(acknowledge=applied.acknowledge))
         if applied.acknowledge.digest_mismatch:
             yield Mismatched()
             return

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from cdc.freshness import Freshness
+from cdc.pair import Pair
 from cdc.state_file import StateFile
 from cdc.store import Store
 from server.fanout import Listener
@@ -42,7 +43,7 @@ def left_behind(
         file.close()
         monkeypatch.setenv("POSTGRES_CONNECTION_STRING", database.url())
         monkeypatch.setenv("STATE_FILE", str(tmp_path / "state"))
-        made.append(Pipeline(Settings.load({}), Store(), Freshness(), Listener(), lambda: None))
+        made.append(Pipeline(Settings.load({}), Store(), Freshness(), Listener(), Pair(), lambda: None))
         return made[-1]
 
     yield make

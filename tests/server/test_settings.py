@@ -227,6 +227,31 @@ def test_libpq_keywords_are_as_good_as_a_url() -> None:
     assert parse_dsn(settings.postgres_connection_string.read())["password"] == "it's \\ odd"
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"peer_address": "pads-1"}, "HOST:PORT"),
+        ({"peer_address": "::1:10002"}, "HOST:PORT"),
+        ({"peer_address": "[::1]:0"}, "HOST:PORT"),
+        ({"peer_address": "pads 1:10002"}, "without port"),
+        ({"peer_ca_file": "ca"}, "PEER_ADDRESS"),
+        ({"peer_token_file": "token"}, "PEER_ADDRESS"),
+        ({"peer_address": "p:1", "peer_ca_file": "ca", "peer_key_file": "key"}, "PEER_CERT_FILE"),
+        ({"peer_address": "p:1", "peer_cert_file": "crt", "peer_key_file": "key"}, "PEER_CA_FILE"),
+        ({"peer_address": "p:1", "peer_token_file": "token"}, "unencrypted"),
+    ],
+)
+def test_what_is_wrong_with_a_peer_is_told(given: dict[str, str], said: str) -> None:
+    assert said in complaint(postgres_connection_string=URL, **given)
+
+
+def test_a_peer_is_anywhere() -> None:
+    for address in ("pads-1:10002", "10.0.0.1:1", "[::1]:10002", "[fd00::1]:65535"):
+        given = {"postgres_connection_string": URL, "peer_address": address}
+        assert Settings.load(given).peer_address == address
+        assert Settings.load({**given, "peer_token_file": "token", "allow_insecure": True})
+
+
 def test_a_secret_comes_from_exactly_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "dsn"
     file.write_text(URL + "\n")

@@ -162,3 +162,119 @@ class StatusResponse(_message.Message):
     subscribers: int
     ready: bool
     def __init__(self, epoch: _Optional[str] = ..., revision: _Optional[int] = ..., count: _Optional[int] = ..., digest: _Optional[bytes] = ..., staleness: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., lag_bytes: _Optional[int] = ..., subscribers: _Optional[int] = ..., ready: _Optional[bool] = ...) -> None: ...
+
+class MirrorRequest(_message.Message):
+    __slots__ = ("open", "acknowledge")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGE_FIELD_NUMBER: _ClassVar[int]
+    open: MirrorOpen
+    acknowledge: MirrorAcknowledge
+    def __init__(self, open: _Optional[_Union[MirrorOpen, _Mapping]] = ..., acknowledge: _Optional[_Union[MirrorAcknowledge, _Mapping]] = ...) -> None: ...
+
+class MirrorOpen(_message.Message):
+    __slots__ = ("client_id", "epoch", "timeline", "revision", "followed")
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TIMELINE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWED_FIELD_NUMBER: _ClassVar[int]
+    client_id: str
+    epoch: str
+    timeline: int
+    revision: int
+    followed: int
+    def __init__(self, client_id: _Optional[str] = ..., epoch: _Optional[str] = ..., timeline: _Optional[int] = ..., revision: _Optional[int] = ..., followed: _Optional[int] = ...) -> None: ...
+
+class MirrorAcknowledge(_message.Message):
+    __slots__ = ("followed",)
+    FOLLOWED_FIELD_NUMBER: _ClassVar[int]
+    followed: int
+    def __init__(self, followed: _Optional[int] = ...) -> None: ...
+
+class MirrorResponse(_message.Message):
+    __slots__ = ("opened", "batch")
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    opened: MirrorOpened
+    batch: MirrorBatch
+    def __init__(self, opened: _Optional[_Union[MirrorOpened, _Mapping]] = ..., batch: _Optional[_Union[MirrorBatch, _Mapping]] = ...) -> None: ...
+
+class MirrorOpened(_message.Message):
+    __slots__ = ("reset", "progress_interval")
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    reset: bool
+    progress_interval: _duration_pb2.Duration
+    def __init__(self, reset: _Optional[bool] = ..., progress_interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class MirrorBatch(_message.Message):
+    __slots__ = ("entries", "seen", "state", "parents")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[MirrorEntry]
+    seen: int
+    state: MirrorState
+    parents: _containers.RepeatedCompositeFieldContainer[MirrorParents]
+    def __init__(self, entries: _Optional[_Iterable[_Union[MirrorEntry, _Mapping]]] = ..., seen: _Optional[int] = ..., state: _Optional[_Union[MirrorState, _Mapping]] = ..., parents: _Optional[_Iterable[_Union[MirrorParents, _Mapping]]] = ...) -> None: ...
+
+class MirrorParents(_message.Message):
+    __slots__ = ("anew", "table", "column", "at", "rows", "parents", "gone")
+    ANEW_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    COLUMN_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    anew: bool
+    table: str
+    column: str
+    at: int
+    rows: _containers.RepeatedScalarFieldContainer[str]
+    parents: _containers.RepeatedScalarFieldContainer[str]
+    gone: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, anew: _Optional[bool] = ..., table: _Optional[str] = ..., column: _Optional[str] = ..., at: _Optional[int] = ..., rows: _Optional[_Iterable[str]] = ..., parents: _Optional[_Iterable[str]] = ..., gone: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class MirrorEntry(_message.Message):
+    __slots__ = ("endpoint_id", "revision", "position", "endpoint", "deleted", "moved")
+    ENDPOINT_ID_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
+    endpoint_id: str
+    revision: int
+    position: int
+    endpoint: bytes
+    deleted: bool
+    moved: bool
+    def __init__(self, endpoint_id: _Optional[str] = ..., revision: _Optional[int] = ..., position: _Optional[int] = ..., endpoint: _Optional[bytes] = ..., deleted: _Optional[bool] = ..., moved: _Optional[bool] = ...) -> None: ...
+
+class MirrorState(_message.Message):
+    __slots__ = ("epoch", "revision", "system", "timeline", "position", "followed", "followed_since", "whole", "count", "digest", "owed")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    SYSTEM_FIELD_NUMBER: _ClassVar[int]
+    TIMELINE_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWED_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWED_SINCE_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OWED_FIELD_NUMBER: _ClassVar[int]
+    epoch: str
+    revision: int
+    system: str
+    timeline: int
+    position: int
+    followed: int
+    followed_since: int
+    whole: bool
+    count: int
+    digest: bytes
+    owed: str
+    def __init__(self, epoch: _Optional[str] = ..., revision: _Optional[int] = ..., system: _Optional[str] = ..., timeline: _Optional[int] = ..., position: _Optional[int] = ..., followed: _Optional[int] = ..., followed_since: _Optional[int] = ..., whole: _Optional[bool] = ..., count: _Optional[int] = ..., digest: _Optional[bytes] = ..., owed: _Optional[str] = ...) -> None: ...

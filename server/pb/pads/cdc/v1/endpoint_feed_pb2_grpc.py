@@ -44,6 +44,11 @@ class EndpointFeedServiceStub:
                 request_serializer=server_dot_pb_dot_pads_dot_cdc_dot_v1_dot_endpoint__feed__pb2.StatusRequest.SerializeToString,
                 response_deserializer=server_dot_pb_dot_pads_dot_cdc_dot_v1_dot_endpoint__feed__pb2.StatusResponse.FromString,
                 _registered_method=True)
+        self.Mirror = channel.stream_stream(
+                '/pads.cdc.v1.EndpointFeedService/Mirror',
+                request_serializer=server_dot_pb_dot_pads_dot_cdc_dot_v1_dot_endpoint__feed__pb2.MirrorRequest.SerializeToString,
+                response_deserializer=server_dot_pb_dot_pads_dot_cdc_dot_v1_dot_endpoint__feed__pb2.MirrorResponse.FromString,
+                _registered_method=True)
 
 
 class EndpointFeedServiceServicer:
@@ -64,6 +69,15 @@ class EndpointFeedServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Mirror(self, request_iterator, context):
+        """Between the two servers of one slot (PEER_ADDRESS), not for gateways: the server that reads the slot gives the other
+        one everything that it needs to go on in its place. The client's first message is `open`; it must come within 10 s.
+        UNAVAILABLE where this server does not read the slot. docs/deploy.md says how to run them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EndpointFeedServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -76,6 +90,11 @@ def add_EndpointFeedServiceServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=server_dot_pb_dot_pads_dot_cdc_dot_v1_dot_endpoint__feed__pb2.StatusRequest.FromString,
                     response_serializer=server_dot_pb_dot_pads_dot_cdc_dot_v1_dot_endpoint__feed__pb2.StatusResponse.SerializeToString,
+            ),
+            'Mirror': grpc.stream_stream_rpc_method_handler(
+                    servicer.Mirror,
+                    request_deserializer=server_dot_pb_dot_pads_dot_cdc_dot_v1_dot_endpoint__feed__pb2.MirrorRequest.FromString,
+                    response_serializer=server_dot_pb_dot_pads_dot_cdc_dot_v1_dot_endpoint__feed__pb2.MirrorResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,6 +151,33 @@ class EndpointFeedService:
             '/pads.cdc.v1.EndpointFeedService/Status',
             server_dot_pb_dot_pads_dot_cdc_dot_v1_dot_endpoint__feed__pb2.StatusRequest.SerializeToString,
             server_dot_pb_dot_pads_dot_cdc_dot_v1_dot_endpoint__feed__pb2.StatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Mirror(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/pads.cdc.v1.EndpointFeedService/Mirror',
+            server_dot_pb_dot_pads_dot_cdc_dot_v1_dot_endpoint__feed__pb2.MirrorRequest.SerializeToString,
+            server_dot_pb_dot_pads_dot_cdc_dot_v1_dot_endpoint__feed__pb2.MirrorResponse.FromString,
             options,
             channel_credentials,
             insecure,

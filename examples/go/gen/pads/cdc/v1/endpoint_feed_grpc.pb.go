@@ -27,6 +27,10 @@ type EndpointFeedServiceClient interface {
 	Watch(ctx context.Context, opts ...grpc.CallOption) (EndpointFeedService_WatchClient, error)
 	// What the server holds now. Never waits.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
+	// Between the two servers of one slot (PEER_ADDRESS), not for gateways: the server that reads the slot gives the other
+	// one everything that it needs to go on in its place. The client's first message is `open`; it must come within 10 s.
+	// UNAVAILABLE where this server does not read the slot. docs/deploy.md says how to run them.
+	Mirror(ctx context.Context, opts ...grpc.CallOption) (EndpointFeedService_MirrorClient, error)
 }
 
 type endpointFeedServiceClient struct {
@@ -77,6 +81,37 @@ func (c *endpointFeedServiceClient) Status(ctx context.Context, in *StatusReques
 	return out, nil
 }
 
+func (c *endpointFeedServiceClient) Mirror(ctx context.Context, opts ...grpc.CallOption) (EndpointFeedService_MirrorClient, error) {
+	stream, err := c.cc.NewStream(ctx, &EndpointFeedService_ServiceDesc.Streams[1], "/pads.cdc.v1.EndpointFeedService/Mirror", opts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &endpointFeedServiceMirrorClient{stream}
+	return x, nil
+}
+
+type EndpointFeedService_MirrorClient interface {
+	Send(*MirrorRequest) error
+	Recv() (*MirrorResponse, error)
+	grpc.ClientStream
+}
+
+type endpointFeedServiceMirrorClient struct {
+	grpc.ClientStream
+}
+
+func (x *endpointFeedServiceMirrorClient) Send(m *MirrorRequest) error {
+	return x.ClientStream.SendMsg(m)
+}
+
+func (x *endpointFeedServiceMirrorClient) Recv() (*MirrorResponse, error) {
+	m := new(MirrorResponse)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
 // EndpointFeedServiceServer is the server API for EndpointFeedService service.
 // All implementations must embed UnimplementedEndpointFeedServiceServer
 // for forward compatibility
@@ -86,6 +121,10 @@ type EndpointFeedServiceServer interface {
 	Watch(EndpointFeedService_WatchServer) error
 	// What the server holds now. Never waits.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
+	// Between the two servers of one slot (PEER_ADDRESS), not for gateways: the server that reads the slot gives the other
+	// one everything that it needs to go on in its place. The client's first message is `open`; it must come within 10 s.
+	// UNAVAILABLE where this server does not read the slot. docs/deploy.md says how to run them.
+	Mirror(EndpointFeedService_MirrorServer) error
 	mustEmbedUnimplementedEndpointFeedServiceServer()
 }
 
@@ -98,6 +137,9 @@ func (UnimplementedEndpointFeedServiceServer) Watch(EndpointFeedService_WatchSer
 }
 func (UnimplementedEndpointFeedServiceServer) Status(context.Context, *StatusRequest) (*StatusResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedEndpointFeedServiceServer) Mirror(EndpointFeedService_MirrorServer) error {
+	return status.Errorf(codes.Unimplemented, "method Mirror not implemented")
 }
 func (UnimplementedEndpointFeedServiceServer) mustEmbedUnimplementedEndpointFeedServiceServer() {}
 
@@ -156,6 +198,32 @@ func _EndpointFeedService_Status_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _EndpointFeedService_Mirror_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(EndpointFeedServiceServer).Mirror(&endpointFeedServiceMirrorServer{stream})
+}
+
+type EndpointFeedService_MirrorServer interface {
+	Send(*MirrorResponse) error
+	Recv() (*MirrorRequest, error)
+	grpc.ServerStream
+}
+
+type endpointFeedServiceMirrorServer struct {
+	grpc.ServerStream
+}
+
+func (x *endpointFeedServiceMirrorServer) Send(m *MirrorResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
+func (x *endpointFeedServiceMirrorServer) Recv() (*MirrorRequest, error) {
+	m := new(MirrorRequest)
+	if err := x.ServerStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
 // EndpointFeedService_ServiceDesc is the grpc.ServiceDesc for EndpointFeedService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -172,6 +240,12 @@ var EndpointFeedService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Watch",
 			Handler:       _EndpointFeedService_Watch_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Mirror",
+			Handler:       _EndpointFeedService_Mirror_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},
