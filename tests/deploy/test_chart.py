@@ -38,6 +38,7 @@ FULL: dict[str, Any] = {
     "persistence__storageClass": "fast",
     "networkPolicy__database": [{"ipBlock": {"cidr": "10.1.2.3/32"}}],
     "image__tag": "1.2.3",
+    "peer__address": "pads-cdc-other:10002",
 }
 CUSTOM = ("monitoring.coreos.com/v1",)
 """API versions of the Prometheus operator: Kubernetes has no schema of them."""
@@ -135,6 +136,16 @@ def test_the_network_policy_lets_nobody_in_where_nobody_is_named() -> None:
     assert not only(closed, "NetworkPolicy")["spec"]["ingress"]
     off = render(**OPEN, networkPolicy__enabled=False)
     assert "NetworkPolicy" not in {one["kind"] for one in off}
+
+
+def test_a_pair_may_talk_and_nobody_is_let_in_for_it_who_is_alone() -> None:
+    nobody = {**OPEN, "networkPolicy__gateways": [], "networkPolicy__monitoring": []}
+    paired = render(**nobody, peer__address="pads-cdc-other:10002")
+    assert environment(paired)["PEER_ADDRESS"] == "pads-cdc-other:10002"
+    policy = only(paired, "NetworkPolicy")["spec"]
+    assert [rule["ports"] for rule in policy["ingress"]] == [[{"port": "grpc"}]]
+    assert len(policy["egress"]) == len(only(render(**OPEN), "NetworkPolicy")["spec"]["egress"]) + 1
+    assert "PEER_ADDRESS" not in environment(render(**OPEN))
 
 
 def test_rules_and_dashboard_are_the_projects_own_and_the_job_has_the_rules_name() -> None:

@@ -22,12 +22,16 @@ RUNBOOK = ROOT / "docs/runbook.md"
 FOREIGN = {
     "pads_cdc_auth_failures_total",
     "pads_cdc_tls_certificate_expiry_timestamp_seconds",
+    "pads_cdc_peer_connected",
+    "pads_cdc_standing_by",
     "up",
     "process_start_time_seconds",
     "pg_replication_slot_slot_is_active",
     "pg_replication_slot_safe_wal_size_bytes",
 }
-"""Metrics that the rules take from server.security, Prometheus, its client library and postgres_exporter."""
+"""Metrics that the rules take from server.security, server.pair_gauges, Prometheus, its client library and
+postgres_exporter.
+"""
 
 
 def rules() -> list[dict[str, Any]]:
