@@ -23,6 +23,7 @@ from bench import (
     ripple,
     ripple_old,
     start,
+    takeover,
     writers,
 )
 from bench.plot import draw
@@ -48,6 +49,7 @@ BENCHMARKS: Final[dict[str, Callable[[Rig], Iterator[Result]]]] = {
     "writers": writers.run,
     "fan_out": fan_out.run,
     "start": start.run,
+    "takeover": takeover.run,
     "memory": memory.run,
     "idle": idle.run,
 }

@@ -126,13 +126,19 @@ class Rig:
         self._administer(f"DROP DATABASE {name} WITH (FORCE)")
 
     @contextmanager
-    def serve(self, database: Database, **settings: str) -> Iterator[Served]:
-        """Have a server of ours that is ready, with a state file of its own unless that is set."""
+    def serve(self, database: Database, *, wait: bool = True, **settings: str) -> Iterator[Served]:
+        """Have a server of ours that is ready, with a state file of its own unless that is set.
+
+        Without ``wait`` it has only begun to listen.
+        """
         folder = self._folder / f"server_{next(_numbers)}"
         folder.mkdir()
         self.say("our server starts")
         with Served(database.url, folder, _QUIET | settings) as served:
-            served.wait_ready(DEADLINE)
+            if wait:
+                served.wait_ready(DEADLINE)
+            else:
+                wait_until(served.listens, "the server listens")
             yield served
 
     def state_file(self) -> Path:

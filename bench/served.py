@@ -86,6 +86,12 @@ class Served:
         lines = self._log.read_text().strip().splitlines()
         raise ServerEndedError(f"the server is not ready: {lines[-1] if lines else 'it said nothing'}")
 
+    def listens(self) -> bool:
+        """Tell whether it has said where it listens."""
+        if not self._http:
+            self._find_ports()
+        return bool(self._http)
+
     def metric(self, name: str) -> float:
         """Return a series of its metrics page, by name and labels as they stand there; else 0.0."""
         for line in self._page("/metrics")[1].splitlines():

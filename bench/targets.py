@@ -59,6 +59,8 @@ TARGETS: Final = (
     Target("fan_out", "beside a stalled one, p50", "none is stalled", 1.1),
     Target("start", "without a state file", "COPY", 3.0),
     Target("start", "with a state file", "COPY", 4.0),
+    Target("takeover", "ready", None, 2.0),
+    Target("takeover", "a change reaches a client", None, 2.0),
     Target("memory", "an endpoint", None, 400.0),
     Target("memory", "peak of a ripple, above steady", None, 150.0),
     Target("memory", "more after churn", None, 16.0),
