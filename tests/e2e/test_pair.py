@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import signal
 import socket
+import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
@@ -16,15 +19,17 @@ from pads_cdc_client import Replica
 from server.pb.gateway_endpoint_pb2 import GatewayEndpoint
 from server.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 from tests.certificates import Authority, write_secret
-from tests.fix_feed import opening, status
-from tests.fix_server import expected, fill, wait_equal, wait_until
+from tests.fix_feed import opening, status, wait_exact
+from tests.fix_server import DEADLINE, expected, fill, wait_equal, wait_until
 from tests.proxy import Proxy
 from tests.server.test_endpoint_feed import follow, settled
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.fix_feed import Stream, StreamFactory
+    from pads_cdc_client import EndpointFeed
+    from pads_cdc_client.replica import Change
+    from tests.fix_feed import FeedFactory, Stream, StreamFactory
     from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory
     from tests.fix_server import Gateway, GatewayFactory, Server, ServerFactory
 
@@ -335,3 +340,57 @@ def test_a_peer_is_shown_what_it_asks_for_and_a_wrong_token_is_told(
     wait_until(lambda: standby.metric("pads_cdc_endpoints") == 20, "the map")
     for token in (good, wrong):
         assert token not in leader.output + standby.output
+
+
+def proved(client: EndpointFeed, often: int) -> bool:
+    return client.proofs > often
+
+
+def test_the_slot_goes_back_and_forth_under_writers_and_clients_notice_nothing(
+    database: Database, serve: ServerFactory, feed: FeedFactory, tmp_path: Path
+) -> None:
+    """Killed and stopped in turn; whoever has gone comes back as the standby."""
+    fill(database, 300)
+    leader, standby = start_pair(serve, database, tmp_path)
+    seen: list[str] = []
+
+    def note(changed: Change) -> None:
+        if changed.endpoint_id == "app_1" and changed.after is not None:
+            seen.append(GatewayEndpoint.FromString(changed.after).auth.static_api_key.api_key)
+
+    client = feed(leader, standby, on_change=note)
+    assert client.wait_ready(DEADLINE)
+    stopping = threading.Event()
+
+    def write() -> None:
+        for number in itertools.count(1):
+            if stopping.wait(0.005):
+                return
+            database.execute(
+                "UPDATE portal_application_settings SET secret_key = %(key)s WHERE application_id = 'app_1';"
+                "DELETE FROM portal_applications WHERE id = %(one)s AND id <> 'app_1';"
+                "INSERT INTO portal_applications VALUES (%(other)s, 'acc_1') ON CONFLICT DO NOTHING",
+                {"key": f"v{number:06}", "one": f"app_{number % 300}", "other": f"app_{number * 7 % 300}"},
+            )
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for turn in range(6):
+            proofs = client.proofs
+            wait_until(partial(proved, client, proofs + 5), "changes arrive")
+            leader.kill() if turn % 2 else leader.stop()
+            wait_ready(standby)
+            again = serve(database, **{**leader.environment, "PORT": str(leader.grpc)})
+            leader, standby = standby, again
+            standby.wait_metric(1, "pads_cdc_peer_connected")
+    finally:
+        stopping.set()
+        writer.join()
+    wait_exact(client, expected(database))
+    assert client.resets == 1
+    numbered = [key for key in seen if key.startswith("v")]
+    assert len(numbered) > 10
+    assert numbered == sorted(numbered)
+    leader.wait_metric(1, "pads_cdc_audit_runs_total")
+    assert leader.metric("pads_cdc_audit_drift_total") == 0
