@@ -18,6 +18,7 @@ from cdc.failpoints import reach
 from cdc.gate import Gate
 from cdc.history import History
 from cdc.mirrored import MirrorLost, MirrorOpened, MirrorPart
+from cdc.pace import Pace
 from cdc.postgres_errors import is_shutdown
 from cdc.schema_watch import SchemaWatch
 from cdc.task import Task
@@ -47,10 +48,6 @@ _POLL = 2.0
 """Seconds between polls of the mapping while there is no stream; at most a quarter of the time is spent on
 them.
 """
-_SHARE = 0.5
-"""Share of all endpoints from which on naming them one by one costs more than reading everything."""
-_SMALL = 10_000
-"""Keys that are never worth a reconcile."""
 _OWED = "owed"
 _FAULT = "fault"
 
@@ -103,6 +100,7 @@ class Follower(threading.Thread):
         self._on_failure = on_failure
         self.failure: BaseException | None = None
         self._stopping = threading.Event()
+        self._pace = Pace()
         self._session = 0
         self._streaming = False
         self._streamed = False
@@ -176,6 +174,7 @@ class Follower(threading.Thread):
 
     def _turn(self) -> None:
         """Take what has come, then do one step of everything that is open."""
+        self._pace.rest(self._stopping.wait)
         events = self._backlog.take(self._requery.patience(_IDLE))
         transactions = [event for event in events if isinstance(event, Transaction)]
         if transactions:
@@ -185,7 +184,8 @@ class Follower(threading.Thread):
         try:
             self._parents.tell()
             self._poll()
-            self._requery.turn()
+            with self._pace.timed(self._requery):
+                self._requery.turn()
             self._settle()
             if self._streaming and self._schema.changed():
                 self._reader.drop("schema")
@@ -207,9 +207,7 @@ class Follower(threading.Thread):
         touching = [one for one in transactions if one.affected.reconcile or len(one.affected)]
         if touching:
             task = Task.of(touching, since)
-            if len(task.affected) > max(_SMALL, _SHARE * len(self._store)):
-                task.affected.give_up("large")
-            self._requery.add(task)
+            self._requery.add(task.within(len(self._store)))
 
     def _hear(self, event: Event) -> None:
         match event:
@@ -253,9 +251,8 @@ class Follower(threading.Thread):
             reason = "slot_created"
             kept.bootstrap = started.created
             self._ledger.note(bootstrap=str(started.created))
-        if (
-            kept.bootstrap is not None
-        ):  # also when the process that made the slot did not live to load the map
+        # Also when the process that made the slot did not live to load the map.
+        if kept.bootstrap is not None:
             gate |= Gate(snapshot=kept.bootstrap)
         if self._owed is not None:
             gate, reason = gate | self._owed, _OWED

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from cdc.lsn import Lsn
     from cdc.store import Store
 
+_SHARE = 0.5
+"""Share of all endpoints from which on naming them one by one costs more than reading everything."""
+_SMALL = 10_000
+"""Keys that are never worth a reconcile."""
+
 
 @dataclass(slots=True)
 class Task:
@@ -61,6 +66,12 @@ class Task:
     def reason(self) -> str | None:
         """Why this is a reconcile; None where keys suffice."""
         return self.affected.reconcile
+
+    def within(self, endpoints: int) -> Task:
+        """Return it as a reconcile if it names too many of all endpoints."""
+        if len(self.affected) > max(_SMALL, _SHARE * endpoints):
+            self.affected.give_up("large")
+        return self
 
     def seen(self, affected: int) -> Iterator[TransactionSeen]:
         """Describe the transactions for whoever watches; to be called when they have just been published."""
