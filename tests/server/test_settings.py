@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from psycopg2.extensions import make_dsn, parse_dsn
 from pydantic import ValidationError
@@ -212,13 +212,17 @@ def test_a_malformed_connection_string_is_one_line_without_any_of_it(
 
 @given(password=st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=8))
 def test_no_password_ever_makes_it_into_a_message(password: str) -> None:
-    for text in (f"postgres://u:{password}@h/db", f"host=h password={password}", f"{password} host=h"):
-        said = ""
-        try:
-            ConnectionString("POSTGRES_CONNECTION_STRING", value=text).read()
-        except ConfigurationError as error:
-            said = str(error)
-        assert password not in said
+    for form in ("postgres://u:{}@h/db", "host=h password={}", "{} host=h"):
+        assume(password not in _said_of(form.format(SECRET)))  # such as the word Postgres
+        assert password not in _said_of(form.format(password))
+
+
+def _said_of(connection_string: str) -> str:
+    try:
+        ConnectionString("POSTGRES_CONNECTION_STRING", value=connection_string).read()
+    except ConfigurationError as error:
+        return str(error)
+    return ""
 
 
 def test_libpq_keywords_are_as_good_as_a_url() -> None:
