@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from cdc.task import Task
 
 _MANY = 10_000
-"""Endpoints of one read that are not worth remembering one by one: who tears so much waits for the end."""
+"""Endpoints that are remembered one by one; more of them, and who tears so much waits for the end. While a
+backlog is read each read is ahead of the slot, so that there would be no end to them.
+"""
 
 
 class Tear:
@@ -33,6 +35,8 @@ class Tear:
         self._endpoint_keys = endpoint_keys
         self._ahead: deque[tuple[Lsn, set[str] | None]] = deque()
         """How new each read was, and the endpoints that it brought; None for too many of them."""
+        self._held = 0
+        """Endpoints in all of these."""
         self._up_to: Lsn = 0
         self._done: Lsn = 0
 
@@ -42,10 +46,16 @@ class Tear:
         if not self._ahead or self._ahead[-1][0] != flushed:
             self._ahead.append((flushed, set()))
         known = self._ahead[-1][1]
-        if known is not None and ids is not None:
+        if known is None:
+            return
+        before = len(known)
+        if ids is not None:
             known.update(ids)
-        if known is None or ids is None or len(known) > _MANY:
-            self._ahead[-1] = (flushed, None)
+        self._held += len(known) - before
+        if ids is None or self._held > _MANY or len(self._ahead) > _MANY:
+            self._ahead.clear()
+            self._ahead.append((self._up_to, None))
+            self._held = 0
 
     def done(self, end: Lsn) -> None:
         """Note that a task is applied whose last transaction ended there."""
@@ -55,20 +65,21 @@ class Tear:
         """Forget it all: the map is what one snapshot saw."""
         self._up_to = self._done = 0
         self._ahead.clear()
+        self._held = 0
 
     def shows(self, reached: Lsn, waiting: Sequence[Task]) -> bool:
         """Tell whether the map may hold a part of a transaction, with all but ``waiting`` applied up to
         ``reached``.
         """
+        applied = min((task.since for task in waiting), default=reached)
+        while self._ahead and self._ahead[0][0] <= applied:
+            self._held -= len(self._ahead.popleft()[1] or ())
         if reached < self._up_to:
             return True  # what was brought too early is not known yet
         if any(task.reason is not None for task in waiting):
             return True  # what is missing may never have been named
-        applied = min((task.since for task in waiting), default=reached)
         if self._done > applied:
             return True  # a later one was applied before one that waits
-        while self._ahead and self._ahead[0][0] <= applied:
-            self._ahead.popleft()
         return any(self._meets(task) for task in waiting) if self._ahead else False
 
     def _meets(self, task: Task) -> bool:

@@ -37,6 +37,20 @@ def test_a_ripple_is_remembered_as_a_whole() -> None:
     assert tear.shows(200, [task(100, 200, "a")])
 
 
+def test_a_backlog_does_not_fill_the_memory() -> None:
+    """Each of its reads is ahead of the slot, for hours perhaps."""
+    tear = Tear("endpoint")
+    for number in range(1, 201):
+        tear.read((1 << 40) + number, [f"{number} {one}" for one in range(1_000)])
+        tear.done(number)
+        assert tear.shows(number, [])
+    held = sum(len(ids or ()) for _, ids in tear._ahead)
+    assert held <= 10_000
+    last = (1 << 40) + 200
+    assert tear.shows(last + 1, [task(1 << 40, last + 1, "1 1")]), "what was brought first is not forgotten"
+    assert not tear.shows(last + 1, [task(last, last + 1, "1 1")])
+
+
 def test_without_keys_that_are_ids_nothing_can_be_told_apart() -> None:
     tear = Tear(None)
     tear.read(200, ["b"])
