@@ -314,9 +314,9 @@ class Follower(threading.Thread):
             exact = self._owed is None and not self._gap  # neither is applied until a reconcile is done
             if exact:
                 self._freshness.applied(position)
-            confirmable = self._standing.confirmable(position, exact=exact, owed=self._owed)
+            confirmable = self._standing.confirmable(requery.confirmable, exact=exact, owed=self._owed)
             self._reader.confirm(confirmable, self._session)
-            self._let_go(position)
+            self._let_go()
         self._standing.look()
         requery.settle()
         if requery.exact_at is not None:
@@ -327,12 +327,13 @@ class Follower(threading.Thread):
             self._lost_reason = "reconnect"
             requery.exact_at = None
 
-    def _let_go(self, position: int) -> None:
+    def _let_go(self) -> None:
         """Owe a reconcile rather than fill the database's disk while what is open cannot be done.
 
         Nothing that runs is ended: it may be about to succeed.
         """
-        if not self._requery.busy or self._requery.reached - position <= self._max_retained_wal:
+        held = self._requery.reached - self._requery.confirmable
+        if not self._requery.busy or held <= self._max_retained_wal:
             return
         gate = self._requery.open_gate()
         gate = (gate if self._owed is None else gate | self._owed).spanned()
@@ -367,7 +368,7 @@ class Follower(threading.Thread):
                 "timeline"
             )  # if the slot's server was promoted, it will say so when asked again
         if self._streaming:
-            self._let_go(self._requery.done_up_to)
+            self._let_go()
         else:
             self._set_mode("waiting")
 

@@ -19,7 +19,7 @@ from cdc.errors import PadsCdcError
 from cdc.failpoints import reach
 from cdc.gate import Gate
 from cdc.history import vouch
-from cdc.observer import BatchSeen, ReconcileSeen
+from cdc.observer import ReconcileSeen
 from cdc.task import OpenRead, Task, merged
 from cdc.tear import Tear
 
@@ -85,6 +85,8 @@ class Requery:
         self._tear = Tear(database.mapping.endpoint_keys)
         self.reached: Lsn = 0
         """End of the last transaction that was taken from the backlog."""
+        self._let_go_to: Lsn = 0
+        """A durable note answers for everything up to here."""
         self.exact_at: float | None = None
         """Monotonic time when the newest whole read began, for whoever asks next."""
 
@@ -131,8 +133,13 @@ class Requery:
 
     @property
     def done_up_to(self) -> Lsn:
-        """Everything up to here is in the store and in the state file: the slot may let it go."""
+        """Everything up to here is in the store and in the state file."""
         return min((task.since for task in self._open_tasks()), default=self.reached)
+
+    @property
+    def confirmable(self) -> Lsn:
+        """The slot may be confirmed up to here: what is not done by then is owed."""
+        return max(self.done_up_to, self._let_go_to)
 
     def patience(self, idle: float) -> float:
         """Return how long there is nothing to do, in seconds; ``idle`` when that is unknown."""
@@ -166,11 +173,11 @@ class Requery:
 
     def let_go(self) -> None:
         """Let the slot forget what is open: a note answers for it if the process ends before it is done."""
-        for task in self._open_tasks():
-            task.since = self.reached
+        self._let_go_to = self.reached
 
     def abandon(self) -> None:
         """Forget everything that is open: it will be redelivered, or the process ends."""
+        self.reached, self._let_go_to = self.done_up_to, 0
         self._close_reads()
         self._waiting.clear()
         if self._audit is not None:
@@ -311,18 +318,7 @@ class Requery:
             self._tell_reconciled(task.reason, read.upserts, read.deletes, time.monotonic() - read.began)
         self.settle()
         if task.transactions:
-            self._observer.batch(
-                BatchSeen(
-                    transactions=tuple(task.seen(read.rows)),
-                    affected=read.rows,
-                    upserts=read.upserts if task.reason is None else 0,
-                    deletes=read.deletes if task.reason is None else 0,
-                    suppressed=max(0, read.rows - read.upserts - read.deletes) if task.reason is None else 0,
-                    requery_seconds=time.monotonic() - read.began,
-                    visibility_seconds=max(0.0, read.began - task.asked_at),
-                    revision=self._store.head,
-                )
-            )
+            self._observer.batch(read.seen(self._store.head))
 
     def _step_audit(self, audit: Audit) -> None:
         """Compare some more; once everything that the audit saw is applied, what still differs is drift."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cdc.affected import LIMIT, Affected
 from cdc.gate import Gate
-from cdc.observer import TransactionSeen
+from cdc.observer import BatchSeen, TransactionSeen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -37,7 +37,7 @@ class Task:
     affected: Affected
     gate: Gate
     since: Lsn
-    """The slot may be confirmed up to here while this is not done."""
+    """The map holds everything up to here while this is not done."""
     end: Lsn = 0
     """End of its last transaction: the position that the endpoints are at once it is done; 0 for a plain
     reconcile.
@@ -140,3 +140,17 @@ class OpenRead:
             for endpoint_id in store.live_ids()
             if endpoint_id not in self.ids and endpoint_id not in self._overtaken
         ]
+
+    def seen(self, revision: int) -> BatchSeen:
+        """Describe what was read; to be called when it has just been published, up to ``revision``."""
+        keyed = self.task.reason is None
+        return BatchSeen(
+            transactions=tuple(self.task.seen(self.rows)),
+            affected=self.rows,
+            upserts=self.upserts if keyed else 0,
+            deletes=self.deletes if keyed else 0,
+            suppressed=max(0, self.rows - self.upserts - self.deletes) if keyed else 0,
+            requery_seconds=time.monotonic() - self.began,
+            visibility_seconds=max(0.0, self.began - self.task.asked_at),
+            revision=revision,
+        )

@@ -367,3 +367,31 @@ def test_a_reconcile_that_waits_is_for_what_nobody_named(desk: Desk) -> None:
     desk.requery.add(Task.reconcile("truncate", Gate(), desk.requery.reached))
     desk.requery.settle()
     assert not desk.store.whole
+
+
+def hang(desk: Desk) -> Task:
+    """Take a transaction that nobody sees, and have another one done that came after it."""
+    xmax = int(desk.database.value("SELECT pg_snapshot_xmax(pg_current_snapshot())::text"))
+    desk.database.execute(f"{KEY}'app_1'")
+    desk.requery.reached = 1 << 61
+    affected = Affected(keys={"EndpointsOfApplications": {"app_1"}})
+    desk.requery.add(Task(affected, Gate(frozenset({xmax + 1_000_000})), 0, desk.requery.reached))
+    desk.requery.turn()
+    return desk.requery._waiting[0]
+
+
+def test_what_the_slot_has_let_go_is_not_in_the_map_for_that(desk: Desk) -> None:
+    """A token that names the position would have its client miss the transaction at every other server."""
+    hang(desk)
+    assert desk.requery.busy
+    desk.requery.let_go()
+    desk.requery.settle()
+    assert desk.store.position == 0
+
+
+def test_what_is_abandoned_is_not_in_the_map_for_that(desk: Desk) -> None:
+    hang(desk)
+    assert desk.requery.busy
+    desk.requery.abandon()
+    desk.requery.settle()
+    assert desk.store.position == 0
