@@ -1,9 +1,9 @@
 """Re-queries: reads of the mapping that say what they have seen.
 
-A read is one READ COMMITTED transaction of two statements. The first asks which server this is and how far it
-has replayed,
-*before* the second takes its snapshot; the second is one statement (a cursor) that returns the snapshot with
-the rows. Both and the first rows come in one round trip. A later promotion, another server behind a pooler,
+A read is one READ COMMITTED transaction of three statements. The first asks which server this is and how far
+it has replayed, the second locks the tables and their partitions, both *before* the third takes its snapshot:
+one statement (a cursor) that returns the snapshot with the rows. All and the first rows come in one round
+trip. A later promotion, another server behind a pooler,
 or an older standby show in the evidence; nothing about the server is remembered from the last time.
 
 Nothing relies on the session: settings are local to the transaction, so a pooler in transaction mode is fine.
@@ -100,7 +100,8 @@ class Database:
         else:
             statement = self.mapping.compose(keys)
             parameters = {kind: list(values) for kind, values in keys.items()}
-        return Read(self, f"DECLARE pads_cdc_read NO SCROLL CURSOR FOR {statement}", parameters, self._encode)
+        declare = f"{self.mapping.locks};\nDECLARE pads_cdc_read NO SCROLL CURSOR FOR {statement}"
+        return Read(self, declare, parameters, self._encode)
 
     def evidence(self) -> Evidence:
         """Ask what a read would see now, without reading.

@@ -83,22 +83,24 @@ class Mapping:
         return self.reads + self.signals
 
     @property
-    def _locked(self) -> str:
-        """What a statement begins with: its locks are taken where tables are named, in the order of `reads`.
+    def locks(self) -> str:
+        """The statement that comes before one that reads, so that all locks are there before its snapshot.
 
-        TRUNCATE ... CASCADE locks parents first and needs what we hold. In the order of the joins we could
-        hold the children and wait for the parents, and the server could end the writer's transaction for it.
-        Nothing is executed for a query that nobody refers to. (LOCK TABLE would need a grant on the whole
-        table.)
+        They are taken in the order of `reads`: TRUNCATE ... CASCADE locks parents first and needs what we
+        hold. In the order of the joins we could hold the children and wait for the parents, and the server
+        could end the writer's transaction for it. Partitions are locked when a statement is planned, and so
+        after its own snapshot: one that is emptied and filled again meanwhile would be seen empty. So a
+        condition that is never true would not do here, for which they would be left out.
+        (LOCK TABLE would need a grant on the whole table.)
         """
-        return f"locked AS (SELECT FROM {', '.join(map(sql_text.quote_name, self.reads))} WHERE false)"
+        tables = map(sql_text.quote_name, self.reads)
+        return "\nUNION ALL\n".join(f"SELECT FROM {table}" for table in tables) + "\nLIMIT 0"
 
     @property
     def full(self) -> str:
         """The statement that reads the whole mapping."""
         return f"""\
-WITH {self._locked},
-endpoint AS (
+WITH endpoint AS (
 {self.queries["Endpoints"]}
 )
 {self.header}
@@ -128,8 +130,7 @@ FROM endpoint"""
         if len(kinds) == 1:  # a UNION leaves out duplicates, and so must this
             wanted = wanted.replace("SELECT", "SELECT DISTINCT", 1)
         return f"""\
-WITH {self._locked},
-wanted AS MATERIALIZED (
+WITH wanted AS MATERIALIZED (
 {wanted}
 ),
 endpoint AS MATERIALIZED (

@@ -363,3 +363,34 @@ def test_a_truncate_that_cascades_is_no_victim_of_a_read(
         writer.commit()
         truncate.result(DEADLINE)
         assert set(found.result(DEADLINE).values()) <= {None}
+
+
+@pytest.mark.parametrize("keys", [{}, {"EndpointsOfApplications": {"app_1"}}])
+def test_a_partition_that_is_emptied_and_filled_again_is_never_seen_empty(
+    database: fix_postgres.Database, reading: Callable[..., Database], keys: dict[str, set[str]]
+) -> None:
+    """Its lock must be had before the snapshot, as any table's: an older one sees none of the new rows."""
+    database.execute(
+        "DROP TABLE portal_application_settings, portal_applications;"
+        "CREATE TABLE portal_applications (id TEXT PRIMARY KEY, account_id TEXT) PARTITION BY HASH (id);"
+        "CREATE TABLE part PARTITION OF portal_applications FOR VALUES WITH (MODULUS 1, REMAINDER 0);"
+        "CREATE TABLE portal_application_settings"
+        " (id SERIAL, application_id TEXT, secret_key TEXT, secret_key_required BOOLEAN)"
+    )
+    fill(database, 3)
+    waiting = (
+        "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database"
+        " WHERE NOT granted AND datname = current_database()"
+    )
+    read = reading()
+    assert rows(read, **keys)["app_1"]
+    writer = database.connect()
+    writer.autocommit = False
+    writer.cursor().execute(
+        "CREATE TEMP TABLE kept AS TABLE part; TRUNCATE part; INSERT INTO part TABLE kept"
+    )
+    with ThreadPoolExecutor(1) as other:
+        found = other.submit(rows, read, **keys)
+        wait_until(lambda: database.value(waiting) == 1, "the read waits")
+        writer.commit()
+        assert found.result(DEADLINE)["app_1"]
