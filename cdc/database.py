@@ -141,9 +141,11 @@ class Database:
                 cursor.execute(self.begin(connection) + statement, {**(parameters or {})})
                 rows = cursor.fetchall()
                 cursor.execute("COMMIT")
-        except psycopg2.Error as error:
+        except Exception as error:
             self.discard(connection)
-            raise translate(error, self.address.setting) from error
+            if isinstance(error, psycopg2.Error):
+                raise translate(error, self.address.setting) from error
+            raise
         self.give_back(connection)
         return rows
 
@@ -283,10 +285,12 @@ class Read:
             with connection.cursor() as cursor:
                 cursor.execute(statement, parameters)
                 return cursor.fetchall()
-        except psycopg2.Error as error:
+        except Exception as error:  # also what is no text in our encoding, in either direction
             self._connection = None
             self._database.discard(connection)
-            raise translate(error, self._database.address.setting) from error
+            if isinstance(error, psycopg2.Error):
+                raise translate(error, self._database.address.setting) from error
+            raise
 
 
 def _evidence(header: tuple[Any, ...]) -> Evidence:

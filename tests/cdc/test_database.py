@@ -394,3 +394,15 @@ def test_a_partition_that_is_emptied_and_filled_again_is_never_seen_empty(
         wait_until(lambda: database.value(waiting) == 1, "the read waits")
         writer.commit()
         assert found.result(DEADLINE)["app_1"]
+
+
+def test_a_read_that_cannot_be_written_or_understood_leaves_no_connection(
+    database: fix_postgres.Database, reading: Callable[..., Database]
+) -> None:
+    """The driver has errors that are not its own, and whoever follows tries again every two seconds."""
+    read = reading()
+    with pytest.raises(ValueError, match="NUL"):
+        read.read({"EndpointsOfApplications": {"app_\0"}})
+    with pytest.raises(ValueError, match="NUL"):
+        read.query("SELECT %(text)s", {"text": "\0"})
+    wait_until(lambda: database.value(OPEN) == 0, "both are closed")
