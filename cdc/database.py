@@ -11,9 +11,12 @@ Nothing relies on the session: settings are local to the transaction, so a poole
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
+import time
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 import psycopg2
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812 - it is a class
 
     from cdc.connection import Address
     from cdc.mapping import Mapping as EndpointMapping
@@ -83,6 +87,8 @@ class Database:
         self._encode = encode
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
+        self._running: dict[Connection, float] = {}
+        """What a statement runs on, and since when (monotonic)."""
         self._lock = threading.Lock()
 
     def read(self, keys: Mapping[str, Collection[str]] | None = None) -> Read:
@@ -137,7 +143,7 @@ class Database:
         """
         connection = self.take()
         try:
-            with connection.cursor() as cursor:
+            with self.running(connection) as cursor:
                 cursor.execute(self.begin(connection) + statement, {**(parameters or {})})
                 rows = cursor.fetchall()
                 cursor.execute("COMMIT")
@@ -177,6 +183,31 @@ class Database:
             self._busy.discard(connection)
         with suppress(psycopg2.Error):
             connection.close()
+
+    @contextmanager
+    def running(self, connection: Connection) -> Iterator[Cursor]:
+        """Note how long the statements take that are executed here."""
+        with self._lock:
+            self._running[connection] = time.monotonic()
+        try:
+            with connection.cursor() as cursor:
+                yield cursor
+        finally:
+            with self._lock:
+                del self._running[connection]
+
+    def hang_up(self, after: float) -> None:
+        """Cut the connections on which something has run for longer than ``after`` seconds, from another
+        thread; who waits there gets a SourceError.
+
+        A server that is frozen ends no statement at its timeout, and its kernel answers for it.
+        """
+        began_before = time.monotonic() - after
+        with self._lock:  # nothing that runs is closed meanwhile, so that the descriptor is its own
+            for connection, began in self._running.items():
+                if began < began_before:
+                    with socket.socket(fileno=os.dup(connection.fileno())) as line, suppress(OSError):
+                        line.shutdown(socket.SHUT_RDWR)
 
     def cancel(self) -> None:
         """End what is being read, from another thread; that read raises a SourceError."""
@@ -270,7 +301,7 @@ class Read:
         if connection is None:
             return
         try:
-            with connection.cursor() as cursor:
+            with self._database.running(connection) as cursor:
                 cursor.execute("COMMIT")
         except psycopg2.Error:  # what was handed over is true; the next read will find out what is wrong
             self._database.discard(connection)
@@ -282,7 +313,7 @@ class Read:
         if connection is None:
             raise SourceError("closed", "the read was closed")
         try:
-            with connection.cursor() as cursor:
+            with self._database.running(connection) as cursor:
                 cursor.execute(statement, parameters)
                 return cursor.fetchall()
         except Exception as error:  # also what is no text in our encoding, in either direction

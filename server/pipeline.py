@@ -12,6 +12,7 @@ from cdc.catalog import Catalog
 from cdc.connection import Address
 from cdc.database import Database
 from cdc.follower import Follower
+from cdc.hang_up import HangUp
 from cdc.ledger import Ledger
 from cdc.lineage import Lineage
 from cdc.mapping import load, server_queries
@@ -41,7 +42,7 @@ _JOIN_SECONDS = 1.5
 
 
 class Pipeline:
-    """The three threads and what they share."""
+    """The threads and what they share."""
 
     def __init__(
         self,
@@ -123,7 +124,8 @@ class Pipeline:
 
         elsewhere = settings.query_connection_string is not settings.postgres_connection_string
         self._replay_probe = ReplayProbe(query, queries["WalEnd"], freshness) if elsewhere else None
-        threads = (self.follower, self._reader, self._probe, self._replay_probe)
+        self._hang_up = HangUp(database)
+        threads = (self.follower, self._reader, self._probe, self._replay_probe, self._hang_up)
         self._threads = [thread for thread in threads if thread is not None]
 
     def start(self) -> None:
@@ -143,6 +145,7 @@ class Pipeline:
             self._mirror.stop()
         self.follower.stop()
         self.follower.join(_JOIN_SECONDS)
+        self._hang_up.stop()
         self._probe.stop()
         if self._replay_probe is not None:
             self._replay_probe.stop()

@@ -15,8 +15,10 @@ from cdc.connection import Address
 from cdc.database import CHUNK, FIRST_CHUNK, Database
 from cdc.errors import PadsCdcError, Refusal, SourceError
 from cdc.gate import Gate
+from cdc.hang_up import HangUp
 from cdc.mapping import load
 from tests.fix_server import DEADLINE, fill, wait_until
+from tests.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -406,3 +408,48 @@ def test_a_read_that_cannot_be_written_or_understood_leaves_no_connection(
     with pytest.raises(ValueError, match="NUL"):
         read.query("SELECT %(text)s", {"text": "\0"})
     wait_until(lambda: database.value(OPEN) == 0, "both are closed")
+
+
+@pytest.mark.parametrize("far", ["at once", "half way", "at its end"])
+def test_a_server_that_is_frozen_holds_nobody_for_ever(
+    database: fix_postgres.Database, reading: Callable[..., Database], far: str
+) -> None:
+    """Its kernel answers in its place, so that neither keepalives nor its own timeouts end anything."""
+    fill(database, FIRST_CHUNK + 3 * CHUNK)
+    with Proxy(database.cluster.port) as proxy:
+        read = reading(database.url().replace(str(database.cluster.port), str(proxy.port)))
+        read.evidence()  # it has a connection
+        watch = HangUp(read, limit=1.0)
+        opened = None if far == "at once" else read.read()
+        chunks = opened.chunks() if opened is not None else iter(())
+        if far != "at once":
+            next(chunks)
+            next(chunks)
+        proxy.stalled = True
+        watch.start()
+        try:
+            if opened is None:
+                with pytest.raises(SourceError, match="QUERY_CONNECTION_STRING"):
+                    read.read()
+            elif far == "half way":
+                with pytest.raises(SourceError, match="QUERY_CONNECTION_STRING"):
+                    list(chunks)
+            else:
+                opened.close()
+        finally:
+            proxy.stalled = False
+            watch.stop()
+        assert rows(read), "another connection serves"
+
+
+def test_a_read_that_is_only_looked_at_slowly_is_not_hung_up(
+    database: fix_postgres.Database, reading: Callable[..., Database]
+) -> None:
+    fill(database, FIRST_CHUNK + 2 * CHUNK)
+    read = reading()
+    with read.read() as opened:
+        chunks = opened.chunks()
+        found = len(next(chunks))
+        wait_until(lambda: database.value(IN_TRANSACTION + " AND state = 'idle in transaction'"), "fetched")
+        read.hang_up(0.0)
+        assert found + sum(map(len, chunks)) == FIRST_CHUNK + 2 * CHUNK
