@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from cdc.store import Batch
 
 _VERSION = 1
+_SQLITE = b"SQLite format 3\0"
 _GONE = bytes(DIGEST_BYTES)
 """Stands for the digest of a tombstone: a real digest is all zeros once in 2^128."""
 _CHUNK = 50_000
@@ -86,6 +87,11 @@ class StateFile:
             try:
                 self._open()
                 self.kept = self._load()
+            except _Foreign as error:
+                raise StateFileError(
+                    f"the state file {path} cannot be used: it is something else, and stays as it is; name"
+                    " another file in STATE_FILE"
+                ) from error
             except (_Unusable, sqlite3.DatabaseError) as error:
                 if isinstance(error, sqlite3.OperationalError):
                     raise
@@ -155,8 +161,14 @@ class StateFile:
 
     def _open(self) -> None:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        if is_foreign(self.path):
+            raise _Foreign
         self._db = sqlite3.connect(self.path, timeout=0, check_same_thread=False)
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and "facts" not in tables:  # somebody else's: nothing has been written to it yet
+            self._db.close()
+            raise _Foreign
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = OFF")
         with self._db:
@@ -251,6 +263,23 @@ class StateFile:
             Path(f"{self.path}{suffix}").unlink(missing_ok=True)
 
 
+def is_foreign(path: Path) -> bool:
+    """Tell whether a file was never a state file: it has content, and not SQLite's; blocks on the disk.
+
+    Somebody's mistake in STATE_FILE must not move a file of theirs away. One that begins with zeros is taken
+    for ours: so a file system may leave it when the machine goes down hard.
+    """
+    if not path.is_file():  # a device or a pipe
+        return True
+    with path.open("rb") as file:
+        header = file.read(len(_SQLITE))
+    return header != _SQLITE and bool(header.strip(b"\0"))
+
+
+class _Foreign(Exception):  # noqa: N818 - never leaves this module
+    """The file is not ours to touch."""
+
+
 class _Unusable(Exception):  # noqa: N818 - never leaves this module
     """The file is of another version or another cluster, or a checksum is off."""
 
@@ -282,6 +311,8 @@ def _remedy(path: Path) -> str:
     folder = path.absolute().parent
     if not folder.is_dir():
         return f"there is no folder {folder}: make it, or correct STATE_FILE"
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        return f"{folder} is on a read-only file system: mount it for writing, or correct STATE_FILE"
     if not os.access(path if path.exists() else folder, os.W_OK):
         return f"let our user write to {path if path.exists() else folder}, or correct STATE_FILE"
     return "see to the disk below it, or choose another STATE_FILE"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cdc.checks.finding import fail, good, warn
 from cdc.postgres_errors import translated
+from cdc.state_file import is_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,9 +44,25 @@ def state_file(site: Deployment) -> Iterator[Finding]:
     if not folder.is_dir():
         yield fail(f"STATE_FILE: there is no folder {folder}", f"install -d -m 0700 -o OUR_USER {folder}")
         return
-    if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
+    if path.exists() and not path.is_file():
         yield fail(
-            f"STATE_FILE: we may not write to {path if path.exists() else folder}", "chown it to our user"
+            f"STATE_FILE: {path} is not a file", f"name a file in it, for example STATE_FILE={path / 'state'}"
+        )
+        return
+    if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
+        refused = path if path.exists() else folder
+        if os.statvfs(refused).f_flag & os.ST_RDONLY:
+            what, remedy = (
+                "it is on a read-only file system",
+                "mount it for writing, or choose another STATE_FILE",
+            )
+        else:
+            what, remedy = "its owner or mode forbids it", f"chown OUR_USER {refused}"
+        yield fail(f"STATE_FILE: we may not write to {refused}: {what}", remedy)
+        return
+    if path.exists() and is_foreign(path):
+        yield fail(
+            f"STATE_FILE: {path} is no state file but something else", "name another file in STATE_FILE"
         )
         return
     kind = filesystem(folder, _MOUNTS.read_text(encoding="utf-8")) if _MOUNTS.exists() else None

@@ -108,7 +108,7 @@ def test_kill_in_the_middle_of_writing_keeps_whole_batches(path: Path) -> None:
     file.close()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "version", "checksum", "cluster"])
+@pytest.mark.parametrize("damage", ["truncated", "zeros", "garbage", "version", "checksum", "cluster"])
 def test_an_unusable_file_is_set_aside_and_started_anew(path: Path, damage: str) -> None:
     write(path, [{f"app_{number}": KEY for number in range(500)}])
     old = StateFile(path)
@@ -118,7 +118,9 @@ def test_an_unusable_file_is_set_aside_and_started_anew(path: Path, damage: str)
     if damage == "truncated":
         os.truncate(path, path.stat().st_size // 2)
     elif damage == "garbage":
-        path.write_bytes(b"not a database" * 1000)
+        path.write_bytes(path.read_bytes()[:100] + b"not a database" * 1000)
+    elif damage == "zeros":
+        path.write_bytes(bytes(path.stat().st_size))
     elif damage != "cluster":
         with sqlite3.connect(path) as database:
             database.execute(
@@ -134,6 +136,29 @@ def test_an_unusable_file_is_set_aside_and_started_anew(path: Path, damage: str)
     assert file.kept.epoch != epoch
     assert not file.kept.entries
     file.close()
+
+
+@pytest.mark.parametrize("content", ["text", "database"])
+def test_a_file_of_somebody_else_is_left_alone(path: Path, content: str) -> None:
+    """A slip in STATE_FILE must cost nobody a file: not the password's, not another program's database."""
+    if content == "text":
+        path.write_text("host=db.internal password=s3cr3t\n")
+    else:
+        with sqlite3.connect(path) as database:
+            database.execute("CREATE TABLE dashboards (id INT)")
+        database.close()
+    before = path.read_bytes()
+    with pytest.raises(StateFileError, match="it is something else, and stays as it is; name another file"):
+        StateFile(path)
+    assert path.read_bytes() == before
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_what_is_no_file_is_left_alone(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(StateFileError, match="it is something else"):
+        StateFile(path)
+    assert path.is_fifo()
 
 
 def test_a_file_that_cannot_be_written_says_so(path: Path) -> None:

@@ -517,6 +517,11 @@ def test_where_the_state_file_is(database: Database, check: Check, tmp_path: Pat
     assert str(tmp_path / "none") in missing.remedy
     shared_memory = check(database, STATE_FILE="/dev/shm/pads-cdc.state").the("state_file", "warn")  # noqa: S108
     assert "tmpfs" in shared_memory.text
+    folder = check(database, STATE_FILE=str(tmp_path)).the("state_file", "fail")
+    assert f"{tmp_path} is not a file" in folder.text
+    (tmp_path / "dsn").write_text("host=db.internal")
+    foreign = check(database, STATE_FILE=str(tmp_path / "dsn")).the("state_file", "fail")
+    assert "no state file but something else" in foreign.text
 
 
 def test_the_file_system_of_a_folder(tmp_path: Path) -> None:
