@@ -77,7 +77,11 @@ class Mirror(threading.Thread):
             try:
                 found, why = self._session(backoff)
             except (OSError, ValueError) as error:
-                said_of_it = error.strerror if isinstance(error, OSError) else "not what is expected there"
+                said_of_it = (
+                    f"{error.filename}: {error.strerror}"
+                    if isinstance(error, OSError)
+                    else "not what is expected there"
+                )
                 found, why = Remedy.BACK_OFF, f"the files of PEER_ settings cannot be used: {said_of_it}"
             self._backlog.tell(MirrorLost(leaderless=found is Remedy.RETRY and "does not read" in why))
             if self._stopping.is_set() or self._pair.leading:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 
+from server.reloaded import read_file
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -36,6 +38,22 @@ class Peer:
         self._cert_file = cert_file
         self._key_file = key_file
         self._token_file = token_file
+
+    def verify(self) -> None:
+        """Find out at the start whether the files can be read; later they may come and go.
+
+        Raises:
+            ConfigurationError: one cannot.
+
+        """
+        for setting, path in (
+            ("PEER_CA_FILE", self._ca_file),
+            ("PEER_CERT_FILE", self._cert_file),
+            ("PEER_KEY_FILE", self._key_file),
+            ("PEER_TOKEN_FILE", self._token_file),
+        ):
+            if path is not None:
+                read_file(setting, path)
 
     def channel(self) -> grpc.Channel:
         """Open a connection.

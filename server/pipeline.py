@@ -59,7 +59,7 @@ class Pipeline:
             PadsCdcError: with one line that says what to do.
 
         """
-        mapping, queries = load(settings.mapping), server_queries()
+        mapping, queries, peer = load(settings.mapping), server_queries(), _peer(settings)
         strings = settings.postgres_connection_string, settings.query_connection_string
         source, query = (Address(each.read, each.setting) for each in strings)
         database = Database(query, mapping, settings.db_schema, encode)
@@ -95,14 +95,7 @@ class Pipeline:
         )
         mirrored = Mirrored(store, ledger, self.lineage)
         self._mirror: Mirror | None = None
-        if settings.peer_address is not None:
-            peer = Peer(
-                settings.peer_address,
-                ca_file=settings.peer_ca_file,
-                cert_file=settings.peer_cert_file,
-                key_file=settings.peer_key_file,
-                token_file=settings.peer_token_file,
-            )
+        if peer is not None:
             self._mirror = Mirror(peer, system, pair, mirrored, backlog, observer)
         self.follower = Follower(
             backlog=backlog,
@@ -158,3 +151,17 @@ def _nudge(settings: Settings, queries: dict[str, str]) -> Nudge | None:
     if given is None:
         return None
     return Nudge(Address(given.read, given.setting), queries["LogRunning"])
+
+
+def _peer(settings: Settings) -> Peer | None:
+    if settings.peer_address is None:
+        return None
+    peer = Peer(
+        settings.peer_address,
+        ca_file=settings.peer_ca_file,
+        cert_file=settings.peer_cert_file,
+        key_file=settings.peer_key_file,
+        token_file=settings.peer_token_file,
+    )
+    peer.verify()
+    return peer

@@ -241,6 +241,7 @@ def test_each_bad_setting_is_one_line_and_exit_code_2(files: Files, authority: A
     public.chmod(0o644)
     everywhere = {"HOST": "0.0.0.0"}  # noqa: S104 (refused)
     tokens = {"AUTH_TOKENS_FILE": str(files.tokens)}
+    peer = {"PEER_ADDRESS": "127.0.0.1:1"}
     for settings, said in (
         (
             {"TLS_CERT_FILE": str(files.certificate)},
@@ -255,6 +256,8 @@ def test_each_bad_setting_is_one_line_and_exit_code_2(files: Files, authority: A
         (files.tls | {"TLS_CERT_FILE": garbage}, "TLS_CERT_FILE: the file's content is not one or more PEM"),
         (files.tls | {"TLS_KEY_FILE": other}, "TLS_KEY_FILE: is not the key of the first certificate"),
         (files.mutual | {"TLS_CLIENT_CA_FILE": garbage}, "TLS_CLIENT_CA_FILE: the file's content is not one"),
+        (peer | {"PEER_CA_FILE": "/none"}, "PEER_CA_FILE: /none cannot be read: No such file"),
+        (peer | {"PEER_TOKEN_FILE": "/none"}, "PEER_TOKEN_FILE: /none cannot be read: No such file"),
         ({"AUTH_TOKENS_FILE": "/none"}, "AUTH_TOKENS_FILE: /none cannot be read: No such file"),
         ({"AUTH_TOKENS_FILE": garbage}, f"AUTH_TOKENS_FILE: {garbage} is open to everybody on this machine"),
         ({"AUTH_TOKENS_FILE": other}, "AUTH_TOKENS_FILE: line 1 is not name:token"),
