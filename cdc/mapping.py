@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "Mapping", "Rule", "load", "server_queries"]
 
+_FILES = ("affects.toml", "queries.sql", "schema.sql", "setup.sql")
+
 COLUMNS = (
     "endpoint_id",
     "secret_key",
@@ -222,6 +224,11 @@ def _folder(name_or_path: str) -> Path:
         return _bundled() / name_or_path
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
+        if not any((folder / file).exists() for file in _FILES):
+            raise ConfigurationError(
+                f"MAPPING: the folder {folder} is no mapping: none of {', '.join(_FILES)} is in it;"
+                f" choose {', '.join(names)}, or a folder with these files"
+            )
         return folder.resolve()
     raise ConfigurationError(
         f"MAPPING: there is no mapping {name_or_path!r}: choose {', '.join(names)}, or a folder's path"

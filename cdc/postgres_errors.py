@@ -67,6 +67,7 @@ _NOT_REACHED = (
         "start the server there, or correct host and port in {setting} (elsewhere: its listen_addresses)",
     ),
     (r"could not translate host name", "correct the host in {setting}"),
+    (r"invalid port number", "correct the port in {setting}: 1 to 65535"),
     (
         r"timeout expired|timed out|no route|unreachable",
         "correct the host in {setting}, or let us through to it",
@@ -176,6 +177,8 @@ def _first_line(error: psycopg2.Error) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
+    if "no message from the libpq" in lines[0]:  # psycopg2's own words, which name a status of libpq's
+        return "the connection was cut off, with no word from the server"
     # At connect libpq lists an attempt a line for each address: the last one that says FATAL, or the first.
     fatal = [line for line in lines if "FATAL:" in line]
     line = fatal[-1] if fatal else lines[0]

@@ -195,7 +195,7 @@ def _target(secrets: list[ConnectionString], given: dict[str, Any]) -> Target:
     if admin is None:
         raise ConfigurationError(
             f"{ADMIN} (--admin-connection-string): is required, also as {ADMIN}_FILE; for example"
-            f" {ADMIN}=postgresql://postgres:secret@127.0.0.1:5432/portal"
+            f" {ADMIN}=postgresql://USER:PASSWORD@HOST:5432/DATABASE"
         )
     role, mapping, schema = given["role"], given["mapping"], given["db_schema"]
     return Target(admin=admin, role=role, mapping=mapping, schema=schema, dry_run=given["dry_run"])

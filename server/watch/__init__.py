@@ -43,9 +43,18 @@ def run(
     if match is None or not 0 < int(match[1]) <= _HIGHEST_PORT:
         shown = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in target)
         raise ConfigurationError(f"watch: {shown!r} is not host:port; for example 127.0.0.1:10002")
-    security = (ca_file, cert_file, key_file, token_file)
-    if protocol == "old" and (as_json or resume is not None or until_synced or any(security)):
-        raise ConfigurationError("watch: with --protocol old there are no other options")
+    if protocol == "old":
+        others = {
+            "--json": as_json,
+            "--resume": resume is not None,
+            "--until-synced": until_synced,
+            "--ca-file": ca_file,
+            "--cert-file": cert_file,
+            "--key-file": key_file,
+            "--token-file": token_file,
+        }
+        if given := ", ".join(name for name, value in others.items() if value):
+            raise ConfigurationError(f"watch: --protocol old has no other options; leave out {given}")
     token = b"" if resume is None else _resume_token(resume)
     if (cert_file is None) != (key_file is None) or (cert_file and not ca_file):
         raise ConfigurationError("watch: --cert-file and --key-file go together, and with --ca-file")

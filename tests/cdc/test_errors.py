@@ -172,6 +172,7 @@ def test_refusals_at_connect_come_without_a_sqlstate(text: str, remedy: str) -> 
         ),
         ("FATAL:  remaining connection slots are reserved for superusers", "too_many_connections"),
         ("FATAL:  something new", "unreachable"),
+        ('invalid port number: "99999"', "unreachable"),
         ("", "unreachable"),
     ],
 )
@@ -192,6 +193,12 @@ def test_of_several_addresses_the_one_that_answered_counts() -> None:
     error = translate(psycopg2.OperationalError(text), SETTING)
     assert isinstance(error, Refusal)
     assert str(error).startswith('database "portal" does not exist')
+
+
+def test_words_of_the_driver_alone_are_put_plainly() -> None:
+    cut = psycopg2.DatabaseError("error with status PGRES_COPY_BOTH and no message from the libpq")
+    said = str(translate(cut, SETTING))
+    assert said == f"the connection was cut off, with no word from the server ({SETTING})"
 
 
 def test_an_error_without_words() -> None:

@@ -90,6 +90,11 @@ def test_no_such_mapping_says_which_there_are() -> None:
         load("grov")
 
 
+def test_a_folder_that_is_no_mapping(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"MAPPING: the folder .* is no mapping: .* choose grove, "):
+        load(str(tmp_path))
+
+
 @pytest.mark.parametrize("file", ["schema.sql", "queries.sql", "affects.toml", "setup.sql"])
 def test_a_missing_file(own: Path, file: str) -> None:
     (own / file).unlink()

@@ -473,4 +473,5 @@ def test_wrong_usage(pads_cdc: Command) -> None:
             done = pads_cdc(command, **settings)
             assert (done.returncode, done.stdout) == (2, "")
             assert "ADMIN_CONNECTION_STRING" in done.stderr
+            assert "[redacted]" not in done.stderr, "the example is there to be read"
             assert done.stderr.count("\n") == 1

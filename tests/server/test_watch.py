@@ -360,7 +360,7 @@ def test_a_token_in_plaintext_on_this_machine_only(
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (("--protocol", "old", "--json"), "with --protocol old there are no other options"),
+        (("--protocol", "old", "--json"), "--protocol old has no other options; leave out --json"),
         (("--resume", "%%%"), "--resume takes a token as --json prints it at each checkpoint"),
         (("--resume", ""), "--resume takes a token as --json prints it at each checkpoint"),
         (
