@@ -98,9 +98,12 @@ class Journal(Listener):
         )
 
     def reconciled(self, reconcile: ReconcileSeen) -> None:
-        """Log a full comparison; a quiet audit is routine, one that had to repair something is a bug."""
+        """Log a full comparison; a quiet audit is routine, one that had to repair something is a bug.
+
+        Polling compares every two seconds: those that find nothing are routine too.
+        """
         changed = reconcile.upserts + reconcile.deletes
-        level = _log.info
+        level = _log.info if changed or reconcile.reason != "polling" else _log.debug
         if reconcile.reason == "audit":
             level = _log.error if changed else _log.debug
         level(

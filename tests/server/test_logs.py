@@ -17,6 +17,7 @@ import psycopg2
 import pytest
 import structlog
 
+from cdc.observer import ReconcileSeen
 from server import logs
 from server.journal import Journal
 from server.redaction import HIDDEN, Redactor, redact
@@ -265,6 +266,14 @@ def test_the_journal_tells_changes_once(console: Console) -> None:
         "trouble",
         "trouble is over",
     ]
+
+
+def test_polling_that_finds_nothing_is_no_line(console: Console) -> None:
+    console.configure()
+    journal = Journal()
+    for upserts in (3, 0, 0, 1, 0):
+        journal.reconciled(ReconcileSeen("polling", endpoints=9, upserts=upserts, deletes=0, seconds=0.01))
+    assert [line["upserts"] for line in console.lines] == [3, 1]
 
 
 def test_the_journal_says_the_same_of_a_source_that_stays_away_once_a_minute(console: Console) -> None:
