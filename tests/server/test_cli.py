@@ -172,7 +172,9 @@ def test_a_password_is_not_shown_in_whatever_form_a_driver_quotes_it() -> None:
 
 
 def test_ctrl_c_is_no_traceback() -> None:
-    body = "print('ready', flush=True); import signal; signal.pause()"
+    # A job in the background of a script ignores SIGINT, and so would its children: the tests may run in one.
+    given = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    body = f"{given}; print('ready', flush=True); signal.pause()"
     process = subprocess.Popen(
         [sys.executable, "-c", BOOM.format(body=body)],
         stdout=subprocess.PIPE,
