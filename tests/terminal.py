@@ -18,6 +18,8 @@ from tests.fix_server import DEADLINE
 _SCREEN = "\x1b[?1049h"
 _SCREEN_END = "\x1b[?1049l"
 _HOME = "\x1b[H"
+# Some library that the tests load has the size of their own terminal, or of none, exported.
+_ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("LINES", "COLUMNS")}
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -33,7 +35,7 @@ class Terminal:
         self.process = subprocess.Popen(
             # setsid --ctty: so that Ctrl-C in this terminal reaches the command, and nobody else.
             ["setsid", "--ctty", "--wait", PADS_CDC, *arguments],  # noqa: S607 - wherever util-linux is
-            env=os.environ | {"TERM": "xterm-256color"} | environment,
+            env=_ENVIRONMENT | {"TERM": "xterm-256color"} | environment,
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from cdc.mapping import load
@@ -31,7 +33,7 @@ def test_tables_that_are_not_read_need_no_keys() -> None:
 def test_every_index_that_setup_makes_is_known(mapping: str) -> None:
     loaded = load(mapping)
     wanted = list(wanted_indexes(loaded))
-    assert len(wanted) == loaded.setup.count("CREATE INDEX")
+    assert len(wanted) == len(re.findall("^CREATE INDEX", loaded.setup, re.MULTILINE))
     assert ("accounts", ("plan_type",)) in [(index.table, index.columns) for index in wanted]
 
 
