@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from cdc.pair import PATIENCE
 from pads_cdc_client import Replica
 from server.pb.gateway_endpoint_pb2 import GatewayEndpoint
 from server.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
@@ -273,12 +272,10 @@ def test_a_standby_that_has_missed_something_reads_everything_before_it_serves(
         replica = Replica()
         follow(stream(leader, opening()), replica)
         proxy.stalled = True
-        began = time.monotonic()
         database.execute("DELETE FROM portal_applications WHERE id = 'app_50'")
         end = database.value("SELECT pg_current_wal_flush_lsn()")
         confirmed = "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE slot_name = 'pads_cdc'"
         wait_until(lambda: database.value(confirmed, (end,)), "the leader goes on alone")
-        assert time.monotonic() - began > PATIENCE / 2, "it has waited for its standby before"
         wait_equal(client, database)
         proxy.refusing = True
         proxy.cut()
