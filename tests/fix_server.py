@@ -287,7 +287,7 @@ def gateway() -> Iterator[GatewayFactory]:
 
 def expected(database: Database, mapping: str = "grove") -> dict[str, bytes]:
     """Return the mapping query's result, encoded by protobuf's own classes and not by ours: the oracle."""
-    with closing(psycopg2.connect(database.url())) as session:
+    with closing(database.connect()) as session:  # in which nothing waits for ever for somebody's lock
         return expected_by(session, mapping)
 
 
