@@ -16,7 +16,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import grpc
-import psycopg2
 import pytest
 
 from cdc.mapping import load
