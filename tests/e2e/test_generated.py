@@ -207,11 +207,16 @@ class History(RuleBasedStateMachine):
             except psycopg2.Error:
                 cursor.execute("ROLLBACK")
                 done = False
-        self._look()
+        if not (done and end.startswith("PREPARE")):  # which shows nothing yet, and may have locked all of it
+            self._look()
         return done
 
     def _look(self) -> None:
-        self._record.add(expected_by(self._writing()))
+        try:
+            self._record.add(expected_by(self._writing()))
+        except psycopg2.errors.LockNotAvailable:
+            self._abandon_long()  # it has truncated a table, and nobody can look past that
+            self._record.add(expected_by(self._writing()))
 
     def _writing(self) -> connection:
         """Return the session that writes; faults only come between its transactions, so that it shows when it
