@@ -61,7 +61,7 @@ def test_a_failover_slot_is_taken_over_by_the_standby_that_is_promoted(
     wait_until(lambda: standby.value("SHOW sync_replication_slots") == "on", "the reload")
     assert check(both, SLOT_FAILOVER="true").the("failover", "pass")
 
-    assert serve(primary).stop() == 0  # its slot is not yet one for failover
+    assert serve(primary).wait_ready().stop() == 0  # its slot is not yet one for failover
     server = serve(both, SLOT_FAILOVER="true")
     client = gateway(server)
     wait_equal(client, primary)
