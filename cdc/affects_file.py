@@ -10,13 +10,13 @@ from cdc import sql_text
 from cdc.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from collections.abc import Mapping as Map
     from pathlib import Path
 
 ACTIONS = frozenset({"insert", "update", "delete"})
 
-_FILE_KEYS = frozenset({"reads", "signals", "honours_deleted", "endpoint_keys", "affects"})
+_FILE_KEYS = frozenset({"reads", "signals", "honours_deleted", "endpoint_keys", "key_columns", "affects"})
 _RULE_KEYS = frozenset({"table", "column", "query", "row", "parents", "actions"})
 
 
@@ -64,6 +64,20 @@ class AffectsFile:
         if "endpoint_keys" in self._toml:
             self.endpoint_keys = self._text("the file", self._toml, "endpoint_keys")
             self._query("endpoint_keys", self.endpoint_keys, {"keys"})
+
+    def key_columns(self, columns: Collection[str]) -> dict[str, str]:
+        """Return the kinds whose keys stand in one of these columns of Endpoints, and which that is."""
+        where, given = "key_columns", self._toml.get("key_columns", {})
+        if not isinstance(given, dict):
+            raise self._wrong(where, 'must be a table, { query = "column" }')
+        found = {query: self._text(where, given, query) for query in given}
+        for query, column in found.items():
+            self._query(where, query, {"keys"})
+            if query == self.endpoint_keys:
+                raise self._wrong(where, f"{query} is in endpoint_keys: its keys may be of what is gone")
+            if column not in columns:
+                raise self._wrong(f"{where} {query}", f"Endpoints has no column {column}")
+        return found
 
     def rules(self) -> dict[str, tuple[Rule, ...]]:
         """Return the rules by table; each table has at least one."""

@@ -10,7 +10,7 @@ A mapping is a folder, bundled under ``sql/`` or anybody's own:
 ``affects.toml``
     the tables it ``reads``, those that others refer to first, the ``signals`` that it hears, whose
     ``deleted`` columns it honours (``honours_deleted``), the query whose keys are endpoint ids
-    (``endpoint_keys``, if any), and an ``[[affects]]`` entry for each `Rule`;
+    (``endpoint_keys``, if any), those whose keys stand in a column of `Endpoints` (``key_columns``), and an ``[[affects]]`` entry for each `Rule`;
 ``setup.sql``
     grants, indexes and replica identities. ``:"role"`` and ``:"schema"`` stand for names, as psql has it, so
     that ``psql -v role=... -v schema=...`` runs it too.
@@ -28,7 +28,7 @@ from cdc.affects_file import AffectsFile, Rule
 from cdc.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
     from collections.abc import Mapping as Map
 
 __all__ = ["COLUMNS", "Mapping", "Rule", "load", "server_queries"]
@@ -46,6 +46,12 @@ COLUMNS = (
     "capacity_limit",
 )
 """The columns of `Endpoints`, in this order, whatever the mapping."""
+
+_NOT_IN = "NOT EXISTS (SELECT 1 FROM {0} WHERE {0}.endpoint_id = {1}.endpoint_id)"
+_GONE = f"""\
+SELECT NULL, NULL, wanted.endpoint_id, false{", NULL" * len(COLUMNS)}
+FROM wanted
+WHERE {_NOT_IN.format("endpoint", "wanted")}"""
 
 _PLACEHOLDER = re.compile(r':"(role|schema)"')
 
@@ -74,6 +80,10 @@ class Mapping:
     """Tables of which the mapping leaves out the rows that have ``deleted`` set."""
     endpoint_keys: str | None
     """The kind of keys that are endpoint ids themselves, if there is one."""
+    key_columns: Map[str, str]
+    """Kinds whose keys stand in a column of `COLUMNS`: they find the endpoints that have one of them there, and
+    name none that is gone.
+    """
     rules: Map[str, tuple[Rule, ...]] = field(repr=False)
     queries: Map[str, str] = field(repr=False)
     """By name. The parameter of an ``EndpointsOfX`` is ``%(EndpointsOfX)s``, so that several fit together."""
@@ -101,22 +111,17 @@ class Mapping:
     @property
     def full(self) -> str:
         """The statement that reads the whole mapping."""
-        return f"""\
-WITH endpoint AS (
-{self.queries["Endpoints"]}
-)
-{self.header}
-UNION ALL
-SELECT NULL, NULL, endpoint.endpoint_id, true, {_columns("endpoint")}
-FROM endpoint"""
+        return f"{self.header}\nUNION ALL\n{_found(self.queries['Endpoints'])}"
 
     def compose(self, kinds: Collection[str]) -> str:
         """Return the statement that reads what keys of these kinds affect; each kind's keys are a parameter.
 
-        Each wanted id comes once, also where no endpoint has it any more. The wanted ids are joined to the
+        Each wanted id comes once, also where no endpoint has it any more. Keys of `key_columns` are a
+        condition on the mapping, which a plan's ripple is through with in half the time, and of which the
+        first rows are there at once. Other kinds ask for ids first, which are joined to the
         mapping before missing ones are added: an outer join would be resolved last, and compute the
         mapping's expressions for every endpoint there is (in `grove_jwt`, three times slower). Those that are
-        found come as they are joined, those that are gone in the end: an outer join of the two would first
+        found come as they are joined, those that are gone behind them: an outer join of the two would first
         sort both.
 
         Raises:
@@ -126,8 +131,25 @@ FROM endpoint"""
         """
         if not kinds:
             raise ValueError("nothing is wanted")
+        by_id = sorted(kind for kind in kinds if kind not in self.key_columns)
+        by_column = sorted(kind for kind in kinds if kind in self.key_columns)
+        parts = [self.header]
+        if by_id:
+            parts += [_found("SELECT * FROM endpoint"), _GONE]
+        if by_column:
+            having = " OR ".join(
+                f"mapping.{self.key_columns[kind]} = ANY(%({kind})s::TEXT[])" for kind in by_column
+            )
+            others = f"SELECT mapping.* FROM (\n{self.queries['Endpoints']}\n) AS mapping\nWHERE ({having})"
+            if by_id:
+                others += f"\nAND {_NOT_IN.format('wanted', 'mapping')}"
+            parts.append(_found(others))
+        return (self._wanted(by_id) if by_id else "") + "\nUNION ALL\n".join(parts)
+
+    def _wanted(self, kinds: Sequence[str]) -> str:
+        """Return the ids that queries find, and what the mapping has of them, as tables of a statement."""
         wanted = "\nUNION\n".join(
-            f"SELECT {kind}.endpoint_id FROM (\n{self.queries[kind]}\n) AS {kind}" for kind in sorted(kinds)
+            f"SELECT {kind}.endpoint_id FROM (\n{self.queries[kind]}\n) AS {kind}" for kind in kinds
         )
         if len(kinds) == 1:  # a UNION leaves out duplicates, and so must this
             wanted = wanted.replace("SELECT", "SELECT DISTINCT", 1)
@@ -142,14 +164,7 @@ INNER JOIN (
 {self.queries["Endpoints"]}
 ) AS mapping ON mapping.endpoint_id = wanted.endpoint_id
 )
-{self.header}
-UNION ALL
-SELECT NULL, NULL, endpoint.endpoint_id, true, {_columns("endpoint")}
-FROM endpoint
-UNION ALL
-SELECT NULL, NULL, wanted.endpoint_id, false{", NULL" * len(COLUMNS)}
-FROM wanted
-WHERE NOT EXISTS (SELECT 1 FROM endpoint WHERE endpoint.endpoint_id = wanted.endpoint_id)"""
+"""
 
     def setup_statements(self, schema: str, role: str | None) -> list[str]:
         """Return what makes a database ready, one statement each, for the owner of the tables.
@@ -188,6 +203,7 @@ def load(name_or_path: str) -> Mapping:
         signals=affects.signals,
         honours_deleted=affects.honours_deleted,
         endpoint_keys=affects.endpoint_keys,
+        key_columns=affects.key_columns(COLUMNS),
         rules=affects.rules(),
         queries={name: sql_text.bind(query, name) for name, query in queries.items()},
         header=sql_text.bind(_queries(_bundled() / "read.sql")["Header"]),
@@ -198,6 +214,11 @@ def server_queries() -> dict[str, str]:
     """Return the queries that any server answers, in psycopg2's form, with their parameters' own names."""
     queries = _queries(_bundled() / "server.sql")
     return {name: sql_text.bind(query) for name, query in queries.items()}
+
+
+def _found(endpoints: str) -> str:
+    """Return a part of a statement: the endpoints that a query has."""
+    return f"SELECT NULL, NULL, found.endpoint_id, true, {_columns('found')}\nFROM (\n{endpoints}\n) AS found"
 
 
 def _columns(table: str) -> str:

@@ -81,6 +81,8 @@ def test_each_kind_of_key_finds_the_same_rows_as_the_whole(
                 for user in tables["users"]
             }
         for kind, wanted in everybody.items():
+            if kind in mapping.key_columns:  # these name none that is gone
+                wanted.update({key: ids & whole.keys() for key, ids in wanted.items()})
             some = dict(itertools.islice(wanted.items(), 0, None, 3))
             for keys in (list(wanted), list(some), ["nothing"], list[str]()):
                 ids = set().union(*(wanted.get(key, set()) for key in keys))
