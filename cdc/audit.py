@@ -38,7 +38,7 @@ class Audit:
         self._store = store
         self._chunks = read.chunks(_CHUNK)
         self._began = time.monotonic()
-        self._brought: set[str] = set()
+        self._reading = store.begin_reading()
         self._overtaken: set[str] = set()
         self._differing: dict[str, bytes | None] = {}
         self._looks = _LOOKS
@@ -90,13 +90,11 @@ class Audit:
 
     def _compare(self, rows: list[Row]) -> None:
         for endpoint_id, payload in rows:
-            self._brought.add(endpoint_id)
             entry = self._store.entries.get(endpoint_id)
+            if entry is not None:
+                entry.reading = max(entry.reading, self._reading)
             if entry is None or entry.payload != payload:
                 self._differing[endpoint_id] = payload
 
     def _find_missing(self) -> None:
-        for endpoint_id in self._store.live_ids():
-            if endpoint_id not in self._brought:
-                self._differing[endpoint_id] = None
-        self._brought.clear()
+        self._differing.update(dict.fromkeys(self._store.not_read(self._reading)))

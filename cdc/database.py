@@ -247,7 +247,7 @@ class Read:
         self.complete = len(rows) < FIRST_CHUNK
         """Whether all rows have been handed over with the first chunk."""
         self._rows: list[tuple[Any, ...]] | None = rows
-        self._ahead: Future[list[Row]] | None = None
+        self._ahead: Future[list[tuple[Any, ...]]] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -262,11 +262,11 @@ class Read:
             SourceError, Refusal: the rest cannot be had; what was handed over so far is true nevertheless.
 
         """
-        first, self._rows = self._rows or [], None
-        rows = self._encoded(first)
+        rows, self._rows = self._rows or [], None
         while rows:
+            # The server makes the next rows while these are encoded and compared.
             self._ahead = None if self.complete else self._fetch_ahead(size)
-            yield rows
+            yield self._encoded(rows)
             if self._ahead is None:
                 break
             rows = self._ahead.result()
@@ -277,16 +277,16 @@ class Read:
         encode = self._encode
         return [(row[2], encode(row[4:]) if row[3] else None) for row in rows]
 
-    def _fetch_ahead(self, size: int) -> Future[list[Row]]:
+    def _fetch_ahead(self, size: int) -> Future[list[tuple[Any, ...]]]:
         """Have the next rows fetched while the last ones are worked on.
 
         The thread is a daemon: a frozen server must not keep the process from ending.
         """
-        ahead: Future[list[Row]] = Future()
+        ahead: Future[list[tuple[Any, ...]]] = Future()
 
         def fetch() -> None:
             try:
-                ahead.set_result(self._encoded(self._fetch(f"FETCH FORWARD {size} FROM pads_cdc_read")))
+                ahead.set_result(self._fetch(f"FETCH FORWARD {size} FROM pads_cdc_read"))
             except BaseException as error:  # noqa: BLE001 - whoever waits gets it
                 ahead.set_exception(error)
 

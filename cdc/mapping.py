@@ -10,7 +10,8 @@ A mapping is a folder, bundled under ``sql/`` or anybody's own:
 ``affects.toml``
     the tables it ``reads``, those that others refer to first, the ``signals`` that it hears, whose
     ``deleted`` columns it honours (``honours_deleted``), the query whose keys are endpoint ids
-    (``endpoint_keys``, if any), those whose keys stand in a column of `Endpoints` (``key_columns``), and an ``[[affects]]`` entry for each `Rule`;
+    (``endpoint_keys``, if any), those whose keys stand in a column of `Endpoints` (``key_columns``), and an
+    ``[[affects]]`` entry for each `Rule`;
 ``setup.sql``
     grants, indexes and replica identities. ``:"role"`` and ``:"schema"`` stand for names, as psql has it, so
     that ``psql -v role=... -v schema=...`` runs it too.
@@ -81,8 +82,8 @@ class Mapping:
     endpoint_keys: str | None
     """The kind of keys that are endpoint ids themselves, if there is one."""
     key_columns: Map[str, str]
-    """Kinds whose keys stand in a column of `COLUMNS`: they find the endpoints that have one of them there, and
-    name none that is gone.
+    """Kinds whose keys stand in a column of `COLUMNS`: they find the endpoints that have one of them there,
+    and name none that is gone.
     """
     rules: Map[str, tuple[Rule, ...]] = field(repr=False)
     queries: Map[str, str] = field(repr=False)

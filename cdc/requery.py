@@ -257,7 +257,7 @@ class Requery:
             task = merged([task, *(older.task for older in self._reads)])
             self._close_reads()
         reach("read")
-        opened = OpenRead(task, read, began)
+        opened = OpenRead(task, read, began, self._store.begin_reading() if task.reason is not None else 0)
         self._reads.append(opened)
         self._step(opened)
         return True
@@ -284,7 +284,9 @@ class Requery:
         # Not the end of what was written: without another commit nothing may flush that for minutes, and a
         # server that is asked to have reached it would turn clients away.
         seen = evidence.flushed
-        batch = self._store.prepare(rows, task.end if named else seen, named=named, seen=seen)
+        batch = self._store.prepare(
+            rows, task.end if named else seen, named=named, seen=seen, reading=read.reading
+        )
         read.upserts += batch.upserts
         read.deletes += batch.deletes
         for older in self._reads[: self._reads.index(read)]:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import struct
 import threading
-from array import array
-from bisect import bisect_left
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from operator import attrgetter
@@ -23,8 +21,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cdc.compaction import Compaction
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from cdc.cursor import Place
     from cdc.lsn import Lsn
@@ -45,7 +45,8 @@ def entry_digest(endpoint_id: str, payload: bytes) -> bytes:
 
 
 class Entry(msgspec.Struct, eq=False, gc=False):
-    """An endpoint, or its tombstone, at one revision. Only `position` changes after it was published.
+    """An endpoint, or its tombstone, at one revision. Only `position` and `reading` change after it
+    was published.
 
     A `Struct` is made in a quarter of the time of a class of ours, and ``gc=False`` keeps a million of them
     out of the garbage collector's sight, which would look at them again and again during a load. (Nothing in
@@ -57,14 +58,15 @@ class Entry(msgspec.Struct, eq=False, gc=False):
     position: Lsn
     payload: bytes | None
     """The serialized ``proto.GatewayEndpoint``; None in a tombstone."""
+    reading: int = 0
+    """The newest whole read that has brought it; see `Store.begin_reading`."""
 
     def __repr__(self) -> str:  # the payload holds an API key
         kind = "tombstone" if self.payload is None else f"{len(self.payload)} bytes"
         return f"<Entry {self.id!r} revision {self.revision}, {kind}>"
 
 
-@dataclass(frozen=True, slots=True)
-class Remembered:
+class Remembered(msgspec.Struct, frozen=True, gc=False):
     """What the state file kept of an entry: enough to know whether it changed while we were down."""
 
     id: str
@@ -105,6 +107,10 @@ class Store:
 
     _COMPACT_FROM = 4096
     """Dead places in the log that are not worth the work of compacting it."""
+    _COMPACT_STEP = 1000
+    """Places that are looked at after a publication, beside eight for each entry in it: faster than new ones
+    come.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -129,6 +135,8 @@ class Store:
         """Where walks stand in the log: compacting it carries them along."""
         self.movements: list[dict[str, Entry]] = []
         """Each is given the entries whose position moves, for who mirrors us; guarded by the lock."""
+        self._readings = 0
+        self._compaction: Compaction | None = None
         self._digest = 0
         self._unverified: dict[str, bytes] = {}
         self._wakes: set[Callable[[], None]] = set()
@@ -195,7 +203,7 @@ class Store:
         digests = (entry_digest(entry.id, entry.payload) for entry in log if entry.payload is not None)
         digest = sum(int.from_bytes(one, "big") for one in digests) % _MODULUS
         with self.lock:
-            self.log = log
+            self.log, self._compaction = log, None
             self.entries = {entry.id: entry for entry in log}
             self.tombstones = {entry.id: entry for entry in log if entry.payload is None}
             self._unverified = {}
@@ -238,53 +246,74 @@ class Store:
             return entry_digest(entry.id, entry.payload)
         return self._unverified.get(entry.id, b"")
 
-    def live_ids(self) -> Iterator[str]:
-        """Walk the ids that are not tombstones."""
-        return (endpoint_id for endpoint_id in list(self.entries) if endpoint_id not in self.tombstones)
+    def begin_reading(self) -> int:
+        """Number a read of the whole mapping, for `prepare` or `Entry.reading`, and later `not_read`."""
+        self._readings += 1
+        return self._readings
+
+    def not_read(self, reading: int) -> list[str]:
+        """Return the live ids that neither this whole read nor a later one has brought.
+
+        A mark on each entry takes 8 bytes; a set of all ids would be a seventh of the map, for each read.
+        """
+        return [
+            entry.id
+            for entry in self.entries.values()
+            if entry.reading < reading and entry.id not in self.tombstones
+        ]
 
     def prepare(
-        self, rows: Iterable[tuple[str, bytes | None]], position: Lsn, *, named: bool = True, seen: Lsn = 0
+        self,
+        rows: Iterable[tuple[str, bytes | None]],
+        position: Lsn,
+        *,
+        named: bool = True,
+        seen: Lsn = 0,
+        reading: int = 0,
     ) -> Batch:
         """Compare what was read (None: it is gone) with the map; each id at most once.
 
         ``named`` says that transactions up to ``position`` named these ids, so that the position of an entry
-        moves even where its bytes stay. The rows of a reconcile are named by nobody. What is different may be
-        as new as ``seen``: it is news to a client of another server that is not beyond that.
+        moves even where its bytes stay. The rows of a reconcile are named by nobody; it is a ``reading``.
+        What is different may be as new as ``seen``: it is news to a client of another server that is not
+        beyond that.
         """
         batch = Batch(self.head, position, max(position, seen))
+        entries, revision, newest = self.entries, self.head + 1, batch.newest
         for endpoint_id, payload in rows:
-            old = self.entries.get(endpoint_id)
+            old = entries.get(endpoint_id)
             if payload is None:
                 self._compare_gone(batch, endpoint_id, old, named=named)
+            elif old is None:  # all of them, a million times, at the first load: so it stands here
+                digest = entry_digest(endpoint_id, payload)
+                batch.changed.append(Entry(endpoint_id, revision, newest, payload, reading))
+                batch.digests.append(digest)
+                batch.delta += int.from_bytes(digest, "big")
             else:
-                self._compare(batch, endpoint_id, payload, old, named=named)
+                old.reading = max(old.reading, reading)
+                if old.payload != payload:
+                    self._compare(batch, payload, old, named=named)
+                elif named:
+                    batch.moved.append((old, entry_digest(endpoint_id, payload)))
         if batch.changed:
-            batch.revision = self.head + 1
+            batch.revision = revision
+            batch.upserts = sum(entry.payload is not None for entry in batch.changed)
         return batch
 
-    def _compare(
-        self, batch: Batch, endpoint_id: str, payload: bytes, old: Entry | None, *, named: bool
-    ) -> None:
-        if old is not None and old.payload == payload:
-            if named:
-                batch.moved.append((old, entry_digest(endpoint_id, payload)))
-            return
-        digest = entry_digest(endpoint_id, payload)
+    def _compare(self, batch: Batch, payload: bytes, old: Entry, *, named: bool) -> None:
+        digest = entry_digest(old.id, payload)
         batch.delta += int.from_bytes(digest, "big")
-        position = batch.newest
-        if old is not None:
-            if self._unverified.get(endpoint_id) == digest:
-                batch.verified.append((old, payload))
-                if named:
-                    batch.moved.append((old, digest))
-                return
-            endpoint_id = old.id  # one string an id, however often it moves
-            position = max(position, old.position)  # what is redelivered is not news
-            if old.payload is not None:
-                batch.delta -= int.from_bytes(entry_digest(endpoint_id, old.payload), "big")
-        batch.changed.append(Entry(endpoint_id, self.head + 1, position, payload))
+        if old.payload is not None:
+            batch.delta -= int.from_bytes(entry_digest(old.id, old.payload), "big")
+        elif self._unverified.get(old.id) == digest:
+            batch.verified.append((old, payload))
+            if named:
+                batch.moved.append((old, digest))
+            return
+        position = max(batch.newest, old.position)  # what is redelivered is not news
+        # One string an id, however often it moves.
+        batch.changed.append(Entry(old.id, self.head + 1, position, payload, old.reading))
         batch.digests.append(digest)
-        batch.upserts += 1
 
     def _compare_gone(self, batch: Batch, endpoint_id: str, old: Entry | None, *, named: bool) -> None:
         if old is None:
@@ -316,13 +345,11 @@ class Store:
             for entry, payload in batch.verified:
                 entry.payload = payload
                 self._unverified.pop(entry.id, None)
-            changed = {entry.id: entry for entry in batch.changed}
-            self.entries.update(changed)
-            # Out and in again, so that tombstones stay in the order of their revisions.
-            for forgotten in (self.tombstones, self._unverified):
-                for endpoint_id in forgotten.keys() & changed.keys() if forgotten else ():
-                    del forgotten[endpoint_id]
-            self.tombstones.update((entry.id, entry) for entry in batch.changed if entry.payload is None)
+            if not self._unverified:
+                self._unverified = {}  # one that was emptied keeps its size
+            for entry in batch.changed:
+                self.entries[entry.id] = entry
+            self._mark_gone(batch)
             self.log.extend(batch.changed)
             self._digest = (self._digest + batch.delta) % _MODULUS
             self.head = batch.revision
@@ -332,7 +359,7 @@ class Store:
             wakes = tuple(self._wakes)
         for wake in wakes:
             wake()
-        self._compact()
+        self._compact(len(batch.changed))
 
     def loaded(self) -> None:
         """Say that the complete mapping is in: from now on clients may have it."""
@@ -354,17 +381,27 @@ class Store:
         for wake in wakes:
             wake()
 
-    def _compact(self) -> None:
-        """Drop dead places once there are half as many as live ones: they cost memory, and walks time.
+    def _mark_gone(self, batch: Batch) -> None:
+        """Keep tombstones, and what is not verified yet, true to what was changed."""
+        for forgotten in (self.tombstones, self._unverified):
+            if forgotten:  # out and in again, so that tombstones stay in the order of their revisions
+                for entry in batch.changed:
+                    forgotten.pop(entry.id, None)
+        if batch.upserts < len(batch.changed):
+            self.tombstones.update((entry.id, entry) for entry in batch.changed if entry.payload is None)
 
-        The lock is held only to put the shorter log in place: nobody else writes.
+    def _compact(self, changed: int) -> None:
+        """Drop dead places once there are a third as many as live ones: they hold old payloads, and walks cost
+        time. Until all are looked at it is half as many.
+
+        Little by little: a million places at once would hold up a revocation for half a second.
         """
-        old, live = self.log, self.entries
-        if len(old) - len(live) <= max(self._COMPACT_FROM, len(live) // 2):
-            return
-        kept = array("Q", (index for index, entry in enumerate(old) if live[entry.id] is entry))
-        log = [old[index] for index in kept]
-        with self.lock:
-            for place in self.places:
-                place.carry(bisect_left(kept, place.index))
-            self.log = log
+        if self._compaction is None:
+            dead = len(self.log) - len(self.entries)
+            if dead <= max(self._COMPACT_FROM, len(self.entries) // 3):
+                return
+            self._compaction = Compaction(self.log)
+        if self._compaction.step(self.entries, self._COMPACT_STEP + 8 * changed):
+            with self.lock:
+                self.log = self._compaction.finish(self.log, self.places)
+            self._compaction = None

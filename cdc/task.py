@@ -99,15 +99,15 @@ def merged(tasks: Sequence[Task]) -> Task:
 class OpenRead:
     """A read whose gate was open and whose rows are being applied, while younger reads may overtake it."""
 
-    def __init__(self, task: Task, read: Read, began: float) -> None:
+    def __init__(self, task: Task, read: Read, began: float, reading: int = 0) -> None:
+        """``reading`` is the store's number for it if the whole mapping is read."""
         self.task = task
         self.read = read
         self.began = began
         """Monotonic time before the statement was sent."""
         self._chunks = read.chunks()
         self._overtaken: set[str] = set()
-        self.ids: set[str] = set()
-        """Every id that the read has brought: what a reconcile does not bring is gone."""
+        self.reading = reading
         self.upserts = self.deletes = self.rows = 0
 
     def next(self) -> list[Row] | None:
@@ -116,8 +116,6 @@ class OpenRead:
         if chunk is None:
             return None
         self.rows += len(chunk)
-        if self.task.reason is not None:
-            self.ids.update([row[0] for row in chunk])
         if self._overtaken:
             return [row for row in chunk if row[0] not in self._overtaken]
         return chunk
@@ -133,12 +131,12 @@ class OpenRead:
 
     def missing(self, store: Store) -> list[Row]:
         """Return the deletes that a whole read of the mapping amounts to, once all of it is in the store."""
-        if not self._overtaken and len(self.ids) == len(store):
+        if not self._overtaken and self.rows == len(store):
             return []  # each of them is live, and so there is no other
         return [
             (endpoint_id, None)
-            for endpoint_id in store.live_ids()
-            if endpoint_id not in self.ids and endpoint_id not in self._overtaken
+            for endpoint_id in store.not_read(self.reading)
+            if endpoint_id not in self._overtaken
         ]
 
     def seen(self, revision: int) -> BatchSeen:

@@ -40,6 +40,20 @@ _NO_AUTH = _AUTH + b"\x02\x0a\x00"
 """`no_auth` is set, although it is empty: clients refuse an unset `auth_type`."""
 _SHORT = tuple(bytes((length,)) for length in range(128))
 
+_LONG = 100
+"""Bytes from which on a text takes the long way: below, each length around it is one byte."""
+_BEFORE_ID = [_ENDPOINT_ID + _SHORT[length] for length in range(_LONG)]
+_BEFORE_KEY = [
+    _AUTH + _SHORT[length + 4] + _STATIC_API_KEY + _SHORT[length + 2] + _API_KEY + _SHORT[length]
+    for length in range(_LONG)
+]
+"""By the length of the key."""
+_BEFORE_ACCOUNT = [
+    [_METADATA + _SHORT[2 + length + plan] + _ACCOUNT_ID + _SHORT[length] for plan in range(_LONG - length)]
+    for length in range(_LONG)
+]
+"""By the lengths of the account's id and of the plan's serialized field."""
+
 
 def encode(row: Row) -> bytes:
     """Return the payload of one endpoint; NULLs become what `proto/gateway_endpoint.proto` has for nothing.
@@ -51,19 +65,22 @@ def encode(row: Row) -> bytes:
 
     """
     endpoint_id, secret_key, required, users, account_id, plan_type, throughput, capacity = row
+    name, account, plan = endpoint_id.encode(), (account_id or "").encode(), _plan_type(plan_type)
+    limits = _rate_limiting(throughput or 0, capacity or 0)
     if users is not None:
         auth = _jwt(users)
-    elif required:
-        key = _text(_API_KEY, secret_key)
-        auth = _message(_AUTH, _message(_STATIC_API_KEY, key))
-    else:
+    elif not required:
         auth = _NO_AUTH
-    return (
-        _text(_ENDPOINT_ID, endpoint_id)
-        + auth
-        + _rate_limiting(throughput or 0, capacity or 0)
-        + _message(_METADATA, _text(_ACCOUNT_ID, account_id) + _plan_type(plan_type))
-    )
+    else:
+        key = (secret_key or "").encode()
+        # As usual: all there, and nothing of it long. What stands between is looked up, not put together.
+        if name and account and key and max(len(name), len(key), len(account) + len(plan)) < _LONG:
+            before_id, before_key = _BEFORE_ID[len(name)], _BEFORE_KEY[len(key)]
+            before_account = _BEFORE_ACCOUNT[len(account)][len(plan)]
+            return b"".join((before_id, name, before_key, key, limits, before_account, account, plan))
+        auth = _message(_AUTH, _message(_STATIC_API_KEY, _text(_API_KEY, key)))
+    metadata = _message(_METADATA, _text(_ACCOUNT_ID, account) + plan)
+    return _text(_ENDPOINT_ID, name) + auth + limits + metadata
 
 
 def _jwt(users: Iterable[str]) -> bytes:
@@ -89,11 +106,11 @@ def _rate_limiting(throughput: int, capacity: int) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _plan_type(plan_type: str | None) -> bytes:
-    return _text(_PLAN_TYPE, plan_type)
+    return _text(_PLAN_TYPE, (plan_type or "").encode())
 
 
-def _text(tag: bytes, value: str | None) -> bytes:
-    return _message(tag, value.encode()) if value else b""
+def _text(tag: bytes, value: bytes) -> bytes:
+    return _message(tag, value) if value else b""
 
 
 def _number(tag: bytes, value: int) -> bytes:

@@ -66,7 +66,7 @@ class Walks(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.store = Store()
-        self.store._COMPACT_FROM = 3
+        self.store._COMPACT_FROM, self.store._COMPACT_STEP = 3, 1
         self.model: dict[str, bytes] = {}
         self.named: set[str] = set()
         self.history: dict[int, dict[str, bytes]] = {0: {}}

@@ -136,3 +136,14 @@ def test_a_limit_beyond_32_bits_is_refused_without_showing_the_key(limits: tuple
     with pytest.raises(ValueError, match="32 bits") as raised:
         encode(("app", "secret", True, None, None, None, *limits))
     assert "secret" not in str(raised.value)
+
+
+LENGTHS = st.integers(95, 105) | st.integers(0, 3) | st.just(24)
+
+
+@given(LENGTHS, LENGTHS, LENGTHS, LENGTHS, st.booleans())
+def test_short_texts_and_long_ones_make_the_same_bytes(
+    name: int, key: int, account: int, plan: int, required: bool
+) -> None:
+    row: Row = ("i" * name, "k" * key, required, None, "a" * account, "p" * plan, 1, 2)
+    assert encode(row) == generated(row).SerializeToString(deterministic=True)

@@ -81,7 +81,7 @@ class Server:
 
     def bootstrap(self, read_at: int) -> None:
         """Compare everything with the database; nothing is followed from before."""
-        self.store._COMPACT_FROM = 3
+        self.store._COMPACT_FROM, self.store._COMPACT_STEP = 3, 1
         self.read_at = max(read_at, self.read_at)
         self.compare(self.read_at)
         self.store.settle(self.read_at)
@@ -89,7 +89,9 @@ class Server:
         self.origin = replace(self.origin, followed_since=self.read_at)
 
     def compare(self, read_at: int) -> None:
-        rows: dict[str, bytes | None] = dict.fromkeys(self.store.live_ids())
+        rows: dict[str, bytes | None] = dict.fromkeys(
+            self.store.entries.keys() - self.store.tombstones.keys()
+        )
         rows.update(self.database.at(read_at))
         self.publish(rows, read_at, named=False, whole=False)
 

@@ -54,7 +54,7 @@ class Mirroring(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         folder = Path(self.folder.name)
         self.store, self.parents, self.pair = Store(), Parents(), Pair()
-        self.store._COMPACT_FROM = 3
+        self.store._COMPACT_FROM, self.store._COMPACT_STEP = 3, 1
         self.lineage = Lineage(Ledger(folder / "leader", "7", Listener()))
         self.lineage.following(History("7", 1))
         self.end = 10
