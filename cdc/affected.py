@@ -8,7 +8,6 @@ left too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,12 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from cdc.mapping import Rule
-    from cdc.wal2json import Column, Row, Value
+    from cdc.wal2json import Column, Row
 
 LIMIT = 400_000
 """Keys and moves that one transaction may name; beyond, memory matters more than precision and it is a
 reconcile.
 """
+_MOST = 4
+"""Keys and moves that a row can add for one rule."""
 
 
 class Move(msgspec.Struct, frozen=True, gc=False):
@@ -44,18 +45,19 @@ class Move(msgspec.Struct, frozen=True, gc=False):
     """
 
 
-@dataclass(slots=True)
-class Affected:
+class Affected(msgspec.Struct):
     """Keys by kind, the moves that only the memory of parents can resolve, and whether only a reconcile will
     do.
     """
 
-    keys: dict[str, set[str]] = field(default_factory=dict)
-    moves: list[Move] = field(default_factory=list)
+    keys: dict[str, set[str]] = msgspec.field(default_factory=dict)
+    moves: list[Move] = msgspec.field(default_factory=list)
     reconcile: str | None = None
     """The reason why keys do not suffice (a truncate, too many rows, ...); they are not collected any more
     then.
     """
+    _room: int = 0
+    """Rows that may surely be added before there can be more than `LIMIT`."""
 
     def __len__(self) -> int:
         return sum(map(len, self.keys.values())) + len(self.moves)
@@ -98,43 +100,67 @@ class Affected:
                 self.give_up("truncate")
             return
         for rule in rules:
-            if isinstance(row, Insert) and "insert" in rule.actions:
-                self._inserted(row, rule)
-            elif isinstance(row, Update) and "update" in rule.actions:
+            if isinstance(row, Update) and "update" in rule.actions:
                 self._updated(row, rule)
+            elif isinstance(row, Insert) and "insert" in rule.actions:
+                self._inserted(row, rule)
             elif isinstance(row, Delete) and "delete" in rule.actions:
-                self._left(row.identity, rule, parent=None)
-        if len(self) > LIMIT:
+                self._left(_find(row.identity, rule.column), row.identity, rule, parent=None)
+        self._room -= len(rules)
+        if self._room < 0:
+            self._count()
+
+    def _count(self) -> None:
+        """Give up above `LIMIT`, or note how many rows need not be counted: that takes longer than a row."""
+        held = len(self)
+        self._room = (LIMIT - held) // _MOST
+        if held > LIMIT:
             self.give_up("large")
 
     def _inserted(self, row: Insert, rule: Rule) -> None:
-        parent = _key(row.columns, rule)
+        parent = _text(_find(row.columns, rule.column), rule.table, rule.column)
         if parent is not None:
             self.name(rule.query, parent)
         if rule.parents is not None:
             self.moves.append(Move(rule, _row(row.columns, rule), parent, known=True))
 
     def _updated(self, row: Update, rule: Rule) -> None:
+        now, before = _find(row.columns, rule.column), _find(row.identity, rule.column)
         # An unchanged TOASTed value is left out of the new row; the identity always has its columns in full.
-        columns = row.columns if _has(row.columns, rule.column) else row.identity
-        parent = _key(columns, rule)
+        parent = _text(now or before, rule.table, rule.column)
         if parent is not None:
             self.name(rule.query, parent)
-        self._left(row.identity, rule, parent, row.columns)
+        self._left(before, row.identity, rule, parent, row.columns)
 
     def _left(
-        self, identity: Sequence[Column], rule: Rule, parent: str | None, now: Sequence[Column] = ()
+        self,
+        before: Column | None,
+        identity: Sequence[Column],
+        rule: Rule,
+        parent: str | None,
+        now: Sequence[Column] = (),
     ) -> None:
-        """Name the parent that the row had before, by its identity or else by memory."""
-        known = _has(identity, rule.column)
-        if known:
-            before = _key(identity, rule)
-            if before is not None:
-                self.name(rule.query, before)
-        if rule.parents is None:
-            if not known:
-                self.give_up("identity")
-        elif _has(identity, rule.row):
+        """Name the parent that the row had ``before``, or else let memory name it."""
+        if before is not None:
+            left = _text(before, rule.table, rule.column)
+            if left is not None and left != parent:
+                self.name(rule.query, left)
+        if rule.parents is not None:
+            self._remember(identity, rule, parent, now, known=before is not None)
+        elif before is None:
+            self.give_up("identity")
+
+    def _remember(
+        self,
+        identity: Sequence[Column],
+        rule: Rule,
+        parent: str | None,
+        now: Sequence[Column],
+        *,
+        known: bool,
+    ) -> None:
+        """Let memory follow the row, by its own key before and now."""
+        if _has(identity, rule.row):
             before_row = _row(identity, rule)
             now_row = _row(now, rule) if _has(now, rule.row) else before_row
             if now_row != before_row:  # the row's own key changed: memory follows it
@@ -159,25 +185,18 @@ def _has(columns: Iterable[Column], name: str | None) -> bool:
     return _find(columns, name) is not None
 
 
-def _key(columns: Iterable[Column], rule: Rule) -> str | None:
-    return _text(columns, rule.table, rule.column)
-
-
 def _row(columns: Iterable[Column], rule: Rule) -> str:
-    row = _text(columns, rule.table, rule.row or "")
+    name = rule.row or ""
+    row = _text(_find(columns, name), rule.table, name)
     if row is None:
         raise MessageError("key_shape", f"a row of {rule.table} came with NULL in {rule.row}")
     return row
 
 
-def _text(columns: Iterable[Column], table: str, name: str) -> str | None:
-    column = _find(columns, name)
+def _text(column: Column | None, table: str, name: str) -> str | None:
     if column is None:
         raise MessageError("missing_column", f"a row of {table} came without its column {name}")
-    return _scalar(column.value, table, name)
-
-
-def _scalar(value: Value, table: str, name: str) -> str | None:
+    value = column.value
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):

@@ -7,9 +7,9 @@ keys that they name as they arrive, so a transaction of a million rows costs no 
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from cdc import wal2json
 from cdc.affected import Affected
@@ -35,8 +35,7 @@ _WITHIN = tuple(b'{"action":"%c"' % action for action in b"BIUDT")
 """How the messages begin that the plugin sends only once a transaction is open."""
 
 
-@dataclass(slots=True)
-class Transaction:
+class Transaction(msgspec.Struct):
     """A committed transaction, reduced to what it may have changed for us."""
 
     xid: int
@@ -45,9 +44,9 @@ class Transaction:
     """End of its commit record: confirming it lets the slot forget the transaction."""
     committed_at: float
     """Unix seconds by the database's clock."""
-    rows: Counter[tuple[str, Action]] = field(default_factory=Counter)
+    rows: dict[tuple[str, Action], int] = msgspec.field(default_factory=dict)
     """How many rows of which mapped table; empty for a transaction that touched none (DDL, other tables)."""
-    affected: Affected = field(default_factory=Affected)
+    affected: Affected = msgspec.field(default_factory=Affected)
 
 
 class Assembler:
@@ -128,5 +127,6 @@ class Assembler:
         table = self._relations.get((row.schema, row.table))
         if table is None:  # not ours, though the stream was started with our tables only: the filter leaks
             return
-        self._open.rows[table, _ACTIONS[type(row)]] += 1
+        rows, kind = self._open.rows, (table, _ACTIONS[type(row)])
+        rows[kind] = rows.get(kind, 0) + 1
         self._open.affected.add(row, self._rules.get(table, ()))

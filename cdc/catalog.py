@@ -6,7 +6,7 @@ list of tables when it has changed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cdc import wal2json
@@ -70,6 +70,20 @@ class Relations:
             and any(one.mapped == table and rule.column not in one.identity for one in self.all)
         ]
 
+    def rules(self, rules: Mapping[str, Sequence[Rule]]) -> dict[str, tuple[Rule, ...]]:
+        """Return the rules for a stream of these tables: without memory where the WAL names the parent.
+
+        A row that does not name it after all, since the identity was another one when it was written, then
+        asks for a reconcile.
+        """
+        nameless = self.nameless(rules)
+        return {
+            table: tuple(
+                rule if rule in nameless else replace(rule, row=None, parents=None) for rule in of_table
+            )
+            for table, of_table in rules.items()
+        }
+
     def lossy(self, rules: Mapping[str, Sequence[Rule]]) -> list[str]:
         """Return the tables whose updates or deletes matter, and which the plugin loses without a word."""
         return [
@@ -110,12 +124,19 @@ class Catalog:
                 )
         self._streamed = relations
         names = relations.names()
-        return Assembler(names, self._mapping.rules), [wal2json.escape_table(*name) for name in names]
+        return Assembler(names, relations.rules(self._mapping.rules)), [
+            wal2json.escape_table(*name) for name in names
+        ]
 
     def look(self, database: Database) -> Relations:
-        """Return how the tables are now; a read that follows covers whatever has changed in their shape."""
-        relations = self._ask(database)
-        if relations.names() == self._streamed.names():
+        """Return how the tables are now; a read that follows covers whatever has changed in their shape,
+        unless the stream needs other tables or rules.
+        """
+        relations, rules = self._ask(database), self._mapping.rules
+        if (relations.names(), relations.rules(rules)) == (
+            self._streamed.names(),
+            self._streamed.rules(rules),
+        ):
             self._streamed = relations
         return relations
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import msgspec
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -21,8 +23,7 @@ re-read.
 """
 
 
-@dataclass(frozen=True)
-class TransactionSeen:
+class TransactionSeen(msgspec.Struct, frozen=True):
     """One committed transaction, after the batch that it was in has been published."""
 
     xid: int

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 PLUGIN = "wal2json"
 _TICK = 0.1
 """Seconds between looks at what may be confirmed."""
+_LOOK = 0.01
+"""Seconds between them while one message follows the other."""
 _SIGN = 1.0
 """Seconds after which the server hears from us even if nobody can take what it sends: its patience with
 readers (wal_sender_timeout) may be short.
@@ -295,6 +297,7 @@ class SlotReader(threading.Thread):
         feedback: _Feedback,
     ) -> None:
         told: Lsn = 0
+        look_at = 0.0
         heard, heard_at = cursor.io_timestamp, time.monotonic()
         with selectors.DefaultSelector() as selector:
             selector.register(connection, selectors.EVENT_READ)
@@ -305,7 +308,9 @@ class SlotReader(threading.Thread):
                 if message is not None:
                     heard_at = time.monotonic()
                     self._take(message, assembler, feedback)
-                    feedback.send(self._freshness, self._may_confirm)
+                    if heard_at >= look_at:  # not for each message of a backlog
+                        look_at = heard_at + _LOOK
+                        feedback.send(self._freshness, self._may_confirm)
                     continue
                 if assembler.between and cursor.wal_end > told:
                     told = cursor.wal_end

@@ -391,8 +391,8 @@ class Store:
             self.tombstones.update((entry.id, entry) for entry in batch.changed if entry.payload is None)
 
     def _compact(self, changed: int) -> None:
-        """Drop dead places once there are a third as many as live ones: they hold old payloads, and walks cost
-        time. Until all are looked at it is half as many.
+        """Drop dead places once there are a third as many as live ones: old payloads take room, walks take
+        longer. Until all are looked at there are half as many.
 
         Little by little: a million places at once would hold up a revocation for half a second.
         """

@@ -5,6 +5,7 @@ Ordinary batches are debug lines: counts and positions, never an endpoint's cont
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from datetime import UTC, datetime
@@ -73,6 +74,8 @@ class Journal(Listener):
 
     def batch(self, batch: BatchSeen) -> None:
         """Log a batch and each of its transactions, for those who follow one from its commit to here."""
+        if not _log.isEnabledFor(logging.DEBUG):  # a backlog has thousands in a batch
+            return
         for one in batch.transactions:
             _log.debug(
                 "transaction published",

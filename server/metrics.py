@@ -149,9 +149,10 @@ class Metrics(Listener):
     def batch(self, batch: BatchSeen) -> None:
         """Count a batch and time its transactions."""
         self._transactions.inc(len(batch.transactions))
-        rows: Tally[tuple[str, str]] = Tally()
+        rows: dict[tuple[str, str], int] = {}
         for transaction in batch.transactions:
-            rows.update(transaction.rows)
+            for kind, number in transaction.rows.items():
+                rows[kind] = rows.get(kind, 0) + number
             # Two clocks: where the database's is ahead of ours the difference would be negative.
             self._commit_to_publish.observe(max(0.0, transaction.published_at - transaction.committed_at))
         for (table, action), number in rows.items():

@@ -46,7 +46,7 @@ def test_every_recorded_stream_becomes_its_transactions(sample: Sample) -> None:
     machine = Assembler(names, {})
     done = run(machine, stream)
     assert len(done) == sum(raw.startswith(b'{"action": "C"') or raw == COMMIT for raw in stream)
-    assert sum((one.rows for one in done), Counter()) == counted
+    assert sum((Counter(one.rows) for one in done), Counter()) == counted
     assert machine.between
     assert {one.affected.reconcile for one in done} <= ({None} if schemas else {"undecodable"})
 
