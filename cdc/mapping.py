@@ -152,7 +152,7 @@ class Mapping:
         wanted = "\nUNION\n".join(
             f"SELECT {kind}.endpoint_id FROM (\n{self.queries[kind]}\n) AS {kind}" for kind in kinds
         )
-        # A UNION leaves out duplicates, and so must this. Keys that are ids are a set already, and of them the
+        # A UNION leaves out duplicates, and so must this. Keys that are ids are a set already, of which the
         # planner knows how many there are: with DISTINCT it would look up 300,000 one by one.
         if len(kinds) == 1 and kinds[0] != self.endpoint_keys:
             wanted = wanted.replace("SELECT", "SELECT DISTINCT", 1)
