@@ -20,6 +20,7 @@ from cdc.history import History
 from cdc.mirrored import MirrorLost, MirrorOpened, MirrorPart
 from cdc.pace import Pace
 from cdc.postgres_errors import is_shutdown
+from cdc.remembered import Remembered
 from cdc.schema_watch import SchemaWatch
 from cdc.task import Task
 
@@ -166,7 +167,7 @@ class Follower(threading.Thread):
     def _restore(self) -> None:
         kept = self._ledger.kept
         self._store.restore(kept.entries, kept.head, kept.position, kept.seen)
-        kept.entries = []
+        kept.entries = Remembered()
         self._requery.read_up_to = kept.seen  # of a standby that replays again nothing older counts
         kept.position = kept.seen = 0  # the store knows, and may have to forget
         self._owed = kept.owed

@@ -11,11 +11,11 @@ import uuid
 from typing import TYPE_CHECKING
 
 from cdc.errors import Refusal, StateFileError
+from cdc.remembered import Remembered
 from cdc.state_file import Kept, StateFile
-from cdc.store import Remembered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from cdc.lsn import Lsn
@@ -137,7 +137,8 @@ class Ledger:
         self._observer.trouble(TROUBLE, f"{error}; a restart now would forget what clients must be told")
 
 
-def _remembered(store: Store) -> Iterator[Remembered]:
-    for entry in list(store.entries.values()):
-        digest = store.kept_digest(entry)
-        yield Remembered(entry.id, entry.revision, entry.position, digest or bytes(16), not digest)
+def _remembered(store: Store) -> Remembered:
+    return Remembered(
+        (entry.id, entry.revision, entry.position, store.kept_digest(entry))
+        for entry in store.entries.values()
+    )

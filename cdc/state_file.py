@@ -18,7 +18,6 @@ import sqlite3
 import time
 import uuid
 import zlib
-from array import array
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,22 +25,18 @@ from typing import TYPE_CHECKING
 
 from cdc.errors import Refusal, StateFileError
 from cdc.gate import Gate, Snapshot
-from cdc.store import DIGEST_BYTES, Remembered
+from cdc.remembered import GONE, Remembered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from cdc.lsn import Lsn
     from cdc.store import Batch
 
 _VERSION = 1
 _SQLITE = b"SQLite format 3\0"
-_GONE = bytes(DIGEST_BYTES)
-"""Stands for the digest of a tombstone: a real digest is all zeros once in 2^128."""
 _CHUNK = 50_000
 """Rows in one packed batch when folding."""
-_Columns = tuple[list[str], list[int], list[int], list[bytes]]
-"""Ids, revisions, positions and digests of some entries."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -64,7 +59,7 @@ class Kept:
     """What a reconcile still has to see because the slot's WAL was let go."""
     shown: Gate | None = None
     """What a standby was seen to show, where the newest reads were made on one."""
-    entries: list[Remembered] = field(default_factory=list)
+    entries: Remembered = field(default_factory=Remembered)
 
 
 class StateFile:
@@ -110,14 +105,13 @@ class StateFile:
         entries = [*batch.changed, *(entry for entry, _ in batch.moved)]
         if not entries:
             return
-        positions = [entry.position for entry in batch.changed] + [batch.position] * len(batch.moved)
-        digests = [*batch.digests, *(digest for _, digest in batch.moved)]
-        columns = (
-            [entry.id for entry in entries],
-            [entry.revision for entry in entries],
-            positions,
-            [digest or _GONE for digest in digests],
-        )
+        columns = Remembered()
+        columns.ids = [entry.id for entry in entries]
+        columns.revisions.extend([entry.revision for entry in entries])
+        columns.positions.extend([entry.position for entry in batch.changed])
+        columns.positions.extend([batch.position] * len(batch.moved))
+        columns.digests += b"".join([digest or GONE for digest in batch.digests])
+        columns.digests += b"".join([digest or GONE for _, digest in batch.moved])
         with _errors(self.path), self._db:
             self._insert(columns, batch.revision, position, seen)
 
@@ -126,7 +120,7 @@ class StateFile:
         with _errors(self.path), self._db:
             self._set(values)
 
-    def start_epoch(self, entries: Iterable[Remembered], head: int, *, position: Lsn, seen: Lsn) -> str:
+    def start_epoch(self, entries: Remembered, head: int, *, position: Lsn, seen: Lsn) -> str:
         """Break with the past: tokens given out so far are worth nothing. Returns the new epoch's name."""
         self.kept.epoch = uuid.uuid4().hex
         with _errors(self.path), self._db:
@@ -202,7 +196,7 @@ class StateFile:
 
     def _read_batches(self) -> Kept:
         kept = Kept(epoch="")
-        entries: dict[str, Remembered] = {}
+        entries, numbers = kept.entries, dict[str, int]()
         self._rows = 0
         query = (
             "SELECT head, position, seen, ids, revisions, positions, digests, checksum"
@@ -211,45 +205,41 @@ class StateFile:
         for head, position, seen, ids, *packed, checksum in self._db.execute(query):
             if _checksum(ids, *packed) != checksum:
                 raise _Unusable
-            revisions, positions = array("Q", packed[0]), array("Q", packed[1])
-            names, digests = ids.split("\0"), packed[2]
-            for index, name in enumerate(names):
-                digest = digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
-                entries[name] = Remembered(name, revisions[index], positions[index], digest, digest == _GONE)
-            self._rows += len(names)
+            columns = Remembered()
+            columns.ids, columns.digests = ids.split("\0"), packed[2]
+            columns.revisions.frombytes(packed[0])
+            columns.positions.frombytes(packed[1])
+            if numbers.keys().isdisjoint(columns.ids):
+                numbers.update(
+                    zip(columns.ids, range(len(entries), len(entries) + len(columns)), strict=True)
+                )
+                entries.extend(columns)
+            else:
+                _overlay(entries, numbers, columns)
+            self._rows += len(columns)
             kept.head, kept.position = max(kept.head, head), max(kept.position, position)
             kept.seen = max(kept.seen, seen)
-        kept.entries = list(entries.values())
         return kept
 
-    def _replace(self, entries: Iterable[Remembered], head: int, position: Lsn, seen: Lsn) -> None:
+    def _replace(self, entries: Remembered, head: int, position: Lsn, seen: Lsn) -> None:
         self._db.execute("DELETE FROM batches")
         self._rows = 0
-        rows = list(entries)
-        for start in range(0, len(rows), _CHUNK):
-            chunk = rows[start : start + _CHUNK]
-            columns = (
-                [row.id for row in chunk],
-                [row.revision for row in chunk],
-                [row.position for row in chunk],
-                [row.digest for row in chunk],
-            )
-            self._insert(columns, head, position, seen)
+        for start in range(0, len(entries), _CHUNK):
+            self._insert(entries.part(start, start + _CHUNK), head, position, seen)
 
-    def _insert(self, columns: _Columns, head: int, position: Lsn, seen: Lsn) -> None:
-        ids, revisions, positions, digests = columns
+    def _insert(self, columns: Remembered, head: int, position: Lsn, seen: Lsn) -> None:
         packed = (
-            "\0".join(ids),  # no text in Postgres holds a NUL
-            array("Q", revisions).tobytes(),
-            array("Q", positions).tobytes(),
-            b"".join(digests),
+            "\0".join(columns.ids),  # no text in Postgres holds a NUL
+            columns.revisions.tobytes(),
+            columns.positions.tobytes(),
+            bytes(columns.digests),
         )
         self._db.execute(
             "INSERT INTO batches (head, position, seen, ids, revisions, positions, digests, checksum)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (head, position, seen, *packed, _checksum(*packed)),
         )
-        self._rows += len(ids)
+        self._rows += len(columns)
 
     def _set(self, values: dict[str, str | int]) -> None:
         self._db.executemany("REPLACE INTO facts VALUES (?, ?)", values.items())
@@ -282,6 +272,16 @@ class _Foreign(Exception):  # noqa: N818 - never leaves this module
 
 class _Unusable(Exception):  # noqa: N818 - never leaves this module
     """The file is of another version or another cluster, or a checksum is off."""
+
+
+def _overlay(entries: Remembered, numbers: dict[str, int], newer: Remembered) -> None:
+    """Put newer values over those of the same ids."""
+    for endpoint_id, revision, position, digest in newer:
+        number = numbers.setdefault(endpoint_id, len(entries))
+        if number == len(entries):
+            entries.add(endpoint_id, revision, position, digest)
+        else:
+            entries.put(number, revision, position, digest)
 
 
 def _checksum(ids: str, *columns: bytes) -> int:

@@ -12,16 +12,17 @@ of the log.
 
 from __future__ import annotations
 
-import struct
 import threading
 from dataclasses import dataclass, field
-from hashlib import blake2b
+from itertools import repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from cdc.compaction import Compaction
+from cdc.digest import DIGEST_BYTES, entry_digest
+from cdc.remembered import GONE, Remembered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -29,19 +30,9 @@ if TYPE_CHECKING:
     from cdc.cursor import Place
     from cdc.lsn import Lsn
 
-DIGEST_BYTES = 16
+__all__ = ["DIGEST_BYTES", "Batch", "Entry", "Store", "entry_digest"]
+
 _MODULUS = 1 << 128
-_LENGTH = struct.Struct(">I")
-
-
-def entry_digest(endpoint_id: str, payload: bytes) -> bytes:
-    """Hash one endpoint: BLAKE2b-128 over the id's length (4 bytes, big-endian), the id in UTF-8 and the
-    payload.
-
-    Part of the feed's contract: the state digest is the sum of these modulo 2^128, as a big-endian number.
-    """
-    key = endpoint_id.encode()
-    return blake2b(_LENGTH.pack(len(key)) + key + payload, digest_size=DIGEST_BYTES).digest()
 
 
 class Entry(msgspec.Struct, eq=False, gc=False):
@@ -64,17 +55,6 @@ class Entry(msgspec.Struct, eq=False, gc=False):
     def __repr__(self) -> str:  # the payload holds an API key
         kind = "tombstone" if self.payload is None else f"{len(self.payload)} bytes"
         return f"<Entry {self.id!r} revision {self.revision}, {kind}>"
-
-
-class Remembered(msgspec.Struct, frozen=True, gc=False):
-    """What the state file kept of an entry: enough to know whether it changed while we were down."""
-
-    id: str
-    revision: int
-    position: Lsn
-    digest: bytes
-    """`entry_digest`; meaningless in a tombstone."""
-    deleted: bool
 
 
 @dataclass(slots=True)
@@ -138,7 +118,9 @@ class Store:
         self._readings = 0
         self._compaction: Compaction | None = None
         self._digest = 0
-        self._unverified: dict[str, bytes] = {}
+        self._kept = Remembered()
+        self._unverified: dict[str, int] = {}
+        """Entries of the state file that await their payload, by their number in `_kept`."""
         self._wakes: set[Callable[[], None]] = set()
 
     def __len__(self) -> int:
@@ -171,20 +153,24 @@ class Store:
 
     # Writing: one thread only. It may read without the lock, since nobody else writes.
 
-    def restore(self, kept: Iterable[Remembered], head: int, position: Lsn = 0, seen: Lsn = 0) -> None:
+    def restore(self, kept: Remembered, head: int, position: Lsn = 0, seen: Lsn = 0) -> None:
         """Take over what the state file kept, before anything else; payloads come with the first reconcile.
 
         What that reconcile finds unchanged keeps its revision, what it does not find becomes a tombstone.
         """
+        kept = kept.in_order()
+        log = list(map(Entry, kept.ids, kept.revisions, kept.positions, repeat(None)))
+        if GONE in kept.digests:  # perhaps, as two digests may have zeros where they meet
+            gone = [entry for number, entry in enumerate(log) if kept.digest(number) == GONE]
+        else:
+            gone = []
+        unverified = dict(zip(kept.ids, range(len(log)), strict=True))
+        for entry in gone:
+            del unverified[entry.id]
         with self.lock:
-            for old in sorted(kept, key=attrgetter("revision")):
-                entry = Entry(old.id, old.revision, old.position, None)
-                self.entries[old.id] = entry
-                self.log.append(entry)
-                if old.deleted:
-                    self.tombstones[old.id] = entry
-                else:
-                    self._unverified[old.id] = old.digest
+            self.log, self.entries = log, dict(zip(kept.ids, log, strict=True))
+            self.tombstones = {entry.id: entry for entry in gone}
+            self._kept, self._unverified = kept, unverified
             self.head, self.position, self.seen = head, position, seen
 
     def withhold(self) -> None:
@@ -241,10 +227,11 @@ class Store:
             self.position = min(self.position, switch)
 
     def kept_digest(self, entry: Entry) -> bytes:
-        """Return the digest to remember: empty for a tombstone, as restored while not yet verified."""
+        """Return the digest to remember: `GONE` for a tombstone, as restored while not yet verified."""
         if entry.payload is not None:
             return entry_digest(entry.id, entry.payload)
-        return self._unverified.get(entry.id, b"")
+        number = self._unverified.get(entry.id)
+        return GONE if number is None else self._kept.digest(number)
 
     def begin_reading(self) -> int:
         """Number a read of the whole mapping, for `prepare` or `Entry.reading`, and later `not_read`."""
@@ -305,7 +292,7 @@ class Store:
         batch.delta += int.from_bytes(digest, "big")
         if old.payload is not None:
             batch.delta -= int.from_bytes(entry_digest(old.id, old.payload), "big")
-        elif self._unverified.get(old.id) == digest:
+        elif self.kept_digest(old) == digest:
             batch.verified.append((old, payload))
             if named:
                 batch.moved.append((old, digest))
@@ -346,7 +333,7 @@ class Store:
                 entry.payload = payload
                 self._unverified.pop(entry.id, None)
             if not self._unverified:
-                self._unverified = {}  # one that was emptied keeps its size
+                self._unverified, self._kept = {}, Remembered()  # a dict that was emptied keeps its size
             for entry in batch.changed:
                 self.entries[entry.id] = entry
             self._mark_gone(batch)

@@ -21,6 +21,7 @@ from cdc.freshness import Freshness
 from cdc.pair import Pair
 from cdc.store import Store
 from server import grpc_server, http, logs
+from server.allocator import Allocator
 from server.endpoint_feed import EndpointFeed
 from server.fanout import FanOut
 from server.health import Health
@@ -87,7 +88,7 @@ async def _serve(settings: Settings) -> int:
         recent=recent,
     )
     hub = Hub(store, subscribers, pair, lambda: pair.sure(freshness.silence()))
-    observer = FanOut(metrics, health, recent, Journal())
+    observer = FanOut(metrics, health, recent, Journal(), Allocator())
     security = Security(settings, metrics.registry, observer)
     pipeline = await _unless(
         stop,

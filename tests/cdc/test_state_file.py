@@ -14,6 +14,7 @@ import pytest
 
 from cdc.errors import Refusal, StateFileError
 from cdc.ledger import Ledger
+from cdc.remembered import GONE
 from cdc.state_file import StateFile
 from cdc.store import Store
 from server.fanout import Listener
@@ -102,7 +103,7 @@ def test_kill_in_the_middle_of_writing_keeps_whole_batches(path: Path) -> None:
     writer.wait()
     writer.stdout.close()
     file = StateFile(path)
-    alive = [entry.id for entry in file.kept.entries if not entry.deleted]
+    alive = [entry.id for entry in file.kept.entries if entry.digest != GONE]
     assert alive == [f"app_{file.kept.head - 1}"]
     assert file.kept.head > 500
     file.close()

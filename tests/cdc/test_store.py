@@ -16,8 +16,9 @@ from hypothesis.stateful import (
 )
 
 from cdc.cursor import Cursor
+from cdc.remembered import GONE, Remembered
 from cdc.replay import Replay
-from cdc.store import Entry, Remembered, Store, entry_digest
+from cdc.store import Entry, Store, entry_digest
 
 IDS = st.integers(0, 12).map(lambda number: f"app_{number}")
 PAYLOADS = st.one_of(st.none(), st.sampled_from([b"a", b"b", b"c"]))
@@ -221,12 +222,14 @@ def test_what_is_delivered_again_is_not_news(payload: bytes | None) -> None:
 def test_a_restored_store_publishes_only_what_changed_while_it_was_down() -> None:
     store = Store()
     store.restore(
-        [
-            Remembered("same", 3, 30, entry_digest("same", b"1"), deleted=False),
-            Remembered("changed", 4, 40, entry_digest("changed", b"1"), deleted=False),
-            Remembered("gone", 2, 20, entry_digest("gone", b"1"), deleted=False),
-            Remembered("long_gone", 1, 10, b"", deleted=True),
-        ],
+        Remembered(
+            [
+                ("same", 3, 30, entry_digest("same", b"1")),
+                ("changed", 4, 40, entry_digest("changed", b"1")),
+                ("gone", 2, 20, entry_digest("gone", b"1")),
+                ("long_gone", 1, 10, GONE),
+            ]
+        ),
         head=5,
     )
     assert not store.ready

@@ -19,7 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from cdc.history import History
 from cdc.lineage import Origin, Reread
-from cdc.store import Remembered, Store, entry_digest
+from cdc.remembered import Remembered
+from cdc.store import Store
 from cdc.token import Behind, Reset, judge
 from pads_cdc_client import Replica
 from server.feed import Feed, here
@@ -150,17 +151,12 @@ class Server:
             self.origin = Origin(self.new_epoch(), self.origin.history, 0)
             self.maps, self.settled = {}, set()
         else:
-            kept = [
-                Remembered(e.id, e.revision, e.position, *_kept(e.id, e.payload))
-                for e in old.entries.values()
-            ]
+            kept = Remembered(
+                (e.id, e.revision, e.position, old.kept_digest(e)) for e in old.entries.values()
+            )
             self.store.restore(kept, old.head, old.position, old.seen)
             self.origin = Origin(self.origin.epoch, self.origin.history, old.position)
         self.bootstrap(self.database.end)
-
-
-def _kept(endpoint_id: str, payload: bytes | None) -> tuple[bytes, bool]:
-    return (b"", True) if payload is None else (entry_digest(endpoint_id, payload), False)
 
 
 @dataclass

@@ -1,0 +1,19 @@
+"""The hash of one endpoint, of which the state digest is the sum."""
+
+from __future__ import annotations
+
+import struct
+from hashlib import blake2b
+
+DIGEST_BYTES = 16
+_LENGTH = struct.Struct(">I")
+
+
+def entry_digest(endpoint_id: str, payload: bytes) -> bytes:
+    """Hash one endpoint: BLAKE2b-128 over the id's length (4 bytes, big-endian), the id in UTF-8 and the
+    payload.
+
+    Part of the feed's contract: the state digest is the sum of these modulo 2^128, as a big-endian number.
+    """
+    key = endpoint_id.encode()
+    return blake2b(_LENGTH.pack(len(key)) + key + payload, digest_size=DIGEST_BYTES).digest()
