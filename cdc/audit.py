@@ -17,7 +17,8 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
     from cdc.database import Read, Row
     from cdc.lsn import Lsn
@@ -32,11 +33,16 @@ _LOOKS = 5
 class Audit:
     """One run, step by step."""
 
-    def __init__(self, read: Read, store: Store) -> None:
-        """Take a whole read that has just begun."""
-        self._read = read
+    def __init__(self, opening: Future[Read], store: Store, vouch: Callable[[Read], Read]) -> None:
+        """Take a whole read that is being opened; ``vouch`` raises if it is not to be trusted.
+
+        Whatever is read from now on may be older or newer than it.
+        """
+        self._opening = opening
+        self._vouch = vouch
         self._store = store
-        self._chunks = read.chunks(_CHUNK)
+        self._read: Read | None = None
+        self._chunks: Iterator[list[Row]] = iter(())
         self._began = time.monotonic()
         self._reading = store.begin_reading()
         self._overtaken: set[str] = set()
@@ -44,11 +50,16 @@ class Audit:
         self._looks = _LOOKS
         self.reading = True
         """Rows are still coming."""
-        self.seen: Lsn = read.evidence.seen
+        self.seen: Lsn = 0
         """An end of WAL that was read after the snapshot. It may not be flushed yet, but is when this ends:
         everything up to it is applied then, so that tokens may name it.
         """
-        self._until = self.seen
+        self._until: Lsn = 0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the next `turn` would have to wait for the server."""
+        return not self._opening.done() or (self._read is not None and self._read.waiting)
 
     @property
     def seconds(self) -> float:
@@ -69,6 +80,10 @@ class Audit:
             SourceError, Refusal: the read failed; this audit is over.
 
         """
+        if self._read is None:
+            self._read = self._vouch(self._opening.result())
+            self._chunks = self._read.chunks(_CHUNK)
+            self.seen = self._until = self._read.evidence.seen
         if self.reading:
             chunk = next(self._chunks, None)
             if chunk is not None:
@@ -86,7 +101,7 @@ class Audit:
 
     def close(self) -> None:
         """Give up."""
-        self._read.close()
+        self._opening.add_done_callback(_close)
 
     def _compare(self, rows: list[Row]) -> None:
         for endpoint_id, payload in rows:
@@ -98,3 +113,8 @@ class Audit:
 
     def _find_missing(self) -> None:
         self._differing.update(dict.fromkeys(self._store.not_read(self._reading)))
+
+
+def _close(opening: Future[Read]) -> None:
+    if opening.exception() is None:
+        opening.result().close()

@@ -17,7 +17,7 @@ import threading
 import time
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psycopg2
 from psycopg2.extensions import quote_ident
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from cdc.connection import Address
     from cdc.mapping import Mapping as EndpointMapping
     from cdc.mapping import Rule
+
+_Result = TypeVar("_Result")
 
 Row = tuple[str, bytes | None]
 """An endpoint's id, and its payload, or None where the mapping has no such endpoint."""
@@ -79,12 +81,17 @@ class Database:
         mapping: EndpointMapping,
         schema: str,
         encode: Callable[[tuple[Any, ...]], bytes],
+        wake: Callable[[], object] = lambda: None,
     ) -> None:
-        """``encode`` makes the payload from the mapping's fixed columns."""
+        """``encode`` makes the payload from the mapping's fixed columns.
+
+        ``wake`` is called, from other threads, when something is there that was waited for (`Read.waiting`).
+        """
         self.address = address
         self.mapping = mapping
         self._schema = schema
         self._encode = encode
+        self.wake = wake
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self._running: dict[Connection, float] = {}
@@ -108,6 +115,30 @@ class Database:
             parameters = {kind: list(values) for kind, values in keys.items()}
         declare = f"{self.mapping.locks};\nDECLARE pads_cdc_read NO SCROLL CURSOR FOR {statement}"
         return Read(self, declare, parameters, self._encode)
+
+    def open(self) -> Future[Read]:
+        """Have a read of the whole mapping opened in another thread: its first rows may take a while.
+
+        Whether it or a read that begins meanwhile is the newer one nobody knows.
+        """
+        return self.in_thread("open", self.read)
+
+    def in_thread(self, name: str, work: Callable[[], _Result]) -> Future[_Result]:
+        """Do work in a thread of its own, and wake who waits for it.
+
+        The thread is a daemon: a frozen server must not keep the process from ending.
+        """
+        done: Future[_Result] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+                done.set_exception(error)
+            self.wake()
+
+        threading.Thread(target=run, name=name, daemon=True).start()
+        return done
 
     def evidence(self) -> Evidence:
         """Ask what a read would see now, without reading.
@@ -262,10 +293,14 @@ class Read:
             SourceError, Refusal: the rest cannot be had; what was handed over so far is true nevertheless.
 
         """
+
+        def fetch() -> list[tuple[Any, ...]]:
+            return self._fetch(f"FETCH FORWARD {size} FROM pads_cdc_read")
+
         rows, self._rows = self._rows or [], None
         while rows:
             # The server makes the next rows while these are encoded and compared.
-            self._ahead = None if self.complete else self._fetch_ahead(size)
+            self._ahead = None if self.complete else self._database.in_thread("fetch", fetch)
             yield self._encoded(rows)
             if self._ahead is None:
                 break
@@ -277,21 +312,10 @@ class Read:
         encode = self._encode
         return [(row[2], encode(row[4:]) if row[3] else None) for row in rows]
 
-    def _fetch_ahead(self, size: int) -> Future[list[tuple[Any, ...]]]:
-        """Have the next rows fetched while the last ones are worked on.
-
-        The thread is a daemon: a frozen server must not keep the process from ending.
-        """
-        ahead: Future[list[tuple[Any, ...]]] = Future()
-
-        def fetch() -> None:
-            try:
-                ahead.set_result(self._fetch(f"FETCH FORWARD {size} FROM pads_cdc_read"))
-            except BaseException as error:  # noqa: BLE001 - whoever waits gets it
-                ahead.set_exception(error)
-
-        threading.Thread(target=fetch, name="fetch", daemon=True).start()
-        return ahead
+    @property
+    def waiting(self) -> bool:
+        """Whether the next step of `chunks` would have to wait for the server."""
+        return self._ahead is not None and not self._ahead.done()
 
     def close(self) -> None:
         """End the transaction, after what is being fetched. Closing early is fine; so is closing twice."""

@@ -11,6 +11,7 @@ once, so that a revocation does not wait for a ripple. The rules that keep this 
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cdc.audit import Audit
@@ -100,15 +101,11 @@ class Requery:
             self._look_at = 0.0
 
     def audit(self) -> bool:
-        """Begin to compare everything with the database; False when that has to wait for more urgent work.
-
-        Raises:
-            SourceError, Refusal: the database cannot be read.
-
-        """
+        """Begin to compare everything with the database; False when that has to wait for more urgent work."""
         if self._audit is not None or self.busy:
             return False
-        self._audit = Audit(self._vouched(self._database.read()), self._store)
+        vouch = partial(self._vouched, read_up_to=self.read_up_to)
+        self._audit = Audit(self._database.open(), self._store, vouch)
         return True
 
     @property
@@ -143,7 +140,8 @@ class Requery:
 
     def patience(self, idle: float) -> float:
         """Return how long there is nothing to do, in seconds; ``idle`` when that is unknown."""
-        if self._reads or (self._audit is not None and self._audit.reading):
+        reading = any(not read.read.waiting for read in self._reads)
+        if reading or (self._audit is not None and self._audit.reading and not self._audit.waiting):
             return 0.0
         if self._waiting:
             return max(0.0, self._look_at - time.monotonic())
@@ -187,7 +185,8 @@ class Requery:
     # --- doing it
 
     def turn(self) -> None:
-        """Do one step of everything that is open. Blocks for a round trip or some thousand rows each.
+        """Do one step of everything that is open. Blocks for a round trip where something begins; rows that
+        are still to come are left to the next time (see `patience`; the database wakes who waits).
 
         Raises:
             SourceError, Refusal: a read failed; its task waits.
@@ -198,9 +197,9 @@ class Requery:
             if self._waiting and time.monotonic() >= self._look_at:
                 self._look()
             for read in tuple(self._reads):
-                if read in self._reads:
+                if read in self._reads and not read.read.waiting:
                     self._step(read)
-            if self._audit is not None:
+            if self._audit is not None and not self._audit.waiting:
                 self._step_audit(self._audit)
         except PadsCdcError as error:
             self.failing = True
@@ -362,13 +361,14 @@ class Requery:
             )
             self._observer.trouble(_LOSSY, text if tables else None)
 
-    def _vouch(self, evidence: Evidence) -> None:
-        vouch(evidence, self.history, self.read_up_to)
+    def _vouch(self, evidence: Evidence, read_up_to: Lsn | None = None) -> None:
+        vouch(evidence, self.history, self.read_up_to if read_up_to is None else read_up_to)
         self._crossing.vouch(evidence, self.reached)
 
-    def _vouched(self, read: Read) -> Read:
+    def _vouched(self, read: Read, read_up_to: Lsn | None = None) -> Read:
+        """Return the read if it counts, given how new the newest was when it began; else it is closed."""
         try:
-            self._vouch(read.evidence)
+            self._vouch(read.evidence, read_up_to)
         except PadsCdcError:
             read.close()
             raise

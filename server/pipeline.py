@@ -62,9 +62,9 @@ class Pipeline:
         mapping, queries, peer = load(settings.mapping), server_queries(), _peer(settings)
         strings = settings.postgres_connection_string, settings.query_connection_string
         source, query = (Address(each.read, each.setting) for each in strings)
-        database = Database(query, mapping, settings.db_schema, encode)
-        preflight.check(source, database, queries, settings.db_schema, failover=settings.slot_failover)
         backlog = Backlog()
+        database = Database(query, mapping, settings.db_schema, encode, backlog.wake)
+        preflight.check(source, database, queries, settings.db_schema, failover=settings.slot_failover)
         catalog = Catalog(queries["Relations"], mapping, settings.db_schema)
         self._reader = SlotReader(
             source,

@@ -41,19 +41,19 @@ class AuditedDesk(Desk):
         self.requery.reached = end
         self.finish()
         for _ in range(3):
-            self.requery.turn()
+            self.turn()
 
     def catch_up(self) -> None:
         """Let the stream say that nothing else has happened."""
         self.requery.reached = self._end()
         for _ in range(30):
-            self.requery.turn()
+            self.turn()
 
     def audit(self) -> None:
         """Begin an audit and compare everything; what differs still waits."""
         assert self.requery.audit()
         for _ in range(30):
-            self.requery.turn()
+            self.turn()
 
     def drift(self) -> int | None:
         """Return what the audit has found, None while it runs."""

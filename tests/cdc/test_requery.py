@@ -4,6 +4,7 @@ one.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ from cdc.affected import Affected
 from cdc.catalog import Catalog
 from cdc.connection import Address
 from cdc.database import Database as QueryServer
+from cdc.database import Read
 from cdc.errors import Refusal, SourceError
 from cdc.gate import Gate
 from cdc.ledger import Ledger
@@ -59,7 +61,8 @@ class Desk:
         queries = server_queries()
         mapping = load("grove")
         self.ledger = ledger = Ledger(folder / "state", "", self.told)
-        self.server = QueryServer(Address(database.url, "TEST"), mapping, "public", encode)
+        self._news = threading.Event()
+        self.server = QueryServer(Address(database.url, "TEST"), mapping, "public", encode, self._news.set)
         self.requery = Requery(
             database=self.server,
             catalog=Catalog(queries["Relations"], mapping, "public"),
@@ -80,7 +83,7 @@ class Desk:
         affected = Affected(keys={kind: {key} for kind, key in keys.items()})
         self.requery.add(Task(affected, Gate(), before, self.requery.reached))
         if not wait:
-            self.requery.turn()
+            self.turn()
 
     def take(self, since: int, end: int, **keys: str) -> None:
         """Take a transaction that was committed before: it is still to be read."""
@@ -88,10 +91,20 @@ class Desk:
         affected = Affected(keys={kind: {key} for kind, key in keys.items()})
         self.requery.add(Task(affected, Gate(), since, end))
 
+    def turn(self) -> None:
+        """Do one step of everything that is open, once rows that are on their way have come."""
+        requery = self.requery
+        while (requery._audit is not None and requery._audit.waiting) or any(
+            read.read.waiting for read in requery._reads
+        ):
+            assert self._news.wait(60)
+            self._news.clear()
+        requery.turn()
+
     def finish(self) -> None:
         """Do everything that is open."""
         while self.requery.busy:
-            self.requery.turn()
+            self.turn()
 
     @property
     def map(self) -> dict[str, bytes]:
@@ -165,7 +178,7 @@ def test_a_whole_read_ends_the_older_ones(desk: Desk) -> None:
     wanted = {f"flash_{number}" for number in range(1, 51)} | {f"ghost_{number}" for number in range(200)}
     long = Task(Affected(keys={"EndpointsOfApplications": wanted}), Gate(), 0, 100)
     desk.requery.add(long)
-    desk.requery.turn()
+    desk.turn()
     desk.database.execute("DELETE FROM portal_applications WHERE starts_with(id, 'flash')")
     desk.requery.add(Task.reconcile("truncate", Gate(), desk.requery.reached))
     desk.finish()
@@ -175,7 +188,7 @@ def test_a_whole_read_ends_the_older_ones(desk: Desk) -> None:
 
 def test_a_whole_read_does_not_delete_what_was_born_meanwhile(desk: Desk) -> None:
     desk.requery.add(Task.reconcile("truncate", Gate(), desk.requery.reached))
-    desk.requery.turn()
+    desk.turn()
     assert desk.requery.busy
     desk.commit("INSERT INTO portal_applications VALUES ('born', 'acc_0')", EndpointsOfApplications="born")
     assert "born" in desk.map
@@ -189,9 +202,9 @@ def test_a_read_that_fails_half_way_is_done_again(desk: Desk) -> None:
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE pid <> pg_backend_pid() AND datname = current_database()"
     )
-    desk.requery.turn()  # what was fetched ahead before the end still counts
+    desk.turn()  # what was fetched ahead before the end still counts
     with pytest.raises(SourceError):
-        desk.requery.turn()
+        desk.turn()
     assert desk.requery.busy
     assert desk.requery.done_up_to == 0
     assert desk.told.troubles["query"]
@@ -220,13 +233,59 @@ def test_an_audit_finds_what_nobody_told_us_and_nothing_else(desk: Desk) -> None
     for number in range(10, 15):  # overtaken by what is told: no drift
         desk.commit(f"{KEY}'app_{number}'", EndpointsOfApplications=f"app_{number}")
     for _ in range(50):
-        desk.requery.turn()
+        desk.turn()
     assert len(desk.told.reconciles) == 1, "not before everything that it saw is applied"
     assert desk.map != expected(desk.database)
     desk.requery.reached = 1 << 62
-    desk.requery.turn()
+    desk.turn()
     audit = desk.told.reconciles[-1]
     assert (audit.reason, audit.upserts, audit.deletes) == ("audit", 2, 1)
+    assert desk.map == expected(desk.database)
+
+
+def test_an_audit_that_is_slow_to_open_holds_up_nobody(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read meanwhile may be older or newer than what the audit sees: it is left to those reads."""
+    ready, read = threading.Event(), desk.server.read
+
+    def slow(keys: Any = None) -> Any:
+        found = read(keys)
+        assert keys is not None or ready.wait(60)
+        return found
+
+    monkeypatch.setattr(desk.server, "read", slow)
+    assert desk.requery.audit()
+    desk.database.execute(f"{KEY}'app_2'")  # nobody tells of it, and the audit may see it or not
+    desk.commit(f"{KEY}'app_1'", EndpointsOfApplications="app_1", wait=True)
+    desk.requery.turn()
+    assert desk.map["app_1"] == expected(desk.database)["app_1"]
+    assert desk.requery.patience(9.0) == 9.0, "there is nothing to do but to wait for the audit's rows"
+    desk.take(desk.requery.reached, desk.requery.reached + 1, EndpointsOfApplications="app_2")
+    desk.requery.turn()
+    ready.set()
+    desk.requery.reached = 1 << 62
+    while desk.told.reconciles[-1].reason != "audit":
+        desk.turn()
+    assert desk.told.reconciles[-1].upserts + desk.told.reconciles[-1].deletes == 0
+    assert desk.map == expected(desk.database)
+
+
+def test_rows_that_are_still_to_come_hold_up_nobody(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, fetch = threading.Event(), Read._fetch
+
+    def slow(read: Read, statement: str, parameters: Any = None) -> Any:
+        assert not statement.startswith("FETCH") or ready.wait(60)
+        return fetch(read, statement, parameters)
+
+    monkeypatch.setattr(Read, "_fetch", slow)
+    desk.commit(RIPPLE, EndpointsOfPlans="plan_0", wait=True)
+    desk.requery.turn()
+    desk.commit(f"{KEY}'app_1'", EndpointsOfApplications="app_1", wait=True)
+    desk.requery.turn()
+    assert desk.map["app_1"] == expected(desk.database)["app_1"]
+    assert desk.requery.patience(9.0) == 9.0
+    assert not desk.store.whole
+    ready.set()
+    desk.finish()
     assert desk.map == expected(desk.database)
 
 
@@ -239,9 +298,9 @@ def test_an_audit_under_writes_finds_nothing(desk: Desk) -> None:
             desk.commit(RIPPLE, EndpointsOfPlans="plan_0", wait=True)
         desk.finish()
         for _ in range(50):
-            desk.requery.turn()
+            desk.turn()
         desk.requery.reached += 1 << 40
-        desk.requery.turn()
+        desk.turn()
         assert desk.told.reconciles[-1].reason == "audit"
         assert desk.told.reconciles[-1].upserts + desk.told.reconciles[-1].deletes == 0
     assert desk.map == expected(desk.database)
@@ -273,7 +332,7 @@ def test_whatever_is_published_is_in_the_state_file_before(
     assert desk.requery.audit()
     desk.requery.reached = 1 << 62
     while desk.told.reconciles[-1].reason != "audit":
-        desk.requery.turn()
+        desk.turn()
     assert desk.map == expected(desk.database)
     assert sum(bool(batch.changed) for batch in written) >= 5
 
@@ -286,10 +345,10 @@ def test_confirmation_waits_for_the_oldest_task(desk: Desk) -> None:
     xmax = int(desk.database.value("SELECT pg_snapshot_xmax(pg_current_snapshot())::text"))
     hanging = Task(affected, Gate(frozenset({xmax + 1_000_000})), 0, 100)
     desk.requery.add(hanging)
-    desk.requery.turn()
+    desk.turn()
     desk.commit(f"{KEY}'app_2'", EndpointsOfApplications="app_2")
     for _ in range(20):
-        desk.requery.turn()
+        desk.turn()
     held = desk.map
     assert held["app_2"] == expected(desk.database)["app_2"]
     assert held["app_1"] != expected(desk.database)["app_1"]
@@ -376,7 +435,7 @@ def hang(desk: Desk) -> Task:
     desk.requery.reached = 1 << 61
     affected = Affected(keys={"EndpointsOfApplications": {"app_1"}})
     desk.requery.add(Task(affected, Gate(frozenset({xmax + 1_000_000})), 0, desk.requery.reached))
-    desk.requery.turn()
+    desk.turn()
     return desk.requery._waiting[0]
 
 
