@@ -141,6 +141,19 @@ class Pair:
         with self._lock:
             return [standby for standby in self._standbys if not standby.gone]
 
+    # --- for whoever watches
+
+    @property
+    def in_step(self) -> bool:
+        """Whether one of the two servers mirrors the other, so that both hold the same map."""
+        return self.mirroring if self.standing_by else any(one.in_step for one in self.standbys())
+
+    @property
+    def behind(self) -> int | None:
+        """Bytes of WAL that are in our map and not in that of the standby; None where there is none."""
+        followed = [one.followed for one in self.standbys() if one.followed]
+        return max(0, self.done.followed - max(followed)) if followed else None
+
     def _wake(self) -> None:
         for standby in self.standbys():
             standby.wake()

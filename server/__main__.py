@@ -93,6 +93,7 @@ async def _serve(settings: Settings) -> int:
         subscribers=subscribers,
         health=health,
         recent=recent,
+        pair=pair,
     )
     hub = Hub(store, subscribers, pair, lambda: pair.sure(freshness.silence()))
     observer = FanOut(metrics, health, recent, Journal(), Allocator())

@@ -22,18 +22,17 @@ class PairGauges(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the present state."""
         pair = self._pair
-        standbys = pair.standbys()
         yield GaugeMetricFamily(
             "pads_cdc_standing_by", "1 while the peer reads the slot and serves.", value=pair.standing_by
         )
         yield GaugeMetricFamily(
             "pads_cdc_peer_connected",
             "1 while the two servers of the slot hold the same map: one mirrors the other.",
-            value=pair.mirroring if pair.standing_by else any(one.in_step for one in standbys),
+            value=pair.in_step,
         )
         lag = GaugeMetricFamily(
             "pads_cdc_peer_lag_bytes", "WAL that is in the leader's map and not in its standby's."
         )
-        if followed := [one.followed for one in standbys if one.followed]:
-            lag.add_metric((), max(0, pair.done.followed - max(followed)))
+        if (behind := pair.behind) is not None:
+            lag.add_metric((), behind)
         yield lag

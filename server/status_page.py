@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cdc.freshness import Freshness
+    from cdc.pair import Pair
     from cdc.store import Store
     from server.health import Health, Reason
     from server.recent import Recent
@@ -60,6 +61,7 @@ class StatusPage:
         subscribers: Subscribers,
         health: Health,
         recent: Recent,
+        pair: Pair,
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -70,6 +72,7 @@ class StatusPage:
         self._subscribers = subscribers
         self._health = health
         self._recent = recent
+        self._pair = pair
         self._wall = wall
         self._history = LagHistory(monotonic)
         environment = Environment(
@@ -97,7 +100,10 @@ class StatusPage:
         return self._template.render(
             version=self._version,
             now=self._wall(),
-            headline=_headline(self._store.ready, reasons, staleness, seen),
+            headline=_headline(self._store.ready, reasons, staleness, seen)
+            if not self._pair.standing_by
+            else _standing_by(reasons),
+            pair=self._pair if self._pair.peered else None,
             reasons=reasons,
             endpoints=len(self._store),
             revision=self._store.head,
@@ -117,6 +123,12 @@ class StatusPage:
             unshown=len(seen[_SHOWN:]),
             current=sum(not one.lag_seconds for one in seen),
         )
+
+
+def _standing_by(reasons: Sequence[Reason]) -> _Headline:
+    if reasons:
+        return _Headline("warning", "Standing by, but there is something to look at.")
+    return _Headline("good", "Standing by: the peer leads, and its map is mirrored here.")
 
 
 def _headline(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.certificates import Authority, write_secret
+from tests.e2e.test_pair import start_pair
 from tests.fix_prometheus import ROOT
 from tests.fix_server import fill, wait_equal, wait_until
 
@@ -120,7 +121,7 @@ def test_every_query_of_every_panel_returns_data(
     cluster = cluster_factory({"max_slot_wal_keep_size": "1GB"})
     database = database_factory(cluster=cluster)
     fill(database, 500)
-    server = serve(database, AUDIT_INTERVAL="2s")
+    server, standby = start_pair(serve, database, tmp_path, {"AUDIT_INTERVAL": "2s"})
     client = gateway(server)
     wait_equal(client, database)
     pair = Authority().issue("server")
@@ -132,7 +133,7 @@ def test_every_query_of_every_panel_returns_data(
         TLS_KEY_FILE=str(write_secret(tmp_path / "tls.key", pair.key)),
         AUTH_TOKENS_FILE=str(write_secret(tmp_path / "tokens", "gateway:" + "t" * 40)),
     )
-    scraping = prometheus(server, encrypted)
+    scraping = prometheus(server, encrypted, standby)
     wanting = dict.fromkeys(targets())
 
     def answered() -> bool:
@@ -147,10 +148,13 @@ def test_every_query_of_every_panel_returns_data(
         except AssertionError as error:
             raise AssertionError(f"{error}; without one: {list(wanting)}") from None
         variables_have_values(scraping)
+        [standing] = [query for title, query in targets() if title == "Not streaming"]
+        [count] = scraping.query(as_asked(standing))
+        assert count.value == 0, "who stands by is as it should be"
     wait_equal(client, database)
 
 
 def variables_have_values(scraping: Prometheus) -> None:
     samples = scraping.query("pads_cdc_build_info")
-    assert [sample.labels["job"] for sample in samples] == ["pads-cdc"] * 2
-    assert len({sample.labels["instance"] for sample in samples}) == 2
+    assert [sample.labels["job"] for sample in samples] == ["pads-cdc"] * 3
+    assert len({sample.labels["instance"] for sample in samples}) == 3

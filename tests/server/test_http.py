@@ -11,6 +11,7 @@ import pytest
 
 from cdc.freshness import Freshness
 from cdc.observer import SlotSeen
+from cdc.pair import Pair
 from cdc.store import Store
 from server import http
 from server.health import Health
@@ -47,6 +48,7 @@ class Scene:
             subscribers=Subscribers(),
             health=self.health,
             recent=Recent(),
+            pair=Pair(),
         )
 
     def load(self) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from cdc.freshness import Freshness
 from cdc.observer import BatchSeen, ReconcileSeen, SlotSeen, TransactionSeen
+from cdc.pair import Pair
 from cdc.store import Store
 from server.health import Health
 from server.lag_history import LagHistory
@@ -42,8 +43,9 @@ class Scene:
         self.store = Store()
         self.freshness = Freshness(clock)
         self.subscribers = Subscribers(clock, clock)
-        self.health = Health(self.store, self.freshness)
         self.recent = Recent(clock)
+        self.pair = Pair(peered=True, clock=clock)
+        self.health = Health(self.store, self.freshness, None, self.pair)
         self.page = StatusPage(
             version="1.2.3",
             slot_name="pads_cdc",
@@ -52,6 +54,7 @@ class Scene:
             subscribers=self.subscribers,
             health=self.health,
             recent=self.recent,
+            pair=self.pair,
             wall=clock,
             monotonic=clock,
         )
@@ -105,6 +108,34 @@ def test_a_stall_is_called_one_within_seconds_and_however_quiet(scene: Scene) ->
     assert "Stalled: gateways hold the map as it was 6.0 s ago." in scene.words()
     scene.now += 120
     assert "Stalled: gateways hold the map as it was 2 min ago." in scene.words()
+
+
+def test_a_server_that_stands_by_is_well_and_says_whether_it_holds_the_map(scene: Scene) -> None:
+    scene.pair.standing_by = scene.pair.mirroring = True
+    scene.caught_up()
+    words = scene.words()
+    assert "Standing by: the peer leads, and its map is mirrored here." in words
+    assert "this server stands by both hold the same map yes" in words
+    assert "source read by the peer" in words
+    assert "Not ready" not in words
+    scene.pair.mirroring = False
+    words = scene.words()
+    assert "Standing by, but there is something to look at." in words
+    assert "both hold the same map no" in words
+
+
+def test_who_leads_says_what_its_standby_lacks(scene: Scene) -> None:
+    scene.well()
+    scene.pair.lead()
+    standby = scene.pair.join(lambda: None)
+    scene.pair.confirmable(100, exact=True)
+    standby.followed = 100
+    scene.pair.confirmable(100, exact=True)
+    scene.pair.confirmable(1_100, exact=True)
+    words = scene.words()
+    assert "this server leads both hold the same map yes its standby lacks 1000 Bytes of WAL" in words
+    scene.pair.leave(standby)
+    assert "both hold the same map no" in scene.words()
 
 
 def test_polling_is_no_stall_until_it_fails_too(scene: Scene) -> None:
