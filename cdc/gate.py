@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from cdc.lsn import Lsn
 
 _WRAP = 1 << 32
+_REACH = 1 << 30
+"""No transaction runs while so many others begin: Postgres takes no more writes at twice as many."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ class Gate:
         span = self.span
         for xid in self.xids - {0}:
             span = (xid, xid) if span is None else (_least(span[0], xid), _greatest(span[1], xid))
+        if span is not None and (span[1] - span[0]) % _WRAP > _REACH:
+            span = ((span[1] - _REACH) % _WRAP, span[1])
         return Gate(end=self.end, span=span, snapshot=self.snapshot)
 
     def note(self) -> str:

@@ -14,7 +14,7 @@ import psycopg2
 
 from cdc import lsn
 from cdc.connection import cancel_soon
-from cdc.errors import PadsCdcError
+from cdc.errors import PadsCdcError, fault_of_ours
 from cdc.postgres_errors import translated
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cdc.connection import Address
     from cdc.freshness import Freshness
     from cdc.lsn import Lsn
+    from cdc.observer import Observer
 
 _INTERVAL = 1.0
 
@@ -30,12 +31,13 @@ _INTERVAL = 1.0
 class ReplayProbe(threading.Thread):
     """Runs until `stop`. Of a primary, and of a server that does not answer, nothing is known."""
 
-    def __init__(self, address: Address, query: str, freshness: Freshness) -> None:
+    def __init__(self, address: Address, query: str, freshness: Freshness, observer: Observer) -> None:
         """``query`` is `WalEnd`."""
         super().__init__(name="replay-probe", daemon=True)
         self._address = address
         self._query = query
         self._freshness = freshness
+        self._observer = observer
         self._stopping = threading.Event()
         self._connection: Connection | None = None
 
@@ -53,7 +55,9 @@ class ReplayProbe(threading.Thread):
             replayed = None
             try:
                 replayed = self._ask()
-            except PadsCdcError:  # the re-queries meet the same, and say so
+            except Exception as error:  # noqa: BLE001 - the thread's boundary: it must not end without a word
+                if not isinstance(error, PadsCdcError):  # those the re-queries meet as well, and say so
+                    self._observer.trouble("fault", str(fault_of_ours(error)))
                 self._close()
             self._freshness.replayed(replayed)
             self._stopping.wait(max(0.0, _INTERVAL - (time.monotonic() - began)))

@@ -210,6 +210,12 @@ class SlotReader(threading.Thread):
                 f"the slot {self._name} belongs to the database {slot.database}, not to {database}:"
                 " choose another SLOT_NAME"
             )
+        if slot.synced:
+            raise SlotHeld(
+                f"the slot {self._name} is a standby's copy of its primary's: it can be read once the standby"
+                " is promoted; until then the primary's is the one to read",
+                slot.active_pid,
+            )
         if slot.wal_status == "lost":
             if slot.active_pid is not None:
                 raise SourceError(
@@ -217,12 +223,6 @@ class SlotReader(threading.Thread):
                 )
             self._drop_lost(cursor, f" ({slot.invalidation})" if slot.invalidation else "")
             return None
-        if slot.synced:
-            raise SlotHeld(
-                f"the slot {self._name} is a standby's copy of its primary's: it can be read once the standby"
-                " is promoted; until then the primary's is the one to read",
-                slot.active_pid,
-            )
         if slot.active_pid is not None:
             raise SlotHeld(self._whose(cursor, slot.active_pid), slot.active_pid)
         if self._failover and not slot.failover:

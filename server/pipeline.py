@@ -116,7 +116,7 @@ class Pipeline:
         )
 
         elsewhere = settings.query_connection_string is not settings.postgres_connection_string
-        self._replay_probe = ReplayProbe(query, queries["WalEnd"], freshness) if elsewhere else None
+        self._replay_probe = ReplayProbe(query, queries["WalEnd"], freshness, observer) if elsewhere else None
         self._hang_up = HangUp(database)
         threads = (self.follower, self._reader, self._probe, self._replay_probe, self._hang_up)
         self._threads = [thread for thread in threads if thread is not None]

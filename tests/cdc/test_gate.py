@@ -165,3 +165,17 @@ def test_both_spans_are_one_that_is_no_easier(moment: Moment, data: st.DataObjec
 
 def test_no_note_is_no_gate() -> None:
     assert Gate.parse("") is None
+
+
+def test_a_span_of_more_than_half_of_all_ids_forgets_the_oldest() -> None:
+    """A standby that is read for months: compared modulo 2^32, all but the newest would be forgotten."""
+    gate = Gate()
+    for full in range(0, 5 << 29, 1 << 29):
+        gate = (gate | Gate(frozenset({(1_000 + full) % 2**32}))).spanned()
+    newest = 1_000 + (4 << 29)
+    over = Snapshot(newest + 1, newest + 1, frozenset())
+    running = Snapshot(newest - 5, newest + 1, frozenset({newest - 5}))
+    before = Snapshot(newest, newest, frozenset())
+    assert over.past(*gate.span or (0, 0))
+    assert not running.past(*gate.span or (0, 0))
+    assert not before.past(*gate.span or (0, 0))
