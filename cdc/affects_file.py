@@ -77,14 +77,15 @@ class AffectsFile:
                 raise self._wrong(where, f"{query} is in endpoint_keys: its keys may be of what is gone")
             if column not in columns:
                 raise self._wrong(f"{where} {query}", f"Endpoints has no column {column}")
+            for rule in self._rules():
+                if rule.query == query and rule.table in self.honours_deleted:
+                    text = f"{rule.table} with deleted set take endpoints away, which only ids can name"
+                    raise self._wrong(f"{where} {query}", text)
         return found
 
     def rules(self) -> dict[str, tuple[Rule, ...]]:
         """Return the rules by table; each table has at least one."""
-        entries = self._toml.get("affects", [])
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise self._wrong("affects", "must be [[affects]] tables")
-        rules = [self._rule(f"[[affects]] {number}", entry) for number, entry in enumerate(entries, 1)]
+        rules = self._rules()
         by_table = {
             table: tuple(rule for rule in rules if rule.table == table) for table in self.reads + self.signals
         }
@@ -92,6 +93,12 @@ class AffectsFile:
             if not of_table:
                 raise self._wrong(table, "no [[affects]] says what its rows affect")
         return by_table
+
+    def _rules(self) -> list[Rule]:
+        entries = self._toml.get("affects", [])
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise self._wrong("affects", "must be [[affects]] tables")
+        return [self._rule(f"[[affects]] {number}", entry) for number, entry in enumerate(entries, 1)]
 
     def _rule(self, where: str, entry: dict[str, Any]) -> Rule:
         self._no_other_keys(where, entry, _RULE_KEYS)

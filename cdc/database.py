@@ -93,6 +93,8 @@ class Database:
         self._encode = encode
         self.wake = wake
         self._idle: list[Connection] = []
+        self._closed: set[Connection] = set()
+        """Those that are in use, and not to be kept: they were opened before the last `close`."""
         self._busy: set[Connection] = set()
         self._running: dict[Connection, float] = {}
         """What a statement runs on, and since when (monotonic)."""
@@ -203,15 +205,20 @@ class Database:
         return connection
 
     def give_back(self, connection: Connection) -> None:
-        """Keep a connection for the next read; no transaction is open on it."""
+        """Keep a connection without a transaction for the next read, unless `close` has come since."""
         with self._lock:
-            self._busy.discard(connection)
-            self._idle.append(connection)
+            kept = connection not in self._closed
+            if kept:
+                self._busy.discard(connection)
+                self._idle.append(connection)
+        if not kept:
+            self.discard(connection)
 
     def discard(self, connection: Connection) -> None:
         """Close a connection that is in doubt."""
         with self._lock:
             self._busy.discard(connection)
+            self._closed.discard(connection)
         with suppress(psycopg2.Error):
             connection.close()
 
@@ -248,9 +255,10 @@ class Database:
             cancel_soon(connection)
 
     def close(self) -> None:
-        """Close the idle connections; a server that shuts down must not find old ones."""
+        """Keep no connection of those that there are: the server is another one now, or shuts down."""
         with self._lock:
             idle, self._idle = self._idle, []
+            self._closed |= self._busy
         for connection in idle:
             connection.close()
 
@@ -319,9 +327,7 @@ class Read:
 
     def close(self) -> None:
         """End the transaction, after what is being fetched. Closing early is fine; so is closing twice."""
-        if self._ahead is not None:
-            wait((self._ahead,))
-        connection, self._connection = self._connection, None
+        connection = self._take_connection()
         if connection is None:
             return
         try:
@@ -331,6 +337,18 @@ class Read:
             self._database.discard(connection)
         else:
             self._database.give_back(connection)
+
+    def discard(self) -> None:
+        """Close the read, and its connection: that server is not to be asked again."""
+        connection = self._take_connection()
+        if connection is not None:
+            self._database.discard(connection)
+
+    def _take_connection(self) -> Connection | None:
+        if self._ahead is not None:
+            wait((self._ahead,))
+        connection, self._connection = self._connection, None
+        return connection
 
     def _fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         connection = self._connection

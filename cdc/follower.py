@@ -49,6 +49,8 @@ _POLL = 2.0
 """Seconds between polls of the mapping while there is no stream; at most a quarter of the time is spent on
 them.
 """
+_AUDIT_AGAIN = 10.0
+"""Seconds after which an audit that failed is tried again."""
 _OWED = "owed"
 _FAULT = "fault"
 
@@ -195,6 +197,7 @@ class Follower(threading.Thread):
             self._read_failed(error)
         if not self._requery.busy and not len(self._backlog):
             self._ledger.tend(self._store)
+            self._store.tend()
 
     # --- what comes
 
@@ -386,6 +389,9 @@ class Follower(threading.Thread):
 
     def _start_audit(self) -> None:
         now = time.monotonic()
+        if self._requery.audit_failed:
+            self._requery.audit_failed = False
+            self._audit_at = min(self._audit_at, now + _AUDIT_AGAIN)
         due = now >= self._audit_at or self._took_over
         if self._streaming and self._store.ready and due and self._requery.audit():
             self._audit_at, self._took_over = now + self._audit_interval, False

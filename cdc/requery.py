@@ -75,6 +75,8 @@ class Requery:
         self._waiting: list[Task] = []
         self._reads: list[OpenRead] = []
         self._audit: Audit | None = None
+        self.audit_failed = False
+        """An audit could not be made, for whoever starts the next one."""
         self._lossy: list[str] = []
         self._look_at = 0.0
         self._pause, self._retry = _WAIT_FIRST, _RETRY_FIRST
@@ -143,7 +145,7 @@ class Requery:
         reading = any(not read.read.waiting for read in self._reads)
         if reading or (self._audit is not None and self._audit.reading and not self._audit.waiting):
             return 0.0
-        if self._waiting:
+        if self._waiting and len(self._reads) < _ABREAST:
             return max(0.0, self._look_at - time.monotonic())
         return idle
 
@@ -227,7 +229,11 @@ class Requery:
 
     def _open_gates(self, evidence: Evidence) -> list[Task]:
         """Return the tasks whose gate is open; a second reconcile waits for the first one to end."""
-        self._vouch(evidence)
+        try:
+            self._vouch(evidence)
+        except PadsCdcError:
+            self._database.close()  # of several hosts another one may fit
+            raise
         self._recovered()
         reconciling = any(read.task.reason for read in self._reads)
         return [
@@ -292,7 +298,9 @@ class Requery:
             older.overtake(rows)
         if self._audit is not None:
             self._audit.overtake(rows)
-        self._tear.read(seen, (row[0] for row in rows) if named else None)
+        # A read by a plan leaves out what is not on it any more: there it has torn what nobody can name.
+        by_id = task.affected.keys.keys() <= {self._database.mapping.endpoint_keys}
+        self._tear.read(seen, (row[0] for row in rows) if named and by_id else None)
         last = named and read.read.complete and self._reads == [read] and not self._waiting
         last = last and not self._tear.shows(self.reached, ())
         position = self.reached if last else 0
@@ -326,8 +334,9 @@ class Requery:
         try:
             differing = audit.turn(self.done_up_to, self.read_up_to)
         except PadsCdcError:
-            self._audit = None
+            self._audit, self.audit_failed = None, True
             raise
+        self._recovered()
         if differing is None:
             return
         self._audit = None
@@ -370,7 +379,7 @@ class Requery:
         try:
             self._vouch(read.evidence, read_up_to)
         except PadsCdcError:
-            read.close()
+            read.discard()  # of several hosts another one may fit
             raise
         return read
 

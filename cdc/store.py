@@ -377,6 +377,11 @@ class Store:
         if batch.upserts < len(batch.changed):
             self.tombstones.update((entry.id, entry) for entry in batch.changed if entry.payload is None)
 
+    def tend(self) -> None:
+        """Do what can wait, when there is nothing else to do: go on with a compaction. Takes milliseconds."""
+        if self._compaction is not None:
+            self._compact(self._COMPACT_STEP)
+
     def _compact(self, changed: int) -> None:
         """Drop dead places once there are a third as many as live ones: old payloads take room, walks take
         longer. Until all are looked at there are half as many.

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class Allocator(Listener):
-    """Tidies up after each whole reading but those of polling, which may be one every two seconds."""
+    """Tidies up after a whole reading; not after audits and polls, which come again and leave little."""
 
     def __init__(self) -> None:
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
     def reconciled(self, reconcile: ReconcileSeen) -> None:
         """Take some milliseconds for it."""
-        if self._trim is not None and reconcile.reason != "polling":
+        if self._trim is not None and reconcile.reason not in ("audit", "polling"):
             self._trim(0)

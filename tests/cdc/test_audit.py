@@ -116,3 +116,25 @@ def test_what_later_transactions_have_taken_from_an_earlier_one_is_no_drift(desk
     desk.catch_up()
     assert desk.drift() == 0
     assert desk.map == expected(desk.database)
+
+
+def test_what_a_ripple_has_left_out_is_no_map_that_existed(desk: AuditedDesk) -> None:
+    """The plan's read does not bring an endpoint that has gone by then: here it is as it was before."""
+    desk.hear(PLAN, "EndpointsOfPlans", "plan_1")
+    desk.hear("DELETE FROM portal_applications WHERE id = 'app_1'", "EndpointsOfApplications", "app_1")
+    before = desk.map["app_1"]
+    desk.bring()
+    end, affected = desk._coming.pop(0)
+    xid = int(desk.database.value("SELECT txid_current() + 1000000"))
+    waits = Task(affected, Gate(frozenset({xid})), desk.requery.reached, end)
+    desk.requery.add(waits)
+    desk.requery.reached = max(end, desk.requery.read_up_to)
+    for _ in range(3):
+        desk.turn()
+        assert not desk.store.whole
+    assert desk.map["app_1"] == before
+    waits.gate = Gate()
+    desk.finish()
+    desk.catch_up()
+    assert desk.store.whole
+    assert desk.map == expected(desk.database)

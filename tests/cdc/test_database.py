@@ -453,3 +453,26 @@ def test_a_read_that_is_only_looked_at_slowly_is_not_hung_up(
         wait_until(lambda: database.value(IN_TRANSACTION + " AND state = 'idle in transaction'"), "fetched")
         read.hang_up(0.0)
         assert found + sum(map(len, chunks)) == FIRST_CHUNK + 2 * CHUNK
+
+
+def test_what_was_opened_before_a_close_is_not_kept(reading: Callable[..., Database]) -> None:
+    """Of several hosts another one may fit by now: a read that ends late must not bring the old one back."""
+    read = reading()
+    late = read.read()
+    old = late._connection
+    read.close()
+    late.close()
+    with read.read() as now:
+        assert now._connection is not old
+    assert old is not None
+    assert old.closed
+
+
+def test_a_read_that_is_refused_leaves_no_connection(reading: Callable[..., Database]) -> None:
+    read = reading()
+    refused = read.read()
+    old = refused._connection
+    refused.discard()
+    refused.close()
+    with read.read() as now:
+        assert now._connection is not old

@@ -154,6 +154,13 @@ def test_whatever_is_wrong_is_one_line_that_says_where(
     complain(own, "affects.toml", where, what)
 
 
+def test_keys_in_a_column_are_refused_where_rows_can_take_endpoints_away(tmp_path: Path) -> None:
+    """Such a delete would name no id, and only an audit would find it."""
+    own = Path(shutil.copytree(GROVE.parent / "grove_soft_delete", tmp_path / "own"))
+    replace(own / "affects.toml", "key_columns = {", 'key_columns = { EndpointsOfAccounts = "account_id",')
+    complain(own, "key_columns EndpointsOfAccounts", "accounts with deleted set take endpoints away")
+
+
 @pytest.mark.parametrize("text", ["affects = 5", 'affects = ["x"]', "[affects]\ntable = 5"])
 def test_affects_of_another_shape(own: Path, text: str) -> None:
     (own / "affects.toml").write_text(f'reads = ["accounts"]\n{text}\n')

@@ -289,6 +289,41 @@ def test_rows_that_are_still_to_come_hold_up_nobody(desk: Desk, monkeypatch: pyt
     assert desk.map == expected(desk.database)
 
 
+def test_reads_that_all_wait_for_rows_do_not_make_it_spin(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready, fetch = threading.Event(), Read._fetch
+
+    def slow(read: Read, statement: str, parameters: Any = None) -> Any:
+        assert not statement.startswith("FETCH") or ready.wait(60)
+        return fetch(read, statement, parameters)
+
+    monkeypatch.setattr(Read, "_fetch", slow)
+    for _ in range(4):  # one more than are read at a time
+        desk.commit(RIPPLE, EndpointsOfPlans="plan_0", wait=True)
+        desk.requery.turn()
+    assert len(desk.requery._reads) == 3
+    assert desk.requery.patience(9.0) == 9.0
+    ready.set()
+    desk.finish()
+    assert desk.map == expected(desk.database)
+
+
+def test_an_audit_that_cannot_be_opened_is_said_and_tried_again(desk: Desk) -> None:
+    desk.database.execute("ALTER TABLE accounts RENAME TO away")
+    assert desk.requery.audit()
+    with pytest.raises(Refusal):
+        desk.turn()
+    assert desk.requery.audit_failed
+    assert desk.told.troubles["query"]
+    desk.database.execute("ALTER TABLE away RENAME TO accounts")
+    assert desk.requery.audit()
+    desk.requery.reached = 1 << 62
+    while desk.told.reconciles[-1].reason != "audit":
+        desk.turn()
+    assert desk.told.troubles["query"] is None
+
+
 def test_an_audit_under_writes_finds_nothing(desk: Desk) -> None:
     """What the audit saw too early or too late was told, and so it is no drift."""
     for _ in range(5):

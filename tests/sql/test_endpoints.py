@@ -95,6 +95,33 @@ def test_each_kind_of_key_finds_the_same_rows_as_the_whole(
 
 
 @pytest.mark.parametrize("name", MAPPINGS)
+def test_few_keys_of_all_kinds_read_no_table_whole(name: str, database_factory: DatabaseFactory) -> None:
+    """A batch of accounts and plans is usual; by an OR over both tables it would be a join of everything."""
+    database, mapping = database_factory(name), load(name)
+    database.execute(
+        """
+        INSERT INTO pay_plans SELECT 'p' || i, i, i FROM generate_series(1, 5000) AS i;
+        INSERT INTO accounts (id, plan_type) SELECT 'a' || i, 'p' || i FROM generate_series(1, 5000) AS i;
+        INSERT INTO portal_applications (id, account_id)
+        SELECT 'app' || i, 'a' || i FROM generate_series(1, 5000) AS i;
+        INSERT INTO portal_application_settings (application_id) SELECT id FROM portal_applications
+        """
+    )
+    role = database.create_role()
+    for statement in mapping.setup_statements("public", role.name):
+        database.execute(statement)
+    database.execute("ANALYZE")
+    keys = {"EndpointsOfApplications": ["app9"], "EndpointsOfAccounts": ["a7"], "EndpointsOfPlans": ["p8"]}
+    with database.connect().cursor() as cursor:
+        cursor.execute(f"EXPLAIN {mapping.compose(keys)}", keys)
+        plan = "\n".join(row for (row,) in cursor.fetchall())
+        found = affected(cursor, mapping, keys)
+    assert set(found) == {"app9", "app7", "app8"}
+    for table in ("portal_applications", "accounts", "portal_application_settings"):
+        assert f"Seq Scan on {table}" not in plan, plan
+
+
+@pytest.mark.parametrize("name", MAPPINGS)
 def test_the_newest_settings_win_where_nothing_makes_them_unique(
     name: str, database_factory: DatabaseFactory
 ) -> None:
