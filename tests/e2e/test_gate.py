@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from server.demo.cluster import Cluster
     from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory
-    from tests.fix_server import Gateway, GatewayFactory, ServerFactory
+    from tests.fix_server import Gateway, GatewayFactory, Server, ServerFactory
 
 
 @pytest.fixture
@@ -116,7 +116,8 @@ def test_a_commit_that_hangs_since_before_the_slot_was_made(
     """The slot never delivers it: the load has to see it, and waits for it, or clients never hear of it.
 
     Making a slot waits for what runs when it begins, and then for what has begun meanwhile. Whatever begins
-    after that is over for the slot with its commit record, though nobody can see it yet.
+    after that is over for the slot with its commit record, though nobody can see it yet. So it is in 15.18;
+    newer releases (15.20) wait for such a commit as well, and make no slot before it is over.
     """
 
     def begin() -> connection:
@@ -124,12 +125,19 @@ def test_a_commit_that_hangs_since_before_the_slot_was_made(
         session.cursor().execute("BEGIN; SELECT pg_current_xact_id()")
         return session
 
-    def waited_for(session: connection) -> None:
+    def streaming(server: Server) -> bool:
+        return server.metric("pads_cdc_source_mode", mode="streaming") == 1
+
+    def waits_for(pid: int) -> bool:
         waits = (
-            "SELECT count(*) FROM pg_locks AS waiting JOIN pg_locks AS held USING (locktype, transactionid)"
+            "SELECT count(*) = 1 FROM pg_locks AS waiting"
+            " JOIN pg_locks AS held USING (locktype, transactionid)"
             " WHERE NOT waiting.granted AND held.granted AND held.pid = %s"
         )
-        wait_until(lambda: own.value(waits, (session.info.backend_pid,)) == 1, "the slot waits for it")
+        return bool(own.value(waits, (pid,)))
+
+    def waited_for(session: connection) -> None:
+        wait_until(lambda: waits_for(session.info.backend_pid), "the slot waits for it")
 
     with standby_away(own) as commit:
         first = begin()
@@ -140,9 +148,15 @@ def test_a_commit_that_hangs_since_before_the_slot_was_made(
         waited_for(second)
         commit("UPDATE portal_application_settings SET secret_key = 'hangs' WHERE application_id = 'app_1'")
         second.cursor().execute("ROLLBACK")
-        wait_until(lambda: server.metric("pads_cdc_source_mode", mode="streaming") == 1, "the slot is made")
-        local(own, "INSERT INTO portal_applications VALUES ('follows', NULL)")
-        server.wait_metric(1, "pads_cdc_transactions_total")
+        hanging = own.value("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+        wait_until(
+            lambda: streaming(server) or waits_for(hanging), "the slot is made, or waits for the commit"
+        )
+        if streaming(server):
+            local(own, "INSERT INTO portal_applications VALUES ('follows', NULL)")
+            server.wait_metric(1, "pads_cdc_transactions_total")
+        else:
+            wait_until(lambda: f"process {hanging}" in server.get("/healthz")[1], "it is said whose")
         assert server.metric("pads_cdc_reconcile_total", reason="slot_created") == 0, "loaded too early"
     client = gateway(server)
     wait_equal(client, own)
