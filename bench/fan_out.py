@@ -31,15 +31,16 @@ def run(rig: Rig) -> Iterator[Result]:
     """Measure latency, CPU and memory at each number of subscribers, in one server's life."""
     sizes = rig.sizes
     with rig.database(sizes.small) as database, rig.serve(database) as served:
-        _storm(rig, database, served, 1)  # what a first subscriber makes grow is not the others' cost
-        base = served.resident_bytes()
-        for count in sizes.fan_out:
+        # What a first subscriber makes grow is not the others' cost, nor are the changes' own old versions.
+        before, after = (_storm(rig, database, served, 1)[-1] for _ in range(2))
+        for number, count in enumerate(sizes.fan_out, 1):
+            base = after + number * max(0, after - before)
             yield from _measured(rig, database, served, count, base)
         yield from _stalled(rig, database, served)
 
 
 def _measured(rig: Rig, database: Database, served: Served, count: int, base: int) -> Iterator[Result]:
-    found, share, resident = _storm(rig, database, served, count)
+    found, share, resting, resident = _storm(rig, database, served, count)
     size = f"subscribers: {count:,}, {rig.sizes.fan_out_rate} changes a second"
     point = Point("subscribers", count, "p99")
     yield Result("fan_out", f"{count:,}, p50", OURS, "ms", (percentile(found, 0.5),), size)
@@ -47,9 +48,11 @@ def _measured(rig: Rig, database: Database, served: Served, count: int, base: in
     yield Result("fan_out", f"{count:,}, CPU", OURS, "%", (100 * share,), size)
     if count == _most(rig):
         yield Result("fan_out", f"up to {AT}, p99", OURS, "ms", (percentile(found, 0.99),), size)
-    if count == max(rig.sizes.fan_out):
-        each = max(0, resident - base) / count / 1024
-        yield Result("fan_out", "memory a subscriber", OURS, "KiB", (each,), size)
+    if count in (_most(rig), max(rig.sizes.fan_out)):
+        case = "memory a subscriber" + (f", up to {AT}" if count <= AT else ", beyond")
+        for state, held in ((", at rest", resting), ("", resident)):
+            each = max(0, held - base) / count / 1024
+            yield Result("fan_out", case + state, OURS, "KiB", (each,), size)
 
 
 def _stalled(rig: Rig, database: Database, served: Served) -> Iterator[Result]:
@@ -59,7 +62,7 @@ def _stalled(rig: Rig, database: Database, served: Served) -> Iterator[Result]:
     taken: dict[tuple[str, str], list[float]] = {}
     for _ in range(rig.sizes.runs):
         for contender, stalled in contenders.items():
-            found, _, _ = _storm(rig, database, served, count, stalled)
+            found, *_ = _storm(rig, database, served, count, stalled)
             for name, share in _SHARES.items():
                 taken.setdefault((name, contender), []).append(percentile(found, share))
     size = f"subscribers: {count:,}, {rig.sizes.fan_out_rate} changes a second"
@@ -73,11 +76,11 @@ def _most(rig: Rig) -> int:
 
 def _storm(
     rig: Rig, database: Database, served: Served, count: int, stalled: int = 0
-) -> tuple[list[float], float, int]:
+) -> tuple[list[float], float, int, int]:
     """Change endpoints while so many subscribe.
 
     Returns milliseconds from each commit to each arrival, the server's share of a core, and its resident
-    bytes at the end.
+    bytes before the first change and at the end.
     """
     sizes = rig.sizes
     rest = database.portal.numbers(REST)
@@ -86,13 +89,14 @@ def _storm(
     token = resume_token(served)
     with Follower(crowd.feed, served.grpc, count, token=token, stalled=stalled) as many:
         rig.say(f"fan-out: {count:,} subscribers{', one more is stalled' if stalled else ''}")
+        resting = served.resident_bytes()
         cpu, began = served.cpu_seconds(), time.monotonic()
         rotation = Rotation(database, numbers, sizes.fan_out_rate)
         rotation.join()
         share = (served.cpu_seconds() - cpu) / (time.monotonic() - began)
         many.wait(len(numbers) * crowd.sampled(count))
         resident = served.resident_bytes()
-        return _latencies(rotation.commits, many.arrivals()), share, resident
+        return _latencies(rotation.commits, many.arrivals()), share, resting, resident
 
 
 def _latencies(commits: Mapping[str, Commit], arrivals: Mapping[str, float]) -> list[float]:

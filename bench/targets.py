@@ -55,7 +55,7 @@ TARGETS: Final = (
     Target("reconnect", "a revocation at the feed, p99", None, 50.0),
     Target("reconnect", "a revocation at the old contract, p99", None, 50.0),
     Target("fan_out", "up to 500, p99", None, 100.0),
-    Target("fan_out", "memory a subscriber", None, 64.0),
+    Target("fan_out", "memory a subscriber, up to 500", None, 64.0),
     Target("fan_out", "beside a stalled one, p50", "none is stalled", 1.1),
     Target("start", "without a state file", "COPY", 3.0),
     Target("start", "with a state file", "COPY", 4.0),

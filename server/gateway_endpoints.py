@@ -120,22 +120,34 @@ class GatewayEndpoints:
 
 def _update(entry: Entry) -> bytes:
     """Serialize an ``AuthDataUpdate``."""
-    if entry.payload is None:
-        return _field(0x0A, entry.id.encode()) + _DELETE
-    return _field(0x0A, entry.id.encode()) + _field(0x12, entry.payload)
+    name, payload = entry.id.encode(), entry.payload
+    if payload is None:
+        return b"\x0a" + _length(name) + name + _DELETE
+    return b"".join((b"\x0a", _length(name), name, b"\x12", _length(payload), payload))
 
 
 def _map_entry(endpoint_id: str, payload: bytes) -> bytes:
     """Serialize one entry of ``AuthDataResponse.endpoints``."""
-    return _field(0x0A, _field(0x0A, endpoint_id.encode()) + _field(0x12, payload))
+    name = endpoint_id.encode()
+    entry = b"".join((b"\x0a", _length(name), name, b"\x12", _length(payload), payload))
+    return b"".join((b"\x0a", _length(entry), entry))
 
 
-def _field(tag: int, content: bytes) -> bytes:
-    """Serialize a length-delimited field whose tag takes one byte."""
+def _length(content: bytes) -> bytes:
+    """Serialize the length that stands before a field's content: seven bits a byte, the eighth says that more
+    follow.
+    """
     length = len(content)
-    prefix = bytearray((tag,))
-    while length > 0x7F:  # noqa: PLR2004 - seven bits a byte, the eighth says that more follow
-        prefix.append(length & 0x7F | 0x80)
+    return _LENGTHS[length] if length < len(_LENGTHS) else _varint(length)
+
+
+def _varint(length: int) -> bytes:
+    groups = bytearray()
+    while length > 0x7F:  # noqa: PLR2004 - seven bits
+        groups.append(length & 0x7F | 0x80)
         length >>= 7
-    prefix.append(length)
-    return bytes(prefix) + content
+    groups.append(length)
+    return bytes(groups)
+
+
+_LENGTHS = tuple(_varint(length) for length in range(1024))
