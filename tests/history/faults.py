@@ -210,12 +210,14 @@ def _define(storm: Storm, statement: str) -> None:
 
 
 def _drop_slot(storm: Storm) -> bool:
-    """End whoever reads the slot and drop it, unless a reader is back before that."""
+    """End whoever reads our slot and drop it, where we read; False if a reader is back before that.
+
+    The primary of a standby has another slot, of the standby's own, which is always in use.
+    """
+    ours = "FROM pg_replication_slots WHERE slot_type = 'logical'"
     try:
-        storm.read.execute(
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active_pid IS NOT NULL"
-        )
-        storm.database.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+        storm.read.execute(f"SELECT pg_terminate_backend(active_pid) {ours} AND active_pid IS NOT NULL")
+        storm.read.execute(f"SELECT pg_drop_replication_slot(slot_name) {ours}")
     except (psycopg2.errors.ObjectInUse, psycopg2.errors.UndefinedObject):
         return False
     return True
