@@ -34,12 +34,14 @@ def run(rig: Rig) -> Iterator[Result]:
         # What a first subscriber makes grow is not the others' cost, nor are the changes' own old versions.
         before, after = (_storm(rig, database, served, 1)[-1] for _ in range(2))
         for number, count in enumerate(sizes.fan_out, 1):
-            base = after + number * max(0, after - before)
-            yield from _measured(rig, database, served, count, base)
+            grown = max(0, after - before)
+            yield from _measured(rig, database, served, count, after + (number - 1) * grown, grown)
         yield from _stalled(rig, database, served)
 
 
-def _measured(rig: Rig, database: Database, served: Served, count: int, base: int) -> Iterator[Result]:
+def _measured(
+    rig: Rig, database: Database, served: Served, count: int, base: int, grown: int
+) -> Iterator[Result]:
     found, share, resting, resident = _storm(rig, database, served, count)
     size = f"subscribers: {count:,}, {rig.sizes.fan_out_rate} changes a second"
     point = Point("subscribers", count, "p99")
@@ -50,7 +52,7 @@ def _measured(rig: Rig, database: Database, served: Served, count: int, base: in
         yield Result("fan_out", f"up to {AT}, p99", OURS, "ms", (percentile(found, 0.99),), size)
     if count in (_most(rig), max(rig.sizes.fan_out)):
         case = "memory a subscriber" + (f", up to {AT}" if count <= AT else ", beyond")
-        for state, held in ((", at rest", resting), ("", resident)):
+        for state, held in ((", at rest", resting), ("", resident - grown)):
             each = max(0, held - base) / count / 1024
             yield Result("fan_out", case + state, OURS, "KiB", (each,), size)
 

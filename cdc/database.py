@@ -94,7 +94,8 @@ class Database:
         self.wake = wake
         self._idle: list[Connection] = []
         self._closed: set[Connection] = set()
-        """Those that are in use, and not to be kept: they were opened before the last `close`."""
+        """Those that are in use, and not to be kept: they were asked for before the last `close`."""
+        self._closes = 0
         self._busy: set[Connection] = set()
         self._running: dict[Connection, float] = {}
         """What a statement runs on, and since when (monotonic)."""
@@ -141,6 +142,11 @@ class Database:
 
         threading.Thread(target=run, name=name, daemon=True).start()
         return done
+
+    @property
+    def at_once(self) -> int:
+        """A read of fewer rows has all of them with its first round trip."""
+        return FIRST_CHUNK
 
     def evidence(self) -> Evidence:
         """Ask what a read would see now, without reading.
@@ -198,10 +204,12 @@ class Database:
     def take(self) -> Connection:
         """Return a connection that nobody uses."""
         with self._lock:
-            connection = self._idle.pop() if self._idle else None
+            connection, closes = self._idle.pop() if self._idle else None, self._closes
         connection = connection or self.address.connect()
         with self._lock:
             self._busy.add(connection)
+            if closes != self._closes:
+                self._closed.add(connection)
         return connection
 
     def give_back(self, connection: Connection) -> None:
@@ -259,6 +267,7 @@ class Database:
         with self._lock:
             idle, self._idle = self._idle, []
             self._closed |= self._busy
+            self._closes += 1
         for connection in idle:
             connection.close()
 

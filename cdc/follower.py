@@ -263,6 +263,7 @@ class Follower(threading.Thread):
         if not self._took_over:
             self._requery.add(Task.reconcile(reason, gate, started.confirmed))
         self._streaming = self._streamed = True
+        self._observer.trouble(_FAULT, None)
         self._set_mode("streaming")
 
     def _adopt(self, history: History) -> None:

@@ -77,6 +77,8 @@ class Requery:
         self._audit: Audit | None = None
         self.audit_failed = False
         """An audit could not be made, for whoever starts the next one."""
+        self._audit_broke = False
+        """The last one failed, and no read has been good since."""
         self._lossy: list[str] = []
         self._look_at = 0.0
         self._pause, self._retry = _WAIT_FIRST, _RETRY_FIRST
@@ -145,7 +147,7 @@ class Requery:
         reading = any(not read.read.waiting for read in self._reads)
         if reading or (self._audit is not None and self._audit.reading and not self._audit.waiting):
             return 0.0
-        if self._waiting and len(self._reads) < _ABREAST:
+        if any(map(self._may_begin, self._waiting)):
             return max(0.0, self._look_at - time.monotonic())
         return idle
 
@@ -212,12 +214,13 @@ class Requery:
 
     def _look(self) -> None:
         """Try the tasks that wait: read those whose gate is open, all in one statement where keys suffice."""
-        if len(self._reads) >= _ABREAST:
+        ready = [task for task in self._waiting if self._may_begin(task)]
+        if not ready:
             return
-        ready = list(self._waiting)
-        if len(ready) > 1 or ready[0].reason is not None:
+        if len(self._waiting) > 1 or ready[0].reason is not None:
             # The usual case is one task with keys: it is read at once, and its gate looked at afterwards.
-            ready = self._open_gates(self._database.evidence())
+            opened = self._open_gates(self._database.evidence())
+            ready = [task for task in ready if task in opened]
         self._waiting = [task for task in self._waiting if task not in ready]
         if len(self._waiting) > _MANY:  # those that were found shut: what is open must not wait with them
             self._waiting = [merged(self._waiting)]
@@ -226,6 +229,14 @@ class Requery:
             return
         self._pause = min(self._pause * 1.5, _WAIT_MOST)
         self._look_at = time.monotonic() + self._pause
+
+    def _may_begin(self, task: Task) -> bool:
+        """Tell whether there is room for a read of it: a short one is done at once, and needs none."""
+        few = task.reason is None and self._by_id(task) and len(task.affected) < self._database.at_once
+        return few or len(self._reads) < _ABREAST
+
+    def _by_id(self, task: Task) -> bool:
+        return task.affected.keys.keys() <= {self._database.mapping.endpoint_keys}
 
     def _open_gates(self, evidence: Evidence) -> list[Task]:
         """Return the tasks whose gate is open; a second reconcile waits for the first one to end."""
@@ -264,6 +275,9 @@ class Requery:
         reach("read")
         opened = OpenRead(task, read, began, self._store.begin_reading() if task.reason is not None else 0)
         self._reads.append(opened)
+        if task.reason is None and not self._by_id(task):
+            # A read by a plan leaves out what is on it no more, perhaps all: there it tears what nobody can name.
+            self._tear.read(read.evidence.flushed)
         self._step(opened)
         return True
 
@@ -298,9 +312,7 @@ class Requery:
             older.overtake(rows)
         if self._audit is not None:
             self._audit.overtake(rows)
-        # A read by a plan leaves out what is not on it any more: there it has torn what nobody can name.
-        by_id = task.affected.keys.keys() <= {self._database.mapping.endpoint_keys}
-        self._tear.read(seen, (row[0] for row in rows) if named and by_id else None)
+        self._tear.read(seen, (row[0] for row in rows) if named and self._by_id(task) else None)
         last = named and read.read.complete and self._reads == [read] and not self._waiting
         last = last and not self._tear.shows(self.reached, ())
         position = self.reached if last else 0
@@ -331,21 +343,23 @@ class Requery:
 
     def _step_audit(self, audit: Audit) -> None:
         """Compare some more; once everything that the audit saw is applied, what still differs is drift."""
+        reading = audit.reading
         try:
             differing = audit.turn(self.done_up_to, self.read_up_to)
         except PadsCdcError:
-            self._audit, self.audit_failed = None, True
+            self._audit, self.audit_failed, self._audit_broke = None, True, True
             raise
-        self._recovered()
+        if reading and self._audit_broke:
+            self._audit_broke = False
+            self._recovered()
         if differing is None:
             return
         self._audit = None
         batch = self._store.prepare(differing, audit.seen, named=False)
         if batch.changed:
             self._ledger.append(batch, position=self._store.position, seen=audit.seen)
-            self._store.publish(
-                batch, whole=self.whole, position=self.reached if self.whole else 0, seen=audit.seen
-            )
+            whole = self.whole
+            self._store.publish(batch, whole=whole, position=self.done_up_to if whole else 0, seen=audit.seen)
         self._tell_reconciled("audit", batch.upserts, batch.deletes, audit.seconds)
 
     def _load_parents(self) -> None:

@@ -12,7 +12,7 @@ from cdc import lsn
 from cdc.affected import Affected
 from cdc.gate import Gate
 from cdc.task import Task
-from tests.cdc.test_requery import Desk
+from tests.cdc.test_requery import KEY, Desk
 from tests.fix_server import expected, fill
 
 if TYPE_CHECKING:
@@ -136,5 +136,27 @@ def test_what_a_ripple_has_left_out_is_no_map_that_existed(desk: AuditedDesk) ->
     waits.gate = Gate()
     desk.finish()
     desk.catch_up()
+    assert desk.store.whole
+    assert desk.map == expected(desk.database)
+
+
+def test_a_ripple_that_finds_nothing_any_more_has_torn_as_well(desk: AuditedDesk) -> None:
+    """The first one's read shows the second one early; a third one has taken all endpoints from that."""
+    desk.hear(f"{KEY}'app_1'", "EndpointsOfApplications", "app_1")
+    desk.hear(PLAN, "EndpointsOfPlans", "plan_1")
+    [first, second] = desk._coming
+    desk._coming.clear()
+    desk.requery.add(Task(first[1], Gate(), desk.requery.reached, first[0]))
+    desk.requery.reached = first[0]
+    desk.finish()
+    desk.database.execute("UPDATE accounts SET plan_type = 'plan_2' WHERE plan_type = 'plan_1'")
+    desk.requery.add(Task(second[1], Gate(), desk.requery.reached, second[0]))
+    desk.requery.reached = second[0]
+    desk.finish()
+    assert not desk.store.whole
+    desk.requery.add(Task(Affected({"EndpointsOfPlans": {"plan_2"}}), Gate(), second[0], desk._end()))
+    desk.catch_up()
+    desk.finish()
+    desk.turn()
     assert desk.store.whole
     assert desk.map == expected(desk.database)

@@ -289,7 +289,7 @@ def test_rows_that_are_still_to_come_hold_up_nobody(desk: Desk, monkeypatch: pyt
     assert desk.map == expected(desk.database)
 
 
-def test_reads_that_all_wait_for_rows_do_not_make_it_spin(
+def test_reads_that_all_wait_for_rows_neither_spin_nor_hold_up_a_revocation(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready, fetch = threading.Event(), Read._fetch
@@ -304,6 +304,9 @@ def test_reads_that_all_wait_for_rows_do_not_make_it_spin(
         desk.requery.turn()
     assert len(desk.requery._reads) == 3
     assert desk.requery.patience(9.0) == 9.0
+    desk.commit(f"{KEY}'app_1'", EndpointsOfApplications="app_1", wait=True)
+    desk.requery.turn()
+    assert desk.map["app_1"] == expected(desk.database)["app_1"], "a revocation does not wait with them"
     ready.set()
     desk.finish()
     assert desk.map == expected(desk.database)
