@@ -276,7 +276,7 @@ class Requery:
         opened = OpenRead(task, read, began, self._store.begin_reading() if task.reason is not None else 0)
         self._reads.append(opened)
         if task.reason is None and not self._by_id(task):
-            # A read by a plan leaves out what is on it no more, perhaps all: there it tears what nobody can name.
+            # A read by a plan leaves out what is on it no more: there it tears what nobody can name.
             self._tear.read(read.evidence.flushed)
         self._step(opened)
         return True
