@@ -14,6 +14,7 @@ every table between an endpoint and what changed.
 from __future__ import annotations
 
 import time
+from math import inf
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ _CHUNK = 500
 """Rows a step: some milliseconds, so that a revocation hardly waits for an audit."""
 _LOOKS = 5
 """How often a difference is looked at again: the tables of the longest join, and one more."""
+
+
+_PATIENCE = 10.0
+"""Seconds that a difference waits for what a standby has received and may show. While replay is paused, none
+of it comes.
+"""
 
 
 class Audit:
@@ -55,6 +62,8 @@ class Audit:
         everything up to it is applied then, so that tokens may name it.
         """
         self._until: Lsn = 0
+        self._bound: Lsn = 0
+        self._patient_until = inf
 
     @property
     def waiting(self) -> bool:
@@ -84,6 +93,7 @@ class Audit:
             self._read = self._vouch(self._opening.result())
             self._chunks = self._read.chunks(_CHUNK)
             self.seen = self._until = self._read.evidence.seen
+            self._bound = self._read.evidence.bound
         if self.reading:
             chunk = next(self._chunks, None)
             if chunk is not None:
@@ -91,6 +101,9 @@ class Audit:
                 return None
             self._find_missing()
             self.reading = False
+            self._patient_until = time.monotonic() + _PATIENCE
+        if applied < self._bound and time.monotonic() < self._patient_until:
+            return None
         while applied >= self._until:
             differing = [row for row in self._differing.items() if row[0] not in self._overtaken]
             if not differing or self._looks == 0:

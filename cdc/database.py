@@ -378,12 +378,14 @@ class Read:
 def _evidence(header: tuple[Any, ...]) -> Evidence:
     snapshot, seen, before = header[:3]
     system, timeline, instance, *replayed = before.split(" ")
+    ends = [lsn.parse(end) for end in seen.split(" ")]
     return Evidence(
         system=system,
         timeline=None if timeline == "-" else int(timeline, 16),
         instance=instance,
         replayed=lsn.parse(replayed[0]) if replayed else None,
         snapshot=Snapshot.parse(snapshot),
-        seen=lsn.parse(seen.split(" ")[0]),
-        flushed=lsn.parse(seen.split(" ")[1]),
+        seen=ends[0],
+        flushed=ends[1],
+        bound=ends[2],
     )

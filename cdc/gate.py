@@ -88,8 +88,12 @@ class Evidence:
     """Meaningful on a primary only."""
     seen: Lsn
     """A position that nothing visible in the snapshot lies beyond."""
+    bound: Lsn
+    """Likewise, strictly: a standby shows a commit a moment before it counts it as replayed, and just then
+    wakes who has waited for its locks. It has received it by then, and perhaps much that it does not show.
+    """
     flushed: Lsn
-    """Likewise, of what the slot can deliver by now: a commit is flushed before anybody sees it, unless its
+    """As `seen`, of what the slot can deliver by now: a commit is flushed before anybody sees it, unless its
     session asked for ``synchronous_commit = off``.
     """
 

@@ -4,7 +4,8 @@ yet.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -160,3 +161,44 @@ def test_a_ripple_that_finds_nothing_any_more_has_torn_as_well(desk: AuditedDesk
     desk.turn()
     assert desk.store.whole
     assert desk.map == expected(desk.database)
+
+
+def test_what_a_standby_may_show_before_it_says_so_is_no_drift(
+    desk: AuditedDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shows a commit, and wakes who has waited for its locks, a moment before it counts it as replayed."""
+    desk.catch_up()
+    before = desk.requery.reached
+    desk.hear(PLAN, "EndpointsOfPlans", "plan_1")
+    read = desk.server.read
+
+    def early(keys: Any = None) -> Any:
+        found = read(keys)
+        if keys is None:
+            found.evidence = replace(found.evidence, seen=before, flushed=before)
+        return found
+
+    monkeypatch.setattr(desk.server, "read", early)
+    desk.audit()
+    assert desk.drift() is None, "the slot has brought all that it has seen, and not what it may have shown"
+    desk.bring()
+    desk.catch_up()
+    assert desk.drift() == 0
+
+
+def test_an_audit_does_not_wait_for_ever_for_a_replay_that_is_paused(
+    desk: AuditedDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdc.audit._PATIENCE", 0.0)
+    read = desk.server.read
+
+    def ahead(keys: Any = None) -> Any:
+        found = read(keys)
+        found.evidence = replace(found.evidence, bound=1 << 62)
+        return found
+
+    monkeypatch.setattr(desk.server, "read", ahead)
+    desk.database.execute("DELETE FROM portal_applications WHERE id = 'app_1'")
+    desk.audit()
+    desk.catch_up()
+    assert desk.drift() == 1

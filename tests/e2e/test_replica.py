@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cdc import lsn
+from cdc.connection import Address
+from cdc.database import Database as QueryServer
+from cdc.mapping import load
+from server.encode import encode
 from server.pb.gateway_endpoint_pb2 import GatewayEndpoint
 from tests.fix_server import fill, wait_equal, wait_until
 
@@ -36,6 +41,26 @@ def nudged(primary: Database) -> Iterator[None]:
     finally:
         enough.set()
         nudging.join(30)
+
+
+def test_what_a_standby_has_received_bounds_what_it_may_show(
+    replicated: Replicated, database_factory: DatabaseFactory
+) -> None:
+    primary = database_factory(cluster=replicated.primary)
+    replicated.wait_replayed()
+    standby = primary.on(replicated.standby)
+    server = QueryServer(Address(standby.url, "TEST"), load("grove"), "public", encode)
+    standby.rows("SELECT pg_wal_replay_pause()")
+    wait_until(
+        lambda: standby.value("SELECT pg_get_wal_replay_pause_state()") == "paused", "replay is paused"
+    )
+    primary.execute("INSERT INTO portal_applications VALUES ('app', NULL)")
+    end = lsn.parse(primary.value("SELECT pg_current_wal_flush_lsn()::text"))
+    wait_until(lambda: server.evidence().bound >= end, "received")
+    assert server.evidence().seen < end
+    standby.rows("SELECT pg_wal_replay_resume()")
+    wait_until(lambda: server.evidence().seen >= end, "replayed")
+    server.close()
 
 
 def test_a_standby_is_followed(
