@@ -35,8 +35,10 @@ _log = structlog.get_logger(__name__)
 SERVICE = "proto.GatewayEndpoints"
 DEFAULT_CLIENT_BYTES = 4 * 1024 * 1024
 """What a gRPC client accepts unless it was told otherwise."""
-_CHUNK = 64
-"""Entries that a stream takes from the store at a time."""
+_CHUNK = 16
+"""Entries that a stream takes from the store at a time; with all streams busy, a revocation waits for so many of
+each.
+"""
 _SLICE = 5_000
 """Entries of a fetch between two turns of the event loop."""
 
