@@ -103,6 +103,8 @@ class Follower(threading.Thread):
         self._on_failure = on_failure
         self.failure: BaseException | None = None
         self._stopping = threading.Event()
+        self._tending = False
+        """There is more to do of what can wait."""
         self._pace = Pace()
         self._session = 0
         self._streaming = False
@@ -178,7 +180,7 @@ class Follower(threading.Thread):
     def _turn(self) -> None:
         """Take what has come, then do one step of everything that is open."""
         self._pace.rest(self._stopping.wait)
-        events = self._backlog.take(self._requery.patience(_IDLE))
+        events = self._backlog.take(0.0 if self._tending else self._requery.patience(_IDLE))
         transactions = [event for event in events if isinstance(event, Transaction)]
         if transactions:
             self._take(transactions)
@@ -195,8 +197,9 @@ class Follower(threading.Thread):
             self._start_audit()
         except PadsCdcError as error:
             self._read_failed(error)
+        self._tending = False
         if not self._requery.busy and not len(self._backlog):
-            self._ledger.tend(self._store)
+            self._tending = self._ledger.tend(self._store)
             self._store.tend()
 
     # --- what comes

@@ -90,11 +90,14 @@ class Ledger:
         if self._file is not None:
             self._rewrite(self._file, store)
 
-    def tend(self, store: Store) -> None:
-        """Do what can wait, when there is nothing else to do: fold the file, or try to have one again."""
+    def tend(self, store: Store) -> bool:
+        """Do a step of what can wait, when there is nothing else to do; True if there is more.
+
+        The file is folded, or it is tried to have one again.
+        """
         if self._file is not None:
             try:
-                self._file.fold(len(store.entries))
+                return self._file.fold(store.entries)
             except StateFileError as error:
                 self._failed(error)
         elif self._clock() >= self._retry_at and store.ready:
@@ -102,9 +105,10 @@ class Ledger:
                 again = StateFile(self._path)
             except (StateFileError, Refusal):  # another process may have taken it meanwhile
                 self._retry_at = self._clock() + _RETRY
-                return
+                return False
             if self._rewrite(again, store):
                 self._observer.trouble(TROUBLE, None)
+        return False
 
     def close(self) -> None:
         """Say that this was a clean end."""

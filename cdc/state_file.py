@@ -6,9 +6,9 @@ a restart the mapping is compared with it: what changed while we were down gets 
 vanished becomes a tombstone.
 
 The container is SQLite, for its atomic writes and its lock; the rows in it are whole batches, packed by
-column (a million rows go in one by one in 6.9 s, packed in 0.3 s) and folded into fewer when most of them are
-out of date. Nothing is synced to the disk while running: a killed process loses nothing, and after a reboot
-that was not clean the epoch is a new one.
+column (a million rows go in one by one in 6.9 s, packed in 0.3 s) and folded, little by little, when most of
+them are out of date. Nothing is synced to the disk while running: a killed process loses nothing, and after a
+reboot that was not clean the epoch is a new one.
 """
 
 from __future__ import annotations
@@ -18,25 +18,29 @@ import sqlite3
 import time
 import uuid
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cdc.errors import Refusal, StateFileError
 from cdc.gate import Gate, Snapshot
 from cdc.remembered import GONE, Remembered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from cdc.lsn import Lsn
-    from cdc.store import Batch
+    from cdc.remembered import Row
+    from cdc.store import Batch, Entry
 
 _VERSION = 1
 _SQLITE = b"SQLite format 3\0"
 _CHUNK = 50_000
-"""Rows in one packed batch when folding."""
+"""Rows in one packed batch of a copy of everything."""
+_STEP = 2_000
+"""Rows that are read in one step of folding."""
+_BATCHES = "SELECT number, head, position, seen, ids, revisions, positions, digests, checksum FROM batches"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -78,6 +82,8 @@ class StateFile:
         self.set_aside: Path | None = None
         """Where an unusable file was moved to."""
         self._rows = 0
+        self._folded_to: int | None = None
+        """Number of the last batch that was folded; None where that is not going on."""
         with _errors(path):
             try:
                 self._open()
@@ -128,16 +134,44 @@ class StateFile:
             self._replace(entries, head, position, seen)
         return self.kept.epoch
 
-    def fold(self, live: int) -> bool:
-        """Rewrite the file if most of it is out of date; ``live`` is how many entries there are. Takes 2 s a
-        million.
+    def fold(self, entries: Mapping[str, Entry]) -> bool:
+        """Do a step of rewriting the file, if most of it is out of date; True if there is more to do.
+
+        ``entries`` are those of the store, in which everything is that is in the file. A step takes some
+        milliseconds: the whole would hold up a revocation for seconds, where there are a million.
         """
-        if self._rows <= 2 * live + _CHUNK:
-            return False
+        if self._folded_to is None:
+            if self._rows <= 2 * len(entries) + _CHUNK:
+                return False
+            self._folded_to = 0
         with _errors(self.path), self._db:
-            kept = self._read_batches()
-            self._replace(kept.entries, kept.head, kept.position, kept.seen)
+            numbers, kept, read = self._read_newest(self._folded_to, entries)
+            if not numbers:
+                self._folded_to = None
+                return False
+            self._db.execute("DELETE FROM batches WHERE number BETWEEN ? AND ?", (numbers[0], numbers[-1]))
+            self._rows -= read
+            self._insert(kept.entries, kept.head, kept.position, kept.seen, number=numbers[-1])
+            self._folded_to = numbers[-1]
         return True
+
+    def _read_newest(self, after: int, entries: Mapping[str, Entry]) -> tuple[list[int], Kept, int]:
+        """Read the next batches: their numbers, the rows that still hold, and how many they had in all."""
+        numbers: list[int] = []
+        kept, places, read = Kept(epoch=""), dict[str, int](), 0
+        with closing(self._db.execute(f"{_BATCHES} WHERE number > ? ORDER BY number", (after,))) as batches:
+            for number, *batch in batches:
+                columns = self._unpack(kept, batch)
+                # A row is older than one that comes later, or it is what the entry is now.
+                newest = (row for row in columns if _is_now(entries.get(row.id), row))
+                _overlay(kept.entries, places, newest)
+                numbers.append(number)
+                read += len(columns)
+                if read >= _STEP:
+                    break
+            if numbers and not kept.entries:  # one row bears how far it goes, which all batches say together
+                _overlay(kept.entries, places, [*columns][-1:])
+        return numbers, kept, read
 
     def close(self) -> None:
         """Put everything on the disk and say that this was a clean end."""
@@ -197,18 +231,9 @@ class StateFile:
     def _read_batches(self) -> Kept:
         kept = Kept(epoch="")
         entries, numbers = kept.entries, dict[str, int]()
-        self._rows = 0
-        query = (
-            "SELECT head, position, seen, ids, revisions, positions, digests, checksum"
-            " FROM batches ORDER BY number"
-        )
-        for head, position, seen, ids, *packed, checksum in self._db.execute(query):
-            if _checksum(ids, *packed) != checksum:
-                raise _Unusable
-            columns = Remembered()
-            columns.ids, columns.digests = ids.split("\0"), packed[2]
-            columns.revisions.frombytes(packed[0])
-            columns.positions.frombytes(packed[1])
+        self._rows, self._folded_to = 0, None
+        for _, *batch in self._db.execute(f"{_BATCHES} ORDER BY number"):
+            columns = self._unpack(kept, batch)
             if numbers.keys().isdisjoint(columns.ids):
                 numbers.update(
                     zip(columns.ids, range(len(entries), len(entries) + len(columns)), strict=True)
@@ -217,17 +242,30 @@ class StateFile:
             else:
                 _overlay(entries, numbers, columns)
             self._rows += len(columns)
-            kept.head, kept.position = max(kept.head, head), max(kept.position, position)
-            kept.seen = max(kept.seen, seen)
         return kept
+
+    def _unpack(self, kept: Kept, batch: list[Any]) -> Remembered:
+        """Return a batch's rows, and note in ``kept`` how far it goes."""
+        head, position, seen, ids, *packed, checksum = batch
+        if _checksum(ids, *packed) != checksum:
+            raise _Unusable
+        kept.head, kept.position = max(kept.head, head), max(kept.position, position)
+        kept.seen = max(kept.seen, seen)
+        columns = Remembered()
+        columns.ids, columns.digests = ids.split("\0"), bytearray(packed[2])
+        columns.revisions.frombytes(packed[0])
+        columns.positions.frombytes(packed[1])
+        return columns
 
     def _replace(self, entries: Remembered, head: int, position: Lsn, seen: Lsn) -> None:
         self._db.execute("DELETE FROM batches")
-        self._rows = 0
+        self._rows, self._folded_to = 0, None
         for start in range(0, len(entries), _CHUNK):
             self._insert(entries.part(start, start + _CHUNK), head, position, seen)
 
-    def _insert(self, columns: Remembered, head: int, position: Lsn, seen: Lsn) -> None:
+    def _insert(
+        self, columns: Remembered, head: int, position: Lsn, seen: Lsn, *, number: int | None = None
+    ) -> None:
         packed = (
             "\0".join(columns.ids),  # no text in Postgres holds a NUL
             columns.revisions.tobytes(),
@@ -235,9 +273,9 @@ class StateFile:
             bytes(columns.digests),
         )
         self._db.execute(
-            "INSERT INTO batches (head, position, seen, ids, revisions, positions, digests, checksum)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (head, position, seen, *packed, _checksum(*packed)),
+            "INSERT INTO batches (number, head, position, seen, ids, revisions, positions, digests, checksum)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, head, position, seen, *packed, _checksum(*packed)),
         )
         self._rows += len(columns)
 
@@ -274,7 +312,11 @@ class _Unusable(Exception):  # noqa: N818 - never leaves this module
     """The file is of another version or another cluster, or a checksum is off."""
 
 
-def _overlay(entries: Remembered, numbers: dict[str, int], newer: Remembered) -> None:
+def _is_now(entry: Entry | None, row: Row) -> bool:
+    return entry is None or (row.revision, row.position) >= (entry.revision, entry.position)
+
+
+def _overlay(entries: Remembered, numbers: dict[str, int], newer: Iterable[Row]) -> None:
     """Put newer values over those of the same ids."""
     for endpoint_id, revision, position, digest in newer:
         number = numbers.setdefault(endpoint_id, len(entries))
@@ -302,6 +344,10 @@ def _errors(path: Path) -> Iterator[None]:
                 f"the state file {path} is in use by another process: give each server its own STATE_FILE"
             ) from error
         raise StateFileError(f"the state file {path} cannot be used: {error}; {_remedy(path)}") from error
+    except _Unusable as error:
+        raise StateFileError(
+            f"the state file {path} cannot be used: a checksum is off; {_remedy(path)}"
+        ) from error
     except (sqlite3.Error, OSError) as error:
         text = error.strerror if isinstance(error, OSError) else error
         raise StateFileError(f"the state file {path} cannot be used: {text}; {_remedy(path)}") from error

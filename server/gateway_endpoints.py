@@ -36,7 +36,7 @@ SERVICE = "proto.GatewayEndpoints"
 DEFAULT_CLIENT_BYTES = 4 * 1024 * 1024
 """What a gRPC client accepts unless it was told otherwise."""
 _CHUNK = 16
-"""Entries that a stream takes from the store at a time; with all streams busy, a revocation waits for so many of
+"""Entries that a stream takes from the store at a time: where all are busy, a revocation waits for so many of
 each.
 """
 _SLICE = 5_000

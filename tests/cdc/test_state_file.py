@@ -8,9 +8,14 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from typing import TYPE_CHECKING
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cdc.errors import Refusal, StateFileError
 from cdc.ledger import Ledger
@@ -18,9 +23,6 @@ from cdc.remembered import GONE
 from cdc.state_file import StateFile
 from cdc.store import Store
 from server.fanout import Listener
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 KEY = b"secret-key-0123456789"
 
@@ -187,13 +189,47 @@ def test_folding_keeps_the_newest_of_each(path: Path) -> None:
         batch = store.prepare([(f"app_{index}", bytes([number])) for index in range(1000)], number)
         file.append(batch, position=number, seen=number)
         store.publish(batch, whole=True)
-    assert file.fold(len(store.entries))
-    assert not file.fold(len(store.entries))
+    steps = 0
+    while file.fold(store.entries):
+        steps += 1
+    assert steps > 10
+    assert not file.fold(store.entries), "it is not due again"
+    assert file._rows < 1_100
     file.close()
     again = reopened(path)
     assert again.head == store.head
     assert len(again) == 1000
     assert not again.prepare([(e.id, e.payload) for e in store.live()], 99, named=False).changed
+
+
+@given(st.integers(0, 2**32), st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_folding_step_by_step_between_batches_changes_nothing(seed: int, step: int) -> None:
+    """Entries change, move, go and come back while it is folded, and it may be opened after any step."""
+    choose = Random(seed)  # noqa: S311 - a history, not a secret
+    with TemporaryDirectory() as folder, patch.multiple("cdc.state_file", _CHUNK=0, _STEP=step):
+        path = Path(folder) / "state"
+        store, file = Store(), StateFile(path)
+        for number in range(1, choose.randint(2, 60)):
+            ids = choose.sample([f"app_{one}" for one in range(12)], choose.randint(1, 6))
+            rows = [(one, choose.choice((None, b"1", b"2", b"3"))) for one in ids]
+            position = choose.choice((number, max(1, number - 3)))  # some is delivered again
+            batch = store.prepare(rows, position, named=choose.random() < 0.7)
+            file.append(batch, position=number, seen=number)
+            store.publish(batch, whole=True, position=number, seen=number)
+            for _ in range(choose.randint(0, 3)):
+                file.fold(store.entries)
+        folding = choose.random() < 0.5
+        while folding and file.fold(store.entries):
+            pass
+        file.close()
+        kept = StateFile(path).kept
+        assert kept.head == store.head or not store.log
+        assert {(row.id, row.revision, row.digest) for row in kept.entries} == {
+            (entry.id, entry.revision, store.kept_digest(entry)) for entry in store.entries.values()
+        }
+        for row in kept.entries:
+            assert row.position <= store.entries[row.id].position
 
 
 def test_a_new_epoch_before_the_first_load_keeps_what_is_not_verified_yet(path: Path) -> None:
