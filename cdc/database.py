@@ -348,9 +348,14 @@ class Read:
             self._database.give_back(connection)
 
     def discard(self) -> None:
-        """Close the read, and its connection: that server is not to be asked again."""
+        """Close the read, and its connection: that server is not to be asked again.
+
+        The transaction ends in good order, so that a pooler keeps its own connection.
+        """
         connection = self._take_connection()
         if connection is not None:
+            with suppress(psycopg2.Error), self._database.running(connection) as cursor:
+                cursor.execute("COMMIT")
             self._database.discard(connection)
 
     def _take_connection(self) -> Connection | None:
