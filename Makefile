@@ -52,7 +52,7 @@ bench: $(DEV) postgres ## Measure us beside the alternatives, small: BENCH_ARGS=
 	$(BIN)/python -m bench --size quick $(BENCH_ARGS)
 
 .PHONY: bench-full
-bench-full: $(DEV) postgres ## Measure for the record (docs/performance.md): 40 minutes on a quiet machine
+bench-full: $(DEV) postgres ## Measure for the record (docs/performance.md): 26 minutes on a quiet machine
 	$(BIN)/python -m bench --size full
 	$(BIN)/python -m bench.document
 
