@@ -56,9 +56,8 @@ def run(rig: Rig) -> Iterator[Result]:
 def _round(
     rig: Rig, database: Database, served: Served, case: str, number: int
 ) -> Iterator[tuple[str, float]]:
-    database.execute(
-        "VACUUM (ANALYZE)"
-    )  # the rounds before have left what autovacuum would have cleared away
+    # The rounds before have left what autovacuum would have cleared away.
+    database.execute("VACUUM (ANALYZE)")
     with ExitStack() as slots:
         limit, bare = (slots.enter_context(database.slot(name)) for name in ("limit", "bare"))
         before = served.metric(_TRANSACTIONS)

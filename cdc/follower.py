@@ -199,8 +199,7 @@ class Follower(threading.Thread):
             self._read_failed(error)
         self._tending = False
         if not self._requery.busy and not len(self._backlog):
-            self._tending = self._ledger.tend(self._store)
-            self._store.tend()
+            self._tending = self._ledger.tend(self._store) | self._store.tend()
 
     # --- what comes
 

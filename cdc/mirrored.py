@@ -12,9 +12,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cdc.digest import entry_digest
 from cdc.errors import SourceError
 from cdc.mirrored_parents import MirroredParents
-from cdc.store import Batch, entry_digest
+from cdc.store import Batch
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

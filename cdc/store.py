@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from cdc.cursor import Place
     from cdc.lsn import Lsn
 
-__all__ = ["DIGEST_BYTES", "Batch", "Entry", "Store", "entry_digest"]
-
 _MODULUS = 1 << 128
 
 
@@ -377,10 +375,11 @@ class Store:
         if batch.upserts < len(batch.changed):
             self.tombstones.update((entry.id, entry) for entry in batch.changed if entry.payload is None)
 
-    def tend(self) -> None:
-        """Do what can wait, when there is nothing else to do: go on with a compaction. Takes milliseconds."""
+    def tend(self) -> bool:
+        """Go on with a compaction, when there is nothing else to do; True if there is more of it."""
         if self._compaction is not None:
             self._compact(self._COMPACT_STEP)
+        return self._compaction is not None
 
     def _compact(self, changed: int) -> None:
         """Drop dead places once there are a third as many as live ones: old payloads take room, walks take

@@ -13,6 +13,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
+from server.wire import SHORT, field, varint
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -38,18 +40,17 @@ _THROUGHPUT_LIMIT, _CAPACITY_LIMIT, _CAPACITY_LIMIT_PERIOD = b"\x08", b"\x10", b
 
 _NO_AUTH = _AUTH + b"\x02\x0a\x00"
 """`no_auth` is set, although it is empty: clients refuse an unset `auth_type`."""
-_SHORT = tuple(bytes((length,)) for length in range(128))
 
 _LONG = 100
 """Bytes from which on a text takes the long way: below, each length around it is one byte."""
-_BEFORE_ID = [_ENDPOINT_ID + _SHORT[length] for length in range(_LONG)]
+_BEFORE_ID = [_ENDPOINT_ID + SHORT[length] for length in range(_LONG)]
 _BEFORE_KEY = [
-    _AUTH + _SHORT[length + 4] + _STATIC_API_KEY + _SHORT[length + 2] + _API_KEY + _SHORT[length]
+    _AUTH + SHORT[length + 4] + _STATIC_API_KEY + SHORT[length + 2] + _API_KEY + SHORT[length]
     for length in range(_LONG)
 ]
 """By the length of the key."""
 _BEFORE_ACCOUNT = [
-    [_METADATA + _SHORT[2 + length + plan] + _ACCOUNT_ID + _SHORT[length] for plan in range(_LONG - length)]
+    [_METADATA + SHORT[2 + length + plan] + _ACCOUNT_ID + SHORT[length] for plan in range(_LONG - length)]
     for length in range(_LONG)
 ]
 """By the lengths of the account's id and of the plan's serialized field."""
@@ -78,17 +79,17 @@ def encode(row: Row) -> bytes:
             before_id, before_key = _BEFORE_ID[len(name)], _BEFORE_KEY[len(key)]
             before_account = _BEFORE_ACCOUNT[len(account)][len(plan)]
             return b"".join((before_id, name, before_key, key, limits, before_account, account, plan))
-        auth = _message(_AUTH, _message(_STATIC_API_KEY, _text(_API_KEY, key)))
-    metadata = _message(_METADATA, _text(_ACCOUNT_ID, account) + plan)
+        auth = field(_AUTH, field(_STATIC_API_KEY, _text(_API_KEY, key)))
+    metadata = field(_METADATA, _text(_ACCOUNT_ID, account) + plan)
     return _text(_ENDPOINT_ID, name) + auth + limits + metadata
 
 
 def _jwt(users: Iterable[str]) -> bytes:
     entries = [
-        _message(_AUTHORIZED_USERS, _message(_MAP_KEY, user) + _EMPTY_MAP_VALUE)
+        field(_AUTHORIZED_USERS, field(_MAP_KEY, user) + _EMPTY_MAP_VALUE)
         for user in sorted({user.encode() for user in users})
     ]
-    return _message(_AUTH, _message(_JWT, b"".join(entries)))
+    return field(_AUTH, field(_JWT, b"".join(entries)))
 
 
 # Many endpoints share few plans. The bound is there for a mapping that has limits of each endpoint's own.
@@ -96,7 +97,7 @@ def _jwt(users: Iterable[str]) -> bytes:
 def _rate_limiting(throughput: int, capacity: int) -> bytes:
     if throughput not in _INT32 or capacity not in _INT32:
         raise ValueError(f"limits {throughput} and {capacity}: both must fit into 32 bits")
-    return _message(
+    return field(
         _RATE_LIMITING,
         _number(_THROUGHPUT_LIMIT, throughput)
         + _number(_CAPACITY_LIMIT, capacity)
@@ -110,24 +111,9 @@ def _plan_type(plan_type: str | None) -> bytes:
 
 
 def _text(tag: bytes, value: bytes) -> bytes:
-    return _message(tag, value) if value else b""
+    return field(tag, value) if value else b""
 
 
 def _number(tag: bytes, value: int) -> bytes:
     # A negative int32 is written as the 64 bits of its two's complement.
-    return tag + _varint(value % 2**64) if value else b""
-
-
-def _message(tag: bytes, content: bytes) -> bytes:
-    length = len(content)
-    return tag + (_SHORT[length] if length < len(_SHORT) else _varint(length)) + content
-
-
-def _varint(value: int) -> bytes:
-    """Seven bits a byte, least significant first; the eighth bit says that more follow."""
-    groups = bytearray()
-    while value > 0x7F:  # noqa: PLR2004 - seven bits
-        groups.append(value & 0x7F | 0x80)
-        value >>= 7
-    groups.append(value)
-    return bytes(groups)
+    return tag + varint(value % 2**64) if value else b""

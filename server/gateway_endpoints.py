@@ -19,6 +19,7 @@ import structlog
 from cdc.replay import Replay
 from server.calls import NOT_READY, READY_SECONDS, counted, unavailable
 from server.pb.gateway_endpoint_pb2 import AuthDataRequest, AuthDataUpdatesRequest
+from server.wire import field
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -122,34 +123,11 @@ class GatewayEndpoints:
 
 def _update(entry: Entry) -> bytes:
     """Serialize an ``AuthDataUpdate``."""
-    name, payload = entry.id.encode(), entry.payload
-    if payload is None:
-        return b"\x0a" + _length(name) + name + _DELETE
-    return b"".join((b"\x0a", _length(name), name, b"\x12", _length(payload), payload))
+    return field(b"\x0a", entry.id.encode()) + (
+        _DELETE if entry.payload is None else field(b"\x12", entry.payload)
+    )
 
 
 def _map_entry(endpoint_id: str, payload: bytes) -> bytes:
     """Serialize one entry of ``AuthDataResponse.endpoints``."""
-    name = endpoint_id.encode()
-    entry = b"".join((b"\x0a", _length(name), name, b"\x12", _length(payload), payload))
-    return b"".join((b"\x0a", _length(entry), entry))
-
-
-def _length(content: bytes) -> bytes:
-    """Serialize the length that stands before a field's content: seven bits a byte, the eighth says that more
-    follow.
-    """
-    length = len(content)
-    return _LENGTHS[length] if length < len(_LENGTHS) else _varint(length)
-
-
-def _varint(length: int) -> bytes:
-    groups = bytearray()
-    while length > 0x7F:  # noqa: PLR2004 - seven bits
-        groups.append(length & 0x7F | 0x80)
-        length >>= 7
-    groups.append(length)
-    return bytes(groups)
-
-
-_LENGTHS = tuple(_varint(length) for length in range(1024))
+    return field(b"\x0a", field(b"\x0a", endpoint_id.encode()) + field(b"\x12", payload))

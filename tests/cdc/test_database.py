@@ -455,24 +455,18 @@ def test_a_read_that_is_only_looked_at_slowly_is_not_hung_up(
         assert found + sum(map(len, chunks)) == FIRST_CHUNK + 2 * CHUNK
 
 
-def test_what_was_opened_before_a_close_is_not_kept(reading: Callable[..., Database]) -> None:
+@pytest.mark.parametrize("why", ["closed meanwhile", "refused"])
+def test_a_connection_that_is_not_to_be_asked_again(why: str, reading: Callable[..., Database]) -> None:
     """Of several hosts another one may fit by now: a read that ends late must not bring the old one back."""
     read = reading()
-    late = read.read()
-    old = late._connection
-    read.close()
-    late.close()
-    with read.read() as now:
-        assert now._connection is not old
+    opened = read.read()
+    old = opened._connection
     assert old is not None
-    assert old.closed
-
-
-def test_a_read_that_is_refused_leaves_no_connection(reading: Callable[..., Database]) -> None:
-    read = reading()
-    refused = read.read()
-    old = refused._connection
-    refused.discard()
-    refused.close()
+    if why == "refused":
+        opened.discard()
+    else:
+        read.close()
+    opened.close()
     with read.read() as now:
         assert now._connection is not old
+    assert old.closed

@@ -16,9 +16,10 @@ from hypothesis.stateful import (
 )
 
 from cdc.cursor import Cursor
+from cdc.digest import entry_digest
 from cdc.remembered import GONE, Remembered
 from cdc.replay import Replay
-from cdc.store import Entry, Store, entry_digest
+from cdc.store import Entry, Store
 
 IDS = st.integers(0, 12).map(lambda number: f"app_{number}")
 PAYLOADS = st.one_of(st.none(), st.sampled_from([b"a", b"b", b"c"]))
