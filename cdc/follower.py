@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from cdc.assembler import Transaction
 from cdc.backlog import Idle, Lost, Started
-from cdc.errors import ConfigurationError, PadsCdcError, Refusal, SourceError, fault_of_ours
+from cdc.errors import ConfigurationError, PadsCdcError, Refusal, SourceError
 from cdc.failpoints import reach
+from cdc.fault import Fault
 from cdc.gate import Gate
 from cdc.history import History
 from cdc.mirrored import MirrorLost, MirrorOpened, MirrorPart
@@ -27,6 +28,7 @@ from cdc.task import Task
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from cdc.auditor import Auditor
     from cdc.backlog import Backlog, Event
     from cdc.catalog import Catalog
     from cdc.database import Database
@@ -49,8 +51,6 @@ _POLL = 2.0
 """Seconds between polls of the mapping while there is no stream; at most a quarter of the time is spent on
 them.
 """
-_AUDIT_AGAIN = 10.0
-"""Seconds after which an audit that failed is tried again."""
 _OWED = "owed"
 _FAULT = "fault"
 
@@ -64,6 +64,7 @@ class Follower(threading.Thread):
         backlog: Backlog,
         reader: SlotReader,
         requery: Requery,
+        auditor: Auditor,
         database: Database,
         catalog: Catalog,
         parents: Parents,
@@ -74,10 +75,9 @@ class Follower(threading.Thread):
         observer: Observer,
         standing: Standing,
         max_retained_wal: int,
-        audit_interval: float,
         on_failure: Callable[[], object],
     ) -> None:
-        """``max_retained_wal`` is in bytes, ``audit_interval`` in seconds.
+        """``max_retained_wal`` is in bytes.
 
         ``on_failure`` is called from this thread when it ends because of an error that no retry mends.
         """
@@ -85,6 +85,7 @@ class Follower(threading.Thread):
         self._backlog = backlog
         self._reader = reader
         self._requery = requery
+        self._auditor = auditor
         self._database = database
         self._schema = SchemaWatch(catalog, database)
         self._parents = parents
@@ -96,15 +97,13 @@ class Follower(threading.Thread):
         self._standing = standing
         self._held: Lsn = 0
         """Transactions up to here may be delivered, and are in the map that was taken over."""
-        self._took_over = False
-        """The map was taken over from a peer and has not been compared with the database yet."""
         self._max_retained_wal = max_retained_wal
-        self._audit_interval = audit_interval
         self._on_failure = on_failure
         self.failure: BaseException | None = None
         self._stopping = threading.Event()
         self._tending = False
         """There is more to do of what can wait."""
+        self._fault = Fault(observer, "follower")
         self._pace = Pace()
         self._session = 0
         self._streaming = False
@@ -115,7 +114,6 @@ class Follower(threading.Thread):
         self._gap = True
         """Transactions may never have come: only a reconcile makes the map exact."""
         self._poll_at = 0.0
-        self._audit_at = time.monotonic() + audit_interval
         self._owed: Gate | None = None
         """What the reconcile has to see for which the slot's WAL was let go."""
 
@@ -161,7 +159,7 @@ class Follower(threading.Thread):
 
     def _begin_anew(self, error: Exception) -> None:
         """After a fault of ours: serve what is held, and read the stream again from what was confirmed."""
-        self._observer.trouble(_FAULT, str(fault_of_ours(error)))
+        self._fault.met(error)
         self._streaming = False  # nothing is confirmed or paid until the stream begins again
         self._lost_at = time.monotonic()
         self._requery.owe(_FAULT)
@@ -180,7 +178,8 @@ class Follower(threading.Thread):
     def _turn(self) -> None:
         """Take what has come, then do one step of everything that is open."""
         self._pace.rest(self._stopping.wait)
-        events = self._backlog.take(0.0 if self._tending else self._requery.patience(_IDLE))
+        patience = 0.0 if self._tending else self._auditor.patience(self._requery.patience(_IDLE))
+        events = self._backlog.take(patience)
         transactions = [event for event in events if isinstance(event, Transaction)]
         if transactions:
             self._take(transactions)
@@ -194,7 +193,7 @@ class Follower(threading.Thread):
             self._settle()
             if self._streaming and self._schema.changed():
                 self._reader.drop("schema")
-            self._start_audit()
+            self._auditor.turn(may_start=self._streaming and self._store.ready)
         except PadsCdcError as error:
             self._read_failed(error)
         self._tending = False
@@ -237,8 +236,9 @@ class Follower(threading.Thread):
         self._session = started.session
         self._adopt(started.history)
         memory = self._standing.take_over(started, chain(*self._database.mapping.rules.values()))
-        self._took_over = memory is not None
-        if started.found and kept.fresh and not self._streamed and not self._took_over:
+        if memory is not None:  # a copy of the peer's, which has not been compared with the database yet
+            self._auditor.hurry()
+        elif started.found and kept.fresh and not self._streamed:
             self._observer.state_file_error(
                 "the slot has been read before, and there is no state file: clients of the old contract that"
                 " missed deletes must be restarted; keep STATE_FILE on a disk that outlives the process"
@@ -262,10 +262,10 @@ class Follower(threading.Thread):
             gate |= Gate(snapshot=kept.bootstrap)
         if self._owed is not None:
             gate, reason = gate | self._owed, _OWED
-        if not self._took_over:
+        if memory is None:
             self._requery.add(Task.reconcile(reason, gate, started.confirmed))
         self._streaming = self._streamed = True
-        self._observer.trouble(_FAULT, None)
+        self._fault.over()
         self._set_mode("streaming")
 
     def _adopt(self, history: History) -> None:
@@ -330,7 +330,7 @@ class Follower(threading.Thread):
             self._freshness.exact(requery.exact_at)
             now = time.monotonic()
             self._poll_at = now + max(_POLL, 3 * (now - requery.exact_at))
-            self._audit_at = now + self._audit_interval
+            self._auditor.postpone()
             self._lost_reason = "reconnect"
             requery.exact_at = None
 
@@ -389,15 +389,6 @@ class Follower(threading.Thread):
         self._standing.part_ways()
         gate = Gate(end=self._requery.read_up_to)
         self._requery.add(Task.reconcile("polling", gate, self._requery.reached))
-
-    def _start_audit(self) -> None:
-        now = time.monotonic()
-        if self._requery.audit_failed:
-            self._requery.audit_failed = False
-            self._audit_at = min(self._audit_at, now + _AUDIT_AGAIN)
-        due = now >= self._audit_at or self._took_over
-        if self._streaming and self._store.ready and due and self._requery.audit():
-            self._audit_at, self._took_over = now + self._audit_interval, False
 
     def _set_mode(self, mode: Mode) -> None:
         if mode != self._mode:

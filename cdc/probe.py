@@ -15,7 +15,7 @@ import psycopg2
 
 from cdc import lsn
 from cdc.connection import cancel_soon, identify
-from cdc.errors import PadsCdcError, fault_of_ours
+from cdc.fault import Fault
 from cdc.observer import SlotSeen
 from cdc.postgres_errors import is_shutdown, translated
 from cdc.slot_state import SlotState
@@ -60,7 +60,7 @@ class Probe(threading.Thread):
         self._observer = observer
         self._nudge = nudge
         self._stopping = threading.Event()
-        self._faulty = False
+        self._fault = Fault(observer, "probe")
         self._connection: Connection | None = None
         self._said_creating = False
         self._history_at = 0.0
@@ -78,20 +78,14 @@ class Probe(threading.Thread):
             began = time.monotonic()
             try:
                 self._ask()
-                self._tell_fault(None)
+                self._fault.over()
             except Exception as error:  # noqa: BLE001 - the thread's boundary: it must not end without a word
-                if not isinstance(error, PadsCdcError):
-                    self._tell_fault(str(fault_of_ours(error)))
+                self._fault.met(error)
                 if is_shutdown(error):
                     self._reader.drop("shutdown")  # a fast stop waits for whoever reads a slot
                 self._close()
             self._stopping.wait(max(0.0, _INTERVAL - (time.monotonic() - began)))
         self._close()
-
-    def _tell_fault(self, message: str | None) -> None:
-        if message is not None or self._faulty:
-            self._faulty = message is not None
-            self._observer.trouble("fault", message)
 
     def _ask(self) -> None:
         if self._connection is None:

@@ -14,7 +14,7 @@ import psycopg2
 
 from cdc import lsn
 from cdc.connection import cancel_soon
-from cdc.errors import PadsCdcError, fault_of_ours
+from cdc.fault import Fault
 from cdc.postgres_errors import translated
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class ReplayProbe(threading.Thread):
         self._freshness = freshness
         self._observer = observer
         self._stopping = threading.Event()
-        self._faulty = False
+        self._fault = Fault(observer, "replay_probe")
         self._connection: Connection | None = None
 
     def stop(self) -> None:
@@ -56,19 +56,13 @@ class ReplayProbe(threading.Thread):
             replayed = None
             try:
                 replayed = self._ask()
-                self._tell_fault(None)
+                self._fault.over()
             except Exception as error:  # noqa: BLE001 - the thread's boundary: it must not end without a word
-                if not isinstance(error, PadsCdcError):  # those the re-queries meet as well, and say so
-                    self._tell_fault(str(fault_of_ours(error)))
+                self._fault.met(error)
                 self._close()
             self._freshness.replayed(replayed)
             self._stopping.wait(max(0.0, _INTERVAL - (time.monotonic() - began)))
         self._close()
-
-    def _tell_fault(self, message: str | None) -> None:
-        if message is not None or self._faulty:
-            self._faulty = message is not None
-            self._observer.trouble("fault", message)
 
     def _ask(self) -> Lsn | None:
         if self._connection is None:

@@ -11,10 +11,8 @@ once, so that a revocation does not wait for a ripple. The rules that keep this 
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
-from cdc.audit import Audit
 from cdc.crossing import Crossing
 from cdc.errors import PadsCdcError
 from cdc.failpoints import reach
@@ -25,6 +23,7 @@ from cdc.task import OpenRead, Task, merged
 from cdc.tear import Tear
 
 if TYPE_CHECKING:
+    from cdc.audit import Audit
     from cdc.catalog import Catalog
     from cdc.database import Database, Read, Row
     from cdc.gate import Evidence
@@ -74,11 +73,8 @@ class Requery:
         self._crossing = Crossing(ledger)
         self._waiting: list[Task] = []
         self._reads: list[OpenRead] = []
-        self._audit: Audit | None = None
-        self.audit_failed = False
-        """An audit could not be made, for whoever starts the next one."""
-        self._audit_broke = False
-        """The last one failed, and no read has been good since."""
+        self.audit: Audit | None = None
+        """Runs beside the reads, and is told of what they bring."""
         self._lossy: list[str] = []
         self._look_at = 0.0
         self._pause, self._retry = _WAIT_FIRST, _RETRY_FIRST
@@ -103,14 +99,6 @@ class Requery:
         self._crossing.delivered(task.gate)
         if not self.failing:
             self._look_at = 0.0
-
-    def audit(self) -> bool:
-        """Begin to compare everything with the database; False when that has to wait for more urgent work."""
-        if self._audit is not None or self.busy:
-            return False
-        vouch = partial(self._vouched, read_up_to=self.read_up_to)
-        self._audit = Audit(self._database.open(), self._store, vouch)
-        return True
 
     @property
     def busy(self) -> bool:
@@ -144,8 +132,7 @@ class Requery:
 
     def patience(self, idle: float) -> float:
         """Return how long there is nothing to do, in seconds; ``idle`` when that is unknown."""
-        reading = any(not read.read.waiting for read in self._reads)
-        if reading or (self._audit is not None and self._audit.reading and not self._audit.waiting):
+        if any(not read.read.waiting for read in self._reads):
             return 0.0
         if any(map(self._may_begin, self._waiting)):
             return max(0.0, self._look_at - time.monotonic())
@@ -182,9 +169,9 @@ class Requery:
         self.reached, self._let_go_to = self.done_up_to, 0
         self._close_reads()
         self._waiting.clear()
-        if self._audit is not None:
-            self._audit.close()
-            self._audit = None
+        if self.audit is not None:
+            self.audit.close()
+            self.audit = None
 
     # --- doing it
 
@@ -203,8 +190,6 @@ class Requery:
             for read in tuple(self._reads):
                 if read in self._reads and not read.read.waiting:
                     self._step(read)
-            if self._audit is not None and not self._audit.waiting:
-                self._step_audit(self._audit)
         except PadsCdcError as error:
             self.failing = True
             self._observer.trouble(_TROUBLE, f"re-queries fail: {error}")
@@ -259,7 +244,7 @@ class Requery:
         self._waiting.append(task)
         if task.reason is not None:
             self._load_parents()
-        read = self._vouched(self._database.read(None if task.reason is not None else task.affected.keys))
+        read = self.vouched(self._database.read(None if task.reason is not None else task.affected.keys))
         self._recovered()
         if not task.gate.opens(read.evidence):
             read.close()
@@ -310,8 +295,8 @@ class Requery:
         read.deletes += batch.deletes
         for older in self._reads[: self._reads.index(read)]:
             older.overtake(rows)
-        if self._audit is not None:
-            self._audit.overtake(rows)
+        if self.audit is not None:
+            self.audit.overtake(rows)
         self._tear.read(seen, (row[0] for row in rows) if named and self._by_id(task) else None)
         last = named and read.read.complete and self._reads == [read] and not self._waiting
         last = last and not self._tear.shows(self.reached, ())
@@ -336,31 +321,13 @@ class Requery:
             self.exact_at = read.began
             self._store.loaded()
             self._tell_lineage(read)
-            self._tell_reconciled(task.reason, read.upserts, read.deletes, time.monotonic() - read.began)
+            seconds = time.monotonic() - read.began
+            self._observer.reconciled(
+                ReconcileSeen(task.reason, len(self._store), read.upserts, read.deletes, seconds)
+            )
         self.settle()
         if task.transactions:
             self._observer.batch(read.seen(self._store.head))
-
-    def _step_audit(self, audit: Audit) -> None:
-        """Compare some more; once everything that the audit saw is applied, what still differs is drift."""
-        reading = audit.reading
-        try:
-            differing = audit.turn(self.done_up_to, self.read_up_to)
-        except PadsCdcError:
-            self._audit, self.audit_failed, self._audit_broke = None, True, True
-            raise
-        if reading and self._audit_broke:
-            self._audit_broke = False
-            self._recovered()
-        if differing is None:
-            return
-        self._audit = None
-        batch = self._store.prepare(differing, audit.seen, named=False)
-        if batch.changed:
-            self._ledger.append(batch, position=self._store.position, seen=audit.seen)
-            whole = self.whole
-            self._store.publish(batch, whole=whole, position=self.done_up_to if whole else 0, seen=audit.seen)
-        self._tell_reconciled("audit", batch.upserts, batch.deletes, audit.seconds)
 
     def _load_parents(self) -> None:
         relations, all_rules = self._catalog.look(self._database), self._database.mapping.rules
@@ -388,12 +355,17 @@ class Requery:
         vouch(evidence, self.history, self.read_up_to if read_up_to is None else read_up_to)
         self._crossing.vouch(evidence, self.reached)
 
-    def _vouched(self, read: Read, read_up_to: Lsn | None = None) -> Read:
-        """Return the read if it counts, given how new the newest was when it began; else it is closed."""
+    def vouched(self, read: Read, read_up_to: Lsn | None = None) -> Read:
+        """Return the read if it counts, given how new the newest was when it began; else it is closed.
+
+        Raises:
+            SourceError: it does not. Its connection is closed as well: of several hosts another one may fit.
+
+        """
         try:
             self._vouch(read.evidence, read_up_to)
         except PadsCdcError:
-            read.discard()  # of several hosts another one may fit
+            read.discard()
             raise
         return read
 
@@ -401,9 +373,6 @@ class Requery:
         if self.failing:
             self.failing, self._retry = False, _RETRY_FIRST
             self._observer.trouble(_TROUBLE, None)
-
-    def _tell_reconciled(self, reason: str, upserts: int, deletes: int, seconds: float) -> None:
-        self._observer.reconciled(ReconcileSeen(reason, len(self._store), upserts, deletes, seconds))
 
     def _tell_lineage(self, read: OpenRead) -> None:
         evidence = read.read.evidence

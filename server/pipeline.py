@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cdc import preflight
+from cdc.auditor import Auditor
 from cdc.backlog import Backlog
 from cdc.catalog import Catalog
 from cdc.connection import Address
@@ -93,6 +94,14 @@ class Pipeline:
             lineage=self.lineage,
             observer=observer,
         )
+        auditor = Auditor(
+            requery=requery,
+            database=database,
+            store=store,
+            ledger=ledger,
+            observer=observer,
+            interval=settings.audit_interval,
+        )
         mirrored = Mirrored(store, ledger, self.lineage)
         self._mirror: Mirror | None = None
         if peer is not None:
@@ -101,6 +110,7 @@ class Pipeline:
             backlog=backlog,
             reader=self._reader,
             requery=requery,
+            auditor=auditor,
             database=database,
             catalog=catalog,
             parents=self.parents,
@@ -111,7 +121,6 @@ class Pipeline:
             observer=observer,
             standing=Standing(pair, mirrored, requery, store, freshness, observer),
             max_retained_wal=settings.max_retained_wal,
-            audit_interval=settings.audit_interval,
             on_failure=on_failure,
         )
 

@@ -52,7 +52,7 @@ class AuditedDesk(Desk):
 
     def audit(self) -> None:
         """Begin an audit and compare everything; what differs still waits."""
-        assert self.requery.audit()
+        assert self.auditor.start()
         for _ in range(30):
             self.turn()
 

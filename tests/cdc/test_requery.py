@@ -5,12 +5,14 @@ one.
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from cdc import database as database_module
 from cdc.affected import Affected
+from cdc.auditor import Auditor
 from cdc.catalog import Catalog
 from cdc.connection import Address
 from cdc.database import Database as QueryServer
@@ -72,6 +74,14 @@ class Desk:
             lineage=Lineage(ledger),
             observer=self.told,
         )
+        self.auditor = Auditor(
+            requery=self.requery,
+            database=self.server,
+            store=self.store,
+            ledger=ledger,
+            observer=self.told,
+            interval=300.0,
+        )
         self.requery.add(Task.reconcile("start", Gate(), 0))
         self.finish()
 
@@ -94,12 +104,17 @@ class Desk:
     def turn(self) -> None:
         """Do one step of everything that is open, once rows that are on their way have come."""
         requery = self.requery
-        while (requery._audit is not None and requery._audit.waiting) or any(
+        while (requery.audit is not None and requery.audit.waiting) or any(
             read.read.waiting for read in requery._reads
         ):
             assert self._news.wait(60)
             self._news.clear()
         requery.turn()
+        self.auditor.turn(may_start=False)
+
+    def patience(self, idle: float) -> float:
+        """Say how long there is nothing to do."""
+        return self.auditor.patience(self.requery.patience(idle))
 
     def finish(self) -> None:
         """Do everything that is open."""
@@ -229,7 +244,7 @@ def test_a_read_that_fails_at_once_is_done_again(desk: Desk) -> None:
 def test_an_audit_finds_what_nobody_told_us_and_nothing_else(desk: Desk) -> None:
     desk.database.execute(f"{KEY}'app_1'; DELETE FROM portal_applications WHERE id = 'app_2'")  # not told
     desk.database.execute("INSERT INTO portal_applications VALUES ('untold', NULL)")
-    assert desk.requery.audit()
+    assert desk.auditor.start()
     for number in range(10, 15):  # overtaken by what is told: no drift
         desk.commit(f"{KEY}'app_{number}'", EndpointsOfApplications=f"app_{number}")
     for _ in range(50):
@@ -253,12 +268,12 @@ def test_an_audit_that_is_slow_to_open_holds_up_nobody(desk: Desk, monkeypatch: 
         return found
 
     monkeypatch.setattr(desk.server, "read", slow)
-    assert desk.requery.audit()
+    assert desk.auditor.start()
     desk.database.execute(f"{KEY}'app_2'")  # nobody tells of it, and the audit may see it or not
     desk.commit(f"{KEY}'app_1'", EndpointsOfApplications="app_1", wait=True)
     desk.requery.turn()
     assert desk.map["app_1"] == expected(desk.database)["app_1"]
-    assert desk.requery.patience(9.0) == 9.0, "there is nothing to do but to wait for the audit's rows"
+    assert desk.patience(9.0) == 9.0, "there is nothing to do but to wait for the audit's rows"
     desk.take(desk.requery.reached, desk.requery.reached + 1, EndpointsOfApplications="app_2")
     desk.requery.turn()
     ready.set()
@@ -282,7 +297,7 @@ def test_rows_that_are_still_to_come_hold_up_nobody(desk: Desk, monkeypatch: pyt
     desk.commit(f"{KEY}'app_1'", EndpointsOfApplications="app_1", wait=True)
     desk.requery.turn()
     assert desk.map["app_1"] == expected(desk.database)["app_1"]
-    assert desk.requery.patience(9.0) == 9.0
+    assert desk.patience(9.0) == 9.0
     assert not desk.store.whole
     ready.set()
     desk.finish()
@@ -303,7 +318,7 @@ def test_reads_that_all_wait_for_rows_neither_spin_nor_hold_up_a_revocation(
         desk.commit(RIPPLE, EndpointsOfPlans="plan_0", wait=True)
         desk.requery.turn()
     assert len(desk.requery._reads) == 3
-    assert desk.requery.patience(9.0) == 9.0
+    assert desk.patience(9.0) == 9.0
     desk.commit(f"{KEY}'app_1'", EndpointsOfApplications="app_1", wait=True)
     desk.requery.turn()
     assert desk.map["app_1"] == expected(desk.database)["app_1"], "a revocation does not wait with them"
@@ -312,25 +327,32 @@ def test_reads_that_all_wait_for_rows_neither_spin_nor_hold_up_a_revocation(
     assert desk.map == expected(desk.database)
 
 
-def test_an_audit_that_cannot_be_opened_is_said_and_tried_again(desk: Desk) -> None:
+def test_an_audit_that_cannot_be_opened_is_said_and_tried_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     desk.database.execute("ALTER TABLE accounts RENAME TO away")
-    assert desk.requery.audit()
+    assert desk.auditor.start()
     with pytest.raises(Refusal):
         desk.turn()
-    assert desk.requery.audit_failed
-    assert desk.told.troubles["query"]
+    assert "accounts" in (desk.told.troubles["audit"] or "")
+    assert not desk.requery.failing, "changes may still come: the re-queries find out for themselves"
     desk.database.execute("ALTER TABLE away RENAME TO accounts")
-    assert desk.requery.audit()
     desk.requery.reached = 1 << 62
+    desk.auditor.turn(may_start=True)
+    assert desk.requery.audit is None, "not at once"
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 11)
+    desk.auditor.turn(may_start=True)
+    monkeypatch.undo()
     while desk.told.reconciles[-1].reason != "audit":
         desk.turn()
-    assert desk.told.troubles["query"] is None
+    assert desk.told.troubles["audit"] is None
 
 
 def test_an_audit_under_writes_finds_nothing(desk: Desk) -> None:
     """What the audit saw too early or too late was told, and so it is no drift."""
     for _ in range(5):
-        assert desk.requery.audit()
+        assert desk.auditor.start()
         for number in range(1, 21):
             desk.commit(f"{KEY}'app_{number}'", EndpointsOfApplications=f"app_{number}")
             desk.commit(RIPPLE, EndpointsOfPlans="plan_0", wait=True)
@@ -367,7 +389,7 @@ def test_whatever_is_published_is_in_the_state_file_before(
     desk.requery.add(Task.reconcile("truncate", Gate(), desk.requery.reached))
     desk.finish()
     desk.database.execute("UPDATE portal_application_settings SET secret_key = 'untold' WHERE id = 4")
-    assert desk.requery.audit()
+    assert desk.auditor.start()
     desk.requery.reached = 1 << 62
     while desk.told.reconciles[-1].reason != "audit":
         desk.turn()
