@@ -330,11 +330,11 @@ class Store:
             for entry, payload in batch.verified:
                 entry.payload = payload
                 self._unverified.pop(entry.id, None)
-            if not self._unverified:
-                self._unverified, self._kept = {}, Remembered()  # a dict that was emptied keeps its size
             for entry in batch.changed:
                 self.entries[entry.id] = entry
             self._mark_gone(batch)
+            if len(self._kept) and not self._unverified:
+                self._unverified, self._kept = {}, Remembered()  # a dict that was emptied keeps its size
             self.log.extend(batch.changed)
             self._digest = (self._digest + batch.delta) % _MODULUS
             self.head = batch.revision
