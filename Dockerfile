@@ -18,9 +18,9 @@ RUN /opt/build/bin/pip install --no-cache-dir --only-binary=:all: --require-hash
 COPY pyproject.toml README.md ./
 COPY sql sql
 COPY cdc cdc
-COPY pads_cdc_client pads_cdc_client
+COPY client client
 COPY server server
-RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /opt/wheel . \
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /opt/wheel ./client . \
  && /opt/build/bin/pip --python /opt/pads-cdc/bin/python install --no-cache-dir --no-index --no-deps /opt/wheel/*.whl
 
 FROM ${BASE}

@@ -77,14 +77,14 @@ sqlc: $(DEV) ## Check the mappings' queries against their schemas
 	cd sql && ../$(BIN)/sqlc compile
 
 .PHONY: proto
-proto: $(DEV) ## Generate the stubs in server/pb/ from proto/
-	scripts/generate-stubs .
+proto: $(DEV) ## Generate the stubs in client/pads_cdc_client/pb/ from proto/
+	scripts/generate-stubs client
 
 .PHONY: check-proto
 check-proto: $(DEV) ## Fail where the stubs are stale
 	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; scripts/generate-stubs "$$fresh"; \
-	diff -r --exclude=__init__.py --exclude=__pycache__ "$$fresh/server/pb" server/pb || \
-	{ echo "the stubs in server/pb/ are stale: make proto" >&2; exit 1; }
+	diff -r --exclude=__init__.py --exclude=__pycache__ "$$fresh/pads_cdc_client/pb" client/pads_cdc_client/pb || \
+	{ echo "the stubs in client/pads_cdc_client/pb/ are stale: make proto" >&2; exit 1; }
 
 .PHONY: go
 go: ## Build and test the Go clients in examples/go; PADS_GO=modules or PADS_GO=debian says with which libraries
@@ -133,9 +133,9 @@ replicas:
 	@echo "making .venv (half a minute, once)"
 	@scripts/make-venv
 
-$(RUNTIME): requirements.txt requirements-build.txt pyproject.toml | .venv/bin/pip
+$(RUNTIME): requirements.txt requirements-build.txt pyproject.toml client/pyproject.toml | .venv/bin/pip
 	@$(PIP) install --require-hashes -r requirements.txt -r requirements-build.txt
-	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@$(PIP) install --no-deps --no-build-isolation --editable client --editable .
 	@touch $@
 
 $(DEV): requirements-dev.txt $(RUNTIME)

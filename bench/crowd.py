@@ -13,9 +13,10 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
+
 from bench.following import now
 from bench.subscribers import STREAM, WATCH
-from server.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable

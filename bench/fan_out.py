@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import grpc
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 from bench import crowd
 from bench.commits import Rotation, since_returned
@@ -13,7 +14,6 @@ from bench.following import Follower
 from bench.portal import REST
 from bench.results import OURS, Point, Result, percentile
 from bench.subscribers import OPTIONS, WATCH
-from server.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

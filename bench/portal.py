@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cdc.mapping import load
+from cdc.mapping.mapping import load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

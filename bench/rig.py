@@ -13,7 +13,7 @@ import psycopg2
 
 from bench.portal import Portal
 from bench.served import Served
-from server.demo.cluster import ephemeral_cluster
+from server.commands.demo.cluster import ephemeral_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
     from bench.sizes import Sizes
-    from server.demo.cluster import Cluster
+    from server.commands.demo.cluster import Cluster
 
 _Value = TypeVar("_Value")
 

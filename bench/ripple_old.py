@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pads_cdc_client.pb.gateway_endpoint_pb2 import AuthDataUpdate, GatewayEndpoint
+
 from bench import subscribers
 from bench.following import Follower
 from bench.references import mapping_query, plain_server
 from bench.results import OURS, Result
 from bench.rig import PLAN
 from bench.ripple import ripple
-from server.encode import encode
-from server.pb.gateway_endpoint_pb2 import AuthDataUpdate, GatewayEndpoint
+from server.payload import encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 import grpc.experimental
+from pads_cdc_client.pb.gateway_endpoint_pb2 import AuthDataUpdate
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 from bench.following import now
-from server.pb.gateway_endpoint_pb2 import AuthDataUpdate
-from server.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

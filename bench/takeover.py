@@ -10,16 +10,18 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from pads_cdc_client import EndpointFeed
+
 from bench.results import OURS, Result
 from bench.rig import DEADLINE, wait_until
-from pads_cdc_client import EndpointFeed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pads_cdc_client.replica import Change
+
     from bench.rig import Database, Rig
     from bench.served import Served
-    from pads_cdc_client.replica import Change
 
 _PAUSE: Final = 0.005
 """Seconds between commits."""

@@ -8,7 +8,7 @@
     ├── MessageError          wal2json sent something that cannot be handled; answered with a reconcile
     └── StateFileError        the state file cannot be read, written or locked
 
-Driver errors are translated in one place (`cdc.postgres_errors`), always with ``from``. No text ever holds a
+Driver errors are translated in one place (`cdc.postgres.errors`), always with ``from``. No text ever holds a
 connection string, a key or a row.
 """
 

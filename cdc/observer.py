@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cdc.lsn import Lsn
-    from cdc.wal2json import Action
+    from cdc.replication.wal2json import Action
 
 Mode = Literal["waiting", "streaming", "polling"]
 """waiting: nothing is read yet; streaming: the slot is followed; polling: no usable slot, the mapping is

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer  # the package's asyncio servicer has no public name
 from grpc_reflection.v1alpha import reflection
+from pads_cdc_client.pb import gateway_endpoint_pb2
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2
 
-from server import endpoint_feed, unknown_methods
-from server.gateway_endpoints import SERVICE, GatewayEndpoints
-from server.listening import address, refusal
-from server.pb import gateway_endpoint_pb2
-from server.pb.pads.cdc.v1 import endpoint_feed_pb2
-from server.unknown_methods import register
+from server.addresses import address, refusal
+from server.rpc import endpoint_feed, unknown_methods
+from server.rpc.gateway_endpoints import SERVICE, GatewayEndpoints
+from server.rpc.unknown_methods import register
 
 if TYPE_CHECKING:
     import grpc
 
-    from cdc.store import Store
-    from server.endpoint_feed import EndpointFeed
-    from server.health import Health
-    from server.hub import Hub
-    from server.metrics import Metrics
-    from server.security import Security
-    from server.settings import Settings
+    from cdc.store.store import Store
+    from server.config.settings import Settings
+    from server.observe.health import Health
+    from server.observe.metrics import Metrics
+    from server.rpc.endpoint_feed import EndpointFeed
+    from server.rpc.hub import Hub
+    from server.security.security import Security
     from server.subscribers import Subscribers
 
 _OPTIONS = (

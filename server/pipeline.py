@@ -6,37 +6,37 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cdc import preflight
-from cdc.auditor import Auditor
-from cdc.backlog import Backlog
-from cdc.catalog import Catalog
-from cdc.connection import Address
-from cdc.database import Database
-from cdc.follower import Follower
-from cdc.hang_up import HangUp
-from cdc.ledger import Ledger
-from cdc.lineage import Lineage
-from cdc.mapping import load, server_queries
-from cdc.mirrored import Mirrored
-from cdc.nudge import Nudge
-from cdc.parents import Parents
-from cdc.probe import Probe
-from cdc.replay_probe import ReplayProbe
-from cdc.requery import Requery
-from cdc.slot import SlotReader
-from cdc.standing import Standing
-from server.encode import encode
-from server.mirror import Mirror
-from server.peer import Peer
+from cdc.applier import Follower
+from cdc.checks import preflight
+from cdc.mapping.mapping import load, server_queries
+from cdc.mapping.parents import Parents
+from cdc.pair.mirrored import Mirrored
+from cdc.pair.standby_role import Standing
+from cdc.postgres.connection import Address
+from cdc.postgres.database import Database
+from cdc.postgres.watchdog import HangUp
+from cdc.replication.backlog import Backlog
+from cdc.replication.catalog import Catalog
+from cdc.replication.probe import Probe
+from cdc.replication.replay_probe import ReplayProbe
+from cdc.replication.slot import SlotReader
+from cdc.replication.standby_snapshot import Nudge
+from cdc.requery.auditor import Auditor
+from cdc.requery.requery import Requery
+from cdc.state.ledger import Ledger
+from cdc.state.origin import Lineage
+from server.pair.mirror import Mirror
+from server.pair.peer import Peer
+from server.payload import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cdc.freshness import Freshness
     from cdc.observer import Observer
-    from cdc.pair import Pair
-    from cdc.store import Store
-    from server.settings import Settings
+    from cdc.pair.pair import Pair
+    from cdc.store.store import Store
+    from server.config.settings import Settings
 
 _JOIN_SECONDS = 1.5
 """What each thread gets to end in; the whole server has 5 s."""

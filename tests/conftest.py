@@ -1,11 +1,11 @@
 """Registers the fixtures; they live in small plugins, one a subject."""
 
 pytest_plugins = [
-    "tests.fix_postgres",
-    "tests.fix_server",
-    "tests.fix_feed",
-    "tests.fix_check",
-    "tests.fix_prometheus",
-    "tests.fix_chromium",
-    "tests.fix_pgbouncer",
+    "tests.plugins.postgres",
+    "tests.plugins.server",
+    "tests.plugins.feed",
+    "tests.plugins.check",
+    "tests.plugins.prometheus",
+    "tests.plugins.chromium",
+    "tests.plugins.pgbouncer",
 ]

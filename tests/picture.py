@@ -15,8 +15,8 @@ from rich._export_format import CONSOLE_SVG_FORMAT  # has no public name; the te
 from rich.console import Console
 from rich.text import Text
 
-from tests.fix_server import wait_until
-from tests.terminal import Terminal
+from tests.plugins.server import wait_until
+from tests.support.terminal import Terminal
 
 WIDTH: Final = 100
 HEIGHT: Final = 36

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 
-from server.demo.cluster import Cluster, ephemeral_cluster, ephemeral_standby
-from tests.fix_postgres import ROOT, Database
-from tests.fix_server import Server, expected, wait_equal
+from server.commands.demo.cluster import Cluster, ephemeral_cluster, ephemeral_standby
 from tests.history.faults import FAULTS, STANDBY_FAULTS, moved_to_a_standby, standby_promoted
 from tests.history.operations import PREPARE, Writer, chooser
 from tests.history.witness import GENERATIONS, Generation, Versions, Witness
-from tests.proxy import Proxy
+from tests.plugins.postgres import ROOT, Database
+from tests.plugins.server import Server, expected, wait_equal
+from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
     from random import Random

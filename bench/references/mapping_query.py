@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg2
 
-from cdc.mapping import load
+from cdc.mapping.mapping import load
 
 if TYPE_CHECKING:
     from bench.rig import Database

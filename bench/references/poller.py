@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 
 from bench.following import now
-from cdc.mapping import load
+from cdc.mapping.mapping import load
 
 if TYPE_CHECKING:
     from bench.following import Notebook

@@ -13,7 +13,7 @@ from psycopg2.extras import LogicalReplicationConnection
 from bench.following import now
 from bench.references.mapping_query import ENDPOINT
 from bench.references.recvlogical import options
-from cdc import wal2json
+from cdc.replication import wal2json
 
 if TYPE_CHECKING:
     from psycopg2.extras import ReplicationCursor

@@ -7,8 +7,8 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Final
 
-from cdc import wal2json
-from cdc.mapping import load
+from cdc.mapping.mapping import load
+from cdc.replication import wal2json
 
 if TYPE_CHECKING:
     from bench.rig import Database

@@ -1,6 +1,6 @@
 """Is this database fit for us? One list of questions, for `serve` and for `check`.
 
-`NECESSARY` is what the server cannot start without; it asks these itself (`cdc.preflight`) and refuses with
+`NECESSARY` is what the server cannot start without; it asks these itself (`preflight`) and refuses with
 the first fault. `FURTHER` is what makes it lose events, fill a disk, or be slow: nothing that it would stop
 for, and nothing that anybody should find out by themselves.
 """

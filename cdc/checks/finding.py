@@ -8,18 +8,18 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from cdc import tables
 from cdc.errors import PadsCdcError
-from cdc.postgres_errors import translated
-from cdc.slot_state import SlotState
+from cdc.mapping import tables
+from cdc.postgres.errors import translated
+from cdc.postgres.slot_state import SlotState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from cdc.connection import Address
-    from cdc.database import Database
-    from cdc.tables import Table
+    from cdc.mapping.tables import Table
+    from cdc.postgres.connection import Address
+    from cdc.postgres.database import Database
 
 
 class Verdict(StrEnum):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cdc.checks.finding import fail, good, warn
-from cdc.sql_text import quote_name
-from cdc.tables import column_to_name, followed, keys, wanted_indexes
+from cdc.mapping.sql_text import quote_name
+from cdc.mapping.tables import column_to_name, followed, keys, wanted_indexes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cdc.checks.finding import Finding, Site
-    from cdc.tables import Table
+    from cdc.mapping.tables import Table
 
 
 def replica_identity(site: Site) -> Iterator[Finding]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdc.checks.finding import fail, good, warn
-from cdc.postgres_errors import translated
-from cdc.state_file import is_foreign
+from cdc.postgres.errors import translated
+from cdc.state.state_file import is_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

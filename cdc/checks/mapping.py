@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cdc.checks.finding import fail, good, warn
 from cdc.errors import Refusal
-from cdc.sql_text import quote_name
+from cdc.mapping.sql_text import quote_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cdc.checks.finding import fail, good, warn
-from cdc.slot import PLUGIN
+from cdc.replication.slot import PLUGIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

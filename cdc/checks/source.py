@@ -10,8 +10,8 @@ import psycopg2
 
 from cdc.checks.finding import fail, good, warn
 from cdc.errors import PadsCdcError, Refusal, SourceError
-from cdc.postgres_errors import translate
-from cdc.sql_text import quote_name
+from cdc.mapping.sql_text import quote_name
+from cdc.postgres.errors import translate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

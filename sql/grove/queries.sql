@@ -2,7 +2,7 @@
 --
 -- `Endpoints` is the mapping. `EndpointsOf...` find the endpoints that a changed row affects, by the keys that
 -- affects.toml names. `ParentsOf...` fill the memory of rows whose deletes name only their own id. All of them are
--- subqueries of larger statements (cdc/mapping.py), so the planner decides on the whole, and for a few keys every
+-- subqueries of larger statements (cdc/mapping/mapping.py), so the planner decides on the whole, and for a few keys every
 -- table is reached through an index.
 
 -- name: Endpoints :many

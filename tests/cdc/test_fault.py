@@ -6,7 +6,7 @@ import pytest
 
 from cdc.errors import SourceError
 from cdc.fault import Fault
-from server.fanout import Listener
+from server.observe.fanout import Listener
 
 
 class Told(Listener):

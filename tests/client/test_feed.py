@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-
 from pads_cdc_client import Change, EndpointFeed, FeedStoppedError
 from pads_cdc_client.digest import Digest
 from pads_cdc_client.retry import Backoff, Remedy, remedy
-from tests.fix_feed import wait_exact
-from tests.fix_server import DEADLINE, expected, fill, wait_until
-from tests.proxy import Proxy
+
+from tests.plugins.feed import wait_exact
+from tests.plugins.server import DEADLINE, expected, fill, wait_until
+from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
-    from tests.fix_feed import FeedFactory
-    from tests.fix_postgres import Database
-    from tests.fix_server import ServerFactory
+    from tests.plugins.feed import FeedFactory
+    from tests.plugins.postgres import Database
+    from tests.plugins.server import ServerFactory
 
 
 def rotate(database: Database, number: int, key: str) -> None:

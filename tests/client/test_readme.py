@@ -7,15 +7,15 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
 from pads_cdc_client import EndpointFeed
-from tests.fix_postgres import ROOT
-from tests.fix_server import DEADLINE, fill
+
+from tests.plugins.postgres import ROOT
+from tests.plugins.server import DEADLINE, fill
 
 if TYPE_CHECKING:
-    from tests.fix_feed import FeedFactory
-    from tests.fix_postgres import Database
-    from tests.fix_server import ServerFactory
+    from tests.plugins.feed import FeedFactory
+    from tests.plugins.postgres import Database
+    from tests.plugins.server import ServerFactory
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/feed.md"])

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-
 from pads_cdc_client import EndpointFeed
-from tests.command import Command
-from tests.fix_feed import UNSETTLED
-from tests.fix_server import DEADLINE, wait_until
+
+from tests.plugins.feed import UNSETTLED
+from tests.plugins.server import DEADLINE, wait_until
+from tests.support.command import Command
 
 if TYPE_CHECKING:
-    from tests.fix_feed import Unsettled
+    from tests.plugins.feed import Unsettled
 
 
 def test_the_python_client_serves_the_map_and_knows_no_staleness(unsettled: Unsettled) -> None:

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from gotpl.errors import TemplateError
 
-from server.settings import Settings
+from server.config.settings import Settings
 from tests.deploy.chart import CHART, only, render, values
-from tests.fix_prometheus import ROOT, RULES
+from tests.plugins.prometheus import ROOT, RULES
 
 OPEN: dict[str, Any] = {"database__existingSecret": "portal", "grpc__allowInsecure": True}
 CLOSED: dict[str, Any] = {

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from server.settings import Settings
-from tests.fix_prometheus import ROOT
+from server.config.settings import Settings
+from tests.plugins.prometheus import ROOT
 
 DEPLOY = ROOT / "deploy"
 FILE = DEPLOY / "compose.yaml"

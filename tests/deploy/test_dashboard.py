@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.certificates import Authority, write_secret
 from tests.e2e.test_pair import start_pair
-from tests.fix_prometheus import ROOT
-from tests.fix_server import fill, wait_equal, wait_until
+from tests.plugins.prometheus import ROOT
+from tests.plugins.server import fill, wait_equal, wait_until
+from tests.support.certificates import Authority, write_secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory
-    from tests.fix_prometheus import Prometheus, PrometheusFactory
-    from tests.fix_server import GatewayFactory, ServerFactory
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
+    from tests.plugins.prometheus import Prometheus, PrometheusFactory
+    from tests.plugins.server import GatewayFactory, ServerFactory
 
 DASHBOARD = ROOT / "deploy/grafana/pads-cdc.json"
 

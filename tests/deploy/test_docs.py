@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc.freshness import Freshness
-from cdc.store import Store
-from server.metrics import Metrics
+from cdc.store.store import Store
+from server.observe.metrics import Metrics
 from server.subscribers import Subscribers
-from tests.fix_prometheus import ROOT
+from tests.plugins.prometheus import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.demo.cluster import free_port
-from tests.fix_prometheus import ROOT
-from tests.fix_server import fill
+from server.commands.demo.cluster import free_port
+from tests.plugins.prometheus import ROOT
+from tests.plugins.server import fill
 
 if TYPE_CHECKING:
-    from tests.fix_postgres import Database
+    from tests.plugins.postgres import Database
 
 HADOLINT = Path(sys.executable).with_name("hadolint")
 
@@ -31,7 +31,7 @@ import importlib.metadata as m
 print(*sorted(d.name.lower() for d in m.distributions()
               if d.name.lower() in {"pip", "setuptools", "wheel", "hatchling", "pytest", "grpcio-tools"}))')"
 for mapping in grove grove_soft_delete grove_jwt; do
-  python -c "from cdc.mapping import load; load('$mapping')" || say mapping "$mapping is not there"
+  python -c "from cdc.mapping.mapping import load; load('$mapping')" || say mapping "$mapping is not there"
 done
 say unset "$(POSTGRES_CONNECTION_STRING= $ENTRYPOINT $CMD 2>&1; echo "exit $?")"
 say insecure "$($ENTRYPOINT $CMD 2>&1; echo "exit $?")"

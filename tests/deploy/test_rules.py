@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cdc.freshness import Freshness
-from cdc.store import Store
-from server.metrics import Metrics
+from cdc.store.store import Store
+from server.observe.metrics import Metrics
 from server.subscribers import Subscribers
-from tests.fix_prometheus import ROOT, RULES
+from tests.plugins.prometheus import ROOT, RULES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,8 +29,8 @@ FOREIGN = {
     "pg_replication_slot_slot_is_active",
     "pg_replication_slot_safe_wal_size_bytes",
 }
-"""Metrics that the rules take from server.security, server.pair_gauges, Prometheus, its client library and
-postgres_exporter.
+"""Metrics that the rules take from `server.security`, `server.observe.pair_gauges`, Prometheus, its client
+library and postgres_exporter.
 """
 
 

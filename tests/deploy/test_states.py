@@ -11,19 +11,19 @@ from prometheus_client.exposition import generate_latest
 from psycopg2.extras import LogicalReplicationConnection
 
 from cdc.freshness import Freshness
-from cdc.store import Store
-from server.metrics import Metrics
+from cdc.store.store import Store
+from server.observe.metrics import Metrics
 from server.subscribers import Subscribers
 from tests.deploy.test_dashboard import as_asked, panels
-from tests.fix_server import fill, wait_equal, wait_until
-from tests.proxy import Proxy
+from tests.plugins.server import fill, wait_equal, wait_until
+from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
-    from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory, Replicated
-    from tests.fix_prometheus import Prometheus, PrometheusFactory
-    from tests.fix_server import GatewayFactory, ServerFactory
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory, Replicated
+    from tests.plugins.prometheus import Prometheus, PrometheusFactory
+    from tests.plugins.server import GatewayFactory, ServerFactory
 
 LAG = "pads_cdc_replication_lag_seconds"
 POLLING = 'pads_cdc_source_mode{mode="polling"}'

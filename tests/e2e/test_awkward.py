@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 
-from tests.fix_server import expected_by, fill, wait_equal, wait_until
+from tests.plugins.server import expected_by, fill, wait_equal, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from psycopg2.extensions import connection
 
-    from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory
-    from tests.fix_server import Gateway, GatewayFactory, Server, ServerFactory
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
+    from tests.plugins.server import Gateway, GatewayFactory, Server, ServerFactory
 
 
 class Scene:

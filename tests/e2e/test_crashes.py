@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc.failpoints import POINTS
-from tests.fix_server import fill, wait_equal, wait_until
+from tests.plugins.server import fill, wait_equal, wait_until
 
 if TYPE_CHECKING:
-    from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory
-    from tests.fix_server import GatewayFactory, ServerFactory
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
+    from tests.plugins.server import GatewayFactory, ServerFactory
 
 
 @pytest.mark.parametrize("hit", [2, 5])

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import pytest
 from psycopg2.extensions import make_dsn
 
-from tests.fix_postgres import fetched
-from tests.fix_server import fill, wait_equal, wait_until
+from tests.plugins.postgres import fetched
+from tests.plugins.server import fill, wait_equal, wait_until
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
-    from tests.fix_check import Check
-    from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory, Replicated
-    from tests.fix_server import GatewayFactory, ServerFactory
+    from tests.plugins.check import Check
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory, Replicated
+    from tests.plugins.server import GatewayFactory, ServerFactory
 
 
 def either(database: Database, pair: Replicated, attributes: str) -> str:

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 import grpc
 import psycopg2
 import pytest
-
+from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
 from pads_cdc_client.replica import Replica
-from server.pb.gateway_endpoint_pb2 import GatewayEndpoint
-from tests.fix_feed import Stream
-from tests.fix_server import expected, fill, wait_until
+
+from tests.plugins.feed import Stream
+from tests.plugins.server import expected, fill, wait_until
 
 if TYPE_CHECKING:
-    from tests.fix_postgres import Database
-    from tests.fix_server import ServerFactory
+    from tests.plugins.postgres import Database
+    from tests.plugins.server import ServerFactory
 
 ENDPOINTS, AMOUNT = 40, 1_000
 TRANSFER = """

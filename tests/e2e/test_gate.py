@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fix_server import fill, wait_equal, wait_until
-from tests.proxy import Proxy
+from tests.plugins.server import fill, wait_equal, wait_until
+from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from psycopg2.extensions import connection
 
-    from server.demo.cluster import Cluster
-    from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory
-    from tests.fix_server import Gateway, GatewayFactory, Server, ServerFactory
+    from server.commands.demo.cluster import Cluster
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
+    from tests.plugins.server import Gateway, GatewayFactory, Server, ServerFactory
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.fix_server import Server, expected_by, wait_equal, wait_until
 from tests.history.operations import PREPARE, Writer, chooser
 from tests.history.record import Log, Record
 from tests.history.witness import GENERATIONS, Generation, Witness
+from tests.plugins.server import Server, expected_by, wait_equal, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from server.demo.cluster import Cluster
-    from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory
-    from tests.fix_server import ServerFactory
+    from server.commands.demo.cluster import Cluster
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
+    from tests.plugins.server import ServerFactory
 
 SEEDS = st.integers(0, 2**32 - 1)
 EXAMPLES, STEPS = 5, 30

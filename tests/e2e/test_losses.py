@@ -16,18 +16,19 @@ import psycopg2
 import pytest
 from psycopg2.extras import LogicalReplicationConnection
 
-from cdc.token import Token
-from tests.fix_server import fill, wait_equal, wait_until
-from tests.proxy import Proxy
+from cdc.state.token import Token
+from tests.plugins.server import fill, wait_equal, wait_until
+from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pads_cdc_client import EndpointFeed
-    from server.demo.cluster import Cluster
-    from tests.fix_feed import FeedFactory
-    from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory
-    from tests.fix_server import Gateway, GatewayFactory, Server, ServerFactory
+
+    from server.commands.demo.cluster import Cluster
+    from tests.plugins.feed import FeedFactory
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
+    from tests.plugins.server import Gateway, GatewayFactory, Server, ServerFactory
 
 CHANGE = (
     "UPDATE pay_plans SET throughput_limit = throughput_limit + 1 WHERE plan_type = 'plan_1';"

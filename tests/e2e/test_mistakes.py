@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Protocol
 import psycopg2
 import pytest
 
-from cdc.mapping import load
-from server.demo.cluster import free_port
-from tests.fix_postgres import fetched
-from tests.fix_server import fill, wait_equal, wait_until
+from cdc.mapping.mapping import load
+from server.commands.demo.cluster import free_port
+from tests.plugins.postgres import fetched
+from tests.plugins.server import fill, wait_equal, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory, Role
-    from tests.fix_server import GatewayFactory, ServerFactory
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory, Role
+    from tests.plugins.server import GatewayFactory, ServerFactory
 
 SLOTS = "SELECT slot_name FROM pg_replication_slots WHERE slot_name = 'pads_cdc'"
 

@@ -14,14 +14,14 @@ import psycopg2
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
+from pads_cdc_client.pb.gateway_endpoint_pb2 import AuthDataRequest, AuthDataUpdatesRequest
+from pads_cdc_client.pb.gateway_endpoint_pb2_grpc import GatewayEndpointsStub
 
-from server.pb.gateway_endpoint_pb2 import AuthDataRequest, AuthDataUpdatesRequest
-from server.pb.gateway_endpoint_pb2_grpc import GatewayEndpointsStub
-from tests.fix_server import expected, fill, wait_equal, wait_until
+from tests.plugins.server import expected, fill, wait_equal, wait_until
 
 if TYPE_CHECKING:
-    from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory
-    from tests.fix_server import GatewayFactory, ServerFactory
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
+    from tests.plugins.server import GatewayFactory, ServerFactory
 
 
 def test_two_clients_both_get_everything(

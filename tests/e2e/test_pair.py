@@ -13,24 +13,25 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-
 from pads_cdc_client import Replica
-from server.pb.gateway_endpoint_pb2 import GatewayEndpoint
-from server.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
-from tests.certificates import Authority, write_secret
-from tests.fix_feed import opening, status, wait_exact
-from tests.fix_server import DEADLINE, expected, fill, wait_equal, wait_until
-from tests.proxy import Proxy
-from tests.server.test_endpoint_feed import follow, settled
+from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
+
+from tests.plugins.feed import opening, status, wait_exact
+from tests.plugins.server import DEADLINE, expected, fill, wait_equal, wait_until
+from tests.server.rpc.test_endpoint_feed import follow, settled
+from tests.support.certificates import Authority, write_secret
+from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pads_cdc_client import EndpointFeed
     from pads_cdc_client.replica import Change
-    from tests.fix_feed import FeedFactory, Stream, StreamFactory
-    from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory
-    from tests.fix_server import Gateway, GatewayFactory, Server, ServerFactory
+
+    from tests.plugins.feed import FeedFactory, Stream, StreamFactory
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
+    from tests.plugins.server import Gateway, GatewayFactory, Server, ServerFactory
 
 
 def change(database: Database, number: int) -> None:

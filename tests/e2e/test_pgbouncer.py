@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from server.demo.cluster import ephemeral_standby
-from tests.fix_server import fill, wait_equal
-from tests.proxy import Proxy
+from server.commands.demo.cluster import ephemeral_standby
+from tests.plugins.server import fill, wait_equal
+from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
-    from tests.fix_pgbouncer import PoolerFactory
-    from tests.fix_postgres import ClusterFactory, DatabaseFactory
-    from tests.fix_server import GatewayFactory, ServerFactory
+    from tests.plugins.pgbouncer import PoolerFactory
+    from tests.plugins.postgres import ClusterFactory, DatabaseFactory
+    from tests.plugins.server import GatewayFactory, ServerFactory
 
 
 def test_re_queries_through_a_pooler_before_two_servers(

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
+from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
-from cdc.token import Token
-from server.demo.cluster import ephemeral_standby
-from server.pb.gateway_endpoint_pb2 import GatewayEndpoint
-from server.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
+from cdc.state.token import Token
+from server.commands.demo.cluster import ephemeral_standby
 from tests.e2e.test_gate import local, standby_away
-from tests.fix_feed import opening
-from tests.fix_server import fill, wait_equal, wait_until
-from tests.proxy import Proxy
+from tests.plugins.feed import opening
+from tests.plugins.server import fill, wait_equal, wait_until
+from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.fix_feed import FeedFactory, StreamFactory
-    from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory, Replicated
-    from tests.fix_server import Gateway, GatewayFactory, Server, ServerFactory
+    from tests.plugins.feed import FeedFactory, StreamFactory
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory, Replicated
+    from tests.plugins.server import Gateway, GatewayFactory, Server, ServerFactory
 
 SET_KEY = (
     "UPDATE portal_application_settings SET secret_key = %s, secret_key_required = true"

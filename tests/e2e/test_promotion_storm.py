@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fix_postgres import fetched
+from tests.plugins.postgres import fetched
 from tests.soak import Storm
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.fix_postgres import ClusterFactory
+    from tests.plugins.postgres import ClusterFactory
 
 
 @pytest.mark.slow

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.demo.cluster import ephemeral_standby
-from tests.fix_server import fill, wait_equal, wait_until
+from server.commands.demo.cluster import ephemeral_standby
+from tests.plugins.server import fill, wait_equal, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.fix_postgres import ClusterFactory, Database, DatabaseFactory
-    from tests.fix_server import GatewayFactory, ServerFactory
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
+    from tests.plugins.server import GatewayFactory, ServerFactory
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.command import Command
-from tests.fix_postgres import ROOT
-from tests.fix_server import fill
+from tests.plugins.postgres import ROOT
+from tests.plugins.server import fill
+from tests.support.command import Command
 
 if TYPE_CHECKING:
-    from tests.fix_postgres import Database
-    from tests.fix_server import ServerFactory
+    from tests.plugins.postgres import Database
+    from tests.plugins.server import ServerFactory
 
 PASSWORD = "postgresql://postgres:...@db.internal/portal"
 FIVE_MINUTES = 300

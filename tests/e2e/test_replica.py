@@ -7,21 +7,21 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
 
 from cdc import lsn
-from cdc.connection import Address
-from cdc.database import Database as QueryServer
-from cdc.mapping import load
-from server.encode import encode
-from server.pb.gateway_endpoint_pb2 import GatewayEndpoint
-from tests.fix_server import fill, wait_equal, wait_until
+from cdc.mapping.mapping import load
+from cdc.postgres.connection import Address
+from cdc.postgres.database import Database as QueryServer
+from server.payload import encode
+from tests.plugins.server import fill, wait_equal, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.fix_feed import FeedFactory
-    from tests.fix_postgres import Database, DatabaseFactory, Replicated
-    from tests.fix_server import GatewayFactory, ServerFactory
+    from tests.plugins.feed import FeedFactory
+    from tests.plugins.postgres import Database, DatabaseFactory, Replicated
+    from tests.plugins.server import GatewayFactory, ServerFactory
 
 
 @contextmanager

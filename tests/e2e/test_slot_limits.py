@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.fix_postgres import fetched
-from tests.fix_server import fill, wait_equal, wait_until
-from tests.proxy import Proxy
+from tests.plugins.postgres import fetched
+from tests.plugins.server import fill, wait_equal, wait_until
+from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
-    from tests.fix_postgres import ClusterFactory, DatabaseFactory
-    from tests.fix_server import GatewayFactory, ServerFactory
+    from tests.plugins.postgres import ClusterFactory, DatabaseFactory
+    from tests.plugins.server import GatewayFactory, ServerFactory
 
 
 def test_limits_of_the_slot(

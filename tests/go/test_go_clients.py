@@ -14,21 +14,21 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
-
 from pads_cdc_client.digest import Digest
-from server.pb import gateway_endpoint_pb2
-from server.pb.pads.cdc.v1 import endpoint_feed_pb2
-from tests.certificates import Authority, write_secret
-from tests.fix_server import DEADLINE, expected, fill
+from pads_cdc_client.pb import gateway_endpoint_pb2
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2
+
+from tests.plugins.server import DEADLINE, expected, fill
+from tests.support.certificates import Authority, write_secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from google.protobuf.descriptor import FileDescriptor
 
-    from tests.fix_feed import Unsettled
-    from tests.fix_postgres import Database
-    from tests.fix_server import ServerFactory
+    from tests.plugins.feed import Unsettled
+    from tests.plugins.postgres import Database
+    from tests.plugins.server import ServerFactory
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "go-clients-token-" * 3

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 
-from tests.fix_server import wait_until
+from tests.plugins.server import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

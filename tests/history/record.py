@@ -7,7 +7,7 @@ from __future__ import annotations
 from itertools import count
 from typing import TYPE_CHECKING
 
-from server.pb.gateway_endpoint_pb2 import GatewayEndpoint
+from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

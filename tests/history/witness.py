@@ -8,9 +8,9 @@ import threading
 from typing import TYPE_CHECKING, Literal
 
 import grpc
+from pads_cdc_client.pb.gateway_endpoint_pb2 import AuthDataUpdatesRequest, GatewayEndpoint
 
-from server.pb.gateway_endpoint_pb2 import AuthDataUpdatesRequest, GatewayEndpoint
-from tests.fix_server import Gateway
+from tests.plugins.server import Gateway
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from cdc.freshness import Freshness
-from cdc.pair import Pair
-from cdc.state_file import StateFile
-from cdc.store import Store
-from server.fanout import Listener
+from cdc.pair.pair import Pair
+from cdc.state.state_file import StateFile
+from cdc.store.store import Store
+from server.config.settings import Settings
+from server.observe.fanout import Listener
 from server.pipeline import Pipeline
-from server.settings import Settings
-from tests.fix_server import wait_until
+from tests.plugins.server import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.fix_postgres import Database
+    from tests.plugins.postgres import Database
 
 
 class PipelineFactory(Protocol):

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 
-from cdc import wal2json
-from cdc.assembler import Assembler
-from cdc.catalog import Relations
-from cdc.mapping import Mapping, load, server_queries
-from cdc.parents import Parents
+from cdc.mapping.mapping import Mapping, load, server_queries
+from cdc.mapping.parents import Parents
+from cdc.replication import wal2json
+from cdc.replication.assembler import Assembler
+from cdc.replication.catalog import Relations
 from tests.sql.test_endpoints import MAPPINGS, affected, full
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor
 
-    from cdc.assembler import Transaction
-    from tests.fix_postgres import DatabaseFactory
+    from cdc.replication.assembler import Transaction
+    from tests.plugins.postgres import DatabaseFactory
 
 ROUNDS = 150
 

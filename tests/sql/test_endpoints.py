@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cdc.mapping import COLUMNS, Mapping, load
+from cdc.mapping.mapping import COLUMNS, Mapping, load
 from tests.sql import model
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor
 
-    from tests.fix_postgres import Database, DatabaseFactory
+    from tests.plugins.postgres import Database, DatabaseFactory
 
 MAPPINGS = ("grove", "grove_soft_delete", "grove_jwt")
 PEOPLE: dict[str, list[list[str]]] = {

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cdc.mapping import load
+from cdc.mapping.mapping import load
 
 if TYPE_CHECKING:
-    from tests.fix_postgres import Database
+    from tests.plugins.postgres import Database
 
 KEYS = {"EndpointsOfApplications": ["app1", "gone"]}
 

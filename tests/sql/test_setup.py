@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 
-from cdc.mapping import Mapping, load
+from cdc.mapping.mapping import Mapping, load
 from tests.sql.test_endpoints import MAPPINGS, affected, full
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.fix_postgres import Database, DatabaseFactory
+    from tests.plugins.postgres import Database, DatabaseFactory
 
 IDENTITIES = {"grove_jwt": ["account_users", "portal_application_settings", "user_auth_providers"]}
 FILL = """

@@ -1,0 +1,396 @@
+"""The follower: the loop that hears what the slot's reader has to say and sees to it that the map follows.
+
+It knows the modes (streaming, polling), the history that the server is on, and what may be confirmed. What
+has to be read, and when a read counts, is `Requery`'s.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from cdc.errors import ConfigurationError, PadsCdcError, Refusal, SourceError
+from cdc.failpoints import reach
+from cdc.fault import Fault
+from cdc.pair.mirrored import MirrorLost, MirrorOpened, MirrorPart
+from cdc.postgres.errors import is_shutdown
+from cdc.postgres.gate import Gate
+from cdc.postgres.timeline import History
+from cdc.replication.assembler import Transaction
+from cdc.replication.backlog import Idle, Lost, Started
+from cdc.replication.schema_watch import SchemaWatch
+from cdc.requery.task import Task
+from cdc.requery.throttle import Pace
+from cdc.store.entry_columns import Remembered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cdc.freshness import Freshness
+    from cdc.lsn import Lsn
+    from cdc.mapping.parents import Parents
+    from cdc.observer import Mode, Observer
+    from cdc.pair.standby_role import Standing
+    from cdc.postgres.database import Database
+    from cdc.replication.backlog import Backlog, Event
+    from cdc.replication.catalog import Catalog
+    from cdc.replication.slot import SlotReader
+    from cdc.requery.auditor import Auditor
+    from cdc.requery.requery import Requery
+    from cdc.state.ledger import Ledger
+    from cdc.state.origin import Lineage
+    from cdc.store.store import Store
+
+_IDLE = 0.5
+"""Seconds that the loop sleeps when nothing comes, to look after what can wait."""
+_GRACE = 1.0
+"""Seconds without a stream after which polling begins: a reconnect is usually quicker."""
+_POLL = 2.0
+"""Seconds between polls of the mapping while there is no stream; at most a quarter of the time is spent on
+them.
+"""
+_OWED = "owed"
+_FAULT = "fault"
+
+
+class Follower(threading.Thread):
+    """Runs until `stop`; `failure` says why if it ended by itself."""
+
+    def __init__(
+        self,
+        *,
+        backlog: Backlog,
+        reader: SlotReader,
+        requery: Requery,
+        auditor: Auditor,
+        database: Database,
+        catalog: Catalog,
+        parents: Parents,
+        store: Store,
+        ledger: Ledger,
+        lineage: Lineage,
+        freshness: Freshness,
+        observer: Observer,
+        standing: Standing,
+        max_retained_wal: int,
+        on_failure: Callable[[], object],
+    ) -> None:
+        """``max_retained_wal`` is in bytes.
+
+        ``on_failure`` is called from this thread when it ends because of an error that no retry mends.
+        """
+        super().__init__(name="follower", daemon=True)
+        self._backlog = backlog
+        self._reader = reader
+        self._requery = requery
+        self._auditor = auditor
+        self._database = database
+        self._schema = SchemaWatch(catalog, database)
+        self._parents = parents
+        self._store = store
+        self._ledger = ledger
+        self._lineage = lineage
+        self._freshness = freshness
+        self._observer = observer
+        self._standing = standing
+        self._held: Lsn = 0
+        """Transactions up to here may be delivered, and are in the map that was taken over."""
+        self._max_retained_wal = max_retained_wal
+        self._on_failure = on_failure
+        self.failure: BaseException | None = None
+        self._stopping = threading.Event()
+        self._tending = False
+        """There is more to do of what can wait."""
+        self._fault = Fault(observer, "follower")
+        self._pace = Pace()
+        self._session = 0
+        self._streaming = False
+        self._streamed = False
+        self._mode: Mode | None = None
+        self._lost_at = time.monotonic()
+        self._lost_reason = "start"
+        self._gap = True
+        """Transactions may never have come: only a reconcile makes the map exact."""
+        self._poll_at = 0.0
+        self._owed: Gate | None = None
+        """What the reconcile has to see for which the slot's WAL was let go."""
+
+    def stop(self) -> None:
+        """Ask the thread to end; a read that runs is cancelled, and its transactions stay unconfirmed."""
+        self._stopping.set()
+        self._backlog.wake()
+        self._database.cancel()
+
+    def read_so_far(self) -> tuple[History, Lsn]:
+        """Say which history was followed, and how far whatever was read reaches in it; any thread may ask.
+
+        It holds from the start on, before this thread runs: the state file knows.
+        """
+        kept = self._ledger.kept
+        return self._known, max(kept.position, kept.seen, self._store.position, self._store.seen)
+
+    @property
+    def _known(self) -> History:
+        kept = self._ledger.kept
+        return self._requery.history or History(kept.system, kept.timeline)
+
+    def run(self) -> None:
+        """Follow until `stop`."""
+        try:
+            self._restore()
+            while not self._stopping.is_set():
+                try:
+                    self._turn()
+                except PadsCdcError:
+                    raise  # only what cannot be mended by waiting gets here
+                except Exception as error:
+                    if not self._streamed:
+                        raise
+                    self._begin_anew(error)
+        except BaseException as error:  # noqa: BLE001 - the thread's boundary: whoever waits is told
+            self.failure = error
+            self._on_failure()
+        finally:
+            self._requery.abandon()
+            self._database.close()
+            self._ledger.close()
+
+    def _begin_anew(self, error: Exception) -> None:
+        """After a fault of ours: serve what is held, and read the stream again from what was confirmed."""
+        self._fault.met(error)
+        self._streaming = False  # nothing is confirmed or paid until the stream begins again
+        self._lost_at = time.monotonic()
+        self._requery.owe(_FAULT)
+        self._reader.drop(_FAULT)
+        self._stopping.wait(_POLL)
+
+    def _restore(self) -> None:
+        kept = self._ledger.kept
+        self._store.restore(kept.entries, kept.head, kept.position, kept.seen)
+        kept.entries = Remembered()
+        self._requery.read_up_to = kept.seen  # of a standby that replays again nothing older counts
+        kept.position = kept.seen = 0  # the store knows, and may have to forget
+        self._owed = kept.owed
+        self._set_mode("waiting")
+
+    def _turn(self) -> None:
+        """Take what has come, then do one step of everything that is open."""
+        self._pace.rest(self._stopping.wait)
+        patience = 0.0 if self._tending else self._auditor.patience(self._requery.patience(_IDLE))
+        events = self._backlog.take(patience)
+        transactions = [event for event in events if isinstance(event, Transaction)]
+        if transactions:
+            self._take(transactions)
+        for event in events:
+            self._hear(event)
+        try:
+            self._parents.tell()
+            self._poll()
+            with self._pace.timed(self._requery):
+                self._requery.turn()
+            self._settle()
+            if self._streaming and self._schema.changed():
+                self._reader.drop("schema")
+            self._auditor.turn(may_start=self._streaming and self._store.ready)
+        except PadsCdcError as error:
+            self._read_failed(error)
+        self._tending = False
+        if not self._requery.busy and not len(self._backlog):
+            self._tending = self._ledger.tend(self._store) | self._store.tend()
+
+    # --- what comes
+
+    def _take(self, transactions: Sequence[Transaction]) -> None:
+        since = self._requery.reached
+        transactions = [one for one in transactions if one.end > self._held]
+        for transaction in transactions:
+            self._parents.resolve(transaction.affected, transaction.end)
+            self._schema.note(transaction)
+            self._requery.reached = max(self._requery.reached, transaction.end)
+        touching = [one for one in transactions if one.affected.reconcile or len(one.affected)]
+        if touching:
+            task = Task.of(touching, since)
+            self._requery.add(task.within(len(self._store)))
+
+    def _hear(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._begin_stream(event)
+            case Idle():
+                self._requery.reached = max(self._requery.reached, event.lsn)
+            case Lost():
+                self._end_stream(event)
+            case MirrorOpened() | MirrorPart() | MirrorLost():
+                if self._standing.hear(event):
+                    self._set_mode("waiting")
+            case Transaction():
+                pass  # those come in runs, and are taken as one
+
+    def _begin_stream(self, started: Started) -> None:
+        """Begin anew from what was confirmed: one reconcile answers for everything that was open."""
+        kept = self._ledger.kept
+        self._owed = self._standing.inherit(self._owed)
+        self._requery.abandon()
+        self._session = started.session
+        self._adopt(started.history)
+        memory = self._standing.take_over(started, chain(*self._database.mapping.rules.values()))
+        if memory is not None:  # a copy of the peer's, which has not been compared with the database yet
+            self._auditor.hurry()
+        elif started.found and kept.fresh and not self._streamed:
+            self._observer.state_file_error(
+                "the slot has been read before, and there is no state file: clients of the old contract that"
+                " missed deletes must be restarted; keep STATE_FILE on a disk that outlives the process"
+            )
+        # What was read before may not be all: at the start, and where a slot was made anew.
+        self._gap = started.created is not None or started.confirmed > self._requery.reached
+        self._held = self._requery.reached if memory is not None else 0
+        # What follows was perhaps followed already: known again with the reconcile, if nobody told us.
+        self._parents.load(memory or {}, self._held)
+        if started.confirmed > self._requery.reached:  # true at the start, and with a new slot
+            self._lineage.gap(started.confirmed)
+        self._requery.reached = max(started.confirmed, self._held)
+        gate = Gate(end=max(started.confirmed, self._requery.read_up_to))
+        reason = self._lost_reason
+        if started.created is not None:
+            reason = "slot_created"
+            kept.bootstrap = started.created
+            self._ledger.note(bootstrap=str(started.created))
+        # Also when the process that made the slot did not live to load the map.
+        if kept.bootstrap is not None:
+            gate |= Gate(snapshot=kept.bootstrap)
+        if self._owed is not None:
+            gate, reason = gate | self._owed, _OWED
+        if memory is None:
+            self._requery.add(Task.reconcile(reason, gate, started.confirmed))
+        self._streaming = self._streamed = True
+        self._fault.over()
+        self._set_mode("streaming")
+
+    def _adopt(self, history: History) -> None:
+        """Be of this history from now on, or break with what was before it."""
+        known, store = self._known, self._store
+        switch = history.left_at(known)
+        if not history.continues(known, store.position, store.seen):
+            self._break_with_the_past()
+        elif switch is not None:  # beyond it the old timeline was followed, and nothing was read there
+            self._freshness.rewound()
+            store.turn(switch)
+            self._requery.reached = min(self._requery.reached, switch)
+            self._database.close()  # of several hosts another one may fit now
+        self._requery.history = history
+        self._lineage.following(history)
+        self._ledger.note(system=history.system, timeline=history.timeline)
+
+    def _break_with_the_past(self) -> None:
+        """Start a new epoch: positions and tokens of the history that was left mean nothing here."""
+        self._requery.rewind()
+        self._freshness.rewound()
+        self._store.rewind()
+        self._requery.reached = 0
+        self._lineage.broken()
+        self._ledger.new_epoch(self._store)
+
+    def _end_stream(self, lost: Lost) -> None:
+        if isinstance(lost.error, Refusal | ConfigurationError) and not self._streamed:
+            raise lost.error
+        if self._streaming:
+            self._lost_at = time.monotonic()
+        self._streaming = False
+        self._lost_reason = lost.error.reason if isinstance(lost.error, SourceError) else "refused"
+        if not self._standing.lost(lost):
+            self._observer.reconnecting(self._lost_reason, str(lost.error))
+        if is_shutdown(lost.error):
+            self._database.close()
+        known, history = self._requery.history, lost.history  # none is known of the peer's map but its own
+        if self._streamed and history and known and history.left_at(known) is not None:
+            self._requery.abandon()  # the server was promoted, and its slot cannot be had: it can be polled
+            self._gap = True
+            self._adopt(history)
+
+    # --- what follows from it
+
+    def _settle(self) -> None:
+        """Let the slot go up to where everything is in the store and in the state file."""
+        requery = self._requery
+        if not requery.busy and self._streaming:
+            self._pay()
+        position = requery.done_up_to
+        if self._streaming:
+            exact = self._owed is None and not self._gap  # neither is applied until a reconcile is done
+            if exact:
+                self._freshness.applied(position)
+            confirmable = self._standing.confirmable(requery.confirmable, exact=exact, owed=self._owed)
+            self._reader.confirm(confirmable, self._session)
+            self._let_go()
+        self._standing.look()
+        requery.settle()
+        if requery.exact_at is not None:
+            self._freshness.exact(requery.exact_at)
+            now = time.monotonic()
+            self._poll_at = now + max(_POLL, 3 * (now - requery.exact_at))
+            self._auditor.postpone()
+            self._lost_reason = "reconnect"
+            requery.exact_at = None
+
+    def _let_go(self) -> None:
+        """Owe a reconcile rather than fill the database's disk while what is open cannot be done.
+
+        Nothing that runs is ended: it may be about to succeed.
+        """
+        held = self._requery.reached - self._requery.confirmable
+        if not self._requery.busy or held <= self._max_retained_wal:
+            return
+        gate = self._requery.open_gate()
+        gate = (gate if self._owed is None else gate | self._owed).spanned()
+        if not self._ledger.note(owed=gate.note()):
+            return  # without a durable note nothing may be let go
+        reach("noted")
+        self._owed = gate
+        self._requery.let_go()
+        self._observer.trouble(
+            _OWED, "the slot held back more than MAX_RETAINED_WAL and was let go: a reconcile is owed"
+        )
+
+    def _pay(self) -> None:
+        """Forget what the reconcile that has just been done was for."""
+        self._gap = False
+        if self._owed is not None:
+            self._owed = None
+            self._ledger.note(owed="")
+            self._observer.trouble(_OWED, None)
+        if self._ledger.kept.bootstrap is not None:
+            self._ledger.kept.bootstrap = None
+            self._ledger.note(bootstrap="")
+
+    def _read_failed(self, error: PadsCdcError) -> None:
+        if self._stopping.is_set():
+            return
+        if is_shutdown(error):
+            self._reader.drop("shutdown")
+            self._database.close()
+        elif isinstance(error, SourceError) and error.reason == "other_timeline":
+            self._reader.drop(
+                "timeline"
+            )  # if the slot's server was promoted, it will say so when asked again
+        if self._streaming:
+            self._let_go()
+        else:
+            self._set_mode("waiting")
+
+    def _poll(self) -> None:
+        """Without a slot, read everything again and again: late is better than never."""
+        if self._streaming or self._requery.busy or self._standing.waiting:
+            return
+        if time.monotonic() < max(self._poll_at, self._lost_at + _GRACE):
+            return
+        self._set_mode("polling")
+        self._standing.part_ways()
+        gate = Gate(end=self._requery.read_up_to)
+        self._requery.add(Task.reconcile("polling", gate, self._requery.reached))
+
+    def _set_mode(self, mode: Mode) -> None:
+        if mode != self._mode:
+            self._mode = mode
+            self._observer.mode(mode)

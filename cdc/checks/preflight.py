@@ -1,0 +1,57 @@
+"""What `serve` asks before anything starts, so that a mistake is one line and not a retry for ever.
+
+The questions are those of ``pads-cdc check`` that the server cannot start without. A server that is only
+starting up is waited for, and so is whoever locks a table or has our query cancelled.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
+
+from cdc.checks import NECESSARY, Site, Verdict
+from cdc.errors import Refusal, SourceError
+
+if TYPE_CHECKING:
+    from cdc.postgres.connection import Address
+    from cdc.postgres.database import Database
+
+_PATIENCE = 30.0
+"""Seconds for which something that passes is waited for."""
+_PASSING = {"shutdown", "locked", "cancelled", "deadlock", "recovery_conflict"}
+"""Reasons that the server itself gives; one that does not answer at all is for a person, or a supervisor."""
+
+
+def check(
+    source: Address, database: Database, queries: dict[str, str], schema: str, *, failover: bool
+) -> None:
+    """Look at the slot's server and at the server that is queried. Blocks while they answer.
+
+    Raises:
+        PadsCdcError: what is wrong, and what to type.
+
+    """
+    patiently = Retrying(
+        retry=retry_if_exception(_passes),
+        stop=stop_after_delay(_PATIENCE),
+        wait=wait_fixed(0.5),
+        reraise=True,
+    )
+    patiently(
+        lambda: _refuse(
+            Site(source=source, database=database, queries=queries, schema=schema, failover=failover)
+        )
+    )
+
+
+def _passes(error: BaseException) -> bool:
+    return isinstance(error, SourceError) and error.reason in _PASSING
+
+
+def _refuse(site: Site) -> None:
+    """Raise the first fault; asked of a new site each time, as that remembers answers."""
+    for question in NECESSARY:
+        for finding in question.ask(site):
+            if finding.verdict is Verdict.FAIL:
+                raise Refusal(f"{finding.text}; {finding.remedy}")

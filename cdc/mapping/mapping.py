@@ -1,0 +1,269 @@
+"""A mapping, all of it data: which tables make an endpoint, by which query, and what a changed row affects.
+
+A mapping is a folder, bundled under ``sql/`` or anybody's own:
+
+``schema.sql``
+    the tables that it expects, one ``CREATE TABLE`` each, with all columns that are used;
+``queries.sql``
+    `Endpoints` with the columns of `COLUMNS`, ``EndpointsOf...(@keys)`` and ``ParentsOf...``, each named by a
+    line ``-- name: X :many`` as sqlc has it;
+``affects.toml``
+    the tables it ``reads``, those that others refer to first, the ``signals`` that it hears, whose
+    ``deleted`` columns it honours (``honours_deleted``), the query whose keys are endpoint ids
+    (``endpoint_keys``, if any), those whose keys stand in a column of `Endpoints` (``key_columns``), and an
+    ``[[affects]]`` entry for each `Rule`;
+``setup.sql``
+    grants, indexes and replica identities. ``:"role"`` and ``:"schema"`` stand for names, as psql has it, so
+    that ``psql -v role=... -v schema=...`` runs it too.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cdc.errors import ConfigurationError
+from cdc.mapping import sql_text
+from cdc.mapping.affects_file import AffectsFile, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from collections.abc import Mapping as Map
+
+__all__ = ["COLUMNS", "Mapping", "Rule", "load", "server_queries"]
+
+_FILES = ("affects.toml", "queries.sql", "schema.sql", "setup.sql")
+
+COLUMNS = (
+    "endpoint_id",
+    "secret_key",
+    "secret_key_required",
+    "authorized_users",
+    "account_id",
+    "plan_type",
+    "throughput_limit",
+    "capacity_limit",
+)
+"""The columns of `Endpoints`, in this order, whatever the mapping."""
+
+_NOT_IN = "NOT EXISTS (SELECT 1 FROM {0} WHERE {0}.endpoint_id = {1}.endpoint_id)"
+_GONE = f"""\
+SELECT NULL, NULL, wanted.endpoint_id, false{", NULL" * len(COLUMNS)}
+FROM wanted
+WHERE {_NOT_IN.format("endpoint", "wanted")}"""
+
+_PLACEHOLDER = re.compile(r':"(role|schema)"')
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """Everything that one folder says, checked, with the queries in psycopg2's form.
+
+    A statement that reads has twelve columns and begins with a header row: the snapshot, `seen` (the end of
+    WAL after that), what the session had put into the setting ``pads_cdc.before``, then NULLs. Any further
+    row is NULL, NULL, the id that was wanted, whether there is such an endpoint, and `COLUMNS`, NULLs where
+    not.
+    """
+
+    name: str
+    folder: Path
+    schema: str = field(repr=False)
+    setup: str = field(repr=False)
+    reads: tuple[str, ...]
+    """The tables that the queries read: they must be there, and readable for us. Locks are taken in this
+    order.
+    """
+    signals: tuple[str, ...]
+    """Tables whose rows only ask for a recompute: never read, so they need no grant."""
+    honours_deleted: frozenset[str]
+    """Tables of which the mapping leaves out the rows that have ``deleted`` set."""
+    endpoint_keys: str | None
+    """The kind of keys that are endpoint ids themselves, if there is one."""
+    key_columns: Map[str, str]
+    """Kinds whose keys stand in a column of `COLUMNS`: they find the endpoints that have one of them there,
+    and name none that is gone.
+    """
+    rules: Map[str, tuple[Rule, ...]] = field(repr=False)
+    queries: Map[str, str] = field(repr=False)
+    """By name. The parameter of an ``EndpointsOfX`` is ``%(EndpointsOfX)s``, so that several fit together."""
+    header: str = field(repr=False)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Every table whose rows matter."""
+        return self.reads + self.signals
+
+    @property
+    def locks(self) -> str:
+        """The statement that comes before one that reads, so that all locks are there before its snapshot.
+
+        They are taken in the order of `reads`: TRUNCATE ... CASCADE locks parents first and needs what we
+        hold. In the order of the joins we could hold the children and wait for the parents, and the server
+        could end the writer's transaction for it. Partitions are locked when a statement is planned, and so
+        after its own snapshot: one that is emptied and filled again meanwhile would be seen empty. So a
+        condition that is never true would not do here, for which they would be left out.
+        (LOCK TABLE would need a grant on the whole table.)
+        """
+        tables = map(sql_text.quote_name, self.reads)
+        return "\nUNION ALL\n".join(f"SELECT FROM {table}" for table in tables) + "\nLIMIT 0"
+
+    @property
+    def full(self) -> str:
+        """The statement that reads the whole mapping."""
+        return f"{self.header}\nUNION ALL\n{_found(self.queries['Endpoints'])}"
+
+    def compose(self, kinds: Collection[str]) -> str:
+        """Return the statement that reads what keys of these kinds affect; each kind's keys are a parameter.
+
+        Each wanted id comes once, also where no endpoint has it any more. Keys of `key_columns` are a
+        condition on the mapping, which a plan's ripple is through with in half the time, and of which the
+        first rows are there at once. Other kinds ask for ids first, which are joined to the
+        mapping before missing ones are added: an outer join would be resolved last, and compute the
+        mapping's expressions for every endpoint there is (in `grove_jwt`, three times slower). Those that are
+        found come as they are joined, those that are gone behind them: an outer join of the two would first
+        sort both.
+
+        Raises:
+            KeyError: no query has the name of the kind.
+            ValueError: no kinds.
+
+        """
+        if not kinds:
+            raise ValueError("nothing is wanted")
+        by_id = sorted(kind for kind in kinds if kind not in self.key_columns)
+        by_column = sorted(kind for kind in kinds if kind in self.key_columns)
+        parts = [self.header]
+        if by_id:
+            parts += [_found("SELECT * FROM endpoint"), _GONE]
+        # A part each, as no index helps with an OR over the columns of two tables. Later ones leave out what
+        # earlier ones bring.
+        brought = [_NOT_IN.format("wanted", "mapping")] if by_id else []
+        for kind in by_column:
+            having = f"mapping.{self.key_columns[kind]} = ANY(%({kind})s::TEXT[])"
+            conditions = "\nAND ".join([having, *brought])
+            parts.append(
+                _found(f"SELECT * FROM (\n{self.queries['Endpoints']}\n) AS mapping\nWHERE {conditions}")
+            )
+            brought.append(f"({having}) IS NOT TRUE")
+        return (self._wanted(by_id) if by_id else "") + "\nUNION ALL\n".join(parts)
+
+    def _wanted(self, kinds: Sequence[str]) -> str:
+        """Return the ids that queries find, and what the mapping has of them, as tables of a statement."""
+        wanted = "\nUNION\n".join(
+            f"SELECT {kind}.endpoint_id FROM (\n{self.queries[kind]}\n) AS {kind}" for kind in kinds
+        )
+        # A UNION leaves out duplicates, and so must this. Keys that are ids are a set already, of which the
+        # planner knows how many there are: with DISTINCT it would look up 300,000 one by one.
+        if len(kinds) == 1 and kinds[0] != self.endpoint_keys:
+            wanted = wanted.replace("SELECT", "SELECT DISTINCT", 1)
+        return f"""\
+WITH wanted AS MATERIALIZED (
+{wanted}
+),
+endpoint AS MATERIALIZED (
+SELECT {_columns("mapping")}
+FROM wanted
+INNER JOIN (
+{self.queries["Endpoints"]}
+) AS mapping ON mapping.endpoint_id = wanted.endpoint_id
+)
+"""
+
+    def setup_statements(self, schema: str, role: str | None) -> list[str]:
+        """Return what makes a database ready, one statement each, for the owner of the tables.
+
+        They are to be executed one by one in autocommit (an index is built CONCURRENTLY) with ``search_path``
+        set to ``schema``, as often as one likes. Without a role those that grant it something are left out.
+        """
+        names = {"schema": sql_text.quote_name(schema), "role": sql_text.quote_name(role or "")}
+        return [
+            _PLACEHOLDER.sub(lambda match: names[match[1]], statement)
+            for statement in sql_text.statements(self.setup)
+            if role is not None or "role" not in _PLACEHOLDER.findall(statement)
+        ]
+
+
+def load(name_or_path: str) -> Mapping:
+    """Read a bundled mapping by its name, or any mapping by the path of its folder. Reads files.
+
+    Raises:
+        ConfigurationError: there is none, or something in it is wrong: the file, and what.
+
+    """
+    folder = _folder(name_or_path)
+    schema, setup = _read(folder / "schema.sql"), _read(folder / "setup.sql")
+    queries = _queries(folder / "queries.sql")
+    if "Endpoints" not in queries or sql_text.parameters(queries["Endpoints"]):
+        raise ConfigurationError(f"{folder / 'queries.sql'}: needs a query Endpoints without parameters")
+    path = folder / "affects.toml"
+    affects = AffectsFile(path, _read(path), sql_text.tables(schema), queries)
+    return Mapping(
+        name=folder.name,
+        folder=folder,
+        schema=schema,
+        setup=setup,
+        reads=affects.reads,
+        signals=affects.signals,
+        honours_deleted=affects.honours_deleted,
+        endpoint_keys=affects.endpoint_keys,
+        key_columns=affects.key_columns(COLUMNS),
+        rules=affects.rules(),
+        queries={name: sql_text.bind(query, name) for name, query in queries.items()},
+        header=sql_text.bind(_queries(_bundled() / "read.sql")["Header"]),
+    )
+
+
+def server_queries() -> dict[str, str]:
+    """Return the queries that any server answers, in psycopg2's form, with their parameters' own names."""
+    queries = _queries(_bundled() / "server.sql")
+    return {name: sql_text.bind(query) for name, query in queries.items()}
+
+
+def _found(endpoints: str) -> str:
+    """Return a part of a statement: the endpoints that a query has."""
+    return f"SELECT NULL, NULL, found.endpoint_id, true, {_columns('found')}\nFROM (\n{endpoints}\n) AS found"
+
+
+def _columns(table: str) -> str:
+    return ", ".join(f"{table}.{column}" for column in COLUMNS)
+
+
+def _queries(path: Path) -> dict[str, str]:
+    try:
+        return sql_text.named_queries(_read(path))
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+
+
+def _bundled() -> Path:
+    """Return the folder ``sql``: within the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "sql"
+    return installed if installed.is_dir() else package.parent / "sql"
+
+
+def _folder(name_or_path: str) -> Path:
+    names = sorted(path.parent.name for path in _bundled().glob("*/affects.toml"))
+    if name_or_path in names:
+        return _bundled() / name_or_path
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        if not any((folder / file).exists() for file in _FILES):
+            raise ConfigurationError(
+                f"MAPPING: the folder {folder} is no mapping: none of {', '.join(_FILES)} is in it;"
+                f" choose {', '.join(names)}, or a folder with these files"
+            )
+        return folder.resolve()
+    raise ConfigurationError(
+        f"MAPPING: there is no mapping {name_or_path!r}: choose {', '.join(names)}, or a folder's path"
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigurationError(f"{path}: cannot be read: {reason}") from error

@@ -1,0 +1,189 @@
+"""The mapping's tables as the catalog has them, and what of it makes following them exact, or fast.
+
+What a table needs is data: the rules of the mapping say which column an update or delete has to name,
+``schema.sql`` which keys are unique, and ``setup.sql`` which indexes the ripples go through.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cdc.mapping import sql_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from cdc.mapping.mapping import Mapping
+
+    Ask = Callable[..., list[tuple[Any, ...]]]
+    """Runs a query of sql/server.sql by its name, with its parameters as keywords."""
+
+_CREATE_TABLE = re.compile(
+    r"CREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(\w+)\s*\((.*)\)", re.IGNORECASE | re.DOTALL
+)
+_LENGTHS = re.compile(r"\(\s*\d+(?:\s*,\s*\d+)*\s*\)")
+_KEY_OF_COLUMN = re.compile(r"(?:^|,)\s*(\w+)\s+[^,]*?\b(?:PRIMARY\s+KEY|UNIQUE)\b(?!\s*\()", re.IGNORECASE)
+_KEY_OF_TABLE = re.compile(r"\b(?:PRIMARY\s+KEY|UNIQUE)\s*\(([^)]*)\)", re.IGNORECASE)
+_CREATE_INDEX = re.compile(
+    r"CREATE\s+INDEX\s+CONCURRENTLY\s+IF\s+NOT\s+EXISTS\s+(\w+)\s+ON\s+(\w+)\s*\(([\w\s,]+)\)\s*",
+    re.IGNORECASE,
+)
+_SCHEMA = re.compile(r'("(?:[^"]|"")*"|[^".]+)\.')
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index, which lies in the schema of its table."""
+
+    raw_name: str
+    name: str
+    """Quoted, for ALTER TABLE, which takes no schema there."""
+    full_name: str
+    """Quoted, with its schema."""
+    columns: tuple[str, ...]
+    primary: bool
+    unique: bool
+    valid: bool
+    identity: bool
+    """Chosen by REPLICA IDENTITY USING INDEX."""
+    plain: bool
+    """Neither partial nor over expressions."""
+    may_identify: bool
+    """REPLICA IDENTITY takes it: unique, immediate, plain, over columns that are NOT NULL."""
+    comment: str | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the mapping, or a partition of one; its name is qualified and quoted."""
+
+    oid: int
+    mapped: str
+    top: bool
+    """The table that the queries name, and not a partition of it."""
+    name: str
+    kind: str
+    """``r`` a table, ``p`` one that has partitions, ``v`` ``m`` ``f`` what sends no rows."""
+    logged: bool
+    identity_kind: str
+    """``d``efault (the primary key), ``i``ndex, ``f``ull or ``n``othing."""
+    columns: tuple[str, ...]
+    row_security: bool
+    hides_rows: bool
+    """Row-level security leaves out rows for us."""
+    readable: bool
+    writable: bool
+    indexes: tuple[Index, ...]
+
+    @property
+    def schema(self) -> str:
+        """The quoted schema that it lies in, as its indexes do."""
+        found = _SCHEMA.match(self.name)
+        return found[1] if found else ""
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The columns that an update or delete carries of the old row; none, and it is lost."""
+        if self.identity_kind == "f":
+            return self.columns
+        index = self.identity_index
+        return index.columns if index else ()
+
+    @property
+    def identity_index(self) -> Index | None:
+        """The index that the identity goes by, if it is one of those."""
+        for index in self.indexes:
+            if (self.identity_kind == "d" and index.primary) or (
+                self.identity_kind == "i" and index.identity
+            ):
+                return index
+        return None
+
+    def identifier(self, column: str | None = None) -> Index | None:
+        """Return the index with the fewest columns that could be the identity and, if given, has a column."""
+        for index in self.indexes:
+            if index.may_identify and index.valid and (column is None or column in index.columns):
+                return index
+        return None
+
+
+@dataclass(frozen=True)
+class WantedIndex:
+    """An index of ``setup.sql``."""
+
+    name: str
+    table: str
+    columns: tuple[str, ...]
+
+    def lacked_by(self, tables: Iterable[Table]) -> Iterator[Table]:
+        """Yield the table if it has none like it; of a partitioned one, the partitions that have none."""
+        for table in tables:
+            if table.mapped == self.table and table.kind == "r" and self.answered_by(table) is None:
+                yield table
+
+    def name_on(self, table: Table) -> str:
+        """Name it on a table; partitions may lie in one schema, where each index has its own name."""
+        return self.name if table.top else f"{self.name}_{table.oid}"
+
+    def create_on(self, table: Table) -> str:
+        """Return the statement that makes it there, while others write."""
+        return f"CREATE INDEX CONCURRENTLY {self.name_on(table)} ON {table.name} ({', '.join(self.columns)});"
+
+    def answered_by(self, table: Table) -> Index | None:
+        """Return an index of the table that serves as well."""
+        for index in table.indexes:
+            if index.valid and index.plain and index.columns[: len(self.columns)] == self.columns:
+                return index
+        return None
+
+
+def look(ask: Ask, mapping: Mapping, schema: str) -> tuple[Table, ...]:
+    """Read the mapping's tables and their partitions with all indexes: two queries."""
+    rows = ask("MappedTables", schema=schema, tables=list(mapping.tables))
+    of_table: dict[int, list[Index]] = {}
+    for table, *index in ask("MappedIndexes", tables=[row[0] for row in rows]):
+        of_table.setdefault(table, []).append(Index(*_fields(index)))
+    return tuple(Table(*_fields([*row, of_table.get(row[0], [])])) for row in rows)
+
+
+def followed(tables: Iterable[Table], mapping: Mapping) -> Iterator[Table]:
+    """Yield the tables that updates and deletes of come from: not signals, where only inserts count, and of
+    a partitioned table the partitions.
+    """
+    return (table for table in tables if table.mapped in mapping.reads and table.kind == "r")
+
+
+def column_to_name(mapping: Mapping, table: str) -> str | None:
+    """Return the column that has to be in the identity so that no parent needs to be remembered, if any."""
+    for rule in mapping.rules[table]:
+        if rule.parents is not None:
+            return rule.column
+    return None
+
+
+def keys(mapping: Mapping) -> Iterator[tuple[str, frozenset[str]]]:
+    """Yield (table, columns) for each primary key and UNIQUE that ``schema.sql`` gives a table that is
+    read.
+    """
+    for statement in sql_text.statements(mapping.schema):
+        table = _CREATE_TABLE.match(statement)
+        if table and table[1].lower() in mapping.reads:
+            body = _LENGTHS.sub("", table[2])
+            for key in (*_KEY_OF_COLUMN.findall(body), *_KEY_OF_TABLE.findall(body)):
+                yield table[1].lower(), frozenset(part.strip().lower() for part in key.split(","))
+
+
+def wanted_indexes(mapping: Mapping) -> Iterator[WantedIndex]:
+    """Yield the indexes that ``setup.sql`` makes."""
+    for statement in sql_text.statements(mapping.setup):
+        index = _CREATE_INDEX.fullmatch(statement)
+        if index:
+            columns = tuple(part.strip().lower() for part in index[3].split(","))
+            yield WantedIndex(index[1].lower(), index[2].lower(), columns)
+
+
+def _fields(row: Iterable[Any]) -> list[Any]:
+    """Return a row as the fields of a frozen value, in whose order the queries' columns are."""
+    return [tuple(value) if isinstance(value, list) else value for value in row]

@@ -1,0 +1,1 @@
+"""Two servers for one slot: which of them leads, and the copy that the other one holds."""

@@ -1,0 +1,176 @@
+"""The copy that a standby holds of its peer's map: endpoints, tombstones, revisions, positions.
+
+The positions are what makes it worth something: with them the peer's tokens are good here, by the rule that
+holds between any two servers of one database, and the slot may be read on from where the peer was. Revisions
+go on counting from the peer's, in an epoch of our own: what the peer gave out and we never heard of must not
+be taken for ours.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cdc.errors import SourceError
+from cdc.pair.mirrored_parents import MirroredParents
+from cdc.store.digest import entry_digest
+from cdc.store.store import Batch
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from cdc.lsn import Lsn
+    from cdc.pair.mirrored_parents import ParentsPart
+    from cdc.state.ledger import Ledger
+    from cdc.state.origin import Lineage
+    from cdc.store.store import Entry, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A state of the peer's that we hold: where its stream can go on."""
+
+    epoch: str
+    timeline: int
+    revision: int
+    followed: Lsn
+
+
+@dataclass(frozen=True, slots=True)
+class PeerState:
+    """What the peer says of its map at a moment; see ``MirrorState`` in the protocol."""
+
+    point: Point
+    system: str
+    position: Lsn
+    followed_since: Lsn
+    whole: bool
+    count: int
+    digest: bytes
+    owed: str
+
+
+@dataclass(slots=True)
+class MirrorOpened:
+    """The peer leads and begins to tell us of its map; whoever waits for `reply` learns whether to go on."""
+
+    reset: bool
+    """Everything follows."""
+    reply: Future[bool] = field(repr=False)
+
+
+@dataclass(slots=True)
+class MirrorPart:
+    """Some entries, and perhaps the state that they lead to; `reply` is set once it is in the state file."""
+
+    entries: list[Entry]
+    moved: list[tuple[str, Lsn]]
+    """Ids whose position is another one."""
+    seen: Lsn
+    state: PeerState | None
+    parents: list[ParentsPart]
+    reply: Future[bool] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorLost:
+    """The peer's stream has ended, or could not be had."""
+
+    leaderless: bool = False
+    """It is there, and says that it does not read the slot."""
+
+
+class Mirrored:
+    """Owned by the follower's thread; anyone may read `point`."""
+
+    def __init__(self, store: Store, ledger: Ledger, lineage: Lineage) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._lineage = lineage
+        self._coming: dict[str, Entry] | None = None
+        """The entries of a map that is not complete yet."""
+        self._owed = ""
+        self.parents = MirroredParents()
+        """Of the moment up to which `point` has followed the slot."""
+        self.point: Point | None = None
+        """The state that the store holds; None where it is none of the peer's, or is not any more."""
+
+    def begin(self, *, reset: bool) -> bool:
+        """Prepare for what follows; False if it cannot follow what we hold."""
+        self._coming = {} if reset else None
+        self.parents = MirroredParents()
+        return reset or self.point is not None
+
+    def take(self, part: MirrorPart) -> None:
+        """Put a part into the store and into the state file.
+
+        Raises:
+            SourceError: the map is not the peer's now; it has to be had anew.
+
+        """
+        for parents in part.parents:
+            self.parents.take(parents)
+        if self._coming is not None:
+            self._collect(self._coming, part)
+            if part.state is None:
+                return
+            self._adopt(self._coming, part.state, part.seen)
+            self._coming = None
+        else:
+            self._copy(part)
+        if part.state is not None:
+            self._arrive(part.state)
+
+    def part_ways(self) -> None:
+        """Note that the store is about to change by itself."""
+        self.point = self._coming = None
+
+    def _collect(self, coming: dict[str, Entry], part: MirrorPart) -> None:
+        coming.update((entry.id, entry) for entry in part.entries)  # who has moved comes only as it is now
+        for endpoint_id, position in part.moved:
+            coming[endpoint_id].position = max(coming[endpoint_id].position, position)
+
+    def _adopt(self, coming: dict[str, Entry], state: PeerState, seen: Lsn) -> None:
+        self.point = None
+        self._store.adopt(
+            coming.values(), state.point.revision, whole=state.whole, position=state.position, seen=seen
+        )
+        self._ledger.new_epoch(self._store)
+        kept = self._ledger.kept
+        kept.position = kept.seen = 0
+        kept.bootstrap = None  # the peer's map has seen all that ours had still to see
+        self._ledger.note(bootstrap="", owed=state.owed)
+        self._owed = state.owed
+
+    def _copy(self, part: MirrorPart) -> None:
+        store, state = self._store, part.state
+        position = store.position if state is None else state.position
+        batch = store.copied(part.entries, store.head if state is None else state.point.revision)
+        self._ledger.append(batch, position=position, seen=part.seen)
+        store.publish(batch, whole=state is not None and state.whole, position=position, seen=part.seen)
+        by_position: defaultdict[Lsn, list[tuple[Entry, bytes]]] = defaultdict(list)
+        for endpoint_id, at in part.moved:
+            entry = store.entries[endpoint_id]
+            digest = b"" if entry.payload is None else entry_digest(entry.id, entry.payload)
+            by_position[at].append((entry, digest))
+        for at, moved in by_position.items():
+            batch = Batch(store.head, at, at, moved=moved)
+            self._ledger.append(batch, position=position, seen=part.seen)
+            store.publish(batch, whole=store.whole)
+
+    def _arrive(self, state: PeerState) -> None:
+        store = self._store
+        if (store.digest, len(store)) != (state.digest, state.count):
+            self.point = None
+            raise SourceError("mirror", "the copy of the peer's map is not the same, and is had anew")
+        if state.owed != self._owed:
+            self._owed = state.owed
+            self._ledger.note(owed=state.owed)
+        kept = self._ledger.kept
+        if (kept.system, kept.timeline) != (state.system, state.point.timeline):
+            kept.system, kept.timeline = state.system, state.point.timeline
+            self._ledger.note(system=kept.system, timeline=kept.timeline)
+        self.parents.followed(state.point.followed)
+        self._lineage.mirrored(state.followed_since)
+        self.point = state.point

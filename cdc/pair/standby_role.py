@@ -1,0 +1,171 @@
+"""Standing by: what the follower does while its peer reads the slot, and how it takes over.
+
+Nobody is served meanwhile. When the slot is ours, the copy is served as soon as everything has been followed
+that the peer can have shown to anybody: up to the end of WAL at that moment. If the slot was let go beyond
+the copy (the peer went on alone), only a whole reading closes the gap, as after any other start.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from cdc.errors import SlotHeld, SourceError
+from cdc.pair.mirrored import MirrorLost, MirrorOpened, MirrorPart
+from cdc.postgres.gate import Gate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cdc.freshness import Freshness
+    from cdc.lsn import Lsn
+    from cdc.mapping.affects_file import Rule
+    from cdc.observer import Observer
+    from cdc.pair.mirrored import Mirrored
+    from cdc.pair.mirrored_parents import Memory
+    from cdc.pair.pair import Pair
+    from cdc.replication.backlog import Lost, Started
+    from cdc.requery.requery import Requery
+    from cdc.store.store import Store
+
+_UNHEARD = 90.0
+"""Seconds without a word of the peer after which we go on as if there were none: late is better than never.
+Longer than the server takes to end the connection of one that is frozen (wal_sender_timeout, 60 s).
+"""
+_LEADERLESS = 10.0
+"""Likewise, where the peer says that it does not read the slot either."""
+TROUBLE = "peer"
+
+
+class Standing:
+    """Owned by the follower's thread."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        mirrored: Mirrored,
+        requery: Requery,
+        store: Store,
+        freshness: Freshness,
+        observer: Observer,
+    ) -> None:
+        self._pair = pair
+        self._mirrored = mirrored
+        self._requery = requery
+        self._store = store
+        self._freshness = freshness
+        self._observer = observer
+        self._alone_at = time.monotonic() + _UNHEARD
+        self._ready_at: int | None = None
+        """Once everything up to here is in the map, it can be served."""
+        self.owed: Gate | None = None
+        """What the peer owes, and we do when we have taken over."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether to leave everything to the peer, and not even poll."""
+        if not self._pair.peered or self._store.ready:
+            return False
+        return self._pair.mirroring or time.monotonic() < self._alone_at
+
+    def hear(self, event: MirrorOpened | MirrorPart | MirrorLost) -> bool:
+        """Take what the peer's stream brings; tells whether we stand by."""
+        pair = self._pair
+        match event:
+            case MirrorLost():
+                if pair.mirroring or not pair.asked:
+                    patience = _LEADERLESS if event.leaderless else _UNHEARD
+                    self._alone_at = time.monotonic() + patience
+                elif event.leaderless:
+                    self._alone_at = min(self._alone_at, time.monotonic() + _LEADERLESS)
+                pair.mirroring, pair.asked = False, True
+            case MirrorOpened():
+                event.reply.set_result(not pair.leading and self._begin(event))
+            case MirrorPart():
+                going = pair.mirroring and not pair.leading
+                try:
+                    if going:
+                        self._take(event)
+                except SourceError as error:
+                    self._observer.trouble(TROUBLE, str(error))
+                    going = False
+                event.reply.set_result(going)
+        return pair.standing_by
+
+    def inherit(self, owed: Gate | None) -> Gate | None:
+        """Return what is owed now, where ``owed`` was our own: with its map we take over the peer's debts."""
+        return owed if self._mirrored.point is None else self.owed
+
+    def confirmable(self, position: Lsn, *, exact: bool, owed: Gate | None) -> Lsn:
+        """Return up to where the slot may be let go; see `Pair.confirmable`."""
+        return self._pair.confirmable(position, exact=exact, owed="" if owed is None else owed.note())
+
+    def part_ways(self) -> None:
+        """Note that the mapping is read here from now on: the map is not the peer's any more."""
+        self._mirrored.part_ways()
+
+    def _begin(self, opened: MirrorOpened) -> bool:
+        pair = self._pair
+        if not self._mirrored.begin(reset=opened.reset):
+            return False
+        pair.standing_by = pair.mirroring = pair.asked = True
+        self._store.withhold()
+        self._requery.abandon()
+        self._requery.history = None
+        if opened.reset:
+            self._freshness.rewound()
+        self._observer.trouble(TROUBLE, None)
+        return True
+
+    def _take(self, part: MirrorPart) -> None:
+        self._mirrored.take(part)
+        if part.state is not None:
+            self._requery.reached = part.state.point.followed
+            self.owed = Gate.parse(part.state.owed)
+            self._freshness.applied(part.state.point.followed)
+
+    def lost(self, lost: Lost) -> bool:
+        """Note that the slot is not ours; tells whether that is as it should be: the peer has it."""
+        pair = self._pair
+        if pair.leading:
+            self._alone_at = time.monotonic() + _UNHEARD
+        pair.lose()
+        self._ready_at = None
+        held = pair.peered and isinstance(lost.error, SlotHeld)
+        if held and not self._store.ready and not pair.standing_by:
+            pair.standing_by = True
+            self._store.withhold()
+        return held
+
+    def look(self) -> None:
+        """Serve the copy as soon as that is right."""
+        if self._ready_at is not None:
+            if self._requery.reached >= self._ready_at and self._requery.blind:
+                self._ready_at = None
+                self._store.loaded()
+        elif self._pair.standing_by and not self.waiting:
+            self._pair.standing_by = False
+            if self._mirrored.point is not None:
+                self._store.loaded()  # the last that is known; staleness says how old it is
+
+    def take_over(self, started: Started, rules: Iterable[Rule]) -> Memory | None:
+        """Have the slot.
+
+        Returns the memory of parents where the store holds everything up to `Requery.reached` and the slot
+        begins there or before; None where there is a gap, or something else asks for a whole reading.
+        """
+        self._pair.lead()
+        self._pair.mirroring = False
+        point, self._ready_at = self._mirrored.point, None
+        self._mirrored.part_ways()
+        if point is None:
+            return None
+        self._requery.rewind(self._store.seen)
+        if self._requery.reached != point.followed or self.owed is not None:
+            return None  # the history is another one, or has left the peer's before that
+        if not (started.found and 0 < started.confirmed <= point.followed):
+            return None
+        memory = self._mirrored.parents.memory(rules, point.followed)
+        if memory is not None:
+            self._ready_at = started.history.end
+        return memory

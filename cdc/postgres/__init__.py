@@ -1,0 +1,1 @@
+"""How we talk to Postgres: connections, reads with their evidence, errors, timelines."""

@@ -1,0 +1,396 @@
+"""Re-queries: reads of the mapping that say what they have seen.
+
+A read is one READ COMMITTED transaction of three statements. The first asks which server this is and how far
+it has replayed, the second locks the tables and their partitions, both *before* the third takes its snapshot:
+one statement (a cursor) that returns the snapshot with the rows. All and the first rows come in one round
+trip. A later promotion, another server behind a pooler,
+or an older standby show in the evidence; nothing about the server is remembered from the last time.
+
+Nothing relies on the session: settings are local to the transaction, so a pooler in transaction mode is fine.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import psycopg2
+from psycopg2.extensions import quote_ident
+
+from cdc import lsn
+from cdc.errors import SourceError
+from cdc.postgres.connection import cancel_soon
+from cdc.postgres.errors import translate
+from cdc.postgres.gate import Evidence, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812 - it is a class
+
+    from cdc.mapping.mapping import Mapping as EndpointMapping
+    from cdc.mapping.mapping import Rule
+    from cdc.postgres.connection import Address
+
+_Result = TypeVar("_Result")
+
+Row = tuple[str, bytes | None]
+"""An endpoint's id, and its payload, or None where the mapping has no such endpoint."""
+
+FIRST_CHUNK = 1_000
+"""Rows that come with the first round trip: most reads end there."""
+CHUNK = 2_000
+"""Rows a further round trip: a few milliseconds of work, so that others get their turn in between."""
+
+_BEGIN = """
+BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY;
+SELECT
+    pg_catalog.set_config('search_path', %(search_path)s, true),
+    pg_catalog.set_config('row_security', 'off', true),
+    pg_catalog.set_config('lock_timeout', '5s', true),
+    pg_catalog.set_config('statement_timeout', '60s', true),
+    pg_catalog.set_config('idle_in_transaction_session_timeout', '60s', true),
+    pg_catalog.set_config('cursor_tuple_fraction', '1', true),
+    pg_catalog.set_config('jit', 'off', true),
+    pg_catalog.set_config('pads_cdc.before', pg_catalog.concat_ws(' ',
+        (SELECT system_identifier FROM pg_catalog.pg_control_system()),
+        CASE WHEN pg_catalog.pg_is_in_recovery() THEN '-'
+             ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8)
+             END,
+        extract(epoch FROM pg_catalog.pg_postmaster_start_time()),
+        CASE WHEN pg_catalog.pg_is_in_recovery() THEN coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0') END
+    ), true);
+"""
+"""Hidden rows become an error, waits are bounded, a table of the same name elsewhere is not ours."""
+
+
+class Database:
+    """The server that is queried. One thread reads, and has rows fetched ahead; `cancel` may come from
+    another.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        mapping: EndpointMapping,
+        schema: str,
+        encode: Callable[[tuple[Any, ...]], bytes],
+        wake: Callable[[], object] = lambda: None,
+    ) -> None:
+        """``encode`` makes the payload from the mapping's fixed columns.
+
+        ``wake`` is called, from other threads, when something is there that was waited for (`Read.waiting`).
+        """
+        self.address = address
+        self.mapping = mapping
+        self._schema = schema
+        self._encode = encode
+        self.wake = wake
+        self._idle: list[Connection] = []
+        self._closed: set[Connection] = set()
+        """Those that are in use, and not to be kept: they were asked for before the last `close`."""
+        self._closes = 0
+        self._busy: set[Connection] = set()
+        self._running: dict[Connection, float] = {}
+        """What a statement runs on, and since when (monotonic)."""
+        self._lock = threading.Lock()
+
+    def read(self, keys: Mapping[str, Collection[str]] | None = None) -> Read:
+        """Read what the keys affect (by kind), or with None the whole mapping.
+
+        Blocks until the first rows are there. The caller holds the evidence against its gate before it uses a
+        row, and closes the read.
+
+        Raises:
+            SourceError, Refusal: nothing was read; never to be taken for a delete.
+
+        """
+        if keys is None:
+            statement, parameters = self.mapping.full, {}
+        else:
+            statement = self.mapping.compose(keys)
+            parameters = {kind: list(values) for kind, values in keys.items()}
+        declare = f"{self.mapping.locks};\nDECLARE pads_cdc_read NO SCROLL CURSOR FOR {statement}"
+        return Read(self, declare, parameters, self._encode)
+
+    def open(self) -> Future[Read]:
+        """Have a read of the whole mapping opened in another thread: its first rows may take a while.
+
+        Whether it or a read that begins meanwhile is the newer one nobody knows.
+        """
+        return self.in_thread("open", self.read)
+
+    def in_thread(self, name: str, work: Callable[[], _Result]) -> Future[_Result]:
+        """Do work in a thread of its own, and wake who waits for it.
+
+        The thread is a daemon: a frozen server must not keep the process from ending.
+        """
+        done: Future[_Result] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+                done.set_exception(error)
+            self.wake()
+
+        threading.Thread(target=run, name=name, daemon=True).start()
+        return done
+
+    @property
+    def at_once(self) -> int:
+        """A read of fewer rows has all of them with its first round trip."""
+        return FIRST_CHUNK
+
+    def evidence(self) -> Evidence:
+        """Ask what a read would see now, without reading.
+
+        Raises:
+            SourceError, Refusal: the server does not answer.
+
+        """
+        statement = f"DECLARE pads_cdc_read NO SCROLL CURSOR FOR {self.mapping.header}"
+        with Read(self, statement, {}, self._encode) as read:
+            return read.evidence
+
+    def parents(self, rules: Collection[Rule]) -> dict[Rule, list[tuple[str, str]]]:
+        """Read ``row id -> parent`` for each rule. Blocks for the whole of it.
+
+        Raises:
+            SourceError, Refusal: nothing was read.
+
+        """
+        found: dict[Rule, list[tuple[str, str]]] = {}
+        for rule in rules:
+            if rule.parents is not None:
+                rows = self.query(self.mapping.queries[rule.parents])
+                found[rule] = [(str(row), str(parent)) for row, parent in rows]
+        return found
+
+    def query(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        """Run one statement of ours in the same setting as the reads, and return all rows.
+
+        Raises:
+            SourceError, Refusal: nothing was read.
+
+        """
+        connection = self.take()
+        try:
+            with self.running(connection) as cursor:
+                cursor.execute(self.begin(connection) + statement, {**(parameters or {})})
+                rows = cursor.fetchall()
+                cursor.execute("COMMIT")
+        except Exception as error:
+            self.discard(connection)
+            if isinstance(error, psycopg2.Error):
+                raise translate(error, self.address.setting) from error
+            raise
+        self.give_back(connection)
+        return rows
+
+    def begin(self, connection: Connection) -> str:
+        """Return the statements that a read begins with; to be executed together with what follows."""
+        search_path = f"{quote_ident(self._schema, connection)}, pg_temp"
+        quoted = psycopg2.extensions.adapt(search_path)
+        quoted.prepare(connection)
+        return (_BEGIN % {"search_path": quoted.getquoted().decode()}).replace("%", "%%")
+
+    def take(self) -> Connection:
+        """Return a connection that nobody uses."""
+        with self._lock:
+            connection, closes = self._idle.pop() if self._idle else None, self._closes
+        connection = connection or self.address.connect()
+        with self._lock:
+            self._busy.add(connection)
+            if closes != self._closes:
+                self._closed.add(connection)
+        return connection
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection without a transaction for the next read, unless `close` has come since."""
+        with self._lock:
+            kept = connection not in self._closed
+            if kept:
+                self._busy.discard(connection)
+                self._idle.append(connection)
+        if not kept:
+            self.discard(connection)
+
+    def discard(self, connection: Connection) -> None:
+        """Close a connection that is in doubt."""
+        with self._lock:
+            self._busy.discard(connection)
+            self._closed.discard(connection)
+        with suppress(psycopg2.Error):
+            connection.close()
+
+    @contextmanager
+    def running(self, connection: Connection) -> Iterator[Cursor]:
+        """Note how long the statements take that are executed here."""
+        with self._lock:
+            self._running[connection] = time.monotonic()
+        try:
+            with connection.cursor() as cursor:
+                yield cursor
+        finally:
+            with self._lock:
+                del self._running[connection]
+
+    def hang_up(self, after: float) -> None:
+        """Cut the connections on which something has run for longer than ``after`` seconds, from another
+        thread; who waits there gets a SourceError.
+
+        A server that is frozen ends no statement at its timeout, and its kernel answers for it.
+        """
+        began_before = time.monotonic() - after
+        with self._lock:  # nothing that runs is closed meanwhile, so that the descriptor is its own
+            for connection, began in self._running.items():
+                if began < began_before:
+                    with socket.socket(fileno=os.dup(connection.fileno())) as line, suppress(OSError):
+                        line.shutdown(socket.SHUT_RDWR)
+
+    def cancel(self) -> None:
+        """End what is being read, from another thread; that read raises a SourceError."""
+        with self._lock:
+            busy = tuple(self._busy)
+        for connection in busy:
+            cancel_soon(connection)
+
+    def close(self) -> None:
+        """Keep no connection of those that there are: the server is another one now, or shuts down."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+            self._closed |= self._busy
+            self._closes += 1
+        for connection in idle:
+            connection.close()
+
+
+class Read:
+    """One statement's snapshot of some endpoints: first its evidence, then its rows, in chunks."""
+
+    def __init__(
+        self,
+        database: Database,
+        declare: str,
+        parameters: Mapping[str, Any],
+        encode: Callable[[tuple[Any, ...]], bytes],
+    ) -> None:
+        self._database = database
+        self._encode = encode
+        self._connection: Connection | None = database.take()
+        first = f"FETCH FORWARD {FIRST_CHUNK + 1} FROM pads_cdc_read"
+        rows = self._fetch(database.begin(self._connection) + f"{declare};\n{first}", parameters)
+        header = rows.pop(0) if rows else (None,)
+        if header[0] is None:
+            self.close()
+            raise SourceError("no_evidence", "a re-query came without its snapshot: it cannot be trusted")
+        self.evidence = _evidence(header)
+        self.complete = len(rows) < FIRST_CHUNK
+        """Whether all rows have been handed over with the first chunk."""
+        self._rows: list[tuple[Any, ...]] | None = rows
+        self._ahead: Future[list[tuple[Any, ...]]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def chunks(self, size: int = CHUNK) -> Iterator[list[Row]]:
+        """Walk the rows. Each step may block for as long as the server takes for ``size`` rows.
+
+        Raises:
+            SourceError, Refusal: the rest cannot be had; what was handed over so far is true nevertheless.
+
+        """
+
+        def fetch() -> list[tuple[Any, ...]]:
+            return self._fetch(f"FETCH FORWARD {size} FROM pads_cdc_read")
+
+        rows, self._rows = self._rows or [], None
+        while rows:
+            # The server makes the next rows while these are encoded and compared.
+            self._ahead = None if self.complete else self._database.in_thread("fetch", fetch)
+            yield self._encoded(rows)
+            if self._ahead is None:
+                break
+            rows = self._ahead.result()
+            self.complete = len(rows) < size
+        self.close()
+
+    def _encoded(self, rows: list[tuple[Any, ...]]) -> list[Row]:
+        encode = self._encode
+        return [(row[2], encode(row[4:]) if row[3] else None) for row in rows]
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the next step of `chunks` would have to wait for the server."""
+        return self._ahead is not None and not self._ahead.done()
+
+    def close(self) -> None:
+        """End the transaction, after what is being fetched. Closing early is fine; so is closing twice."""
+        connection = self._take_connection()
+        if connection is None:
+            return
+        try:
+            with self._database.running(connection) as cursor:
+                cursor.execute("COMMIT")
+        except psycopg2.Error:  # what was handed over is true; the next read will find out what is wrong
+            self._database.discard(connection)
+        else:
+            self._database.give_back(connection)
+
+    def discard(self) -> None:
+        """Close the read, and its connection: that server is not to be asked again.
+
+        The transaction ends in good order, so that a pooler keeps its own connection.
+        """
+        connection = self._take_connection()
+        if connection is not None:
+            with suppress(psycopg2.Error), self._database.running(connection) as cursor:
+                cursor.execute("COMMIT")
+            self._database.discard(connection)
+
+    def _take_connection(self) -> Connection | None:
+        if self._ahead is not None:
+            wait((self._ahead,))
+        connection, self._connection = self._connection, None
+        return connection
+
+    def _fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        connection = self._connection
+        if connection is None:
+            raise SourceError("closed", "the read was closed")
+        try:
+            with self._database.running(connection) as cursor:
+                cursor.execute(statement, parameters)
+                return cursor.fetchall()
+        except Exception as error:  # also what is no text in our encoding, in either direction
+            self._connection = None
+            self._database.discard(connection)
+            if isinstance(error, psycopg2.Error):
+                raise translate(error, self._database.address.setting) from error
+            raise
+
+
+def _evidence(header: tuple[Any, ...]) -> Evidence:
+    snapshot, seen, before = header[:3]
+    system, timeline, instance, *replayed = before.split(" ")
+    ends = [lsn.parse(end) for end in seen.split(" ")]
+    return Evidence(
+        system=system,
+        timeline=None if timeline == "-" else int(timeline, 16),
+        instance=instance,
+        replayed=lsn.parse(replayed[0]) if replayed else None,
+        snapshot=Snapshot.parse(snapshot),
+        seen=ends[0],
+        flushed=ends[1],
+        bound=ends[2],
+    )

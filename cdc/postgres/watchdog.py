@@ -1,0 +1,32 @@
+"""Ends what a frozen server would never end: a statement there runs for ever, and so would its follower."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cdc.postgres.database import Database
+
+_LIMIT = 75.0
+"""Seconds that nothing takes where `statement_timeout` is 60 s and `lock_timeout` 5 s."""
+_TICK = 1.0
+
+
+class HangUp(threading.Thread):
+    """Looks each second, until `stop`. It waits for nobody."""
+
+    def __init__(self, database: Database, limit: float = _LIMIT) -> None:
+        super().__init__(name="hang-up", daemon=True)
+        self._database = database
+        self._limit = limit
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Look until `stop`."""
+        while not self._stopping.wait(min(_TICK, self._limit)):
+            self._database.hang_up(self._limit)
+
+    def stop(self) -> None:
+        """Ask the thread to end; it does so at once."""
+        self._stopping.set()

@@ -1,0 +1,1 @@
+"""The replication slot: reading it, decoding it, and handing whole transactions on."""

@@ -1,0 +1,132 @@
+"""From messages to committed transactions.
+
+wal2json sends a transaction only once it is committed, between a begin and a commit. Rows are reduced to the
+keys that they name as they arrive, so a transaction of a million rows costs no more memory than
+`affected.LIMIT` keys.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cdc.errors import MessageError
+from cdc.mapping.affected import Affected
+from cdc.replication import wal2json
+from cdc.replication.wal2json import Begin, Commit, Delete, Insert, Note, Truncate, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from cdc.lsn import Lsn
+    from cdc.mapping.mapping import Rule
+    from cdc.replication.wal2json import Action, Message, Row
+
+_ACTIONS: dict[type[Row], Action] = {
+    Insert: "insert",
+    Update: "update",
+    Delete: "delete",
+    Truncate: "truncate",
+}
+
+_COMMIT = b'{"action":"C"'
+_WITHIN = tuple(b'{"action":"%c"' % action for action in b"BIUDT")
+"""How the messages begin that the plugin sends only once a transaction is open."""
+
+
+class Transaction(msgspec.Struct):
+    """A committed transaction, reduced to what it may have changed for us."""
+
+    xid: int
+    """32 bits, as the plugin gives it; 0, which is no transaction's, where it could not be read."""
+    end: Lsn
+    """End of its commit record: confirming it lets the slot forget the transaction."""
+    committed_at: float
+    """Unix seconds by the database's clock."""
+    rows: dict[tuple[str, Action], int] = msgspec.field(default_factory=dict)
+    """How many rows of which mapped table; empty for a transaction that touched none (DDL, other tables)."""
+    affected: Affected = msgspec.field(default_factory=Affected)
+
+
+class Assembler:
+    """Owned by the thread that reads the slot; a new one for each connection, since the server starts over.
+
+    Args:
+        relations: (schema, table) as the plugin names them, partitions by their leaves, to the mapping's
+            table.
+        rules: what each of the mapping's tables affects.
+
+    """
+
+    def __init__(self, relations: Mapping[tuple[str, str], str], rules: Mapping[str, Sequence[Rule]]) -> None:
+        self._relations = relations
+        self._rules = rules
+        self._open: Transaction | None = None
+
+    @property
+    def between(self) -> bool:
+        """True when no transaction is half read: only then is everything before the stream's position
+        whole.
+        """
+        return self._open is None
+
+    def feed(self, message: Message) -> Transaction | None:
+        """Take the next message; return the transaction that it completes, if it does.
+
+        Raises:
+            MessageError: it cannot be handled. `spoil` then makes a reconcile of the transaction that it
+                belongs to, and the stream goes on: confirmed, never a reconnect loop.
+
+        """
+        match message:
+            case Begin():
+                cut_short, self._open = (
+                    self._open,
+                    Transaction(message.xid, wal2json.end_of(message), wal2json.commit_time(message)),
+                )
+                if cut_short is not None:  # its commit was lost
+                    cut_short.affected.give_up("out_of_order")
+                return cut_short
+            case Commit():
+                return self._commit(message)
+            case Note():
+                return None
+            case _:
+                self._row(message)
+                return None
+
+    def spoil(self, reason: str, raw: bytes) -> Transaction | None:
+        """Answer a message that could not be handled: its transaction becomes a reconcile, whatever else it
+        says.
+
+        Returns the transaction if the message was its end, or stood outside of any.
+        """
+        inside = self._open is not None
+        done = self._open = self._open or Transaction(xid=0, end=0, committed_at=0.0)
+        done.affected.give_up(reason)
+        # Outside of a transaction, a row or a broken begin means that one is open: its commit will say which.
+        if raw.startswith(_COMMIT) if inside else not raw.startswith(_WITHIN):
+            self._open = None
+            return done
+        return None
+
+    def _commit(self, message: Commit) -> Transaction:
+        end = wal2json.end_of(message)  # before anything is forgotten: the begin said it too
+        done, self._open = self._open, None
+        if done is None:
+            done = Transaction(0, 0, 0.0)
+            done.affected.give_up("out_of_order")
+        done.xid, done.end = message.xid, end
+        done.committed_at = done.committed_at or wal2json.commit_time(message)
+        return done
+
+    def _row(self, row: Row) -> None:
+        if self._open is None:
+            raise MessageError("out_of_order", f"a row of {row.table} came outside of a transaction")
+        table = self._relations.get((row.schema, row.table))
+        if table is None:  # not ours, though the stream was started with our tables only: the filter leaks
+            return
+        rows, kind = self._open.rows, (table, _ACTIONS[type(row)])
+        rows[kind] = rows.get(kind, 0) + 1
+        self._open.affected.add(row, self._rules.get(table, ()))

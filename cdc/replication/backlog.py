@@ -1,0 +1,128 @@
+"""What the slot's reader hands to the follower: in order, and bounded.
+
+When the follower is behind, the reader stops reading, and the server keeps the WAL: that is the queue that
+cannot overflow.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cdc.pair.mirrored import MirrorLost, MirrorOpened, MirrorPart
+from cdc.replication.assembler import Transaction
+
+if TYPE_CHECKING:
+    from cdc.errors import PadsCdcError
+    from cdc.lsn import Lsn
+    from cdc.postgres.gate import Snapshot
+    from cdc.postgres.timeline import History
+
+
+@dataclass(frozen=True)
+class Started:
+    """The stream runs: everything after ``confirmed`` will come."""
+
+    session: int
+    """Counts the connections: what may be confirmed on one is not for the next."""
+    history: History
+    confirmed: Lsn
+    created: Snapshot | None = None
+    """Set when the slot was made just now, on a primary: the snapshot that it starts from."""
+    found: bool = True
+    """The slot was there before us: somebody has read it, perhaps we."""
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Everything up to ``lsn`` has been handed over, and no transaction is half read."""
+
+    lsn: Lsn
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The stream is gone, or could not be had."""
+
+    error: PadsCdcError
+    history: History | None = None
+    """Of the server that was asked for it, where that is known."""
+
+
+Event = Transaction | Started | Idle | Lost | MirrorOpened | MirrorPart | MirrorLost
+
+
+class Backlog:
+    """One thread puts, one takes."""
+
+    def __init__(self, limit: int = 500_000, batch: int = 20_000) -> None:
+        """Hold transactions of up to ``limit`` keys in all; hand over up to ``batch`` keys at once."""
+        self._limit = limit
+        self._batch = batch
+        self._events: deque[Event] = deque()
+        self._weight = 0
+        self._woken = False
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def offer(self, transaction: Transaction, timeout: float) -> bool:
+        """Put a transaction; False when there was no room within ``timeout`` seconds."""
+        weight = _weight(transaction)
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._weight < self._limit, timeout):
+                return False
+            self._weight += weight
+            if self._events and isinstance(self._events[-1], Idle):
+                # The transaction says as much, and while each one was followed by such a moment, they would
+                # be handed over one by one, however far behind the follower is.
+                self._events.pop()
+            self._put(transaction)
+        return True
+
+    def tell(self, event: Started | Idle | Lost | MirrorOpened | MirrorPart | MirrorLost) -> None:
+        """Put something that takes no room; an `Idle` replaces the one before it."""
+        with self._changed:
+            if isinstance(event, Idle) and self._events and isinstance(self._events[-1], Idle):
+                self._events[-1] = event
+                return
+            self._put(event)
+
+    def take(self, timeout: float) -> list[Event]:
+        """Take what there is: one transaction when quiet, many when behind, [] after ``timeout`` seconds.
+
+        Transactions come in runs; any other event comes alone.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._events or self._woken, timeout)
+            self._woken = False
+            if not self._events:
+                return []
+            taken = [self._events.popleft()]
+            weight = _weight(taken[0]) if isinstance(taken[0], Transaction) else 0
+            while isinstance(taken[-1], Transaction) and self._events and weight < self._batch:
+                following = self._events[0]
+                if not isinstance(following, Transaction):
+                    break
+                weight += _weight(following)
+                taken.append(self._events.popleft())
+            self._weight -= weight
+            self._changed.notify_all()
+            return taken
+
+    def wake(self) -> None:
+        """Let `take` return early."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    def _put(self, event: Event) -> None:
+        self._events.append(event)
+        self._changed.notify_all()
+
+
+def _weight(transaction: Transaction) -> int:
+    return 1 + len(transaction.affected)

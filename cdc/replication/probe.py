@@ -1,0 +1,156 @@
+"""The probe: asks the slot's server once a second how far its WAL goes and how the slot is.
+
+The stream cannot tell: it looks the same when nothing happens and when the server is frozen. Staleness rests
+on these answers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING
+
+import psycopg2
+
+from cdc import lsn
+from cdc.fault import Fault
+from cdc.observer import SlotSeen
+from cdc.postgres.connection import cancel_soon, identify
+from cdc.postgres.errors import is_shutdown, translated
+from cdc.postgres.slot_state import SlotState
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
+
+    from cdc.freshness import Freshness
+    from cdc.observer import Observer
+    from cdc.postgres.connection import Address
+    from cdc.replication.slot import SlotReader
+    from cdc.replication.standby_snapshot import Nudge
+
+_INTERVAL = 1.0
+_HISTORY = 5.0
+"""Seconds between questions to a standby which timeline it replays: a promotion elsewhere is announced to
+nobody, and the question needs a replication connection.
+"""
+_TROUBLE = "slot_creation"
+
+
+class Probe(threading.Thread):
+    """Runs until `stop`. When the server is away, it says nothing, and staleness grows."""
+
+    def __init__(
+        self,
+        address: Address,
+        slot_name: str,
+        queries: dict[str, str],
+        reader: SlotReader,
+        freshness: Freshness,
+        observer: Observer,
+        nudge: Nudge | None,
+    ) -> None:
+        """``nudge`` goes to the primary of a standby that a slot is made on, if that is known."""
+        super().__init__(name="probe", daemon=True)
+        self._address = address
+        self._slot_name = slot_name
+        self._queries = queries
+        self._reader = reader
+        self._freshness = freshness
+        self._observer = observer
+        self._nudge = nudge
+        self._stopping = threading.Event()
+        self._fault = Fault(observer, "probe")
+        self._connection: Connection | None = None
+        self._said_creating = False
+        self._history_at = 0.0
+
+    def stop(self) -> None:
+        """End the thread, even while it waits for an answer."""
+        self._stopping.set()
+        connection = self._connection
+        if connection is not None:
+            cancel_soon(connection)
+
+    def run(self) -> None:
+        """Ask until `stop`."""
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            try:
+                self._ask()
+                self._fault.over()
+            except Exception as error:  # noqa: BLE001 - the thread's boundary: it must not end without a word
+                self._fault.met(error)
+                if is_shutdown(error):
+                    self._reader.drop("shutdown")  # a fast stop waits for whoever reads a slot
+                self._close()
+            self._stopping.wait(max(0.0, _INTERVAL - (time.monotonic() - began)))
+        self._close()
+
+    def _ask(self) -> None:
+        if self._connection is None:
+            self._connection = self._address.connect()
+        with translated(self._address.setting), self._connection.cursor() as cursor:
+            asked_at = time.monotonic()
+            cursor.execute(self._queries["WalEnd"])
+            [(end, timeline)] = cursor.fetchall()
+            if end is not None:
+                self._freshness.reported(lsn.parse(end), asked_at)
+            self._look_at_history(None if timeline is None else int(timeline, 16))
+            slot = SlotState.ask(cursor, self._queries["Slot"], self._slot_name)
+            if slot is None:
+                self._observer.slot(SlotSeen(None, None, None, None, None))
+            else:
+                self._observer.slot(
+                    SlotSeen(
+                        slot.retained_bytes,
+                        slot.safe_wal_bytes,
+                        slot.wal_status,
+                        slot.catalog_xmin_age,
+                        slot.active_pid,
+                    )
+                )
+            if self._reader.creating or self._said_creating:
+                self._say_whom_the_slot_waits_for(cursor)
+
+    def _look_at_history(self, timeline: int | None) -> None:
+        """Have the stream begun anew when the server has another timeline than it had; None on a standby."""
+        now = time.monotonic()
+        if timeline is None and now >= self._history_at:
+            self._history_at = now + _HISTORY
+            with closing(self._address.connect_replication()) as connection, connection.cursor() as asking:
+                timeline = identify(asking).timeline
+        known = self._reader.history
+        if timeline is not None and known is not None and known.timeline != timeline:
+            self._reader.drop("timeline")
+
+    def _say_whom_the_slot_waits_for(self, cursor: psycopg2.extensions.cursor) -> None:
+        self._said_creating = self._reader.creating
+        if not self._said_creating:
+            self._observer.trouble(_TROUBLE, None)
+            return
+        cursor.execute(self._queries["OldestTransactions"])
+        whom = "; ".join(row[0] for row in cursor.fetchall())
+        text = f"the slot is made once these have ended: {whom or 'transactions that are not shown to us'}"
+        cursor.execute(self._queries["InRecovery"])
+        if cursor.fetchall() == [(True,)]:
+            text = f"the slot is made once the primary has logged its running transactions, {self._say_how()}"
+        self._observer.trouble(_TROUBLE, text)
+
+    def _say_how(self) -> str:
+        if self._nudge is None:
+            return (
+                "which an idle one rarely does: type SELECT pg_log_standby_snapshot() there, or set"
+                " PRIMARY_CONNECTION_STRING"
+            )
+        self._nudge.give()
+        fault = self._nudge.fault
+        return (
+            f"which it cannot be asked for: {fault}" if fault else "and those have ended; it has been asked"
+        )
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg2.Error):
+                connection.close()

@@ -1,0 +1,53 @@
+"""A word to the primary: a slot on a standby is made once the primary has logged its running transactions.
+
+A busy one does that every 15 s, an idle one not at all for long.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from cdc.errors import PadsCdcError
+from cdc.postgres.errors import translated
+
+if TYPE_CHECKING:
+    from cdc.postgres.connection import Address
+
+
+_FUNCTION = "pg_log_standby_snapshot"
+"""Only superusers may call it, unless they let others."""
+
+
+class Nudge:
+    """Asks in a thread of its own, so that a primary that is frozen or away holds up nobody."""
+
+    def __init__(self, primary: Address, query: str) -> None:
+        self._primary = primary
+        self._query = query
+        self._asking: threading.Thread | None = None
+        self.fault: str | None = None
+        """Why the last one came to nothing, one line; None if it was heard."""
+
+    def give(self) -> None:
+        """Ask, unless an earlier one is still under way. Returns at once."""
+        if self._asking is None or not self._asking.is_alive():
+            self._asking = threading.Thread(target=self._ask, name="nudge", daemon=True)
+            self._asking.start()
+
+    def _ask(self) -> None:
+        try:
+            with (
+                closing(self._primary.connect()) as connection,
+                translated(self._primary.setting),
+                connection.cursor() as cursor,
+            ):
+                cursor.execute(self._query)
+        except PadsCdcError as error:
+            fault, _, remedy = str(error).partition("; ")
+            if _FUNCTION in fault:
+                remedy = f"type there: GRANT EXECUTE ON FUNCTION {_FUNCTION}() TO our role"
+            self.fault = f"{fault}; {remedy}" if remedy else fault
+        else:
+            self.fault = None

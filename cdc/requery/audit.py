@@ -1,0 +1,133 @@
+"""The audit: is the map what the database says, with nobody having told us of a change?
+
+The whole mapping is read in small chunks beside the daily work, and compared. A difference is drift only if
+it still stands once everything that the audit's snapshot saw has been applied, and no younger read has
+touched the endpoint meanwhile. Drift is a bug, ours or of a table that loses events; it is repaired,
+published and counted.
+
+That needs a second look. A plan changes, then one of its accounts moves to another: who reads what the first
+transaction affects may already see the second one, and finds the account's endpoints on the plan no more.
+They are read when the second one comes. So a difference has to outlast the newest read as well, once for
+every table between an endpoint and what changed.
+"""
+
+from __future__ import annotations
+
+import time
+from math import inf
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
+
+    from cdc.lsn import Lsn
+    from cdc.postgres.database import Read, Row
+    from cdc.store.store import Store
+
+_CHUNK = 500
+"""Rows a step: some milliseconds, so that a revocation hardly waits for an audit."""
+_LOOKS = 5
+"""How often a difference is looked at again: the tables of the longest join, and one more."""
+
+
+_PATIENCE = 10.0
+"""Seconds that a difference waits for what a standby has received and may show. While replay is paused, none
+of it comes.
+"""
+
+
+class Audit:
+    """One run, step by step."""
+
+    def __init__(self, opening: Future[Read], store: Store, vouch: Callable[[Read], Read]) -> None:
+        """Take a whole read that is being opened; ``vouch`` raises if it is not to be trusted.
+
+        Whatever is read from now on may be older or newer than it.
+        """
+        self._opening = opening
+        self._vouch = vouch
+        self._store = store
+        self._read: Read | None = None
+        self._chunks: Iterator[list[Row]] = iter(())
+        self._began = time.monotonic()
+        self._reading = store.begin_reading()
+        self._overtaken: set[str] = set()
+        self._differing: dict[str, bytes | None] = {}
+        self._looks = _LOOKS
+        self.reading = True
+        """Rows are still coming."""
+        self.seen: Lsn = 0
+        """An end of WAL that was read after the snapshot. It may not be flushed yet, but is when this ends:
+        everything up to it is applied then, so that tokens may name it.
+        """
+        self._until: Lsn = 0
+        self._bound: Lsn = 0
+        self._patient_until = inf
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the next `turn` would have to wait for the server."""
+        return not self._opening.done() or (self._read is not None and self._read.waiting)
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been running."""
+        return time.monotonic() - self._began
+
+    def overtake(self, rows: Iterable[Row]) -> None:
+        """Leave these ids alone: they have been read since."""
+        self._overtaken.update(row[0] for row in rows)
+
+    def turn(self, applied: Lsn, read_up_to: Lsn) -> list[Row] | None:
+        """Compare the next chunk; at the end return what still differs, and None until then.
+
+        ``applied`` says up to where the store holds every transaction, ``read_up_to`` how new the newest read
+        was. May block as `Read.chunks` does.
+
+        Raises:
+            SourceError, Refusal: the read failed; this audit is over.
+
+        """
+        if self._read is None:
+            self._read = self._vouch(self._opening.result())
+            self._chunks = self._read.chunks(_CHUNK)
+            self.seen = self._until = self._read.evidence.seen
+            self._bound = self._read.evidence.bound
+        if self.reading:
+            chunk = next(self._chunks, None)
+            if chunk is not None:
+                self._compare(chunk)
+                return None
+            self._find_missing()
+            self.reading = False
+            self._patient_until = time.monotonic() + _PATIENCE
+        if applied < self._bound and time.monotonic() < self._patient_until:
+            return None
+        while applied >= self._until:
+            differing = [row for row in self._differing.items() if row[0] not in self._overtaken]
+            if not differing or self._looks == 0:
+                return differing
+            self._looks -= 1
+            self._until = max(self._until, read_up_to)
+        return None
+
+    def close(self) -> None:
+        """Give up."""
+        self._opening.add_done_callback(_close)
+
+    def _compare(self, rows: list[Row]) -> None:
+        for endpoint_id, payload in rows:
+            entry = self._store.entries.get(endpoint_id)
+            if entry is not None:
+                entry.reading = max(entry.reading, self._reading)
+            if entry is None or entry.payload != payload:
+                self._differing[endpoint_id] = payload
+
+    def _find_missing(self) -> None:
+        self._differing.update(dict.fromkeys(self._store.not_read(self._reading)))
+
+
+def _close(opening: Future[Read]) -> None:
+    if opening.exception() is None:
+        opening.result().close()

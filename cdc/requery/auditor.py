@@ -1,0 +1,110 @@
+"""When the map is audited, what becomes of what an audit finds, and when one that failed is tried again.
+
+What an `Audit` compares, and what counts as drift, is its own business.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cdc.errors import PadsCdcError
+from cdc.observer import ReconcileSeen
+from cdc.requery.audit import Audit
+
+if TYPE_CHECKING:
+    from cdc.observer import Observer
+    from cdc.postgres.database import Database
+    from cdc.requery.requery import Requery
+    from cdc.state.ledger import Ledger
+    from cdc.store.store import Store
+
+_AGAIN = 10.0
+"""Seconds after which an audit that failed is tried again."""
+_TROUBLE = "audit"
+
+
+class Auditor:
+    """Owned by the follower's thread."""
+
+    def __init__(
+        self,
+        *,
+        requery: Requery,
+        database: Database,
+        store: Store,
+        ledger: Ledger,
+        observer: Observer,
+        interval: float,
+    ) -> None:
+        """``interval`` is in seconds."""
+        self._requery = requery
+        self._database = database
+        self._store = store
+        self._ledger = ledger
+        self._observer = observer
+        self._interval = interval
+        self._failing = False
+        self._due_at = 0.0
+        self.postpone()
+
+    def postpone(self) -> None:
+        """Note that everything has been compared just now: the next audit is due after the interval."""
+        self._due_at = time.monotonic() + self._interval
+
+    def hurry(self) -> None:
+        """Have an audit as soon as there is nothing more urgent."""
+        self._due_at = 0.0
+
+    def patience(self, idle: float) -> float:
+        """Return how long there is nothing to do, in seconds; ``idle`` when that is unknown."""
+        audit = self._requery.audit
+        return 0.0 if audit is not None and audit.reading and not audit.waiting else idle
+
+    def turn(self, *, may_start: bool) -> None:
+        """Start an audit if one is due and may start, and do a step of it once its rows are there.
+
+        Raises:
+            SourceError, Refusal: the database could not be read; it is tried again.
+
+        """
+        if may_start and time.monotonic() >= self._due_at and self.start():
+            self.postpone()
+        audit = self._requery.audit
+        if audit is not None and not audit.waiting:
+            self._step(audit)
+
+    def start(self) -> bool:
+        """Begin to compare everything with the database; False when that has to wait for more urgent work."""
+        requery = self._requery
+        if requery.audit is not None or requery.busy:
+            return False
+        vouch = partial(requery.vouched, read_up_to=requery.read_up_to)
+        requery.audit = Audit(self._database.open(), self._store, vouch)
+        return True
+
+    def _step(self, audit: Audit) -> None:
+        """Compare some more; once everything that the audit saw is applied, what still differs is drift."""
+        requery = self._requery
+        try:
+            differing = audit.turn(requery.done_up_to, requery.read_up_to)
+        except PadsCdcError as error:
+            requery.audit, self._failing = None, True
+            self._due_at = time.monotonic() + _AGAIN
+            self._observer.trouble(_TROUBLE, f"audits fail: {error}")
+            raise
+        if self._failing:
+            self._failing = False
+            self._observer.trouble(_TROUBLE, None)
+        if differing is None:
+            return
+        requery.audit = None
+        batch = self._store.prepare(differing, audit.seen, named=False)
+        if batch.changed:
+            self._ledger.append(batch, position=self._store.position, seen=audit.seen)
+            whole = requery.whole
+            position = requery.done_up_to if whole else 0
+            self._store.publish(batch, whole=whole, position=position, seen=audit.seen)
+        seen = ReconcileSeen("audit", len(self._store), batch.upserts, batch.deletes, audit.seconds)
+        self._observer.reconciled(seen)

@@ -1,0 +1,389 @@
+"""The re-queries: what is still to be read, the reading of it, and up to where everything is in the store.
+
+Tasks wait until their gate is open, are read, and are applied chunk by chunk. Several reads can be open at
+once, so that a revocation does not wait for a ripple. The rules that keep this exact:
+
+- Reads stand in the order in which they began. What one brings, older ones must not touch any more.
+- A whole read answers for everything before it: older reads end when it begins.
+- A read that fails leaves its task waiting. Nothing is done until it is done.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from cdc.errors import PadsCdcError
+from cdc.failpoints import reach
+from cdc.observer import ReconcileSeen
+from cdc.postgres.gate import Gate
+from cdc.postgres.timeline import vouch
+from cdc.requery.consistency import Tear
+from cdc.requery.monotonic_reads import Crossing
+from cdc.requery.task import OpenRead, Task, merged
+
+if TYPE_CHECKING:
+    from cdc.lsn import Lsn
+    from cdc.mapping.parents import Parents
+    from cdc.observer import Observer
+    from cdc.postgres.database import Database, Read, Row
+    from cdc.postgres.gate import Evidence
+    from cdc.postgres.timeline import History
+    from cdc.replication.catalog import Catalog
+    from cdc.requery.audit import Audit
+    from cdc.state.ledger import Ledger
+    from cdc.state.origin import Lineage
+    from cdc.store.store import Store
+
+_WAIT_FIRST, _WAIT_MOST = 0.0005, 0.02
+"""Seconds between looks at a gate that is shut: a commit becomes visible within microseconds, or it hangs."""
+_RETRY_FIRST, _RETRY_MOST = 0.05, 2.0
+"""Seconds between attempts when the database does not answer."""
+_MANY = 64
+"""Waiting tasks that are kept apart; more are merged, since each costs a look."""
+_ABREAST = 3
+"""Long reads at a time; each holds a connection."""
+_CHUNK = 5_000
+"""Deletes that are published at once."""
+_TROUBLE = "query"
+_LOSSY = "replica_identity"
+
+
+class Requery:
+    """Owned by the follower's thread."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        catalog: Catalog,
+        parents: Parents,
+        store: Store,
+        ledger: Ledger,
+        lineage: Lineage,
+        observer: Observer,
+    ) -> None:
+        self._database = database
+        self._catalog = catalog
+        self._parents = parents
+        self._store = store
+        self._ledger = ledger
+        self._lineage = lineage
+        self._observer = observer
+        self._crossing = Crossing(ledger)
+        self._waiting: list[Task] = []
+        self._reads: list[OpenRead] = []
+        self.audit: Audit | None = None
+        """Runs beside the reads, and is told of what they bring."""
+        self._lossy: list[str] = []
+        self._look_at = 0.0
+        self._pause, self._retry = _WAIT_FIRST, _RETRY_FIRST
+        self.failing = False
+        self.history: History | None = None
+        """The history of the slot's server, once that is known: reads of any other do not count."""
+        self.read_up_to: Lsn = 0
+        """How new the newest read was: an older standby would go back."""
+        self._tear = Tear(database.mapping.endpoint_keys)
+        self.reached: Lsn = 0
+        """End of the last transaction that was taken from the backlog."""
+        self._let_go_to: Lsn = 0
+        """A durable note answers for everything up to here."""
+        self.exact_at: float | None = None
+        """Monotonic time when the newest whole read began, for whoever asks next."""
+
+    # --- what is to be done
+
+    def add(self, task: Task) -> None:
+        """Have something read; at once, unless the database does not answer anyway."""
+        self._waiting.append(task)
+        self._crossing.delivered(task.gate)
+        if not self.failing:
+            self._look_at = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is still to be read, so that the map is not known to be exact."""
+        return bool(self._waiting or self._reads)
+
+    @property
+    def blind(self) -> bool:
+        """Whether all that is still to be read is what no read can see yet."""
+        return not self._reads and not self.failing and (not self._waiting or self._look_at > 0)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the map is one that existed: nothing is half read, and nothing shows too early."""
+        return self._store.ready and not self._reads and not self._tear.shows(self.reached, self._waiting)
+
+    def settle(self) -> None:
+        """Say so to the store, once the map is whole."""
+        if self.whole and (not self._store.whole or self._store.position < self.done_up_to):
+            self._store.settle(self.done_up_to)
+
+    @property
+    def done_up_to(self) -> Lsn:
+        """Everything up to here is in the store and in the state file."""
+        return min((task.since for task in self._open_tasks()), default=self.reached)
+
+    @property
+    def confirmable(self) -> Lsn:
+        """The slot may be confirmed up to here: what is not done by then is owed."""
+        return max(self.done_up_to, self._let_go_to)
+
+    def patience(self, idle: float) -> float:
+        """Return how long there is nothing to do, in seconds; ``idle`` when that is unknown."""
+        if any(not read.read.waiting for read in self._reads):
+            return 0.0
+        if any(map(self._may_begin, self._waiting)):
+            return max(0.0, self._look_at - time.monotonic())
+        return idle
+
+    def rewind(self, to: Lsn = 0) -> None:
+        """Take the map to be as new as this: 0 where the history that positions were of has been left."""
+        self.read_up_to = to
+        self._tear.mend()
+        self._crossing.rewind()
+        self._tear.read(to)
+
+    def owe(self, reason: str) -> None:
+        """Replace everything that is open by one reconcile, which answers for all of it."""
+        task = merged([*self._open_tasks(), Task.reconcile(reason, Gate(), self.reached)])
+        self.abandon()
+        task.affected.give_up(reason)
+        task.transactions.clear()
+        self._waiting = [task]
+
+    def open_gate(self) -> Gate:
+        """Return what has to be seen before everything that is open now counts as done."""
+        gate = Gate()
+        for task in self._open_tasks():
+            gate |= task.gate
+        return gate
+
+    def let_go(self) -> None:
+        """Let the slot forget what is open: a note answers for it if the process ends before it is done."""
+        self._let_go_to = self.reached
+
+    def abandon(self) -> None:
+        """Forget everything that is open: it will be redelivered, or the process ends."""
+        self.reached, self._let_go_to = self.done_up_to, 0
+        self._close_reads()
+        self._waiting.clear()
+        if self.audit is not None:
+            self.audit.close()
+            self.audit = None
+
+    # --- doing it
+
+    def turn(self) -> None:
+        """Do one step of everything that is open. Blocks for a round trip where something begins; rows that
+        are still to come are left to the next time (see `patience`; the database wakes who waits).
+
+        Raises:
+            SourceError, Refusal: a read failed; its task waits.
+
+        """
+        self.settle()  # what has been taken meanwhile may show that the map is one that existed
+        try:
+            if self._waiting and time.monotonic() >= self._look_at:
+                self._look()
+            for read in tuple(self._reads):
+                if read in self._reads and not read.read.waiting:
+                    self._step(read)
+        except PadsCdcError as error:
+            self.failing = True
+            self._observer.trouble(_TROUBLE, f"re-queries fail: {error}")
+            self._retry = min(self._retry * 2, _RETRY_MOST)
+            self._look_at = time.monotonic() + self._retry
+            raise
+
+    def _look(self) -> None:
+        """Try the tasks that wait: read those whose gate is open, all in one statement where keys suffice."""
+        ready = [task for task in self._waiting if self._may_begin(task)]
+        if not ready:
+            return
+        if len(self._waiting) > 1 or ready[0].reason is not None:
+            # The usual case is one task with keys: it is read at once, and its gate looked at afterwards.
+            opened = self._open_gates(self._database.evidence())
+            ready = [task for task in ready if task in opened]
+        self._waiting = [task for task in self._waiting if task not in ready]
+        if len(self._waiting) > _MANY:  # those that were found shut: what is open must not wait with them
+            self._waiting = [merged(self._waiting)]
+        if ready and self._begin(merged(ready)):
+            self._pause = _WAIT_FIRST
+            return
+        self._pause = min(self._pause * 1.5, _WAIT_MOST)
+        self._look_at = time.monotonic() + self._pause
+
+    def _may_begin(self, task: Task) -> bool:
+        """Tell whether there is room for a read of it: a short one is done at once, and needs none."""
+        few = task.reason is None and self._by_id(task) and len(task.affected) < self._database.at_once
+        return few or len(self._reads) < _ABREAST
+
+    def _by_id(self, task: Task) -> bool:
+        return task.affected.keys.keys() <= {self._database.mapping.endpoint_keys}
+
+    def _open_gates(self, evidence: Evidence) -> list[Task]:
+        """Return the tasks whose gate is open; a second reconcile waits for the first one to end."""
+        try:
+            self._vouch(evidence)
+        except PadsCdcError:
+            self._database.close()  # of several hosts another one may fit
+            raise
+        self._recovered()
+        reconciling = any(read.task.reason for read in self._reads)
+        return [
+            task for task in self._waiting if task.gate.opens(evidence) and not (reconciling and task.reason)
+        ]
+
+    def _begin(self, task: Task) -> bool:
+        """Read for a task; False when the gate was shut for it, and it waits. Short reads are done on
+        return.
+        """
+        began = time.monotonic()
+        self._waiting.append(task)
+        if task.reason is not None:
+            self._load_parents()
+        read = self.vouched(self._database.read(None if task.reason is not None else task.affected.keys))
+        self._recovered()
+        if not task.gate.opens(read.evidence):
+            read.close()
+            return False
+        self._waiting.remove(task)
+        self._crossing.read(read.evidence)
+        self.read_up_to = max(self.read_up_to, read.evidence.seen)
+        if task.reason is not None and self._reads:
+            # Their rows are older than what this read will say of every id, also of ids that it will not
+            # have.
+            task = merged([task, *(older.task for older in self._reads)])
+            self._close_reads()
+        reach("read")
+        opened = OpenRead(task, read, began, self._store.begin_reading() if task.reason is not None else 0)
+        self._reads.append(opened)
+        if task.reason is None and not self._by_id(task):
+            # A read by a plan leaves out what is on it no more: there it tears what nobody can name.
+            self._tear.read(read.evidence.flushed)
+        self._step(opened)
+        return True
+
+    def _step(self, read: OpenRead) -> None:
+        """Apply the next chunk of a read, and finish it with the last one."""
+        try:
+            rows = read.next()
+            while rows is not None and read.read.complete:
+                self._apply(read, rows)
+                rows = read.next()
+        except PadsCdcError:
+            self._reads.remove(read)
+            self._waiting.append(read.task)
+            raise
+        if rows is None:
+            self._finish(read)
+        else:
+            self._apply(read, rows)
+
+    def _apply(self, read: OpenRead, rows: list[Row]) -> None:
+        task, evidence = read.task, read.read.evidence
+        named = task.reason is None
+        # Not the end of what was written: without another commit nothing may flush that for minutes, and a
+        # server that is asked to have reached it would turn clients away.
+        seen = evidence.flushed
+        batch = self._store.prepare(
+            rows, task.end if named else seen, named=named, seen=seen, reading=read.reading
+        )
+        read.upserts += batch.upserts
+        read.deletes += batch.deletes
+        for older in self._reads[: self._reads.index(read)]:
+            older.overtake(rows)
+        if self.audit is not None:
+            self.audit.overtake(rows)
+        self._tear.read(seen, (row[0] for row in rows) if named and self._by_id(task) else None)
+        last = named and read.read.complete and self._reads == [read] and not self._waiting
+        last = last and not self._tear.shows(self.reached, ())
+        position = self.reached if last else 0
+        reach("prepared")
+        self._ledger.append(batch, position=position or self._store.position, seen=seen)
+        reach("written")
+        self._store.publish(batch, whole=last, position=position, seen=seen)
+        reach("published")
+
+    def _finish(self, read: OpenRead) -> None:
+        task = read.task
+        if task.reason is not None:
+            gone = read.missing(self._store)
+            for start in range(0, len(gone), _CHUNK):
+                self._apply(read, gone[start : start + _CHUNK])
+        self._reads.remove(read)
+        self._tear.done(task.end)
+        if task.reason is not None:
+            if not read.overtaken:
+                self._tear.mend()
+            self.exact_at = read.began
+            self._store.loaded()
+            self._tell_lineage(read)
+            seconds = time.monotonic() - read.began
+            self._observer.reconciled(
+                ReconcileSeen(task.reason, len(self._store), read.upserts, read.deletes, seconds)
+            )
+        self.settle()
+        if task.transactions:
+            self._observer.batch(read.seen(self._store.head))
+
+    def _load_parents(self) -> None:
+        relations, all_rules = self._catalog.look(self._database), self._database.mapping.rules
+        self._tell_lossy(relations.lossy(all_rules))
+        rules = relations.nameless(all_rules)
+        if not rules:
+            self._parents.load({}, 0)
+            return
+        before = self._database.evidence()
+        rows = self._database.parents(rules)
+        # What was followed already and cannot be seen yet would be forgotten: the memory is worth nothing.
+        seen = all(task.gate.opens(before) for task in self._waiting)
+        self._parents.load(rows, self._database.evidence().seen, whole=seen)
+
+    def _tell_lossy(self, tables: list[str]) -> None:
+        if tables != self._lossy:
+            self._lossy = tables
+            text = (
+                f"updates and deletes of {', '.join(tables)} are lost, as they have no replica identity: only"
+                " the audit finds them; see pads-cdc check"
+            )
+            self._observer.trouble(_LOSSY, text if tables else None)
+
+    def _vouch(self, evidence: Evidence, read_up_to: Lsn | None = None) -> None:
+        vouch(evidence, self.history, self.read_up_to if read_up_to is None else read_up_to)
+        self._crossing.vouch(evidence, self.reached)
+
+    def vouched(self, read: Read, read_up_to: Lsn | None = None) -> Read:
+        """Return the read if it counts, given how new the newest was when it began; else it is closed.
+
+        Raises:
+            SourceError: it does not. Its connection is closed as well: of several hosts another one may fit.
+
+        """
+        try:
+            self._vouch(read.evidence, read_up_to)
+        except PadsCdcError:
+            read.discard()
+            raise
+        return read
+
+    def _recovered(self) -> None:
+        if self.failing:
+            self.failing, self._retry = False, _RETRY_FIRST
+            self._observer.trouble(_TROUBLE, None)
+
+    def _tell_lineage(self, read: OpenRead) -> None:
+        evidence = read.read.evidence
+        covers = evidence.flushed if evidence.replayed is None else evidence.replayed
+        self._lineage.reread(read.began, covers, evidence.system)
+        self._lineage.gap(read.task.end)
+
+    def _open_tasks(self) -> list[Task]:
+        return [*self._waiting, *(read.task for read in self._reads)]
+
+    def _close_reads(self) -> None:
+        for read in self._reads:
+            read.read.close()
+        self._reads.clear()

@@ -1,0 +1,154 @@
+"""What the follower still has to read: one task for each batch of transactions, or for the whole mapping.
+
+Tasks need not be done in order. Each one reads the present state of its endpoints in a snapshot that sees its
+transactions, so one that waits for its gate holds up nobody else. What must be in order is kept elsewhere:
+the slot is confirmed only up to the oldest task that is not done, and a read never overwrites what a younger
+read has brought.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cdc.mapping.affected import LIMIT, Affected
+from cdc.observer import BatchSeen, TransactionSeen
+from cdc.postgres.gate import Gate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from cdc.lsn import Lsn
+    from cdc.postgres.database import Read, Row
+    from cdc.replication.assembler import Transaction
+    from cdc.store.store import Store
+
+_SHARE = 0.5
+"""Share of all endpoints from which on naming them one by one costs more than reading everything."""
+_SMALL = 10_000
+"""Keys that are never worth a reconcile."""
+
+
+@dataclass(slots=True)
+class Task:
+    """Endpoints to read again, and what the read must have seen to count."""
+
+    affected: Affected
+    gate: Gate
+    since: Lsn
+    """The map holds everything up to here while this is not done."""
+    end: Lsn = 0
+    """End of its last transaction: the position that the endpoints are at once it is done; 0 for a plain
+    reconcile.
+    """
+    transactions: list[Transaction] = field(default_factory=list)
+    committed_at: float = 0.0
+    asked_at: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(cls, transactions: Sequence[Transaction], since: Lsn) -> Task:
+        """Make one task of some transactions with rows, in the order of their commits."""
+        affected = Affected()
+        for transaction in transactions:
+            affected.merge(transaction.affected)
+        last = transactions[-1]
+        gate = Gate(frozenset(transaction.xid for transaction in transactions), last.end)
+        committed_at = max(transaction.committed_at for transaction in transactions)
+        return cls(affected, gate, since, last.end, list(transactions), committed_at)
+
+    @classmethod
+    def reconcile(cls, reason: str, gate: Gate, since: Lsn) -> Task:
+        """Make the task of comparing everything."""
+        return cls(Affected(reconcile=reason), gate, since)
+
+    @property
+    def reason(self) -> str | None:
+        """Why this is a reconcile; None where keys suffice."""
+        return self.affected.reconcile
+
+    def within(self, endpoints: int) -> Task:
+        """Return it as a reconcile if it names too many of all endpoints."""
+        if len(self.affected) > max(_SMALL, _SHARE * endpoints):
+            self.affected.give_up("large")
+        return self
+
+    def seen(self, affected: int) -> Iterator[TransactionSeen]:
+        """Describe the transactions for whoever watches; to be called when they have just been published."""
+        now = time.time()
+        for one in self.transactions:
+            yield TransactionSeen(one.xid, one.end, one.committed_at, now, one.rows, affected)
+
+
+def merged(tasks: Sequence[Task]) -> Task:
+    """Make one task of several; too much of it makes a reconcile."""
+    first, *others = tasks
+    for task in others:
+        first.affected.merge(task.affected)
+        first.gate |= task.gate
+        first.since = min(first.since, task.since)
+        first.end = max(first.end, task.end)
+        first.transactions.extend(task.transactions)
+        first.committed_at = max(first.committed_at, task.committed_at)
+        first.asked_at = min(first.asked_at, task.asked_at)
+    if len(first.affected) > LIMIT:
+        first.affected.give_up("large")
+    return first
+
+
+class OpenRead:
+    """A read whose gate was open and whose rows are being applied, while younger reads may overtake it."""
+
+    def __init__(self, task: Task, read: Read, began: float, reading: int = 0) -> None:
+        """``reading`` is the store's number for it if the whole mapping is read."""
+        self.task = task
+        self.read = read
+        self.began = began
+        """Monotonic time before the statement was sent."""
+        self._chunks = read.chunks()
+        self._overtaken: set[str] = set()
+        self.reading = reading
+        self.upserts = self.deletes = self.rows = 0
+
+    def next(self) -> list[Row] | None:
+        """Return the next rows that still count; None at the end. May block as `Read.chunks` does."""
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            return None
+        self.rows += len(chunk)
+        if self._overtaken:
+            return [row for row in chunk if row[0] not in self._overtaken]
+        return chunk
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether a younger read has brought anything meanwhile."""
+        return bool(self._overtaken)
+
+    def overtake(self, rows: Iterable[Row]) -> None:
+        """Leave these ids alone from now on: a younger read has brought them."""
+        self._overtaken.update(row[0] for row in rows)
+
+    def missing(self, store: Store) -> list[Row]:
+        """Return the deletes that a whole read of the mapping amounts to, once all of it is in the store."""
+        if not self._overtaken and self.rows == len(store):
+            return []  # each of them is live, and so there is no other
+        return [
+            (endpoint_id, None)
+            for endpoint_id in store.not_read(self.reading)
+            if endpoint_id not in self._overtaken
+        ]
+
+    def seen(self, revision: int) -> BatchSeen:
+        """Describe what was read; to be called when it has just been published, up to ``revision``."""
+        keyed = self.task.reason is None
+        return BatchSeen(
+            transactions=tuple(self.task.seen(self.rows)),
+            affected=self.rows,
+            upserts=self.upserts if keyed else 0,
+            deletes=self.deletes if keyed else 0,
+            suppressed=max(0, self.rows - self.upserts - self.deletes) if keyed else 0,
+            requery_seconds=time.monotonic() - self.began,
+            visibility_seconds=max(0.0, self.began - self.task.asked_at),
+            revision=revision,
+        )

@@ -1,0 +1,1 @@
+"""What outlives the process: revisions, positions and tombstones, and how tokens are judged by them."""

@@ -1,0 +1,148 @@
+"""What is owed to the state file, and what to do when it fails: a new epoch, loudly, and service goes on.
+
+Without a state file a restart forgets revisions and tombstones, so nothing that was promised may rest on it:
+the epoch is a new one, and a file that works again starts with a copy of the whole store.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+from cdc.errors import Refusal, StateFileError
+from cdc.state.state_file import Kept, StateFile
+from cdc.store.entry_columns import Remembered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from cdc.lsn import Lsn
+    from cdc.observer import Observer
+    from cdc.store.store import Batch, Store
+
+_RETRY = 5.0
+"""Seconds between attempts to have a state file again."""
+TROUBLE = "state_file"
+
+
+class Ledger:
+    """Used by the follower's thread alone, except for `epoch`."""
+
+    def __init__(
+        self,
+        path: Path,
+        system: str,
+        observer: Observer,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open the state file of the cluster ``system`` (its identifier), or do without.
+
+        Raises:
+            Refusal: another process has it.
+
+        """
+        self._path = path
+        self._observer = observer
+        self._clock = clock
+        self._file: StateFile | None = None
+        self._retry_at = 0.0
+        self.epoch = uuid.uuid4().hex
+        """Names an unbroken line of revisions."""
+        self.kept = Kept(self.epoch)
+        """What an earlier process left."""
+        try:
+            self._file = StateFile(path, system)
+        except StateFileError as error:
+            self._failed(error)
+            return
+        self.kept = self._file.kept
+        self.epoch = self.kept.epoch
+        if self._file.set_aside is not None:
+            self._observer.state_file_error(
+                f"the state file {path} was unusable and is now {self._file.set_aside.name};"
+                " clients of the old contract that missed deletes must be restarted"
+            )
+
+    def append(self, batch: Batch, *, position: Lsn, seen: Lsn) -> None:
+        """Write a batch before it becomes visible; never raises for a file that fails."""
+        if self._file is None:
+            return
+        try:
+            self._file.append(batch, position=position, seen=seen)
+        except StateFileError as error:
+            self._failed(error)
+
+    def note(self, **values: str | int) -> bool:
+        """Remember facts; tells whether they will outlive the process."""
+        if self._file is None:
+            return False
+        try:
+            self._file.note(**values)
+        except StateFileError as error:
+            self._failed(error)
+        return self._file is not None
+
+    def new_epoch(self, store: Store) -> None:
+        """Break with the past: the database's history is another one now."""
+        self.epoch = uuid.uuid4().hex
+        if self._file is not None:
+            self._rewrite(self._file, store)
+
+    def tend(self, store: Store) -> bool:
+        """Do a step of what can wait, when there is nothing else to do; True if there is more.
+
+        The file is folded, or it is tried to have one again.
+        """
+        if self._file is not None:
+            try:
+                return self._file.fold(store.entries)
+            except StateFileError as error:
+                self._failed(error)
+        elif self._clock() >= self._retry_at and store.ready:
+            try:
+                again = StateFile(self._path)
+            except (StateFileError, Refusal):  # another process may have taken it meanwhile
+                self._retry_at = self._clock() + _RETRY
+                return False
+            if self._rewrite(again, store):
+                self._observer.trouble(TROUBLE, None)
+        return False
+
+    def close(self) -> None:
+        """Say that this was a clean end."""
+        if self._file is not None:
+            try:
+                self._file.close()
+            except StateFileError as error:
+                self._failed(error)
+            self._file = None
+
+    def _rewrite(self, file: StateFile, store: Store) -> bool:
+        try:
+            self.epoch = file.start_epoch(
+                _remembered(store), store.head, position=store.position, seen=store.seen
+            )
+        except StateFileError as error:
+            file.discard()
+            self._failed(error)
+            return False
+        self._file = file
+        return True
+
+    def _failed(self, error: StateFileError) -> None:
+        if self._file is not None:
+            self._file.discard()
+            self._file = None
+        self._retry_at = self._clock() + _RETRY
+        self.epoch = uuid.uuid4().hex
+        self._observer.state_file_error(str(error))
+        self._observer.trouble(TROUBLE, f"{error}; a restart now would forget what clients must be told")
+
+
+def _remembered(store: Store) -> Remembered:
+    return Remembered(
+        (entry.id, entry.revision, entry.position, store.kept_digest(entry))
+        for entry in store.entries.values()
+    )

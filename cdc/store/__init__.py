@@ -1,0 +1,1 @@
+"""The map of endpoints, walked by revision."""

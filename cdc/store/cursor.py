@@ -1,0 +1,118 @@
+"""Walks over the store: a subscriber is a place in the log, nothing more.
+
+`Cursor` walks forward from a revision, for the tail of every stream. A walk is a *cut*: it aims at the head
+of the moment, and when an entry that it has not reached yet moves beyond that head, it aims at the new head.
+So when it arrives, what it has handed out is the difference between two maps that existed (PADS handed out
+every step, in a queue that filled up).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cdc.store.store import Entry, Store
+
+SCAN = 4
+"""Dead places that one read may pass over, in multiples of its limit: the lock is never held for long."""
+
+_revision = attrgetter("revision")
+
+
+class Place:
+    """An index into the store's log that survives compaction; guarded by the store's lock."""
+
+    __slots__ = ("__weakref__", "index", "store")
+
+    def __init__(self, store: Store, index: int) -> None:
+        self.store = store
+        self.index = index
+        store.places.add(self)
+
+    def carry(self, index: int) -> None:
+        """Stand at another index of a new log."""
+        self.index = index
+
+    def close(self) -> None:
+        """Let the store forget this place."""
+        with self.store.lock:
+            self.store.places.discard(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The map that a walk has arrived at: what a token stands for."""
+
+    revision: int
+    position: int
+    seen: int
+    count: int
+    digest: bytes
+    whole: bool
+    """It is one that the database has had; otherwise an endpoint may be newer than another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A slice of a walk, no id twice."""
+
+    entries: list[Entry]
+    more: bool
+    """More can be read at once."""
+    arrival: Cut | None
+    """Set when, after these entries, the reader holds what the store holds."""
+
+    @property
+    def cut(self) -> Cut | None:
+        """Set when the reader then holds a map that existed."""
+        return self.arrival if self.arrival is not None and self.arrival.whole else None
+
+
+class Cursor(Place):
+    """Walks forward over everything after a revision, for ever. Not for two threads at once."""
+
+    __slots__ = ("_target", "revision")
+
+    def __init__(self, store: Store, after: int | None = None) -> None:
+        """Stand behind revision ``after``; the present head if None."""
+        with store.lock:
+            self.revision = store.head if after is None else after
+            self._target: int | None = None
+            super().__init__(store, bisect_right(store.log, self.revision, key=_revision))
+
+    def carry(self, index: int) -> None:
+        """Stand at another index; what was dropped may have moved on, so the walk aims at the new head."""
+        super().carry(index)
+        if self._target is not None:
+            self._target = self.store.head
+
+    def read(self, limit: int) -> Part:
+        """Take at most ``limit`` entries; never waits."""
+        store = self.store
+        with store.lock:
+            if self._target is None:
+                self._target = store.head
+            entries: list[Entry] = []
+            log, live = store.log, store.entries
+            stop = min(len(log), self.index + limit * SCAN)
+            while self.index < stop and len(entries) < limit:
+                entry = log[self.index]
+                if entry.revision > self._target:
+                    break
+                self.index += 1
+                if live[entry.id] is entry:
+                    entries.append(entry)
+                else:
+                    self._target = store.head
+            if self.index < len(log) and log[self.index].revision <= self._target:
+                return Part(entries, more=True, arrival=None)
+            self.revision, self._target = self._target, None
+            more = self.revision < store.head
+            if more:  # what an older head was like is not kept; the walk to the present one follows at once
+                return Part(entries, more, arrival=None)
+            count, digest = len(store), store.digest
+            arrival = Cut(self.revision, store.position, store.seen, count, digest, store.whole)
+            return Part(entries, more, arrival)

@@ -1,0 +1,106 @@
+"""What a client of the old contract is sent, who cannot say what it holds: everything, and what is newest
+always first.
+
+The stream is a stack of stretches of the log. At the bottom lies everything that the client may lack; what is
+published meanwhile is a new stretch on top. Each stretch is handed out from its newest entry to its oldest,
+and the top one first: a revocation waits neither for the replay nor for the rest of a ripple that was
+published before it. An entry that has moved on is left to the stretch where it stands now, so no id ever goes
+back on a stream.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cdc.store.cursor import SCAN, Place
+
+if TYPE_CHECKING:
+    from cdc.store.store import Entry, Store
+
+_DEPTH = 16
+"""Stretches that are kept apart; more are joined, at the price of sending some entries twice."""
+
+
+class Replay:
+    """One stream's walk. Not for two threads at once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        with store.lock:
+            self._deletes = list(store.tombstones.values())
+            self._everything = _Stretch(store, 0, len(store.log))
+            self._newer: list[_Stretch] = []
+            self._covered = Place(store, len(store.log))
+            self.revision = store.head
+            """Up to here everything has been handed out, once `read` has returned nothing."""
+
+    def read(self, limit: int) -> list[Entry]:
+        """Take at most ``limit`` entries to send next; empty when there is nothing until the store wakes
+        us.
+        """
+        entries: list[Entry] = []
+        with self._store.lock:
+            self._cover()
+            while self._newer and not entries:
+                entries = self._newer[-1].take(limit)
+                if not self._newer[-1]:
+                    self._newer.pop().forget()
+        while not entries and self._deletes:
+            entries = self._take_deletes(limit)
+        while not entries and self._everything:
+            with self._store.lock:
+                entries = [entry for entry in self._everything.take(limit) if entry.payload is not None]
+        return entries
+
+    def close(self) -> None:
+        """Let the store forget this walk."""
+        with self._store.lock:
+            for stretch in (*self._newer, self._everything):
+                stretch.forget()
+            self._store.places.discard(self._covered)
+
+    def _cover(self) -> None:
+        """Put what was published since the last time on top."""
+        store = self._store
+        self.revision = store.head
+        if self._covered.index == len(store.log):
+            return
+        if len(self._newer) < _DEPTH:
+            self._newer.append(_Stretch(store, self._covered.index, len(store.log)))
+        else:
+            self._newer[-1].top.index = len(store.log)
+        self._covered.index = len(store.log)
+
+    def _take_deletes(self, limit: int) -> list[Entry]:
+        taken = self._deletes[-limit:]
+        del self._deletes[-limit:]
+        with self._store.lock:
+            return [entry for entry in reversed(taken) if self._store.entries[entry.id] is entry]
+
+
+class _Stretch:
+    """A piece of the log that is handed out from its end; guarded by the store's lock."""
+
+    def __init__(self, store: Store, bottom: int, top: int) -> None:
+        self._store = store
+        self._bottom = Place(store, bottom)
+        self.top = Place(store, top)
+
+    def __bool__(self) -> bool:
+        return self.top.index > self._bottom.index
+
+    def take(self, limit: int) -> list[Entry]:
+        """Take the newest entries that are not dead; may be none though more are left."""
+        store, top = self._store, self.top
+        entries: list[Entry] = []
+        stop = max(self._bottom.index, top.index - limit * SCAN)
+        while top.index > stop and len(entries) < limit:
+            top.index -= 1
+            entry = store.log[top.index]
+            if store.entries[entry.id] is entry:
+                entries.append(entry)
+        return entries
+
+    def forget(self) -> None:
+        """Let the store forget both ends."""
+        self._store.places -= {self._bottom, self.top}

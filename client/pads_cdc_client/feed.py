@@ -1,0 +1,292 @@
+"""A client of the endpoint feed: holds every endpoint in memory and keeps them as the database has them.
+
+One thread reads the stream, applies it and calls back; everybody else reads a dict. Code in asyncio does the
+same, and waits by awaiting: there is no second implementation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Self
+
+import grpc
+
+from pads_cdc_client.outbox import Outbox
+from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
+from pads_cdc_client.replica import Applied, Change, Replica
+from pads_cdc_client.retry import Backoff, Remedy, remedy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_log = logging.getLogger(__name__)
+
+_WATCH: Final = f"/{pb.DESCRIPTOR.services_by_name['EndpointFeedService'].full_name}/Watch"
+_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", -1),  # one endpoint may be as large as it is
+    ("grpc.enable_http_proxy", 0),
+    # A server that is gone without a word is noticed within half a minute.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # a minute otherwise, whatever the line above says
+    ("grpc.http2.max_pings_without_data", 0),
+)
+_FIRST_WORD_SECONDS: Final = 45.0
+"""A server that has no complete map yet says so after 30 s."""
+_SILENT_INTERVALS: Final = 3
+"""Progress messages that may be missed before the stream is given up."""
+_MISMATCHES: Final = 2
+"""Proofs in a row that may fail before the stream is given up: the first one is answered by a snapshot."""
+
+
+class FeedStoppedError(Exception):
+    """The feed has ended for good: it was closed, or the server says that this client has a bug."""
+
+
+class EndpointFeed:
+    """Every endpoint, as the database has it. Start it with `start`, ``with`` or ``async with``."""
+
+    def __init__(
+        self,
+        *targets: str,
+        client_id: str,
+        credentials: grpc.ChannelCredentials | None = None,
+        bearer: Callable[[], str] | None = None,
+        on_change: Callable[[Change], object] | None = None,
+        endpoints: Mapping[str, bytes] | None = None,
+        resume_token: bytes = b"",
+    ) -> None:
+        """Take the servers (``host:port``) that may be used, one after the other.
+
+        ``credentials`` make it TLS, ``bearer`` returns the token to show, asked at each attempt.
+        ``on_change`` is called in the feed's thread, once the map has the change; it delays the next one.
+        ``endpoints`` and ``resume_token`` are what these were when an earlier process ended.
+        """
+        if not targets:
+            raise ValueError("no target given: where is the server?")
+        self._targets = targets
+        self._client_id = client_id
+        self._credentials = credentials
+        self._bearer = bearer
+        self._on_change = on_change
+        self._replica = Replica(endpoints, resume_token)
+        self._thread = threading.Thread(target=self._run, name="pads-cdc-feed", daemon=True)
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._call: grpc.Call | None = None
+        self._ready: Future[None] = Future()
+        self._exact: tuple[float, float] | None = None
+        """The newest proof: when it came (monotonic), and how stale the map was by then."""
+        self._heard_at = 0.0
+        self._patience = 0.0
+        self.received_bytes = 0
+        """Of messages, since the start."""
+        self.attempts = 0
+        """Connections that were tried."""
+        self.resets = 0
+        """Times that everything was sent."""
+        self.proofs = 0
+        """Times that the map was found, by its digest, to be one that the database has had."""
+
+    # --- the map: for any thread, without waiting
+
+    @property
+    def endpoints(self) -> Mapping[str, bytes]:
+        """The map as it is, each endpoint as a serialized ``proto.GatewayEndpoint``. It changes under you."""
+        return MappingProxyType(self._replica.endpoints)
+
+    @property
+    def resume_token(self) -> bytes:
+        """What to keep with the map, after `close`, to go on from in another process."""
+        return self._replica.token
+
+    def get(self, endpoint_id: str) -> GatewayEndpoint | None:
+        """Return an endpoint; None if there is none of this id."""
+        endpoint = self._replica.endpoints.get(endpoint_id)
+        return None if endpoint is None else GatewayEndpoint.FromString(endpoint)
+
+    def __len__(self) -> int:
+        return len(self._replica.endpoints)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the map has been complete, once: it stays usable while the server is away."""
+        return self._replica.complete
+
+    def staleness(self) -> float:
+        """Return for how many seconds at most the map has not been the database's; infinity before a proof.
+
+        It grows between signs of life, which come every few seconds, and while there is no server.
+        """
+        if (exact := self._exact) is None:
+            return math.inf
+        at, staleness = exact
+        return staleness + time.monotonic() - at
+
+    # --- its life
+
+    def start(self) -> Self:
+        """Connect, and keep connected, until `close`. Returns at once."""
+        self._thread.start()
+        return self
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Wait until `ready`; False if not within ``timeout`` seconds.
+
+        Raises:
+            FeedStoppedError: it will never be.
+
+        """
+        with suppress(TimeoutError):
+            self._ready.result(timeout)
+            return True
+        return False
+
+    async def until_ready(self) -> None:
+        """Do as `wait_ready`, for asyncio; bound it with ``asyncio.timeout``.
+
+        Raises:
+            FeedStoppedError: it will never be.
+
+        """
+        await asyncio.shield(asyncio.wrap_future(self._ready))
+
+    def close(self) -> None:
+        """End the connection and the thread; waits for a callback that runs."""
+        self._closed.set()
+        with self._lock:
+            if self._call is not None:
+                self._call.cancel()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.close)
+
+    # --- the thread
+
+    def _run(self) -> None:
+        why = "it failed; see the traceback"
+        try:
+            why = self._follow()
+        finally:
+            if not self._ready.done():
+                self._ready.set_exception(FeedStoppedError(why))
+
+    def _follow(self) -> str:
+        """Follow one server after the other, until `close` or a bug of ours; returns why that is the end."""
+        backoff = Backoff()
+        for target in itertools.cycle(self._targets):
+            found, why = self._session(target, backoff)
+            if found is Remedy.STOP:
+                _log.error("the feed has stopped for good: %s", why)
+                return why
+            wait = backoff.wait(found)
+            if not self._closed.is_set():
+                _log.warning("the feed from %s ended: %s; again in %.1f s", target, why, wait)
+            if self._closed.wait(wait):
+                break
+        return "it was closed"
+
+    def _session(self, target: str, backoff: Backoff) -> tuple[Remedy, str]:
+        """Follow one server until that ends; returns what to do then, and why it ended."""
+        try:
+            metadata = (("authorization", f"Bearer {self._bearer()}"),) if self._bearer is not None else ()
+        except OSError as error:
+            return Remedy.BACK_OFF, f"the bearer token cannot be read: {error.strerror}"
+        self.attempts += 1
+        outbox = Outbox(self._replica.opening(self._client_id), self._watch_silence)
+        self._heard_at, self._patience = time.monotonic(), _FIRST_WORD_SECONDS
+        with self._channel(target) as channel:
+            watch = channel.stream_stream(
+                _WATCH,
+                request_serializer=pb.WatchRequest.SerializeToString,
+                response_deserializer=self._received,
+            )
+            call = watch(outbox, metadata=metadata)
+            with self._lock:
+                self._call = call
+            if self._closed.is_set():
+                call.cancel()
+            try:
+                for message in call:
+                    self._take(message, outbox, backoff)
+                    if self._replica.mismatches >= _MISMATCHES:
+                        return Remedy.RETRY, "the map differs from the server's after a whole snapshot"
+            except grpc.RpcError:
+                code, details = call.code(), " ".join((call.details() or "").split())
+                return remedy(code), f"{code.name} {details}"
+            finally:
+                outbox.close()
+                call.cancel()
+        return Remedy.RETRY, "the server ended a stream that has no end"
+
+    def _channel(self, target: str) -> grpc.Channel:
+        if self._credentials is None:
+            return grpc.insecure_channel(target, options=_OPTIONS)
+        return grpc.secure_channel(target, self._credentials, options=_OPTIONS)
+
+    def _received(self, raw: bytes) -> pb.WatchResponse:
+        self.received_bytes += len(raw)
+        return pb.WatchResponse.FromString(raw)
+
+    def _take(self, message: pb.WatchResponse, outbox: Outbox[pb.WatchRequest], backoff: Backoff) -> None:
+        self._heard_at = math.inf  # while we are busy with it, silence is ours
+        if message.HasField("opened"):
+            self._patience = _SILENT_INTERVALS * message.opened.progress_interval.ToNanoseconds() / 1e9
+            if message.opened.HasField("reset"):
+                self.resets += 1
+                reason = pb.ResetReason.Name(message.opened.reset.reason)
+                _log.info("the server sends all %d endpoints: %s", message.opened.reset.count, reason)
+        applied = self._replica.apply(message)
+        if applied.acknowledge is not None:
+            outbox.put(pb.WatchRequest(acknowledge=applied.acknowledge))
+            if applied.acknowledge.digest_mismatch:
+                _log.error("the map differs from the server's and is had anew")
+            else:
+                self._matched(applied.staleness, backoff)
+        self._call_back(applied)
+        self._heard_at = time.monotonic()
+
+    def _matched(self, staleness: float | None, backoff: Backoff) -> None:
+        """Note that the map is the server's; only where ``staleness`` is known is it a proof."""
+        if staleness is not None:
+            self._exact = time.monotonic(), staleness
+            self.proofs += 1
+            backoff.succeeded()
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    def _call_back(self, applied: Applied) -> None:
+        if self._on_change is None:
+            return
+        for change in applied.changes:
+            try:
+                self._on_change(change)
+            except Exception:  # noqa: BLE001 (the user's code; the map must be kept up to date all the same)
+                _log.exception("a callback failed for %s", change.endpoint_id)
+
+    def _watch_silence(self) -> None:
+        """Give up a server that says nothing though its connection stands."""
+        if time.monotonic() - self._heard_at > self._patience:
+            with self._lock:
+                if self._call is not None:
+                    self._call.cancel()

@@ -1,0 +1,58 @@
+"""What the client has to say on one stream: its opening, then its newest acknowledgement."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
+
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TICK = 0.5
+"""Seconds between looks whether the server is still heard."""
+_PACE = 0.02
+"""Seconds between acknowledgements at least: a newer one stands for those before it."""
+
+
+_Request = TypeVar("_Request", pb.WatchRequest, pb.MirrorRequest)
+
+
+class Outbox(Generic[_Request]):
+    """An iterator of requests for gRPC, which walks it in a thread of its own; ends after `close`."""
+
+    def __init__(self, opening: _Request, tick: Callable[[], None]) -> None:
+        """Have ``tick`` called twice a second, from gRPC's thread."""
+        self._next: _Request | None = opening
+        self._tick = tick
+        self._closed = threading.Event()
+        self._changed = threading.Condition()
+
+    def put(self, acknowledge: _Request) -> None:
+        """Send this; an acknowledgement not sent before it need not be sent any more. Does not wait."""
+        with self._changed:
+            if self._next is None or self._next.HasField("acknowledge"):
+                self._next = acknowledge
+                self._changed.notify()
+
+    def close(self) -> None:
+        """End the iteration."""
+        self._closed.set()
+        with self._changed:
+            self._changed.notify()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> _Request:
+        while not self._closed.is_set():
+            with self._changed:
+                self._changed.wait_for(lambda: self._next is not None or self._closed.is_set(), _TICK)
+                request, self._next = self._next, None
+            if request is not None:
+                if request.HasField("acknowledge"):
+                    self._closed.wait(_PACE)
+                return request
+            self._tick()
+        raise StopIteration

@@ -1,0 +1,120 @@
+"""``pads-cdc check``: is this database ready, and what to type where it is not."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cdc.checks import FURTHER, NECESSARY, Deployment, Verdict, run
+from cdc.mapping.mapping import load, server_queries
+from cdc.postgres.connection import Address
+from cdc.postgres.database import Database
+from server.config.redaction import Redactor
+from server.payload import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cdc.checks import Finding
+    from server.config.settings import Settings
+
+_COLOURS = {Verdict.PASS: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red", Verdict.SKIP: "dim"}
+
+_SKIPPED = 3
+"""Checks in a row that are named each, though they were skipped for the same reason."""
+
+Found = tuple[str, "Finding"]
+"""A check's name, and one of the things that it found."""
+
+
+def check(settings: Settings, *, as_json: bool) -> int:
+    """Ask everything as the service will, and print what was found; returns the exit code. Changes nothing.
+
+    Raises:
+        ConfigurationError: there is no such mapping.
+
+    """
+    for line in settings.misspelt():
+        click.echo(f"pads-cdc: {line}", err=True)
+    found = list(run((*NECESSARY, *FURTHER), deployment(settings)))
+    redact = Redactor(settings.connection_strings)
+    if as_json:
+        click.echo(_json(found, redact))
+    else:
+        _show(found, redact)
+    return int(any(finding.verdict is Verdict.FAIL for _, finding in found))
+
+
+def deployment(settings: Settings) -> Deployment:
+    """Return what the checks may ask, connected as the service will be."""
+    mapping = load(settings.mapping)
+    source, query = settings.postgres_connection_string, settings.query_connection_string
+    return Deployment(
+        source=Address(source.read, source.setting),
+        database=Database(Address(query.read, query.setting), mapping, settings.db_schema, encode),
+        queries=server_queries(),
+        schema=settings.db_schema,
+        failover=settings.slot_failover,
+        slot_name=settings.slot_name,
+        max_retained_wal=settings.max_retained_wal,
+        state_file=settings.state_file,
+    )
+
+
+def _json(found: Sequence[Found], redact: Redactor) -> str:
+    findings = [
+        {
+            "check": name,
+            "verdict": finding.verdict,
+            "text": redact(finding.text),
+            "remedy": redact(finding.remedy),
+        }
+        for name, finding in found
+    ]
+    ready = not any(finding.verdict is Verdict.FAIL for _, finding in found)
+    return json.dumps({"ready": ready, "findings": findings}, indent=2)
+
+
+def _shown(found: Sequence[Found]) -> Iterator[Found]:
+    """Yield what to print: many that were not asked for one and the same reason are one line."""
+    for reason, group in groupby(found, _why_skipped):
+        rows = [*group]
+        if reason is None or len(rows) <= _SKIPPED:
+            yield from rows
+        else:
+            yield f"{len(rows)} checks", rows[0][1]
+
+
+def _why_skipped(one: Found) -> str | None:
+    _, finding = one
+    return finding.text if finding.verdict is Verdict.SKIP else None
+
+
+def _show(found: Sequence[Found], redact: Redactor) -> None:
+    console = Console(highlight=False)
+    if console.is_terminal:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("check", no_wrap=True)
+        table.add_column("")
+        table.add_column("found, and what to type")
+        for name, finding in _shown(found):
+            text = Text(redact(finding.text))
+            if finding.remedy:
+                text.append(f"\n→ {redact(finding.remedy)}", style="bold")
+            verdict = Text(finding.verdict, style=_COLOURS[finding.verdict])
+            table.add_row(name, verdict, text)
+        console.print(table)
+    else:
+        for name, finding in _shown(found):
+            click.echo(f"{finding.verdict}  {name}: {redact(finding.text)}")
+            if finding.remedy:
+                click.echo(f"      {redact(finding.remedy)}")
+    counts = Counter(finding.verdict for _, finding in found)
+    click.echo(", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict]))

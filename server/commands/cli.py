@@ -1,0 +1,314 @@
+"""The command ``pads-cdc``: reads what was typed, calls one function, turns errors into lines and codes.
+
+0 done, 1 it failed, 2 what was typed or set is wrong, 130 interrupted. What a command needs is imported
+when it runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from importlib.metadata import version
+from math import inf, nan
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import click
+
+from cdc.errors import ConfigurationError, PadsCdcError
+from server.config.redaction import Redactor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from server.commands.setup import Target
+    from server.config.connection_string import ConnectionString
+
+_FAILED: Final = 1
+_MISUSED: Final = 2
+_INTERRUPTED: Final = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code; expected errors never show a traceback."""
+    sys.exit(_run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def _run(arguments: list[str]) -> int:
+    secrets: list[ConnectionString] = []  # a command adds those that it has, so that no message shows them
+
+    def complain(text: str, code: int) -> int:
+        for line in Redactor(secrets)(text).strip().splitlines():
+            click.echo(f"pads-cdc: {line}", err=True)
+        return code
+
+    try:
+        return int(cli.main(arguments, prog_name="pads-cdc", standalone_mode=False, obj=secrets) or 0)
+    except ConfigurationError as error:
+        return complain(str(error), _MISUSED)
+    except PadsCdcError as error:
+        return complain(str(error), _FAILED)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "pads-cdc"
+        return complain(f"{error.format_message().rstrip('.')}; see {command} --help", error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _INTERRUPTED
+    except Exception:  # noqa: BLE001 (the last boundary: a fault of ours, shown without secrets)
+        return complain(f"this is a bug, please report it:\n{traceback.format_exc()}", _FAILED)
+
+
+class _WithSettings(click.Command):
+    """A command with an option for each setting, or for some: made when its parameters are asked for."""
+
+    only: ClassVar[frozenset[str] | None] = None
+    _made = False
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        if not self._made:
+            self.params = [*_options(self.only), *self.params]
+            self._made = True
+        return super().get_params(ctx)
+
+
+class _Check(_WithSettings):
+    """`check`, with those that change what is found."""
+
+    only: ClassVar = frozenset(
+        {
+            "postgres_connection_string",
+            "postgres_connection_string_file",
+            "query_connection_string",
+            "query_connection_string_file",
+            "mapping",
+            "db_schema",
+            "slot_name",
+            "state_file",
+            "max_retained_wal",
+        }
+    )
+
+
+def _options(only: frozenset[str] | None) -> Sequence[click.Option]:
+    from server.config.settings_table import rows  # noqa: PLC0415 (pydantic is most of the start of --version)
+
+    options = []
+    for row in rows():
+        if only is not None and row.field not in only:
+            continue
+        declaration = f"{row.flag}/--no-{row.flag.removeprefix('--')}" if row.switch else row.flag
+        default = f"; default: {row.default}" if row.default else ""
+        options.append(
+            click.Option(
+                [declaration, row.field],
+                # As typed, None where not given: Settings alone judges, as it does the environment.
+                default=None,
+                is_flag=row.switch,
+                metavar=None if row.switch else "TEXT",
+                help=f"{row.description} [{row.environment}{default}]",
+            )
+        )
+    return options
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(version("pads-cdc"), prog_name="pads-cdc")
+def cli() -> None:
+    """Stream who-may-call-what from Postgres to every gateway, within milliseconds of the commit."""
+
+
+@cli.command(cls=_WithSettings)
+@click.pass_obj
+def serve(secrets: list[ConnectionString], /, **flags: Any) -> int | None:
+    """Follow the database and serve gateways. Options are environment variables too; an option wins."""
+    from server.config.settings import Settings  # noqa: PLC0415
+
+    settings = Settings.load(flags)
+    secrets.extend(settings.connection_strings)
+    from server.serve import serve as run  # noqa: PLC0415
+
+    return run(settings)
+
+
+@cli.command(cls=_Check)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@click.pass_obj
+def check(secrets: list[ConnectionString], /, *, as_json: bool, **flags: Any) -> int:
+    """Say whether this database is ready, and what to type where it is not. Changes nothing.
+
+    Connects as the service will. Exits with 0, with 1 when a check fails, with 2 when a setting is wrong.
+    """
+    from server.config.settings import Settings  # noqa: PLC0415
+
+    settings = Settings.load(flags)
+    secrets.extend(settings.connection_strings)
+    from server.commands.check import check as run  # noqa: PLC0415
+
+    return run(settings, as_json=as_json)
+
+
+def _for_admins(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that `setup` and `teardown` share."""
+    for option in (
+        click.option("--dry-run", is_flag=True, help="Print the SQL and run none of it."),
+        click.option(
+            "--db-schema",
+            envvar="DB_SCHEMA",
+            default="public",
+            show_envvar=True,
+            show_default=True,
+            help="Schema that holds the mapping's tables.",
+        ),
+        click.option(
+            "--mapping",
+            envvar="MAPPING",
+            default="grove",
+            show_envvar=True,
+            show_default=True,
+            help="The mapping that is going to be served.",
+        ),
+        click.option("--role", default="pads_cdc", show_default=True, help="The service's role."),
+        click.option(
+            "--admin-connection-string-file",
+            envvar="ADMIN_CONNECTION_STRING_FILE",
+            show_envvar=True,
+            help="The file that holds ADMIN_CONNECTION_STRING.",
+        ),
+        click.option(
+            "--admin-connection-string",
+            envvar="ADMIN_CONNECTION_STRING",
+            show_envvar=True,
+            help="The primary, as one who owns the tables and may create roles.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _target(secrets: list[ConnectionString], given: dict[str, Any]) -> Target:
+    """Make one value of the options that `setup` and `teardown` share."""
+    from server.commands.setup import ADMIN, Target  # noqa: PLC0415
+
+    admin = _connection_string(secrets, ADMIN, given)
+    if admin is None:
+        raise ConfigurationError(
+            f"{ADMIN} (--admin-connection-string): is required, also as {ADMIN}_FILE; for example"
+            f" {ADMIN}=postgresql://USER:PASSWORD@HOST:5432/DATABASE"
+        )
+    role, mapping, schema = given["role"], given["mapping"], given["db_schema"]
+    return Target(admin=admin, role=role, mapping=mapping, schema=schema, dry_run=given["dry_run"])
+
+
+def _connection_string(
+    secrets: list[ConnectionString], name: str, given: dict[str, Any]
+) -> ConnectionString | None:
+    """Take a connection string that is given as a value or as a file; it is among the secrets then."""
+    from server.config.connection_string import ConnectionString  # noqa: PLC0415
+
+    value, file = given[name.lower()], given[f"{name.lower()}_file"]
+    if value is None and file is None:
+        return None
+    found = ConnectionString(name, value=value, file=file)
+    secrets.append(found)
+    found.read()
+    return found
+
+
+@cli.command()
+@_for_admins
+@click.option(
+    "--role-file",
+    help="File for the role's connection string: written, with a new password, where it is not there yet.",
+)
+@click.pass_obj
+def setup(secrets: list[ConnectionString], /, role_file: str | None, **given: Any) -> int:
+    """Make a database ready: a role that may read, replica identities, indexes. Touches no row.
+
+    As often as you like: only what is missing is done, and each statement is printed.
+    """
+    from server.commands.setup import setup as run  # noqa: PLC0415
+
+    return run(_target(secrets, given), role_file)
+
+
+@cli.command()
+@_for_admins
+@click.option(
+    "--slot-name",
+    envvar="SLOT_NAME",
+    default="pads_cdc",
+    show_envvar=True,
+    show_default=True,
+    help="The slot to drop.",
+)
+@click.option(
+    "--slot-connection-string",
+    envvar="SLOT_CONNECTION_STRING",
+    show_envvar=True,
+    help="Where the slot is, if that is a standby; by default the primary.",
+)
+@click.option(
+    "--slot-connection-string-file",
+    envvar="SLOT_CONNECTION_STRING_FILE",
+    show_envvar=True,
+    help="The file that holds SLOT_CONNECTION_STRING.",
+)
+@click.pass_obj
+def teardown(secrets: list[ConnectionString], /, slot_name: str, **given: Any) -> int:
+    """Drop the slot, and undo what setup did: role, grants, indexes, identities. Touches no row."""
+    from server.commands.setup import SLOT  # noqa: PLC0415
+    from server.commands.setup import teardown as run  # noqa: PLC0415
+
+    return run(_target(secrets, given), _connection_string(secrets, SLOT, given), slot_name)
+
+
+@cli.command()
+@click.argument("target", default="127.0.0.1:10002")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON an event, for pipes.")
+@click.option(
+    "--resume", metavar="TOKEN", help="Begin where an earlier --json stopped: a checkpoint's resume_token."
+)
+@click.option("--until-synced", is_flag=True, help="Exit with 0 once everything has come and is verified.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["feed", "old"]),
+    default="feed",
+    show_default=True,
+    help="The endpoint feed, or what clients of the old contract see.",
+)
+@click.option("--ca-file", help="Speak TLS, and trust the certificates in this file.")
+@click.option("--cert-file", help="Certificate to show, where the server wants mutual TLS; with --key-file.")
+@click.option("--key-file", help="Its key.")
+@click.option("--token-file", help="Show the bearer token in this file; with --ca-file, or on this machine.")
+def watch(target: str, **options: Any) -> int | None:
+    """Show live what the server at TARGET (host:port) sends, until Ctrl-C. Never shows a key."""
+    from server.commands.watch import run  # noqa: PLC0415
+
+    return run(target, **options)
+
+
+class _Seconds(click.ParamType[float]):
+    """How long a demo runs."""
+
+    name = "SECONDS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = nan
+        if not 1 <= seconds < inf:
+            self.fail(f"{value!r} is not a number of seconds, 1 or more; for example 20", param, ctx)
+        return seconds
+
+
+@cli.command()
+@click.option("--seconds", type=_Seconds(), help="Stop after so many seconds; else with Ctrl-C.")
+@click.option("--plain", is_flag=True, help="Print lines instead of the live view; for logs and CI.")
+def demo(seconds: float | None, plain: bool) -> int | None:
+    """Show it working: a throw-away Postgres, a workload, the server, a subscriber, and the proof."""
+    from server.commands.demo import run  # noqa: PLC0415
+
+    return run(seconds, plain)

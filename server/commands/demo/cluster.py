@@ -1,0 +1,261 @@
+"""An ephemeral Postgres cluster that decodes with wal2json: for ``pads-cdc demo`` and for the tests.
+
+``ephemeral_cluster`` and ``ephemeral_standby`` are context managers. The server listens on 127.0.0.1 only,
+asks for a random password, keeps everything in one temporary folder, and is gone when the context ends.
+
+The end is the work of a *sentinel*: a shell that waits for the end of a pipe of which only we hold the other
+side, then stops the server and removes the folder. The kernel closes the pipe however we end, so that
+``kill -9`` leaves nothing behind either. (A parent death signal would not do: it follows the *thread* that
+started the server, and cleans no folder.)
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from server.commands.demo.programs import ClusterError, Programs, find_programs, give_to_owner
+from server.commands.interrupt import uninterrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_DEADLINE = 60
+"""Seconds that a server gets to start, to stop or to be promoted."""
+
+_SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    # No socket file: its path may be 107 bytes long, and the temporary folder's name is not ours to choose.
+    "unix_socket_directories": "",
+    "wal_level": "logical",
+    "max_wal_senders": "40",
+    "max_replication_slots": "40",
+    "max_prepared_transactions": "20",
+    # The data is thrown away at the end, and a crash of the server alone loses nothing without these.
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_wal_size": "256MB",
+    "timezone": "UTC",
+}
+_PLUGINS = {"output_plugin_libraries": "pgoutput, test_decoding, wal2json"}
+"""Newer minor releases refuse a plugin that is not listed; older ones do not start with the setting."""
+
+_SENTINEL = 'cat >/dev/null; folder=$1; shift; "$@"; rm -rf -- "$folder"'
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One server: what to connect to, and what may befall it. Every method blocks until it has happened."""
+
+    programs: Programs
+    folder: Path
+    port: int
+    password: str = field(repr=False)
+    """The superuser's (postgres), by SCRAM."""
+
+    def url(self, database: str = "postgres", user: str = "postgres", password: str | None = None) -> str:
+        """Return a connection string, by default the superuser's. It holds a secret: do not print it."""
+        return f"postgresql://{user}:{password or self.password}@127.0.0.1:{self.port}/{database}"
+
+    @property
+    def data(self) -> Path:
+        """The data directory."""
+        return self.folder / "data"
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's process id; FileNotFoundError when the server is not running."""
+        return int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
+
+    def start(self) -> None:
+        """Start the server and return when it accepts connections (a standby: read-only ones)."""
+        log = self.folder / "postgres.log"
+        try:
+            self._pg_ctl("start", "-l", str(log), "-t", str(_DEADLINE))
+        except ClusterError as error:
+            # The server's own words, not pg_ctl's, which only point at the log.
+            lines = log.read_text().splitlines() if log.exists() else []
+            said = "; ".join(
+                line.partition(":  ")[2] for line in lines[-3:] if "LOG:  " in line or "FATAL:  " in line
+            )
+            raise ClusterError(f"the server does not start: {said or error}") from None
+
+    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Shut the server down. ``fast`` waits for readers of slots that have not confirmed everything."""
+        self._pg_ctl("stop", "-m", mode, "-t", str(_DEADLINE))
+
+    def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Stop, and start again on the same port."""
+        self.stop(mode)
+        self.start()
+
+    def crash(self) -> None:
+        """Kill the server with SIGKILL; returns when its last process has ended. ``start`` may follow."""
+        processes = self._halt()
+        os.kill(processes[0], signal.SIGKILL)
+        _signal(processes[1:], signal.SIGCONT)
+        deadline = time.monotonic() + _DEADLINE
+        while any(_parent(pid) is not None for pid in processes):
+            if time.monotonic() > deadline:
+                raise ClusterError("the killed server's processes do not end")
+            time.sleep(0.01)
+        # A dead server that nobody has reaped (as in many containers) looks alive to the next one.
+        (self.data / "postmaster.pid").unlink()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Halt every process of the server until the context ends: connections stay and nobody answers."""
+        processes = self._halt()
+        try:
+            yield
+        finally:
+            _signal(processes, signal.SIGCONT)
+
+    def configure(self, settings: Mapping[str, str]) -> None:
+        """Append to postgresql.conf, where the last line wins; ``reload`` or ``restart`` makes it count."""
+        with (self.data / "postgresql.conf").open("a", encoding="utf-8") as conf:
+            for name, value in settings.items():
+                conf.write("{} = '{}'\n".format(name, value.replace("'", "''")))
+
+    def reload(self) -> None:
+        """Ask the server to read its settings again: wait for ``pg_settings`` where the effect matters."""
+        self._pg_ctl("reload")
+
+    def promote(self) -> None:
+        """Turn a standby into a primary; returns when it accepts writes."""
+        self._pg_ctl("promote", "-t", str(_DEADLINE))
+
+    def _pg_ctl(self, action: str, *options: str) -> None:
+        self.programs.run("pg_ctl", action, "-D", str(self.data), "-s", *options, cwd=self.folder)
+
+    def _halt(self) -> list[int]:
+        """SIGSTOP the postmaster, so that it starts no more, then its children; returns it and them."""
+        postmaster = self.pid
+        _signal([postmaster], signal.SIGSTOP)
+        running = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        children = [pid for pid in running if _parent(pid) == postmaster]
+        _signal(children, signal.SIGSTOP)
+        return [postmaster, *children]
+
+
+@contextmanager
+def ephemeral_cluster(
+    settings: Mapping[str, str] | None = None,
+    *,
+    programs: Programs | None = None,
+) -> Iterator[Cluster]:
+    """Make and start a primary, in about 2 s; ``settings`` go on top of ours. Raises ClusterError."""
+    programs = programs or find_programs()
+    with _temporary_folder(programs) as folder:
+        cluster = Cluster(programs, folder, free_port(), secrets.token_urlsafe(16))
+        password_file = folder / "password"
+        password_file.write_text(cluster.password)
+        password_file.chmod(0o600)
+        give_to_owner(password_file)
+        how = (
+            "--auth=scram-sha-256",
+            "--locale=C.UTF-8",
+            "--encoding=UTF8",
+            "--no-sync",
+            f"--pwfile={password_file}",
+        )
+        programs.run("initdb", "-D", str(cluster.data), "-U", "postgres", *how, cwd=folder)
+        password_file.unlink()
+        plugins = _PLUGINS if programs.knows_setting("output_plugin_libraries") else {}
+        cluster.configure(_SETTINGS | plugins | {"port": str(cluster.port)} | dict(settings or {}))
+        cluster.start()
+        yield cluster
+
+
+@contextmanager
+def ephemeral_standby(
+    primary: Cluster,
+    settings: Mapping[str, str] | None = None,
+    *,
+    slot: str = "phys1",
+) -> Iterator[Cluster]:
+    """Make and start a streaming standby of ``primary``, which retains WAL for it by a physical slot.
+
+    The slot stays when the standby ends; it goes with the primary.
+    """
+    with _temporary_folder(primary.programs) as folder:
+        standby = Cluster(primary.programs, folder, free_port(), primary.password)
+        source = ("-h", "127.0.0.1", "-p", str(primary.port), "-U", "postgres")
+        how = ("-R", "-C", "-S", slot, "-X", "stream", "-c", "fast", "--no-sync")
+        # The password goes by the environment: everybody on the machine can read a command line.
+        secret = {"PGPASSWORD": primary.password}
+        copy = ("-D", str(standby.data), *source, *how)
+        primary.programs.run("pg_basebackup", *copy, cwd=folder, environment=secret)
+        own = {"port": str(standby.port), "hot_standby_feedback": "on"}
+        standby.configure(own | dict(settings or {}))
+        standby.start()
+        yield standby
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 on which nobody listens.
+
+    It lies below the usual ephemeral ports. From those, a client that reconnects while the server is down
+    could be given the server's port as its own, and even connect to itself.
+    """
+    while True:
+        port = random.randint(20_000, 32_000)  # noqa: S311 - it need not be unpredictable
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+@contextmanager
+def _temporary_folder(programs: Programs) -> Iterator[Path]:
+    """Make the folder for everything of one cluster; at the end the sentinel takes away server and folder."""
+    with uninterrupted():
+        folder = Path(tempfile.mkdtemp(prefix="pads-cdc-", dir=_temporary_root()))
+        stop = programs.command("pg_ctl", "stop", "-D", str(folder / "data"), "-m", "immediate", "-s")
+        sentinel = subprocess.Popen(  # noqa: S603 - nothing in the command comes from outside
+            ["/bin/sh", "-c", _SENTINEL, "sentinel", str(folder), *stop],
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # Ctrl-C goes to the terminal's process group, which must not include the one that cleans up.
+            start_new_session=True,
+        )
+    try:
+        give_to_owner(folder)
+        yield folder
+    finally:
+        sentinel.communicate()
+
+
+def _temporary_root() -> str:
+    """Return the folder for temporary files; as root, /tmp where postgres could not enter the chosen one."""
+    chosen = Path(tempfile.gettempdir()).resolve()
+    enterable = all(folder.stat().st_mode & 0o001 for folder in (chosen, *chosen.parents))
+    return str(chosen) if enterable or os.geteuid() != 0 else "/tmp"  # noqa: S108 - mkdtemp makes the name inside it
+
+
+def _parent(pid: int) -> int | None:
+    """Return the parent's process id, None for a process that has ended (a zombie has)."""
+    try:
+        # What follows the command's name, which may itself hold spaces and parentheses: state, parent, ...
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state == "Z" else int(parent)
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)

@@ -1,0 +1,68 @@
+"""What the demo measured, added up; and percentiles of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from server.commands.demo.workload import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from server.commands.demo.arrivals import Delivery
+    from server.commands.demo.server_process import Gauges
+
+
+@dataclass
+class Row:
+    """The commits of one kind that have arrived."""
+
+    commits: int = 0
+    endpoints: int = 0
+    seconds: list[float] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)
+    """Those of ``seconds`` of commits that had nothing else before them on the way."""
+
+
+@dataclass
+class Figures:
+    """One run's figures, which the view reads and the summary prints."""
+
+    rows: dict[str, Row] = field(default_factory=lambda: {kind: Row() for kind in KINDS})
+    staleness: list[float] = field(default_factory=list)
+    """Seconds, as the server said about once a second."""
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Count a commit that has arrived."""
+        row = self.rows[delivery.commit.kind]
+        row.commits += 1
+        row.endpoints += len(delivery.commit.changes)
+        if delivery.seconds is not None:
+            row.seconds.append(delivery.seconds)
+            if delivery.alone:
+                row.alone.append(delivery.seconds)
+
+    def observe(self, gauges: Gauges | None) -> None:
+        """Keep what the server said of itself."""
+        if gauges is not None:
+            self.staleness.append(gauges.staleness)
+
+    @property
+    def total(self) -> Row:
+        """All kinds together."""
+        rows = self.rows.values()
+        return Row(
+            sum(row.commits for row in rows),
+            sum(row.endpoints for row in rows),
+            [seconds for row in rows for seconds in row.seconds],
+            [seconds for row in rows for seconds in row.alone],
+        )
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the least value that ``share`` (0 to 1) of all do not exceed; NaN of nothing."""
+    if not values:
+        return math.nan
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]

@@ -1,0 +1,59 @@
+"""A subscriber in a thread of its own, which holds the map as an authorization server does."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Self
+
+from server.commands.demo.portal import as_bytes
+from server.commands.old_client import Fetched, Lost, Subscriber, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Gateway:
+    """Connects to ``target`` while its context lasts; ``on_update`` is called in its thread."""
+
+    def __init__(self, target: str, on_update: Callable[[Update], None] = lambda _: None) -> None:
+        self._subscriber = Subscriber(target)
+        self._on_update = on_update
+        self._fetched: int | None = None
+        self.updates = 0
+        """What its stream has brought, repetitions included."""
+        self.losses: list[str] = []
+        """Why it lost its stream, each time."""
+        self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._subscriber.close()
+        self._thread.join()
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has fetched, and its stream has repeated all of that, as the contract has it."""
+        return self._fetched is not None and self.updates >= self._fetched
+
+    @property
+    def count(self) -> int:
+        """Endpoints that it holds."""
+        return len(self._subscriber.endpoints)
+
+    def held(self) -> dict[str, bytes]:
+        """Return its map, serialized deterministically."""
+        return as_bytes(dict(self._subscriber.endpoints))
+
+    def _run(self) -> None:
+        for event in self._subscriber.events():
+            match event:
+                case Update():
+                    self.updates += 1
+                    self._on_update(event)
+                case Fetched(count):
+                    self._fetched = count
+                case Lost(reason):
+                    self.losses.append(reason)

@@ -1,0 +1,111 @@
+"""The demo's database: the portal's tables with data, and the role that the server streams as."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg2
+from pads_cdc_client.pb.gateway_endpoint_pb2 import CAPACITY_LIMIT_PERIOD_MONTHLY, GatewayEndpoint
+from psycopg2.sql import SQL, Identifier, Literal
+
+from cdc.mapping.mapping import load
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812 - it is a class
+
+    from server.commands.demo.cluster import Cluster
+
+_NAME = "portal"
+_STREAMER = "streamer"
+_MAPPING = load("grove")
+
+Endpoints = dict[str, GatewayEndpoint]
+
+
+@dataclass(frozen=True)
+class Portal:
+    """Connection strings of the database; they hold passwords."""
+
+    owner: str = field(repr=False)
+    """As the portal itself connects."""
+    streamer: str = field(repr=False)
+    """As the server connects: with REPLICATION, and SELECT where the mapping reads."""
+
+    def connect(self) -> Connection:
+        """Open a session as the portal's owner."""
+        return psycopg2.connect(self.owner)
+
+
+def create(cluster: Cluster) -> Portal:
+    """Create the database, its role and its data, in about a second."""
+    portal = Portal(cluster.url(_NAME), cluster.url(_NAME, _STREAMER, password := secrets.token_urlsafe(16)))
+    with closing(_administer(cluster.url())) as session, session.cursor() as cursor:
+        cursor.execute(SQL("CREATE DATABASE {}").format(Identifier(_NAME)))
+        cursor.execute(
+            SQL("CREATE ROLE {} LOGIN REPLICATION PASSWORD {}").format(
+                Identifier(_STREAMER), Literal(password)
+            )
+        )
+    with closing(_administer(portal.owner)) as session, session.cursor() as cursor:
+        cursor.execute(_MAPPING.schema)
+        cursor.execute((Path(__file__).parent / "fill.sql").read_text(encoding="utf-8"))
+        for statement in _MAPPING.setup_statements("public", _STREAMER):
+            cursor.execute(statement)
+    return portal
+
+
+def endpoints(cursor: Cursor, column: str | None = None, value: str | None = None) -> Endpoints:
+    """Return what the mapping query finds now, of all or where one of its columns has a value.
+
+    This is what the server is held against, so it shares the query with it and nothing else.
+    """
+    where = SQL("") if column is None else SQL("WHERE {} = %(value)s").format(Identifier(column))
+    query = SQL("SELECT * FROM (\n{}\n) AS mapping ").format(SQL(_MAPPING.queries["Endpoints"]))
+    cursor.execute(query + where, {"value": value})
+    return {row[0]: _encode(*row) for row in cursor.fetchall()}
+
+
+def as_bytes(held: Endpoints) -> dict[str, bytes]:
+    """Serialize a map so that equal endpoints have equal bytes."""
+    return {
+        endpoint_id: endpoint.SerializeToString(deterministic=True) for endpoint_id, endpoint in held.items()
+    }
+
+
+def _encode(
+    endpoint_id: str,
+    secret_key: str | None,
+    secret_key_required: bool | None,
+    _authorized_users: None,  # this mapping has none
+    account_id: str | None,
+    plan_type: str | None,
+    throughput_limit: int | None,
+    capacity_limit: int | None,
+) -> GatewayEndpoint:
+    """Make the message by protobuf's own classes; the rules are those of the contract."""
+    endpoint = GatewayEndpoint(endpoint_id=endpoint_id)
+    if secret_key_required:
+        endpoint.auth.static_api_key.api_key = secret_key or ""
+        endpoint.auth.static_api_key.SetInParent()
+    else:
+        endpoint.auth.no_auth.SetInParent()
+    endpoint.rate_limiting.SetInParent()
+    endpoint.rate_limiting.throughput_limit = throughput_limit or 0
+    endpoint.rate_limiting.capacity_limit = capacity_limit or 0
+    if endpoint.rate_limiting.capacity_limit > 0:
+        endpoint.rate_limiting.capacity_limit_period = CAPACITY_LIMIT_PERIOD_MONTHLY
+    endpoint.metadata.SetInParent()
+    endpoint.metadata.account_id = account_id or ""
+    endpoint.metadata.plan_type = plan_type or ""
+    return endpoint
+
+
+def _administer(url: str) -> Connection:
+    session = psycopg2.connect(url)
+    session.autocommit = True
+    return session

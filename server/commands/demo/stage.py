@@ -1,0 +1,91 @@
+"""Everything that the demo needs to be there, brought up step by step; all of it ends with one ExitStack."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cdc.errors import PadsCdcError
+from server.commands.demo import portal as portals
+from server.commands.demo.arrivals import Arrivals
+from server.commands.demo.cluster import ephemeral_cluster
+from server.commands.demo.gateway import Gateway
+from server.commands.demo.programs import ClusterError
+from server.commands.demo.server_process import ServerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import ExitStack
+
+    from server.commands.demo.portal import Portal
+    from server.commands.interrupt import Interrupt
+
+_READY_SECONDS: Final = 60.0
+
+
+class StoppedEarly(Exception):  # noqa: N818 - it is no error
+    """Ctrl-C, before everything was there."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is there."""
+
+    portal: Portal
+    server: ServerProcess
+    gateways: tuple[Gateway, ...]
+    """Two, because one subscriber must not take from another what is meant for both."""
+    arrivals: Arrivals
+    """At the first of them."""
+
+
+def set_up(ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None]) -> Stage:
+    """Bring everything up, in about five seconds; ``ending`` takes it down.
+
+    Raises:
+        StoppedEarly: somebody wants us to stop.
+        PadsCdcError: it cannot be had.
+
+    """
+    try:
+        return _set_up(ending, interrupt, say)
+    except (ClusterError, PadsCdcError) as error:
+        # Ctrl-C in a terminal goes to what we have just started too: initdb, pg_ctl, the server.
+        if interrupt.requested:
+            raise StoppedEarly from error
+        raise PadsCdcError(str(error)) from error
+
+
+def _set_up(ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None]) -> Stage:
+    say("starting PostgreSQL in a temporary folder")
+    cluster = ending.enter_context(ephemeral_cluster())
+    _go_on(interrupt)
+    say("filling it with 10,000 applications")
+    portal = portals.create(cluster)
+    _go_on(interrupt)
+    say("starting the server: pads-cdc serve, as a role with REPLICATION and SELECT")
+    server = ending.enter_context(ServerProcess(portal.streamer, cluster.folder))
+    _wait(interrupt, server, server.serving, "the server serves")
+    say(f"connecting two subscribers to {server.target}")
+    arrivals = Arrivals()
+    gateways = (Gateway(server.target, arrivals.arrived), Gateway(server.target))
+    for gateway in gateways:
+        ending.enter_context(gateway)
+    _wait(interrupt, server, lambda: all(one.settled for one in gateways), "the subscribers hold the map")
+    return Stage(portal, server, gateways, arrivals)
+
+
+def _wait(interrupt: Interrupt, server: ServerProcess, condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    while not condition():
+        server.check()
+        if time.monotonic() > deadline:
+            raise PadsCdcError(f"not within {_READY_SECONDS:.0f} s: {what}")
+        interrupt.wait(0.05)
+        _go_on(interrupt)
+
+
+def _go_on(interrupt: Interrupt) -> None:
+    if interrupt.requested:
+        raise StoppedEarly

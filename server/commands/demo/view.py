@@ -1,0 +1,178 @@
+"""How the demo looks: the screen of `pads-cdc watch` with its own tables, or lines. Both only render."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol, Self
+
+from rich.text import Text
+
+from server.commands.demo.figures import percentile
+from server.commands.watch.feed import Feed
+from server.commands.watch.screen import Screen, Section
+from server.commands.watch.table import Column, Row, table
+from server.commands.watch.view import WatchedFeed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from server.commands.demo.arrivals import Delivery
+    from server.commands.demo.figures import Figures
+    from server.commands.demo.server_process import Gauges
+
+_RIPPLE: Final = 100
+"""Endpoints from which a commit stands out."""
+_KEPT: Final = 200
+"""Commits, more than a screen has."""
+_SYNC_SECONDS: Final = 5.0
+"""What the feed gets to bring everything before the workload begins: at once, arrivals would be late."""
+_TALL: Final = 34
+"""Lines of a screen from which there is room for the latencies by kind of commit."""
+_FIGURES: Final = (
+    Column("commits by kind", 19),
+    *(Column(heading, 9, right=True) for heading in ("commits", "endpoints", "p50", "p99", "max")),
+)
+_COMMITS: Final = (
+    Column("at", 8, right=True),
+    Column("commit", 19),
+    Column("of", 25, folds=True),
+    Column("changed", 7, right=True),
+    Column("had it after", 12, right=True),
+)
+
+
+@dataclass(frozen=True)
+class Glance:
+    """Everything at one moment."""
+
+    began: float
+    """When the workload began, by the deliveries' clock."""
+    elapsed: float
+    """Seconds since then."""
+    deliveries: Sequence[Delivery]
+    """New since the last glance."""
+    figures: Figures
+    awaited: int
+    """Commits that have not arrived yet."""
+    gauges: Gauges | None
+    held: tuple[int, ...]
+    """Endpoints at each subscriber."""
+    updates: int
+    """That the subscribers have got, all together."""
+
+
+class View(Protocol):
+    """A context in which glances are shown."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+
+    def show(self, glance: Glance) -> None:
+        """Render it."""
+
+
+class PlainView:
+    """A line a commit."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, glance: Glance) -> None:
+        """Print what is new."""
+        for one in glance.deliveries:
+            at = f"{one.committed_at - glance.began:8.3f} s"
+            size = f"{len(one.commit.changes):6,} endpoint{'s' if len(one.commit.changes) != 1 else ' '}"
+            self._console.print(
+                f"{at}  {one.commit.kind:<20} {one.commit.what:<26} {size} {milliseconds(one.seconds):>9}"
+            )
+
+
+class LiveView:
+    """A screen: a client of the feed that looks on, as `pads-cdc watch` does, and the commits besides."""
+
+    def __init__(self, console: Console, target: str) -> None:
+        self._watched = WatchedFeed(target, Feed(target), until_synced=False)
+        self._screen = Screen(console, self._watched, title=f"pads-cdc demo, and watch {target}")
+        self._latest: deque[Delivery] = deque(maxlen=_KEPT)
+        self._reading: Future[None] = Future()
+        self._ending = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as ending:
+            threads = ending.enter_context(ThreadPoolExecutor(1, "watch"))
+            ending.callback(self._watched.close)
+            self._reading = threads.submit(self._watched.read)
+            self._watched.synced.wait(_SYNC_SECONDS)
+            ending.enter_context(self._screen)
+            self._ending = ending.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.close()
+
+    def show(self, glance: Glance) -> None:
+        """Draw the screen anew."""
+        if self._reading.done():
+            self._reading.result()
+        self._latest.extendleft(glance.deliveries)
+        figures = _figures(glance.figures)
+        if self._screen.height < _TALL:
+            figures = figures[-1:]
+        commits = [_commit(one, glance.began) for one in self._latest]
+        self._screen.draw(_state(glance), (Section(_FIGURES, figures, 0), Section(_COMMITS, commits, 2)))
+
+
+def figures_table(figures: Figures, width: int) -> list[Text]:
+    """Return the latencies by kind of commit."""
+    return table(_FIGURES, _figures(figures), width)
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Write a latency; a dash where there is none."""
+    return "-" if seconds is None or math.isnan(seconds) else f"{1000 * seconds:,.1f} ms"
+
+
+def _figures(figures: Figures) -> list[Row]:
+    rows = []
+    for kind, row in (*figures.rows.items(), ("total", figures.total)):
+        latencies = [milliseconds(percentile(row.seconds, share)) for share in (0.5, 0.99, 1)]
+        rows.append(Row((kind, f"{row.commits:,}", f"{row.endpoints:,}", *latencies)))
+    return rows
+
+
+def _state(glance: Glance) -> Text:
+    lag = "the server does not answer"
+    if glance.gauges is not None:
+        lag = f"{glance.gauges.behind:,} bytes of WAL behind, exact {glance.gauges.staleness:.1f} s ago"
+    held = " and ".join(f"{count:,}" for count in glance.held)
+    text = Text()
+    text.append(f"{glance.elapsed:.1f} s", style="bold")
+    text.append(f"   source: {lag}\n")
+    text.append(f"subscribers hold {held}   {glance.updates:,} updates   ")
+    text.append(f"commits on the way: {glance.awaited}")
+    return text
+
+
+def _commit(one: Delivery, began: float) -> Row:
+    return Row(
+        (
+            f"{one.committed_at - began:.2f} s",
+            one.commit.kind,
+            one.commit.what,
+            f"{len(one.commit.changes):,}",
+            milliseconds(one.seconds),
+        ),
+        style="bold" if len(one.commit.changes) >= _RIPPLE else "",
+    )

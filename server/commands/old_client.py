@@ -1,0 +1,183 @@
+"""A client of the old contract: fetches, streams, holds every endpoint, and comes back when it is cut off.
+
+It behaves as the newest of the deployed generations does: it fetches again before every stream. What the
+stream then repeats is seen to be nothing new (`Update.changed`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import grpc
+import grpc.experimental
+from pads_cdc_client.pb.gateway_endpoint_pb2 import (
+    DESCRIPTOR,
+    AuthDataRequest,
+    AuthDataResponse,
+    AuthDataUpdate,
+    AuthDataUpdatesRequest,
+    GatewayEndpoint,
+)
+
+from cdc.errors import PadsCdcError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SERVICE: Final = DESCRIPTOR.services_by_name["GatewayEndpoints"].full_name
+
+_CONNECT_MS: Final = 5_000
+OPTIONS: Final = (
+    # Read in the thread that walks the stream, without a second one to hand each message over.
+    (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
+    # Unlike deployed clients, which fail on a fetch above 4 MiB: this one is to show what there is.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+    # A server that is gone without a word is noticed within 40 s; ours welcomes such pings.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # a minute otherwise, whatever the line above says
+    ("grpc.http2.max_pings_without_data", 0),
+    # The time to wait between attempts is ours to choose; this minimum is also the time to connect in.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", _CONNECT_MS),
+    ("grpc.dns_min_time_between_resolutions_ms", 500),
+)
+_FETCH_SECONDS: Final = 40.0
+"""A server that has no complete map yet says so after 30 s."""
+_NOTHING_ANSWERS: Final = ("failed to connect", "errors resolving", "DNS resolution failed")
+"""How gRPC's details begin before a chain of causes, of which the last one tells people something."""
+_NOT_GRPC: Final = "http1.x server"
+"""In gRPC's details where what answers speaks HTTP/1."""
+_FIRST_RETRY: Final = 0.5
+_LAST_RETRY: Final = 10.0
+
+
+class NotGrpcError(PadsCdcError):
+    """What answers speaks HTTP/1, and has from the start."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The map was replaced by what the server has."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """The stream sent an endpoint or its end, and the map has it."""
+
+    endpoint_id: str
+    # Not in the repr: they hold API keys.
+    before: GatewayEndpoint | None = field(repr=False)
+    after: GatewayEndpoint | None = field(repr=False)
+    """None for a delete."""
+    at: float
+    """When the map had it, by ``time.monotonic``."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether it said anything new: every stream begins with all that there is."""
+        return self.before != self.after
+
+
+@dataclass(frozen=True)
+class Lost:
+    """There is no stream; the next attempt follows after ``retry_seconds``."""
+
+    reason: str
+    """One line."""
+    retry_seconds: float
+
+
+Event = Fetched | Update | Lost
+
+
+class Subscriber:
+    """A client of ``target`` (host:port). One thread walks `events`; `close` may come from another."""
+
+    def __init__(self, target: str) -> None:
+        self.endpoints: dict[str, GatewayEndpoint] = {}
+        """The map, changed in place or replaced; ``dict()`` of it is a consistent copy in any thread."""
+        self._closed = threading.Event()
+        self._channel = grpc.insecure_channel(target, options=OPTIONS)
+        self._fetch = self._channel.unary_unary(
+            f"/{_SERVICE}/FetchAuthDataSync",
+            request_serializer=AuthDataRequest.SerializeToString,
+            response_deserializer=AuthDataResponse.FromString,
+        )
+        self._stream = self._channel.unary_stream(
+            f"/{_SERVICE}/StreamAuthDataUpdates",
+            request_serializer=AuthDataUpdatesRequest.SerializeToString,
+            response_deserializer=AuthDataUpdate.FromString,
+        )
+
+    def events(self) -> Iterator[Event]:
+        """Yield what happens, each thing once the map has it; blocks in between, and ends after `close`.
+
+        Raises:
+            NotGrpcError: it is not a server of ours, nor was it.
+
+        """
+        retry, heard = _FIRST_RETRY, False
+        while not self._closed.is_set():
+            reason = "the server ended the stream with OK, which this contract does not know"
+            try:
+                for event in self._connected():
+                    retry, heard = _FIRST_RETRY, True
+                    yield event
+            except grpc.RpcError as error:
+                reason = reason_of(error)
+                refuse_http(error, heard=heard)
+            except ValueError:  # so says gRPC when the channel was closed just before the call
+                if not self._closed.is_set():
+                    raise
+            if not self._closed.is_set():
+                yield Lost(reason, retry)
+                self._closed.wait(retry)
+                retry = min(2 * retry, _LAST_RETRY)
+
+    def close(self) -> None:
+        """End the connection and `events`; returns at once."""
+        self._closed.set()
+        self._channel.close()
+
+    def _connected(self) -> Iterator[Fetched | Update]:
+        response = self._fetch(AuthDataRequest(), timeout=_FETCH_SECONDS)
+        self.endpoints = dict(response.endpoints)
+        yield Fetched(len(self.endpoints))
+        for update in self._stream(AuthDataUpdatesRequest()):
+            yield self._apply(update)
+
+    def _apply(self, update: AuthDataUpdate) -> Update:
+        endpoint_id = update.endpoint_id
+        before = self.endpoints.get(endpoint_id)
+        after = None if update.delete else update.gateway_endpoint
+        if after is None:
+            self.endpoints.pop(endpoint_id, None)
+        else:
+            self.endpoints[endpoint_id] = after
+        return Update(endpoint_id, before, after, time.monotonic())
+
+
+def refuse_http(error: grpc.RpcError, *, heard: bool) -> None:
+    """Raise NotGrpcError if what answers speaks HTTP/1; where gRPC was ``heard``, a proxy may do so."""
+    if not heard and isinstance(error, grpc.Call) and _NOT_GRPC in (error.details() or ""):
+        raise NotGrpcError("that is not gRPC: is it the metrics port? gRPC is on PORT, by default 10002")
+
+
+def reason_of(error: grpc.RpcError) -> str:
+    """Say in one line why a call failed; every error of a call that was made is a `grpc.Call`."""
+    if not isinstance(error, grpc.Call):
+        return "the call failed"
+    code, details = error.code(), " ".join((error.details() or "").split())
+    if _NOT_GRPC in details:
+        return "what answers is not gRPC"
+    if any(sign in details for sign in _NOTHING_ANSWERS):
+        return f"nothing answers: {details.rpartition(':')[2].strip(' ]')}"
+    return f"{code.name}: {details}" if details else code.name

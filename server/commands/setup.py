@@ -1,0 +1,234 @@
+"""``pads-cdc setup`` and ``teardown``: make a database ready, and take that back. Neither touches a row."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+from psycopg2.errors import InsufficientPrivilege
+from psycopg2.extensions import encrypt_password
+
+from cdc.checks import NECESSARY, Site, Verdict, run
+from cdc.checks.identities import indexes, replica_identity, unique_keys
+from cdc.errors import Refusal
+from cdc.mapping.mapping import load, server_queries
+from cdc.mapping.sql_text import quote_name
+from cdc.postgres.connection import Address
+from cdc.postgres.database import Database
+from cdc.postgres.errors import translated
+from cdc.postgres.slot_state import SlotState
+from cdc.replication.slot import PLUGIN
+from server.commands import setup_plan
+from server.commands.role_file import RoleFile
+from server.commands.setup_marks import literal, made
+from server.commands.setup_plan import Role, Statement
+from server.payload import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
+
+    from server.config.connection_string import ConnectionString
+
+ADMIN = "ADMIN_CONNECTION_STRING"
+SLOT = "SLOT_CONNECTION_STRING"
+
+_FOR_A_PERSON = ("server_version", "wal_level", "output_plugin_libraries")
+"""Checks of what a command should not change by itself: it takes a restart, or holds for everybody."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What the two commands are told."""
+
+    admin: ConnectionString
+    role: str
+    mapping: str
+    schema: str
+    dry_run: bool
+
+    def site(self) -> Site:
+        """Return what can be asked, as the administrator."""
+        address = Address(self.admin.read, ADMIN)
+        database = Database(address, load(self.mapping), self.schema, encode)
+        return Site(source=address, database=database, queries=server_queries(), schema=self.schema)
+
+
+def setup(target: Target, role_file: str | None) -> int:
+    """Do what is missing, printing each statement; returns the exit code. Blocks while indexes are built.
+
+    Raises:
+        PadsCdcError: it cannot be done; what was done until then is printed, and the next run goes on.
+
+    """
+    site = target.site()
+    _writable(site)
+    _found(site)
+    role = Role.ask(site, target.role)
+    connection = site.source.connect()
+    try:
+        file = RoleFile.of(role_file, target.role, connection) if role_file else None
+        password = None
+        if file is not None and not (role is not None and file.works()):
+            password = _password(file, target, role, connection)
+        _run(connection, setup_plan.setup(site, target.role, role, password), site, dry_run=target.dry_run)
+    finally:
+        connection.close()
+    _advise(site if target.dry_run else target.site(), target, file)
+    return 0
+
+
+def teardown(target: Target, slot: ConnectionString | None, slot_name: str) -> int:
+    """Undo what `setup` did and drop the slot, printing each statement; returns the exit code.
+
+    Raises:
+        PadsCdcError: the slot is in use or not ours (nothing has been done then), or a statement failed.
+
+    """
+    site = target.site()
+    _writable(site)
+    role = Role.ask(site, target.role)
+    slot_address = Address(slot.read, SLOT) if slot else site.source
+    dropped = _drop_slot(slot_address, site, slot_name, dry_run=target.dry_run)
+    connection = site.source.connect()
+    try:
+        _run(connection, setup_plan.teardown(site, target.role, role), site, dry_run=target.dry_run)
+    finally:
+        connection.close()
+    if not dropped and slot is None:
+        _note(f"no slot {slot_name} here; if it is on a standby, give an admin's {SLOT} to that")
+    if role is not None and not made(role.comment):
+        _note(f"the role {target.role} stays, with its rights: setup did not make it")
+    elif role is not None:
+        for text, _ in site.ask("Belongings", role=target.role):
+            _note(f"the role {target.role} stays: it {text}")
+    return 0
+
+
+def _writable(site: Site) -> None:
+    if site.server.in_recovery:
+        raise Refusal(f"{ADMIN} names a standby, which takes no changes; give the primary's")
+
+
+def _found(site: Site) -> None:
+    """Refuse where the mapping's tables are not there: nothing could be granted."""
+    for name, finding in run([check for check in NECESSARY if check.name in ("connection", "tables")], site):
+        if name == "tables" and finding.verdict is Verdict.FAIL:
+            raise Refusal(f"{finding.text}; {finding.remedy}")
+
+
+def _password(file: RoleFile, target: Target, role: Role | None, connection: Connection) -> Statement:
+    """Return the statement that sets the role's password, as a verifier: statements end up in logs."""
+    if role is not None and file.new:
+        raise Refusal(
+            f"the role {target.role} is there, but not the file {file.path}, and its password is not replaced"
+            " by a new one unasked; write its connection string there, or drop the role by pads-cdc teardown"
+        )
+    prefix = f"ALTER ROLE {quote_name(target.role)} PASSWORD"
+    shown = f"{prefix} '(a SCRAM verifier of the password in {file.path})';"
+    if target.dry_run:
+        return Statement(shown)
+    file.write()
+    verifier = encrypt_password(file.password, target.role, scope=connection, algorithm="scram-sha-256")
+    return Statement(f"{prefix} {literal(verifier)};", shown)
+
+
+def _run(connection: Connection, plan: Iterable[Statement], site: Site, *, dry_run: bool) -> None:
+    """Run statement by statement, each on its own: an index that is built CONCURRENTLY wants that."""
+    statements = list(plan)
+    if not statements:
+        _note("nothing to do")
+    for statement in statements:
+        click.echo(str(statement))
+        if not dry_run:
+            _execute(connection, statement.sql, site)
+
+
+def _execute(connection: Connection, statement: str, site: Site) -> None:
+    try:
+        with translated(site.source.setting), connection.cursor() as cursor:
+            cursor.execute(statement)
+    except Refusal as error:
+        if isinstance(error.__cause__, InsufficientPrivilege):
+            text = str(error).partition("; ")[0]
+            raise Refusal(
+                f"{text}; give in {ADMIN} one who owns the tables and may create roles with REPLICATION (a"
+                " superuser, or the managed service's administrator)"
+            ) from error
+        raise
+
+
+def _drop_slot(address: Address, site: Site, name: str, *, dry_run: bool) -> bool:
+    """Drop our slot, and never another; tells whether there was one."""
+    connection = address.connect()
+    try:
+        with translated(address.setting), connection.cursor() as cursor:
+            state = SlotState.ask(cursor, site.queries["Slot"], name)
+            if state is None:
+                return False
+            if state.plugin != PLUGIN or state.database != connection.info.dbname:
+                raise Refusal(
+                    f"the slot {name} is not ours (plugin {state.plugin or 'none'}, database"
+                    f" {state.database or 'none'}), and nothing was done; correct SLOT_NAME or the database"
+                )
+            if state.active_pid is not None:
+                raise Refusal(
+                    f"the slot {name} is being read by process {state.active_pid}, and nothing was done; stop"
+                    " pads-cdc first"
+                )
+            statement = f"SELECT pg_drop_replication_slot({literal(name)});"
+            click.echo(statement)
+            if not dry_run:
+                cursor.execute(statement)
+    finally:
+        connection.close()
+    return True
+
+
+def _advise(site: Site, target: Target, file: RoleFile | None) -> None:
+    """Print what only a person can do: the server's settings, keys, pg_hba.conf."""
+    for text in _left(site, dry_run=target.dry_run):
+        _note(text)
+    _note("pg_hba.conf (the client is the one that this command came from; put the service's):")
+    _note(f"  {hba_line(site, target.role)}")
+    _note(f"no other line should match {target.role}: with REPLICATION, a line for the database")
+    _note('"replication" would let it copy the whole cluster')
+    if file is None:
+        _note(f"{target.role} gets no password from here: give --role-file, or authenticate it otherwise")
+    else:
+        _note(f"next: POSTGRES_CONNECTION_STRING_FILE={file.path} pads-cdc check")
+
+
+def _left(site: Site, *, dry_run: bool) -> Iterator[str]:
+    asked = [check.ask for check in NECESSARY if check.name in _FOR_A_PERSON]
+    further = (unique_keys,) if dry_run else (unique_keys, replica_identity, indexes)
+    for ask in (*asked, *further):
+        for finding in ask(site):
+            if finding.verdict is not Verdict.PASS:
+                yield f"left for you: {finding.text}: {finding.remedy}"
+
+
+def hba_line(site: Site, role: str) -> str:
+    """Return the line of pg_hba.conf that lets the role into this database, and into nothing else."""
+    names = f"{_hba_name(site.server.database)} {_hba_name(role)}"
+    if site.server.client is None:
+        return f"local {names} scram-sha-256"
+    client = ipaddress.ip_network(site.server.client)
+    return f"{'hostssl' if site.server.ssl else 'host'} {names} {client} scram-sha-256"
+
+
+def _hba_name(name: str) -> str:
+    plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)
+    return (
+        name
+        if plain and name not in {"all", "sameuser", "samerole", "samegroup", "replication"}
+        else f'"{name}"'
+    )
+
+
+def _note(text: str) -> None:
+    click.echo(f"-- {text}")

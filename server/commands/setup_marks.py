@@ -1,0 +1,66 @@
+"""What `setup` writes into comments of the catalog, so that `teardown` undoes that and nothing else.
+
+An index that somebody made under the same name, or an identity that somebody chose, stays.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from cdc.mapping.sql_text import quote_name
+
+if TYPE_CHECKING:
+    from cdc.mapping.tables import Index, Table
+
+MADE: Final = "Made by pads-cdc setup."
+"""On a role or an index that was not there before."""
+_CHOSEN: Final = "Replica identity chosen by pads-cdc setup in place of {}."
+_CHOSEN_BEFORE: Final = re.compile(
+    r"\s*Replica identity chosen by pads-cdc setup in place of ((?:DEFAULT|FULL|NOTHING|USING INDEX .+))\.$"
+)
+
+
+def made(comment: str | None) -> bool:
+    """Tell whether `setup` made what bears the comment."""
+    return comment is not None and MADE in comment
+
+
+def identity_before(comment: str | None) -> str | None:
+    """Return the identity in whose place `setup` chose the commented index; None if it did not."""
+    chosen = _CHOSEN_BEFORE.search(comment or "")
+    return chosen[1] if chosen else None
+
+
+def without_choice(comment: str | None) -> str | None:
+    """Return the comment as it was before the index was chosen; None for none."""
+    return _CHOSEN_BEFORE.sub("", comment or "") or None
+
+
+def with_choice(index: Index, table: Table) -> str:
+    """Return the comment of an index that is chosen in place of the table's present identity."""
+    present = table.identity_index
+    before = {"d": "DEFAULT", "f": "FULL", "n": "NOTHING"}.get(table.identity_kind)
+    if before is None:
+        # An identity whose index was dropped behaves like NOTHING, and cannot be chosen again.
+        before = f"USING INDEX {present.name}" if present else "NOTHING"
+    return " ".join(filter(None, (without_choice(index.comment), _CHOSEN.format(before))))
+
+
+def comment_on(what: str, comment: str | None) -> str:
+    """Return the statement that sets a comment, or with None takes it away; ``what`` is quoted."""
+    return f"COMMENT ON {what} IS {literal(comment)};" if comment else f"COMMENT ON {what} IS NULL;"
+
+
+def literal(text: str) -> str:
+    """Quote text for SQL, whatever standard_conforming_strings is."""
+    quoted = text.replace("'", "''")
+    if "\\" not in quoted:
+        return f"'{quoted}'"
+    escaped = quoted.replace("\\", "\\\\")
+    return f"E'{escaped}'"
+
+
+def role_name(role: str) -> str:
+    """Quote a role for COMMENT ON."""
+    return f"ROLE {quote_name(role)}"

@@ -1,0 +1,176 @@
+"""What has to be done to a database so that `check` is satisfied: SQL, made from the catalog, not run here.
+
+Only what is missing is planned, so that a second `setup` finds nothing to do. From the mapping's
+``setup.sql`` come its GRANT and CREATE INDEX statements; replica identities follow from its rules. No
+statement reads or writes rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cdc.mapping.sql_text import quote_name
+from cdc.mapping.tables import column_to_name, followed, wanted_indexes
+from server.commands.setup_marks import (
+    MADE,
+    comment_on,
+    identity_before,
+    made,
+    role_name,
+    with_choice,
+    without_choice,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from cdc.checks import Site
+    from cdc.mapping.tables import Index, Table
+
+_LOCK_TIMEOUT = "SET lock_timeout = '5s';"
+"""ALTER TABLE takes a short lock that excludes readers: rather fail than let them queue behind it."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """A role as it is, and what it lacks."""
+
+    may_login: bool
+    may_replicate: bool
+    bypasses_row_security: bool
+    may_connect: bool
+    may_use_schema: bool
+    unreadable: tuple[str, ...]
+    comment: str | None
+
+    @classmethod
+    def ask(cls, site: Site, name: str) -> Role | None:
+        """Look the role up; None when there is none of that name."""
+        mapping = site.database.mapping
+        tables = [table.name for table in site.tables if table.top and table.mapped in mapping.reads]
+        rows = site.ask("Role", role=name, schema=site.schema, tables=tables)
+        if not rows:
+            return None
+        may_login, may_replicate, bypasses, may_connect, may_use_schema, unreadable, comment = rows[0]
+        return cls(
+            may_login, may_replicate, bypasses, may_connect, may_use_schema, tuple(unreadable), comment
+        )
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement to run; ``shown`` is how it is printed where it holds a secret."""
+
+    sql: str
+    shown: str | None = None
+
+    def __str__(self) -> str:
+        return self.shown or self.sql
+
+
+def setup(site: Site, name: str, role: Role | None, password: Statement | None) -> Iterator[Statement]:
+    """Yield what is missing, in an order in which it can be run; ``password`` gives the role its password."""
+    steps: list[str | Statement] = [*_role(site, name, role)]
+    steps += [password] if password else []
+    steps += _grants(site, name, role)
+    steps += _indexes(site)
+    yield from _session(site, steps, _identities(site))
+
+
+def teardown(site: Site, name: str, role: Role | None) -> Iterator[Statement]:
+    """Yield what undoes `setup`; the slot is not in it, as it may be on another server."""
+    steps, identities = [*_indexes_back(site.tables)], [*_identities_back(site.tables)]
+    if role is not None and made(role.comment):
+        steps += [statement for (statement,) in site.ask("Grants", role=name)]
+        if not site.ask("Belongings", role=name):
+            steps.append(f"DROP ROLE {quote_name(name)};")
+    yield from _session(site, steps, identities)
+
+
+def _role(site: Site, name: str, role: Role | None) -> Iterator[str]:
+    quoted = quote_name(name)
+    grants = site.server.on_rds  # there, nobody may give the attribute
+    if role is None:
+        yield f"CREATE ROLE {quoted} LOGIN{'' if grants else ' REPLICATION'};"
+        yield comment_on(role_name(name), MADE)
+    elif not role.may_login:
+        yield f"ALTER ROLE {quoted} LOGIN;"
+    if role is None or not role.may_replicate:
+        if grants:
+            yield f"GRANT rds_replication TO {quoted};"
+        elif role is not None:
+            yield f"ALTER ROLE {quoted} REPLICATION;"
+    mapping = site.database.mapping
+    secured = any(t.row_security for t in site.tables if t.top and t.mapped in mapping.reads)
+    if secured and not (role and role.bypasses_row_security):
+        yield f"ALTER ROLE {quoted} BYPASSRLS;"
+
+
+def _grants(site: Site, name: str, role: Role | None) -> Iterator[str]:
+    if not (role.may_connect if role else site.server.open_to_public):
+        yield f"GRANT CONNECT ON DATABASE {quote_name(site.server.database)} TO {quote_name(name)};"
+    if role is None or not role.may_use_schema or role.unreadable:
+        for statement in site.database.mapping.setup_statements(site.schema, name):
+            if statement.upper().startswith("GRANT"):
+                yield f"{' '.join(statement.split())};"
+
+
+def _indexes(site: Site) -> Iterator[str]:
+    for wanted in wanted_indexes(site.database.mapping):
+        for table in wanted.lacked_by(site.tables):
+            name = wanted.name_on(table)
+            for index in table.indexes:
+                if index.raw_name == name and not index.valid:
+                    yield f"DROP INDEX CONCURRENTLY {index.full_name};"
+            # Not IF NOT EXISTS: another index of the name would be passed by, and marked as ours.
+            yield wanted.create_on(table)
+            yield comment_on(f"INDEX {table.schema}.{quote_name(name)}", MADE)
+
+
+def _identities(site: Site) -> Iterator[str]:
+    mapping = site.database.mapping
+    for table in followed(site.tables, mapping):
+        column = column_to_name(mapping, table.mapped) or mapping.rules[table.mapped][0].column
+        if column in table.identity:
+            continue
+        index = table.identifier(column) or (None if table.identity else table.identifier())
+        if index is None:
+            continue  # `check` tells a person which key is missing
+        # The comment first: if the other one fails, there is nothing that teardown would forget.
+        yield comment_on(f"INDEX {index.full_name}", with_choice(index, table))
+        yield f"ALTER TABLE {table.name} REPLICA IDENTITY {_choice(index)};"
+
+
+def _choice(index: Index) -> str:
+    return "DEFAULT" if index.primary else f"USING INDEX {index.name}"
+
+
+def _identities_back(tables: Iterable[Table]) -> Iterator[str]:
+    for table in tables:
+        for index in table.indexes:
+            before = identity_before(index.comment)
+            if before is None:
+                continue
+            if index == table.identity_index:
+                yield f"ALTER TABLE {table.name} REPLICA IDENTITY {before};"
+            yield comment_on(f"INDEX {index.full_name}", without_choice(index.comment))
+
+
+def _indexes_back(tables: Iterable[Table]) -> Iterator[str]:
+    for table in tables:
+        for index in table.indexes:
+            if made(index.comment):
+                yield f"DROP INDEX CONCURRENTLY {index.full_name};"
+
+
+def _session(site: Site, steps: Iterable[str | Statement], identities: Iterable[str]) -> Iterator[Statement]:
+    """Yield the steps with the settings that they want, so that psql can run what is printed as well."""
+    steps, identities = [*steps], [*identities]
+    if steps or identities:
+        yield Statement(f"SET search_path = {quote_name(site.schema)}, pg_temp;")
+        # An index is built for as long as it takes.
+        yield Statement("SET statement_timeout = 0;")
+    yield from (step if isinstance(step, Statement) else Statement(step) for step in steps)
+    if identities:
+        yield from map(Statement, (_LOCK_TIMEOUT, *identities))

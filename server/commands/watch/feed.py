@@ -1,0 +1,205 @@
+"""The endpoint feed as events, for those who look on.
+
+The rules of the protocol are those of `pads_cdc_client`; this adds what a program that only needs the map
+does not tell: how each stream began, and each proof. And it may begin at a token, without the map that
+belongs to it.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+import grpc
+from pads_cdc_client.outbox import Outbox
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
+from pads_cdc_client.replica import Applied, Change, Replica
+from pads_cdc_client.retry import Backoff, Remedy, remedy
+
+from cdc.errors import PadsCdcError
+from server.commands.old_client import OPTIONS, reason_of, refuse_http
+from server.commands.watch.events import Changed, Checkpoint, Lost, Mismatched, Opened
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from server.commands.watch.events import Event
+
+_WATCH: Final = f"/{pb.DESCRIPTOR.services_by_name['EndpointFeedService'].full_name}/Watch"
+_FIRST_WORD_SECONDS: Final = 45.0
+"""A server that has no complete map yet says so after 30 s."""
+_SILENT_INTERVALS: Final = 3
+
+
+class FeedRefusedError(PadsCdcError):
+    """The server says that we do not keep to the protocol: trying again is of no use."""
+
+
+class _DifferentError(Exception):
+    pass
+
+
+class _Tail:
+    """What a `Replica` is to one who has a token and no map: everything passes, nothing is proved."""
+
+    complete = True
+    mismatches = 0
+
+    def __init__(self, token: bytes) -> None:
+        self.token = token
+
+    def opening(self, client_id: str) -> pb.WatchRequest:
+        return pb.WatchRequest(open=pb.Open(client_id=client_id, resume_token=self.token))
+
+    def apply(self, message: pb.WatchResponse) -> Applied:
+        kind = message.WhichOneof("response")
+        if kind is None:
+            return Applied([])
+        part = getattr(message, kind)
+        self.token = part.token
+        acknowledge = None
+        if kind != "opened" and part.HasField("checkpoint"):
+            acknowledge = pb.Acknowledge(token=self.token)
+        changes = part.changes if kind == "batch" else ()
+        return Applied(
+            [
+                Change(each.endpoint_id, None, None if each.deleted else each.endpoint, each.revision)
+                for each in changes
+            ],
+            acknowledge,
+        )
+
+
+class Feed:
+    """A client of ``target`` (host:port). One thread walks `events`; `close` may come from another."""
+
+    def __init__(
+        self,
+        target: str,
+        token: bytes = b"",
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        bearer: Path | None = None,
+    ) -> None:
+        """Begin at ``token``; ``credentials`` make it TLS, the file ``bearer`` holds the token to show."""
+        self._map: Replica | _Tail = _Tail(token) if token else Replica()
+        self._bearer = bearer
+        self._client_id = f"pads-cdc watch on {socket.gethostname()}"[:128]
+        self._closed = threading.Event()
+        self._quiet_until = 0.0
+        if credentials is None:
+            self._channel = grpc.insecure_channel(target, options=OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(target, credentials, options=OPTIONS)
+        self._watch = self._channel.stream_stream(
+            _WATCH,
+            request_serializer=pb.WatchRequest.SerializeToString,
+            response_deserializer=pb.WatchResponse.FromString,
+        )
+
+    def events(self) -> Iterator[Event]:
+        """Yield what happens, each thing once the map has it; blocks in between, and ends after `close`.
+
+        Raises:
+            FeedRefusedError: the server says that we do not keep to the protocol.
+            NotGrpcError: it is not a server of ours, nor was it.
+
+        """
+        backoff, heard = Backoff(0.5, 10.0, 10.0), False
+        while not self._closed.is_set():
+            found, reason = Remedy.RETRY, "the server ended a stream that has no end"
+            try:
+                for event in self._session():
+                    heard = True
+                    if event.synced:
+                        backoff.succeeded()
+                    yield event
+            except (grpc.RpcError, OSError, _DifferentError) as error:
+                found, reason = _judge(error)
+                if isinstance(error, grpc.RpcError):
+                    refuse_http(error, heard=heard)
+            except ValueError:  # so says gRPC when the channel was closed just before the call
+                if not self._closed.is_set():
+                    raise
+            if self._closed.is_set():
+                return
+            if found is Remedy.STOP:
+                raise FeedRefusedError(f"the server refuses this client: {reason}")
+            wait = backoff.wait(found)
+            yield Lost(reason, wait)
+            self._closed.wait(wait)
+
+    def close(self) -> None:
+        """End the connection and `events`; returns at once."""
+        self._closed.set()
+        self._channel.close()
+
+    def _session(self) -> Iterator[Event]:
+        metadata = None
+        if self._bearer is not None:
+            metadata = (("authorization", f"Bearer {self._bearer.read_text().strip()}"),)
+        patience = _FIRST_WORD_SECONDS
+        self._quiet_until = time.monotonic() + patience
+        outbox = Outbox(self._map.opening(self._client_id), lambda: self._give_up(call))
+        call = self._watch(outbox, metadata=metadata)
+        try:
+            for message in call:
+                if message.HasField("opened"):
+                    patience = _SILENT_INTERVALS * message.opened.progress_interval.ToNanoseconds() / 1e9
+                self._quiet_until = math.inf  # whoever takes the events may take their time
+                yield from self._apply(message, outbox)
+                if self._map.mismatches > 1:
+                    raise _DifferentError("our map differs from the server's after a whole snapshot")
+                self._quiet_until = time.monotonic() + patience
+        finally:
+            outbox.close()
+            call.cancel()
+
+    def _apply(self, message: pb.WatchResponse, outbox: Outbox[pb.WatchRequest]) -> Iterator[Event]:
+        if message.HasField("opened"):
+            opened = message.opened
+            if opened.HasField("reset") and isinstance(self._map, _Tail):
+                self._map = Replica()
+            resumed = opened.HasField("resumed")
+            reason = pb.ResetReason.Name(opened.reset.reason).removeprefix("RESET_REASON_").lower()
+            yield Opened(resumed, "" if resumed else reason, opened.reset.count)
+        initial = not self._map.complete
+        applied = self._map.apply(message)
+        for change in applied.changes:
+            yield Changed(change, initial)
+        if applied.acknowledge is None:
+            return
+        outbox.put(pb.WatchRequest(acknowledge=applied.acknowledge))
+        if applied.acknowledge.digest_mismatch:
+            yield Mismatched()
+            return
+        at = (message.batch if message.HasField("batch") else message.progress).checkpoint
+        yield Checkpoint(
+            at.revision,
+            at.count,
+            at.digest.hex(),
+            isinstance(self._map, Replica),
+            at.staleness.ToNanoseconds() / 1e9,
+            at.unsettled,
+            self._map.token,
+        )
+
+    def _give_up(self, call: grpc.Call) -> None:
+        """Cut a connection that stands though nothing comes."""
+        if time.monotonic() > self._quiet_until:
+            call.cancel()
+
+
+def _judge(error: Exception) -> tuple[Remedy, str]:
+    """Say what to do about the end of a stream, and in one line why it ended."""
+    match error:
+        case grpc.RpcError() if isinstance(error, grpc.Call):  # as every error of a call that was made is
+            return remedy(error.code()), reason_of(error)
+        case OSError():
+            return Remedy.BACK_OFF, f"the bearer token cannot be read: {error.strerror}"
+        case _:
+            return Remedy.RETRY, str(error)

@@ -1,0 +1,73 @@
+"""The view of a subscriber of the old contract."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from server.commands.old_client import Fetched, Lost, Subscriber
+from server.commands.watch.endpoint import auth_short, printable, summary
+from server.commands.watch.lines import Line, Lines
+
+if TYPE_CHECKING:
+    from server.commands.old_client import Update
+
+
+class WatchedOld:
+    """What has been seen; written by the subscriber's thread, read by the one that shows it."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.lines = Lines(Line(f"connecting to {target}"))
+        self._subscriber = Subscriber(target)
+        self._state = "connecting"
+        self._counts: Counter[str] = Counter()
+        """Of ``upsert``, ``delete`` and ``repeated``, which said nothing new."""
+        self._kinds: Counter[str] = Counter()
+        """Endpoints by how they authorize."""
+
+    def read(self) -> None:
+        """Follow the subscriber until it is closed."""
+        for event in self._subscriber.events():
+            match event:
+                case Fetched():
+                    self._kinds = Counter(map(auth_short, self._subscriber.endpoints.values()))
+                    self._state = "streaming"
+                    self.lines.add(Line(f"fetched {event.count:,} endpoints, streaming"))
+                case Lost():
+                    self._state = f"{printable(event.reason)}; trying again in {event.retry_seconds:g} s"
+                    self.lines.add(Line(self._state))
+                case _:
+                    self._updated(event)
+
+    def close(self) -> None:
+        """End `read`."""
+        self._subscriber.close()
+
+    def head(self) -> Text:
+        """Say how things stand."""
+        head = Text()
+        head.append(self._state, style="bold green" if self._state == "streaming" else "bold yellow")
+        head.append(f"\n{len(self._subscriber.endpoints):,} endpoints", style="bold")
+        head.append(summary(self._kinds))
+        head.append(
+            f"\n{self._counts['upsert']:,} upserts   {self._counts['delete']:,} deletes   "
+            f"{self._counts['repeated']:,} repeated what was known"
+        )
+        return head
+
+    def _updated(self, update: Update) -> None:
+        if not update.changed:
+            self._counts["repeated"] += 1
+            return
+        if update.before is not None:
+            self._kinds[auth_short(update.before)] -= 1
+        after = update.after
+        if after is None:
+            self._counts["delete"] += 1
+        else:
+            self._kinds[auth_short(after)] += 1
+            self._counts["upsert"] += 1
+        self.lines.add(Line.of_change(update.endpoint_id, after))

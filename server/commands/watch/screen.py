@@ -1,0 +1,123 @@
+"""The live screen of `pads-cdc watch`, which is also the demo's: how things stand, and below what happens."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol, Self
+
+from rich.console import Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.text import Text
+
+from server.commands.watch.table import Column, Row, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from server.commands.watch.lines import Line, Lines
+
+_COLUMNS: Final = (
+    Column("at", 8),
+    Column("change", 6),
+    Column("endpoint", 12, folds=True),
+    Column("auth", 11),
+    Column("plan", 10, folds=True),
+    Column("calls/s", 7, right=True),
+    Column("capacity", 15, right=True),
+)
+_STYLES: Final = {"delete": "red", "upsert": ""}
+_WORDS: Final = "yellow"
+_KEPT: Final = 200
+"""Lines, more than a screen has."""
+
+
+class Watched(Protocol):
+    """A subscriber, and what has been seen through it; one thread reads, another shows."""
+
+    target: str
+    lines: Lines
+
+    def read(self) -> None:
+        """Follow the server until `close`, or until there is nothing more to wait for."""
+
+    def close(self) -> None:
+        """End `read`; returns at once."""
+
+    def head(self) -> Text:
+        """Say how things stand."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table between how things stand and the changes."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    share: int
+    """Of the lines that are left, against 1 for the changes; 0 for a table that is shown whole."""
+
+
+class Screen:
+    """The whole terminal, while its context lasts."""
+
+    def __init__(self, console: Console, watched: Watched, title: str | None = None) -> None:
+        self._console = console
+        self._watched = watched
+        self._title = title or watched.target
+        self._latest: deque[Line] = deque(maxlen=_KEPT)
+        self._live = Live(console=console, screen=True, auto_refresh=False)
+
+    def __enter__(self) -> Self:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.__exit__(None, None, None)
+
+    @property
+    def height(self) -> int:
+        """Lines that there are."""
+        return self._console.height
+
+    def draw(self, more: Text | None = None, sections: Sequence[Section] = ()) -> None:
+        """Draw it anew, with what has come; with ``more`` below the watched one's own words."""
+        self._latest.extendleft(self._watched.lines.take())
+        head = self._watched.head()
+        if more is not None:
+            head = Text("\n").join((head, more))
+        head.no_wrap, head.overflow = False, "fold"  # whatever the console does with lines of text
+        panel = Panel(head, title=self._title, subtitle="Ctrl-C ends it")
+        width = self._console.width
+        room = self.height - len(self._console.render_lines(panel)) - len(sections)
+        blocks = [(table(one.columns, one.rows, width), one.share) for one in sections]
+        blocks.append((table(_COLUMNS, [_row(line) for line in list(self._latest)[: self.height]], width), 1))
+        live: list[Text] = []
+        for lines in _cut(blocks, room):
+            live += [Text(""), *lines] if live else lines
+        self._live.update(Group(panel, *live), refresh=True)
+
+
+def _cut(blocks: Sequence[tuple[list[Text], int]], room: int) -> list[list[Text]]:
+    """Cut the blocks' ends so that all fit into ``room`` lines; a heading and one row are left of each."""
+    room -= sum(len(lines) for lines, share in blocks if not share)
+    shares = sum(share for _, share in blocks)
+    cut = []
+    for lines, share in blocks:
+        if not share:
+            cut.append(lines)
+            continue
+        size = max(2, room * share // shares)
+        cut.append(lines[:size])
+        room, shares = room - len(cut[-1]), shares - share
+    return cut
+
+
+def _row(line: Line) -> Row:
+    at = f"{line.at:%H:%M:%S}"
+    if not line.cells:
+        return Row((at, line.what), _WORDS, words=True)
+    return Row((at, line.what, *line.cells), _STYLES[line.what])

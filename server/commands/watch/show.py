@@ -1,0 +1,91 @@
+"""Bring what is watched to where people or programs look: a screen, lines, or lines of JSON; until Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
+
+from server.commands.interrupt import Interrupt
+from server.commands.watch.lines import now
+from server.commands.watch.screen import Screen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from server.commands.watch.feed import Feed
+    from server.commands.watch.screen import Watched
+
+_FRAME: Final = 0.25
+"""Seconds between two looks at what has come."""
+
+
+def show(watched: Watched) -> None:
+    """Show it on the terminal or as lines, until Ctrl-C or until `read` returns."""
+    console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+    with Interrupt() as interrupt, ThreadPoolExecutor(1, "subscriber") as threads:
+        try:
+            reading = threads.submit(watched.read)
+            if console.is_terminal:
+                _draw(console, watched, reading, interrupt)
+            else:
+                for _ in _frames(reading, interrupt):
+                    for line in watched.lines.take():
+                        console.print(str(line))
+        finally:
+            watched.close()
+        reading.result()
+
+
+def write_json(feed: Feed, *, until_synced: bool) -> None:
+    """Write one line an event to the standard output, none left out: a slow pipe slows the stream down."""
+    done = Interrupt()
+    reading: Future[None] = Future()
+
+    def read() -> None:
+        try:
+            for event in feed.events():
+                _write(json.dumps({"at": now().isoformat(timespec="microseconds"), **event.public()}))
+                if until_synced and event.synced:
+                    break
+            reading.set_result(None)
+        except BrokenPipeError:
+            reading.set_result(None)  # nobody reads it any more
+        except BaseException as error:  # noqa: BLE001 - for the main thread, which raises it
+            reading.set_exception(error)
+
+    with done:
+        # A daemon, because it may hang in a pipe that nobody reads and that nobody closes.
+        threading.Thread(target=read, name="subscriber", daemon=True).start()
+        for _ in _frames(reading, done):
+            pass
+        feed.close()
+    if reading.done():
+        reading.result()
+
+
+def _write(line: str) -> None:
+    left = line.encode() + b"\n"
+    while left:  # not by sys.stdout, whose lock a hanging thread would take with it
+        left = left[os.write(sys.stdout.fileno(), left) :]
+
+
+def _frames(reading: Future[None], interrupt: Interrupt) -> Iterator[None]:
+    """Yield when it is time to look, once more after the reader has ended; until then or Ctrl-C."""
+    while not interrupt.requested:
+        ended = reading.done()
+        yield
+        if ended:
+            return
+        interrupt.wait(_FRAME)
+
+
+def _draw(console: Console, watched: Watched, reading: Future[None], interrupt: Interrupt) -> None:
+    with Screen(console, watched) as screen:
+        for _ in _frames(reading, interrupt):
+            screen.draw()

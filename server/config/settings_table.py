@@ -1,0 +1,103 @@
+"""The settings as a table of texts: what ``pads-cdc serve --help`` and docs/configuration.md are made of.
+
+``python -m server.config.settings_table > docs/configuration.md`` writes the page; a test fails when it is
+stale.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from pydantic_core import PydanticUndefined
+
+from server.config.settings import Settings, is_secret
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic.fields import FieldInfo
+
+_PAGE: Final = """\
+# Configuration
+
+<!-- Made by `python -m server.config.settings_table`; change server/config/settings.py instead. -->
+
+Every setting is an environment variable and a flag of `pads-cdc serve`: `SLOT_NAME` is `--slot-name`. A
+flag wins over the environment; an empty variable counts as not given. A bad value is one line on standard
+error that says what to type instead, and exit code 2. A name in the environment that looks like a misspelt
+setting is warned of, and counts for nothing.
+
+| name | default | example | what it is |
+|---|---|---|---|
+{rows}
+
+**Durations** are a number and a unit: `500ms`, `30s`, `5m`, `2h`, `1d`. **Sizes** are Postgres' own: `64MB`
+is 64 * 2^20 bytes, `1GB` is 2^30. A number without a unit is refused.
+
+**Secrets** are better not given as flags, which everybody on the machine can see. As `NAME_FILE` they are
+read again whenever a connection is made, so that a rotated password needs no restart. Exactly one of `NAME`
+and `NAME_FILE` may be given. A connection string is a URL or libpq's `keyword=value` form; it is never shown,
+and messages about it never quote it.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that can be given."""
+
+    field: str
+    """Name for `Settings.load`."""
+    default: str
+    """As people would type it; empty when there is none."""
+    example: str
+    description: str
+    switch: bool
+    """A flag without a value (``--no-...`` for false)."""
+
+    @property
+    def environment(self) -> str:
+        """Name in the environment."""
+        return self.field.upper()
+
+    @property
+    def flag(self) -> str:
+        """Name on the command line."""
+        return f"--{self.field.replace('_', '-')}"
+
+
+def rows() -> Iterator[Row]:
+    """Yield all settings in the order of their declaration, each secret with its ``_FILE``."""
+    for name, field in Settings.model_fields.items():
+        description = field.description or ""
+        yield Row(
+            name, _default(field), str((field.examples or [""])[0]), description, field.annotation is bool
+        )
+        if is_secret(field):
+            file = f"The file that holds {name.upper()}; read again at each connection."
+            yield Row(f"{name}_file", "", f"/run/secrets/{name}", file, switch=False)
+
+
+def page() -> str:
+    """Render docs/configuration.md."""
+    return _PAGE.format(
+        rows="\n".join(
+            f"| `{row.environment}` | {_code(row.default)} | {_code(row.example)} | {row.description} |"
+            for row in rows()
+        )
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined or field.default is None:
+        return ""
+    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

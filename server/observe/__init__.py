@@ -1,0 +1,1 @@
+"""Metrics, health, logs and pages. All of it listens to the domain, which does not know it."""

@@ -1,0 +1,133 @@
+"""Is it well, and may gateways use it? Two questions, on purpose.
+
+*Ready* means "holds a complete map": a database outage must not become a gateway outage, so it stays good
+while the source is away, unless an operator bounds it with ``MAX_STALENESS``. *Healthy* means that there is
+nothing for a person to look at.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cdc.pair.pair import Pair
+from server.observe.fanout import Listener
+
+if TYPE_CHECKING:
+    from cdc.freshness import Freshness
+    from cdc.observer import Mode, SlotSeen
+    from cdc.store.store import Store
+
+STALE_SECONDS: Final = 30.0
+"""Staleness that people are told of, whatever ``MAX_STALENESS`` says: what polling would do as well."""
+
+
+_LOSING: Final = {
+    "unreserved": "the slot's wal_status is unreserved: it is lost at the next checkpoint;"
+    " end the oldest transaction, or raise max_slot_wal_keep_size",
+    "lost": "the slot's wal_status is lost: it is made anew, and everything read again",
+}
+"""What people are told of a slot that the server is about to take away, or has."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One thing that is not as it should be."""
+
+    code: str
+    """``not_ready``, ``disconnected``, ``polling``, ``stale``, ``slot_lost``, a trouble's key"""
+    message: str
+    """One line for people."""
+
+
+class Health(Listener):
+    """Keeps what the follower last said about the source; answers from any thread, without waiting."""
+
+    def __init__(
+        self,
+        store: Store,
+        freshness: Freshness,
+        max_staleness: float | None = None,
+        pair: Pair | None = None,
+    ) -> None:
+        """Take the map, its freshness and (seconds) the staleness beyond which it is not to be used."""
+        self._pair = pair or Pair()
+        self._store = store
+        self._freshness = freshness
+        self._max_staleness = max_staleness
+        self._lock = threading.Lock()
+        self._mode: Mode = "waiting"
+        self._connected = False
+        self._last_loss = ""
+        self._slot: SlotSeen | None = None
+        self._troubles: dict[str, str] = {}
+
+    def unready(self) -> tuple[Reason, ...]:
+        """Why gateways should not use this server; empty when it is ready."""
+        if self._pair.standing_by:
+            return (Reason("standing_by", "the peer reads the slot; this server takes over when it is gone"),)
+        if not self._store.ready:
+            return (Reason("not_ready", "no complete map has been loaded yet"),)
+        staleness = self._freshness.staleness()
+        if self._max_staleness is not None and staleness > self._max_staleness:
+            return (Reason("stale", f"{_exact_ago(staleness)}; MAX_STALENESS is {self._max_staleness:g} s"),)
+        return ()
+
+    def reasons(self) -> tuple[Reason, ...]:
+        """Everything that a person should know of; empty when all is well."""
+        standing_by = self._pair.standing_by
+        reasons = [] if standing_by else list(self.unready())
+        with self._lock:
+            mode, connected, last_loss = self._mode, self._connected, self._last_loss
+            slot, troubles = self._slot, dict(self._troubles)
+        if standing_by:  # as it should be, as long as there is a peer to be mirrored
+            if not self._pair.mirroring:
+                reasons.append(Reason("peer", "the peer reads the slot and cannot be mirrored"))
+        elif not connected:
+            reasons.append(Reason("disconnected", last_loss or "the replication connection is not up"))
+        if mode == "polling":
+            reasons.append(
+                Reason("polling", "there is no usable slot: the mapping is re-read every few seconds")
+            )
+        staleness = self._freshness.staleness()
+        if staleness > STALE_SECONDS and not any(reason.code == "stale" for reason in reasons):
+            reasons.append(Reason("stale", _exact_ago(staleness)))
+        if slot is not None and slot.wal_status in _LOSING:
+            reasons.append(Reason("slot_lost", _LOSING[slot.wal_status]))
+        reasons.extend(Reason(key, message) for key, message in sorted(troubles.items()))
+        return tuple(reasons)
+
+    def mode(self, mode: Mode) -> None:
+        """Remember how the source is read."""
+        with self._lock:
+            self._mode = mode
+
+    def connected(self, connected: bool) -> None:
+        """Remember whether the replication connection is up."""
+        with self._lock:
+            self._connected = connected
+            if connected:
+                self._last_loss = ""
+
+    def reconnecting(self, reason: str, message: str) -> None:  # noqa: ARG002 (the reason is a label)
+        """Remember why the source was lost, to say so while it is away."""
+        with self._lock:
+            self._last_loss = message
+
+    def slot(self, slot: SlotSeen) -> None:
+        """Remember what the server says of the slot."""
+        with self._lock:
+            self._slot = slot
+
+    def trouble(self, key: str, message: str | None) -> None:
+        """Remember, or forget, a lasting condition."""
+        with self._lock:
+            if message is None:
+                self._troubles.pop(key, None)
+            else:
+                self._troubles[key] = message
+
+
+def _exact_ago(staleness: float) -> str:
+    return f"the map was last known to be exact {staleness:.0f} s ago"

@@ -1,0 +1,137 @@
+"""The HTTP side, on ``METRICS_PORT``: metrics for Prometheus, health for orchestrators, a page for people.
+
+It runs in the event loop of the gRPC server; nothing that it serves waits for the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import TYPE_CHECKING
+
+import structlog
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from prometheus_client.aiohttp import make_aiohttp_handler
+
+from server.addresses import refusal
+from server.config.redaction import redact
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aiohttp.typedefs import Handler
+    from prometheus_client import CollectorRegistry
+
+    from server.observe.health import Health, Reason
+    from server.observe.status_page import StatusPage
+
+_log = structlog.get_logger(__name__)
+
+_PATHS = {
+    "/": "the status page",
+    "/metrics": "Prometheus metrics",
+    "/livez": "200 while the process runs",
+    "/readyz": "200 while it holds a map that gateways may use",
+    "/healthz": "200 ok, or 503 with the reasons",
+}
+_DRAIN_SECONDS = 1.0
+"""How long `stop` waits for answers under way; the whole server has 5 s to stop in."""
+
+
+class HttpServer:
+    """A started HTTP server; ``port`` is the one in use where 0 was asked for."""
+
+    def __init__(self, runner: web.AppRunner, port: int) -> None:
+        self._runner = runner
+        self.port = port
+
+    async def stop(self) -> None:
+        """Close the port and all connections; waits at most a second for answers under way."""
+        await self._runner.cleanup()
+
+
+async def start(
+    *, host: str, port: int, registry: CollectorRegistry, health: Health, page: StatusPage
+) -> HttpServer:
+    """Listen, and serve from the running event loop.
+
+    Raises:
+        ListenError: the port is taken or the address is not ours.
+
+    """
+    requests = logging.getLogger(f"{__name__}.requests")
+    requests.addFilter(_not_http)
+    runner = web.AppRunner(
+        _application(registry, health, page),
+        logger=requests,
+        access_log=None,  # a line for each scrape is nothing to act on
+        handle_signals=False,
+        shutdown_timeout=_DRAIN_SECONDS,
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise refusal("the metrics page", host, port, error, prefix="METRICS_") from error
+    return HttpServer(runner, int(runner.addresses[0][1]))
+
+
+def _application(registry: CollectorRegistry, health: Health, page: StatusPage) -> web.Application:
+    async def status(_: web.Request) -> web.Response:
+        return web.Response(text=page.render(), content_type="text/html", headers=page.headers)
+
+    async def watched(_: web.Application) -> AsyncIterator[None]:
+        watching = asyncio.create_task(page.watch())
+        yield
+        watching.cancel()
+        await asyncio.wait([watching])
+
+    async def livez(_: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def readyz(_: web.Request) -> web.Response:
+        return _answer(health.unready())
+
+    async def healthz(_: web.Request) -> web.Response:
+        return _answer(health.reasons())
+
+    application = web.Application(middlewares=[_no_surprises])
+    application.cleanup_ctx.append(watched)
+    application.router.add_get("/", status)
+    application.router.add_get("/metrics", make_aiohttp_handler(registry))
+    application.router.add_get("/livez", livez)
+    application.router.add_get("/readyz", readyz)
+    application.router.add_get("/healthz", healthz)
+    return application
+
+
+def _not_http(record: logging.LogRecord) -> bool:
+    """Make one line of what aiohttp says about a request that it cannot read: that is no fault of ours."""
+    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+    if not isinstance(error, HttpProcessingError):
+        return True
+    peer = record.args[0] if isinstance(record.args, tuple) and record.args else None
+    _log.warning("no HTTP/1.1 request; if it was a gRPC client, that belongs on PORT", peer=peer)
+    return False
+
+
+@web.middleware
+async def _no_surprises(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer wrong paths with the right ones, and let no cache keep an answer about now."""
+    try:
+        response: web.StreamResponse = await handler(request)
+    except web.HTTPNotFound:
+        known = "".join(f"{path}  {what}\n" for path, what in _PATHS.items())
+        response = web.Response(status=404, text=f"Nothing here. What there is:\n{known}")
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _answer(reasons: tuple[Reason, ...]) -> web.Response:
+    if not reasons:
+        return web.Response(text="ok")
+    body = {"reasons": [{"code": reason.code, "message": redact(reason.message)} for reason in reasons]}
+    return web.Response(status=503, text=json.dumps(body) + "\n", content_type="application/json")

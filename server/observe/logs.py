@@ -1,0 +1,148 @@
+"""Logging: one line an event, for a person (console) or for a machine (JSON); nothing secret passes.
+
+structlog's loggers and the standard library's (grpc, aiohttp, asyncio) go the same way, so that there is one
+format, one level, one limit on repeats and one redactor.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, TextIO
+
+import structlog
+
+from server.config.redaction import HIDDEN, Redactor, names_a_secret
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from structlog.typing import EventDict, Processor
+
+    from server.config.settings import Settings
+
+
+def configure(settings: Settings, stream: TextIO | None = None) -> None:
+    """Send all logging of the process to ``stream`` (standard error), whatever was configured before."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,  # a logger made at import must follow a later configure()
+    )
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.addFilter(RepeatLimit())
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                _tell_repeats,
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.StackInfoRenderer(),
+                structlog.processors.format_exc_info,  # plain: prettier ones print local variables
+                _Redaction(Redactor(settings.connection_strings)),
+                _console() if settings.console else _json(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(settings.logger_level.upper())
+    logging.captureWarnings(capture=True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+class RepeatLimit(logging.Filter):
+    """Lets ``BURST`` lines of the same event through in ``WINDOW`` seconds, then drops them, and counts.
+
+    The first line after the window says how many were dropped (``repeats_dropped``). The same event means the
+    same level, logger, text and ``reason``; debug lines always pass.
+    """
+
+    BURST = 5
+    WINDOW = 30.0
+    _REMEMBERED = 1024
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._windows: OrderedDict[tuple[object, ...], tuple[float, int]] = OrderedDict()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Decide about one line; called from any thread."""
+        if record.levelno <= logging.DEBUG:
+            return True
+        event = record.msg if isinstance(record.msg, dict) else {"event": record.msg}
+        key = (record.levelno, record.name, str(event.get("event")), str(event.get("reason")))
+        now = self._clock()
+        with self._lock:
+            began, seen = self._windows.pop(key, (now, 0))
+            if now - began >= self.WINDOW:
+                record.repeats_dropped = max(0, seen - self.BURST)
+                began, seen = now, 0
+            self._windows[key] = (began, seen + 1)
+            if len(self._windows) > self._REMEMBERED:
+                self._windows.popitem(last=False)
+        return seen < self.BURST
+
+
+class _Redaction:
+    """The last step before a line is rendered: every value is text without secrets, or a plain number."""
+
+    def __init__(self, redact: Redactor) -> None:
+        self._redact = redact
+
+    def __call__(self, _logger: object, _method: str, event: EventDict) -> EventDict:
+        return {self._redact(name): self._clean(name, value) for name, value in event.items()}
+
+    def _clean(self, name: str, value: Any) -> Any:
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if names_a_secret(name):
+            return HIDDEN
+        if isinstance(value, dict):
+            return {self._redact(str(key)): self._clean(str(key), of) for key, of in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self._clean(name, of) for of in value]
+        text = self._redact(value if isinstance(value, str) else str(value))
+        # Drivers put line breaks into messages; only a traceback, which is a fault of ours, may have them.
+        return text if name in ("exception", "stack") else " ".join(text.split())
+
+
+def _tell_repeats(_logger: object, _method: str, event: EventDict) -> EventDict:
+    dropped = getattr(event["_record"], "repeats_dropped", 0)
+    if dropped:
+        event["repeats_dropped"] = dropped
+    return event
+
+
+def _console() -> Processor:
+    return structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+
+
+def _json() -> Processor:
+    return structlog.processors.JSONRenderer(sort_keys=False)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:
+    """Log what nobody caught: Python's own hooks would print it unredacted."""
+    if issubclass(kind, KeyboardInterrupt | SystemExit):
+        return
+    structlog.get_logger("pads_cdc").critical(
+        "uncaught error", error=kind.__name__, exc_info=(kind, error, trace)
+    )

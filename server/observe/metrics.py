@@ -1,0 +1,293 @@
+"""The Prometheus metrics: what the follower reports is counted, what is a state is read at each scrape.
+
+One registry an instance, so that two servers in one process (tests, the demo) do not mix. No label ever holds
+an id, a key or a connection string; ``reason`` labels are the closed sets of ``cdc.observer``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter as Tally
+from typing import TYPE_CHECKING, Final, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from cdc.observer import Mode, SlotSeen
+from cdc.state.token import ResetReason
+from server.observe.fanout import Listener
+from server.subscribers import PROTOCOLS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cdc.freshness import Freshness
+    from cdc.observer import BatchSeen, ReconcileSeen
+    from cdc.store.store import Store
+    from server.subscribers import Subscribers
+
+_WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
+"""All that pg_replication_slots.wal_status says."""
+
+_ALERTED: Final = {
+    "source_reconnects": ("fault", "slot_lost"),
+    "decode_errors": ("key_shape", "missing_column", "out_of_order", "undecodable", "unknown_action"),
+    "trouble": ("owed", "query", "slot_creation", "state_file"),
+}
+"""Values of ``reason`` shown from the start: to Prometheus a series that is born at 1 has not increased."""
+
+_LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+"""Seconds: single milliseconds are the aim, minutes are what a large ripple or an outage makes of it."""
+_ENDPOINTS: Final = (0, 1, 2, 5, 10, 50, 100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 1_000_000)
+
+
+class Metrics(Listener):
+    """Counts what the follower reports; ``registry`` is what ``/metrics`` shows."""
+
+    def __init__(
+        self,
+        *,
+        version: str,
+        store: Store,
+        freshness: Freshness,
+        subscribers: Subscribers,
+        audit_interval: float,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """``audit_interval`` (seconds) is shown, so that an alert knows when an audit is overdue."""
+        self.registry = registry = CollectorRegistry()
+        self._wall = wall
+        self._slot_gauges = _SlotGauges()
+        registry.register(self._slot_gauges)
+        registry.register(_LiveGauges(store, freshness, subscribers))
+        ProcessCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"pads_cdc_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"pads_cdc_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"pads_cdc_{name}", text, buckets=buckets, registry=registry)
+
+        gauge("build_info", "Always 1; the version is in the label.", "version").labels(version).set(1)
+        self._connected = gauge("source_connected", "1 while the replication connection is up.")
+        self._mode = gauge("source_mode", "1 for the way in which the source is read.", "mode")
+        self._transactions = counter("transactions", "Committed transactions that went through to the store.")
+        self._row_changes = counter("row_changes", "Rows that transactions changed.", "table", "action")
+        self._published = counter("published", "Changes of endpoints that were published.", "kind")
+        self._suppressed = counter("suppressed", "Re-queried endpoints that came out the same.")
+        self._commit_to_publish = histogram(
+            "commit_to_publish_seconds", "From commit (database's clock) to publication (ours).", _LATENCY
+        )
+        self._requery = histogram("requery_seconds", "Re-query of a batch's endpoints.", _LATENCY)
+        self._visibility = histogram(
+            "visibility_wait_seconds", "Wait until a snapshot saw the whole batch.", _LATENCY
+        )
+        self._affected = histogram("affected_endpoints", "Endpoints that a batch affected.", _ENDPOINTS)
+        self._reconciles = counter("reconcile", "Comparisons of the whole mapping with the store.", "reason")
+        self._audits = counter("audit_runs", "Periodic comparisons of the whole mapping with the store.")
+        self._drift = counter("audit_drift", "Endpoints that an audit had to repair: a bug if not 0.")
+        self._last_audit = gauge(
+            "last_audit_timestamp_seconds", "End of the last audit, Unix time; 0 if none."
+        )
+        self._last_reconcile = gauge(
+            "last_reconcile_timestamp_seconds",
+            "End of the last comparison of the whole mapping, for whatever reason, Unix time; 0 if none.",
+        )
+        gauge("audit_interval_seconds", "AUDIT_INTERVAL as set.").set(audit_interval)
+        self._reconnects = counter("source_reconnects", "Losses of the source.", "reason")
+        self._decode_errors = counter(
+            "decode_errors", "Messages of the slot that were not understood.", "reason"
+        )
+        self._state_file_errors = counter("state_file_errors", "Failures of the state file.")
+        self._troubles = gauge(
+            "trouble", "1 while a lasting condition holds that /healthz tells of.", "reason"
+        )
+        self._feed_resets = counter(
+            "feed_resets", "Clients of the feed that were sent everything, and why.", "reason"
+        )
+        # Named as the Go and Java interceptors name it, so that existing dashboards find it.
+        self._handled = Counter(
+            "grpc_server_handled", "RPCs that ended.", ("grpc_method", "grpc_code"), registry=registry
+        )
+        self.mode("waiting")
+        for kind in ("upsert", "delete"):
+            self._published.labels(kind)
+        for reason in _ALERTED["source_reconnects"]:
+            self._reconnects.labels(reason)
+        for reason in _ALERTED["decode_errors"]:
+            self._decode_errors.labels(reason)
+        for reason in _ALERTED["trouble"]:
+            self._troubles.labels(reason)
+        for reset in get_args(ResetReason):
+            self._feed_resets.labels(reset)
+
+    def feed_reset(self, reason: ResetReason) -> None:
+        """Count a client of the feed that starts over; called by the gRPC side."""
+        self._feed_resets.labels(reason).inc()
+
+    def handled(self, method: str, code: str) -> None:
+        """Count an RPC that ended, such as ``("FetchAuthDataSync", "OK")``; called by the gRPC side."""
+        self._handled.labels(method, code).inc()
+
+    def mode(self, mode: Mode) -> None:
+        """Show one mode of all."""
+        for each in get_args(Mode):
+            self._mode.labels(each).set(each == mode)
+
+    def connected(self, connected: bool) -> None:
+        """Show whether the replication connection is up."""
+        self._connected.set(connected)
+
+    def reconnecting(self, reason: str, message: str) -> None:  # noqa: ARG002 (texts are for the journal)
+        """Count a loss of the source."""
+        self._reconnects.labels(reason).inc()
+
+    def batch(self, batch: BatchSeen) -> None:
+        """Count a batch and time its transactions."""
+        self._transactions.inc(len(batch.transactions))
+        rows: dict[tuple[str, str], int] = {}
+        for transaction in batch.transactions:
+            for kind, number in transaction.rows.items():
+                rows[kind] = rows.get(kind, 0) + number
+            # Two clocks: where the database's is ahead of ours the difference would be negative.
+            self._commit_to_publish.observe(max(0.0, transaction.published_at - transaction.committed_at))
+        for (table, action), number in rows.items():
+            self._row_changes.labels(table, action).inc(number)
+        self._affected.observe(batch.affected)
+        self._visibility.observe(batch.visibility_seconds)
+        if batch.affected:
+            self._requery.observe(batch.requery_seconds)
+        self._count_published(batch.upserts, batch.deletes)
+        self._suppressed.inc(batch.suppressed)
+
+    def reconciled(self, reconcile: ReconcileSeen) -> None:
+        """Count a reconcile, and an audit as what it is."""
+        self._reconciles.labels(reconcile.reason).inc()
+        self._count_published(reconcile.upserts, reconcile.deletes)
+        self._last_reconcile.set(self._wall())
+        if reconcile.reason == "audit":
+            self._audits.inc()
+            self._drift.inc(reconcile.upserts + reconcile.deletes)
+            self._last_audit.set(self._wall())
+
+    def decode_error(self, reason: str, message: str) -> None:  # noqa: ARG002 (texts are for the journal)
+        """Count a message that could not be handled."""
+        self._decode_errors.labels(reason).inc()
+
+    def state_file_error(self, message: str) -> None:  # noqa: ARG002 (texts are for the journal)
+        """Count a failure of the state file."""
+        self._state_file_errors.inc()
+
+    def trouble(self, key: str, message: str | None) -> None:
+        """Show whether a lasting condition holds; its text may be long and is not for a label."""
+        self._troubles.labels(key).set(message is not None)
+
+    def slot(self, slot: SlotSeen) -> None:
+        """Show what the server says of the slot."""
+        self._slot_gauges.seen = slot
+
+    def _count_published(self, upserts: int, deletes: int) -> None:
+        self._published.labels("upsert").inc(upserts)
+        self._published.labels("delete").inc(deletes)
+
+
+class _SlotGauges(Collector):
+    """The slot as last seen; a series is missing where the server does not say, rather than a made-up 0."""
+
+    seen: SlotSeen | None = None
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        slot = self.seen or SlotSeen(None, None, None, None, None)
+        for name, text, value in (
+            ("retained_bytes", "WAL that the slot holds back.", slot.retained_bytes),
+            (
+                "safe_wal_size_bytes",
+                "WAL to be written until the slot is in danger.",
+                slot.safe_wal_bytes,
+            ),
+            (
+                "catalog_xmin_age",
+                "Transactions since the slot's catalog_xmin.",
+                slot.catalog_xmin_age,
+            ),
+        ):
+            family = GaugeMetricFamily(f"pads_cdc_slot_{name}", text)
+            if value is not None:
+                family.add_metric((), value)
+            yield family
+        statuses = GaugeMetricFamily(
+            "pads_cdc_slot_wal_status", "1 for the status that holds.", labels=("wal_status",)
+        )
+        if slot.wal_status is not None:
+            for status in _WAL_STATUSES:
+                statuses.add_metric((status,), status == slot.wal_status)
+        yield statuses
+
+
+class _LiveGauges(Collector):
+    """What is read at the moment of the scrape, so that it grows while nothing happens."""
+
+    def __init__(self, store: Store, freshness: Freshness, subscribers: Subscribers) -> None:
+        self._store = store
+        self._freshness = freshness
+        self._subscribers = subscribers
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        yield GaugeMetricFamily("pads_cdc_endpoints", "Endpoints in the map.", value=len(self._store))
+        yield GaugeMetricFamily(
+            "pads_cdc_replication_lag_seconds",
+            "Since when the map is not known to be exact; 0 when caught up, however idle.",
+            value=self._freshness.staleness(),
+        )
+        yield self._lag_bytes()
+        yield self._replay_lag()
+        subscribers = self._subscribers.snapshot()
+        counts = Tally(subscriber.protocol for subscriber in subscribers)
+        family = GaugeMetricFamily("pads_cdc_subscribers", "Open streams.", labels=("protocol",))
+        for protocol in PROTOCOLS:
+            family.add_metric((protocol,), counts[protocol])
+        yield family
+        current = Tally(subscriber.protocol for subscriber in subscribers if not subscriber.lag_seconds)
+        family = GaugeMetricFamily(
+            "pads_cdc_subscribers_current",
+            "Subscribers that have everything: by their acknowledgement where the protocol has that.",
+            labels=("protocol",),
+        )
+        for protocol in PROTOCOLS:
+            family.add_metric((protocol,), current[protocol])
+        yield family
+        yield GaugeMetricFamily(
+            "pads_cdc_subscriber_max_lag_seconds",
+            "Since when the slowest subscriber lacks something; 0 when all have everything.",
+            value=max((subscriber.lag_seconds for subscriber in subscribers), default=0.0),
+        )
+
+    def _replay_lag(self) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(
+            "pads_cdc_query_server_replay_lag_bytes",
+            "WAL that a standby with the re-queries has still to replay, behind the slot's server.",
+        )
+        at = self._freshness.positions()
+        if at.server_end and at.replayed is not None:
+            family.add_metric((), max(0, at.server_end - at.replayed))
+        return family
+
+    def _lag_bytes(self) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(
+            "pads_cdc_replication_lag_bytes", "WAL behind the server's end, by stage.", labels=("stage",)
+        )
+        at = self._freshness.positions()
+        for stage, position in (
+            ("received", at.received),
+            ("applied", at.applied),
+            ("confirmed", at.confirmed),
+        ):
+            # 0 is "not known yet": the difference would be the size of all WAL ever written. The stream
+            # can be ahead of the end that the server last reported.
+            if at.server_end and position:
+                family.add_metric((stage,), max(0, at.server_end - position))
+        return family

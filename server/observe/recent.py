@@ -1,0 +1,99 @@
+"""What happened lately, for the status page: the newest transactions, the last comparison, the slot as seen.
+
+Bounded, and free of content: ids of transactions, names of tables, counts and times.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from server.observe.fanout import Listener
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cdc.observer import BatchSeen, Mode, ReconcileSeen, SlotSeen, TransactionSeen
+
+_KEPT: Final = 20
+"""Transactions; a batch of a thousand pushes out all before it."""
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """A comparison of the whole mapping, and when it was done."""
+
+    at: float
+    """Unix seconds by our clock."""
+    seen: ReconcileSeen
+
+
+@dataclass(frozen=True)
+class Lately:
+    """All of it at one moment."""
+
+    mode: Mode
+    connected: bool
+    slot: SlotSeen | None
+    """None until the server has been asked for the first time."""
+    transactions: tuple[TransactionSeen, ...]
+    """Those that changed rows of the mapping's tables, the newest first."""
+    last_reconcile: Reconciled | None
+    last_audit: Reconciled | None
+
+
+class Recent(Listener):
+    """Remembers; told by the follower's threads, read by the event loop."""
+
+    def __init__(self, wall: Callable[[], float] = time.time) -> None:
+        self._wall = wall
+        self._lock = threading.Lock()
+        self._mode: Mode = "waiting"
+        self._connected = False
+        self._slot: SlotSeen | None = None
+        self._transactions: deque[TransactionSeen] = deque(maxlen=_KEPT)
+        self._last_reconcile: Reconciled | None = None
+        self._last_audit: Reconciled | None = None
+
+    def lately(self) -> Lately:
+        """Return what is remembered."""
+        with self._lock:
+            return Lately(
+                mode=self._mode,
+                connected=self._connected,
+                slot=self._slot,
+                transactions=tuple(reversed(self._transactions)),
+                last_reconcile=self._last_reconcile,
+                last_audit=self._last_audit,
+            )
+
+    def mode(self, mode: Mode) -> None:
+        """Remember how the source is read."""
+        with self._lock:
+            self._mode = mode
+
+    def connected(self, connected: bool) -> None:
+        """Remember whether the replication connection is up."""
+        with self._lock:
+            self._connected = connected
+
+    def batch(self, batch: BatchSeen) -> None:
+        """Remember a batch's transactions; those without rows of ours would push out what matters."""
+        with self._lock:
+            self._transactions.extend(one for one in batch.transactions if one.rows)
+
+    def reconciled(self, reconcile: ReconcileSeen) -> None:
+        """Remember when the whole mapping was last compared."""
+        done = Reconciled(self._wall(), reconcile)
+        with self._lock:
+            self._last_reconcile = done
+            if reconcile.reason == "audit":
+                self._last_audit = done
+
+    def slot(self, slot: SlotSeen) -> None:
+        """Remember what the server says of the slot."""
+        with self._lock:
+            self._slot = slot

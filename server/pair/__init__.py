@@ -1,0 +1,1 @@
+"""The peer's map, over gRPC: sending ours, and following the peer's."""

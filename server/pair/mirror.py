@@ -1,0 +1,207 @@
+"""The mirror: while our peer reads the slot, a thread that brings its map to the follower.
+
+It asks whenever we do not read the slot ourselves, also when we have just lost it: the peer may have it.
+Each part waits until the follower has put it into the store and the state file, and is acknowledged then.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+import time
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Final
+
+import grpc
+import structlog
+from pads_cdc_client.outbox import Outbox
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
+from pads_cdc_client.retry import Backoff, Remedy, remedy
+
+from cdc.pair.mirrored import MirrorLost, MirrorOpened, MirrorPart, PeerState, Point
+from cdc.pair.mirrored_parents import ParentsPart
+from cdc.store.store import Entry
+
+if TYPE_CHECKING:
+    from cdc.observer import Observer
+    from cdc.pair.mirrored import Mirrored
+    from cdc.pair.pair import Pair
+    from cdc.replication.backlog import Backlog
+    from server.pair.peer import Peer
+
+_log = structlog.get_logger("pads_cdc")
+
+_MIRROR: Final = f"/{pb.DESCRIPTOR.services_by_name['EndpointFeedService'].full_name}/Mirror"
+_FIRST_WORD_SECONDS: Final = 45.0
+"""A peer that has no complete map yet says so after 30 s."""
+_SILENT_INTERVALS: Final = 3
+"""States that may be missed before the stream is given up."""
+_TROUBLE: Final = "peer"
+_NAME_BYTES: Final = 128
+
+
+class Mirror(threading.Thread):
+    """Runs until `stop`."""
+
+    def __init__(
+        self, peer: Peer, system: str, pair: Pair, mirrored: Mirrored, backlog: Backlog, observer: Observer
+    ) -> None:
+        """``system`` is the identifier of the cluster that we follow: no other one's map is taken."""
+        super().__init__(name="mirror", daemon=True)
+        self._peer = peer
+        self._system = system
+        self._pair = pair
+        self._mirrored = mirrored
+        self._backlog = backlog
+        self._observer = observer
+        self._stopping = threading.Event()
+        self._call: grpc.Call | None = None
+        self._heard_at = 0.0
+        self._patience = 0.0
+
+    def stop(self) -> None:
+        """End the thread and its stream."""
+        self._stopping.set()
+        call = self._call
+        if call is not None:
+            call.cancel()
+
+    def run(self) -> None:
+        """Mirror the peer whenever we do not lead."""
+        backoff = Backoff(first=0.2, most=1.0, late=5.0)
+        said = ""
+        while not self._stopping.is_set():
+            if not self._pair.wait_lost(1.0):
+                continue
+            try:
+                found, why = self._session(backoff)
+            except (OSError, ValueError) as error:
+                said_of_it = (
+                    f"{error.filename}: {error.strerror}"
+                    if isinstance(error, OSError)
+                    else "not what is expected there"
+                )
+                found, why = Remedy.BACK_OFF, f"the files of PEER_ settings cannot be used: {said_of_it}"
+            self._backlog.tell(MirrorLost(leaderless=found is Remedy.RETRY and "does not read" in why))
+            if self._stopping.is_set() or self._pair.leading:
+                continue
+            if found is Remedy.RETRY:
+                if why != said:
+                    _log.info("the peer is not mirrored", why=why)
+            else:
+                self._observer.trouble(_TROUBLE, f"the peer cannot be mirrored: {why}")
+            said = why
+            self._stopping.wait(backoff.wait(found))
+
+    def _session(self, backoff: Backoff) -> tuple[Remedy, str]:
+        outbox = Outbox(opening_at(self._mirrored.point), self._look)
+        self._heard_at, self._patience = time.monotonic(), _FIRST_WORD_SECONDS
+        with self._peer.channel() as channel:
+            mirror = channel.stream_stream(
+                _MIRROR,
+                request_serializer=pb.MirrorRequest.SerializeToString,
+                response_deserializer=pb.MirrorResponse.FromString,
+            )
+            call = self._call = mirror(outbox, metadata=self._peer.metadata())
+            try:
+                for message in call:
+                    self._heard_at = math.inf  # while we are busy with it, silence is ours
+                    if not self._take(message, outbox):
+                        return Remedy.RETRY, "it has to be mirrored anew, or we have the slot"
+                    backoff.succeeded()
+                    self._heard_at = time.monotonic()
+            except grpc.RpcError:
+                code, details = call.code(), " ".join((call.details() or "").split())
+                return remedy(code), f"{code.name} {details}"
+            finally:
+                self._call = None
+                outbox.close()
+                call.cancel()
+        return Remedy.RETRY, "it ended a stream that has no end"
+
+    def _take(self, message: pb.MirrorResponse, outbox: Outbox[pb.MirrorRequest]) -> bool:
+        """Hand a message to the follower; False where the stream is of no use any more."""
+        match message.WhichOneof("response"):
+            case "opened":
+                self._patience = _SILENT_INTERVALS * message.opened.progress_interval.ToNanoseconds() / 1e9
+                opened = MirrorOpened(message.opened.reset, Future())
+                self._backlog.tell(opened)
+                return self._answer(opened.reply)
+            case "batch":
+                part = part_of(message.batch)
+                if part.state is not None and part.state.system != self._system:
+                    self._observer.trouble(_TROUBLE, "PEER_ADDRESS leads to a server of another database")
+                    return False
+                self._backlog.tell(part)
+                if not self._answer(part.reply):
+                    return False
+                if part.state is not None:
+                    followed = part.state.point.followed
+                    outbox.put(pb.MirrorRequest(acknowledge=pb.MirrorAcknowledge(followed=followed)))
+        return True
+
+    def _answer(self, reply: Future[bool]) -> bool:
+        while not self._stopping.is_set():
+            try:
+                return reply.result(0.5)
+            except TimeoutError:
+                continue
+        return False
+
+    def _look(self) -> None:
+        """Give up a peer that says nothing, and any peer once the slot is ours."""
+        if self._pair.leading or time.monotonic() - self._heard_at > self._patience:
+            call = self._call
+            if call is not None:
+                call.cancel()
+
+
+def opening_at(point: Point | None) -> pb.MirrorRequest:
+    """Make the first message of who holds the peer's map of that moment, or none."""
+    opening = pb.MirrorOpen(client_id=f"mirror {socket.gethostname()}"[:_NAME_BYTES])
+    if point is not None:
+        opening.epoch, opening.timeline = point.epoch, point.timeline
+        opening.revision, opening.followed = point.revision, point.followed
+    return pb.MirrorRequest(open=opening)
+
+
+def part_of(batch: pb.MirrorBatch) -> MirrorPart:
+    """Read what the peer has sent."""
+    entries: list[Entry] = []
+    moved: list[tuple[str, int]] = []
+    for one in batch.entries:
+        match one.WhichOneof("outcome"):
+            case "moved":
+                moved.append((one.endpoint_id, one.position))
+            case "endpoint":
+                entries.append(Entry(one.endpoint_id, one.revision, one.position, one.endpoint))
+            case _:
+                entries.append(Entry(one.endpoint_id, one.revision, one.position, None))
+    return MirrorPart(
+        entries=entries,
+        moved=moved,
+        seen=batch.seen,
+        state=_state(batch.state) if batch.HasField("state") else None,
+        parents=[_parents(one) for one in batch.parents],
+        reply=Future(),
+    )
+
+
+def _parents(parents: pb.MirrorParents) -> ParentsPart:
+    rows: list[tuple[str, str | None]] = list(zip(parents.rows, parents.parents, strict=True))
+    rows += [(row, None) for row in parents.gone]
+    return ParentsPart(parents.anew, (parents.table, parents.column), parents.at, rows)
+
+
+def _state(state: pb.MirrorState) -> PeerState:
+    return PeerState(
+        point=Point(state.epoch, state.timeline, state.revision, state.followed),
+        system=state.system,
+        position=state.position,
+        followed_since=state.followed_since,
+        whole=state.whole,
+        count=state.count,
+        digest=state.digest,
+        owed=state.owed,
+    )

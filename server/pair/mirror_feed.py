@@ -1,0 +1,237 @@
+"""What the standby of this server is sent: walks over the store in, ``MirrorResponse``s out.
+
+As `server.rpc.feed` for a gateway, without I/O; but tombstones and positions go along, also positions that
+move while the bytes stay, and how far the slot has been followed. Each batch with a state makes the standby's
+map the same as ours.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
+
+from cdc.mapping.parents import Followed, Untold
+from cdc.store.catchup import Catchup
+from cdc.store.cursor import Cursor
+from server.rpc.feed import ENTRIES, MESSAGE_BYTES, duration
+from server.rpc.feed_requests import MisuseError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cdc.mapping.parents import Loaded, Parents
+    from cdc.pair.pair import Done, Pair, Standby
+    from cdc.state.origin import Lineage
+    from cdc.store.cursor import Cut, Part
+    from cdc.store.store import Entry, Store
+
+_PACE: Final = 0.02
+"""Seconds between states at least, where nothing but positions has moved."""
+_ROWS: Final = 5_000
+"""Rows whose parents one message names."""
+_PARENTS: Final = 500
+"""Messages about parents in one batch at most."""
+_ENTRY_BYTES: Final = 64
+"""An entry without its id and payload takes no more."""
+
+
+class MirrorFeed:
+    """What one stream has told its standby, and what comes next."""
+
+    def __init__(
+        self,
+        store: Store,
+        lineage: Lineage,
+        parents: Parents,
+        pair: Pair,
+        standby: Standby,
+        interval: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Tell the state at least every ``interval`` seconds."""
+        self._store = store
+        self._lineage = lineage
+        self._parents = parents
+        self._untold = Untold(standby.wake)
+        self._pair = pair
+        self._standby = standby
+        self._interval = interval
+        self._clock = clock
+        self._walk: Cursor | Catchup | None = None
+        self._line = "", 0
+        """The epoch and the timeline that the standby was told of."""
+        self._told: tuple[int, Done] | None = None
+        self._told_at = 0.0
+        self._told_most = 0
+        self.more = True
+        """There may be more to `take` at once."""
+        self._moved: dict[str, Entry] = {}
+        """Entries whose position is another one than the standby was told."""
+
+    def open(self, opening: pb.MirrorOpen | None = None) -> pb.MirrorResponse:
+        """Begin where the standby is, if it holds a map of ours, and with everything if not."""
+        self.close()
+        store = self._store
+        self._line, self._told = self._present(), None
+        resumed = opening is not None and (opening.epoch, opening.timeline) == self._line
+        resumed = resumed and opening is not None and opening.revision <= store.head
+        self._moved = {}
+        with store.lock:
+            if opening is not None and resumed:
+                known, followed = opening.revision, opening.followed
+                self._moved = {
+                    entry.id: entry
+                    for entry in store.entries.values()
+                    if entry.position > followed and entry.revision <= known
+                }
+            store.movements.append(self._moved)
+        if opening is not None and resumed:
+            self._walk = Cursor(store, opening.revision)
+        else:
+            self._walk = Catchup(store, -1)  # every position is beyond that, and tombstones count
+        self._standby.followed = 0
+        self._untold = self._parents.mirror(self._standby.wake)
+        return pb.MirrorResponse(
+            opened=pb.MirrorOpened(reset=not resumed, progress_interval=duration(self._interval))
+        )
+
+    def take(self) -> Iterator[pb.MirrorResponse]:
+        """Yield the next messages; none when there is nothing to say (see `more`, `patience`)."""
+        walk = self._walk
+        if walk is None:
+            raise RuntimeError("not opened")
+        if self._present() != self._line:  # revisions are counted anew, or positions are of another line
+            yield self.open()
+            return
+        done = self._pair.done  # before the walk: what is done is in what it finds
+        part = walk.read(ENTRIES)
+        cut = part.arrival
+        if cut is not None and isinstance(walk, Catchup):
+            self._walk = walk.finish()
+        news = cut is not None and (self._told is None or bool(part.entries) or not self.patience)
+        self.more = part.more
+        yield from self._messages(part, cut if news else None, done)
+
+    def _present(self) -> tuple[str, int]:
+        origin = self._lineage.now()
+        return origin.epoch, origin.history.timeline
+
+    @property
+    def patience(self) -> float:
+        """Return in how many seconds there is something to say, if nothing is published before."""
+        outdated = self._told is None or self._told[1] != self._pair.done or self._moved or self._untold.items
+        return max(0.0, self._told_at + (_PACE if outdated else self._interval) - self._clock())
+
+    def acknowledge(self, acknowledge: pb.MirrorAcknowledge) -> None:
+        """Note up to where the standby has everything.
+
+        Raises:
+            MisuseError: it cannot have.
+
+        """
+        if acknowledge.followed > self._told_most:
+            raise MisuseError("acknowledged what was not sent on this stream")
+        self._standby.followed = acknowledge.followed
+
+    def close(self) -> None:
+        """Let everybody forget this walk."""
+        self._parents.unmirror(self._untold)
+        if self._walk is not None:
+            self._walk.close()
+            self._walk = None
+            with self._store.lock:
+                self._store.movements[:] = [one for one in self._store.movements if one is not self._moved]
+
+    def _messages(self, part: Part, cut: Cut | None, done: Done) -> Iterator[pb.MirrorResponse]:
+        entries = [_entry(entry) for entry in part.entries]
+        if cut is not None:
+            entries += self._movements(cut.revision)
+        batch, room = pb.MirrorBatch(seen=self._store.seen), MESSAGE_BYTES
+        for entry in entries:
+            size = _ENTRY_BYTES + len(entry.endpoint_id.encode()) + len(entry.endpoint)
+            if size > room and batch.entries:
+                yield pb.MirrorResponse(batch=batch)
+                batch, room = pb.MirrorBatch(seen=batch.seen), MESSAGE_BYTES
+            room -= size
+            batch.entries.append(entry)
+        if cut is not None:
+            for parents in told_of(self._parents.news(self._untold)):
+                if len(batch.parents) >= _PARENTS or batch.ByteSize() > MESSAGE_BYTES // 2:
+                    yield pb.MirrorResponse(batch=batch)
+                    batch = pb.MirrorBatch(seen=batch.seen)
+                batch.parents.append(parents)
+            batch.seen = max(batch.seen, cut.seen)
+            batch.state.CopyFrom(self._state(cut, done))
+            self._told, self._told_at = (cut.revision, done), self._clock()
+            self._told_most = max(self._told_most, done.followed)
+        if batch.entries or cut is not None:
+            yield pb.MirrorResponse(batch=batch)
+
+    def _movements(self, arrived: int) -> list[pb.MirrorEntry]:
+        """Take the entries whose position moved; those that came after the walk are still to be sent."""
+        store = self._store
+        with store.lock:
+            current = [entry for entry in self._moved.values() if store.entries.get(entry.id) is entry]
+            moved = [entry for entry in current if entry.revision <= arrived]
+            self._moved.clear()
+            self._moved.update((entry.id, entry) for entry in current if entry.revision > arrived)
+            return [
+                pb.MirrorEntry(
+                    endpoint_id=entry.id, revision=entry.revision, position=entry.position, moved=True
+                )
+                for entry in moved
+            ]
+
+    def _state(self, cut: Cut, done: Done) -> pb.MirrorState:
+        origin = self._lineage.now()
+        return pb.MirrorState(
+            epoch=self._line[0],
+            revision=cut.revision,
+            system=origin.history.system,
+            timeline=self._line[1],
+            position=cut.position,
+            followed=done.followed,
+            followed_since=origin.followed_since,
+            whole=cut.whole,
+            count=cut.count,
+            digest=cut.digest,
+            owed=done.owed,
+        )
+
+
+def told_of(news: list[Loaded | Followed]) -> Iterator[pb.MirrorParents]:
+    """Make messages of what became of the memory of parents."""
+    for item in news:
+        if isinstance(item, Followed):
+            rule = item.rule
+            message = pb.MirrorParents(table=rule.table, column=rule.column, at=item.at)
+            if item.parent is None:
+                message.gone.append(item.row)
+            else:
+                message.rows.append(item.row)
+                message.parents.append(item.parent)
+            yield message
+            continue
+        yield pb.MirrorParents(anew=True, at=item.at)
+        for rule, memory in item.memory.items():
+            rows = list(memory)
+            for start in range(0, len(rows) or 1, _ROWS):
+                some = rows[start : start + _ROWS]
+                yield pb.MirrorParents(
+                    table=rule.table,
+                    column=rule.column,
+                    at=item.at,
+                    rows=some,
+                    parents=[memory[row] for row in some],
+                )
+
+
+def _entry(entry: Entry) -> pb.MirrorEntry:
+    made = pb.MirrorEntry(endpoint_id=entry.id, revision=entry.revision, position=entry.position)
+    if entry.payload is None:
+        made.deleted = True
+    else:
+        made.endpoint = entry.payload
+    return made

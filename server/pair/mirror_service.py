@@ -1,0 +1,91 @@
+"""``EndpointFeedService.Mirror``: gRPC around `mirror_feed`, for the second server of our slot."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import grpc
+
+from server.pair.mirror_feed import MirrorFeed
+from server.rpc.calls import NOT_READY, READY_SECONDS, abort, counted, first_message, unavailable, wait
+from server.rpc.feed_requests import NO_OPEN, MisuseError, mirror_acknowledgement, mirror_opening
+
+if TYPE_CHECKING:
+    from cdc.mapping.parents import Parents
+    from cdc.pair.pair import Pair
+    from cdc.state.origin import Lineage
+    from cdc.store.store import Store
+    from server.config.settings import Settings
+    from server.observe.metrics import Metrics
+    from server.rpc.calls import Context
+    from server.rpc.hub import Hub
+
+_NOT_LEADING = "this server does not read the slot"
+
+
+class MirrorService:
+    """Serves standbys; a stream is told of everything that gateways are, as soon as they are."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        lineage: Lineage,
+        parents: Parents,
+        pair: Pair,
+        hub: Hub,
+        metrics: Metrics,
+    ) -> None:
+        self._store = store
+        self._lineage = lineage
+        self._parents = parents
+        self._pair = pair
+        self._hub = hub
+        self._metrics = metrics
+        self._interval = settings.progress_interval
+
+    async def mirror(self, _: object, context: Context) -> None:
+        """Serve one standby until it goes, or takes over."""
+        with counted(self._metrics, "Mirror", context):
+            await context.send_initial_metadata(())
+            opening = await first_message(context, mirror_opening, NO_OPEN)
+            if not self._pair.leading:
+                await unavailable(context, _NOT_LEADING)
+            if not await self._hub.ready(READY_SECONDS):
+                await unavailable(context, self._hub.ending or NOT_READY)
+            loop, wake = asyncio.get_running_loop(), self._hub.attach()
+            standby = self._pair.join(lambda: loop.call_soon_threadsafe(wake.set))
+            feed = MirrorFeed(self._store, self._lineage, self._parents, self._pair, standby, self._interval)
+            listening = asyncio.create_task(_listen(context, feed, wake))
+            try:
+                await context.write(feed.open(opening))
+                while True:
+                    wake.clear()
+                    if self._hub.ending is not None:
+                        await unavailable(context, self._hub.ending)
+                    if listening.done() and (misuse := listening.result()) is not None:
+                        await abort(context, grpc.StatusCode.INVALID_ARGUMENT, misuse)
+                    # Without a turn: what it reads is read once, and everybody is safer for it.
+                    idle = True
+                    for message in feed.take():
+                        await context.write(message)
+                        idle = False
+                    if idle:
+                        await (asyncio.sleep(0) if feed.more else wait(wake, feed.patience))
+            finally:
+                listening.cancel()
+                feed.close()
+                self._pair.leave(standby)
+                self._hub.detach(wake)
+
+
+async def _listen(context: Context, feed: MirrorFeed, wake: asyncio.Event) -> str | None:
+    """Take acknowledgements; returns what the standby did wrong."""
+    try:
+        while (raw := await context.read()) is not grpc.aio.EOF:
+            feed.acknowledge(mirror_acknowledgement(raw))
+    except MisuseError as error:
+        wake.set()
+        return str(error)
+    return None

@@ -1,0 +1,83 @@
+"""How to reach the peer: its address, and what it asks us for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import grpc
+
+from server.security.reloaded import read_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_OPTIONS: Final = (
+    ("grpc.max_receive_message_length", -1),  # one endpoint may be as large as it is
+    ("grpc.enable_http_proxy", 0),
+    # A peer that is gone without a word is noticed within half a minute.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+
+class Peer:
+    """Where the peer is; files are read at each connection, so that what is rotated needs no restart."""
+
+    def __init__(
+        self,
+        address: str,
+        ca_file: Path | None = None,
+        cert_file: Path | None = None,
+        key_file: Path | None = None,
+        token_file: Path | None = None,
+    ) -> None:
+        """With ``ca_file`` it is TLS, with certificate and key mutual TLS."""
+        self._address = address
+        self._ca_file = ca_file
+        self._cert_file = cert_file
+        self._key_file = key_file
+        self._token_file = token_file
+
+    def verify(self) -> None:
+        """Find out at the start whether the files can be read; later they may come and go.
+
+        Raises:
+            ConfigurationError: one cannot.
+
+        """
+        for setting, path in (
+            ("PEER_CA_FILE", self._ca_file),
+            ("PEER_CERT_FILE", self._cert_file),
+            ("PEER_KEY_FILE", self._key_file),
+            ("PEER_TOKEN_FILE", self._token_file),
+        ):
+            if path is not None:
+                read_file(setting, path)
+
+    def channel(self) -> grpc.Channel:
+        """Open a connection.
+
+        Raises:
+            OSError: a file cannot be read.
+
+        """
+        if self._ca_file is None:
+            return grpc.insecure_channel(self._address, options=_OPTIONS)
+        credentials = grpc.ssl_channel_credentials(
+            self._ca_file.read_bytes(),
+            None if self._key_file is None else self._key_file.read_bytes(),
+            None if self._cert_file is None else self._cert_file.read_bytes(),
+        )
+        return grpc.secure_channel(self._address, credentials, options=_OPTIONS)
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Return what goes with each call.
+
+        Raises:
+            OSError: the file cannot be read.
+
+        """
+        if self._token_file is None:
+            return ()
+        return (("authorization", f"Bearer {self._token_file.read_text().strip()}"),)

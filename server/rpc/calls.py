@@ -1,0 +1,94 @@
+"""What every RPC does alike: it is counted by how it ended, and says UNAVAILABLE with a reason."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
+
+import grpc
+
+from server.rpc.feed_requests import MisuseError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from server.observe.metrics import Metrics
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+_Message = TypeVar("_Message")
+
+_FIRST_SECONDS: Final = 10.0
+"""What a client gets to say who it is in."""
+READY_SECONDS: Final = 30.0
+"""How long a call waits for the first complete map before it is UNAVAILABLE."""
+NOT_READY: Final = "no complete map has been loaded yet; try again"
+STANDING_BY: Final = "this server stands by for its peer, which serves; connect to that one"
+SHUTTING_DOWN: Final = "the server is shutting down; reconnect"
+
+
+async def abort(context: Context, code: grpc.StatusCode, why: str) -> NoReturn:
+    """End a call with an error."""
+    await context.abort(code, why)
+    raise AssertionError("abort returned")
+
+
+async def unavailable(context: Context, why: str) -> NoReturn:
+    """End a call with what makes every client try again."""
+    await abort(context, grpc.StatusCode.UNAVAILABLE, why)
+
+
+class Admitted(Protocol):
+    """A call that was let in by a token."""
+
+    revoked: bool
+    """It is being ended, since its token was withdrawn."""
+
+
+admitted: ContextVar[Admitted | None] = ContextVar("admitted", default=None)
+"""The call that runs here, where tokens are asked for."""
+
+
+async def first_message(context: Context, read: Callable[[bytes], _Message], awaited: str) -> _Message:
+    """Take what the client says first, or end the call; ``read`` judges it, ``awaited`` names it."""
+    try:
+        async with asyncio.timeout(_FIRST_SECONDS):
+            raw = await context.read()
+        return read(b"" if raw is grpc.aio.EOF else raw)
+    except TimeoutError:
+        why = f"{awaited}, and come within {_FIRST_SECONDS:.0f} s"
+    except MisuseError as error:
+        why = str(error)
+    return await abort(context, grpc.StatusCode.INVALID_ARGUMENT, why)
+
+
+async def wait(wake: asyncio.Event, seconds: float) -> None:
+    """Wait for the event, or so long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await wake.wait()
+
+
+@contextmanager
+def counted(metrics: Metrics, method: str, context: Context) -> Iterator[None]:
+    """Count the RPC that runs inside."""
+    code = grpc.StatusCode.OK
+    try:
+        yield
+    except grpc.aio.AbortError:
+        code = context.code() or grpc.StatusCode.UNKNOWN
+        raise
+    except (asyncio.CancelledError, GeneratorExit):
+        call = admitted.get()
+        revoked = call is not None and call.revoked
+        code = grpc.StatusCode.UNAUTHENTICATED if revoked else grpc.StatusCode.CANCELLED
+        raise
+    except BaseException:
+        code = grpc.StatusCode.UNKNOWN
+        raise
+    finally:
+        if isinstance(code, int):  # what abort() leaves in the context
+            code = next(known for known in grpc.StatusCode if known.value[0] == code)
+        metrics.handled(method, code.name)

@@ -1,0 +1,240 @@
+"""``pads.cdc.v1.EndpointFeedService``: gRPC around `server.rpc.feed`.
+
+A stream waits in two places only: for the client to take a message (then nothing is read from the store, so a
+slow client costs one message of memory), and for news, its turn or the clock (then nothing is there to send).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+import grpc
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
+
+from cdc.state.token import Behind, Reset, judge
+from server.rpc.calls import NOT_READY, READY_SECONDS, abort, counted, first_message, unavailable, wait
+from server.rpc.feed import Feed, duration, here
+from server.rpc.feed_requests import NO_OPEN, MisuseError, acknowledgement, opening
+from server.rpc.snapshot_permits import Turn, Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from cdc.freshness import Freshness
+    from cdc.state.origin import Lineage
+    from cdc.state.token import Rejoin, Resume
+    from cdc.store.store import Store
+    from server.config.settings import Settings
+    from server.observe.metrics import Metrics
+    from server.rpc.calls import Context
+    from server.rpc.hub import Hub
+    from server.subscribers import Subscriber, Subscribers
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["EndpointFeedService"].full_name
+
+_BEHIND_SECONDS: Final = 5.0
+"""What we get to reach the state that a client of another server has seen."""
+_LOOK_SECONDS: Final = 0.05
+"""Between looks whether we have: positions move without a publication."""
+_STALL_SECONDS: Final = 5.0
+"""A client that takes no message for so long gives its turn at a snapshot to the next."""
+
+
+class EndpointFeed:
+    """The servicer."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        lineage: Lineage,
+        freshness: Freshness,
+        hub: Hub,
+        subscribers: Subscribers,
+        metrics: Metrics,
+        mirror: Callable[[object, Context], Awaitable[None]],
+    ) -> None:
+        """``mirror`` answers the call of that name."""
+        self._store = store
+        self._lineage = lineage
+        self._freshness = freshness
+        self._hub = hub
+        self._subscribers = subscribers
+        self._metrics = metrics
+        self._retention = settings.tombstone_retention
+        self._interval = settings.progress_interval
+        self._turns = Turns(settings.max_concurrent_snapshots)
+        self._mirror = mirror
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Return what `grpc.aio.Server.add_generic_rpc_handlers` takes.
+
+        Requests come as bytes: what cannot be read is the client's mistake, and gets its answer.
+        """
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Watch": grpc.stream_stream_rpc_method_handler(
+                    self.watch, response_serializer=pb.WatchResponse.SerializeToString
+                ),
+                "Status": grpc.unary_unary_rpc_method_handler(
+                    self.status, response_serializer=pb.StatusResponse.SerializeToString
+                ),
+                "Mirror": grpc.stream_stream_rpc_method_handler(
+                    self._mirror, response_serializer=pb.MirrorResponse.SerializeToString
+                ),
+            },
+        )
+
+    async def status(self, _: bytes, context: Context) -> pb.StatusResponse:
+        """Say what is here now."""
+        with counted(self._metrics, "Status", context):
+            positions = self._freshness.positions()
+            with self._store.lock:
+                response = pb.StatusResponse(
+                    revision=self._store.head,
+                    count=len(self._store),
+                    digest=self._store.digest,
+                    ready=self._store.ready,
+                )
+            response.epoch = self._lineage.now().epoch
+            response.staleness.CopyFrom(duration(self._freshness.staleness()))
+            if positions.server_end and positions.applied:  # 0 is "not known yet"
+                response.lag_bytes = max(0, positions.server_end - positions.applied)
+            response.subscribers = len(self._subscribers)
+            return response
+
+    async def watch(self, _: object, context: Context) -> None:
+        """Serve one client until it goes, or the server does."""
+        with counted(self._metrics, "Watch", context):
+            await context.send_initial_metadata(())  # the client sees at once that its stream stands
+            opened = await first_message(context, opening, NO_OPEN)
+            if not await self._hub.ready(READY_SECONDS):
+                await unavailable(context, self._hub.ending or NOT_READY)
+            feed = Feed(self._store, self._lineage.now, self._freshness.staleness, self._interval)
+            subscriber = self._subscribers.add(context.peer(), "endpoint_feed", opened.client_id)
+            wake = self._hub.attach()
+            stream = _Stream(context, feed, subscriber, wake)
+            try:
+                verdict = await self._judged(opened.resume_token, context, wake)
+                await self._send_opened(stream, verdict, opened.resume_token)
+                stream.listen()
+                await self._serve(stream)
+            finally:
+                stream.end()
+                self._hub.detach(wake)
+                self._subscribers.remove(subscriber)
+
+    async def _judged(self, token: bytes, context: Context, wake: asyncio.Event) -> Resume | Rejoin | Reset:
+        opened = time.monotonic()
+        while True:
+            wake.clear()
+            verdict = judge(token, here(self._store, self._lineage.now(), self._retention), opened=opened)
+            if not isinstance(verdict, Behind):
+                return verdict
+            if self._hub.ending is not None:
+                await unavailable(context, self._hub.ending)
+            if time.monotonic() - opened > _BEHIND_SECONDS:
+                await unavailable(
+                    context,
+                    "this server has not reached what the token has seen at another one; keep token and map,"
+                    " and try again here or there",
+                )
+            await wait(wake, _LOOK_SECONDS)
+
+    async def _send_opened(
+        self, stream: _Stream, verdict: Resume | Rejoin | Reset, token: bytes = b""
+    ) -> None:
+        if isinstance(verdict, Reset):
+            self._metrics.feed_reset(verdict.reason)
+        await stream.send(stream.feed.open(verdict, token))
+
+    async def _serve(self, stream: _Stream) -> None:
+        feed, wake = stream.feed, stream.wake
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self._interval
+        while True:
+            wake.clear()
+            if self._hub.ending is not None:
+                await unavailable(stream.context, self._hub.ending)
+            if stream.misuse is not None:
+                await abort(stream.context, grpc.StatusCode.INVALID_ARGUMENT, stream.misuse)
+            if feed.mismatched:
+                await self._send_opened(stream, Reset("digest_mismatch"))
+            may_read = stream.has_turn(self._turns) if feed.catching_up else stream.end_turn()
+            idle = True
+            if may_read:
+                for message in feed.take():
+                    await stream.send(message)
+                    idle = False
+            if loop.time() >= due:
+                await stream.send(feed.progress(queued=not may_read))
+                due = loop.time() + self._interval
+            elif idle and may_read and feed.more:
+                await asyncio.sleep(0)  # nothing here for this client; let others have a look
+            elif idle:
+                await wait(wake, due - loop.time())
+
+
+class _Stream:
+    """One call, and what comes in on it."""
+
+    def __init__(self, context: Context, feed: Feed, subscriber: Subscriber, wake: asyncio.Event) -> None:
+        self.context = context
+        self.feed = feed
+        self.wake = wake
+        self.misuse: str | None = None
+        """What the client did wrong."""
+        self._subscriber = subscriber
+        self._turn: Turn | None = None
+        self._listening: asyncio.Task[None] | None = None
+
+    async def send(self, message: pb.WatchResponse) -> None:
+        """Return once the client's connection has room for more."""
+        stalled = None
+        if self._turn is not None and self._turn.held:
+            stalled = asyncio.get_running_loop().call_later(_STALL_SECONDS, self._turn.end)
+        try:
+            await self.context.write(message)
+        finally:
+            if stalled is not None:
+                stalled.cancel()
+        self._subscriber.sent += 1
+        self._subscriber.revision = self.feed.acknowledged
+
+    def has_turn(self, turns: Turns) -> bool:
+        """Ask for a turn at reading the whole store; `wake` is set when it comes."""
+        if self._turn is None or self._turn.ended:
+            self._turn = turns.ask(self.wake)
+        return self._turn.held
+
+    def end_turn(self) -> bool:
+        """Need none any more."""
+        if self._turn is not None:
+            self._turn.end()
+            self._turn = None
+        return True
+
+    def listen(self) -> None:
+        """Begin to take acknowledgements."""
+        self._listening = asyncio.create_task(self._listen())
+
+    def end(self) -> None:
+        """Let go of everything."""
+        if self._listening is not None:
+            self._listening.cancel()
+        self.end_turn()
+        self.feed.close()
+
+    async def _listen(self) -> None:
+        try:
+            while (raw := await self.context.read()) is not grpc.aio.EOF:
+                self.feed.acknowledge(acknowledgement(raw))
+                self._subscriber.revision = self.feed.acknowledged
+                if self.feed.mismatched:
+                    self.wake.set()
+        except MisuseError as error:
+            self.misuse = str(error)
+            self.wake.set()

@@ -1,0 +1,228 @@
+"""One client's feed without the I/O: walks over the store in, messages of ``pads.cdc.v1`` out.
+
+Nothing here waits or knows gRPC, so that a test can stall, cut and resume a client at every single step.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from google.protobuf.duration_pb2 import Duration
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
+
+from cdc.state.token import Here, Rejoin, Reset, Resume, Token
+from cdc.store.catchup import Catchup
+from cdc.store.cursor import Cursor, Cut
+from server.rpc.feed_requests import MisuseError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cdc.state.origin import Origin
+    from cdc.store.store import Entry, Store
+
+MESSAGE_BYTES: Final = 1 << 20
+"""A message is smaller, unless it is one endpoint that is not."""
+_RESERVE: Final = 1024
+"""Of these, for what is in a batch beside its changes."""
+_CHANGE_BYTES: Final = 32
+"""A change without its id and payload takes no more: three tags and lengths, the revision, the frame."""
+ENTRIES: Final = 500
+"""Entries that are taken from the store at a time: more are hardly faster, and hold its lock longer."""
+
+
+class Feed:
+    """What one stream has told its client, and what comes next."""
+
+    def __init__(
+        self,
+        store: Store,
+        origin: Callable[[], Origin],
+        staleness: Callable[[], float],
+        progress_interval: float,
+        *,
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+        entries: int = ENTRIES,
+    ) -> None:
+        """``staleness`` and ``progress_interval`` are in seconds, ``wall`` is Unix time."""
+        self._store = store
+        self._origin = origin
+        self._staleness = staleness
+        self._progress_interval = progress_interval
+        self._wall = wall
+        self._clock = clock
+        self._checked_at = 0.0
+        """When the newest checkpoint was given, or the stream was opened."""
+        self._entries = entries
+        self._walk: Cursor | Catchup | None = None
+        self._resetting = False
+        self._token: Token | None = None
+        """What the client's map was at last; None while it must be had anew."""
+        self._told = -1
+        """Revision of the newest token since `open`."""
+        self._told_most = -1
+        """Likewise, since the stream began."""
+        self.acknowledged = 0
+        """The client holds the map of this revision; 0 if it is not known to hold any."""
+        self.mismatched = False
+        """The client's digest was another one: it must be opened again, with a reset."""
+        self.more = True
+        """There may be more to `take` at once."""
+
+    def open(self, verdict: Resume | Rejoin | Reset, token: bytes = b"") -> pb.WatchResponse:
+        """Begin to serve the client with this token, or begin again; returns what to say of it."""
+        self.close()
+        opened = pb.Opened(progress_interval=duration(self._progress_interval))
+        self._resetting = isinstance(verdict, Reset)
+        self._token = None if self._resetting else Token.parse(token)
+        self.mismatched = False
+        self._told, self.more, self._checked_at = -1, True, self._clock()
+        match verdict:
+            case Resume(after):
+                self._walk = Cursor(self._store, after)
+                self.acknowledged = after
+                opened.resumed.SetInParent()
+            case Rejoin(beyond):
+                self._walk = Catchup(self._store, beyond)
+                self._token = self._token and self._token.mixed()
+                opened.resumed.SetInParent()
+            case Reset(reason):
+                self._walk = Catchup(self._store)
+                self.acknowledged = 0
+                name = f"RESET_REASON_{reason.upper()}"
+                opened.reset.CopyFrom(pb.Reset(reason=name, count=len(self._store)))
+        opened.token = self._present()
+        return pb.WatchResponse(opened=opened)
+
+    @property
+    def catching_up(self) -> bool:
+        """Whether the whole store is being walked."""
+        return isinstance(self._walk, Catchup)
+
+    def take(self) -> Iterator[pb.WatchResponse]:
+        """Yield the next messages, not many; none when there is nothing to say (see `more`)."""
+        walk = self._walk
+        if walk is None:
+            raise RuntimeError("not opened")
+        part = walk.read(self._entries)
+        self.more = part.more
+        arrival = part.arrival
+        token = self._present()
+        news = bool(part.entries) or (arrival is not None and arrival.revision != self._told)
+        batch, room = pb.Batch(), MESSAGE_BYTES - _RESERVE
+        for entry in part.entries:
+            size = _CHANGE_BYTES + len(entry.id.encode()) + len(entry.payload or b"")
+            if size > room and batch.changes:
+                batch.token = token
+                yield pb.WatchResponse(batch=batch)
+                batch, room = pb.Batch(), MESSAGE_BYTES - _RESERVE
+            room -= size
+            _add(batch, entry)
+        checkpoint = arrival if news and arrival is not None and self._proves(arrival) else None
+        if checkpoint is not None:
+            if room < 0:  # too large to have anything else in its message
+                batch.token = token
+                yield pb.WatchResponse(batch=batch)
+                batch = pb.Batch()
+            batch.checkpoint.CopyFrom(self._checkpoint(checkpoint))
+            batch.snapshot_end = self._resetting
+            self._resetting = False
+            if isinstance(walk, Catchup):
+                self._walk = walk.finish()
+        elif arrival is not None and isinstance(walk, Cursor):
+            self._token = self._made(arrival)
+        if checkpoint is not None or batch.changes:
+            batch.token = self._present()
+            yield pb.WatchResponse(batch=batch)
+
+    def progress(self, *, queued: bool = False) -> pb.WatchResponse:
+        """Return a sign of life, with a token where the client has everything that came before."""
+        progress = pb.Progress(queued=queued)
+        if isinstance(self._walk, Cursor):
+            arrival = self._walk.read(0).arrival
+            if arrival is not None and self._proves(arrival):
+                progress.checkpoint.CopyFrom(self._checkpoint(arrival))
+        progress.token = self._present()
+        return pb.WatchResponse(progress=progress)
+
+    def acknowledge(self, acknowledge: pb.Acknowledge) -> None:
+        """Note how far the client is.
+
+        Raises:
+            MisuseError: it cannot be there.
+
+        """
+        token = Token.parse(acknowledge.token)
+        if token is None or token.revision > self._told_most:
+            raise MisuseError("acknowledged a token that was not sent on this stream")
+        if acknowledge.digest_mismatch:
+            self.mismatched = True
+        elif token.revision < self.acknowledged:
+            raise MisuseError("acknowledged an older token than before")
+        elif not self.mismatched:
+            self.acknowledged = token.revision
+
+    def close(self) -> None:
+        """Let the store forget the walk."""
+        if self._walk is not None:
+            self._walk.close()
+            self._walk = None
+
+    def _present(self) -> bytes:
+        """Return the token for what has been sent now: where to resume, and how new the newest of it is."""
+        seen = self._store.seen
+        if self._token is not None:
+            return replace(self._token, seen=max(self._token.seen, seen)).encode()
+        return replace(self._made(Cut(0, 0, seen, 0, b"", whole=False)), complete=False).encode()
+
+    def _made(self, cut: Cut) -> Token:
+        origin = self._origin()
+        return Token(
+            epoch=origin.epoch,
+            system=origin.history.system,
+            timeline=origin.history.timeline,
+            revision=cut.revision,
+            position=cut.position,
+            seen=cut.seen,
+            issued=int(self._wall()),
+        )
+
+    def _proves(self, arrival: Cut) -> bool:
+        """Tell whether to give a checkpoint: not between the parts of what belongs together, unless no end of
+        that is in sight. A client would never know then that its snapshot is complete.
+        """
+        return arrival.whole or self._clock() - self._checked_at >= self._progress_interval
+
+    def _checkpoint(self, cut: Cut) -> pb.Checkpoint:
+        self._token = self._made(cut)
+        self._told, self._checked_at = cut.revision, self._clock()
+        self._told_most = max(self._told_most, cut.revision)
+        return pb.Checkpoint(
+            revision=cut.revision,
+            count=cut.count,
+            digest=cut.digest,
+            staleness=duration(self._staleness()),
+            unsettled=not cut.whole,
+        )
+
+
+def here(store: Store, origin: Origin, retention: float, wall: Callable[[], float] = time.time) -> Here:
+    """Describe this server to `cdc.state.token.judge`; ``retention`` is TOMBSTONE_RETENTION in seconds."""
+    return Here(origin, store.head, store.position, wall(), retention)
+
+
+def _add(batch: pb.Batch, entry: Entry) -> None:
+    if entry.payload is None:
+        batch.changes.add(revision=entry.revision, endpoint_id=entry.id, deleted=True)
+    else:
+        batch.changes.add(revision=entry.revision, endpoint_id=entry.id, endpoint=entry.payload)
+
+
+def duration(seconds: float) -> Duration:
+    """Make a message of seconds."""
+    message = Duration()
+    message.FromNanoseconds(int(seconds * 1e9))
+    return message

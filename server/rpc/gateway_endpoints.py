@@ -1,0 +1,133 @@
+"""``proto.GatewayEndpoints``: the contract that deployed clients speak, unchanged.
+
+Those clients cannot say what they hold, never fetch twice (the oldest), and crash on an empty map. So a
+stream begins with everything they may lack, calls wait for the first complete map, and a stream never ends
+with OK (it would be reopened in a hot loop).
+
+Messages are put together from bytes: the payload of an endpoint was serialized once, in the store, and a
+protobuf message is the concatenation of its fields.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import structlog
+from pads_cdc_client.pb.gateway_endpoint_pb2 import AuthDataRequest, AuthDataUpdatesRequest
+
+from cdc.store.replay import Replay
+from server.rpc.calls import NOT_READY, READY_SECONDS, counted, unavailable
+from server.wire import field
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from cdc.store.store import Entry, Store
+    from server.observe.metrics import Metrics
+    from server.rpc.hub import Hub
+    from server.subscribers import Subscribers
+
+    _Context = grpc.aio.ServicerContext[Any, bytes]
+
+_log = structlog.get_logger(__name__)
+
+SERVICE = "proto.GatewayEndpoints"
+DEFAULT_CLIENT_BYTES = 4 * 1024 * 1024
+"""What a gRPC client accepts unless it was told otherwise."""
+_CHUNK = 16
+"""Entries that a stream takes from the store at a time: where all are busy, a revocation waits for so many of
+each.
+"""
+_SLICE = 5_000
+"""Entries of a fetch between two turns of the event loop."""
+
+_DELETE = b"\x18\x01"
+"""``AuthDataUpdate.delete = true``."""
+
+
+class GatewayEndpoints:
+    """The servicer; every stream is a replay and then the tail."""
+
+    def __init__(self, store: Store, hub: Hub, subscribers: Subscribers, metrics: Metrics) -> None:
+        self._store = store
+        self._hub = hub
+        self._subscribers = subscribers
+        self._metrics = metrics
+        self._warned = False
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Return what `grpc.aio.Server.add_generic_rpc_handlers` takes; responses are bytes already."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "FetchAuthDataSync": grpc.unary_unary_rpc_method_handler(
+                    self.fetch, request_deserializer=AuthDataRequest.FromString
+                ),
+                "StreamAuthDataUpdates": grpc.unary_stream_rpc_method_handler(
+                    self.stream, request_deserializer=AuthDataUpdatesRequest.FromString
+                ),
+            },
+        )
+
+    async def fetch(self, _: AuthDataRequest, context: _Context) -> bytes:
+        """Return the whole map as an ``AuthDataResponse``."""
+        with counted(self._metrics, "FetchAuthDataSync", context):
+            await self._ready(context)
+            parts: list[bytes] = []
+            for index, entry in enumerate(self._store.live()):
+                if entry.payload is not None:
+                    parts.append(_map_entry(entry.id, entry.payload))
+                if index % _SLICE == _SLICE - 1:
+                    await asyncio.sleep(0)  # others are served in between
+            response = b"".join(parts)
+            if len(response) > DEFAULT_CLIENT_BYTES and not self._warned:
+                self._warned = True
+                _log.warning(
+                    "fetch is larger than default clients accept", bytes=len(response), endpoints=len(parts)
+                )
+            return response
+
+    async def stream(self, _: AuthDataUpdatesRequest, context: _Context) -> AsyncIterator[bytes]:
+        """Yield ``AuthDataUpdate``s for ever: deletes and upserts of everything, and before those what
+        happens now.
+        """
+        with counted(self._metrics, "StreamAuthDataUpdates", context):
+            await self._ready(context)
+            await context.send_initial_metadata(())  # the client sees at once that its stream stands
+            subscriber = self._subscribers.add(context.peer(), "gateway_endpoints")
+            replay = Replay(self._store)
+            try:
+                while True:
+                    changed = self._hub.changed
+                    if self._hub.ending is not None:
+                        await unavailable(context, self._hub.ending)
+                    entries = replay.read(_CHUNK)
+                    for entry in entries:
+                        # What has moved on while this stream waited comes with the tail, as it is then.
+                        if self._store.entries.get(entry.id) is entry:
+                            yield _update(entry)
+                            subscriber.sent += 1
+                    if not entries:
+                        subscriber.revision = replay.revision
+                        await changed.wait()
+            finally:
+                replay.close()
+                self._subscribers.remove(subscriber)
+
+    async def _ready(self, context: _Context) -> None:
+        if not await self._hub.ready(READY_SECONDS):
+            await unavailable(context, self._hub.ending or NOT_READY)
+
+
+def _update(entry: Entry) -> bytes:
+    """Serialize an ``AuthDataUpdate``."""
+    return field(b"\x0a", entry.id.encode()) + (
+        _DELETE if entry.payload is None else field(b"\x12", entry.payload)
+    )
+
+
+def _map_entry(endpoint_id: str, payload: bytes) -> bytes:
+    """Serialize one entry of ``AuthDataResponse.endpoints``."""
+    return field(b"\x0a", field(b"\x0a", endpoint_id.encode()) + field(b"\x12", payload))

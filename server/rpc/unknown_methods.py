@@ -1,0 +1,76 @@
+"""A `grpc.aio.Server` that survives calls of methods that it does not have.
+
+grpc.aio decodes the path of each call in its one accepting task. A path that is not UTF-8, which anybody who
+can connect may send before any interceptor is asked, ends that task, and with it the server and every stream
+(seen with grpcio 1.85.1). Calls of registered methods come another way, by a name that is known beforehand.
+So all methods are registered here, and what comes the general way is answered as unknown, its path unread.
+
+This needs parts of grpcio that are not public: pyproject.toml holds it at one minor version, and
+tests/server/security sends such paths.
+"""
+# ruff: noqa: SLF001 (as said)
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from google.protobuf.descriptor import ServiceDescriptor
+
+_cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")
+
+_ANY_UNKNOWN = "/"
+"""What interceptors are told instead of the path; no method is called so."""
+
+
+def server(
+    options: Sequence[tuple[str, object]], interceptors: Sequence[grpc.aio.ServerInterceptor]
+) -> grpc.aio.Server:
+    """Return a server for the running event loop; its methods come by `register` or generated functions."""
+    made: Any = grpc.aio.server()
+    made._server = _Accepting(tuple(options), tuple(interceptors))
+    return made  # type: ignore[no-any-return] # an Any, since its parts are private
+
+
+def register(to: grpc.aio.Server, handler: grpc.GenericRpcHandler, service: ServiceDescriptor) -> None:
+    """Add a service's methods, as a generic handler knows them."""
+    methods = {}
+    for method in service.methods:
+        details: Any = SimpleNamespace(method=f"/{service.full_name}/{method.name}", invocation_metadata=())
+        methods[method.name] = handler.service(details)
+    added: Any = to  # the stubs do not know the next method
+    added.add_registered_method_handlers(service.full_name, methods)
+
+
+class _Accepting(_cygrpc.AioServer):  # type: ignore[misc] # no stubs
+    def __init__(
+        self, options: tuple[tuple[str, object], ...], interceptors: tuple[grpc.aio.ServerInterceptor, ...]
+    ) -> None:
+        self._running = asyncio.get_running_loop()
+        self._asked = interceptors
+        self._answering: set[asyncio.Task[None]] = set()
+        super().__init__(self._running, None, (), interceptors, options, None)
+
+    async def _request_call(self) -> Any:
+        while True:
+            call = await super()._request_call()  # of a method that is not registered
+            answer = _cygrpc._handle_rpc(
+                _ANY_UNKNOWN,
+                _cygrpc._MethodResolver([], {}),
+                self._asked,
+                call,
+                self._running,
+                False,
+            )
+            task = self._running.create_task(
+                _cygrpc._schedule_rpc_coro(answer, call, self._running, _ANY_UNKNOWN)
+            )
+            self._answering.add(task)  # the loop itself holds tasks weakly
+            task.add_done_callback(self._answering.discard)

@@ -1,0 +1,1 @@
+"""TLS, tokens, and the files that they are read from."""

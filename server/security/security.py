@@ -1,0 +1,144 @@
+"""Who may connect: TLS, certificates of clients, bearer tokens; all reloaded when their files change.
+
+Each measure that is set must be passed: with ``TLS_CLIENT_CA_FILE`` the handshake needs a certificate, with
+``AUTH_TOKENS_FILE`` each call needs a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from prometheus_client import Counter, Gauge
+
+from server.security import auth_tokens, certificates
+from server.security.authentication import FAILURES, Authentication
+from server.security.reloaded import Reloaded, read_file
+
+if TYPE_CHECKING:
+    import grpc
+    from prometheus_client import CollectorRegistry
+
+    from cdc.observer import Observer
+    from server.config.settings import Settings
+    from server.security.auth_tokens import Tokens
+    from server.security.certificates import Certificates
+
+_log = structlog.get_logger("pads_cdc")
+
+_LOOK_SECONDS: Final = 1.0
+"""Between looks at the files: a change is taken after two of them."""
+
+
+class Security:
+    """What the settings ask of those who connect. Belongs to one event loop."""
+
+    def __init__(self, settings: Settings, registry: CollectorRegistry, observer: Observer) -> None:
+        """Read all files; blocks on the disk.
+
+        Raises:
+            ConfigurationError: one of them is not good.
+
+        """
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_quotes_no_metadata)
+        self._observer = observer
+        self._certificates = _certificates(settings)
+        self._clients_need_certificate = settings.tls_client_ca_file is not None
+        self._tokens = _tokens(settings)
+        failures = Counter(
+            "pads_cdc_auth_failures", "Calls without a valid token.", ("reason",), registry=registry
+        )
+        for failure in FAILURES:
+            failures.labels(failure)
+        self._authentication: Authentication | None = None
+        if (tokens := self._tokens) is not None:
+            self._authentication = Authentication(
+                lambda: tokens.value, lambda failure: failures.labels(failure).inc()
+            )
+        if (served := self._certificates) is not None:
+            Gauge(
+                "pads_cdc_tls_certificate_expiry_timestamp_seconds",
+                "End of the certificate that new connections get, Unix time; missing without TLS.",
+                registry=registry,
+            ).set_function(lambda: served.value.expires)
+
+    @property
+    def interceptors(self) -> tuple[grpc.aio.ServerInterceptor, ...]:
+        """What `grpc.aio.server` takes."""
+        return () if self._authentication is None else (self._authentication,)
+
+    def listen(self, server: grpc.aio.Server, address: str) -> int:
+        """Add the address, encrypted if there is a certificate, and return its port."""
+        served = self._certificates
+        if served is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(
+            address,
+            certificates.credentials(lambda: served.value, clients_need_one=self._clients_need_certificate),
+        )
+
+    async def watch(self) -> None:
+        """Take up what changes on the disk, for ever."""
+        while self._certificates is not None or self._tokens is not None:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                if self._certificates is not None:
+                    await self._look_at_certificates(self._certificates)
+                if self._tokens is not None:
+                    await self._look_at_tokens(self._tokens)
+            except Exception:  # noqa: BLE001 - ended by a fault of ours, no token could be withdrawn any more
+                _log.exception("looking for new certificates and tokens failed")
+
+    async def _look_at_certificates(self, served: Reloaded[Certificates]) -> None:
+        if await _look(served):
+            _log.info("certificate reloaded", expires=round(served.value.expires))
+        self._observer.trouble("tls_certificate", _kept(served.fault) or served.value.lapsed(time.time()))
+
+    async def _look_at_tokens(self, tokens: Reloaded[Tokens]) -> None:
+        if await _look(tokens):
+            _log.info("clients reloaded", number=len(tokens.value))
+            if self._authentication is not None:
+                self._authentication.revoke()
+        self._observer.trouble("auth_tokens", _kept(tokens.fault))
+
+
+def _quotes_no_metadata(record: logging.LogRecord) -> bool:
+    """Drop gRPC's traceback about metadata that is not UTF-8: it quotes them, such as a mangled token."""
+    return not str(record.msg).startswith("Invalid encoding on")
+
+
+async def _look(files: Reloaded[Any]) -> bool:
+    # A thread, since a disk can hang; the event loop serves streams meanwhile.
+    return await asyncio.to_thread(files.look)
+
+
+def _kept(fault: str | None) -> str | None:
+    return None if fault is None else f"{fault}; what was read before stays in use"
+
+
+def _certificates(settings: Settings) -> Reloaded[Certificates] | None:
+    certificate, key, authority = settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file
+    if certificate is None or key is None:
+        return None
+
+    def read() -> tuple[bytes, ...]:
+        contents = (
+            read_file(certificates.CERTIFICATE, certificate),
+            read_file(certificates.KEY, key, secret=True),
+        )
+        return contents if authority is None else (*contents, read_file(certificates.CLIENT_CA, authority))
+
+    return Reloaded(read, certificates.judge)
+
+
+def _tokens(settings: Settings) -> Reloaded[Tokens] | None:
+    file = settings.auth_tokens_file
+    if file is None:
+        return None
+    return Reloaded(
+        lambda: (read_file(auth_tokens.SETTING, file, secret=True),),
+        lambda contents: auth_tokens.parse(contents[0]),
+    )

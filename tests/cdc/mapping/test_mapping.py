@@ -1,0 +1,227 @@
+"""Mappings as folders: what the bundled ones say, and one clear line for whatever is wrong in one's own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cdc.errors import ConfigurationError
+from cdc.mapping.mapping import Mapping, Rule, load, server_queries
+
+BUNDLED = ("grove", "grove_soft_delete", "grove_jwt")
+GROVE = Path(__file__).resolve().parents[3] / "sql" / "grove"
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A mapping of one's own: a copy of grove's folder."""
+    return Path(shutil.copytree(GROVE, tmp_path / "own"))
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_mappings_load(name: str) -> None:
+    mapping = load(name)
+    assert mapping.name == name
+    assert set(mapping.rules) == set(mapping.tables)
+    assert {"portal_applications", "accounts", "pay_plans"} <= set(mapping.reads)
+    assert mapping.signals == ("portal_application_changes",)
+    for rules in mapping.rules.values():
+        for rule in rules:
+            assert f"%({rule.query})s" in mapping.queries[rule.query]
+            assert rule.parents is None or "%" not in mapping.queries[rule.parents]
+
+
+def test_what_each_table_of_the_default_affects() -> None:
+    rules = {table: rule for table, (rule,) in load("grove").rules.items()}
+    assert rules == {
+        "portal_applications": Rule("portal_applications", "id", "EndpointsOfApplications"),
+        "portal_application_settings": Rule(
+            "portal_application_settings",
+            "application_id",
+            "EndpointsOfApplications",
+            row="id",
+            parents="ParentsOfSettings",
+        ),
+        "accounts": Rule("accounts", "id", "EndpointsOfAccounts"),
+        "pay_plans": Rule("pay_plans", "plan_type", "EndpointsOfPlans"),
+        "portal_application_changes": Rule(
+            "portal_application_changes",
+            "portal_app_id",
+            "EndpointsOfApplications",
+            actions=frozenset({"insert"}),
+        ),
+    }
+
+
+def test_users_matter_to_jwt_alone() -> None:
+    users = {"account_users", "users", "user_auth_providers"}
+    assert users <= set(load("grove_jwt").tables)
+    assert not users & {*load("grove").tables, *load("grove_soft_delete").tables}
+
+
+def test_only_soft_delete_honours_deleted() -> None:
+    assert load("grove_soft_delete").honours_deleted == {"portal_applications", "accounts"}
+    assert not load("grove").honours_deleted
+    assert not load("grove_jwt").honours_deleted
+
+
+def test_a_path_is_a_mapping_too(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(str(own)).name == "own"
+    monkeypatch.chdir(own.parent)
+    assert load("./own") == load("own") == load(str(own))
+
+
+def test_a_bundled_name_wins_over_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "grove").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load("grove").folder == GROVE
+
+
+def test_no_such_mapping_says_which_there_are() -> None:
+    with pytest.raises(ConfigurationError, match=r"MAPPING: .*'grov'.*grove, grove_jwt, grove_soft_delete"):
+        load("grov")
+
+
+def test_a_folder_that_is_no_mapping(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"MAPPING: the folder .* is no mapping: .* choose grove, "):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("file", ["schema.sql", "queries.sql", "affects.toml", "setup.sql"])
+def test_a_missing_file(own: Path, file: str) -> None:
+    (own / file).unlink()
+    complain(own, file, "cannot be read: No such file")
+    (own / file).write_bytes(b"\xff\xfe")
+    complain(own, file, "cannot be read: not UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "what"),
+    [
+        ("reads = [", "reads = ", "affects.toml", "not TOML"),
+        (
+            "reads = [",
+            "read = [",
+            "the file",
+            "unknown key read; known are affects, endpoint_keys, honours_deleted, key_columns, reads",
+        ),
+        ("reads = [", "reads = []\nunused = [", "the file", "unknown key unused"),
+        ("key_columns = {", 'key_columns = "plan_type" #', "key_columns", "must be a table"),
+        ('= "account_id",', "= 1,", "key_columns EndpointsOfAccounts", "must be a name"),
+        ('= "account_id",', '= "account",', "key_columns EndpointsOfAccounts", "no column account"),
+        ("{ EndpointsOfAccounts", "{ EndpointsOfUsers", "key_columns", "no query EndpointsOfUsers"),
+        ("{ EndpointsOfAccounts", "{ EndpointsOfApplications", "key_columns", "is in endpoint_keys"),
+        ('"portal_applications", ', '"portal_apps", ', "reads", "schema.sql creates no table portal_apps"),
+        ('"portal_applications", ', "5, ", "the file reads", "must be a list of names"),
+        ('signals = ["portal_application_changes"]', "signals = 1", "the file signals", "must be a list"),
+        ('signals = ["portal_application_changes"]', 'signals = ["users"]', "[[affects]] 5 table", "neither"),
+        ("signals = [", 'honours_deleted = ["accounts"]\nsignals = [', "accounts", "no column deleted"),
+        ('table = "accounts"\n', "", "[[affects]] 3 table", "is missing"),
+        ('table = "accounts"', 'table = ["accounts"]', "[[affects]] 3 table", "must be a name"),
+        ('table = "accounts"', 'table = "users"', "[[affects]] 3 table", "users is neither in reads nor in"),
+        ('table = "accounts"', 'table = "portal_applications"', "accounts", "no [[affects]] says what"),
+        (
+            'column = "plan_type"',
+            'column = "plan"',
+            "[[affects]] 4 column",
+            "pay_plans has no column plan in",
+        ),
+        ('column = "plan_type"\n', "", "[[affects]] 4 column", "is missing"),
+        ('"EndpointsOfPlans"', '"EndpointsOfPlan"', "[[affects]] 4 query", "no query EndpointsOfPlan"),
+        ('"EndpointsOfPlans"', '"Endpoints"', "[[affects]] 4 query", "Endpoints must take @keys"),
+        ('row = "id"\n', "", "[[affects]] 2", "only make sense together"),
+        ('row = "id"', 'row = "nr"', "[[affects]] 2 row", "no column nr"),
+        ('"ParentsOfSettings"', '"ParentsOf"', "[[affects]] 2 parents", "no query ParentsOf"),
+        ('"ParentsOfSettings"', '"EndpointsOfPlans"', "[[affects]] 2 parents", "must take no parameters"),
+        ('["insert"]', '["inserted"]', "[[affects]] 5 actions", "must be some of delete, insert, update"),
+        ('["insert"]', "[]", "[[affects]] 5 actions", "must be some of"),
+        ('["insert"]', '"insert"', "[[affects]] 5 actions", "must be a list"),
+        ("actions =", "action =", "[[affects]] 5", "unknown key action; known are actions, column"),
+    ],
+)
+def test_whatever_is_wrong_is_one_line_that_says_where(
+    own: Path, old: str, new: str, where: str, what: str
+) -> None:
+    replace(own / "affects.toml", old, new)
+    complain(own, "affects.toml", where, what)
+
+
+def test_keys_in_a_column_are_refused_where_rows_can_take_endpoints_away(tmp_path: Path) -> None:
+    """Such a delete would name no id, and only an audit would find it."""
+    own = Path(shutil.copytree(GROVE.parent / "grove_soft_delete", tmp_path / "own"))
+    replace(own / "affects.toml", "key_columns = {", 'key_columns = { EndpointsOfAccounts = "account_id",')
+    complain(own, "key_columns EndpointsOfAccounts", "accounts with deleted set take endpoints away")
+
+
+@pytest.mark.parametrize("text", ["affects = 5", 'affects = ["x"]', "[affects]\ntable = 5"])
+def test_affects_of_another_shape(own: Path, text: str) -> None:
+    (own / "affects.toml").write_text(f'reads = ["accounts"]\n{text}\n')
+    complain(own, "affects.toml", "must be [[affects]] tables")
+
+
+def test_a_mapping_reads_something(own: Path) -> None:
+    (own / "affects.toml").write_text("")
+    complain(own, "affects.toml", "reads: names no table")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("-- name: Endpoints :many", "-- name: All :many", "needs a query Endpoints"),
+        ("NULL::TEXT[]", "@keys", "needs a query Endpoints without parameters"),
+        ("-- name: EndpointsOfAccounts", "-- name: Endpoints", "the query Endpoints is there twice"),
+        ("AS key;", "AS key; SELECT 1;", "EndpointsOfApplications has 2 statements"),
+    ],
+)
+def test_whatever_is_wrong_with_the_queries(own: Path, old: str, new: str, what: str) -> None:
+    replace(own / "queries.sql", old, new)
+    complain(own, "queries.sql", what)
+
+
+def complain(own: Path, *words: str) -> None:
+    """Expect one line, with the file's path and all words."""
+    with pytest.raises(ConfigurationError) as raised:
+        load(str(own))
+    [line] = str(raised.value).splitlines()
+    assert line.startswith(str(own))
+    assert all(word in line for word in words), line
+
+
+def test_composed_statements_are_of_known_kinds() -> None:
+    mapping = load("grove")
+    with pytest.raises(KeyError):
+        mapping.compose(["EndpointsOfUsers"])
+    with pytest.raises(ValueError, match="nothing"):
+        mapping.compose([])
+
+
+def test_kinds_in_any_order_make_the_same_statement() -> None:
+    mapping = load("grove")
+    kinds = ["EndpointsOfPlans", "EndpointsOfApplications"]
+    assert mapping.compose(kinds) == mapping.compose(dict.fromkeys(reversed(kinds)))
+
+
+def test_setup_names_schema_and_role() -> None:
+    statements = load("grove").setup_statements('my "schema"', "me")
+    assert statements[0] == 'GRANT USAGE ON SCHEMA "my ""schema""" TO "me"'
+    assert not any(':"' in statement for statement in statements)
+    assert len(load("grove").setup_statements("public", None)) == len(statements) - 2
+
+
+def test_a_mapping_shows_no_walls_of_text() -> None:
+    assert "SELECT" not in repr(load("grove_jwt"))
+    assert isinstance(load("grove_jwt"), Mapping)
+
+
+def test_the_servers_own_queries_keep_their_parameters_names() -> None:
+    queries = server_queries()
+    assert "%(schema)s" in queries["Relations"]
+    assert "@" not in queries["Relations"]

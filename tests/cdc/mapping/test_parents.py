@@ -1,0 +1,190 @@
+"""The memory of parents, against a model that sees what the WAL leaves out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdc.mapping.affected import Affected
+from cdc.mapping.mapping import Rule
+from cdc.mapping.parents import Parents
+from cdc.replication.wal2json import Column, Delete, Insert, Row, Update
+
+KIND = "EndpointsOfApplications"
+RULE = Rule("settings", "application_id", KIND, row="id", parents="ParentsOfSettings")
+
+
+def insert(row: int, parent: str) -> Insert:
+    return Insert("public", "settings", (Column("id", row), Column("application_id", parent)))
+
+
+def update(row: int, parent: str, *, was: int | None = None) -> Update:
+    """Make an update with the default identity: it names the old id and not the old parent."""
+    new = (Column("id", row), Column("application_id", parent))
+    return Update("public", "settings", new, (Column("id", row if was is None else was),))
+
+
+def delete(row: int) -> Delete:
+    return Delete("public", "settings", (Column("id", row),))
+
+
+@dataclass
+class Stream:
+    """Transactions, one after the other, through one memory."""
+
+    parents: Parents
+    end: int = 100
+
+    def take(self, *rows: Row) -> Affected:
+        affected = Affected()
+        for row in rows:
+            affected.add(row, [RULE])
+        self.end += 10
+        self.parents.resolve(affected, self.end)
+        return affected
+
+
+@pytest.fixture
+def stream() -> Stream:
+    parents = Parents()
+    parents.load({RULE: [("1", "A"), ("2", "B")]}, covered=100)
+    return Stream(parents)
+
+
+def test_a_row_that_moves_affects_the_parent_that_it_leaves(stream: Stream) -> None:
+    assert stream.take(update(1, "B")).keys == {KIND: {"A", "B"}}
+    assert stream.take(update(1, "C")).keys == {KIND: {"B", "C"}}
+    assert stream.take(delete(1)).keys == {KIND: {"C"}}
+    assert len(stream.parents) == 1
+
+
+def test_several_moves_in_one_transaction(stream: Stream) -> None:
+    found = stream.take(update(1, "X"), update(1, "Y"), delete(1), insert(3, "Z"), update(3, "W"), delete(2))
+    assert found.keys == {KIND: {"A", "X", "Y", "Z", "W", "B"}}
+    assert found.reconcile is None
+    assert not found.moves, "resolved: the task that waits needs no more of them"
+
+
+def test_a_row_that_is_not_known_asks_for_everything(stream: Stream) -> None:
+    for row in (delete(9), update(9, "A")):
+        again = Stream(Parents())
+        again.parents.load({RULE: [("1", "A")]}, covered=100)
+        found = again.take(row)
+        assert (found.reconcile, len(found)) == ("unknown_row", 0)
+    assert stream.take(delete(1)).reconcile is None
+
+
+def test_what_the_load_has_covered_is_covered_by_the_read_after_it(stream: Stream) -> None:
+    """At the start the slot delivers again what was done before the memory was read."""
+    stream.parents.load({RULE: [("1", "A")]}, covered=200)
+    found = stream.take(delete(9), update(8, "C"))
+    assert found.reconcile is None
+    assert found.keys == {KIND: {"C"}}
+    assert stream.take(delete(8)).keys == {KIND: {"C"}}, "followed though it came late"
+    stream.end = 200
+    assert stream.take(delete(9)).reconcile == "unknown_row"
+
+
+def test_a_changed_row_id_is_followed(stream: Stream) -> None:
+    assert stream.take(update(7, "B", was=1)).keys == {KIND: {"A", "B"}}
+    assert stream.take(delete(7)).keys == {KIND: {"B"}}
+    assert stream.take(delete(1)).reconcile == "unknown_row", "that id is gone"
+
+
+def test_swapped_row_ids(stream: Stream) -> None:
+    found = stream.take(update(9, "A", was=1), update(1, "B", was=2), update(2, "A", was=9))
+    assert found.keys == {KIND: {"A", "B"}}
+    assert stream.take(delete(1)).keys == {KIND: {"B"}}
+    assert stream.take(delete(2)).keys == {KIND: {"A"}}
+
+
+def test_nothing_is_known_after_a_transaction_that_could_not_be_followed(stream: Stream) -> None:
+    """It may have moved any row: what the memory says of it now would be one parent too old."""
+    lost = Affected()
+    lost.give_up("large")
+    stream.parents.resolve(lost, 150)
+    assert stream.take(update(1, "C")).reconcile == "unknown_row"
+    assert stream.take(insert(3, "C")).keys == {KIND: {"C"}}, "what names its parent needs no memory"
+    stream.parents.load({RULE: [("1", "C"), ("3", "C")]}, covered=stream.end)
+    assert stream.take(update(1, "D")).keys == {KIND: {"C", "D"}}
+
+
+def test_nothing_is_known_after_rows_behind_an_unknown_one(stream: Stream) -> None:
+    assert stream.take(delete(9), update(1, "B")).reconcile == "unknown_row"
+    found = stream.take(update(1, "C"))
+    assert found.reconcile == "unknown_row", "A -> B was not followed: A and C would leave out B"
+
+
+def test_without_a_memory_only_rows_that_name_their_parent_are_understood() -> None:
+    stream = Stream(Parents())
+    assert stream.take(insert(1, "A")).keys == {KIND: {"A"}}
+    assert stream.take(delete(1)).reconcile == "unknown_row"
+
+
+def test_an_identity_that_names_the_parent_needs_no_memory() -> None:
+    """REPLICA IDENTITY USING INDEX, or FULL: the catalog then asks for no memory."""
+    stream = Stream(Parents())
+    parent = (Column("application_id", "A"),)
+    for identity in (parent, (Column("id", 1), *parent)):
+        assert stream.take(Delete("public", "settings", identity)).keys == {KIND: {"A"}}
+        new = (Column("id", 1), Column("application_id", "B"))
+        assert stream.take(Update("public", "settings", new, identity)).keys == {KIND: {"A", "B"}}
+    assert not len(stream.parents)
+
+
+def test_an_identity_by_index_keeps_a_memory_that_is_needed_elsewhere_right(stream: Stream) -> None:
+    """Partitions may differ in their identity: one that names the parent still moves remembered rows."""
+    new = (Column("id", 1), Column("application_id", "B"))
+    assert stream.take(Update("public", "settings", new, (Column("application_id", "A"),))).keys == {
+        KIND: {"A", "B"}
+    }
+    assert stream.take(delete(1)).keys == {KIND: {"B"}}
+
+
+STEPS = st.lists(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from("ABC"), st.sampled_from("iudk"), st.integers(0, 5)),
+        max_size=4,
+    ),
+    max_size=12,
+)
+
+
+@given(STEPS, st.integers(0, 12))
+def test_every_parent_that_a_row_has_had_is_named(
+    transactions: list[list[tuple[int, str, str, int]]], load_at: int
+) -> None:
+    """The model is the table itself; the memory is loaded once more on the way, at any time."""
+    table: dict[int, str] = {}
+    stream = Stream(Parents())
+    stream.parents.load({RULE: []}, covered=100)
+    for number, steps in enumerate(transactions):
+        if number == load_at:
+            stream.parents.load(
+                {RULE: [(str(row), parent) for row, parent in table.items()]}, covered=stream.end
+            )
+        rows: list[Row] = []
+        touched: set[str] = set()
+        for row, parent, action, other in steps:
+            if action == "i" and row not in table:
+                rows.append(insert(row, parent))
+                table[row] = parent
+                touched.add(parent)
+            elif action == "u" and row in table:
+                rows.append(update(row, parent))
+                touched |= {table[row], parent}
+                table[row] = parent
+            elif action == "d" and row in table:
+                rows.append(delete(row))
+                touched.add(table.pop(row))
+            elif action == "k" and row in table and other not in table:
+                rows.append(update(other, parent, was=row))
+                touched |= {table.pop(row), parent}
+                table[other] = parent
+        found = stream.take(*rows)
+        assert found.reconcile is None
+        assert found.keys == ({KIND: touched} if touched else {})
+    assert len(stream.parents) == len(table)

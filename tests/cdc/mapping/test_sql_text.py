@@ -1,0 +1,84 @@
+"""SQL as text: nothing in a string, a quoted name or a comment is taken for syntax."""
+
+from __future__ import annotations
+
+import pytest
+
+from cdc.mapping import sql_text
+
+TRICKY = """
+-- a comment; with 'a quote
+SELECT ';''--', "a;""b", $$ ; -- @x $$, $body$ ; $$ $body$ /* ; ' */ ; -- the end;
+
+DO $$ BEGIN PERFORM 1; END $$;
+SELECT 2
+"""
+
+
+def test_statements_end_at_semicolons_only() -> None:
+    first, second, third = sql_text.statements(TRICKY)
+    assert first.startswith("SELECT ';''--', \"a;\"\"b\", $$ ; -- @x $$, $body$ ; $$ $body$")
+    assert "comment" not in first
+    assert second == "DO $$ BEGIN PERFORM 1; END $$"
+    assert third == "SELECT 2"
+
+
+@pytest.mark.parametrize("text", ["", ";;", "-- nothing", "/* nothing */ ;\n\n"])
+def test_nothing_is_no_statement(text: str) -> None:
+    assert sql_text.statements(text) == []
+
+
+def test_queries_have_names() -> None:
+    text = "-- about the file\n-- name: One :many\n-- About it.\nSELECT 1;\n\n-- name: Two :many\nSELECT 2;\n"
+    assert sql_text.named_queries(text) == {"One": "SELECT 1", "Two": "SELECT 2"}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("-- name: A :many\nSELECT 1;\n-- name: A :many\nSELECT 2;", "A is there twice"),
+        ("-- name: A :many\nSELECT 1; SELECT 2;", "A has 2 statements"),
+        ("-- name: A :many\n-- only words", "A has 0 statements"),
+    ],
+)
+def test_queries_that_are_none(text: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        sql_text.named_queries(text)
+
+
+@pytest.mark.parametrize(
+    ("query", "bound", "names"),
+    [
+        ("x = ANY(@keys::text[])", "x = ANY(%(keys)s::text[])", {"keys"}),
+        ("@a + @b", "%(a)s + %(b)s", {"a", "b"}),
+        ("x LIKE 'a%@b' AND y % 2 = @c", "x LIKE 'a%%@b' AND y %% 2 = %(c)s", {"c"}),
+        ('"@no" <@ x AND y @> z AND @ -5 = @@ w', '"@no" <@ x AND y @> z AND @ -5 = @@ w', set()),
+        ("me@example", "me@example", set()),
+    ],
+)
+def test_parameters_become_psycopgs(query: str, bound: str, names: set[str]) -> None:
+    assert sql_text.bind(query) == bound
+    assert sql_text.parameters(query) == names
+
+
+def test_one_name_for_the_parameter() -> None:
+    assert sql_text.bind("@keys || '%'", "Kind") == "%(Kind)s || '%%'"
+
+
+def test_columns_of_tables() -> None:
+    schema = """
+        CREATE TYPE t AS ENUM ('a', 'b');
+        CREATE TABLE One (
+            Id NUMERIC(10, 2) PRIMARY KEY, -- a comment, with a comma
+            "of" VARCHAR(25) NOT NULL REFERENCES two (id, other) ON DELETE CASCADE,
+            CHECK (Id > 0), CONSTRAINT c UNIQUE ("of", id),
+            FOREIGN KEY (id) REFERENCES two (id)
+        );
+        create table if not exists two (id INT);
+        INSERT INTO three (id) VALUES (1);
+    """
+    assert sql_text.tables(schema) == {"one": {"id", "of"}, "two": {"id"}}
+
+
+def test_names_are_quoted() -> None:
+    assert sql_text.quote_name('a"b') == '"a""b"'

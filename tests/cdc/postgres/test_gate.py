@@ -1,0 +1,181 @@
+"""The gate against a model that knows every transaction by its 64-bit number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cdc.postgres.gate import Evidence, Gate, Snapshot
+
+WRAP = 1 << 32
+
+
+def evidence(snapshot: Snapshot | None = None, *, replayed: int | None = None) -> Evidence:
+    shown = snapshot or Snapshot(10, 10, frozenset())
+    return Evidence("1", None if replayed is not None else 1, "1.5", replayed, shown, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A model: which transactions of a stretch are over, at a moment."""
+
+    first: int
+    over: tuple[bool, ...]
+
+    def snapshot(self) -> Snapshot:
+        """Make it as Postgres does: xmin is the oldest that runs, xmax one past the newest that is over."""
+        newest = max((at for at, over in enumerate(self.over) if over), default=-1)
+        running = [self.first + at for at, over in enumerate(self.over[: newest + 1]) if not over]
+        xmax = self.first + newest + 1
+        return Snapshot(min(running, default=xmax), xmax, frozenset(running))
+
+    def visible(self) -> set[int]:
+        return {self.first + at for at, over in enumerate(self.over) if over}
+
+
+FIRST = st.one_of(
+    st.integers(3, 1 << 40),
+    st.integers(1, 5).flatmap(lambda epoch: st.integers(-30, 30).map(lambda near: epoch * WRAP + near)),
+    st.integers(1, 5).map(lambda epoch: epoch * WRAP + WRAP // 2),
+)
+MOMENTS = st.builds(Moment, FIRST, st.lists(st.booleans(), max_size=30).map(tuple))
+
+
+@given(MOMENTS)
+@example(Moment(WRAP - 3, (True, False, True, True, False, True)))
+@example(Moment(2 * WRAP - 2, (False, True, True, True)))
+def test_a_snapshot_sees_what_is_over_by_32_bits_alone(moment: Moment) -> None:
+    snapshot = moment.snapshot()
+    for xid in range(moment.first, moment.first + len(moment.over) + 3):
+        if xid % WRAP >= 3:  # Postgres skips 0, 1 and 2 at each wrap
+            assert snapshot.sees(xid % WRAP) == (xid in moment.visible()), xid
+
+
+@given(MOMENTS, st.integers(1, (1 << 31) - 100))
+def test_what_was_over_long_ago_is_seen(moment: Moment, ago: int) -> None:
+    xid = moment.first - ago
+    if xid >= 3:
+        assert moment.snapshot().sees(xid % WRAP)
+
+
+@given(MOMENTS, st.integers(100, (1 << 31) - 100))
+def test_what_comes_later_is_not_seen(moment: Moment, later: int) -> None:
+    xid = moment.first + later
+    if xid % WRAP >= 3:
+        assert not moment.snapshot().sees(xid % WRAP)
+
+
+def test_an_id_that_could_not_be_read_is_waited_for_by_nobody() -> None:
+    assert Snapshot(WRAP - 5, WRAP - 5, frozenset()).sees(0)
+
+
+@given(FIRST, st.lists(st.tuples(st.booleans(), st.booleans()), max_size=12))
+def test_a_snapshot_covers_another_that_sees_no_more(first: int, over: list[tuple[bool, bool]]) -> None:
+    one = Moment(first, tuple(a for a, _ in over))
+    other = Moment(first, tuple(b for _, b in over))
+    assert one.snapshot().covers(other.snapshot()) == (one.visible() >= other.visible())
+
+
+@pytest.mark.parametrize(
+    ("text", "snapshot"),
+    [
+        ("10:20:", Snapshot(10, 20, frozenset())),
+        ("10:20:10", Snapshot(10, 20, frozenset({10}))),
+        (
+            "4294967290:4294967300:4294967290,4294967297",
+            Snapshot(WRAP - 6, WRAP + 4, frozenset({WRAP - 6, WRAP + 1})),
+        ),
+    ],
+)
+def test_parse(text: str, snapshot: Snapshot) -> None:
+    assert Snapshot.parse(text) == snapshot
+
+
+def test_a_primary_must_see_every_transaction() -> None:
+    gate = Gate(frozenset({11, 13}), end=500)
+    assert gate.opens(evidence(Snapshot(20, 20, frozenset())))
+    assert gate.opens(evidence(Snapshot(12, 14, frozenset({12}))))
+    assert not gate.opens(evidence(Snapshot(11, 14, frozenset({11}))))
+    assert not gate.opens(evidence(Snapshot(12, 13, frozenset({12}))))
+
+
+def test_a_primary_must_cover_what_the_slot_was_made_with() -> None:
+    gate = Gate(snapshot=Snapshot(10, 15, frozenset({10, 12})))
+    assert gate.opens(evidence(Snapshot(12, 15, frozenset({12}))))
+    assert not gate.opens(evidence(Snapshot(10, 15, frozenset({10, 11}))))
+    assert not gate.opens(evidence(Snapshot(14, 14, frozenset())))
+
+
+def test_a_standby_must_have_replayed_the_end() -> None:
+    """Its own snapshot says nothing: there, a transaction in progress looks as if it were over."""
+    gate = Gate(frozenset({11}), end=500)
+    everything, nothing = Snapshot(99, 99, frozenset()), Snapshot(1, 1, frozenset())
+    assert not gate.opens(evidence(everything, replayed=499))
+    assert gate.opens(evidence(nothing, replayed=500))
+    assert gate.opens(evidence(nothing, replayed=501))
+    assert gate.opens(evidence(nothing)) is False, "promoted in between: asked as the primary that it is"
+
+
+def test_the_empty_gate_is_open() -> None:
+    assert Gate().opens(evidence(Snapshot(3, 3, frozenset())))
+    assert Gate().opens(evidence(replayed=0))
+
+
+def test_both_gates() -> None:
+    made = Snapshot(1, 2, frozenset())
+    both = Gate(frozenset({1}), 10, snapshot=made) | Gate(frozenset({2}), 30)
+    assert both == Gate(frozenset({1, 2}), 30, snapshot=made)
+    assert Gate(frozenset({2}), 30) | Gate(frozenset({1}), 10, snapshot=made) == both
+
+
+@given(MOMENTS, st.data())
+def test_a_gate_that_takes_no_room_is_no_easier(moment: Moment, data: st.DataObject) -> None:
+    """What was owed must be seen after a restart too, by a note of two numbers."""
+    stretch = st.integers(0, len(moment.over) + 2).map(lambda at: (moment.first + at) % WRAP)
+    xids = frozenset(data.draw(st.sets(stretch, max_size=5)))
+    gate = Gate(xids, end=9)
+    seen = evidence(moment.snapshot())
+    for spanned in (gate.spanned(), Gate.parse(gate.spanned().note())):
+        assert spanned is not None
+        assert spanned.end == 9
+        assert not spanned.xids
+        if spanned.opens(seen):
+            assert gate.opens(seen)
+    real = {
+        xid for xid in range(moment.first, moment.first + len(moment.over) + 3) if xid % WRAP in xids - {0}
+    }
+    if (
+        real
+        and set(range(min(real), max(real) + 1)) <= moment.visible()
+        and max(real) < moment.snapshot().xmax
+    ):
+        assert gate.spanned().opens(seen), "all between is over, and it waits nevertheless"
+
+
+@given(MOMENTS, st.data())
+def test_both_spans_are_one_that_is_no_easier(moment: Moment, data: st.DataObject) -> None:
+    stretch = st.integers(0, len(moment.over) + 2).map(lambda at: (moment.first + at) % WRAP)
+    one, other = (Gate(frozenset({data.draw(stretch)})).spanned() for _ in range(2))
+    seen = evidence(moment.snapshot())
+    assert not (one | other).opens(seen) or (one.opens(seen) and other.opens(seen))
+
+
+def test_no_note_is_no_gate() -> None:
+    assert Gate.parse("") is None
+
+
+def test_a_span_of_more_than_half_of_all_ids_forgets_the_oldest() -> None:
+    """A standby that is read for months: compared modulo 2^32, all but the newest would be forgotten."""
+    gate = Gate()
+    for full in range(0, 5 << 29, 1 << 29):
+        gate = (gate | Gate(frozenset({(1_000 + full) % 2**32}))).spanned()
+    newest = 1_000 + (4 << 29)
+    over = Snapshot(newest + 1, newest + 1, frozenset())
+    running = Snapshot(newest - 5, newest + 1, frozenset({newest - 5}))
+    before = Snapshot(newest, newest, frozenset())
+    assert over.past(*gate.span or (0, 0))
+    assert not running.past(*gate.span or (0, 0))
+    assert not before.past(*gate.span or (0, 0))

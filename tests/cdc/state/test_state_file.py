@@ -1,0 +1,248 @@
+"""The state file: what is in it survives, and what is wrong with it is said."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cdc.errors import Refusal, StateFileError
+from cdc.state.ledger import Ledger
+from cdc.state.state_file import StateFile
+from cdc.store.entry_columns import GONE
+from cdc.store.store import Store
+from server.observe.fanout import Listener
+
+KEY = b"secret-key-0123456789"
+
+
+def write(path: Path, rows: list[dict[str, bytes | None]]) -> Store:
+    """Publish batches to a store with a file, and close the file."""
+    store, file = Store(), StateFile(path)
+    for number, row in enumerate(rows, start=1):
+        batch = store.prepare(row.items(), number * 10)
+        file.append(batch, position=number * 10, seen=number * 11)
+        store.publish(batch, whole=True, position=number * 10)
+    file.close()
+    return store
+
+
+def reopened(path: Path) -> Store:
+    file = StateFile(path)
+    store = Store()
+    store.restore(file.kept.entries, file.kept.head)
+    file.close()
+    return store
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "pads-cdc.state"
+
+
+def test_a_restart_keeps_revisions_positions_tombstones_and_the_epoch(path: Path) -> None:
+    before = write(path, [{"a": KEY, "b": KEY, "é": KEY}, {"a": b"2"}, {"b": None}, {"é": KEY}])
+    file = StateFile(path)
+    epoch, kept = file.kept.epoch, file.kept
+    assert (kept.head, kept.position, kept.seen) == (3, 40, 44)
+    store = Store()
+    store.restore(kept.entries, kept.head)
+    assert {(entry.id, entry.revision, entry.position) for entry in store.log} == {
+        (entry.id, entry.revision, entry.position) for entry in before.entries.values()
+    }
+    assert list(store.tombstones) == ["b"]
+    batch = store.prepare([("a", b"2"), ("é", KEY)], 50, named=False)
+    assert not batch.changed, "what did not change while we were down is not published again"
+    file.close()
+    assert StateFile(path).kept.epoch == epoch
+
+
+def test_no_key_and_no_payload_is_in_it_and_only_we_may_read_it(path: Path) -> None:
+    write(path, [{"a": KEY}])
+    assert KEY not in path.read_bytes()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_second_process_is_refused(path: Path) -> None:
+    file = StateFile(path)
+    script = (
+        "from pathlib import Path; from cdc.state.state_file import StateFile;"
+        f" StateFile(Path({str(path)!r}))"
+    )
+    second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "Refusal" in second.stderr
+    assert "in use by another process" in second.stderr
+    with pytest.raises(Refusal):
+        StateFile(path)
+    file.close()
+
+
+def test_kill_in_the_middle_of_writing_keeps_whole_batches(path: Path) -> None:
+    """Each batch deletes one id and adds the next: with whole batches exactly one is alive."""
+    script = textwrap.dedent(f"""
+        from pathlib import Path
+        from cdc.state.state_file import StateFile
+        from cdc.store.store import Store
+        store, file = Store(), StateFile(Path({str(path)!r}))
+        for number in range(1_000_000):
+            batch = store.prepare([(f"app_{{number - 1}}", None), (f"app_{{number}}", b"x")], number)
+            file.append(batch, position=number, seen=number)
+            store.publish(batch, whole=True)
+            if number == 500: print("going", flush=True)
+    """)
+    writer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "going\n"
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+    file = StateFile(path)
+    alive = [entry.id for entry in file.kept.entries if entry.digest != GONE]
+    assert alive == [f"app_{file.kept.head - 1}"]
+    assert file.kept.head > 500
+    file.close()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "zeros", "garbage", "version", "checksum", "cluster"])
+def test_an_unusable_file_is_set_aside_and_started_anew(path: Path, damage: str) -> None:
+    write(path, [{f"app_{number}": KEY for number in range(500)}])
+    old = StateFile(path)
+    epoch = old.kept.epoch
+    old.note(system="another" if damage == "cluster" else "ours")
+    old.close()
+    if damage == "truncated":
+        os.truncate(path, path.stat().st_size // 2)
+    elif damage == "garbage":
+        path.write_bytes(path.read_bytes()[:100] + b"not a database" * 1000)
+    elif damage == "zeros":
+        path.write_bytes(bytes(path.stat().st_size))
+    elif damage != "cluster":
+        with sqlite3.connect(path) as database:
+            database.execute(
+                "UPDATE facts SET value = 99 WHERE name = 'version'"
+                if damage == "version"
+                else "UPDATE batches SET digests = zeroblob(length(digests))"
+            )
+        database.close()
+    file = StateFile(path, "ours")
+    assert file.set_aside is not None
+    assert file.set_aside.exists()
+    assert file.kept.fresh
+    assert file.kept.epoch != epoch
+    assert not file.kept.entries
+    file.close()
+
+
+@pytest.mark.parametrize("content", ["text", "database"])
+def test_a_file_of_somebody_else_is_left_alone(path: Path, content: str) -> None:
+    """A slip in STATE_FILE must cost nobody a file: not the password's, not another program's database."""
+    if content == "text":
+        path.write_text("host=db.internal password=s3cr3t\n")
+    else:
+        with sqlite3.connect(path) as database:
+            database.execute("CREATE TABLE dashboards (id INT)")
+        database.close()
+    before = path.read_bytes()
+    with pytest.raises(StateFileError, match="it is something else, and stays as it is; name another file"):
+        StateFile(path)
+    assert path.read_bytes() == before
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_what_is_no_file_is_left_alone(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(StateFileError, match="it is something else"):
+        StateFile(path)
+    assert path.is_fifo()
+
+
+def test_a_file_that_cannot_be_written_says_so(path: Path) -> None:
+    with pytest.raises(StateFileError, match="no-such-folder"):
+        StateFile(path.parent / "no-such-folder" / "state")
+
+
+def test_after_an_unclean_reboot_the_epoch_is_a_new_one(path: Path) -> None:
+    write(path, [{"a": KEY}])
+    first = StateFile(path)
+    epoch = first.kept.epoch
+    first.note(boot="another-boot")  # as if the machine had been another one, and `close` never called
+    first._db.close()
+    again = StateFile(path)
+    assert again.kept.epoch != epoch
+    assert [entry.id for entry in again.kept.entries] == ["a"], (
+        "tombstones and revisions are kept all the same"
+    )
+    again.close()
+
+
+def test_folding_keeps_the_newest_of_each(path: Path) -> None:
+    store, file = Store(), StateFile(path)
+    for number in range(60):
+        batch = store.prepare([(f"app_{index}", bytes([number])) for index in range(1000)], number)
+        file.append(batch, position=number, seen=number)
+        store.publish(batch, whole=True)
+    steps = 0
+    while file.fold(store.entries):
+        steps += 1
+    assert steps > 10
+    assert not file.fold(store.entries), "it is not due again"
+    assert file._rows < 1_100
+    file.close()
+    again = reopened(path)
+    assert again.head == store.head
+    assert len(again) == 1000
+    assert not again.prepare([(e.id, e.payload) for e in store.live()], 99, named=False).changed
+
+
+@given(st.integers(0, 2**32), st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_folding_step_by_step_between_batches_changes_nothing(seed: int, step: int) -> None:
+    """Entries change, move, go and come back while it is folded, and it may be opened after any step."""
+    choose = Random(seed)  # noqa: S311 - a history, not a secret
+    with TemporaryDirectory() as folder, patch.multiple("cdc.state.state_file", _CHUNK=0, _STEP=step):
+        path = Path(folder) / "state"
+        store, file = Store(), StateFile(path)
+        for number in range(1, choose.randint(2, 60)):
+            ids = choose.sample([f"app_{one}" for one in range(12)], choose.randint(1, 6))
+            rows = [(one, choose.choice((None, b"1", b"2", b"3"))) for one in ids]
+            position = choose.choice((number, max(1, number - 3)))  # some is delivered again
+            batch = store.prepare(rows, position, named=choose.random() < 0.7)
+            file.append(batch, position=number, seen=number)
+            store.publish(batch, whole=True, position=number, seen=number)
+            for _ in range(choose.randint(0, 3)):
+                file.fold(store.entries)
+        folding = choose.random() < 0.5
+        while folding and file.fold(store.entries):
+            pass
+        file.close()
+        kept = StateFile(path).kept
+        assert kept.head == store.head or not store.log
+        assert {(row.id, row.revision, row.digest) for row in kept.entries} == {
+            (entry.id, entry.revision, store.kept_digest(entry)) for entry in store.entries.values()
+        }
+        for row in kept.entries:
+            assert row.position <= store.entries[row.id].position
+
+
+def test_a_new_epoch_before_the_first_load_keeps_what_is_not_verified_yet(path: Path) -> None:
+    """What was restored has no payload yet: that does not make it deleted."""
+    write(path, [{"a": KEY, "b": KEY}, {"b": None}])
+    ledger = Ledger(path, "", Listener())
+    store = Store()
+    store.restore(ledger.kept.entries, ledger.kept.head)
+    ledger.new_epoch(store)
+    ledger.close()
+    again = reopened(path)
+    assert list(again.tombstones) == ["b"]
+    assert not again.prepare([("a", KEY)], 99, named=False).changed

@@ -1,0 +1,153 @@
+"""Tokens: what is kept of them, and what a server makes of each kind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdc.postgres.timeline import History
+from cdc.state.ledger import Ledger
+from cdc.state.origin import Lineage, Origin, Reread
+from cdc.state.token import Behind, Here, Rejoin, Reset, Resume, Token, Verdict, judge
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OURS, THEIRS = "a" * 32, "b" * 32
+HERE = Here(
+    origin=Origin(OURS, History("7", 3, end=900, switches=((1, 100), (2, 300))), followed_since=400),
+    revision=50,
+    position=800,
+    now=10_000.0,
+    retention=1_000.0,
+)
+TOKEN = Token(OURS, "7", 3, revision=40, position=500, seen=520, issued=9_500)
+FOREIGN = replace(TOKEN, epoch=THEIRS, revision=4000)
+
+NUMBERS = st.integers(0, 2**64 - 1)
+TOKENS = st.builds(
+    Token,
+    epoch=st.binary(min_size=16, max_size=16).map(bytes.hex),
+    system=NUMBERS.map(lambda number: str(number) if number else ""),
+    timeline=st.integers(0, 2**32 - 1),
+    revision=NUMBERS,
+    position=NUMBERS,
+    seen=NUMBERS,
+    issued=NUMBERS,
+    complete=st.booleans(),
+)
+
+
+def verdict(token: Token, here: Here = HERE, opened: float = 5.0) -> Verdict:
+    return judge(token.encode(), here, opened=opened)
+
+
+@given(TOKENS)
+def test_a_token_says_what_went_into_it(token: Token) -> None:
+    assert Token.parse(token.encode()) == token
+
+
+@given(st.binary(max_size=200))
+def test_what_is_no_token_is_none(raw: bytes) -> None:
+    assert Token.parse(raw) is None
+    assert judge(raw, HERE, opened=0.0) == Reset("malformed" if raw else "no_token")
+
+
+@given(TOKENS, st.data())
+def test_a_bit_that_flips_is_noticed(token: Token, data: st.DataObject) -> None:
+    raw = bytearray(token.encode())
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    assert Token.parse(bytes(raw)) is None
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [
+        (TOKEN, Resume(40)),
+        (replace(TOKEN, revision=50), Resume(50)),
+        (replace(TOKEN, revision=51), Reset("unknown_revision")),
+        (replace(TOKEN, issued=8_999), Reset("expired")),
+        (replace(TOKEN, complete=False), Reset("incomplete")),
+        # By its own server a token is good whatever happened to the database's timelines.
+        (replace(TOKEN, timeline=1), Resume(40)),
+        (FOREIGN, Rejoin(500)),
+        (FOREIGN.mixed(), Rejoin(500)),
+        (TOKEN.mixed(), Rejoin(500)),
+        (replace(FOREIGN, position=400), Rejoin(400)),
+        (replace(FOREIGN, position=399), Reset("gap")),
+        (replace(FOREIGN, seen=800), Rejoin(500)),
+        (replace(FOREIGN, seen=801), Behind(801)),
+        # An older map is never swapped in, not even by a reset.
+        (replace(FOREIGN, seen=801, issued=0), Behind(801)),
+        (replace(FOREIGN, seen=801, complete=False), Behind(801)),
+        (replace(FOREIGN, issued=0), Reset("expired")),
+        (replace(FOREIGN, complete=False), Reset("incomplete")),
+        (replace(FOREIGN, system="8"), Reset("other_system")),
+        (replace(FOREIGN, timeline=4), Behind(520)),
+        # An earlier timeline is good up to where it was left.
+        (replace(FOREIGN, timeline=2, position=250, seen=300), Reset("gap")),
+        (replace(FOREIGN, timeline=2, seen=301), Reset("timeline")),
+        (replace(FOREIGN, timeline=0), Reset("timeline")),
+    ],
+)
+def test_each_kind_has_its_verdict(token: Token, expected: Verdict) -> None:
+    assert verdict(token) == expected
+
+
+def test_an_earlier_timeline_resumes_where_it_was_followed() -> None:
+    here = replace(HERE, origin=replace(HERE.origin, followed_since=200))
+    assert verdict(replace(FOREIGN, timeline=2, position=250, seen=300), here) == Rejoin(250)
+
+
+def test_a_server_without_a_stream_starts_a_client_over_once_it_has_read_everything_since() -> None:
+    ahead = replace(FOREIGN, seen=850)
+
+    def polled(began: float, covers: int, timeline: int = 3) -> Here:
+        history = replace(HERE.origin.history, timeline=timeline)
+        return replace(HERE, origin=replace(HERE.origin, history=history, reread=Reread(began, covers)))
+
+    assert verdict(ahead, polled(6.0, 850)) == Reset("gap")
+    assert verdict(ahead, polled(4.0, 850)) == Behind(850), "begun before the client came"
+    assert verdict(ahead, polled(6.0, 849)) == Behind(850), "not as far as the client"
+    assert verdict(ahead, polled(6.0, 850, timeline=0)) == Reset("gap"), "never followed any stream"
+    assert verdict(replace(ahead, timeline=4), polled(6.0, 900)) == Behind(850), (
+        "another timeline's positions"
+    )
+
+
+def test_a_history_that_was_left_is_not_waited_for() -> None:
+    here = replace(HERE, origin=replace(HERE.origin, left=frozenset({THEIRS})))
+    assert verdict(replace(FOREIGN, seen=10_000), here) == Reset("timeline")
+
+
+class Silent:
+    """An observer of a ledger that has nothing to say."""
+
+    def state_file_error(self, message: str) -> None:
+        raise AssertionError(message)
+
+    def trouble(self, key: str, message: str | None) -> None:
+        raise AssertionError(key, message)
+
+
+def test_a_lineage_only_ever_knows_less_of_the_past(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "state", "7", Silent())  # type: ignore[arg-type]  # it reports nothing else
+    lineage = Lineage(ledger)
+    assert lineage.now() == Origin(ledger.epoch, History(), 0)
+    lineage.reread(1.0, 100, "7")
+    assert lineage.now().history == History("7")
+    lineage.following(History("7", 3))
+    lineage.gap(200)
+    lineage.gap(150)
+    now = lineage.now()
+    assert (now.followed_since, now.history.timeline, now.reread) == (200, 3, Reread(1.0, 100))
+    before = ledger.epoch
+    lineage.broken()
+    ledger.epoch = "c" * 32
+    now = lineage.now()
+    assert (now.epoch, now.left, now.followed_since) == ("c" * 32, frozenset({before}), 0)
+    ledger.close()

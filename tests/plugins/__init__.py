@@ -1,0 +1,1 @@
+"""The fixtures, one subject a plugin; `tests/conftest.py` registers them."""

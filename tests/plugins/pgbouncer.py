@@ -1,0 +1,94 @@
+"""A real PgBouncer, Debian's, in transaction mode before one server or several."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Protocol
+
+import psycopg2
+import pytest
+
+from server.commands.demo.cluster import free_port
+from tests.plugins.postgres import ROOT
+from tests.plugins.server import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.plugins.postgres import Database
+
+
+class PoolerFactory(Protocol):
+    """Puts a pooler before the server that listens on ``port``; returns the database's connection string."""
+
+    def __call__(self, database: Database, port: int) -> str: ...
+
+
+@pytest.fixture(scope="session")
+def pgbouncer() -> str:
+    """The program, fetched where it is not installed; a failure is no skip."""
+    fetch = subprocess.run(
+        [ROOT / "scripts/fetch-pgbouncer"], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    if fetch.returncode != 0:
+        pytest.fail(f"scripts/fetch-pgbouncer: {fetch.stderr.strip()}")
+    return fetch.stdout.strip()
+
+
+@pytest.fixture
+def pooler(pgbouncer: str) -> Iterator[PoolerFactory]:
+    """Poolers of a test's own."""
+    with ExitStack() as poolers:
+
+        def start(database: Database, port: int) -> str:
+            own, cluster = free_port(), database.cluster
+            users = _own(cluster.folder / "users.txt", f'"postgres" "{cluster.password}"\n')
+            configuration = _own(
+                cluster.folder / "pgbouncer.ini",
+                f"""
+                [databases]
+                * = host=127.0.0.1 port={port}
+                [pgbouncer]
+                listen_addr = 127.0.0.1
+                listen_port = {own}
+                unix_socket_dir =
+                auth_type = scram-sha-256
+                auth_file = {users}
+                pool_mode = transaction
+                min_pool_size = 4
+                server_round_robin = 1
+                server_check_delay = 0
+                """.replace(" " * 16, ""),
+            )
+            command = [pgbouncer, str(configuration)]
+            if os.geteuid() == 0:  # which it refuses to run as
+                command[:0] = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
+            process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            poolers.callback(process.wait, 30)
+            poolers.callback(process.terminate)
+            url = f"postgresql://postgres:{cluster.password}@127.0.0.1:{own}/{database.name}"
+            wait_until(lambda: _answers(url), "the pooler answers")
+            return url
+
+        yield start
+
+
+def _own(path: Path, content: str) -> Path:
+    """Write a file that the pooler may read, and nobody else."""
+    path.write_text(content)
+    path.chmod(0o600)
+    if os.geteuid() == 0:
+        shutil.chown(path, "postgres", "postgres")
+    return path
+
+
+def _answers(url: str) -> bool:
+    try:
+        psycopg2.connect(url).close()
+    except psycopg2.OperationalError:
+        return False
+    return True

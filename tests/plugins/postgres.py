@@ -1,0 +1,272 @@
+"""Real databases for the tests: each test clones its own from a template that holds a mapping's schema.
+
+The session shares one cluster. A test that needs settings of its own, or restarts, crashes or freezes the
+server, takes one from ``cluster_factory``: what it does to that meets nobody else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import subprocess
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import psycopg2
+import pytest
+from psycopg2.sql import SQL, Identifier, Literal
+
+from server.commands.demo.cluster import ephemeral_cluster, ephemeral_standby
+from server.commands.demo.programs import Programs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from psycopg2.extensions import connection, cursor
+    from psycopg2.sql import Composed
+
+    from server.commands.demo.cluster import Cluster
+
+    Arguments = Sequence[Any] | Mapping[str, Any]
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE = 30
+"""Seconds after which a condition that should come soon counts as never."""
+
+_numbers = itertools.count(1)
+
+
+class Role(NamedTuple):
+    """A role that may log in."""
+
+    name: str
+    password: str
+
+
+@dataclass(frozen=True)
+class Database:
+    """One test's database. Its connections are in autocommit and are closed when the test ends."""
+
+    cluster: Cluster
+    name: str
+    _closing: ExitStack = field(repr=False)
+
+    def url(self, user: str = "postgres", password: str | None = None) -> str:
+        """Return a connection string, by default the superuser's."""
+        return self.cluster.url(self.name, user, password)
+
+    def connect(self, user: str = "postgres", password: str | None = None) -> connection:
+        """Open another session."""
+        return self._closing.enter_context(closing(_connect(self.url(user, password))))
+
+    def execute(self, statement: str, arguments: Arguments | None = None) -> None:
+        """Run one or more statements in a session of their own; several together are one transaction."""
+        with closing(_connect(self.url())) as session, session.cursor() as cursor:
+            cursor.execute(statement, arguments)
+
+    def rows(self, query: str, arguments: Arguments | None = None) -> list[tuple[Any, ...]]:
+        """Return what one query finds, in a session of its own."""
+        with closing(_connect(self.url())) as session, session.cursor() as cursor:
+            cursor.execute(query, arguments)
+            return cursor.fetchall()
+
+    def value(self, query: str, arguments: Arguments | None = None) -> Any:
+        """Return the single value that one query finds."""
+        [[value]] = self.rows(query, arguments)
+        return value
+
+    def create_role(self, options: str = "") -> Role:
+        """Create a role with LOGIN and ``options``; it ends with the database."""
+        role = Role(f"{self.name}_role_{next(_numbers)}", secrets.token_urlsafe(16))
+        create = SQL("CREATE ROLE {} LOGIN PASSWORD {} ").format(
+            Identifier(role.name), Literal(role.password)
+        )
+        _administer(self.cluster, create + SQL(options))
+        return role
+
+    def on(self, cluster: Cluster) -> Database:
+        """Return the same database as another server of the same history has it, such as a standby."""
+        return replace(self, cluster=cluster)
+
+
+class ClusterFactory(Protocol):
+    """Makes a cluster that ends with the test."""
+
+    def __call__(
+        self, settings: Mapping[str, str] | None = None, *, programs: Programs | None = None
+    ) -> Cluster: ...
+
+
+class DatabaseFactory(Protocol):
+    """Makes a database with a mapping's schema, by default in the session's cluster; ends with the test."""
+
+    def __call__(self, mapping: str = "grove", *, cluster: Cluster | None = None) -> Database: ...
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """A primary and its streaming standby."""
+
+    primary: Cluster
+    standby: Cluster
+
+    def wait_replayed(self) -> None:
+        """Return when the standby has replayed what the primary has written until now."""
+        with (
+            closing(_connect(self.primary.url())) as primary,
+            closing(_connect(self.standby.url())) as standby,
+            primary.cursor() as ask_primary,
+            standby.cursor() as ask_standby,
+        ):
+            ask_primary.execute("SELECT pg_current_wal_lsn()")
+            [end] = ask_primary.fetchall()
+            deadline = time.monotonic() + DEADLINE
+            while time.monotonic() < deadline:
+                ask_standby.execute("SELECT pg_last_wal_replay_lsn() >= %s", end)
+                if ask_standby.fetchall() == [(True,)]:
+                    return
+                time.sleep(0.01)
+        raise AssertionError(f"the standby has not replayed {end[0]} within {DEADLINE} s")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """The session's cluster: do not restart it, and change no settings."""
+    with ephemeral_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster_factory() -> Iterator[ClusterFactory]:
+    """Clusters of a test's own."""
+    with ExitStack() as clusters:
+
+        def make(settings: Mapping[str, str] | None = None, *, programs: Programs | None = None) -> Cluster:
+            return clusters.enter_context(ephemeral_cluster(settings, programs=programs))
+
+        yield make
+
+
+@pytest.fixture
+def database_factory(request: pytest.FixtureRequest) -> Iterator[DatabaseFactory]:
+    """Databases of a test's own; slots and prepared transactions that they leave behind are removed."""
+    with ExitStack() as databases:
+
+        def make(mapping: str = "grove", *, cluster: Cluster | None = None) -> Database:
+            own = cluster or request.getfixturevalue("cluster")
+            database = Database(own, f"test_{next(_numbers)}", databases)
+            template = _ensure_template(own, mapping)
+            clone = SQL("CREATE DATABASE {} TEMPLATE {}")
+            _administer(own, clone.format(Identifier(database.name), Identifier(template)))
+            if cluster is None:  # any other ends as a whole, and may be down by then
+                databases.callback(drop_database, database)
+            return database
+
+        yield make
+
+
+@pytest.fixture
+def database(database_factory: DatabaseFactory) -> Database:
+    """One database with the schema of the mapping ``grove``, its tables empty."""
+    return database_factory()
+
+
+@cache
+def fetched(version: str) -> Programs:
+    """Return PostgreSQL 17 or 18 with wal2json, fetched beside the system's; a failure is no skip."""
+    fetch = subprocess.run(
+        [ROOT / "scripts/fetch-postgres", version], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    if fetch.returncode != 0:
+        pytest.fail(f"scripts/fetch-postgres {version}: {fetch.stderr.strip()}")
+    return Programs(Path(fetch.stdout.strip()))
+
+
+@pytest.fixture(scope="session")
+def programs17() -> Programs:
+    """PostgreSQL 17: the oldest that decodes on a standby."""
+    return fetched("17")
+
+
+@pytest.fixture
+def standby17(cluster_factory: ClusterFactory) -> Iterator[Replicated]:
+    """A primary of PostgreSQL 17 and a standby of it, on which slots can be read."""
+    primary = cluster_factory(programs=fetched("17"))
+    with ephemeral_standby(primary) as standby:
+        yield Replicated(primary, standby)
+
+
+@pytest.fixture(params=["17", "18"])
+def replicated(request: pytest.FixtureRequest, cluster_factory: ClusterFactory) -> Iterator[Replicated]:
+    """A primary and a standby of it, on which slots can be read, of each version that does that and that we
+    can have.
+    """
+    primary = cluster_factory(programs=fetched(request.param))
+    with ephemeral_standby(primary) as standby:
+        yield Replicated(primary, standby)
+
+
+def drop_database(database: Database) -> None:
+    """Drop the database with what would keep it (prepared transactions, slots, sessions) and its roles."""
+    cluster, name = database.cluster, database.name
+    for (gid,) in database.rows("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"):
+        database.execute("ROLLBACK PREPARED %s", (gid,))
+    with closing(_connect(cluster.url())) as session, session.cursor() as cursor:
+        # A reader that a test has left behind would otherwise be back before its slot is dropped.
+        cursor.execute(SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(Identifier(name)))
+        deadline = time.monotonic() + DEADLINE
+        while _drop_slots(cursor, name):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the slots of {name} stay in use")
+            time.sleep(0.01)
+        cursor.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+        cursor.execute("SELECT rolname FROM pg_roles WHERE starts_with(rolname, %s)", (f"{name}_role_",))
+        for (role,) in cursor.fetchall():
+            cursor.execute(SQL("DROP ROLE {}").format(Identifier(role)))
+
+
+def _connect(url: str) -> connection:
+    """Open a session in which nothing waits for ever: libpq lets no test's timeout through."""
+    session = psycopg2.connect(url, options=f"-c statement_timeout={DEADLINE}s")
+    session.autocommit = True
+    return session
+
+
+def _administer(cluster: Cluster, statement: Composed) -> None:
+    """Run a statement about a whole database or role, such as cannot be run inside that database."""
+    with closing(_connect(cluster.url())) as session, session.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def _ensure_template(cluster: Cluster, mapping: str) -> str:
+    """Return the name of the database with the mapping's schema, made at the first use in this cluster."""
+    folder = ROOT / "sql" / mapping
+    template = f"template_{folder.name}"
+    with closing(_connect(cluster.url())) as session, session.cursor() as cursor:
+        cursor.execute("SELECT FROM pg_database WHERE datname = %s", (template,))
+        if cursor.fetchone() is not None:
+            return template
+        cursor.execute(SQL("CREATE DATABASE {}").format(Identifier(template)))
+    with closing(_connect(cluster.url(template))) as session, session.cursor() as cursor:
+        cursor.execute((folder / "schema.sql").read_text())
+    return template
+
+
+def _drop_slots(cursor: cursor, database: str) -> bool:
+    """Drop the slots that nobody reads and end the readers of the others; tells whether there are such."""
+    cursor.execute(
+        """
+        SELECT CASE
+            WHEN active_pid IS NULL THEN pg_drop_replication_slot(slot_name) IS NULL
+            ELSE pg_terminate_backend(active_pid)
+        END, active_pid IS NOT NULL
+        FROM pg_replication_slots
+        WHERE database = %s
+        """,
+        (database,),
+    )
+    return any(active for _, active in cursor.fetchall())

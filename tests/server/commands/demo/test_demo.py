@@ -1,0 +1,188 @@
+"""The demo as people run it: what it prints, how it exits, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.plugins.server import wait_until
+from tests.support.command import Command, processes_of
+from tests.support.terminal import Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EQUAL = re.compile(r"EQUAL: 2 subscribers hold exactly the ([\d,]+) endpoints of the mapping query")
+COMMIT = r"^ *\d+\.\d{3} s  "
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder for temporary files whose name marks everything that the demo starts; it ends empty."""
+    folder = Path(tempfile.mkdtemp(prefix="demo-test-", dir="/tmp"))  # which postgres may enter
+    folder.chmod(0o755)
+    yield folder
+    try:
+        wait_until(lambda: not processes_of(str(folder)), "all processes of the demo have ended")
+        wait_until(lambda: not list(folder.iterdir()), "the demo's folder is gone")
+    finally:
+        for pid in processes_of(str(folder)):
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder)
+
+
+def demo(folder: Path, *arguments: str, **environment: str) -> Command:
+    return Command("demo", "--plain", *arguments, TMPDIR=str(folder), **environment)
+
+
+def process(folder: Path, name: str) -> int:
+    """Return the one process of the demo whose command line begins with a program of that name."""
+    [pid] = [
+        pid
+        for pid in processes_of(str(folder))
+        if name in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    ]
+    return pid
+
+
+def test_it_shows_what_it_did_and_proves_that_the_maps_are_equal(folder: Path) -> None:
+    with demo(folder, "--seconds", "5") as command:
+        assert command.end(60) == 0, command.told()
+        assert command.errors == []
+        held = EQUAL.fullmatch(command.lines[-1])
+        assert held is not None, command.told()
+        assert 9_500 < int(held[1].replace(",", "")) < 10_500
+        commits = [line for line in command.lines if re.search(COMMIT, line)]
+        assert len(commits) > 30
+        assert any("plan changed" in line for line in commits)
+        # Neither a key (32 hexadecimal digits) nor a password is shown.
+        assert not re.search(r"[0-9a-f]{24}|postgresql://", command.told())
+        text = "\n".join(command.lines)
+        assert re.search(r"a rotated key was at the subscriber after p50 [\d.]+ ms, p99", text)
+        assert re.search(r"staleness: [\d.]+ s at most", text)
+        total = re.search(r"^total +([\d,]+) +([\d,]+) ", text, re.MULTILINE)
+        assert total is not None
+        assert int(total[1].replace(",", "")) == len(commits)
+
+
+@pytest.mark.parametrize(
+    "moment", ["^starting PostgreSQL", "^filling", "^starting the server", "^connecting"]
+)
+def test_ctrl_c_during_the_start_is_a_clean_end(folder: Path, moment: str) -> None:
+    with demo(folder) as command:
+        command.wait_line(moment)
+        command.interrupt()
+        assert command.end() == 0, command.told()
+        assert command.lines[-1] == "stopped before the workload began: there is nothing to compare"
+        assert command.errors == []
+
+
+def test_ctrl_c_that_is_hit_again_and_again_changes_nothing(folder: Path) -> None:
+    with demo(folder) as command:
+        command.wait_line(COMMIT)
+        while command.process.poll() is None:
+            command.interrupt()
+            with suppress(subprocess.TimeoutExpired):
+                command.process.wait(0.005)
+        assert command.end() == 0, command.told()
+        assert command.errors == []
+        assert EQUAL.fullmatch(command.lines[-1]), command.told()
+
+
+def test_sigterm_ends_it_as_ctrl_c_does(folder: Path) -> None:
+    with demo(folder) as command:
+        command.wait_line(COMMIT)
+        command.process.terminate()
+        assert command.end() == 0, command.told()
+        assert EQUAL.fullmatch(command.lines[-1]), command.told()
+
+
+@pytest.mark.parametrize("moment", ["^starting the server", COMMIT])
+def test_even_killed_it_leaves_nothing_behind(folder: Path, moment: str) -> None:
+    with demo(folder) as command:
+        command.wait_line(moment)
+        command.process.kill()
+        command.end()
+
+
+@pytest.mark.parametrize(
+    ("victim", "says"),
+    [("server serve", "the demo's server has ended"), ("bin/postgres", "the demo's database failed")],
+)
+def test_what_dies_in_the_middle_of_it_is_one_line(folder: Path, victim: str, says: str) -> None:
+    with demo(folder) as command:
+        command.wait_line(COMMIT)
+        os.kill(process(folder, victim), signal.SIGKILL)
+        assert command.end() == 1, command.told()
+        [line] = command.errors
+        assert line.startswith(f"pads-cdc: {says}")
+
+
+@pytest.mark.slow
+def test_maps_that_are_not_equal_are_not_called_equal(folder: Path) -> None:
+    with demo(folder, "--seconds", "3") as command:
+        command.wait_line(COMMIT)
+        os.kill(process(folder, "server serve"), signal.SIGSTOP)
+        assert command.end(60) == 1, command.told()
+        assert command.lines[-1].startswith("DIFFERENT: the 2 subscribers do not hold"), command.told()
+        assert any(line.startswith("the server did not stop cleanly") for line in command.lines)
+
+
+def test_without_postgres_it_says_what_to_install(folder: Path) -> None:
+    with demo(folder, PADS_PG_BIN=str(folder)) as command:
+        assert command.end() == 1
+        [line] = command.errors
+        assert line.startswith("pads-cdc: PADS_PG_BIN does not name")
+
+
+def test_settings_in_the_environment_are_meant_for_another_server(folder: Path) -> None:
+    other = {
+        "PORT": "1",
+        "POSTGRES_CONNECTION_STRING_FILE": "/nowhere",
+        "MAPPING": "none",
+        "PGOPTIONS": "-c x",
+    }
+    with demo(folder, "--seconds", "1", **other) as command:
+        assert command.end(60) == 0, command.told()
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
+def test_on_a_terminal_it_is_the_screen_of_watch_and_ctrl_c_closes_it(
+    folder: Path, width: int, height: int
+) -> None:
+    with Terminal("demo", width=width, height=height, TMPDIR=str(folder)) as terminal:
+        terminal.wait("key rotated")
+        wait_until(lambda: len(terminal.frames()) > 10, "some frames")
+        terminal.type("\x03")
+        assert terminal.end() == 0
+        shown = terminal.frame()
+        for words in (
+            # watch's: how the feed stands, and its changes.
+            r"in sync, digest verified",
+            r"[\d,]+ endpoints +[\d,]+ api key",
+            r"revision [\d,]+ +at most \d\.\d s behind +digest [0-9a-f]{8} verified",
+            r"at +change +endpoint +auth +plan +calls/s +capacity$",
+            r"upsert +\w+ +\w+ \w+ +\w+ +([\d,]+|any) +([\d,]+/month|any)$",
+            # The demo's: lag, totals, each commit with what it affected and when the subscriber had it.
+            r"source: [\d,]+ bytes of WAL behind, exact \d\.\d s ago",
+            r"commits on the way",
+            r"p50 +p99 +max$",
+            r"^total( +[\d,.]+){2}( +[\d,.]+ ms){3}$",
+            r"at +commit +of +changed +had it after$",
+            r"^ *\d+\.\d\d s  (key|account|application|plan) \w+ +\w+.* +[\d,]+ +[\d.,]+ ms$",
+        ):
+            assert re.search(words, shown, re.MULTILINE), (words, shown)
+        assert all(len(line) <= width for line in shown.splitlines()), shown
+        assert ("\nkey rotated" in shown) == (height >= 40)  # latencies by kind, where there is room
+        summary = terminal.after()
+        assert all(len(line) <= width for line in summary.splitlines()), summary
+        assert EQUAL.fullmatch(summary.strip().splitlines()[-1].strip())

@@ -1,0 +1,149 @@
+"""Encoding by hand gives the bytes of the generated classes, and the messages that the contract asks for."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pads_cdc_client.pb import gateway_endpoint_pb2 as pb
+
+from server.payload import Row, encode
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=300)
+INT32 = st.integers(-(2**31), 2**31 - 1) | st.sampled_from([-(2**31), -1, 0, 1, 127, 128, 2**31 - 1])
+ROWS = st.tuples(
+    TEXTS,
+    st.none() | TEXTS,
+    st.none() | st.booleans(),
+    st.none() | st.lists(TEXTS, max_size=20),
+    st.none() | TEXTS,
+    st.none() | TEXTS,
+    st.none() | INT32,
+    st.none() | INT32,
+)
+
+
+def generated(row: Row) -> pb.GatewayEndpoint:
+    """Build the message as the contract words it."""
+    endpoint_id, secret_key, required, users, account_id, plan_type, throughput, capacity = row
+    message = pb.GatewayEndpoint(endpoint_id=endpoint_id)
+    if users is not None:
+        message.auth.jwt.SetInParent()
+        for user in users:
+            message.auth.jwt.authorized_users[user].SetInParent()
+    elif required is True:
+        message.auth.static_api_key.api_key = secret_key or ""
+    else:
+        message.auth.no_auth.SetInParent()
+    message.rate_limiting.SetInParent()
+    message.rate_limiting.throughput_limit = throughput or 0
+    message.rate_limiting.capacity_limit = capacity or 0
+    if capacity is not None and capacity > 0:
+        message.rate_limiting.capacity_limit_period = pb.CAPACITY_LIMIT_PERIOD_MONTHLY
+    message.metadata.SetInParent()
+    message.metadata.account_id = account_id or ""
+    message.metadata.plan_type = plan_type or ""
+    return message
+
+
+@given(ROWS)
+def test_the_message_is_the_contracts_and_its_bytes_are_the_deterministic_ones(row: Row) -> None:
+    encoded, message = encode(row), generated(row)
+    assert pb.GatewayEndpoint.FromString(encoded) == message
+    expected = message.SerializeToString(deterministic=True)
+    assert encoded.replace(entries(in_our_order(row)), entries(in_upbs_order(row))) == expected
+
+
+def in_our_order(row: Row) -> list[bytes]:
+    return sorted({user.encode() for user in row[3] or ()})
+
+
+def in_upbs_order(row: Row) -> list[bytes]:
+    """Sort as the generated classes do: a key comes behind the keys that it is the beginning of."""
+    return sorted(in_our_order(row), key=lambda user: (*user, 256))
+
+
+def entries(users: list[bytes]) -> bytes:
+    """Serialize a map entry by entry."""
+    one_each = [pb.JWT(authorized_users={user.decode(): pb.Empty()}) for user in users]
+    return b"".join(one.SerializeToString() for one in one_each)
+
+
+@given(ROWS)
+def test_the_order_and_repetition_of_users_do_not_matter(row: Row) -> None:
+    users = row[3]
+    if users is not None:
+        assert encode(row) == encode((*row[:3], [*reversed(users), *users], *row[4:]))
+
+
+@pytest.mark.parametrize("length", [126, 127, 128, 129, 16_383, 16_384, 70_000])
+def test_lengths_of_one_to_three_bytes(length: int) -> None:
+    key: Row = ("id", "k" * length, True, None, "a" * length, "p" * length, 1, 1)
+    users: Row = ("i" * length, None, True, ["u" * length, ""], None, None, None, None)
+    for row in (key, users):
+        message = generated(row)
+        assert len(encode(row)) == message.ByteSize()
+        assert pb.GatewayEndpoint.FromString(encode(row)) == message
+
+
+def test_a_thousand_users_are_sorted_by_their_bytes() -> None:
+    users = [chr(code) + str(code) for code in (*range(1, 900), *range(0xFFF0, 0x10010)) if code != 0xD800]
+    row: Row = ("id", None, True, users, None, None, None, None)
+    assert entries(in_our_order(row)) in encode(row)
+    assert pb.GatewayEndpoint.FromString(encode(row)) == generated(row)
+
+
+@pytest.mark.parametrize("required", [None, False])
+def test_no_auth_is_present_although_it_is_empty(required: bool | None) -> None:
+    message = pb.GatewayEndpoint.FromString(encode(("app", "k", required, None, None, None, None, None)))
+    assert message.auth.WhichOneof("auth_type") == "no_auth"
+    assert message.HasField("rate_limiting")
+    assert message.HasField("metadata")
+
+
+def test_a_null_key_is_the_empty_key_that_every_client_refuses() -> None:
+    message = pb.GatewayEndpoint.FromString(encode(("app", None, True, None, None, None, None, None)))
+    assert message.auth.WhichOneof("auth_type") == "static_api_key"
+    assert message.auth.static_api_key.api_key == ""
+
+
+def test_an_empty_list_of_users_authorizes_nobody() -> None:
+    message = pb.GatewayEndpoint.FromString(encode(("app", "key", True, [], None, None, None, None)))
+    assert message.auth.WhichOneof("auth_type") == "jwt"
+    assert not message.auth.jwt.authorized_users
+    assert b"key" not in message.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("capacity", "period"),
+    [
+        (None, pb.CAPACITY_LIMIT_PERIOD_UNSPECIFIED),
+        (0, pb.CAPACITY_LIMIT_PERIOD_UNSPECIFIED),
+        (-1, pb.CAPACITY_LIMIT_PERIOD_UNSPECIFIED),
+        (1, pb.CAPACITY_LIMIT_PERIOD_MONTHLY),
+    ],
+)
+def test_the_period_is_monthly_only_where_there_is_a_limit(
+    capacity: int | None, period: pb.CapacityLimitPeriod
+) -> None:
+    message = pb.GatewayEndpoint.FromString(encode(("app", None, None, None, None, None, 5, capacity)))
+    assert message.rate_limiting.capacity_limit_period == period
+    assert message.rate_limiting.throughput_limit == 5
+
+
+@pytest.mark.parametrize("limits", [(2**31, 0), (0, 2**31), (-(2**31) - 1, 0)])
+def test_a_limit_beyond_32_bits_is_refused_without_showing_the_key(limits: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="32 bits") as raised:
+        encode(("app", "secret", True, None, None, None, *limits))
+    assert "secret" not in str(raised.value)
+
+
+LENGTHS = st.integers(95, 105) | st.integers(0, 3) | st.just(24)
+
+
+@given(LENGTHS, LENGTHS, LENGTHS, LENGTHS, st.booleans())
+def test_short_texts_and_long_ones_make_the_same_bytes(
+    name: int, key: int, account: int, plan: int, required: bool
+) -> None:
+    row: Row = ("i" * name, "k" * key, required, None, "a" * account, "p" * plan, 1, 2)
+    assert encode(row) == generated(row).SerializeToString(deterministic=True)
