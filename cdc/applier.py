@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 from cdc.errors import ConfigurationError, PadsCdcError, Refusal, SourceError
 from cdc.failpoints import reach
 from cdc.fault import Fault
-from cdc.pair.mirrored import MirrorLost, MirrorOpened, MirrorPart
 from cdc.postgres.errors import is_shutdown
 from cdc.postgres.gate import Gate
 from cdc.postgres.timeline import History
 from cdc.replication.assembler import Transaction
-from cdc.replication.backlog import Idle, Lost, Started
+from cdc.replication.backlog import Idle, Lost, PeerNews, Started
 from cdc.replication.schema_watch import SchemaWatch
 from cdc.requery.task import Task
 from cdc.requery.throttle import Pace
@@ -222,7 +221,7 @@ class Follower(threading.Thread):
                 self._requery.reached = max(self._requery.reached, event.lsn)
             case Lost():
                 self._end_stream(event)
-            case MirrorOpened() | MirrorPart() | MirrorLost():
+            case PeerNews():
                 if self._standing.hear(event):
                     self._set_mode("waiting")
             case Transaction():

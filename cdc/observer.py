@@ -14,8 +14,8 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cdc.changes import Action
     from cdc.lsn import Lsn
-    from cdc.replication.wal2json import Action
 
 Mode = Literal["waiting", "streaming", "polling"]
 """waiting: nothing is read yet; streaming: the slot is followed; polling: no usable slot, the mapping is

@@ -13,6 +13,7 @@ from psycopg2.extras import LogicalReplicationConnection
 from bench.following import now
 from bench.references.mapping_query import ENDPOINT
 from bench.references.recvlogical import options
+from cdc.changes import Update
 from cdc.replication import wal2json
 
 if TYPE_CHECKING:
@@ -82,6 +83,6 @@ def _next(cursor: ReplicationCursor) -> bytes:
 
 def _application(raw: bytes) -> str | None:
     match wal2json.parse(raw):
-        case wal2json.Update(table="portal_application_settings", columns=columns):
+        case Update(table="portal_application_settings", columns=columns):
             return next(str(one.value) for one in columns if one.name == "application_id")
     return None

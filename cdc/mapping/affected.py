@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cdc.changes import Delete, Insert, Truncate, Update
 from cdc.errors import MessageError
-from cdc.replication.wal2json import Delete, Insert, Truncate, Update
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from cdc.changes import Column, Row
     from cdc.mapping.mapping import Rule
-    from cdc.replication.wal2json import Column, Row
 
 LIMIT = 400_000
 """Keys and moves that one transaction may name; beyond, memory matters more than precision and it is a

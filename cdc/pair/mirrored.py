@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cdc.errors import SourceError
 from cdc.pair.mirrored_parents import MirroredParents
+from cdc.replication.backlog import PeerNews
 from cdc.store.digest import entry_digest
 from cdc.store.store import Batch
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from cdc.pair.mirrored_parents import ParentsPart
     from cdc.state.ledger import Ledger
     from cdc.state.origin import Lineage
-    from cdc.store.store import Entry, Store
+    from cdc.store.log import Entry
+    from cdc.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class PeerState:
 
 
 @dataclass(slots=True)
-class MirrorOpened:
+class MirrorOpened(PeerNews):
     """The peer leads and begins to tell us of its map; whoever waits for `reply` learns whether to go on."""
 
     reset: bool
@@ -61,7 +63,7 @@ class MirrorOpened:
 
 
 @dataclass(slots=True)
-class MirrorPart:
+class MirrorPart(PeerNews):
     """Some entries, and perhaps the state that they lead to; `reply` is set once it is in the state file."""
 
     entries: list[Entry]
@@ -74,7 +76,7 @@ class MirrorPart:
 
 
 @dataclass(frozen=True, slots=True)
-class MirrorLost:
+class MirrorLost(PeerNews):
     """The peer's stream has ended, or could not be had."""
 
     leaderless: bool = False

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cdc.pair.mirrored import Mirrored
     from cdc.pair.mirrored_parents import Memory
     from cdc.pair.pair import Pair
-    from cdc.replication.backlog import Lost, Started
+    from cdc.replication.backlog import Lost, PeerNews, Started
     from cdc.requery.requery import Requery
     from cdc.store.store import Store
 
@@ -68,28 +68,28 @@ class Standing:
             return False
         return self._pair.mirroring or time.monotonic() < self._alone_at
 
-    def hear(self, event: MirrorOpened | MirrorPart | MirrorLost) -> bool:
+    def hear(self, news: PeerNews) -> bool:
         """Take what the peer's stream brings; tells whether we stand by."""
         pair = self._pair
-        match event:
+        match news:
             case MirrorLost():
                 if pair.mirroring or not pair.asked:
-                    patience = _LEADERLESS if event.leaderless else _UNHEARD
+                    patience = _LEADERLESS if news.leaderless else _UNHEARD
                     self._alone_at = time.monotonic() + patience
-                elif event.leaderless:
+                elif news.leaderless:
                     self._alone_at = min(self._alone_at, time.monotonic() + _LEADERLESS)
                 pair.mirroring, pair.asked = False, True
             case MirrorOpened():
-                event.reply.set_result(not pair.leading and self._begin(event))
+                news.reply.set_result(not pair.leading and self._begin(news))
             case MirrorPart():
                 going = pair.mirroring and not pair.leading
                 try:
                     if going:
-                        self._take(event)
+                        self._take(news)
                 except SourceError as error:
                     self._observer.trouble(TROUBLE, str(error))
                     going = False
-                event.reply.set_result(going)
+                news.reply.set_result(going)
         return pair.standing_by
 
     def inherit(self, owed: Gate | None) -> Gate | None:

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cdc.changes import Begin, Commit, Delete, Insert, Note, Truncate, Update
 from cdc.errors import MessageError
 from cdc.mapping.affected import Affected
 from cdc.replication import wal2json
-from cdc.replication.wal2json import Begin, Commit, Delete, Insert, Note, Truncate, Update
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from cdc.changes import Action, Message, Row
     from cdc.lsn import Lsn
     from cdc.mapping.mapping import Rule
-    from cdc.replication.wal2json import Action, Message, Row
 
 _ACTIONS: dict[type[Row], Action] = {
     Insert: "insert",

@@ -11,7 +11,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cdc.pair.mirrored import MirrorLost, MirrorOpened, MirrorPart
 from cdc.replication.assembler import Transaction
 
 if TYPE_CHECKING:
@@ -51,7 +50,13 @@ class Lost:
     """Of the server that was asked for it, where that is known."""
 
 
-Event = Transaction | Started | Idle | Lost | MirrorOpened | MirrorPart | MirrorLost
+class PeerNews:
+    """What the stream of the other server of a pair brings: see `cdc.pair.mirrored`."""
+
+    __slots__ = ()
+
+
+Event = Transaction | Started | Idle | Lost | PeerNews
 
 
 class Backlog:
@@ -83,7 +88,7 @@ class Backlog:
             self._put(transaction)
         return True
 
-    def tell(self, event: Started | Idle | Lost | MirrorOpened | MirrorPart | MirrorLost) -> None:
+    def tell(self, event: Started | Idle | Lost | PeerNews) -> None:
         """Put something that takes no room; an `Idle` replaces the one before it."""
         with self._changed:
             if isinstance(event, Idle) and self._events and isinstance(self._events[-1], Idle):

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from cdc.lsn import Lsn
     from cdc.store.entry_columns import Row
-    from cdc.store.store import Batch, Entry
+    from cdc.store.log import Entry
+    from cdc.store.store import Batch
 
 _VERSION = 1
 _SQLITE = b"SQLite format 3\0"

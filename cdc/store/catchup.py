@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cdc.store.cursor import SCAN, Cursor, Part, Place
+from cdc.store.cursor import SCAN, Cursor, Part
+from cdc.store.log import Place
 
 if TYPE_CHECKING:
     from cdc.lsn import Lsn
-    from cdc.store.store import Entry, Store
+    from cdc.store.log import Entry
+    from cdc.store.store import Store
 
 
 class Catchup:
@@ -30,7 +32,7 @@ class Catchup:
         self.tail = Cursor(store)
         with store.lock:
             # The tail is younger than what stands before its place: together they are everything, once.
-            self._back = Place(store, self.tail.index)
+            self._back = Place(self.tail.index, store.places)
         self.done = False
         """What was there at the start has been handed out, or has moved and comes with the tail."""
 
@@ -47,13 +49,13 @@ class Catchup:
 
     def finish(self) -> Cursor:
         """Go on with the tail alone."""
-        self._back.close()
+        with self._store.lock:
+            self._back.leave()
         return self.tail
 
     def close(self) -> None:
         """Let the store forget this walk."""
-        self.tail.close()
-        self._back.close()
+        self.finish().close()
 
     def _read_back(self, limit: int) -> list[Entry]:
         store = self._store

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from cdc.store.cursor import Place
-    from cdc.store.store import Entry
+    from cdc.store.log import Entry, Place
 
 
 class Compaction:

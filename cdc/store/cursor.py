@@ -13,33 +13,16 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from cdc.store.log import Place
+
 if TYPE_CHECKING:
-    from cdc.store.store import Entry, Store
+    from cdc.store.log import Entry
+    from cdc.store.store import Store
 
 SCAN = 4
 """Dead places that one read may pass over, in multiples of its limit: the lock is never held for long."""
 
 _revision = attrgetter("revision")
-
-
-class Place:
-    """An index into the store's log that survives compaction; guarded by the store's lock."""
-
-    __slots__ = ("__weakref__", "index", "store")
-
-    def __init__(self, store: Store, index: int) -> None:
-        self.store = store
-        self.index = index
-        store.places.add(self)
-
-    def carry(self, index: int) -> None:
-        """Stand at another index of a new log."""
-        self.index = index
-
-    def close(self) -> None:
-        """Let the store forget this place."""
-        with self.store.lock:
-            self.store.places.discard(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +57,20 @@ class Part:
 class Cursor(Place):
     """Walks forward over everything after a revision, for ever. Not for two threads at once."""
 
-    __slots__ = ("_target", "revision")
+    __slots__ = ("_target", "revision", "store")
 
     def __init__(self, store: Store, after: int | None = None) -> None:
         """Stand behind revision ``after``; the present head if None."""
+        self.store = store
         with store.lock:
             self.revision = store.head if after is None else after
             self._target: int | None = None
-            super().__init__(store, bisect_right(store.log, self.revision, key=_revision))
+            super().__init__(bisect_right(store.log, self.revision, key=_revision), store.places)
+
+    def close(self) -> None:
+        """Let the store forget this walk."""
+        with self.store.lock:
+            self.leave()
 
     def carry(self, index: int) -> None:
         """Stand at another index; what was dropped may have moved on, so the walk aims at the new head."""

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cdc.store.cursor import SCAN, Place
+from cdc.store.cursor import SCAN
+from cdc.store.log import Place
 
 if TYPE_CHECKING:
-    from cdc.store.store import Entry, Store
+    from cdc.store.log import Entry
+    from cdc.store.store import Store
 
 _DEPTH = 16
 """Stretches that are kept apart; more are joined, at the price of sending some entries twice."""
@@ -30,7 +32,7 @@ class Replay:
             self._deletes = list(store.tombstones.values())
             self._everything = _Stretch(store, 0, len(store.log))
             self._newer: list[_Stretch] = []
-            self._covered = Place(store, len(store.log))
+            self._covered = Place(len(store.log), store.places)
             self.revision = store.head
             """Up to here everything has been handed out, once `read` has returned nothing."""
 
@@ -57,7 +59,7 @@ class Replay:
         with self._store.lock:
             for stretch in (*self._newer, self._everything):
                 stretch.forget()
-            self._store.places.discard(self._covered)
+            self._covered.leave()
 
     def _cover(self) -> None:
         """Put what was published since the last time on top."""
@@ -83,8 +85,8 @@ class _Stretch:
 
     def __init__(self, store: Store, bottom: int, top: int) -> None:
         self._store = store
-        self._bottom = Place(store, bottom)
-        self.top = Place(store, top)
+        self._bottom = Place(bottom, store.places)
+        self.top = Place(top, store.places)
 
     def __bool__(self) -> bool:
         return self.top.index > self._bottom.index
@@ -103,4 +105,5 @@ class _Stretch:
 
     def forget(self) -> None:
         """Let the store forget both ends."""
-        self._store.places -= {self._bottom, self.top}
+        self._bottom.leave()
+        self.top.leave()

@@ -18,41 +18,17 @@ from itertools import repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from cdc.store.compaction import Compaction
 from cdc.store.digest import DIGEST_BYTES, entry_digest
 from cdc.store.entry_columns import GONE, Remembered
+from cdc.store.log import Entry, Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from cdc.lsn import Lsn
-    from cdc.store.cursor import Place
 
 _MODULUS = 1 << 128
-
-
-class Entry(msgspec.Struct, eq=False, gc=False):
-    """An endpoint, or its tombstone, at one revision. Only `position` and `reading` change after it
-    was published.
-
-    A `Struct` is made in a quarter of the time of a class of ours, and ``gc=False`` keeps a million of them
-    out of the garbage collector's sight, which would look at them again and again during a load. (Nothing in
-    an entry can refer back to it.)
-    """
-
-    id: str
-    revision: int
-    position: Lsn
-    payload: bytes | None
-    """The serialized ``proto.GatewayEndpoint``; None in a tombstone."""
-    reading: int = 0
-    """The newest whole read that has brought it; see `Store.begin_reading`."""
-
-    def __repr__(self) -> str:  # the payload holds an API key
-        kind = "tombstone" if self.payload is None else f"{len(self.payload)} bytes"
-        return f"<Entry {self.id!r} revision {self.revision}, {kind}>"
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from pads_cdc_client.retry import Backoff, Remedy, remedy
 
 from cdc.pair.mirrored import MirrorLost, MirrorOpened, MirrorPart, PeerState, Point
 from cdc.pair.mirrored_parents import ParentsPart
-from cdc.store.store import Entry
+from cdc.store.log import Entry
 
 if TYPE_CHECKING:
     from cdc.observer import Observer

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from cdc.pair.pair import Done, Pair, Standby
     from cdc.state.origin import Lineage
     from cdc.store.cursor import Cut, Part
-    from cdc.store.store import Entry, Store
+    from cdc.store.log import Entry
+    from cdc.store.store import Store
 
 _PACE: Final = 0.02
 """Seconds between states at least, where nothing but positions has moved."""

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from cdc.state.origin import Origin
-    from cdc.store.store import Entry, Store
+    from cdc.store.log import Entry
+    from cdc.store.store import Store
 
 MESSAGE_BYTES: Final = 1 << 20
 """A message is smaller, unless it is one endpoint that is not."""

@@ -24,7 +24,8 @@ from server.wire import field
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from cdc.store.store import Entry, Store
+    from cdc.store.log import Entry
+    from cdc.store.store import Store
     from server.observe.metrics import Metrics
     from server.rpc.hub import Hub
     from server.subscribers import Subscribers

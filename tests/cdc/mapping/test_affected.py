@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from cdc.changes import Begin, Column, Commit, Delete, Insert, Row, Truncate, Update
 from cdc.errors import MessageError
 from cdc.mapping import affected as affected_module
 from cdc.mapping.affected import Affected
 from cdc.mapping.mapping import Rule, load
 from cdc.mapping.parents import Parents
 from cdc.replication.assembler import Assembler
-from cdc.replication.wal2json import Begin, Column, Commit, Delete, Insert, Row, Truncate, Update
 
 APPLICATIONS, ACCOUNTS = "EndpointsOfApplications", "EndpointsOfAccounts"
 PLANS, USERS = "EndpointsOfPlans", "EndpointsOfUsers"

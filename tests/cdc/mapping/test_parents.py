@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdc.changes import Column, Delete, Insert, Row, Update
 from cdc.mapping.affected import Affected
 from cdc.mapping.mapping import Rule
 from cdc.mapping.parents import Parents
-from cdc.replication.wal2json import Column, Delete, Insert, Row, Update
 
 KIND = "EndpointsOfApplications"
 RULE = Rule("settings", "application_id", KIND, row="id", parents="ParentsOfSettings")

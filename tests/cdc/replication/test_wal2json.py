@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from cdc.changes import Begin, Column, Commit, Delete, Insert, Message, Note, Truncate, Update
 from cdc.errors import MessageError
 from cdc.replication import wal2json
-from cdc.replication.wal2json import Begin, Column, Commit, Delete, Insert, Note, Truncate, Update
 from tests.plugins.samples import BEGIN, COMMIT, FORMAT_2, SAMPLES, Sample
 
 TYPES = {"B": Begin, "C": Commit, "I": Insert, "U": Update, "D": Delete, "T": Truncate, "M": Note}
@@ -19,7 +19,7 @@ SECRET = "s3cr3t-api-key"
 SHOWN = "wal2json sent"
 
 
-def rows_of(label: str) -> list[wal2json.Message]:
+def rows_of(label: str) -> list[Message]:
     """Return the messages of a recorded case that are about rows."""
     messages = map(wal2json.parse, SAMPLES[label].stream())
     return [message for message in messages if not isinstance(message, Begin | Commit)]

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdc.store.compaction import Compaction
-from cdc.store.cursor import Cursor, Place
-from cdc.store.store import Entry, Store
+from cdc.store.cursor import Cursor
+from cdc.store.log import Entry, Place
+from cdc.store.store import Store
 
 
 @given(
@@ -29,7 +30,7 @@ def test_every_place_keeps_what_is_behind_and_before_it(
             append(store, later.pop(), len(store.log) + 1)
     old = store.log
     live = set(map(id, store.entries.values()))
-    places = [Place(store, index) for index in range(len(old) + 1)]
+    places = [Place(index, store.places) for index in range(len(old) + 1)]
     expected = [[entry for entry in old[index:] if id(entry) in live] for index in range(len(old) + 1)]
     store.log = compaction.finish(old, store.places)
     assert [entry.revision for entry in store.log] == sorted(entry.revision for entry in store.log)

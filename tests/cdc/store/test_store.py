@@ -18,8 +18,9 @@ from hypothesis.stateful import (
 from cdc.store.cursor import Cursor
 from cdc.store.digest import entry_digest
 from cdc.store.entry_columns import GONE, Remembered
+from cdc.store.log import Entry
 from cdc.store.replay import Replay
-from cdc.store.store import Entry, Store
+from cdc.store.store import Store
 
 IDS = st.integers(0, 12).map(lambda number: f"app_{number}")
 PAYLOADS = st.one_of(st.none(), st.sampled_from([b"a", b"b", b"c"]))

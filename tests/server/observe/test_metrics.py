@@ -17,7 +17,7 @@ from server.observe.metrics import Metrics
 from server.subscribers import Subscribers
 
 if TYPE_CHECKING:
-    from cdc.replication.wal2json import Action
+    from cdc.changes import Action
 
 DESIGNED = {
     "source_connected": set(),

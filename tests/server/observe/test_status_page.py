@@ -24,7 +24,7 @@ from tests.plugins.server import fill, wait_equal, wait_until
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from cdc.replication.wal2json import Action
+    from cdc.changes import Action
     from tests.plugins.chromium import Browser
     from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
     from tests.plugins.server import Gateway, GatewayFactory, Server, ServerFactory
