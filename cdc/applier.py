@@ -1,4 +1,4 @@
-"""The follower: the loop that hears what the slot's reader has to say and sees to it that the map follows.
+"""The applier: the loop that hears what the slot's reader has to say and sees to it that the map follows.
 
 It knows the modes (streaming, polling), the history that the server is on, and what may be confirmed. What
 has to be read, and when a read counts, is `Requery`'s.
@@ -16,13 +16,13 @@ from cdc.failpoints import reach
 from cdc.fault import Fault
 from cdc.postgres.errors import is_shutdown
 from cdc.postgres.gate import Gate
-from cdc.postgres.timeline import History
+from cdc.postgres.timeline import Timeline
 from cdc.replication.assembler import Transaction
 from cdc.replication.backlog import Idle, Lost, PeerNews, Started
 from cdc.replication.schema_watch import SchemaWatch
 from cdc.requery.task import Task
-from cdc.requery.throttle import Pace
-from cdc.store.entry_columns import Remembered
+from cdc.requery.throttle import Throttle
+from cdc.store.entry_columns import EntryColumns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cdc.lsn import Lsn
     from cdc.mapping.parents import Parents
     from cdc.observer import Mode, Observer
-    from cdc.pair.standby_role import Standing
+    from cdc.pair.standby_role import StandbyRole
     from cdc.postgres.database import Database
     from cdc.replication.backlog import Backlog, Event
     from cdc.replication.catalog import Catalog
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from cdc.requery.auditor import Auditor
     from cdc.requery.requery import Requery
     from cdc.state.ledger import Ledger
-    from cdc.state.origin import Lineage
+    from cdc.state.origin import CurrentOrigin
     from cdc.store.store import Store
 
 _IDLE = 0.5
@@ -54,7 +54,7 @@ _OWED = "owed"
 _FAULT = "fault"
 
 
-class Follower(threading.Thread):
+class Applier(threading.Thread):
     """Runs until `stop`; `failure` says why if it ended by itself."""
 
     def __init__(
@@ -69,10 +69,10 @@ class Follower(threading.Thread):
         parents: Parents,
         store: Store,
         ledger: Ledger,
-        lineage: Lineage,
+        origin: CurrentOrigin,
         freshness: Freshness,
         observer: Observer,
-        standing: Standing,
+        standby_role: StandbyRole,
         max_retained_wal: int,
         on_failure: Callable[[], object],
     ) -> None:
@@ -90,10 +90,10 @@ class Follower(threading.Thread):
         self._parents = parents
         self._store = store
         self._ledger = ledger
-        self._lineage = lineage
+        self._origin = origin
         self._freshness = freshness
         self._observer = observer
-        self._standing = standing
+        self._standby_role = standby_role
         self._held: Lsn = 0
         """Transactions up to here may be delivered, and are in the map that was taken over."""
         self._max_retained_wal = max_retained_wal
@@ -103,7 +103,7 @@ class Follower(threading.Thread):
         self._tending = False
         """There is more to do of what can wait."""
         self._fault = Fault(observer, "follower")
-        self._pace = Pace()
+        self._throttle = Throttle()
         self._session = 0
         self._streaming = False
         self._streamed = False
@@ -122,7 +122,7 @@ class Follower(threading.Thread):
         self._backlog.wake()
         self._database.cancel()
 
-    def read_so_far(self) -> tuple[History, Lsn]:
+    def read_so_far(self) -> tuple[Timeline, Lsn]:
         """Say which history was followed, and how far whatever was read reaches in it; any thread may ask.
 
         It holds from the start on, before this thread runs: the state file knows.
@@ -131,9 +131,9 @@ class Follower(threading.Thread):
         return self._known, max(kept.position, kept.seen, self._store.position, self._store.seen)
 
     @property
-    def _known(self) -> History:
+    def _known(self) -> Timeline:
         kept = self._ledger.kept
-        return self._requery.history or History(kept.system, kept.timeline)
+        return self._requery.history or Timeline(kept.system, kept.timeline)
 
     def run(self) -> None:
         """Follow until `stop`."""
@@ -168,7 +168,7 @@ class Follower(threading.Thread):
     def _restore(self) -> None:
         kept = self._ledger.kept
         self._store.restore(kept.entries, kept.head, kept.position, kept.seen)
-        kept.entries = Remembered()
+        kept.entries = EntryColumns()
         self._requery.read_up_to = kept.seen  # of a standby that replays again nothing older counts
         kept.position = kept.seen = 0  # the store knows, and may have to forget
         self._owed = kept.owed
@@ -176,7 +176,7 @@ class Follower(threading.Thread):
 
     def _turn(self) -> None:
         """Take what has come, then do one step of everything that is open."""
-        self._pace.rest(self._stopping.wait)
+        self._throttle.rest(self._stopping.wait)
         patience = 0.0 if self._tending else self._auditor.patience(self._requery.patience(_IDLE))
         events = self._backlog.take(patience)
         transactions = [event for event in events if isinstance(event, Transaction)]
@@ -187,7 +187,7 @@ class Follower(threading.Thread):
         try:
             self._parents.tell()
             self._poll()
-            with self._pace.timed(self._requery):
+            with self._throttle.timed(self._requery):
                 self._requery.turn()
             self._settle()
             if self._streaming and self._schema.changed():
@@ -222,7 +222,7 @@ class Follower(threading.Thread):
             case Lost():
                 self._end_stream(event)
             case PeerNews():
-                if self._standing.hear(event):
+                if self._standby_role.hear(event):
                     self._set_mode("waiting")
             case Transaction():
                 pass  # those come in runs, and are taken as one
@@ -230,11 +230,11 @@ class Follower(threading.Thread):
     def _begin_stream(self, started: Started) -> None:
         """Begin anew from what was confirmed: one reconcile answers for everything that was open."""
         kept = self._ledger.kept
-        self._owed = self._standing.inherit(self._owed)
+        self._owed = self._standby_role.inherit(self._owed)
         self._requery.abandon()
         self._session = started.session
         self._adopt(started.history)
-        memory = self._standing.take_over(started, chain(*self._database.mapping.rules.values()))
+        memory = self._standby_role.take_over(started, chain(*self._database.mapping.rules.values()))
         if memory is not None:  # a copy of the peer's, which has not been compared with the database yet
             self._auditor.hurry()
         elif started.found and kept.fresh and not self._streamed:
@@ -248,7 +248,7 @@ class Follower(threading.Thread):
         # What follows was perhaps followed already: known again with the reconcile, if nobody told us.
         self._parents.load(memory or {}, self._held)
         if started.confirmed > self._requery.reached:  # true at the start, and with a new slot
-            self._lineage.gap(started.confirmed)
+            self._origin.gap(started.confirmed)
         self._requery.reached = max(started.confirmed, self._held)
         gate = Gate(end=max(started.confirmed, self._requery.read_up_to))
         reason = self._lost_reason
@@ -267,7 +267,7 @@ class Follower(threading.Thread):
         self._fault.over()
         self._set_mode("streaming")
 
-    def _adopt(self, history: History) -> None:
+    def _adopt(self, history: Timeline) -> None:
         """Be of this history from now on, or break with what was before it."""
         known, store = self._known, self._store
         switch = history.left_at(known)
@@ -279,7 +279,7 @@ class Follower(threading.Thread):
             self._requery.reached = min(self._requery.reached, switch)
             self._database.close()  # of several hosts another one may fit now
         self._requery.history = history
-        self._lineage.following(history)
+        self._origin.following(history)
         self._ledger.note(system=history.system, timeline=history.timeline)
 
     def _break_with_the_past(self) -> None:
@@ -288,7 +288,7 @@ class Follower(threading.Thread):
         self._freshness.rewound()
         self._store.rewind()
         self._requery.reached = 0
-        self._lineage.broken()
+        self._origin.broken()
         self._ledger.new_epoch(self._store)
 
     def _end_stream(self, lost: Lost) -> None:
@@ -298,7 +298,7 @@ class Follower(threading.Thread):
             self._lost_at = time.monotonic()
         self._streaming = False
         self._lost_reason = lost.error.reason if isinstance(lost.error, SourceError) else "refused"
-        if not self._standing.lost(lost):
+        if not self._standby_role.lost(lost):
             self._observer.reconnecting(self._lost_reason, str(lost.error))
         if is_shutdown(lost.error):
             self._database.close()
@@ -320,10 +320,10 @@ class Follower(threading.Thread):
             exact = self._owed is None and not self._gap  # neither is applied until a reconcile is done
             if exact:
                 self._freshness.applied(position)
-            confirmable = self._standing.confirmable(requery.confirmable, exact=exact, owed=self._owed)
+            confirmable = self._standby_role.confirmable(requery.confirmable, exact=exact, owed=self._owed)
             self._reader.confirm(confirmable, self._session)
             self._let_go()
-        self._standing.look()
+        self._standby_role.look()
         requery.settle()
         if requery.exact_at is not None:
             self._freshness.exact(requery.exact_at)
@@ -380,12 +380,12 @@ class Follower(threading.Thread):
 
     def _poll(self) -> None:
         """Without a slot, read everything again and again: late is better than never."""
-        if self._streaming or self._requery.busy or self._standing.waiting:
+        if self._streaming or self._requery.busy or self._standby_role.waiting:
             return
         if time.monotonic() < max(self._poll_at, self._lost_at + _GRACE):
             return
         self._set_mode("polling")
-        self._standing.part_ways()
+        self._standby_role.part_ways()
         gate = Gate(end=self._requery.read_up_to)
         self._requery.add(Task.reconcile("polling", gate, self._requery.reached))
 

@@ -3,7 +3,7 @@
     PadsCdcError              one line for people; exit code 1
     ├── ConfigurationError    what was typed or set is wrong; exit code 2
     ├── Refusal               the database or the machine is not fit for us, and waiting does not mend it
-    ├── SourceError           the database cannot answer now; retried by the follower
+    ├── SourceError           the database cannot answer now; retried by the applier
     │   └── SlotHeld          another process reads our slot
     ├── MessageError          wal2json sent something that cannot be handled; answered with a reconcile
     └── StateFileError        the state file cannot be read, written or locked

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Positions:
-    """One consistent reading of how far the follower is.
+    """One consistent reading of how far the applier is.
 
     ``server_end`` is the newest end of WAL that the slot's server reported, the others are ours; all in bytes
     of WAL, 0 while unknown.
@@ -40,7 +40,7 @@ class Positions:
 
 
 class Freshness:
-    """Shared by the threads of the follower and read by everybody; a lock makes each reading consistent.
+    """Shared by the threads of the applier and read by everybody; a lock makes each reading consistent.
 
     The clock is monotonic: a wall clock that jumps must not make a stale map look fresh.
     """

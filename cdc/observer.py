@@ -1,4 +1,4 @@
-"""What the follower tells whoever watches: the seam for metrics, logs and the status page.
+"""What the applier tells whoever watches: the seam for metrics, logs and the status page.
 
 The domain calls these methods and knows nothing of what they do. They are called from the follower's threads,
 must not block, and must not raise. No argument ever holds a key, a payload or a connection string.
@@ -79,7 +79,7 @@ class SlotSeen:
 
 
 class Observer(Protocol):
-    """Everything the follower reports."""
+    """Everything the applier reports."""
 
     def mode(self, mode: Mode) -> None:
         """Report that the source is read in another way from now on."""

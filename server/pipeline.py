@@ -6,25 +6,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cdc.applier import Follower
+from cdc.applier import Applier
 from cdc.checks import preflight
 from cdc.mapping.mapping import load, server_queries
 from cdc.mapping.parents import Parents
 from cdc.pair.mirrored import Mirrored
-from cdc.pair.standby_role import Standing
+from cdc.pair.standby_role import StandbyRole
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database
-from cdc.postgres.watchdog import HangUp
+from cdc.postgres.watchdog import QueryWatchdog
 from cdc.replication.backlog import Backlog
 from cdc.replication.catalog import Catalog
 from cdc.replication.probe import Probe
 from cdc.replication.replay_probe import ReplayProbe
 from cdc.replication.slot import SlotReader
-from cdc.replication.standby_snapshot import Nudge
+from cdc.replication.standby_snapshot import StandbySnapshotRequest
 from cdc.requery.auditor import Auditor
 from cdc.requery.requery import Requery
 from cdc.state.ledger import Ledger
-from cdc.state.origin import Lineage
+from cdc.state.origin import CurrentOrigin
 from server.pair.mirror import Mirror
 from server.pair.peer import Peer
 from server.payload import encode
@@ -75,23 +75,29 @@ class Pipeline:
             backlog,
             freshness,
             observer,
-            lambda: self.follower.read_so_far(),  # noqa: PLW0108 - the follower is made with the reader
+            lambda: self.applier.read_so_far(),  # noqa: PLW0108 - the applier is made with the reader
             failover=settings.slot_failover,
         )
         self._probe = Probe(
-            source, settings.slot_name, queries, self._reader, freshness, observer, _nudge(settings, queries)
+            source,
+            settings.slot_name,
+            queries,
+            self._reader,
+            freshness,
+            observer,
+            _snapshot_request(settings, queries),
         )
         self.parents = Parents()
         system = database.evidence().system
         ledger = Ledger(settings.state_file, system, observer)
-        self.lineage = Lineage(ledger)
+        self.origin = CurrentOrigin(ledger)
         requery = Requery(
             database=database,
             catalog=catalog,
             parents=self.parents,
             store=store,
             ledger=ledger,
-            lineage=self.lineage,
+            origin=self.origin,
             observer=observer,
         )
         auditor = Auditor(
@@ -102,11 +108,11 @@ class Pipeline:
             observer=observer,
             interval=settings.audit_interval,
         )
-        mirrored = Mirrored(store, ledger, self.lineage)
+        mirrored = Mirrored(store, ledger, self.origin)
         self._mirror: Mirror | None = None
         if peer is not None:
             self._mirror = Mirror(peer, system, pair, mirrored, backlog, observer)
-        self.follower = Follower(
+        self.applier = Applier(
             backlog=backlog,
             reader=self._reader,
             requery=requery,
@@ -116,18 +122,18 @@ class Pipeline:
             parents=self.parents,
             store=store,
             ledger=ledger,
-            lineage=self.lineage,
+            origin=self.origin,
             freshness=freshness,
             observer=observer,
-            standing=Standing(pair, mirrored, requery, store, freshness, observer),
+            standby_role=StandbyRole(pair, mirrored, requery, store, freshness, observer),
             max_retained_wal=settings.max_retained_wal,
             on_failure=on_failure,
         )
 
         elsewhere = settings.query_connection_string is not settings.postgres_connection_string
         self._replay_probe = ReplayProbe(query, queries["WalEnd"], freshness, observer) if elsewhere else None
-        self._hang_up = HangUp(database)
-        threads = (self.follower, self._reader, self._probe, self._replay_probe, self._hang_up)
+        self._watchdog = QueryWatchdog(database)
+        threads = (self.applier, self._reader, self._probe, self._replay_probe, self._watchdog)
         self._threads = [thread for thread in threads if thread is not None]
 
     def start(self) -> None:
@@ -138,16 +144,16 @@ class Pipeline:
             self._mirror.start()
 
     def stop(self) -> None:
-        """End the threads: the follower first, so that the reader confirms all that was done. Blocks for
+        """End the threads: the applier first, so that the reader confirms all that was done. Blocks for
         seconds at most.
 
         A thread that a frozen server holds is left behind; it is a daemon.
         """
         if self._mirror is not None:
             self._mirror.stop()
-        self.follower.stop()
-        self.follower.join(_JOIN_SECONDS)
-        self._hang_up.stop()
+        self.applier.stop()
+        self.applier.join(_JOIN_SECONDS)
+        self._watchdog.stop()
         self._probe.stop()
         if self._replay_probe is not None:
             self._replay_probe.stop()
@@ -155,11 +161,11 @@ class Pipeline:
         self._reader.join(_JOIN_SECONDS)
 
 
-def _nudge(settings: Settings, queries: dict[str, str]) -> Nudge | None:
+def _snapshot_request(settings: Settings, queries: dict[str, str]) -> StandbySnapshotRequest | None:
     given = settings.primary_connection_string
     if given is None:
         return None
-    return Nudge(Address(given.read, given.setting), queries["LogRunning"])
+    return StandbySnapshotRequest(Address(given.read, given.setting), queries["LogRunning"])
 
 
 def _peer(settings: Settings) -> Peer | None:

@@ -1,6 +1,6 @@
 """Composition: every part is made here and nowhere else, and handed to those that need it.
 
-The event loop (gRPC, HTTP) has the main thread; the reader of the slot, the follower and the probe have one
+The event loop (gRPC, HTTP) has the main thread; the reader of the slot, the applier and the probe have one
 each. They share the store, which has a lock, and `Freshness`.
 """
 
@@ -25,8 +25,8 @@ from server import grpc_server
 from server.observe import http, logs
 from server.observe.fanout import FanOut
 from server.observe.health import Health
-from server.observe.log_observer import Journal
-from server.observe.malloc_trim import Allocator
+from server.observe.log_observer import LogObserver
+from server.observe.malloc_trim import MallocTrim
 from server.observe.metrics import Metrics
 from server.observe.pair_gauges import PairGauges
 from server.observe.recent import Recent
@@ -97,7 +97,7 @@ async def _serve(settings: Settings) -> int:
         pair=pair,
     )
     hub = Hub(store, subscribers, pair, lambda: pair.sure(freshness.silence()))
-    observer = FanOut(metrics, health, recent, Journal(), Allocator())
+    observer = FanOut(metrics, health, recent, LogObserver(), MallocTrim())
     security = Security(settings, metrics.registry, observer)
     pipeline = await _unless(
         stop,
@@ -108,9 +108,9 @@ async def _serve(settings: Settings) -> int:
     if pipeline is None:
         return 0
     async with AsyncExitStack() as running:
-        mirrors = MirrorService(settings, store, pipeline.lineage, pipeline.parents, pair, hub, metrics)
+        mirrors = MirrorService(settings, store, pipeline.origin, pipeline.parents, pair, hub, metrics)
         feed = EndpointFeed(
-            settings, store, pipeline.lineage, freshness, hub, subscribers, metrics, mirrors.mirror
+            settings, store, pipeline.origin, freshness, hub, subscribers, metrics, mirrors.mirror
         )
         grpc = await grpc_server.start(settings, store, hub, subscribers, metrics, health, feed, security)
         running.push_async_callback(grpc.stop)
@@ -135,8 +135,8 @@ async def _serve(settings: Settings) -> int:
         await asyncio.gather(asyncio.to_thread(pipeline.stop), grpc.stop())
         for end in ends:
             end.cancel()
-    if pipeline.follower.failure is not None:
-        raise pipeline.follower.failure
+    if pipeline.applier.failure is not None:
+        raise pipeline.applier.failure
     if deserted:  # without it the process would look alive and serve nobody
         raise PadsCdcError("the gRPC server ended by itself: this is a bug, please report it with the log")
     return 0

@@ -23,8 +23,9 @@ from server.commands.demo.cluster import Cluster, ephemeral_cluster, ephemeral_s
 from tests.history.faults import FAULTS, STANDBY_FAULTS, moved_to_a_standby, standby_promoted
 from tests.history.operations import PREPARE, Writer, chooser
 from tests.history.witness import GENERATIONS, Generation, Versions, Witness
-from tests.plugins.postgres import ROOT, Database
+from tests.plugins.postgres import Database
 from tests.plugins.server import Server, expected, wait_equal
+from tests.support import ROOT
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cdc.lsn import Lsn
     from cdc.pair.mirrored_parents import ParentsPart
     from cdc.state.ledger import Ledger
-    from cdc.state.origin import Lineage
+    from cdc.state.origin import CurrentOrigin
     from cdc.store.log import Entry
     from cdc.store.store import Store
 
@@ -86,10 +86,10 @@ class MirrorLost(PeerNews):
 class Mirrored:
     """Owned by the follower's thread; anyone may read `point`."""
 
-    def __init__(self, store: Store, ledger: Ledger, lineage: Lineage) -> None:
+    def __init__(self, store: Store, ledger: Ledger, origin: CurrentOrigin) -> None:
         self._store = store
         self._ledger = ledger
-        self._lineage = lineage
+        self._origin = origin
         self._coming: dict[str, Entry] | None = None
         """The entries of a map that is not complete yet."""
         self._owed = ""
@@ -174,5 +174,5 @@ class Mirrored:
             kept.system, kept.timeline = state.system, state.point.timeline
             self._ledger.note(system=kept.system, timeline=kept.timeline)
         self.parents.followed(state.point.followed)
-        self._lineage.mirrored(state.followed_since)
+        self._origin.mirrored(state.followed_since)
         self.point = state.point

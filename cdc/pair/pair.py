@@ -57,7 +57,7 @@ class Standby:
 
 
 class Pair:
-    """Shared by the follower, the mirror's thread and the event loop; nothing here waits."""
+    """Shared by the applier, the mirror's thread and the event loop; nothing here waits."""
 
     def __init__(self, *, peered: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         """``peered`` says that there is a peer to be mirrored (PEER_ADDRESS)."""

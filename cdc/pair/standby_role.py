@@ -1,4 +1,4 @@
-"""Standing by: what the follower does while its peer reads the slot, and how it takes over.
+"""Standing by: what the applier does while its peer reads the slot, and how it takes over.
 
 Nobody is served meanwhile. When the slot is ours, the copy is served as soon as everything has been followed
 that the peer can have shown to anybody: up to the end of WAL at that moment. If the slot was let go beyond
@@ -37,7 +37,7 @@ _LEADERLESS = 10.0
 TROUBLE = "peer"
 
 
-class Standing:
+class StandbyRole:
     """Owned by the follower's thread."""
 
     def __init__(

@@ -11,7 +11,7 @@ from psycopg2.extras import LogicalReplicationConnection
 
 from cdc import lsn
 from cdc.postgres.errors import translated
-from cdc.postgres.timeline import History, parse_switches
+from cdc.postgres.timeline import Timeline, parse_switches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -101,7 +101,7 @@ def _returns(text: str) -> Callable[[], str]:
     return lambda: text
 
 
-def identify(cursor: ReplicationCursor) -> History:
+def identify(cursor: ReplicationCursor) -> Timeline:
     """Ask a server, on a replication connection, which history it is on, and how far."""
     cursor.execute("IDENTIFY_SYSTEM")
     [(system, timeline, end, _)] = cursor.fetchall()
@@ -110,7 +110,7 @@ def identify(cursor: ReplicationCursor) -> History:
         cursor.execute(f"TIMELINE_HISTORY {int(timeline)}")
         [(_, content)] = cursor.fetchall()
         switches = parse_switches(bytes(content).decode() if not isinstance(content, str) else content)
-    return History(system, int(timeline), lsn.parse(end), switches)
+    return Timeline(system, int(timeline), lsn.parse(end), switches)
 
 
 def cancel_soon(connection: PlainConnection) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class History:
+class Timeline:
     """A place in the history of a cluster, as ``IDENTIFY_SYSTEM`` and ``TIMELINE_HISTORY`` tell it."""
 
     system: str = ""
@@ -37,7 +37,7 @@ class History:
             return self.end
         return dict(self.switches).get(timeline)
 
-    def continues(self, before: History, position: Lsn, seen: Lsn) -> bool:
+    def continues(self, before: Timeline, position: Lsn, seen: Lsn) -> bool:
         """Tell whether what was read up to ``seen`` on an earlier history is still true here.
 
         On another timeline it does not matter how far the slot was followed (``position``): of a line that
@@ -50,13 +50,13 @@ class History:
             return False
         return max(seen, position if before.timeline == self.timeline else 0) <= until
 
-    def left_at(self, before: History) -> Lsn | None:
+    def left_at(self, before: Timeline) -> Lsn | None:
         """Return where this history has left an earlier timeline; None where it is still on it."""
         if not before.system or before.timeline == self.timeline:
             return None
         return dict(self.switches).get(before.timeline)
 
-    def lags(self, before: History, position: Lsn) -> bool:
+    def lags(self, before: Timeline, position: Lsn) -> bool:
         """Tell whether this is the same line, not yet as far as what was read on it up to ``position``.
 
         A standby that has restarted looks like that until it has replayed again. A primary that does has been
@@ -77,7 +77,7 @@ def parse_switches(content: str) -> tuple[tuple[int, Lsn], ...]:
     return tuple(switches)
 
 
-def vouch(evidence: Evidence, history: History | None, read_up_to: Lsn) -> None:
+def check_evidence(evidence: Evidence, history: Timeline | None, read_up_to: Lsn) -> None:
     """Refuse a read of a server that is not of the slot's history, or that lags behind what was read already.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Ends what a frozen server would never end: a statement there runs for ever, and so would its follower."""
+"""Ends what a frozen server would never end: a statement there runs for ever, and so would its applier."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LIMIT = 75.0
 _TICK = 1.0
 
 
-class HangUp(threading.Thread):
+class QueryWatchdog(threading.Thread):
     """Looks each second, until `stop`. It waits for nobody."""
 
     def __init__(self, database: Database, limit: float = _LIMIT) -> None:

@@ -1,6 +1,6 @@
-"""What the slot's reader hands to the follower: in order, and bounded.
+"""What the slot's reader hands to the applier: in order, and bounded.
 
-When the follower is behind, the reader stops reading, and the server keeps the WAL: that is the queue that
+When the applier is behind, the reader stops reading, and the server keeps the WAL: that is the queue that
 cannot overflow.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cdc.errors import PadsCdcError
     from cdc.lsn import Lsn
     from cdc.postgres.gate import Snapshot
-    from cdc.postgres.timeline import History
+    from cdc.postgres.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Started:
 
     session: int
     """Counts the connections: what may be confirmed on one is not for the next."""
-    history: History
+    history: Timeline
     confirmed: Lsn
     created: Snapshot | None = None
     """Set when the slot was made just now, on a primary: the snapshot that it starts from."""
@@ -46,7 +46,7 @@ class Lost:
     """The stream is gone, or could not be had."""
 
     error: PadsCdcError
-    history: History | None = None
+    history: Timeline | None = None
     """Of the server that was asked for it, where that is known."""
 
 
@@ -83,7 +83,7 @@ class Backlog:
             self._weight += weight
             if self._events and isinstance(self._events[-1], Idle):
                 # The transaction says as much, and while each one was followed by such a moment, they would
-                # be handed over one by one, however far behind the follower is.
+                # be handed over one by one, however far behind the applier is.
                 self._events.pop()
             self._put(transaction)
         return True

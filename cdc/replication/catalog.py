@@ -96,7 +96,7 @@ class Relations:
 
 
 class Catalog:
-    """Looks at the tables for the reader (with which the stream starts) and for the follower (what has
+    """Looks at the tables for the reader (with which the stream starts) and for the applier (what has
     changed since).
     """
 

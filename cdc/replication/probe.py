@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cdc.observer import Observer
     from cdc.postgres.connection import Address
     from cdc.replication.slot import SlotReader
-    from cdc.replication.standby_snapshot import Nudge
+    from cdc.replication.standby_snapshot import StandbySnapshotRequest
 
 _INTERVAL = 1.0
 _HISTORY = 5.0
@@ -48,9 +48,9 @@ class Probe(threading.Thread):
         reader: SlotReader,
         freshness: Freshness,
         observer: Observer,
-        nudge: Nudge | None,
+        snapshot_request: StandbySnapshotRequest | None,
     ) -> None:
-        """``nudge`` goes to the primary of a standby that a slot is made on, if that is known."""
+        """``snapshot_request`` goes to the primary of a standby that a slot is made on, if that is known."""
         super().__init__(name="probe", daemon=True)
         self._address = address
         self._slot_name = slot_name
@@ -58,7 +58,7 @@ class Probe(threading.Thread):
         self._reader = reader
         self._freshness = freshness
         self._observer = observer
-        self._nudge = nudge
+        self._snapshot_request = snapshot_request
         self._stopping = threading.Event()
         self._fault = Fault(observer, "probe")
         self._connection: Connection | None = None
@@ -138,13 +138,13 @@ class Probe(threading.Thread):
         self._observer.trouble(_TROUBLE, text)
 
     def _say_how(self) -> str:
-        if self._nudge is None:
+        if self._snapshot_request is None:
             return (
                 "which an idle one rarely does: type SELECT pg_log_standby_snapshot() there, or set"
                 " PRIMARY_CONNECTION_STRING"
             )
-        self._nudge.give()
-        fault = self._nudge.fault
+        self._snapshot_request.give()
+        fault = self._snapshot_request.fault
         return (
             f"which it cannot be asked for: {fault}" if fault else "and those have ended; it has been asked"
         )

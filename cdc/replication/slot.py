@@ -1,7 +1,7 @@
 """The logical replication slot: a thread that reads it, and the commands that make it.
 
 The thread does nothing but read, reduce and hand over, so that the server's keepalives are answered however
-long a re-query takes. What may be confirmed is decided by the follower.
+long a re-query takes. What may be confirmed is decided by the applier.
 
 Confirming has a trap. psycopg2 answers a keepalive by itself, with a flush position that it guesses from the
 messages that were
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from cdc.lsn import Lsn
     from cdc.observer import Observer
     from cdc.postgres.connection import Address
-    from cdc.postgres.timeline import History
+    from cdc.postgres.timeline import Timeline
     from cdc.replication.assembler import Assembler
     from cdc.replication.backlog import Backlog
 
@@ -73,7 +73,7 @@ class SlotReader(threading.Thread):
         backlog: Backlog,
         freshness: Freshness,
         observer: Observer,
-        read_so_far: Callable[[], tuple[History, Lsn]],
+        read_so_far: Callable[[], tuple[Timeline, Lsn]],
         *,
         failover: bool = False,
     ) -> None:
@@ -96,12 +96,12 @@ class SlotReader(threading.Thread):
         self._dropping: str | None = None
         self._connection: LogicalReplicationConnection | None = None
         self._allowed: tuple[int, Lsn] = (0, 0)
-        """The session that the follower spoke of, and up to where it may be confirmed: one value, so that the
+        """The session that the applier spoke of, and up to where it may be confirmed: one value, so that the
         other thread never sees half of it.
         """
         self._session_number = 0
         self._remade: list[float] = []
-        self.history: History | None = None
+        self.history: Timeline | None = None
         """Of the server, as the newest connection found it."""
         self.creating = False
         """The slot is being made, which waits for every transaction that runs."""
@@ -186,7 +186,7 @@ class SlotReader(threading.Thread):
                 if last and not connection.closed:
                     feedback.send_feedback(flush_lsn=last, apply_lsn=last, force=True)
 
-    def _wait_for_replay(self, cursor: ReplicationCursor, history: History) -> None:
+    def _wait_for_replay(self, cursor: ReplicationCursor, history: Timeline) -> None:
         """Take no standby that has restarted and replays again for a database that went back."""
         before, position = self._read_so_far()
         if not history.lags(before, position) or not _is_standby(cursor):

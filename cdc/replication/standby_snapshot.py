@@ -20,7 +20,7 @@ _FUNCTION = "pg_log_standby_snapshot"
 """Only superusers may call it, unless they let others."""
 
 
-class Nudge:
+class StandbySnapshotRequest:
     """Asks in a thread of its own, so that a primary that is frozen or away holds up nobody."""
 
     def __init__(self, primary: Address, query: str) -> None:
@@ -33,7 +33,7 @@ class Nudge:
     def give(self) -> None:
         """Ask, unless an earlier one is still under way. Returns at once."""
         if self._asking is None or not self._asking.is_alive():
-            self._asking = threading.Thread(target=self._ask, name="nudge", daemon=True)
+            self._asking = threading.Thread(target=self._ask, name="snapshot_request", daemon=True)
             self._asking.start()
 
     def _ask(self) -> None:

@@ -40,13 +40,13 @@ of it comes.
 class Audit:
     """One run, step by step."""
 
-    def __init__(self, opening: Future[Read], store: Store, vouch: Callable[[Read], Read]) -> None:
-        """Take a whole read that is being opened; ``vouch`` raises if it is not to be trusted.
+    def __init__(self, opening: Future[Read], store: Store, check_evidence: Callable[[Read], Read]) -> None:
+        """Take a whole read that is being opened; ``check_evidence`` raises if it is not to be trusted.
 
         Whatever is read from now on may be older or newer than it.
         """
         self._opening = opening
-        self._vouch = vouch
+        self._check_evidence = check_evidence
         self._store = store
         self._read: Read | None = None
         self._chunks: Iterator[list[Row]] = iter(())
@@ -90,7 +90,7 @@ class Audit:
 
         """
         if self._read is None:
-            self._read = self._vouch(self._opening.result())
+            self._read = self._check_evidence(self._opening.result())
             self._chunks = self._read.chunks(_CHUNK)
             self.seen = self._until = self._read.evidence.seen
             self._bound = self._read.evidence.bound

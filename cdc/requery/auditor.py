@@ -80,8 +80,8 @@ class Auditor:
         requery = self._requery
         if requery.audit is not None or requery.busy:
             return False
-        vouch = partial(requery.vouched, read_up_to=requery.read_up_to)
-        requery.audit = Audit(self._database.open(), self._store, vouch)
+        check_evidence = partial(requery.checked, read_up_to=requery.read_up_to)
+        requery.audit = Audit(self._database.open(), self._store, check_evidence)
         return True
 
     def _step(self, audit: Audit) -> None:

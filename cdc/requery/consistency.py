@@ -27,7 +27,7 @@ backlog is read each read is ahead of the slot, so that there would be no end to
 """
 
 
-class Tear:
+class Consistency:
     """Remembers what was brought by reads that are ahead of the slot."""
 
     def __init__(self, endpoint_keys: str | None) -> None:

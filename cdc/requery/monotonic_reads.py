@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cdc.state.ledger import Ledger
 
 
-class Crossing:
+class MonotonicReads:
     """Owned by the follower's thread. It outlives the process, in the state file: moves come with
     restarts.
     """
@@ -52,7 +52,7 @@ class Crossing:
         elif evidence.seen > self._shown.end:
             self._shown = replace(self._shown, end=evidence.seen)
 
-    def vouch(self, evidence: Evidence, reached: Lsn) -> None:
+    def check_evidence(self, evidence: Evidence, reached: Lsn) -> None:
         """Refuse a primary that may show less than the standby that was read before it.
 
         Raises:

@@ -17,9 +17,9 @@ from cdc.errors import PadsCdcError
 from cdc.failpoints import reach
 from cdc.observer import ReconcileSeen
 from cdc.postgres.gate import Gate
-from cdc.postgres.timeline import vouch
-from cdc.requery.consistency import Tear
-from cdc.requery.monotonic_reads import Crossing
+from cdc.postgres.timeline import check_evidence
+from cdc.requery.consistency import Consistency
+from cdc.requery.monotonic_reads import MonotonicReads
 from cdc.requery.task import OpenRead, Task, merged
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from cdc.observer import Observer
     from cdc.postgres.database import Database, Read, Row
     from cdc.postgres.gate import Evidence
-    from cdc.postgres.timeline import History
+    from cdc.postgres.timeline import Timeline
     from cdc.replication.catalog import Catalog
     from cdc.requery.audit import Audit
     from cdc.state.ledger import Ledger
-    from cdc.state.origin import Lineage
+    from cdc.state.origin import CurrentOrigin
     from cdc.store.store import Store
 
 _WAIT_FIRST, _WAIT_MOST = 0.0005, 0.02
@@ -60,7 +60,7 @@ class Requery:
         parents: Parents,
         store: Store,
         ledger: Ledger,
-        lineage: Lineage,
+        origin: CurrentOrigin,
         observer: Observer,
     ) -> None:
         self._database = database
@@ -68,9 +68,9 @@ class Requery:
         self._parents = parents
         self._store = store
         self._ledger = ledger
-        self._lineage = lineage
+        self._origin = origin
         self._observer = observer
-        self._crossing = Crossing(ledger)
+        self._monotonic_reads = MonotonicReads(ledger)
         self._waiting: list[Task] = []
         self._reads: list[OpenRead] = []
         self.audit: Audit | None = None
@@ -79,11 +79,11 @@ class Requery:
         self._look_at = 0.0
         self._pause, self._retry = _WAIT_FIRST, _RETRY_FIRST
         self.failing = False
-        self.history: History | None = None
+        self.history: Timeline | None = None
         """The history of the slot's server, once that is known: reads of any other do not count."""
         self.read_up_to: Lsn = 0
         """How new the newest read was: an older standby would go back."""
-        self._tear = Tear(database.mapping.endpoint_keys)
+        self._consistency = Consistency(database.mapping.endpoint_keys)
         self.reached: Lsn = 0
         """End of the last transaction that was taken from the backlog."""
         self._let_go_to: Lsn = 0
@@ -96,7 +96,7 @@ class Requery:
     def add(self, task: Task) -> None:
         """Have something read; at once, unless the database does not answer anyway."""
         self._waiting.append(task)
-        self._crossing.delivered(task.gate)
+        self._monotonic_reads.delivered(task.gate)
         if not self.failing:
             self._look_at = 0.0
 
@@ -113,7 +113,9 @@ class Requery:
     @property
     def whole(self) -> bool:
         """Whether the map is one that existed: nothing is half read, and nothing shows too early."""
-        return self._store.ready and not self._reads and not self._tear.shows(self.reached, self._waiting)
+        return (
+            self._store.ready and not self._reads and not self._consistency.shows(self.reached, self._waiting)
+        )
 
     def settle(self) -> None:
         """Say so to the store, once the map is whole."""
@@ -141,9 +143,9 @@ class Requery:
     def rewind(self, to: Lsn = 0) -> None:
         """Take the map to be as new as this: 0 where the history that positions were of has been left."""
         self.read_up_to = to
-        self._tear.mend()
-        self._crossing.rewind()
-        self._tear.read(to)
+        self._consistency.mend()
+        self._monotonic_reads.rewind()
+        self._consistency.read(to)
 
     def owe(self, reason: str) -> None:
         """Replace everything that is open by one reconcile, which answers for all of it."""
@@ -226,7 +228,7 @@ class Requery:
     def _open_gates(self, evidence: Evidence) -> list[Task]:
         """Return the tasks whose gate is open; a second reconcile waits for the first one to end."""
         try:
-            self._vouch(evidence)
+            self._check_evidence(evidence)
         except PadsCdcError:
             self._database.close()  # of several hosts another one may fit
             raise
@@ -244,13 +246,13 @@ class Requery:
         self._waiting.append(task)
         if task.reason is not None:
             self._load_parents()
-        read = self.vouched(self._database.read(None if task.reason is not None else task.affected.keys))
+        read = self.checked(self._database.read(None if task.reason is not None else task.affected.keys))
         self._recovered()
         if not task.gate.opens(read.evidence):
             read.close()
             return False
         self._waiting.remove(task)
-        self._crossing.read(read.evidence)
+        self._monotonic_reads.read(read.evidence)
         self.read_up_to = max(self.read_up_to, read.evidence.seen)
         if task.reason is not None and self._reads:
             # Their rows are older than what this read will say of every id, also of ids that it will not
@@ -262,7 +264,7 @@ class Requery:
         self._reads.append(opened)
         if task.reason is None and not self._by_id(task):
             # A read by a plan leaves out what is on it no more: there it tears what nobody can name.
-            self._tear.read(read.evidence.flushed)
+            self._consistency.read(read.evidence.flushed)
         self._step(opened)
         return True
 
@@ -297,9 +299,9 @@ class Requery:
             older.overtake(rows)
         if self.audit is not None:
             self.audit.overtake(rows)
-        self._tear.read(seen, (row[0] for row in rows) if named and self._by_id(task) else None)
+        self._consistency.read(seen, (row[0] for row in rows) if named and self._by_id(task) else None)
         last = named and read.read.complete and self._reads == [read] and not self._waiting
-        last = last and not self._tear.shows(self.reached, ())
+        last = last and not self._consistency.shows(self.reached, ())
         position = self.reached if last else 0
         reach("prepared")
         self._ledger.append(batch, position=position or self._store.position, seen=seen)
@@ -314,13 +316,13 @@ class Requery:
             for start in range(0, len(gone), _CHUNK):
                 self._apply(read, gone[start : start + _CHUNK])
         self._reads.remove(read)
-        self._tear.done(task.end)
+        self._consistency.done(task.end)
         if task.reason is not None:
             if not read.overtaken:
-                self._tear.mend()
+                self._consistency.mend()
             self.exact_at = read.began
             self._store.loaded()
-            self._tell_lineage(read)
+            self._tell_origin(read)
             seconds = time.monotonic() - read.began
             self._observer.reconciled(
                 ReconcileSeen(task.reason, len(self._store), read.upserts, read.deletes, seconds)
@@ -351,11 +353,11 @@ class Requery:
             )
             self._observer.trouble(_LOSSY, text if tables else None)
 
-    def _vouch(self, evidence: Evidence, read_up_to: Lsn | None = None) -> None:
-        vouch(evidence, self.history, self.read_up_to if read_up_to is None else read_up_to)
-        self._crossing.vouch(evidence, self.reached)
+    def _check_evidence(self, evidence: Evidence, read_up_to: Lsn | None = None) -> None:
+        check_evidence(evidence, self.history, self.read_up_to if read_up_to is None else read_up_to)
+        self._monotonic_reads.check_evidence(evidence, self.reached)
 
-    def vouched(self, read: Read, read_up_to: Lsn | None = None) -> Read:
+    def checked(self, read: Read, read_up_to: Lsn | None = None) -> Read:
         """Return the read if it counts, given how new the newest was when it began; else it is closed.
 
         Raises:
@@ -363,7 +365,7 @@ class Requery:
 
         """
         try:
-            self._vouch(read.evidence, read_up_to)
+            self._check_evidence(read.evidence, read_up_to)
         except PadsCdcError:
             read.discard()
             raise
@@ -374,11 +376,11 @@ class Requery:
             self.failing, self._retry = False, _RETRY_FIRST
             self._observer.trouble(_TROUBLE, None)
 
-    def _tell_lineage(self, read: OpenRead) -> None:
+    def _tell_origin(self, read: OpenRead) -> None:
         evidence = read.read.evidence
         covers = evidence.flushed if evidence.replayed is None else evidence.replayed
-        self._lineage.reread(read.began, covers, evidence.system)
-        self._lineage.gap(read.task.end)
+        self._origin.reread(read.began, covers, evidence.system)
+        self._origin.gap(read.task.end)
 
     def _open_tasks(self) -> list[Task]:
         return [*self._waiting, *(read.task for read in self._reads)]

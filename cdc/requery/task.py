@@ -1,4 +1,4 @@
-"""What the follower still has to read: one task for each batch of transactions, or for the whole mapping.
+"""What the applier still has to read: one task for each batch of transactions, or for the whole mapping.
 
 Tasks need not be done in order. Each one reads the present state of its endpoints in a snapshot that sees its
 transactions, so one that waits for its gate holds up nobody else. What must be in order is kept elsewhere:

@@ -28,7 +28,7 @@ class Reads(Protocol):
         """Whether there is any of it left."""
 
 
-class Pace:
+class Throttle:
     """The follower's; not for two threads."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cdc.errors import Refusal, StateFileError
 from cdc.state.state_file import Kept, StateFile
-from cdc.store.entry_columns import Remembered
+from cdc.store.entry_columns import EntryColumns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,8 +141,8 @@ class Ledger:
         self._observer.trouble(TROUBLE, f"{error}; a restart now would forget what clients must be told")
 
 
-def _remembered(store: Store) -> Remembered:
-    return Remembered(
+def _remembered(store: Store) -> EntryColumns:
+    return EntryColumns(
         (entry.id, entry.revision, entry.position, store.kept_digest(entry))
         for entry in store.entries.values()
     )

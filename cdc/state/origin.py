@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from cdc.postgres.timeline import History
+from cdc.postgres.timeline import Timeline
 
 if TYPE_CHECKING:
     from cdc.lsn import Lsn
@@ -29,11 +29,11 @@ class Reread:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """One reading of a `Lineage`."""
+    """One reading of a `CurrentOrigin`."""
 
     epoch: str
     """Names the unbroken line of revisions, 32 hexadecimal digits."""
-    history: History
+    history: Timeline
     followed_since: Lsn
     """Each transaction from here on has marked the entries that it names with its position."""
     reread: Reread | None = None
@@ -42,21 +42,21 @@ class Origin:
     """Epochs of this process whose history the database has gone back on."""
 
 
-class Lineage:
+class CurrentOrigin:
     """Holds the present `Origin`; each change replaces it, so that a reading is consistent."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._lock = threading.Lock()
         # What an earlier process followed without a gap is not known; that it ended here is.
-        self._now = Origin(ledger.epoch, History(), ledger.kept.position)
+        self._now = Origin(ledger.epoch, Timeline(), ledger.kept.position)
 
     def now(self) -> Origin:
         """Read it; waits for nobody."""
         # The ledger has a new epoch whenever the state file fails, and tells nobody.
         return replace(self._now, epoch=self._ledger.epoch)
 
-    def following(self, history: History) -> None:
+    def following(self, history: Timeline) -> None:
         """Note whose slot is read from now on."""
         with self._lock:
             self._now = replace(self._now, history=history)
@@ -78,7 +78,7 @@ class Lineage:
     def reread(self, began: float, covers: Lsn, system: str) -> None:
         """Note that the whole mapping was read, on a server of ``system``, and is in the store."""
         with self._lock:
-            history = self._now.history if self._now.history.system else History(system)
+            history = self._now.history if self._now.history.system else Timeline(system)
             self._now = replace(self._now, history=history, reread=Reread(began, covers))
 
     def broken(self) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdc.errors import Refusal, StateFileError
 from cdc.postgres.gate import Gate, Snapshot
-from cdc.store.entry_columns import GONE, Remembered
+from cdc.store.entry_columns import GONE, EntryColumns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -64,7 +64,7 @@ class Kept:
     """What a reconcile still has to see because the slot's WAL was let go."""
     shown: Gate | None = None
     """What a standby was seen to show, where the newest reads were made on one."""
-    entries: Remembered = field(default_factory=Remembered)
+    entries: EntryColumns = field(default_factory=EntryColumns)
 
 
 class StateFile:
@@ -112,7 +112,7 @@ class StateFile:
         entries = [*batch.changed, *(entry for entry, _ in batch.moved)]
         if not entries:
             return
-        columns = Remembered()
+        columns = EntryColumns()
         columns.ids = [entry.id for entry in entries]
         columns.revisions.extend([entry.revision for entry in entries])
         columns.positions.extend([entry.position for entry in batch.changed])
@@ -127,7 +127,7 @@ class StateFile:
         with _errors(self.path), self._db:
             self._set(values)
 
-    def start_epoch(self, entries: Remembered, head: int, *, position: Lsn, seen: Lsn) -> str:
+    def start_epoch(self, entries: EntryColumns, head: int, *, position: Lsn, seen: Lsn) -> str:
         """Break with the past: tokens given out so far are worth nothing. Returns the new epoch's name."""
         self.kept.epoch = uuid.uuid4().hex
         with _errors(self.path), self._db:
@@ -245,27 +245,27 @@ class StateFile:
             self._rows += len(columns)
         return kept
 
-    def _unpack(self, kept: Kept, batch: list[Any]) -> Remembered:
+    def _unpack(self, kept: Kept, batch: list[Any]) -> EntryColumns:
         """Return a batch's rows, and note in ``kept`` how far it goes."""
         head, position, seen, ids, *packed, checksum = batch
         if _checksum(ids, *packed) != checksum:
             raise _Unusable
         kept.head, kept.position = max(kept.head, head), max(kept.position, position)
         kept.seen = max(kept.seen, seen)
-        columns = Remembered()
+        columns = EntryColumns()
         columns.ids, columns.digests = ids.split("\0"), bytearray(packed[2])
         columns.revisions.frombytes(packed[0])
         columns.positions.frombytes(packed[1])
         return columns
 
-    def _replace(self, entries: Remembered, head: int, position: Lsn, seen: Lsn) -> None:
+    def _replace(self, entries: EntryColumns, head: int, position: Lsn, seen: Lsn) -> None:
         self._db.execute("DELETE FROM batches")
         self._rows, self._folded_to = 0, None
         for start in range(0, len(entries), _CHUNK):
             self._insert(entries.part(start, start + _CHUNK), head, position, seen)
 
     def _insert(
-        self, columns: Remembered, head: int, position: Lsn, seen: Lsn, *, number: int | None = None
+        self, columns: EntryColumns, head: int, position: Lsn, seen: Lsn, *, number: int | None = None
     ) -> None:
         packed = (
             "\0".join(columns.ids),  # no text in Postgres holds a NUL
@@ -317,7 +317,7 @@ def _is_now(entry: Entry | None, row: Row) -> bool:
     return entry is None or (row.revision, row.position) >= (entry.revision, entry.position)
 
 
-def _overlay(entries: Remembered, numbers: dict[str, int], newer: Iterable[Row]) -> None:
+def _overlay(entries: EntryColumns, numbers: dict[str, int], newer: Iterable[Row]) -> None:
     """Put newer values over those of the same ids."""
     for endpoint_id, revision, position, digest in newer:
         number = numbers.setdefault(endpoint_id, len(entries))

@@ -30,7 +30,7 @@ class Row(NamedTuple):
     """`entry_digest`; `GONE` in a tombstone."""
 
 
-class Remembered:
+class EntryColumns:
     """Entries in any order, each of them once, by number."""
 
     __slots__ = ("digests", "ids", "positions", "revisions")
@@ -62,16 +62,16 @@ class Remembered:
         self.revisions[number], self.positions[number] = revision, position
         self.digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES] = digest
 
-    def extend(self, other: Remembered) -> None:
+    def extend(self, other: EntryColumns) -> None:
         """Append others that are not in here yet."""
         self.ids += other.ids
         self.revisions += other.revisions
         self.positions += other.positions
         self.digests += other.digests
 
-    def part(self, start: int, stop: int) -> Remembered:
+    def part(self, start: int, stop: int) -> EntryColumns:
         """Return a copy of some of them."""
-        part = Remembered()
+        part = EntryColumns()
         part.ids = self.ids[start:stop]
         part.revisions, part.positions = self.revisions[start:stop], self.positions[start:stop]
         part.digests = self.digests[start * DIGEST_BYTES : stop * DIGEST_BYTES]
@@ -81,11 +81,11 @@ class Remembered:
         """Return an entry's digest."""
         return bytes(self.digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES])
 
-    def in_order(self) -> Remembered:
+    def in_order(self) -> EntryColumns:
         """Return all in the order of their revisions; no copy where they are in it, as after a first load."""
         revisions = self.revisions
         if all(map(int.__le__, revisions, revisions[1:])):
             return self
         rows = [*zip(revisions, self.ids, self.positions, range(len(self)), strict=True)]
         rows.sort()
-        return Remembered((name, revision, at, self.digest(number)) for revision, name, at, number in rows)
+        return EntryColumns((name, revision, at, self.digest(number)) for revision, name, at, number in rows)

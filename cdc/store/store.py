@@ -5,7 +5,7 @@ revisions; an entry that moves on is appended again, and its old place is dead. 
 place in that log, so there is no queue to overflow: who is slow finds the latest value of a key, and the
 writer never waits for anybody.
 
-One thread writes (the follower), in two steps so that the state file can be written between them: `prepare`
+One thread writes (the applier), in two steps so that the state file can be written between them: `prepare`
 compares and decides, `publish` makes it visible. Anyone may read; a read takes the lock for one bounded slice
 of the log.
 """
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from cdc.store.compaction import Compaction
 from cdc.store.digest import DIGEST_BYTES, entry_digest
-from cdc.store.entry_columns import GONE, Remembered
+from cdc.store.entry_columns import GONE, EntryColumns
 from cdc.store.log import Entry, Place
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Store:
         self._readings = 0
         self._compaction: Compaction | None = None
         self._digest = 0
-        self._kept = Remembered()
+        self._kept = EntryColumns()
         self._unverified: dict[str, int] = {}
         """Entries of the state file that await their payload, by their number in `_kept`."""
         self._wakes: set[Callable[[], None]] = set()
@@ -127,7 +127,7 @@ class Store:
 
     # Writing: one thread only. It may read without the lock, since nobody else writes.
 
-    def restore(self, kept: Remembered, head: int, position: Lsn = 0, seen: Lsn = 0) -> None:
+    def restore(self, kept: EntryColumns, head: int, position: Lsn = 0, seen: Lsn = 0) -> None:
         """Take over what the state file kept, before anything else; payloads come with the first reconcile.
 
         What that reconcile finds unchanged keeps its revision, what it does not find becomes a tombstone.
@@ -310,7 +310,7 @@ class Store:
                 self.entries[entry.id] = entry
             self._mark_gone(batch)
             if len(self._kept) and not self._unverified:
-                self._unverified, self._kept = {}, Remembered()  # a dict that was emptied keeps its size
+                self._unverified, self._kept = {}, EntryColumns()  # a dict that was emptied keeps its size
             self.log.extend(batch.changed)
             self._digest = (self._digest + batch.delta) % _MODULUS
             self.head = batch.revision

@@ -1,5 +1,5 @@
 # ruff: noqa: D102 (what each report means stands in the Observer protocol)
-"""Tells several listeners what the follower reports: metrics, health, the journal hear what they need."""
+"""Tells several listeners what the applier reports: metrics, health, the journal hear what they need."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Listener:
 class FanOut:
     """An observer that passes each report on, in the given order.
 
-    The follower may rely on it that observers do not raise, so this is where their errors end: a fault in a
+    The applier may rely on it that observers do not raise, so this is where their errors end: a fault in a
     metric is logged, and must not stop the replication of revoked keys.
     """
 

@@ -42,7 +42,7 @@ class Reason:
 
 
 class Health(Listener):
-    """Keeps what the follower last said about the source; answers from any thread, without waiting."""
+    """Keeps what the applier last said about the source; answers from any thread, without waiting."""
 
     def __init__(
         self,

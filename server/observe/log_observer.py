@@ -30,7 +30,7 @@ _LASTS: Final = 3.0
 """Seconds after which a slot's creation is worth a word."""
 
 
-class Journal(Listener):
+class LogObserver(Listener):
     """Writes one line a change of state, not one a report; called from any of the follower's threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cdc.observer import ReconcileSeen
 
 
-class Allocator(Listener):
+class MallocTrim(Listener):
     """Tidies up after a whole reading; not after audits and polls, which come again and leave little."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The Prometheus metrics: what the follower reports is counted, what is a state is read at each scrape.
+"""The Prometheus metrics: what the applier reports is counted, what is a state is read at each scrape.
 
 One registry an instance, so that two servers in one process (tests, the demo) do not mix. No label ever holds
 an id, a key or a connection string; ``reason`` labels are the closed sets of ``cdc.observer``.
@@ -43,7 +43,7 @@ _ENDPOINTS: Final = (0, 1, 2, 5, 10, 50, 100, 500, 1_000, 5_000, 10_000, 50_000,
 
 
 class Metrics(Listener):
-    """Counts what the follower reports; ``registry`` is what ``/metrics`` shows."""
+    """Counts what the applier reports; ``registry`` is what ``/metrics`` shows."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""The mirror: while our peer reads the slot, a thread that brings its map to the follower.
+"""The mirror: while our peer reads the slot, a thread that brings its map to the applier.
 
 It asks whenever we do not read the slot ourselves, also when we have just lost it: the peer may have it.
-Each part waits until the follower has put it into the store and the state file, and is acknowledged then.
+Each part waits until the applier has put it into the store and the state file, and is acknowledged then.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Mirror(threading.Thread):
         return Remedy.RETRY, "it ended a stream that has no end"
 
     def _take(self, message: pb.MirrorResponse, outbox: Outbox[pb.MirrorRequest]) -> bool:
-        """Hand a message to the follower; False where the stream is of no use any more."""
+        """Hand a message to the applier; False where the stream is of no use any more."""
         match message.WhichOneof("response"):
             case "opened":
                 self._patience = _SILENT_INTERVALS * message.opened.progress_interval.ToNanoseconds() / 1e9

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from cdc.mapping.parents import Loaded, Parents
     from cdc.pair.pair import Done, Pair, Standby
-    from cdc.state.origin import Lineage
+    from cdc.state.origin import CurrentOrigin
     from cdc.store.cursor import Cut, Part
     from cdc.store.log import Entry
     from cdc.store.store import Store
@@ -44,7 +44,7 @@ class MirrorFeed:
     def __init__(
         self,
         store: Store,
-        lineage: Lineage,
+        origin: CurrentOrigin,
         parents: Parents,
         pair: Pair,
         standby: Standby,
@@ -53,7 +53,7 @@ class MirrorFeed:
     ) -> None:
         """Tell the state at least every ``interval`` seconds."""
         self._store = store
-        self._lineage = lineage
+        self._origin = origin
         self._parents = parents
         self._untold = Untold(standby.wake)
         self._pair = pair
@@ -116,7 +116,7 @@ class MirrorFeed:
         yield from self._messages(part, cut if news else None, done)
 
     def _present(self) -> tuple[str, int]:
-        origin = self._lineage.now()
+        origin = self._origin.now()
         return origin.epoch, origin.history.timeline
 
     @property
@@ -186,7 +186,7 @@ class MirrorFeed:
             ]
 
     def _state(self, cut: Cut, done: Done) -> pb.MirrorState:
-        origin = self._lineage.now()
+        origin = self._origin.now()
         return pb.MirrorState(
             epoch=self._line[0],
             revision=cut.revision,

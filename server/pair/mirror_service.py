@@ -14,7 +14,7 @@ from server.rpc.feed_requests import NO_OPEN, MisuseError, mirror_acknowledgemen
 if TYPE_CHECKING:
     from cdc.mapping.parents import Parents
     from cdc.pair.pair import Pair
-    from cdc.state.origin import Lineage
+    from cdc.state.origin import CurrentOrigin
     from cdc.store.store import Store
     from server.config.settings import Settings
     from server.observe.metrics import Metrics
@@ -31,14 +31,14 @@ class MirrorService:
         self,
         settings: Settings,
         store: Store,
-        lineage: Lineage,
+        origin: CurrentOrigin,
         parents: Parents,
         pair: Pair,
         hub: Hub,
         metrics: Metrics,
     ) -> None:
         self._store = store
-        self._lineage = lineage
+        self._origin = origin
         self._parents = parents
         self._pair = pair
         self._hub = hub
@@ -56,7 +56,7 @@ class MirrorService:
                 await unavailable(context, self._hub.ending or NOT_READY)
             loop, wake = asyncio.get_running_loop(), self._hub.attach()
             standby = self._pair.join(lambda: loop.call_soon_threadsafe(wake.set))
-            feed = MirrorFeed(self._store, self._lineage, self._parents, self._pair, standby, self._interval)
+            feed = MirrorFeed(self._store, self._origin, self._parents, self._pair, standby, self._interval)
             listening = asyncio.create_task(_listen(context, feed, wake))
             try:
                 await context.write(feed.open(opening))

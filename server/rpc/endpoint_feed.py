@@ -17,13 +17,13 @@ from cdc.state.token import Behind, Reset, judge
 from server.rpc.calls import NOT_READY, READY_SECONDS, abort, counted, first_message, unavailable, wait
 from server.rpc.feed import Feed, duration, here
 from server.rpc.feed_requests import NO_OPEN, MisuseError, acknowledgement, opening
-from server.rpc.snapshot_permits import Turn, Turns
+from server.rpc.snapshot_permits import SnapshotPermits, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from cdc.freshness import Freshness
-    from cdc.state.origin import Lineage
+    from cdc.state.origin import CurrentOrigin
     from cdc.state.token import Rejoin, Resume
     from cdc.store.store import Store
     from server.config.settings import Settings
@@ -49,7 +49,7 @@ class EndpointFeed:
         self,
         settings: Settings,
         store: Store,
-        lineage: Lineage,
+        origin: CurrentOrigin,
         freshness: Freshness,
         hub: Hub,
         subscribers: Subscribers,
@@ -58,14 +58,14 @@ class EndpointFeed:
     ) -> None:
         """``mirror`` answers the call of that name."""
         self._store = store
-        self._lineage = lineage
+        self._origin = origin
         self._freshness = freshness
         self._hub = hub
         self._subscribers = subscribers
         self._metrics = metrics
         self._retention = settings.tombstone_retention
         self._interval = settings.progress_interval
-        self._turns = Turns(settings.max_concurrent_snapshots)
+        self._turns = SnapshotPermits(settings.max_concurrent_snapshots)
         self._mirror = mirror
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -99,7 +99,7 @@ class EndpointFeed:
                     digest=self._store.digest,
                     ready=self._store.ready,
                 )
-            response.epoch = self._lineage.now().epoch
+            response.epoch = self._origin.now().epoch
             response.staleness.CopyFrom(duration(self._freshness.staleness()))
             if positions.server_end and positions.applied:  # 0 is "not known yet"
                 response.lag_bytes = max(0, positions.server_end - positions.applied)
@@ -113,7 +113,7 @@ class EndpointFeed:
             opened = await first_message(context, opening, NO_OPEN)
             if not await self._hub.ready(READY_SECONDS):
                 await unavailable(context, self._hub.ending or NOT_READY)
-            feed = Feed(self._store, self._lineage.now, self._freshness.staleness, self._interval)
+            feed = Feed(self._store, self._origin.now, self._freshness.staleness, self._interval)
             subscriber = self._subscribers.add(context.peer(), "endpoint_feed", opened.client_id)
             wake = self._hub.attach()
             stream = _Stream(context, feed, subscriber, wake)
@@ -131,7 +131,7 @@ class EndpointFeed:
         opened = time.monotonic()
         while True:
             wake.clear()
-            verdict = judge(token, here(self._store, self._lineage.now(), self._retention), opened=opened)
+            verdict = judge(token, here(self._store, self._origin.now(), self._retention), opened=opened)
             if not isinstance(verdict, Behind):
                 return verdict
             if self._hub.ending is not None:
@@ -204,7 +204,7 @@ class _Stream:
         self._subscriber.sent += 1
         self._subscriber.revision = self.feed.acknowledged
 
-    def has_turn(self, turns: Turns) -> bool:
+    def has_turn(self, turns: SnapshotPermits) -> bool:
         """Ask for a turn at reading the whole store; `wake` is set when it comes."""
         if self._turn is None or self._turn.ended:
             self._turn = turns.ask(self.wake)

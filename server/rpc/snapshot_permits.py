@@ -1,4 +1,4 @@
-"""Turns at making snapshots: so many at a time, first come, first served.
+"""SnapshotPermits at making snapshots: so many at a time, first come, first served.
 
 A turn bounds work, not memory: what stalls does no work, so who waits for a stalled client for long gives
 the turn back and asks again (see `server.rpc.endpoint_feed`).
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import asyncio
 
 
-class Turns:
+class SnapshotPermits:
     """Belongs to one event loop."""
 
     def __init__(self, limit: int) -> None:
@@ -48,7 +48,7 @@ class Turn:
 
     __slots__ = ("_turns", "ended", "held", "wake")
 
-    def __init__(self, turns: Turns, wake: asyncio.Event) -> None:
+    def __init__(self, turns: SnapshotPermits, wake: asyncio.Event) -> None:
         self._turns = turns
         self.wake = wake
         self.held = False

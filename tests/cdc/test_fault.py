@@ -28,10 +28,10 @@ def raised(error: Exception) -> Exception:
 
 def test_a_fault_is_taken_back_when_its_thread_has_done_its_work_again() -> None:
     told = Told()
-    probe, follower = Fault(told, "probe"), Fault(told, "follower")
+    probe, applier = Fault(told, "probe"), Fault(told, "follower")
     probe.over()
     assert not told.said
-    follower.met(raised(ValueError("secret-key")))
+    applier.met(raised(ValueError("secret-key")))
     probe.met(raised(KeyError("x")))
     probe.over()
     probe.over()

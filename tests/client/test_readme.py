@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pads_cdc_client import EndpointFeed
 
-from tests.plugins.postgres import ROOT
 from tests.plugins.server import DEADLINE, fill
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     from tests.plugins.feed import FeedFactory

@@ -11,7 +11,7 @@ import jsonschema
 import yaml
 from gotpl.exts.helm import HelmTemplateEngine
 
-from tests.plugins.prometheus import ROOT
+from tests.support import ROOT
 
 CHART = ROOT / "deploy/helm/pads-cdc"
 

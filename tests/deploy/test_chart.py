@@ -12,7 +12,8 @@ from gotpl.errors import TemplateError
 
 from server.config.settings import Settings
 from tests.deploy.chart import CHART, only, render, values
-from tests.plugins.prometheus import ROOT, RULES
+from tests.plugins.prometheus import RULES
+from tests.support import ROOT
 
 OPEN: dict[str, Any] = {"database__existingSecret": "portal", "grpc__allowInsecure": True}
 CLOSED: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from server.config.settings import Settings
-from tests.plugins.prometheus import ROOT
+from tests.support import ROOT
 
 DEPLOY = ROOT / "deploy"
 FILE = DEPLOY / "compose.yaml"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e.test_pair import start_pair
-from tests.plugins.prometheus import ROOT
 from tests.plugins.server import fill, wait_equal, wait_until
+from tests.support import ROOT
 from tests.support.certificates import Authority, write_secret
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from server.commands.demo.cluster import free_port
-from tests.plugins.prometheus import ROOT
 from tests.plugins.server import fill
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     from tests.plugins.postgres import Database

@@ -12,7 +12,8 @@ from cdc.freshness import Freshness
 from cdc.store.store import Store
 from server.observe.metrics import Metrics
 from server.subscribers import Subscribers
-from tests.plugins.prometheus import ROOT, RULES
+from tests.plugins.prometheus import RULES
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -41,7 +41,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 EXAMPLES, STEPS = 5, 30
 
 
-class History(RuleBasedStateMachine):
+class GeneratedHistory(RuleBasedStateMachine):
     """One database with its server and its clients; the cluster is shared by all examples."""
 
     def __init__(
@@ -266,14 +266,14 @@ def test_every_history_ends_equal_and_never_goes_back(
     examples = iter(range(1_000_000))
     failures: list[str] = []
 
-    def history() -> History:
+    def history() -> GeneratedHistory:
         database = database_factory(cluster=cluster)
         files = tmp_path / f"state_{next(examples)}"
 
         def start(port: int) -> Server:
             return serve(database, PORT=str(port), STATE_FILE=str(files), AUDIT_INTERVAL="1s")
 
-        return History(cluster, database, start, failures)
+        return GeneratedHistory(cluster, database, start, failures)
 
     try:
         run_state_machine_as_test(

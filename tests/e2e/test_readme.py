@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.plugins.postgres import ROOT
 from tests.plugins.server import fill
+from tests.support import ROOT
 from tests.support.command import Command
 
 if TYPE_CHECKING:

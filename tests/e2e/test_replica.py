@@ -29,12 +29,12 @@ def nudged(primary: Database) -> Iterator[None]:
     """Log the running transactions again and again: a slot on a standby is made once they arrive there."""
     enough = threading.Event()
 
-    def nudge() -> None:
+    def snapshot_request() -> None:
         with primary.connect().cursor() as cursor:
             while not enough.wait(0.2):
                 cursor.execute("SELECT pg_log_standby_snapshot()")
 
-    nudging = threading.Thread(target=nudge)
+    nudging = threading.Thread(target=snapshot_request)
     nudging.start()
     try:
         yield

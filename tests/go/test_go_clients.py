@@ -19,6 +19,7 @@ from pads_cdc_client.pb import gateway_endpoint_pb2
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2
 
 from tests.plugins.server import DEADLINE, expected, fill
+from tests.support import ROOT
 from tests.support.certificates import Authority, write_secret
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from tests.plugins.postgres import Database
     from tests.plugins.server import ServerFactory
 
-ROOT = Path(__file__).parents[2]
 TOKEN = "go-clients-token-" * 3
 LINES = 300
 """The feed's client is to be read in one sitting."""

@@ -12,8 +12,8 @@ import psycopg2
 import pytest
 
 from server.commands.demo.cluster import free_port
-from tests.plugins.postgres import ROOT
 from tests.plugins.server import wait_until
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

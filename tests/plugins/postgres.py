@@ -22,6 +22,7 @@ from psycopg2.sql import SQL, Identifier, Literal
 
 from server.commands.demo.cluster import ephemeral_cluster, ephemeral_standby
 from server.commands.demo.programs import Programs
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     Arguments = Sequence[Any] | Mapping[str, Any]
 
-ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 30
 """Seconds after which a condition that should come soon counts as never."""
 

@@ -18,13 +18,13 @@ import pytest
 
 from server.commands.demo.cluster import free_port
 from tests.plugins.server import wait_until
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.plugins.server import Server
 
-ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "deploy/prometheus/pads-cdc.rules.yml"
 DEADLINE = 60.0
 """Seconds after which a value that should come soon counts as never; a scrape has to fit in."""

@@ -48,13 +48,13 @@ def left_behind(
 
     yield make
     for pipeline in made:
-        if pipeline.follower.ident is not None:
+        if pipeline.applier.ident is not None:
             pipeline.stop()
 
 
 def test_what_was_read_is_known_before_any_thread_runs(left_behind: PipelineFactory) -> None:
     """The reader of the slot may be the first: it must know a standby that replays again when it sees one."""
-    history, position = left_behind(timeline=3, seen=2000).follower.read_so_far()
+    history, position = left_behind(timeline=3, seen=2000).applier.read_so_far()
     assert (history.timeline, position) == (3, 2000)
 
 
@@ -62,5 +62,5 @@ def test_what_was_read_of_a_history_that_was_left_is_forgotten(left_behind: Pipe
     """Of a primary that is not as far: a standby of it would be waited for as long as that takes."""
     pipeline = left_behind(timeline=1, seen=1 << 60)
     pipeline.start()
-    wait_until(lambda: pipeline.lineage.now().reread is not None, "the map of now")
-    assert pipeline.follower.read_so_far()[1] < 1 << 60
+    wait_until(lambda: pipeline.origin.now().reread is not None, "the map of now")
+    assert pipeline.applier.read_so_far()[1] < 1 << 60

@@ -16,7 +16,7 @@ from cdc.mapping.mapping import load
 from cdc.postgres.connection import Address
 from cdc.postgres.database import CHUNK, FIRST_CHUNK, Database
 from cdc.postgres.gate import Gate
-from cdc.postgres.watchdog import HangUp
+from cdc.postgres.watchdog import QueryWatchdog
 from tests.plugins.server import DEADLINE, fill, wait_until
 from tests.support.proxy import Proxy
 
@@ -417,7 +417,7 @@ def test_a_server_that_is_frozen_holds_nobody_for_ever(
     with Proxy(database.cluster.port) as proxy:
         read = reading(database.url().replace(str(database.cluster.port), str(proxy.port)))
         read.evidence()  # it has a connection
-        watch = HangUp(read, limit=1.0)
+        watch = QueryWatchdog(read, limit=1.0)
         opened = None if far == "at once" else read.read()
         chunks = opened.chunks() if opened is not None else iter(())
         if far != "at once":

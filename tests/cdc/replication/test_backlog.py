@@ -1,4 +1,4 @@
-"""The queue between the slot's reader and the follower: bounded, in order, in runs."""
+"""The queue between the slot's reader and the applier: bounded, in order, in runs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdc.errors import SourceError
-from cdc.postgres.timeline import History
+from cdc.postgres.timeline import Timeline
 from cdc.replication.assembler import Transaction
 from cdc.replication.backlog import Backlog, Event, Idle, Lost, Started
 from tests.plugins.server import wait_until
 
-STARTED = Started(session=1, history=History("1", 1), confirmed=0)
+STARTED = Started(session=1, history=Timeline("1", 1), confirmed=0)
 LOST = Lost(SourceError("unreachable", "away"))
 
 
@@ -92,11 +92,11 @@ def test_a_reader_that_waits_goes_on_when_there_is_room() -> None:
 def test_wake_ends_a_wait_and_only_one() -> None:
     backlog = Backlog()
     taken: list[list[Event]] = []
-    follower = threading.Thread(target=lambda: taken.append(backlog.take(30)))
-    follower.start()
+    applier = threading.Thread(target=lambda: taken.append(backlog.take(30)))
+    applier.start()
     backlog.wake()
     wait_until(lambda: taken == [[]], "the wait ends with nothing")
-    follower.join(30)
+    applier.join(30)
     assert backlog.take(0) == []
 
 

@@ -1,4 +1,4 @@
-"""The reader of the slot on a real server, with a follower that confirms just what the test says."""
+"""The reader of the slot on a real server, with a applier that confirms just what the test says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cdc.errors import Refusal, SlotHeld, SourceError
 from cdc.freshness import Freshness
 from cdc.mapping.mapping import Rule, server_queries
 from cdc.postgres.connection import Address
-from cdc.postgres.timeline import History
+from cdc.postgres.timeline import Timeline
 from cdc.replication import slot, wal2json
 from cdc.replication.assembler import Assembler, Transaction
 from cdc.replication.backlog import Backlog, Event, Lost, Started
@@ -61,7 +61,7 @@ class Following:
             self.backlog,
             Freshness(),
             Listener(),
-            lambda: (History(), 0),
+            lambda: (Timeline(), 0),
         )
         self.reader.start()
 

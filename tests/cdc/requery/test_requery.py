@@ -24,7 +24,7 @@ from cdc.requery.auditor import Auditor
 from cdc.requery.requery import Requery
 from cdc.requery.task import Task
 from cdc.state.ledger import Ledger
-from cdc.state.origin import Lineage
+from cdc.state.origin import CurrentOrigin
 from cdc.store.store import Store
 from server.observe.fanout import Listener
 from server.payload import encode
@@ -71,7 +71,7 @@ class Desk:
             parents=Parents(),
             store=self.store,
             ledger=ledger,
-            lineage=Lineage(ledger),
+            origin=CurrentOrigin(ledger),
             observer=self.told,
         )
         self.auditor = Auditor(

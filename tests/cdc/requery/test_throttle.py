@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from cdc.requery.throttle import Pace
+from cdc.requery.throttle import Throttle
 
 
 @dataclass
@@ -37,7 +37,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_short_read_is_followed_by_a_rest(
     now: list[float], asked: bool, left: bool, took: float, rests: list[float]
 ) -> None:
-    pace, reads, waited = Pace(), Reads(asked), list[float]()
+    pace, reads, waited = Throttle(), Reads(asked), list[float]()
     pace.rest(waited.append)
     assert not waited, "who comes first need not wait"
     with pace.timed(reads):
@@ -48,7 +48,7 @@ def test_a_short_read_is_followed_by_a_rest(
 
 
 def test_who_comes_later_finds_nobody_resting(now: list[float]) -> None:
-    pace, reads, waited = Pace(), Reads(True), list[float]()
+    pace, reads, waited = Throttle(), Reads(True), list[float]()
     with pace.timed(reads):
         now[0] += 0.001
         reads.busy = False

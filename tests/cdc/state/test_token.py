@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc.postgres.timeline import History
+from cdc.postgres.timeline import Timeline
 from cdc.state.ledger import Ledger
-from cdc.state.origin import Lineage, Origin, Reread
+from cdc.state.origin import CurrentOrigin, Origin, Reread
 from cdc.state.token import Behind, Here, Rejoin, Reset, Resume, Token, Verdict, judge
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 OURS, THEIRS = "a" * 32, "b" * 32
 HERE = Here(
-    origin=Origin(OURS, History("7", 3, end=900, switches=((1, 100), (2, 300))), followed_since=400),
+    origin=Origin(OURS, Timeline("7", 3, end=900, switches=((1, 100), (2, 300))), followed_since=400),
     revision=50,
     position=800,
     now=10_000.0,
@@ -136,18 +136,18 @@ class Silent:
 
 def test_a_lineage_only_ever_knows_less_of_the_past(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "state", "7", Silent())  # type: ignore[arg-type]  # it reports nothing else
-    lineage = Lineage(ledger)
-    assert lineage.now() == Origin(ledger.epoch, History(), 0)
-    lineage.reread(1.0, 100, "7")
-    assert lineage.now().history == History("7")
-    lineage.following(History("7", 3))
-    lineage.gap(200)
-    lineage.gap(150)
-    now = lineage.now()
+    origin = CurrentOrigin(ledger)
+    assert origin.now() == Origin(ledger.epoch, Timeline(), 0)
+    origin.reread(1.0, 100, "7")
+    assert origin.now().history == Timeline("7")
+    origin.following(Timeline("7", 3))
+    origin.gap(200)
+    origin.gap(150)
+    now = origin.now()
     assert (now.followed_since, now.history.timeline, now.reread) == (200, 3, Reread(1.0, 100))
     before = ledger.epoch
-    lineage.broken()
+    origin.broken()
     ledger.epoch = "c" * 32
-    now = lineage.now()
+    now = origin.now()
     assert (now.epoch, now.left, now.followed_since) == ("c" * 32, frozenset({before}), 0)
     ledger.close()

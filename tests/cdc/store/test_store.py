@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 
 from cdc.store.cursor import Cursor
 from cdc.store.digest import entry_digest
-from cdc.store.entry_columns import GONE, Remembered
+from cdc.store.entry_columns import GONE, EntryColumns
 from cdc.store.log import Entry
 from cdc.store.replay import Replay
 from cdc.store.store import Store
@@ -224,7 +224,7 @@ def test_what_is_delivered_again_is_not_news(payload: bytes | None) -> None:
 def test_a_restored_store_publishes_only_what_changed_while_it_was_down() -> None:
     store = Store()
     store.restore(
-        Remembered(
+        EntryColumns(
             [
                 ("same", 3, 30, entry_digest("same", b"1")),
                 ("changed", 4, 40, entry_digest("changed", b"1")),

@@ -16,8 +16,8 @@ from cdc.postgres.connection import Address
 from cdc.postgres.database import Database as Queried
 from server.commands.demo.cluster import ephemeral_standby, free_port
 from server.payload import encode
-from tests.plugins.postgres import ROOT
 from tests.plugins.server import fill, wait_until
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     import subprocess

@@ -21,7 +21,7 @@ from cdc.observer import ReconcileSeen
 from server.config.redaction import HIDDEN, Redactor, redact
 from server.config.settings import Settings
 from server.observe import logs
-from server.observe.log_observer import Journal
+from server.observe.log_observer import LogObserver
 from tests.plugins.server import DEADLINE, fill
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def test_the_limit_remembers_a_bounded_number_of_events() -> None:
 
 def test_the_journal_tells_changes_once(console: Console) -> None:
     console.configure()
-    journal = Journal()
+    journal = LogObserver()
     for _ in range(3):
         journal.mode("polling")
         journal.connected(connected=False)
@@ -270,7 +270,7 @@ def test_the_journal_tells_changes_once(console: Console) -> None:
 
 def test_polling_that_finds_nothing_is_no_line(console: Console) -> None:
     console.configure()
-    journal = Journal()
+    journal = LogObserver()
     for upserts in (3, 0, 0, 1, 0):
         journal.reconciled(ReconcileSeen("polling", endpoints=9, upserts=upserts, deletes=0, seconds=0.01))
     assert [line["upserts"] for line in console.lines] == [3, 1]
@@ -279,7 +279,7 @@ def test_polling_that_finds_nothing_is_no_line(console: Console) -> None:
 def test_the_journal_says_the_same_of_a_source_that_stays_away_once_a_minute(console: Console) -> None:
     console.configure()
     now = 0.0
-    journal = Journal(lambda: now)
+    journal = LogObserver(lambda: now)
     for _ in range(300):  # a slot that another has is asked for five times a second
         journal.reconnecting("slot_held", "active for PID 7")
         now += 0.2
@@ -295,7 +295,7 @@ def test_the_journal_waits_with_a_slot_s_creation(console: Console) -> None:
     """On an idle server it takes a moment, too."""
     console.configure()
     now = 0.0
-    journal = Journal(lambda: now)
+    journal = LogObserver(lambda: now)
     journal.trouble("slot_creation", "waits for a transaction")
     now = 1.0
     journal.trouble("slot_creation", None)

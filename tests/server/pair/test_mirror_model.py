@@ -19,9 +19,9 @@ from cdc.mapping.affects_file import Rule
 from cdc.mapping.parents import Parents
 from cdc.pair.mirrored import Mirrored, MirrorOpened
 from cdc.pair.pair import Pair
-from cdc.postgres.timeline import History
+from cdc.postgres.timeline import Timeline
 from cdc.state.ledger import Ledger
-from cdc.state.origin import Lineage
+from cdc.state.origin import CurrentOrigin
 from cdc.state.state_file import StateFile
 from cdc.store.store import Store
 from server.observe.fanout import Listener
@@ -55,8 +55,8 @@ class Mirroring(RuleBasedStateMachine):
         folder = Path(self.folder.name)
         self.store, self.parents, self.pair = Store(), Parents(), Pair()
         self.store._COMPACT_FROM, self.store._COMPACT_STEP = 3, 1
-        self.lineage = Lineage(Ledger(folder / "leader", "7", Listener()))
-        self.lineage.following(History("7", 1))
+        self.origin = CurrentOrigin(Ledger(folder / "leader", "7", Listener()))
+        self.origin.following(Timeline("7", 1))
         self.end = 10
         self.store.loaded()
         self.parents.load({SETTINGS: [("1", "app_1")]}, 5)
@@ -64,7 +64,7 @@ class Mirroring(RuleBasedStateMachine):
         self.settle()
         self.copy = Store()
         self.ledger = Ledger(folder / "standby", "7", Listener())
-        self.mirrored = Mirrored(self.copy, self.ledger, Lineage(self.ledger))
+        self.mirrored = Mirrored(self.copy, self.ledger, CurrentOrigin(self.ledger))
         self.wire: list[pb.MirrorResponse] = []
         self.feed: MirrorFeed | None = None
         self.connect()
@@ -93,7 +93,7 @@ class Mirroring(RuleBasedStateMachine):
             self.feed.close()
         standby = self.pair.join(lambda: None)
         self.feed = MirrorFeed(
-            self.store, self.lineage, self.parents, self.pair, standby, 5.0, clock=self.clock
+            self.store, self.origin, self.parents, self.pair, standby, 5.0, clock=self.clock
         )
         self.wire = [self.feed.open(self.opening())]
 

@@ -1,6 +1,6 @@
 """Two servers, one database, clients that stall, are cut off anywhere and come back with every kind of token.
 
-The model is the list of committed transactions. A server is a real store, fed as the follower feeds it: it
+The model is the list of committed transactions. A server is a real store, fed as the applier feeds it: it
 may lag, read newer than the transactions that it applies, publish in parts, answer by comparing everything,
 poll, restart. What must hold is what a client is promised: exact at each checkpoint, never older, in the end
 the database's map.
@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from pads_cdc_client import Replica
 
-from cdc.postgres.timeline import History
+from cdc.postgres.timeline import Timeline
 from cdc.state.origin import Origin, Reread
 from cdc.state.token import Behind, Reset, judge
-from cdc.store.entry_columns import Remembered
+from cdc.store.entry_columns import EntryColumns
 from cdc.store.store import Store
 from server.rpc.feed import Feed, here
 
@@ -59,14 +59,14 @@ class Database:
 
 
 class Server:
-    """A store and how the follower feeds it."""
+    """A store and how the applier feeds it."""
 
     def __init__(self, name: str, database: Database) -> None:
         self.name = name
         self.database = database
         self.epochs = 0
         self.store = Store()
-        self.origin = Origin(self.new_epoch(), History("7", 1), 0)
+        self.origin = Origin(self.new_epoch(), Timeline("7", 1), 0)
         self.maps: dict[int, dict[str, bytes]] = {}
         """What was published, by revision."""
         self.settled: set[int] = set()
@@ -151,7 +151,7 @@ class Server:
             self.origin = Origin(self.new_epoch(), self.origin.history, 0)
             self.maps, self.settled = {}, set()
         else:
-            kept = Remembered(
+            kept = EntryColumns(
                 (e.id, e.revision, e.position, old.kept_digest(e)) for e in old.entries.values()
             )
             self.store.restore(kept, old.head, old.position, old.seen)

@@ -1,4 +1,4 @@
-"""Turns: never more than so many, in order, and none is lost whoever goes away."""
+"""SnapshotPermits: never more than so many, in order, and none is lost whoever goes away."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.rpc.snapshot_permits import Turn, Turns
+from server.rpc.snapshot_permits import SnapshotPermits, Turn
 
 
 def test_first_come_first_served_and_woken() -> None:
-    turns = Turns(1)
+    turns = SnapshotPermits(1)
     wakes = [asyncio.Event() for _ in range(3)]
     first, second, third = (turns.ask(wake) for wake in wakes)
     assert [turn.held for turn in (first, second, third)] == [True, False, False]
@@ -23,7 +23,7 @@ def test_first_come_first_served_and_woken() -> None:
 
 @given(st.integers(1, 3), st.lists(st.tuples(st.booleans(), st.integers(0, 20))))
 def test_never_more_and_never_idle(limit: int, steps: list[tuple[bool, int]]) -> None:
-    turns, asked = Turns(limit), list[Turn]()
+    turns, asked = SnapshotPermits(limit), list[Turn]()
     for ask, which in steps:
         if ask or not asked:
             asked.append(turns.ask(asyncio.Event()))
