@@ -1,16 +1,23 @@
 """What a slot sends, as a closed set of small types: the edge at which a plugin's output becomes ours.
 
-msgspec decodes wal2json's objects right into them: each one's tag is wal2json's ``action``.
+Both plugins yield these types, and nothing behind their decoders knows which one it was. msgspec decodes
+wal2json's rows right into them: each one's tag is wal2json's ``action``.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cdc.lsn import Lsn
+
 Value = str | int | float | bool | None
-"""What a column can hold in JSON. Keys are strings or integers; the rest is never looked at."""
+"""What a column can hold. Keys are strings or integers; the rest is never looked at."""
 
 Action = Literal["insert", "update", "delete", "truncate"]
 
@@ -22,24 +29,27 @@ class Column(msgspec.Struct, frozen=True, gc=False):
     value: Value = None
 
 
-class Begin(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="B"):
-    """A committed transaction starts; ``lsn`` and ``nextlsn`` are of its *commit* record and that record's
-    end.
+class Begin(msgspec.Struct, frozen=True, gc=False):
+    """A committed transaction starts."""
+
+    xid: int
+    """32 bits."""
+    end: Lsn
+    """A position within its commit record, or that record's end: who has read up to here has read the
+    record.
     """
+    committed_at: float
+    """Unix seconds by the database's clock; 0.0 where it cannot be read."""
+
+
+class Commit(msgspec.Struct, frozen=True, gc=False):
+    """The transaction is whole."""
 
     xid: int
-    timestamp: str
-    lsn: str
-    nextlsn: str
-
-
-class Commit(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="C"):
-    """The transaction is whole; the same values as in its `Begin`."""
-
-    xid: int
-    timestamp: str
-    lsn: str
-    nextlsn: str
+    """0 where the plugin does not repeat it."""
+    end: Lsn
+    """The end of its commit record: confirming it lets the slot forget the transaction."""
+    committed_at: float
 
 
 class Insert(msgspec.Struct, frozen=True, tag_field="action", tag="I"):
@@ -68,7 +78,7 @@ class Delete(msgspec.Struct, frozen=True, tag_field="action", tag="D"):
 
 
 class Truncate(msgspec.Struct, frozen=True, tag_field="action", tag="T"):
-    """A table that was emptied; a cascade sends one for each table."""
+    """A table that was emptied; a cascade is one for each table."""
 
     schema: str
     table: str
@@ -80,3 +90,28 @@ class Note(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="M"):
 
 Row = Insert | Update | Delete | Truncate
 Message = Begin | Commit | Insert | Update | Delete | Truncate | Note
+
+
+class Place(Enum):
+    """Where in a stream a plugin sends a kind of message: all that is known of one that cannot be read."""
+
+    WITHIN = auto()
+    """In an open transaction, or as its beginning."""
+    END = auto()
+    """As the end of a transaction."""
+    ANYWHERE = auto()
+
+
+class Decoder(Protocol):
+    """Reads one stream, from its beginning: it may remember what the plugin says only once."""
+
+    def decode(self, raw: bytes) -> Sequence[Message]:
+        """Return what a message says: one thing as a rule, several for a TRUNCATE, or nothing of interest.
+
+        Raises:
+            MessageError: it cannot be read. The error holds nothing of the message, which may hold a key.
+
+        """
+
+    def place(self, raw: bytes) -> Place:
+        """Tell where a message stands that could not be handled."""

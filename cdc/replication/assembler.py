@@ -1,6 +1,6 @@
 """From messages to committed transactions.
 
-wal2json sends a transaction only once it is committed, between a begin and a commit. Rows are reduced to the
+A plugin sends a transaction only once it is committed, between a begin and a commit. Rows are reduced to the
 keys that they name as they arrive, so a transaction of a million rows costs no more memory than
 `affected.LIMIT` keys.
 """
@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cdc.changes import Begin, Commit, Delete, Insert, Note, Truncate, Update
+from cdc.changes import Begin, Commit, Delete, Insert, Note, Place, Truncate, Update
 from cdc.errors import MessageError
 from cdc.mapping.affected import Affected
-from cdc.replication import wal2json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,10 +28,6 @@ _ACTIONS: dict[type[Row], Action] = {
     Delete: "delete",
     Truncate: "truncate",
 }
-
-_COMMIT = b'{"action":"C"'
-_WITHIN = tuple(b'{"action":"%c"' % action for action in b"BIUDT")
-"""How the messages begin that the plugin sends only once a transaction is open."""
 
 
 class Transaction(msgspec.Struct):
@@ -83,7 +78,7 @@ class Assembler:
             case Begin():
                 cut_short, self._open = (
                     self._open,
-                    Transaction(message.xid, wal2json.end_of(message), wal2json.commit_time(message)),
+                    Transaction(message.xid, message.end, message.committed_at),
                 )
                 if cut_short is not None:  # its commit was lost
                     cut_short.affected.give_up("out_of_order")
@@ -96,29 +91,29 @@ class Assembler:
                 self._row(message)
                 return None
 
-    def spoil(self, reason: str, raw: bytes) -> Transaction | None:
+    def spoil(self, reason: str, place: Place) -> Transaction | None:
         """Answer a message that could not be handled: its transaction becomes a reconcile, whatever else it
         says.
 
-        Returns the transaction if the message was its end, or stood outside of any.
+        ``place`` is where such messages stand. Returns the transaction if the message was its end, or stood
+        outside of any.
         """
         inside = self._open is not None
         done = self._open = self._open or Transaction(xid=0, end=0, committed_at=0.0)
         done.affected.give_up(reason)
         # Outside of a transaction, a row or a broken begin means that one is open: its commit will say which.
-        if raw.startswith(_COMMIT) if inside else not raw.startswith(_WITHIN):
+        if place is Place.END if inside else place is not Place.WITHIN:
             self._open = None
             return done
         return None
 
     def _commit(self, message: Commit) -> Transaction:
-        end = wal2json.end_of(message)  # before anything is forgotten: the begin said it too
         done, self._open = self._open, None
         if done is None:
             done = Transaction(0, 0, 0.0)
             done.affected.give_up("out_of_order")
-        done.xid, done.end = message.xid, end
-        done.committed_at = done.committed_at or wal2json.commit_time(message)
+        done.xid, done.end = message.xid or done.xid, message.end
+        done.committed_at = done.committed_at or message.committed_at
         return done
 
     def _row(self, row: Row) -> None:

@@ -330,7 +330,7 @@ class SlotReader(threading.Thread):
             transaction = assembler.feed(wal2json.parse(raw))
         except MessageError as error:
             self._observer.decode_error(error.reason, str(error))
-            transaction = assembler.spoil(error.reason, raw)
+            transaction = assembler.spoil(error.reason, wal2json.Decoder().place(raw))
         if transaction is None:
             return
         reach("received")

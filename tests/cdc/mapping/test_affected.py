@@ -84,10 +84,10 @@ def take(mapping: str, *rows: Row, memory: dict[str, dict[str, str]] | None = No
     loaded = load(mapping)
     names = {("public", table): table for table in loaded.tables}
     machine = Assembler(names, loaded.rules)
-    machine.feed(Begin(xid=7, timestamp="", lsn="0/1", nextlsn="0/20"))
+    machine.feed(Begin(xid=7, end=0x20, committed_at=0.0))
     for row in rows:
         machine.feed(row)
-    done = machine.feed(Commit(xid=7, timestamp="", lsn="0/1", nextlsn="0/20"))
+    done = machine.feed(Commit(xid=7, end=0x20, committed_at=0.0))
     assert done is not None
     parents = Parents()
     rules = {rule.table: rule for of_table in loaded.rules.values() for rule in of_table}

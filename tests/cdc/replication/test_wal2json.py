@@ -198,13 +198,15 @@ def test_any_value_is_a_message_or_a_message_error(value: object) -> None:
     ],
 )
 def test_commit_times(text: str, seconds: float) -> None:
-    begin = Begin(xid=1, timestamp=text, lsn="0/1", nextlsn="0/2")
-    assert wal2json.commit_time(begin) == pytest.approx(seconds)
+    begin = wal2json.parse(BEGIN.replace(b"2026-11-22 06:37:51.19021+00", text.encode()))
+    assert isinstance(begin, Begin)
+    assert begin.committed_at == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("text", ["", "1", "G/1", "1/", "/", "1/2/3", "0/"])
 def test_a_position_that_is_none(text: str) -> None:
-    with pytest.raises(MessageError) as refused:
-        wal2json.end_of(Begin(xid=1, timestamp="", lsn="0/1", nextlsn=text))
-    assert refused.value.reason == "undecodable"
-    assert wal2json.end_of(Begin(xid=1, timestamp="", lsn="0/1", nextlsn="1/F")) == (1 << 32) + 15
+    for raw in (BEGIN, COMMIT):
+        with pytest.raises(MessageError) as refused:
+            wal2json.parse(raw.replace(b"0/20", text.encode()))
+        assert refused.value.reason == "undecodable"
+        assert wal2json.parse(raw.replace(b"0/20", b"1/F")).end == (1 << 32) + 15  # type: ignore[union-attr]

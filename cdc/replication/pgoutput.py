@@ -1,0 +1,249 @@
+"""Output of pgoutput, protocol version 1, turned into the closed set of `cdc.changes`.
+
+The format is binary: one byte says what a message is, numbers are big-endian, names end with a zero byte
+(https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html). A relation is described
+before its first row and again when it has changed; rows name it by its OID and their columns by position.
+A kind of message that is not in the protocol is an error, not a shrug.
+
+Values come as text in the database's own encoding: the session asks for no conversion (``client_encoding``
+SQL_ASCII), which the server would end the stream over where a value has no equivalent in UTF-8.
+"""
+
+from __future__ import annotations
+
+import struct
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from cdc.changes import (
+    Begin,
+    Column,
+    Commit,
+    Delete,
+    Insert,
+    Message,
+    Note,
+    Place,
+    Truncate,
+    Update,
+)
+from cdc.errors import MessageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from cdc.changes import Value
+
+NAME: Final = "pgoutput"
+
+_BEGIN: Final = Struct(">xQqI")
+_COMMIT: Final = Struct(">xBQQq")
+_TRUNCATE: Final = Struct(">xIB")
+_OID: Final = Struct(">I")
+_COUNT: Final = Struct(">H")
+_COLUMN: Final = Struct(">Ii")
+"""A column's type and its modifier."""
+
+_BY_COMMIT, _BY_ROW = b"C", b"BRYOIUDT"
+_INSERT, _UPDATE, _DELETE = b"IUD"
+_NEW, _OLD_KEY, _OLD_ROW = b"NKO"
+_TEXT, _NULL, _UNCHANGED = b"tnu"
+
+_EPOCH: Final = 946_684_800
+"""2000-01-01, from which Postgres counts, in Unix seconds."""
+_MICROSECONDS: Final = 1_000_000
+
+
+def _is_true(text: str) -> bool:
+    return text == "t"
+
+
+_NO_KEYS: Final[dict[int, Callable[[str], Value]]] = {16: _is_true, 700: float, 701: float, 1700: float}
+"""boolean, real, double precision, numeric: what is no key comes as the value that it is, as in JSON."""
+
+
+class _Relation(msgspec.Struct, frozen=True):
+    """A table as the plugin last described it."""
+
+    schema: str
+    table: str
+    columns: tuple[str | None, ...]
+    """By position; None for what nobody wants."""
+    identity: tuple[int, ...]
+    """Positions of the replica identity's columns."""
+    no_keys: dict[int, Callable[[str], Value]]
+    """By position, for columns of types that are no text."""
+
+
+class Decoder:
+    """Reads one stream. Rows of tables that nobody wants cost next to nothing."""
+
+    def __init__(
+        self,
+        wanted: Mapping[tuple[str, str], Collection[str]] | None = None,
+        encoding: str = "utf-8",
+    ) -> None:
+        """``wanted`` are (schema, table) and the columns of it that matter; without it, everything does.
+
+        ``encoding`` is the database's, as Python calls it.
+        """
+        self._wanted = wanted
+        self._encoding = encoding
+        self._relations: dict[int, _Relation | None] = {}
+        """By OID; None for a table that nobody wants."""
+
+    def decode(self, raw: bytes) -> Sequence[Message]:
+        """Return what a message says.
+
+        Raises:
+            MessageError: with reason ``undecodable`` or ``unknown_action``.
+
+        """
+        # Without a cause, which may quote the message; a UnicodeDecodeError is a ValueError.
+        try:
+            return self._decode(raw)
+        except KeyError:
+            raise MessageError("undecodable", "pgoutput named a table that it has not described") from None
+        except (struct.error, IndexError, ValueError):
+            text = f"pgoutput sent {len(raw)} bytes that are not in its format"
+            raise MessageError("undecodable", text) from None
+
+    def place(self, raw: bytes) -> Place:
+        """Tell where a message stands."""
+        kind = raw[:1]
+        if kind == _BY_COMMIT:
+            return Place.END
+        return Place.WITHIN if kind and kind in _BY_ROW else Place.ANYWHERE
+
+    def _decode(self, raw: bytes) -> Sequence[Message]:
+        kind = raw[0]
+        if kind in (_UPDATE, _INSERT, _DELETE):  # nearly all of a backlog
+            relation = self._relations[_OID.unpack_from(raw, 1)[0]]
+            return () if relation is None else (self._row(kind, raw, relation),)
+        match raw[:1]:
+            case b"B":
+                commit, at, xid = _BEGIN.unpack(raw)
+                # The commit record's end is not known yet. It is read as a whole, so that whoever has got
+                # beyond its first byte has read it.
+                return (Begin(xid, commit + 1, _seconds(at)),)
+            case b"C":
+                _, _, end, at = _COMMIT.unpack(raw)
+                return (Commit(0, end, _seconds(at)),)
+            case b"R":
+                self._describe(raw)
+                return ()
+            case b"T":
+                return self._truncated(raw)
+            case b"M":
+                return (Note(),)
+            case b"Y" | b"O":  # a type, and from where a transaction was replicated
+                return ()
+            case _:
+                raise MessageError("unknown_action", "pgoutput sent a message that is not in its protocol 1")
+
+    def _row(self, kind: int, raw: bytes, relation: _Relation) -> Message:
+        before: Sequence[Column | None] | None = None
+        at, which = 6, raw[5]
+        if kind != _INSERT and which in (_OLD_KEY, _OLD_ROW):
+            before, at = self._values(raw, at, relation)
+            if which == _OLD_KEY:
+                # What is not in the identity comes as NULL there, and what is in it cannot be NULL.
+                before = [one if one is None or one.value is not None else None for one in before]
+            if kind == _DELETE:
+                _ends(raw, at)
+                return Delete(relation.schema, relation.table, _identity(before, relation))
+            at, which = at + 1, raw[at]
+        if which != _NEW or kind == _DELETE:
+            raise ValueError
+        after, at = self._values(raw, at, relation)
+        _ends(raw, at)
+        columns = tuple([one for one in after if one is not None])
+        if kind == _INSERT:
+            return Insert(relation.schema, relation.table, columns)
+        # Without an old row the identity has stayed as it is.
+        identity = _identity(after if before is None else before, relation)
+        return Update(relation.schema, relation.table, columns, identity)
+
+    def _values(self, raw: bytes, at: int, relation: _Relation) -> tuple[list[Column | None], int]:
+        """Read a row from a place on; returns its columns by position, and the place behind it.
+
+        A column is None where it is not wanted, or a TOASTed value that has not changed.
+        """
+        columns = relation.columns
+        (count,) = _COUNT.unpack_from(raw, at)
+        if count != len(columns):
+            raise ValueError
+        at += 2
+        found: list[Column | None] = []
+        for name in columns:
+            kind = raw[at]
+            if kind == _TEXT:
+                start = at + 5
+                at = start + _OID.unpack_from(raw, at + 1)[0]
+                if name is None:
+                    found.append(None)
+                else:
+                    found.append(Column(name, str(raw[start:at], self._encoding)))
+            else:
+                if kind not in (_NULL, _UNCHANGED):  # binary values were not asked for
+                    raise ValueError
+                at += 1
+                found.append(None if name is None or kind == _UNCHANGED else Column(name))
+        for position, convert in relation.no_keys.items():
+            column = found[position]
+            if column is not None and isinstance(column.value, str):
+                found[position] = Column(column.name, convert(column.value))
+        return found, at
+
+    def _describe(self, raw: bytes) -> None:
+        (oid,) = _OID.unpack_from(raw, 1)
+        self._relations.pop(oid, None)  # whatever follows is not the old one
+        schema, at = self._name(raw, 5)
+        table, at = self._name(raw, at)
+        (count,) = _COUNT.unpack_from(raw, at + 1)  # before it, the kind of the identity
+        at += 3
+        wanted = None if self._wanted is None else self._wanted.get((schema or "pg_catalog", table))
+        columns: list[str | None] = []
+        identity, no_keys = [], {}
+        for position in range(count):
+            in_identity = raw[at] & 1
+            name, at = self._name(raw, at + 1)
+            type_oid, _ = _COLUMN.unpack_from(raw, at)
+            at += _COLUMN.size
+            if wanted is None or name in wanted:
+                columns.append(name)
+                if in_identity:
+                    identity.append(position)
+                if type_oid in _NO_KEYS:
+                    no_keys[position] = _NO_KEYS[type_oid]
+            else:
+                columns.append(None)
+        _ends(raw, at)
+        relation = _Relation(schema or "pg_catalog", table, tuple(columns), tuple(identity), no_keys)
+        self._relations[oid] = None if self._wanted is not None and wanted is None else relation
+
+    def _truncated(self, raw: bytes) -> Sequence[Message]:
+        count, _ = _TRUNCATE.unpack_from(raw)
+        _ends(raw, _TRUNCATE.size + count * _OID.size)
+        relations = [self._relations[oid] for (oid,) in _OID.iter_unpack(raw[_TRUNCATE.size :])]
+        return [Truncate(one.schema, one.table) for one in relations if one is not None]
+
+    def _name(self, raw: bytes, at: int) -> tuple[str, int]:
+        """Read a name and return the place behind it. In SQL_ASCII one may be in any encoding."""
+        end = raw.index(0, at)
+        return raw[at:end].decode(self._encoding, "surrogateescape"), end + 1
+
+
+def _identity(columns: Sequence[Column | None], relation: _Relation) -> tuple[Column, ...]:
+    return tuple([one for position in relation.identity if (one := columns[position]) is not None])
+
+
+def _ends(raw: bytes, at: int) -> None:
+    if at != len(raw):
+        raise ValueError
+
+
+def _seconds(microseconds: int) -> float:
+    return _EPOCH + microseconds / _MICROSECONDS
