@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -108,6 +109,10 @@ class Here:
     """Unix seconds."""
     retention: float
     """Seconds that a token is good for."""
+    reached_at: float = inf
+    """Monotonic time as of which no revision is missing here. A server that makes the revisions misses none; a relay
+    may learn of some later.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +156,11 @@ def judge(raw: bytes, here: Here, *, opened: float) -> Verdict:
     if token is None:
         return Reset("malformed")
     if token.epoch == here.origin.epoch:
-        known = token.revision <= here.revision
-        verdict: Verdict = Resume(token.revision) if known else Reset("unknown_revision")
+        verdict: Verdict
+        if token.revision <= here.revision:
+            verdict = Resume(token.revision)
+        else:
+            verdict = Reset("unknown_revision") if here.reached_at > opened else Behind(token.seen)
     else:
         verdict = _judge_foreign(token, here, opened)
     if not token.complete and not isinstance(verdict, Behind):

@@ -188,6 +188,14 @@ class Store:
             batch.revision = max(batch.revision, entry.revision)
         return batch
 
+    def after(self, batch: Batch) -> tuple[int, bytes]:
+        """Return count and digest of the map that publishing a batch would make."""
+        count = len(self)
+        for entry in batch.changed:
+            old = self.entries.get(entry.id)
+            count += (entry.payload is not None) - (old is not None and entry.id not in self.tombstones)
+        return count, ((self._digest + batch.delta) % _MODULUS).to_bytes(DIGEST_BYTES, "big")
+
     def rewind(self) -> None:
         """Forget positions, whose history has ended; the map and its revisions stay."""
         with self.lock:

@@ -172,18 +172,20 @@ class MirrorRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[MirrorOpen, _Mapping]] = ..., acknowledge: _Optional[_Union[MirrorAcknowledge, _Mapping]] = ...) -> None: ...
 
 class MirrorOpen(_message.Message):
-    __slots__ = ("client_id", "epoch", "timeline", "revision", "followed")
+    __slots__ = ("client_id", "epoch", "timeline", "revision", "followed", "relay")
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TIMELINE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     FOLLOWED_FIELD_NUMBER: _ClassVar[int]
+    RELAY_FIELD_NUMBER: _ClassVar[int]
     client_id: str
     epoch: str
     timeline: int
     revision: int
     followed: int
-    def __init__(self, client_id: _Optional[str] = ..., epoch: _Optional[str] = ..., timeline: _Optional[int] = ..., revision: _Optional[int] = ..., followed: _Optional[int] = ...) -> None: ...
+    relay: bool
+    def __init__(self, client_id: _Optional[str] = ..., epoch: _Optional[str] = ..., timeline: _Optional[int] = ..., revision: _Optional[int] = ..., followed: _Optional[int] = ..., relay: _Optional[bool] = ...) -> None: ...
 
 class MirrorAcknowledge(_message.Message):
     __slots__ = ("followed",)
@@ -254,7 +256,7 @@ class MirrorEntry(_message.Message):
     def __init__(self, endpoint_id: _Optional[str] = ..., revision: _Optional[int] = ..., position: _Optional[int] = ..., endpoint: _Optional[bytes] = ..., deleted: _Optional[bool] = ..., moved: _Optional[bool] = ...) -> None: ...
 
 class MirrorState(_message.Message):
-    __slots__ = ("epoch", "revision", "system", "timeline", "position", "followed", "followed_since", "whole", "count", "digest", "owed")
+    __slots__ = ("epoch", "revision", "system", "timeline", "position", "followed", "followed_since", "whole", "count", "digest", "owed", "switches", "left", "staleness", "server_end")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     SYSTEM_FIELD_NUMBER: _ClassVar[int]
@@ -266,6 +268,10 @@ class MirrorState(_message.Message):
     COUNT_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     OWED_FIELD_NUMBER: _ClassVar[int]
+    SWITCHES_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    SERVER_END_FIELD_NUMBER: _ClassVar[int]
     epoch: str
     revision: int
     system: str
@@ -277,4 +283,62 @@ class MirrorState(_message.Message):
     count: int
     digest: bytes
     owed: str
-    def __init__(self, epoch: _Optional[str] = ..., revision: _Optional[int] = ..., system: _Optional[str] = ..., timeline: _Optional[int] = ..., position: _Optional[int] = ..., followed: _Optional[int] = ..., followed_since: _Optional[int] = ..., whole: _Optional[bool] = ..., count: _Optional[int] = ..., digest: _Optional[bytes] = ..., owed: _Optional[str] = ...) -> None: ...
+    switches: _containers.RepeatedCompositeFieldContainer[TimelineSwitch]
+    left: _containers.RepeatedScalarFieldContainer[str]
+    staleness: float
+    server_end: int
+    def __init__(self, epoch: _Optional[str] = ..., revision: _Optional[int] = ..., system: _Optional[str] = ..., timeline: _Optional[int] = ..., position: _Optional[int] = ..., followed: _Optional[int] = ..., followed_since: _Optional[int] = ..., whole: _Optional[bool] = ..., count: _Optional[int] = ..., digest: _Optional[bytes] = ..., owed: _Optional[str] = ..., switches: _Optional[_Iterable[_Union[TimelineSwitch, _Mapping]]] = ..., left: _Optional[_Iterable[str]] = ..., staleness: _Optional[float] = ..., server_end: _Optional[int] = ...) -> None: ...
+
+class TimelineSwitch(_message.Message):
+    __slots__ = ("timeline", "position")
+    TIMELINE_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    timeline: int
+    position: int
+    def __init__(self, timeline: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
+
+class Page(_message.Message):
+    __slots__ = ("line", "number", "start", "first", "opening", "total", "older", "entries", "checkpoint", "seen", "complete")
+    LINE_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    OPENING_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    OLDER_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    line: str
+    number: int
+    start: int
+    first: bool
+    opening: bool
+    total: int
+    older: bool
+    entries: _containers.RepeatedCompositeFieldContainer[MirrorEntry]
+    checkpoint: MirrorState
+    seen: int
+    complete: bool
+    def __init__(self, line: _Optional[str] = ..., number: _Optional[int] = ..., start: _Optional[int] = ..., first: _Optional[bool] = ..., opening: _Optional[bool] = ..., total: _Optional[int] = ..., older: _Optional[bool] = ..., entries: _Optional[_Iterable[_Union[MirrorEntry, _Mapping]]] = ..., checkpoint: _Optional[_Union[MirrorState, _Mapping]] = ..., seen: _Optional[int] = ..., complete: _Optional[bool] = ...) -> None: ...
+
+class Head(_message.Message):
+    __slots__ = ("line", "revision", "staleness", "at", "server_end", "position", "seen", "consistent")
+    LINE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    SERVER_END_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    CONSISTENT_FIELD_NUMBER: _ClassVar[int]
+    line: str
+    revision: int
+    staleness: float
+    at: float
+    server_end: int
+    position: int
+    seen: int
+    consistent: bool
+    def __init__(self, line: _Optional[str] = ..., revision: _Optional[int] = ..., staleness: _Optional[float] = ..., at: _Optional[float] = ..., server_end: _Optional[int] = ..., position: _Optional[int] = ..., seen: _Optional[int] = ..., consistent: _Optional[bool] = ...) -> None: ...

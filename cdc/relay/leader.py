@@ -1,0 +1,87 @@
+"""What a relay knows of its leader: how far that is, and how stale the map is that both hold."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from cdc.freshness import Freshness, Positions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cdc.relay.pages import Head
+
+HEAD_SECONDS: Final = 1.0
+"""How often a leader says where it is."""
+_MARGIN: Final = 1.0
+"""Seconds that the word of a leader may be under way."""
+
+
+class LeaderFreshness(Freshness):
+    """The leader's staleness, and the age of its last word on top: by revisions, since a relay has no WAL.
+
+    Beside that it answers what a server's `Freshness` answers, with the positions that the leader gave.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+    ) -> None:
+        super().__init__(clock)
+        self._monotonic = clock
+        self._wall = wall
+        self._heads = threading.Lock()
+        self._head: Head | None = None
+        self._revision = 0
+        self._waiting: list[tuple[float, int]] = []
+        self.reached_at = 0.0
+        """Monotonic time as of which no revision is missing here."""
+        self.heard_at: float | None = None
+        """Monotonic time of the leader's last word; None before the first."""
+
+    def heard(self, head: Head, *, live: bool) -> None:
+        """Take a word of the leader: one that comes now (``live``), or one that was kept, whose age is told by the
+        two wall clocks.
+        """
+        now = self._monotonic()
+        age = 0.0 if live else max(0.0, self._wall() - head.at)
+        with self._heads:
+            self._head = head
+            if live:
+                self.heard_at = now
+                self._waiting = [*self._waiting[-9:], (now - _MARGIN, head.revision)]
+        self.reported(head.revision, now - age - head.staleness)
+        self._look()
+
+    def arrived(self, revision: int) -> None:
+        """Note that the map is the leader's of this revision."""
+        with self._heads:
+            self._revision = revision
+        self.applied(revision)
+        self._look()
+
+    def other_line(self) -> None:
+        """Forget revisions: those of another line mean something else."""
+        with self._heads:
+            self._head, self._waiting, self._revision = None, [], 0
+        self.rewound()
+
+    @property
+    def behind(self) -> int | None:
+        """Revisions that the leader has and we lack; None while nothing is known of it."""
+        with self._heads:
+            return None if self._head is None else max(0, self._head.revision - self._revision)
+
+    def positions(self) -> Positions:
+        """Return the leader's positions, in bytes of WAL; those of a relay are in revisions."""
+        with self._heads:
+            head = self._head
+        if head is None:
+            return Positions(0, 0, 0, 0, 0.0)
+        return Positions(head.server_end, head.position, head.position, 0, 0.0)
+
+    def _look(self) -> None:
+        with self._heads:
+            while self._waiting and self._waiting[0][1] <= self._revision:
+                self.reached_at = max(self.reached_at, self._waiting.pop(0)[0])

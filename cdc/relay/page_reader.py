@@ -1,0 +1,214 @@
+"""The relay's side: pages in, the store kept as the leader's is. Nothing here waits or knows a broker.
+
+Exactness does not rest on whoever carries the pages. A page may be lost, repeated or come from an older copy of
+the stream: each run says from which revision it starts, each checkpoint carries count and digest, an entry is
+taken only if its revision is newer than what is held, and a map of another line is taken only if it is not older
+than what was served. Until a new map is complete the old one goes on being served.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from cdc.postgres.timeline import Timeline
+from cdc.state.origin import Origin
+from cdc.state.token import Behind, Here, Token, judge
+from cdc.store.digest import DIGEST_BYTES, entry_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from cdc.lsn import Lsn
+    from cdc.relay.pages import Checkpoint, Page
+    from cdc.store.log import Entry
+    from cdc.store.store import Store
+
+_MODULUS = 1 << (8 * DIGEST_BYTES)
+
+
+class Outcome(enum.Enum):
+    """What became of a page."""
+
+    TAKEN = enum.auto()
+    """It was applied, or collected for a map that is not complete yet."""
+    IGNORED = enum.auto()
+    """It brings nothing that is not held already."""
+    ARRIVED = enum.auto()
+    """With it the map is the leader's."""
+    BROKEN = enum.auto()
+    """The chain has a gap: another generation is needed. Pages before this one are of no use for that."""
+    MISMATCH = enum.auto()
+    """The map is not the leader's, as count or digest shows: likewise."""
+    OLDER = enum.auto()
+    """A complete map of another line, older than what was served: it is not taken."""
+
+
+class PageReader:
+    """Owned by one thread, the only one that writes to the store; anyone may ask `origin`."""
+
+    def __init__(self, store: Store, on_other_line: Callable[[], object]) -> None:
+        """``on_other_line`` is called when the map is replaced by one whose revisions mean something else."""
+        self._store = store
+        self._on_other_line = on_other_line
+        self._origin = Origin("0" * 32, Timeline(), 0)
+        self.line = ""
+        """Of the map that is held; empty while there is none."""
+        self.exact = 0
+        """The revision at which the map was last the leader's."""
+        self._page_line = ""
+        self._page_number = 0
+        """Of the newest page."""
+        self._running = False
+        """Every page of the present run has come."""
+        self._coming: dict[str, Entry] | None = {}
+        """What has come since the opening of a generation, while a map is wanted; None while none is."""
+        self._opened = self._completed = False
+        """Whether `_coming` began with an opening page, and whether its generation is complete."""
+        self._distrusted = False
+        """What is held is not the leader's map: no entry of it is kept for its revision."""
+
+    def origin(self) -> Origin:
+        """Return by what tokens are made and judged here: the leader's, as of the newest checkpoint."""
+        return self._origin
+
+    @property
+    def wanting(self) -> bool:
+        """Whether a generation is needed that has not begun to come."""
+        return self._coming is not None and not self._opened
+
+    def start_over(self) -> None:
+        """Build a new map from the next generation that comes; what is held goes on being served."""
+        self._coming, self._opened, self._completed = {}, False, False
+        self._running, self._page_line = False, ""
+
+    def take(self, page: Page) -> Outcome:
+        """Apply a page."""
+        follows = page.line == self._page_line and page.number == self._page_number + 1
+        self._page_line, self._page_number = page.line, page.number
+        if page.line != self.line and self._coming is None:
+            self.start_over()  # another leader, or the same one after a break: its generation follows
+            self._page_line, self._page_number = page.line, page.number
+        if self._coming is not None:
+            return self._collect(self._coming, page, follows=follows)
+        if page.first:
+            self._running = page.start <= self.exact
+        elif not follows:
+            self._running = False
+        if page.opening or page.older:
+            return Outcome.IGNORED
+        if self._running:
+            return self._apply(page)
+        self.start_over()
+        return Outcome.BROKEN
+
+    def _collect(self, coming: dict[str, Entry], page: Page, *, follows: bool) -> Outcome:
+        if page.opening and not (follows and self._completed):
+            coming.clear()
+            self._opened, self._completed = True, False
+        elif not (self._opened and follows):
+            self._opened = False  # this generation has a gap; the next one may be whole
+            return Outcome.IGNORED
+        for entry in page.entries:
+            held = coming.get(entry.id)
+            if held is None or held.revision < entry.revision:
+                coming[entry.id] = entry
+        for endpoint_id, revision, position in page.moved:
+            moved = coming.get(endpoint_id)
+            if moved is not None and moved.revision == revision:
+                moved.position = max(moved.position, position)
+        self._completed = self._completed or page.complete
+        if page.checkpoint is None or not self._completed:
+            return Outcome.TAKEN
+        return self._complete(page.line, coming, page.checkpoint)
+
+    def _complete(self, line: str, coming: dict[str, Entry], checkpoint: Checkpoint) -> Outcome:
+        if checkpoint.revision < self.exact if line == self.line else self._is_older(checkpoint):
+            return Outcome.OLDER
+        live = [entry for entry in coming.values() if entry.payload is not None]
+        digest = sum(int.from_bytes(entry_digest(entry.id, entry.payload or b""), "big") for entry in live)
+        if (len(live), (digest % _MODULUS).to_bytes(DIGEST_BYTES, "big")) != (checkpoint.count, checkpoint.digest):
+            return Outcome.MISMATCH
+        self._coming = None
+        if line == self.line and not self._distrusted:
+            news = sorted(self._newer(coming.values()), key=attrgetter("revision"))
+            return self._publish(news, [], checkpoint)
+        served = bool(self.line)
+        self._store.adopt(
+            coming.values(),
+            checkpoint.revision,
+            whole=checkpoint.consistent,
+            position=checkpoint.position,
+            seen=checkpoint.seen,
+        )
+        self.line, self._origin, self.exact = line, checkpoint.origin, checkpoint.revision
+        self._distrusted = False
+        if served:
+            self._on_other_line()
+        return Outcome.ARRIVED
+
+    def _is_older(self, checkpoint: Checkpoint) -> bool:
+        """Tell whether a map of another line is older than the one that is served, as for a client's token."""
+        store, held = self._store, self._origin
+        if not self.line:
+            return False
+        if checkpoint.origin.epoch == held.epoch:  # one server: what it has seen only grows
+            return (checkpoint.seen, checkpoint.revision) < (store.seen, self.exact)
+        token = Token(
+            epoch=held.epoch,
+            system=held.history.system,
+            timeline=held.history.timeline,
+            revision=self.exact,
+            position=store.position,
+            seen=store.seen,
+            issued=0,
+        )
+        here = Here(checkpoint.origin, checkpoint.revision, checkpoint.position, now=0.0, retention=0.0)
+        return isinstance(judge(token.encode(), here, opened=time.monotonic()), Behind)
+
+    def _apply(self, page: Page) -> Outcome:
+        checkpoint = page.checkpoint
+        if checkpoint is not None and checkpoint.revision < self.exact:
+            checkpoint = None  # a run that was taken already comes once more
+        return self._publish(self._newer(page.entries), page.moved, checkpoint)
+
+    def _newer(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Return the entries that are newer than what is held; of the same revision only positions may be."""
+        newer = []
+        for entry in entries:
+            held = self._store.entries.get(entry.id)
+            if held is None or held.revision < entry.revision:
+                newer.append(entry)
+            elif held.revision == entry.revision:
+                held.position = max(held.position, entry.position)
+        return newer
+
+    def _publish(
+        self, news: list[Entry], moved: Sequence[tuple[str, int, Lsn]], checkpoint: Checkpoint | None
+    ) -> Outcome:
+        store = self._store
+        batch = store.copied(news, store.head)
+        self._move(moved)
+        if checkpoint is None:
+            # Of the newest revision there may be more: a token must not say that all of it is held.
+            batch.revision = max(store.head, news[-1].revision - 1) if news else store.head
+            if news or moved:
+                store.publish(batch, whole=False, seen=max((entry.position for entry in news), default=0))
+            return Outcome.TAKEN
+        if store.after(batch) != (checkpoint.count, checkpoint.digest):
+            self._distrusted = True
+            self.start_over()
+            return Outcome.MISMATCH
+        batch.revision = max(store.head, checkpoint.revision)
+        self.exact, self._origin = batch.revision, checkpoint.origin
+        store.publish(batch, whole=checkpoint.consistent, position=checkpoint.position, seen=checkpoint.seen)
+        return Outcome.ARRIVED
+
+    def _move(self, moved: Sequence[tuple[str, int, Lsn]]) -> None:
+        """Let positions follow of entries whose bytes stay: an entry of another revision has its own."""
+        for endpoint_id, revision, position in moved:
+            entry = self._store.entries.get(endpoint_id)
+            if entry is not None and entry.revision == revision:
+                entry.position = max(entry.position, position)

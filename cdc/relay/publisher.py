@@ -1,0 +1,299 @@
+"""The leader's side: walks over the store in, pages out. Nothing here waits.
+
+A publisher is one more subscriber of the store: a `Cursor` is its place in the tail, so the core does not know it
+and never waits for it. A generation is a second place, which walks back from where the tail stood, as a
+`Catchup` does; the tail always goes first, so that a revocation never waits behind a generation.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cdc.relay.pages import Checkpoint, Head, Page
+from cdc.store.cursor import SCAN, Cursor
+from cdc.store.log import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from cdc.freshness import Freshness
+    from cdc.state.origin import Origin
+    from cdc.store.cursor import Cut
+    from cdc.store.log import Entry
+    from cdc.store.store import Store
+
+PAGE_BYTES: Final = 60 * 1024
+"""A page's entries take less, unless it is one entry that takes more: 64 KiB with what is around them."""
+_ENTRY_BYTES: Final = 48
+"""An entry without its id and payload takes no more."""
+_ENTRIES: Final = 500
+"""Entries that are taken from the store at a time."""
+_MOVED_SECONDS: Final = 1.0
+"""Between checkpoints that bring nothing but positions."""
+_GROWTH: Final = 1.0
+"""A new generation begins when the log behind the last one has outgrown it by so much..."""
+_MOVED: Final = 1_000
+"""Positions that a page brings at most."""
+_LEAST: Final = 10_000
+"""...and by so many entries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """The newest page that the stream holds, as the publisher that goes on behind it needs to know it."""
+
+    line: str
+    epoch: str
+    timeline: int
+    number: int
+    reached: int
+    """The revision of the newest checkpoint in the stream, from which a run can start."""
+    position: int
+    """Up to where that checkpoint's map holds every transaction."""
+
+
+class Publisher:
+    """One line of pages. Used by one thread, which takes a page and takes the next once that is stored."""
+
+    def __init__(
+        self,
+        store: Store,
+        origin: Callable[[], Origin],
+        freshness: Freshness,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        entries: int = _ENTRIES,
+        page_bytes: int = PAGE_BYTES,
+    ) -> None:
+        self._store = store
+        self._origin = origin
+        self._freshness = freshness
+        self._clock = clock
+        self._wall = wall
+        self._entries = entries
+        self._page_bytes = page_bytes
+        self.line = ""
+        """Empty while there is none."""
+        self._of = "", 0
+        """The epoch and the timeline that the line is of."""
+        self._number = 0
+        self._tail: Cursor | None = None
+        self._back: Place | None = None
+        """How far the generation has come, walking back; None while there is none under way."""
+        self._begun = True
+        """The next entries of the tail begin a run."""
+        self._start = 0
+        """The revision of the newest checkpoint, or where the line began."""
+        self._told: Cut | None = None
+        """The newest checkpoint, as long as the line has been ours."""
+        self._told_at = 0.0
+        self._moved: dict[str, Entry] = {}
+        """Entries whose position is another one than was told."""
+        self._opening = False
+        """The next page opens a generation."""
+        self._generation = self._since = 0
+        """Entries of the newest generation, and those published since it began."""
+
+    def resume(self, last: Last | None) -> bool:
+        """Go on behind the stream's last page; False, and a new line with a generation, if that cannot be."""
+        store, origin = self._store, self._origin()
+        of = origin.epoch, origin.history.timeline
+        self.close()
+        if last is None or (last.epoch, last.timeline) != of or last.reached > store.head:
+            self._open_line(of)
+            return False
+        self.line, self._of, self._number, self._begun = last.line, of, last.number, True
+        self._tail, self._start, self._told = Cursor(store, last.reached), last.reached, None
+        self._hear_moves(last)
+        self._generation = self._since = len(store)  # not known: a generation is soon due, not at once
+        return True
+
+    def begin_generation(self) -> None:
+        """Walk over everything once more, in the same line."""
+        store = self._store
+        if self._tail is None:
+            raise RuntimeError("there is no line yet")
+        self._drop_back()
+        with store.lock:
+            self._back = Place(self._tail.index, store.places)
+            self._generation, self._since = len(store.entries), 0
+        self._opening = True
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether a new generation is due: what lies behind the last one is more than it is."""
+        return self._back is None and self._since > max(_LEAST, self._generation * _GROWTH)
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which there may be something to `take`, if nothing is published before."""
+        return max(0.0, self._told_at + _MOVED_SECONDS - self._clock())
+
+    def head(self) -> Head:
+        """Say where the leader is now."""
+        positions = self._freshness.positions()
+        with self._store.lock:
+            store = self._store
+            return Head(
+                line=self.line,
+                revision=store.head,
+                staleness=self._freshness.staleness(),
+                at=self._wall(),
+                server_end=positions.server_end,
+                position=store.position,
+                seen=store.seen,
+                consistent=store.whole,
+            )
+
+    def take(self) -> list[Page]:
+        """Return the next pages, in their order; [] when there is nothing to say now."""
+        origin = self._origin()
+        if (origin.epoch, origin.history.timeline) != self._of:  # revisions or positions mean something else now
+            self._open_line((origin.epoch, origin.history.timeline))
+        if self._tail is None:
+            raise RuntimeError("there is no line yet")
+        if self._opening:
+            self._opening = False
+            return [self._page(opening=True, older=True)]
+        part = self._tail.read(self._entries)
+        if part.entries:
+            self._since += len(part.entries)
+            return self._run(part.entries, part.arrival)
+        if part.more:
+            return []
+        if self._back is not None and part.arrival is not None:
+            if self._back.index > 0:
+                return self._older(self._read_back())
+            self._drop_back()
+            return self._run([], part.arrival, complete=True)
+        if part.arrival is not None and self._outdated(part.arrival):
+            return self._run([], part.arrival)
+        return []
+
+    @property
+    def more(self) -> bool:
+        """Whether `take` has more to say at once."""
+        tail = self._tail
+        return tail is not None and (self._opening or self._back is not None or tail.revision < self._store.head)
+
+    def close(self) -> None:
+        """Let the store forget the walks."""
+        self._drop_back()
+        if self._tail is not None:
+            self._tail.close()
+            self._tail = None
+            with self._store.lock:
+                self._store.movements[:] = [one for one in self._store.movements if one is not self._moved]
+
+    def _open_line(self, of: tuple[str, int]) -> None:
+        self.close()
+        self.line, self._of, self._number, self._begun = uuid.uuid4().hex, of, 0, True
+        self._tail, self._told = Cursor(self._store), None
+        self._start = self._tail.revision
+        self._hear_moves(None)
+        self.begin_generation()
+
+    def _hear_moves(self, last: Last | None) -> None:
+        """Note positions that move from now on, and those that have moved since the last checkpoint."""
+        self._moved = {}
+        with self._store.lock:
+            if last is not None:
+                self._moved.update(
+                    (entry.id, entry)
+                    for entry in self._store.entries.values()
+                    if entry.position > last.position and entry.revision <= last.reached
+                )
+            self._store.movements.append(self._moved)
+
+    def _drop_back(self) -> None:
+        if self._back is not None:
+            with self._store.lock:
+                self._back.leave()
+            self._back = None
+
+    def _read_back(self) -> list[Entry]:
+        store, back = self._store, self._back
+        entries: list[Entry] = []
+        if back is not None:
+            with store.lock:
+                stop = max(0, back.index - self._entries * SCAN)
+                while back.index > stop and len(entries) < self._entries:
+                    back.index -= 1
+                    entry = store.log[back.index]
+                    if store.entries[entry.id] is entry:
+                        entries.append(entry)
+        return entries
+
+    def _older(self, entries: Sequence[Entry]) -> list[Page]:
+        pages = []
+        for some in self._cut(entries):
+            page = self._page(older=True)
+            page.entries = some
+            pages.append(page)
+        return pages
+
+    def _run(self, entries: Sequence[Entry], arrival: Cut | None, *, complete: bool = False) -> list[Page]:
+        pages = []
+        for some in self._cut(entries):
+            pages.append(self._page(first=self._begun))
+            pages[-1].entries = some
+            self._begun = False
+        if arrival is None:
+            return pages
+        moved = self._movements(arrival)
+        for start in range(0, len(moved), _MOVED):
+            pages.append(self._page(first=self._begun))
+            pages[-1].moved = moved[start : start + _MOVED]
+            self._begun = False
+        if not pages:
+            pages.append(self._page(first=self._begun))
+        pages[-1].complete = complete
+        pages[-1].checkpoint = Checkpoint(
+            arrival.revision,
+            self._origin(),
+            arrival.position,
+            arrival.seen,
+            arrival.whole,
+            arrival.count,
+            arrival.digest,
+        )
+        self._told, self._told_at, self._start, self._begun = arrival, self._clock(), arrival.revision, True
+        return pages
+
+    def _cut(self, entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+        some: list[Entry] = []
+        room = self._page_bytes
+        for entry in entries:
+            size = _ENTRY_BYTES + len(entry.id.encode()) + len(entry.payload or b"")
+            if size > room and some:
+                yield some
+                some, room = [], self._page_bytes
+            room -= size
+            some.append(entry)
+        if some:
+            yield some
+
+    def _page(self, *, first: bool = False, opening: bool = False, older: bool = False) -> Page:
+        self._number += 1
+        return Page(self.line, self._number, self._start, first=first, opening=opening, older=older)
+
+    def _outdated(self, arrival: Cut) -> bool:
+        told = self._told
+        if told is None or told.revision != arrival.revision or told.whole != arrival.whole:
+            return True
+        late = self._clock() - self._told_at >= _MOVED_SECONDS
+        return late and bool(self._moved)
+
+    def _movements(self, arrival: Cut) -> list[tuple[str, int, int]]:
+        store = self._store
+        with store.lock:
+            current = [entry for entry in self._moved.values() if store.entries.get(entry.id) is entry]
+            self._moved.clear()
+            self._moved.update((entry.id, entry) for entry in current if entry.revision > arrival.revision)
+            return [
+                (entry.id, entry.revision, entry.position) for entry in current if entry.revision <= arrival.revision
+            ]

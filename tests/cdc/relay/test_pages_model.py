@@ -1,0 +1,228 @@
+"""Pages between a leader's store and a relay's, over a stream that loses, repeats and goes back, at every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from cdc.freshness import Freshness
+from cdc.postgres.timeline import Timeline
+from cdc.relay.page_reader import Outcome, PageReader
+from cdc.relay.pages import Page
+from cdc.relay.publisher import Last, Publisher
+from cdc.state.origin import Origin
+from cdc.store.log import Entry
+from cdc.store.store import Store
+
+IDS = st.sampled_from([f"app_{number}" for number in range(6)])
+PAYLOADS = st.one_of(st.none(), st.sampled_from([b"a", b"b", b"c" * 30, b"d" * 70]))
+
+
+@dataclass
+class Leader:
+    """A leader's store, every map that it has had, and its publisher."""
+
+    epoch: str
+    store: Store = field(default_factory=Store)
+    maps: dict[int, dict[str, bytes]] = field(default_factory=dict)
+    position: int = 100
+    now: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.origin = Origin(self.epoch, Timeline("7", 1, end=1 << 60), 0)
+        self.publisher = self.published_by()
+        self.note()
+
+    def published_by(self) -> Publisher:
+        return Publisher(
+            self.store, lambda: self.origin, Freshness(), entries=2, page_bytes=200, clock=self.clock
+        )
+
+    def clock(self) -> float:
+        self.now += 0.7
+        return self.now
+
+    def change(self, rows: list[tuple[str, bytes | None]]) -> None:
+        self.position += 10
+        batch = self.store.prepare(rows, self.position, seen=self.position)
+        self.store.publish(batch, whole=True, position=self.position, seen=self.position)
+        self.note()
+
+    def note(self) -> None:
+        self.maps[self.store.head] = contents(self.store)
+
+
+def contents(store: Store) -> dict[str, bytes]:
+    return {entry.id: entry.payload for entry in store.live() if entry.payload is not None}
+
+
+def copied(page: Page) -> Page:
+    """Return a page as it comes out of a broker: entries of its own."""
+    entries = [Entry(one.id, one.revision, one.position, one.payload) for one in page.entries]
+    return replace(page, entries=entries)
+
+
+class Relaying(RuleBasedStateMachine):
+    """A leader, a stream that its broker keeps badly, and a relay."""
+
+    @initialize(rows=st.dictionaries(IDS, PAYLOADS, max_size=6))
+    def begin(self, rows: dict[str, bytes | None]) -> None:
+        self.leaders = [Leader("1" * 32)]
+        self.leader.change(list(rows.items()))
+        self.leader.publisher.resume(None)
+        self.stream: list[Page] = []
+        self.copies: list[list[Page]] = [[]]
+        self.read = 0
+        self.relay = Store()
+        self.ended = 0
+        self.reader = PageReader(self.relay, self.end_streams)
+        self.held: dict[str, int] = {}
+        """By id, the position of what the relay has shown: along the one history of the database."""
+        self.exact: set[tuple[str, int]] = set()
+
+    @property
+    def leader(self) -> Leader:
+        return self.leaders[-1]
+
+    def end_streams(self) -> None:
+        self.ended += 1
+
+    @rule(rows=st.dictionaries(IDS, PAYLOADS, min_size=1, max_size=4))
+    def change(self, rows: dict[str, bytes | None]) -> None:
+        self.leader.change(list(rows.items()))
+
+    @rule(times=st.integers(1, 4))
+    def publish(self, times: int) -> None:
+        for _ in range(times):
+            self.stream += [copied(page) for page in self.leader.publisher.take()]
+
+    @rule()
+    def begin_generation(self) -> None:
+        self.leader.publisher.begin_generation()
+
+    @rule(times=st.integers(1, 8))
+    def deliver(self, times: int) -> None:
+        for _ in range(times):
+            if self.read >= len(self.stream):
+                return
+            page = self.stream[self.read]
+            self.read += 1
+            outcome = self.reader.take(copied(page))
+            if outcome is Outcome.ARRIVED:
+                self.look()
+            assert outcome is not Outcome.MISMATCH
+
+    def look(self) -> None:
+        """The relay's map is one that its leader has had, and nothing in it went back."""
+        epoch = self.reader.origin().epoch
+        [leader] = [one for one in self.leaders if one.epoch == epoch]
+        assert contents(self.relay) == leader.maps[self.relay.head]
+        for entry in self.relay.entries.values():
+            assert entry.position >= self.held.get(entry.id, 0)
+            self.held[entry.id] = entry.position
+
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        """An acknowledged page is lost before the relay has read it."""
+        if self.read < len(self.stream):
+            del self.stream[data.draw(st.integers(self.read, len(self.stream) - 1))]
+
+    @rule()
+    def repeat(self) -> None:
+        """The consumer is made anew, a little before where it was."""
+        self.read = max(0, self.read - 3)
+
+    @rule()
+    def copy_the_folder(self) -> None:
+        self.copies.append(list(self.stream))
+
+    @rule(data=st.data())
+    def come_back_older(self, data: st.DataObject) -> None:
+        """The broker is restored from an older copy; the leader goes on behind its last page."""
+        self.stream = list(data.draw(st.sampled_from(self.copies)))
+        self.read = min(self.read, len(self.stream))
+        self.leader.publisher.resume(self.last())
+
+    @rule()
+    def restart_the_leader(self) -> None:
+        """Its process begins anew: revisions go on, the publisher reads the last page."""
+        leader = self.leader
+        leader.publisher.close()
+        leader.publisher = leader.published_by()
+        leader.publisher.resume(self.last())
+
+    @precondition(lambda self: len(self.leaders) < 3)
+    @rule()
+    def take_over(self) -> None:
+        """A peer takes over: its own epoch and revisions, the same database."""
+        old = self.leader
+        new = Leader(f"{len(self.leaders) + 1}" * 32, position=old.position)
+        entries = [Entry(one.id, one.revision + 5, one.position, one.payload) for one in old.store.entries.values()]
+        new.store.adopt(
+            entries, old.store.head + 5, whole=True, position=old.store.position, seen=old.store.seen
+        )
+        new.note()
+        old.publisher.close()
+        self.leaders.append(new)
+        new.publisher.resume(self.last())
+
+    @rule()
+    def restart_the_relay(self) -> None:
+        """A relay that begins anew may be behind; its clients' tokens know better, a new client does not."""
+        self.relay = Store()
+        self.reader = PageReader(self.relay, self.end_streams)
+        self.held, self.read = {}, 0
+
+    def last(self) -> Last | None:
+        checkpoints = [page for page in self.stream if page.checkpoint is not None]
+        if not checkpoints or checkpoints[-1].checkpoint is None:
+            return None
+        if not any(page.opening for page in self.stream):
+            return None
+        newest = checkpoints[-1].checkpoint
+        if self.stream[-1].line != checkpoints[-1].line:
+            return None
+        origin = newest.origin
+        return Last(
+            self.stream[-1].line,
+            origin.epoch,
+            origin.history.timeline,
+            self.stream[-1].number,
+            newest.revision,
+            newest.position,
+        )
+
+    @rule()
+    def come_to_rest(self) -> None:
+        """Once a leader has published a generation, and all of it has come, the relay holds its map."""
+        self.leader.publisher.begin_generation()
+        while self.leader.publisher.more:
+            self.publish(1)
+        self.publish(3)
+        for _ in range(3):
+            self.deliver(len(self.stream) + 1)
+        assert contents(self.relay) == contents(self.leader.store)
+        assert self.relay.head == self.leader.store.head
+        assert self.relay.digest == self.leader.store.digest
+        assert self.relay.whole
+        positions = {entry.id: entry.position for entry in self.leader.store.entries.values()}
+        assert {entry.id: entry.position for entry in self.relay.entries.values()} == positions
+
+    @invariant()
+    def a_map_is_consistent_only_if_it_existed(self) -> None:
+        if self.relay.whole:
+            epoch = self.reader.origin().epoch
+            [leader] = [one for one in self.leaders if one.epoch == epoch]
+            assert contents(self.relay) == leader.maps[self.relay.head]
+
+    def teardown(self) -> None:
+        if hasattr(self, "leaders"):
+            self.leader.publisher.close()
+            assert not self.leader.store.places
+
+
+TestRelaying = Relaying.TestCase
+TestRelaying.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
