@@ -1,1 +1,3 @@
-"""The map on its way to relays: pages of changes, who makes them and who reads them. Nothing here knows a broker."""
+"""The map on its way to relays: pages of changes, who makes them and who reads them. Nothing here knows a
+broker.
+"""

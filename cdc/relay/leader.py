@@ -41,8 +41,8 @@ class LeaderFreshness(Freshness):
         """Monotonic time of the leader's last word; None before the first."""
 
     def heard(self, head: Head, *, live: bool) -> None:
-        """Take a word of the leader: one that comes now (``live``), or one that was kept, whose age is told by the
-        two wall clocks.
+        """Take a word of the leader: one that comes now (``live``), or one that was kept, whose age is told
+        by the two wall clocks.
         """
         now = self._monotonic()
         age = 0.0 if live else max(0.0, self._wall() - head.at)

@@ -1,9 +1,9 @@
 """The relay's side: pages in, the store kept as the leader's is. Nothing here waits or knows a broker.
 
-Exactness does not rest on whoever carries the pages. A page may be lost, repeated or come from an older copy of
-the stream: each run says from which revision it starts, each checkpoint carries count and digest, an entry is
-taken only if its revision is newer than what is held, and a map of another line is taken only if it is not older
-than what was served. Until a new map is complete the old one goes on being served.
+Exactness does not rest on whoever carries the pages. A page may be lost, repeated or come from an older copy
+of the stream: each run says from which revision it starts, each checkpoint carries count and digest, an
+entry is taken only if its revision is newer than what is held, and a map of another line is taken only if it
+is not older than what was served. Until a new map is complete the old one goes on being served.
 """
 
 from __future__ import annotations
@@ -127,9 +127,7 @@ class PageReader:
     def _complete(self, line: str, coming: dict[str, Entry], checkpoint: Checkpoint) -> Outcome:
         if checkpoint.revision < self.exact if line == self.line else self._is_older(checkpoint):
             return Outcome.OLDER
-        live = [entry for entry in coming.values() if entry.payload is not None]
-        digest = sum(int.from_bytes(entry_digest(entry.id, entry.payload or b""), "big") for entry in live)
-        if (len(live), (digest % _MODULUS).to_bytes(DIGEST_BYTES, "big")) != (checkpoint.count, checkpoint.digest):
+        if _proof(coming.values()) != (checkpoint.count, checkpoint.digest):
             return Outcome.MISMATCH
         self._coming = None
         if line == self.line and not self._distrusted:
@@ -150,7 +148,7 @@ class PageReader:
         return Outcome.ARRIVED
 
     def _is_older(self, checkpoint: Checkpoint) -> bool:
-        """Tell whether a map of another line is older than the one that is served, as for a client's token."""
+        """Tell whether a map of another line is older than the one that is served."""
         store, held = self._store, self._origin
         if not self.line:
             return False
@@ -212,3 +210,10 @@ class PageReader:
             entry = self._store.entries.get(endpoint_id)
             if entry is not None and entry.revision == revision:
                 entry.position = max(entry.position, position)
+
+
+def _proof(entries: Iterable[Entry]) -> tuple[int, bytes]:
+    """Return count and digest of the live ones, as a checkpoint has them."""
+    digests = [entry_digest(entry.id, entry.payload) for entry in entries if entry.payload is not None]
+    total = sum(int.from_bytes(digest, "big") for digest in digests) % _MODULUS
+    return len(digests), total.to_bytes(DIGEST_BYTES, "big")

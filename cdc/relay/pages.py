@@ -2,9 +2,9 @@
 
 A *run* of pages brings everything that has changed since the revision where it starts, and ends with a
 checkpoint: then the reader's map is the leader's, as count and digest prove. A *generation* begins with an
-opening page and brings every endpoint and tombstone, newest first, with the runs of the moment in between; it is
-complete with the checkpoint that says so. A reader that has a map ignores the rest of a generation; a reader
-that has none needs one.
+opening page and brings every endpoint and tombstone, newest first, with the runs of the moment in between;
+it is complete with the checkpoint that says so. A reader that has a map ignores the rest of a generation; a
+reader that has none needs one.
 
 Worked example, a leader at revision 7 with three endpoints::
 
@@ -15,8 +15,8 @@ Worked example, a leader at revision 7 with three endpoints::
     4       8               a@1 (older)        8, complete   whoever has read from page 1 on holds the map
     5       8               b@9                9             the next run
 
-A reader with the map of revision 7 takes pages 3 and 5. A reader that missed page 3 has revision 7 and sees page
-5 start at 8: its chain is broken, and it starts over with the newest complete generation.
+A reader with the map of revision 7 takes pages 3 and 5. A reader that missed page 3 has revision 7 and sees
+page 5 start at 8: its chain is broken, and it starts over with the newest complete generation.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Page:
     """See the module."""
 
     line: str
-    """Names the unbroken chain that the page is of: a leader that cannot go on where the last page ended begins
-    another one, with a generation.
+    """Names the unbroken chain that the page is of: a leader that cannot go on where the last page ended
+    begins another one, with a generation.
     """
     number: int
     """One more than the page before in its line."""

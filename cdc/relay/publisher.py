@@ -1,8 +1,8 @@
 """The leader's side: walks over the store in, pages out. Nothing here waits.
 
-A publisher is one more subscriber of the store: a `Cursor` is its place in the tail, so the core does not know it
-and never waits for it. A generation is a second place, which walks back from where the tail stood, as a
-`Catchup` does; the tail always goes first, so that a revocation never waits behind a generation.
+A publisher is one more subscriber of the store: a `Cursor` is its place in the tail, so the core does not
+know it and never waits for it. A generation is a second place, which walks back from where the tail stood,
+as a `Catchup` does; the tail always goes first, so that a revocation never waits behind a generation.
 """
 
 from __future__ import annotations
@@ -152,8 +152,9 @@ class Publisher:
     def take(self) -> list[Page]:
         """Return the next pages, in their order; [] when there is nothing to say now."""
         origin = self._origin()
-        if (origin.epoch, origin.history.timeline) != self._of:  # revisions or positions mean something else now
-            self._open_line((origin.epoch, origin.history.timeline))
+        of = origin.epoch, origin.history.timeline
+        if of != self._of:  # revisions or positions mean something else now
+            self._open_line(of)
         if self._tail is None:
             raise RuntimeError("there is no line yet")
         if self._opening:
@@ -178,7 +179,9 @@ class Publisher:
     def more(self) -> bool:
         """Whether `take` has more to say at once."""
         tail = self._tail
-        return tail is not None and (self._opening or self._back is not None or tail.revision < self._store.head)
+        return tail is not None and (
+            self._opening or self._back is not None or tail.revision < self._store.head
+        )
 
     def close(self) -> None:
         """Let the store forget the walks."""
@@ -295,5 +298,7 @@ class Publisher:
             self._moved.clear()
             self._moved.update((entry.id, entry) for entry in current if entry.revision > arrival.revision)
             return [
-                (entry.id, entry.revision, entry.position) for entry in current if entry.revision <= arrival.revision
+                (entry.id, entry.revision, entry.position)
+                for entry in current
+                if entry.revision <= arrival.revision
             ]

@@ -110,8 +110,8 @@ class Here:
     retention: float
     """Seconds that a token is good for."""
     reached_at: float = inf
-    """Monotonic time as of which no revision is missing here. A server that makes the revisions misses none; a relay
-    may learn of some later.
+    """Monotonic time as of which no revision is missing here. A server that makes the revisions misses none;
+    a relay may learn of some later.
     """
 
 

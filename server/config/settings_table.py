@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic_core import PydanticUndefined
 
-from server.config.settings import Settings, is_secret
+from server.config.settings import RelaySettings, Serving, Settings, is_secret
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from pydantic.fields import FieldInfo
 
@@ -24,14 +24,21 @@ _PAGE: Final = """\
 
 <!-- Made by `python -m server.config.settings_table`; change server/config/settings.py instead. -->
 
-Every setting is an environment variable and a flag of `pads-cdc serve`: `SLOT_NAME` is `--slot-name`. A
+Every setting is an environment variable and a flag of its command: `SLOT_NAME` is `--slot-name`. A
 flag wins over the environment; an empty variable counts as not given. A bad value is one line on standard
 error that says what to type instead, and exit code 2. A name in the environment that looks like a misspelt
 setting is warned of, and counts for nothing.
 
-| name | default | example | what it is |
-|---|---|---|---|
-{rows}
+## A server: `pads-cdc serve`
+{server}
+
+## Servers and relays
+{both}
+
+## A relay: `pads-cdc relay`
+{relay}
+
+## Values
 
 **Durations** are a number and a unit: `500ms`, `30s`, `5m`, `2h`, `1d`. **Sizes** are Postgres' own: `64MB`
 is 64 * 2^20 bytes, `1GB` is 2^30. A number without a unit is refused.
@@ -67,9 +74,10 @@ class Row:
         return f"--{self.field.replace('_', '-')}"
 
 
-def rows() -> Iterator[Row]:
-    """Yield all settings in the order of their declaration, each secret with its ``_FILE``."""
-    for name, field in Settings.model_fields.items():
+def rows(settings: type[Serving] = Settings) -> Iterator[Row]:
+    """Yield the settings of a command: its own, then those that all have; each secret with its ``_FILE``."""
+    for name in settings.names():
+        field = settings.model_fields[name]
         description = field.description or ""
         yield Row(
             name, _default(field), str((field.examples or [""])[0]), description, field.annotation is bool
@@ -81,12 +89,20 @@ def rows() -> Iterator[Row]:
 
 def page() -> str:
     """Render docs/configuration.md."""
+    common = set(Serving.model_fields)
     return _PAGE.format(
-        rows="\n".join(
-            f"| `{row.environment}` | {_code(row.default)} | {_code(row.example)} | {row.description} |"
-            for row in rows()
-        )
+        server=_table(row for row in rows(Settings) if row.field not in common),
+        both=_table(row for row in rows(Serving)),
+        relay=_table(row for row in rows(RelaySettings) if row.field not in common),
     )
+
+
+def _table(some: Iterable[Row]) -> str:
+    lines = [
+        f"| `{row.environment}` | {_code(row.default)} | {_code(row.example)} | {row.description} |"
+        for row in some
+    ]
+    return "\n".join(["| name | default | example | what it is |", "|---|---|---|---|", *lines])
 
 
 def _default(field: FieldInfo) -> str:

@@ -1,8 +1,11 @@
-"""Pages between a leader's store and a relay's, over a stream that loses, repeats and goes back, at every step."""
+"""Pages between a leader's store and a relay's, over a stream that loses, repeats and goes back, at every
+step.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,11 +14,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cdc.freshness import Freshness
 from cdc.postgres.timeline import Timeline
 from cdc.relay.page_reader import Outcome, PageReader
-from cdc.relay.pages import Page
 from cdc.relay.publisher import Last, Publisher
 from cdc.state.origin import Origin
 from cdc.store.log import Entry
 from cdc.store.store import Store
+
+if TYPE_CHECKING:
+    from cdc.relay.pages import Page
 
 IDS = st.sampled_from([f"app_{number}" for number in range(6)])
 PAYLOADS = st.one_of(st.none(), st.sampled_from([b"a", b"b", b"c" * 30, b"d" * 70]))
@@ -160,7 +165,9 @@ class Relaying(RuleBasedStateMachine):
         """A peer takes over: its own epoch and revisions, the same database."""
         old = self.leader
         new = Leader(f"{len(self.leaders) + 1}" * 32, position=old.position)
-        entries = [Entry(one.id, one.revision + 5, one.position, one.payload) for one in old.store.entries.values()]
+        entries = [
+            Entry(one.id, one.revision + 5, one.position, one.payload) for one in old.store.entries.values()
+        ]
         new.store.adopt(
             entries, old.store.head + 5, whole=True, position=old.store.position, seen=old.store.seen
         )

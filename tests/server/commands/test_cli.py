@@ -66,7 +66,7 @@ def test_the_help_of_serve_has_every_setting_with_its_name_in_the_environment() 
 
 def test_help_needs_nothing_that_takes_time_to_import() -> None:
     heavy = "grpc", "aiohttp", "prometheus_client", "psycopg2", "pydantic", "rich"
-    code = f"import sys, server.cli; print([name for name in {heavy!r} if name in sys.modules])"
+    code = f"import sys, server.commands.cli; print([name for name in {heavy!r} if name in sys.modules])"
     assert run([sys.executable, "-c", code]).stdout.strip() == "[]"
 
 
@@ -132,7 +132,7 @@ def test_a_misspelt_setting_is_named_with_what_it_was_meant_for() -> None:
 def test_two_bad_settings_are_two_lines() -> None:
     done = pads_cdc("serve", PORT="x", SLOT_NAME="-", POSTGRES_CONNECTION_STRING=URL)
     assert done.returncode == 2
-    assert [line.split()[1] for line in done.stderr.splitlines()] == ["PORT", "SLOT_NAME"]
+    assert [line.split()[1] for line in done.stderr.splitlines()] == ["SLOT_NAME", "PORT"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_fault_of_ours_shows_where_it_is_but_no_secret() -> None:
 
 
 def test_a_password_is_not_shown_in_whatever_form_a_driver_quotes_it() -> None:
-    body = f"""import server.connection_string as c
+    body = f"""import server.config.connection_string as c
     s = c.ConnectionString('X', value={URL!r}); s.read()
     import click; click.get_current_context().obj.append(s)
     raise PadsCdcError('the word {SECRET} is wrong')"""

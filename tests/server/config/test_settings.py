@@ -158,7 +158,7 @@ def test_every_example_is_accepted(tmp_path: Path) -> None:
 
 def test_several_bad_values_are_told_at_once_each_in_its_line() -> None:
     lines = complaint(port="x", slot_name="-").splitlines()
-    assert [line.split(" ")[0] for line in lines] == ["POSTGRES_CONNECTION_STRING", "PORT", "SLOT_NAME"]
+    assert [line.split(" ")[0] for line in lines] == ["POSTGRES_CONNECTION_STRING", "SLOT_NAME", "PORT"]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost", "LOCALHOST"])

@@ -333,7 +333,7 @@ def test_a_transaction_can_be_followed_from_its_commit_to_its_publication(
 
 def test_configured_logging_goes_to_standard_error_and_nowhere_else() -> None:
     code = (
-        "import structlog; from server import logs; from server.settings import Settings;"
+        "import structlog; from server.observe import logs; from server.config.settings import Settings;"
         f"logs.configure(Settings.load({{'postgres_connection_string': {URL!r}}}));"
         f"structlog.get_logger('pads_cdc').info('started'); raise ValueError({URL!r})"
     )

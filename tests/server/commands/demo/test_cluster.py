@@ -92,7 +92,7 @@ def test_leaves_nothing_behind_after_an_error() -> None:
 
 def test_leaves_nothing_behind_when_we_are_killed() -> None:
     code = (
-        "from server.demo.cluster import ephemeral_cluster\n"
+        "from server.commands.demo.cluster import ephemeral_cluster\n"
         "with ephemeral_cluster() as cluster: print(cluster.pid, cluster.folder, flush=True); input()"
     )
     victim = subprocess.Popen(
