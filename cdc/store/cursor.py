@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from cdc.store.log import Place
+from cdc.store.log import OutlivedError, Place
 
 if TYPE_CHECKING:
     from cdc.store.log import Entry
@@ -79,9 +79,16 @@ class Cursor(Place):
             self._target = self.store.head
 
     def read(self, limit: int) -> Part:
-        """Take at most ``limit`` entries; never waits."""
+        """Take at most ``limit`` entries; never waits.
+
+        Raises:
+            OutlivedError: the store has adopted another map.
+
+        """
         store = self.store
         with store.lock:
+            if self.outlived:
+                raise OutlivedError
             if self._target is None:
                 self._target = store.head
             entries: list[Entry] = []

@@ -32,14 +32,20 @@ class Entry(msgspec.Struct, eq=False, gc=False):
         return f"<Entry {self.id!r} revision {self.revision}, {kind}>"
 
 
+class OutlivedError(Exception):
+    """The log in which a walk stood has been replaced: whoever walks has to begin anew."""
+
+
 class Place:
     """An index into the store's log that survives compaction; guarded by the store's lock."""
 
-    __slots__ = ("__weakref__", "_places", "index")
+    __slots__ = ("__weakref__", "_places", "index", "outlived")
 
     def __init__(self, index: int, places: set[Place]) -> None:
         """``places`` are the store's."""
         self.index = index
+        self.outlived = False
+        """The log is another one now."""
         self._places = places
         places.add(self)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cdc.store.cursor import SCAN
-from cdc.store.log import Place
+from cdc.store.log import OutlivedError, Place
 
 if TYPE_CHECKING:
     from cdc.store.log import Entry
@@ -39,9 +39,15 @@ class Replay:
     def read(self, limit: int) -> list[Entry]:
         """Take at most ``limit`` entries to send next; empty when there is nothing until the store wakes
         us.
+
+        Raises:
+            OutlivedError: the store has adopted another map.
+
         """
         entries: list[Entry] = []
         with self._store.lock:
+            if self._covered.outlived:
+                raise OutlivedError
             self._cover()
             while self._newer and not entries:
                 entries = self._newer[-1].take(limit)

@@ -80,6 +80,8 @@ class Store:
         """Every transaction up to here is in the map."""
         self.seen: Lsn = 0
         """Nothing in the map is newer than this."""
+        self.adopted = 0
+        """How often another map has taken the place of this one: revisions of before mean nothing since."""
         self.log: list[Entry] = []
         self.entries: dict[str, Entry] = {}
         """Everything by id, tombstones too: an entry in the log is dead when it is not the one in here."""
@@ -156,9 +158,20 @@ class Store:
             wake()
 
     def adopt(
-        self, entries: Iterable[Entry], head: int, *, whole: bool, position: Lsn = 0, seen: Lsn = 0
+        self,
+        entries: Iterable[Entry],
+        head: int,
+        *,
+        whole: bool,
+        position: Lsn = 0,
+        seen: Lsn = 0,
+        along: Callable[[], object] = lambda: None,
     ) -> None:
-        """Replace everything by another server's entries and tombstones. Takes 2 s a million."""
+        """Replace everything by another server's entries and tombstones. Takes 2 s a million.
+
+        Walks end: their next read raises `OutlivedError`, and returns nothing of the new map. ``along`` is
+        called in the same moment, under the lock.
+        """
         log = sorted(entries, key=attrgetter("revision"))
         digests = (entry_digest(entry.id, entry.payload) for entry in log if entry.payload is not None)
         digest = sum(int.from_bytes(one, "big") for one in digests) % _MODULUS
@@ -169,8 +182,13 @@ class Store:
             self._unverified = {}
             self._digest = digest
             self.head, self.whole, self.position, self.seen = head, whole, position, seen
-            for place in self.places:  # nobody is served; what still stands there is about to end
-                place.carry(len(log))
+            for place in self.places:
+                place.outlived = True
+            self.adopted += 1
+            along()
+            wakes = tuple(self._wakes)
+        for wake in wakes:  # so that whoever walks finds out
+            wake()
 
     def copied(self, entries: Iterable[Entry], head: int) -> Batch:
         """Make a batch of another server's newer entries, in the order of their revisions, up to its

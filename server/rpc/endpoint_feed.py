@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 import grpc
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 from cdc.state.token import Behind, Reset, judge
-from server.rpc.calls import NOT_READY, READY_SECONDS, abort, counted, first_message, unavailable, wait
+from cdc.store.log import OutlivedError
+from server.rpc.calls import (
+    NOT_READY,
+    OTHER_MAP,
+    READY_SECONDS,
+    abort,
+    counted,
+    first_message,
+    unavailable,
+    wait,
+)
 from server.rpc.feed import Feed, duration, here
 from server.rpc.feed_requests import NO_OPEN, MisuseError, acknowledgement, opening
 from server.rpc.snapshot_permits import SnapshotPermits, Turn
@@ -23,10 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from cdc.freshness import Freshness
-    from cdc.state.origin import CurrentOrigin
+    from cdc.state.origin import Origin
     from cdc.state.token import Rejoin, Resume
     from cdc.store.store import Store
-    from server.config.settings import Settings
+    from server.config.settings import Serving
     from server.observe.metrics import Metrics
     from server.rpc.calls import Context
     from server.rpc.hub import Hub
@@ -47,16 +58,18 @@ class EndpointFeed:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: Serving,
         store: Store,
-        origin: CurrentOrigin,
+        origin: Callable[[], Origin],
         freshness: Freshness,
         hub: Hub,
         subscribers: Subscribers,
         metrics: Metrics,
         mirror: Callable[[object, Context], Awaitable[None]],
+        reached_at: Callable[[], float] = lambda: inf,
     ) -> None:
-        """``mirror`` answers the call of that name."""
+        """``mirror`` answers the call of that name; ``reached_at`` is `Here.reached_at` of this moment."""
+        self._reached_at = reached_at
         self._store = store
         self._origin = origin
         self._freshness = freshness
@@ -99,7 +112,7 @@ class EndpointFeed:
                     digest=self._store.digest,
                     ready=self._store.ready,
                 )
-            response.epoch = self._origin.now().epoch
+            response.epoch = self._origin().epoch
             response.staleness.CopyFrom(duration(self._freshness.staleness()))
             if positions.server_end and positions.applied:  # 0 is "not known yet"
                 response.lag_bytes = max(0, positions.server_end - positions.applied)
@@ -113,27 +126,32 @@ class EndpointFeed:
             opened = await first_message(context, opening, NO_OPEN)
             if not await self._hub.ready(READY_SECONDS):
                 await unavailable(context, self._hub.ending or NOT_READY)
-            feed = Feed(self._store, self._origin.now, self._freshness.staleness, self._interval)
+            feed = Feed(self._store, self._origin, self._freshness.staleness, self._interval)
             subscriber = self._subscribers.add(context.peer(), "endpoint_feed", opened.client_id)
             wake = self._hub.attach()
             stream = _Stream(context, feed, subscriber, wake)
             try:
-                verdict = await self._judged(opened.resume_token, context, wake)
-                await self._send_opened(stream, verdict, opened.resume_token)
+                verdict, adopted = await self._judged(opened.resume_token, context, wake)
+                await self._send_opened(stream, verdict, opened.resume_token, adopted)
                 stream.listen()
                 await self._serve(stream)
+            except OutlivedError:
+                await unavailable(context, self._hub.ending or OTHER_MAP)
             finally:
                 stream.end()
                 self._hub.detach(wake)
                 self._subscribers.remove(subscriber)
 
-    async def _judged(self, token: bytes, context: Context, wake: asyncio.Event) -> Resume | Rejoin | Reset:
+    async def _judged(
+        self, token: bytes, context: Context, wake: asyncio.Event
+    ) -> tuple[Resume | Rejoin | Reset, int]:
         opened = time.monotonic()
         while True:
             wake.clear()
-            verdict = judge(token, here(self._store, self._origin.now(), self._retention), opened=opened)
+            place, adopted = here(self._store, self._origin, self._retention, self._reached_at())
+            verdict = judge(token, place, opened=opened)
             if not isinstance(verdict, Behind):
-                return verdict
+                return verdict, adopted
             if self._hub.ending is not None:
                 await unavailable(context, self._hub.ending)
             if time.monotonic() - opened > _BEHIND_SECONDS:
@@ -145,11 +163,15 @@ class EndpointFeed:
             await wait(wake, _LOOK_SECONDS)
 
     async def _send_opened(
-        self, stream: _Stream, verdict: Resume | Rejoin | Reset, token: bytes = b""
+        self,
+        stream: _Stream,
+        verdict: Resume | Rejoin | Reset,
+        token: bytes = b"",
+        adopted: int | None = None,
     ) -> None:
         if isinstance(verdict, Reset):
             self._metrics.feed_reset(verdict.reason)
-        await stream.send(stream.feed.open(verdict, token))
+        await stream.send(stream.feed.open(verdict, token, adopted))
 
     async def _serve(self, stream: _Stream) -> None:
         feed, wake = stream.feed, stream.wake

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -15,6 +16,7 @@ from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 from cdc.state.token import Here, Rejoin, Reset, Resume, Token
 from cdc.store.catchup import Catchup
 from cdc.store.cursor import Cursor, Cut
+from cdc.store.log import OutlivedError
 from server.rpc.feed_requests import MisuseError
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class Feed:
         """``staleness`` and ``progress_interval`` are in seconds, ``wall`` is Unix time."""
         self._store = store
         self._origin = origin
+        self._as_of = origin()
         self._staleness = staleness
         self._progress_interval = progress_interval
         self._wall = wall
@@ -73,9 +76,18 @@ class Feed:
         self.more = True
         """There may be more to `take` at once."""
 
-    def open(self, verdict: Resume | Rejoin | Reset, token: bytes = b"") -> pb.WatchResponse:
-        """Begin to serve the client with this token, or begin again; returns what to say of it."""
+    def open(
+        self, verdict: Resume | Rejoin | Reset, token: bytes = b"", adopted: int | None = None
+    ) -> pb.WatchResponse:
+        """Begin to serve the client with this token, or begin again; returns what to say of it.
+
+        Raises:
+            OutlivedError: the verdict is of a map that was replaced since: `Store.adopted` is not
+            ``adopted``.
+
+        """
         self.close()
+        self._as_of = self._origin()
         opened = pb.Opened(progress_interval=duration(self._progress_interval))
         self._resetting = isinstance(verdict, Reset)
         self._token = None if self._resetting else Token.parse(token)
@@ -95,6 +107,8 @@ class Feed:
                 self.acknowledged = 0
                 name = f"RESET_REASON_{reason.upper()}"
                 opened.reset.CopyFrom(pb.Reset(reason=name, count=len(self._store)))
+        if adopted is not None and adopted != self._store.adopted:
+            raise OutlivedError
         opened.token = self._present()
         return pb.WatchResponse(opened=opened)
 
@@ -108,6 +122,7 @@ class Feed:
         walk = self._walk
         if walk is None:
             raise RuntimeError("not opened")
+        self._as_of = self._origin()  # before the read: what it brings is of no later one
         part = walk.read(self._entries)
         self.more = part.more
         arrival = part.arrival
@@ -142,6 +157,7 @@ class Feed:
     def progress(self, *, queued: bool = False) -> pb.WatchResponse:
         """Return a sign of life, with a token where the client has everything that came before."""
         progress = pb.Progress(queued=queued)
+        self._as_of = self._origin()
         if isinstance(self._walk, Cursor):
             arrival = self._walk.read(0).arrival
             if arrival is not None and self._proves(arrival):
@@ -180,7 +196,7 @@ class Feed:
         return replace(self._made(Cut(0, 0, seen, 0, b"", whole=False)), complete=False).encode()
 
     def _made(self, cut: Cut) -> Token:
-        origin = self._origin()
+        origin = self._as_of
         return Token(
             epoch=origin.epoch,
             system=origin.history.system,
@@ -210,9 +226,19 @@ class Feed:
         )
 
 
-def here(store: Store, origin: Origin, retention: float, wall: Callable[[], float] = time.time) -> Here:
-    """Describe this server to `cdc.state.token.judge`; ``retention`` is TOMBSTONE_RETENTION in seconds."""
-    return Here(origin, store.head, store.position, wall(), retention)
+def here(
+    store: Store,
+    origin: Callable[[], Origin],
+    retention: float,
+    reached_at: float = inf,
+    wall: Callable[[], float] = time.time,
+) -> tuple[Here, int]:
+    """Describe this server to `cdc.state.token.judge`; ``retention`` is TOMBSTONE_RETENTION in seconds.
+
+    Returns `Store.adopted` of the same moment, too.
+    """
+    with store.lock:
+        return Here(origin(), store.head, store.position, wall(), retention, reached_at), store.adopted
 
 
 def _add(batch: pb.Batch, entry: Entry) -> None:

@@ -17,8 +17,9 @@ import grpc
 import structlog
 from pads_cdc_client.pb.gateway_endpoint_pb2 import AuthDataRequest, AuthDataUpdatesRequest
 
+from cdc.store.log import OutlivedError
 from cdc.store.replay import Replay
-from server.rpc.calls import NOT_READY, READY_SECONDS, counted, unavailable
+from server.rpc.calls import NOT_READY, OTHER_MAP, READY_SECONDS, counted, unavailable
 from server.wire import field
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ class GatewayEndpoints:
                     if not entries:
                         subscriber.revision = replay.revision
                         await changed.wait()
+            except OutlivedError:
+                await unavailable(context, self._hub.ending or OTHER_MAP)
             finally:
                 replay.close()
                 self._subscribers.remove(subscriber)

@@ -247,7 +247,7 @@ class Feeds(RuleBasedStateMachine):
             return
         server, opened = client.trying
         token = client.replica.opening("client").open.resume_token
-        around = here(server.store, server.origin, RETENTION, lambda: self.now)
+        around = here(server.store, lambda: server.origin, RETENTION, wall=lambda: self.now)[0]
         verdict = judge(token, around, opened=opened)
         if isinstance(verdict, Behind):
             assert token, "who holds nothing is never behind"
@@ -344,7 +344,9 @@ class Feeds(RuleBasedStateMachine):
             client.disconnect()
             damaged = bytearray(client.replica.token)
             damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= 1 << data.draw(st.integers(0, 7))
-            around = here(self.servers[0].store, self.servers[0].origin, RETENTION, lambda: self.now)
+            around = here(
+                self.servers[0].store, lambda: self.servers[0].origin, RETENTION, wall=lambda: self.now
+            )[0]
             assert judge(bytes(damaged), around, opened=self.now) == Reset("malformed")
 
     @invariant()
