@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import grpc
 
     from cdc.store.store import Store
-    from server.config.settings import Settings
+    from server.config.settings import Serving
     from server.observe.health import Health
     from server.observe.metrics import Metrics
     from server.rpc.endpoint_feed import EndpointFeed
@@ -81,7 +81,7 @@ class GrpcServer:
 
 
 async def start(
-    settings: Settings,
+    settings: Serving,
     store: Store,
     hub: Hub,
     subscribers: Subscribers,

@@ -1,56 +1,36 @@
-"""Composition: every part is made here and nowhere else, and handed to those that need it.
+"""``pads-cdc serve``: a server that follows a database. Every part is made here, and handed to those that
+need it.
 
-The event loop (gRPC, HTTP) has the main thread; the reader of the slot, the applier and the probe have one
-each. They share the store, which has a lock, and `Freshness`.
+The event loop (gRPC, HTTP) has the main thread; the reader of the slot, the applier, the probes and the
+publisher have one each. They share the store, which has a lock, and `Freshness`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import signal
-import sys
 import threading
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from functools import partial
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import structlog
-
-from cdc.errors import PadsCdcError
 from cdc.freshness import Freshness
 from cdc.pair.pair import Pair
-from cdc.store.store import Store
-from server import grpc_server
-from server.observe import http, logs
-from server.observe.fanout import FanOut
-from server.observe.health import Health
-from server.observe.log_observer import LogObserver
-from server.observe.malloc_trim import MallocTrim
-from server.observe.metrics import Metrics
+from server.broker.connection import Broker
+from server.broker.gauges import PublishedGauges
+from server.broker.publishing import Publishing
+from server.broker.seal import Seal
+from server.front import Front, prepare
 from server.observe.pair_gauges import PairGauges
-from server.observe.recent import Recent
-from server.observe.status_page import StatusPage
 from server.pair.mirror_service import MirrorService
 from server.pipeline import Pipeline
 from server.rpc.endpoint_feed import EndpointFeed
-from server.rpc.hub import Hub
-from server.security.security import Security
-from server.subscribers import Subscribers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from server.config.settings import Settings
 
-_log = structlog.get_logger("pads_cdc")
-
 _Made = TypeVar("_Made")
-
-_SWITCH_SECONDS: Final = 0.001
-"""How long a thread may keep the interpreter: a revocation that comes while a plan ripples waits for that in
-three of them. Python's own is 5 ms.
-"""
 
 
 def serve(settings: Settings) -> int:
@@ -60,86 +40,77 @@ def serve(settings: Settings) -> int:
         PadsCdcError: it cannot start, or cannot go on.
 
     """
-    logs.configure(settings)
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    for line in settings.misspelt():
-        _log.warning("environment", message=line)
+    prepare(settings)
     return asyncio.run(_serve(settings))
 
 
 async def _serve(settings: Settings) -> int:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-
-    store, freshness, subscribers = Store(), Freshness(), Subscribers()
-    metrics = Metrics(
-        version=version("pads-cdc"),
-        store=store,
-        freshness=freshness,
-        subscribers=subscribers,
-        audit_interval=settings.audit_interval,
+    pair, freshness = Pair(peered=settings.peer_address is not None), Freshness()
+    front = Front(
+        settings, freshness, pair, source=settings.slot_name, audit_interval=settings.audit_interval
     )
-    pair = Pair(peered=settings.peer_address is not None)
     if pair.peered:
-        metrics.registry.register(PairGauges(pair))
-    health = Health(store, freshness, settings.max_staleness, pair)
-    recent = Recent()
-    page = StatusPage(
-        version=version("pads-cdc"),
-        slot_name=settings.slot_name,
-        store=store,
-        freshness=freshness,
-        subscribers=subscribers,
-        health=health,
-        recent=recent,
-        pair=pair,
-    )
-    hub = Hub(store, subscribers, pair, lambda: pair.sure(freshness.silence()))
-    observer = FanOut(metrics, health, recent, LogObserver(), MallocTrim())
-    security = Security(settings, metrics.registry, observer)
+        front.metrics.registry.register(PairGauges(pair))
     pipeline = await _unless(
-        stop,
-        lambda: Pipeline(
-            settings, store, freshness, observer, pair, lambda: loop.call_soon_threadsafe(stop.set)
-        ),
+        front.stop,
+        lambda: Pipeline(settings, front.store, freshness, front.observer, pair, front.stop_soon),
     )
     if pipeline is None:
         return 0
-    async with AsyncExitStack() as running:
-        mirrors = MirrorService(settings, store, pipeline.origin, pipeline.parents, pair, hub, metrics)
-        feed = EndpointFeed(
-            settings, store, pipeline.origin, freshness, hub, subscribers, metrics, mirrors.mirror
-        )
-        grpc = await grpc_server.start(settings, store, hub, subscribers, metrics, health, feed, security)
-        running.push_async_callback(grpc.stop)
-        pages = await http.start(
-            host=settings.metrics_host,
-            port=settings.metrics_port,
-            registry=metrics.registry,
-            health=health,
-            page=page,
-        )
-        running.push_async_callback(pages.stop)
+    publishing = _publishing(settings, front, pipeline)
+    mirrors = MirrorService(
+        settings, front.store, pipeline.origin, pipeline.parents, pair, front.hub, front.metrics, freshness
+    )
+    feed = EndpointFeed(
+        settings,
+        front.store,
+        pipeline.origin.now,
+        freshness,
+        front.hub,
+        front.subscribers,
+        front.metrics,
+        mirrors.mirror,
+    )
+
+    def start() -> None:
         pipeline.start()
-        _log.info(
-            "serving", grpc=grpc.port, http=pages.port, mapping=settings.mapping, slot=settings.slot_name
-        )
-        ends = [asyncio.create_task(stop.wait()), asyncio.create_task(grpc.ended())]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        deserted = not stop.is_set()
-        _log.info("stopping")
-        hub.stop()
-        # Side by side: a frozen database must not keep streams from ending, nor a slow client the slot.
-        await asyncio.gather(asyncio.to_thread(pipeline.stop), grpc.stop())
-        for end in ends:
-            end.cancel()
+        if publishing is not None:
+            publishing.start()
+
+    def end() -> None:
+        pipeline.stop()
+        if publishing is not None:
+            publishing.stop()
+
+    await front.serve(feed, start, end, mapping=settings.mapping, slot=settings.slot_name)
     if pipeline.applier.failure is not None:
         raise pipeline.applier.failure
-    if deserted:  # without it the process would look alive and serve nobody
-        raise PadsCdcError("the gRPC server ended by itself: this is a bug, please report it with the log")
     return 0
+
+
+def _publishing(settings: Settings, front: Front, pipeline: Pipeline) -> Publishing | None:
+    """Make what publishes to relays, if there is a broker.
+
+    Raises:
+        ConfigurationError: a file of the BROKER settings cannot be read.
+
+    """
+    if settings.broker_url is None:
+        return None
+    broker, seal = Broker(settings, "pads-cdc"), Seal(settings.broker_seal_file)
+    broker.verify()
+    publishing = Publishing(
+        broker,
+        seal,
+        settings.broker_stream,
+        front.store,
+        pipeline.origin.now,
+        front.freshness,
+        front.pair,
+        front.observer,
+    )
+    front.metrics.registry.register(PublishedGauges(publishing.published, front.store))
+    return publishing
 
 
 async def _unless(stop: asyncio.Event, make: Callable[[], _Made]) -> _Made | None:

@@ -8,4 +8,5 @@ pytest_plugins = [
     "tests.plugins.prometheus",
     "tests.plugins.chromium",
     "tests.plugins.pgbouncer",
+    "tests.plugins.nats",
 ]

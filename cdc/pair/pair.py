@@ -74,6 +74,8 @@ class Pair:
         """Whether the peer has answered, or could not be reached, since we last lost the slot."""
         self.mirroring = False
         """The stream from the peer stands."""
+        self.led = 0
+        """How often the slot has become ours."""
 
     # --- who leads
 
@@ -99,6 +101,7 @@ class Pair:
     def lead(self) -> None:
         """Note that the slot is ours."""
         self.standing_by = False
+        self.led += 1
         self._lost.clear()
 
     def lose(self) -> None:

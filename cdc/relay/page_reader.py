@@ -19,10 +19,10 @@ from cdc.state.token import Behind, Here, Token, judge
 from cdc.store.digest import DIGEST_BYTES, entry_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from cdc.lsn import Lsn
-    from cdc.relay.pages import Checkpoint, Page
+    from cdc.relay.pages import Checkpoint, Head, Page
     from cdc.store.log import Entry
     from cdc.store.store import Store
 
@@ -49,10 +49,8 @@ class Outcome(enum.Enum):
 class PageReader:
     """Owned by one thread, the only one that writes to the store; anyone may ask `origin`."""
 
-    def __init__(self, store: Store, on_other_line: Callable[[], object]) -> None:
-        """``on_other_line`` is called when the map is replaced by one whose revisions mean something else."""
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._on_other_line = on_other_line
         self._origin = Origin("0" * 32, Timeline(), 0)
         self.line = ""
         """Of the map that is held; empty while there is none."""
@@ -78,6 +76,12 @@ class PageReader:
     def wanting(self) -> bool:
         """Whether a generation is needed that has not begun to come."""
         return self._coming is not None and not self._opened
+
+    def hear(self, head: Head) -> None:
+        """Take over a position that has moved while the map stayed as it is."""
+        store = self._store
+        if head.line == self.line and head.revision == self.exact and head.consistent and store.whole:
+            store.settle(head.position)
 
     def start_over(self) -> None:
         """Build a new map from the next generation that comes; what is held goes on being served."""
@@ -133,18 +137,16 @@ class PageReader:
         if line == self.line and not self._distrusted:
             news = sorted(self._newer(coming.values()), key=attrgetter("revision"))
             return self._publish(news, [], checkpoint)
-        served = bool(self.line)
         self._store.adopt(
             coming.values(),
             checkpoint.revision,
             whole=checkpoint.consistent,
             position=checkpoint.position,
             seen=checkpoint.seen,
+            along=lambda: setattr(self, "_origin", checkpoint.origin),
         )
-        self.line, self._origin, self.exact = line, checkpoint.origin, checkpoint.revision
+        self.line, self.exact = line, checkpoint.revision
         self._distrusted = False
-        if served:
-            self._on_other_line()
         return Outcome.ARRIVED
 
     def _is_older(self, checkpoint: Checkpoint) -> bool:

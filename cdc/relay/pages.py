@@ -59,10 +59,19 @@ class Page:
     """One more than the page before in its line."""
     start: int
     """The revision that a reader's map must have reached for the run that this page is of."""
+    epoch: str
+    timeline: int
+    """Whose revisions the line is of, and on which timeline."""
+    position: Lsn
+    """The map of revision `start` holds every transaction up to here."""
     first: bool = False
     """It is the first page of a run."""
     opening: bool = False
     """A generation begins."""
+    total: int = 0
+    """In an opening page: how many entries are to come, as far as is known."""
+    generation: int = 0
+    """Number of the page that opened the newest complete generation of the line; 0 while there is none."""
     older: bool = False
     """Its entries are a part of the generation: a reader that has a map has them."""
     entries: list[Entry] = field(default_factory=list)
@@ -71,6 +80,11 @@ class Page:
     checkpoint: Checkpoint | None = None
     complete: bool = False
     """With this checkpoint the generation is complete."""
+
+    @property
+    def reached(self) -> int:
+        """The revision that a reader's map has reached once all pages up to this one have come."""
+        return self.start if self.checkpoint is None else self.checkpoint.revision
 
     def __repr__(self) -> str:  # payloads hold API keys
         return f"<Page {self.number} of {self.line}, from {self.start}: {len(self.entries)} entries>"

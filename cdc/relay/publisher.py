@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cdc.relay.pages import Checkpoint, Head, Page
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from cdc.freshness import Freshness
+    from cdc.lsn import Lsn
     from cdc.state.origin import Origin
     from cdc.store.cursor import Cut
     from cdc.store.log import Entry
@@ -39,20 +39,6 @@ _MOVED: Final = 1_000
 """Positions that a page brings at most."""
 _LEAST: Final = 10_000
 """...and by so many entries."""
-
-
-@dataclass(frozen=True, slots=True)
-class Last:
-    """The newest page that the stream holds, as the publisher that goes on behind it needs to know it."""
-
-    line: str
-    epoch: str
-    timeline: int
-    number: int
-    reached: int
-    """The revision of the newest checkpoint in the stream, from which a run can start."""
-    position: int
-    """Up to where that checkpoint's map holds every transaction."""
 
 
 class Publisher:
@@ -80,7 +66,8 @@ class Publisher:
         """Empty while there is none."""
         self._of = "", 0
         """The epoch and the timeline that the line is of."""
-        self._number = 0
+        self.number = 0
+        """Of the newest page that was taken."""
         self._tail: Cursor | None = None
         self._back: Place | None = None
         """How far the generation has come, walking back; None while there is none under way."""
@@ -88,6 +75,8 @@ class Publisher:
         """The next entries of the tail begin a run."""
         self._start = 0
         """The revision of the newest checkpoint, or where the line began."""
+        self._position: Lsn = 0
+        """Up to where that checkpoint's map holds every transaction."""
         self._told: Cut | None = None
         """The newest checkpoint, as long as the line has been ours."""
         self._told_at = 0.0
@@ -95,10 +84,12 @@ class Publisher:
         """Entries whose position is another one than was told."""
         self._opening = False
         """The next page opens a generation."""
+        self._opened = self._newest = 0
+        """Numbers of the pages that opened the generation under way, and the newest complete one."""
         self._generation = self._since = 0
         """Entries of the newest generation, and those published since it began."""
 
-    def resume(self, last: Last | None) -> bool:
+    def resume(self, last: Page | None) -> bool:
         """Go on behind the stream's last page; False, and a new line with a generation, if that cannot be."""
         store, origin = self._store, self._origin()
         of = origin.epoch, origin.history.timeline
@@ -106,10 +97,15 @@ class Publisher:
         if last is None or (last.epoch, last.timeline) != of or last.reached > store.head:
             self._open_line(of)
             return False
-        self.line, self._of, self._number, self._begun = last.line, of, last.number, True
-        self._tail, self._start, self._told = Cursor(store, last.reached), last.reached, None
-        self._hear_moves(last)
-        self._generation = self._since = len(store)  # not known: a generation is soon due, not at once
+        reached = last.reached
+        self.line, self._of, self.number, self._begun = last.line, of, last.number, True
+        self._tail, self._start, self._told = Cursor(store, reached), reached, None
+        self._position = last.position if last.checkpoint is None else last.checkpoint.position
+        self._hear_moves(beyond=self._position, up_to=reached)
+        self._generation, self._since = len(store.entries), 0
+        self._newest, self._opened = last.generation, 0
+        if not self._newest:  # its leader was gone before the first generation was complete
+            self.begin_generation()
         return True
 
     def begin_generation(self) -> None:
@@ -122,6 +118,11 @@ class Publisher:
             self._back = Place(self._tail.index, store.places)
             self._generation, self._since = len(store.entries), 0
         self._opening = True
+
+    @property
+    def generating(self) -> bool:
+        """Whether a generation is under way."""
+        return self._back is not None
 
     @property
     def outgrown(self) -> bool:
@@ -159,7 +160,9 @@ class Publisher:
             raise RuntimeError("there is no line yet")
         if self._opening:
             self._opening = False
-            return [self._page(opening=True, older=True)]
+            page = self._page(opening=True, older=True)
+            self._opened = page.number
+            return [page]
         part = self._tail.read(self._entries)
         if part.entries:
             self._since += len(part.entries)
@@ -194,22 +197,22 @@ class Publisher:
 
     def _open_line(self, of: tuple[str, int]) -> None:
         self.close()
-        self.line, self._of, self._number, self._begun = uuid.uuid4().hex, of, 0, True
+        self.line, self._of, self.number, self._begun = uuid.uuid4().hex, of, 0, True
         self._tail, self._told = Cursor(self._store), None
         self._start = self._tail.revision
-        self._hear_moves(None)
+        self._position = self._opened = self._newest = 0
+        self._hear_moves(beyond=0, up_to=-1)
         self.begin_generation()
 
-    def _hear_moves(self, last: Last | None) -> None:
-        """Note positions that move from now on, and those that have moved since the last checkpoint."""
+    def _hear_moves(self, beyond: Lsn, up_to: int) -> None:
+        """Note positions that move from now on, and those ``beyond`` of entries ``up_to`` a revision."""
         self._moved = {}
         with self._store.lock:
-            if last is not None:
-                self._moved.update(
-                    (entry.id, entry)
-                    for entry in self._store.entries.values()
-                    if entry.position > last.position and entry.revision <= last.reached
-                )
+            self._moved.update(
+                (entry.id, entry)
+                for entry in self._store.entries.values()
+                if entry.revision <= up_to and entry.position > beyond
+            )
             self._store.movements.append(self._moved)
 
     def _drop_back(self) -> None:
@@ -254,6 +257,8 @@ class Publisher:
             self._begun = False
         if not pages:
             pages.append(self._page(first=self._begun))
+        if complete:
+            self._newest = pages[-1].generation = self._opened
         pages[-1].complete = complete
         pages[-1].checkpoint = Checkpoint(
             arrival.revision,
@@ -264,7 +269,8 @@ class Publisher:
             arrival.count,
             arrival.digest,
         )
-        self._told, self._told_at, self._start, self._begun = arrival, self._clock(), arrival.revision, True
+        self._told, self._told_at, self._begun = arrival, self._clock(), True
+        self._start, self._position = arrival.revision, arrival.position
         return pages
 
     def _cut(self, entries: Sequence[Entry]) -> Iterator[list[Entry]]:
@@ -281,8 +287,21 @@ class Publisher:
             yield some
 
     def _page(self, *, first: bool = False, opening: bool = False, older: bool = False) -> Page:
-        self._number += 1
-        return Page(self.line, self._number, self._start, first=first, opening=opening, older=older)
+        self.number += 1
+        epoch, timeline = self._of
+        return Page(
+            line=self.line,
+            number=self.number,
+            start=self._start,
+            epoch=epoch,
+            timeline=timeline,
+            position=self._position,
+            first=first,
+            opening=opening,
+            total=self._generation if opening else 0,
+            older=older,
+            generation=self._newest,
+        )
 
     def _outdated(self, arrival: Cut) -> bool:
         told = self._told

@@ -63,14 +63,20 @@ def _run(arguments: list[str]) -> int:
 class _WithSettings(click.Command):
     """A command with an option for each setting, or for some: made when its parameters are asked for."""
 
+    settings: ClassVar[str] = "Settings"
+    """Name of the class in `server.config.settings`."""
     only: ClassVar[frozenset[str] | None] = None
     _made = False
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         if not self._made:
-            self.params = [*_options(self.only), *self.params]
+            self.params = [*_options(self.settings, self.only), *self.params]
             self._made = True
         return super().get_params(ctx)
+
+
+class _WithRelaySettings(_WithSettings):
+    settings = "RelaySettings"
 
 
 class _Check(_WithSettings):
@@ -91,11 +97,12 @@ class _Check(_WithSettings):
     )
 
 
-def _options(only: frozenset[str] | None) -> Sequence[click.Option]:
-    from server.config.settings_table import rows  # noqa: PLC0415 (pydantic is most of the start of --version)
+def _options(settings: str, only: frozenset[str] | None) -> Sequence[click.Option]:
+    from server.config import settings as classes  # noqa: PLC0415 (pydantic is most of the start of --version)
+    from server.config.settings_table import rows  # noqa: PLC0415 (likewise)
 
     options = []
-    for row in rows():
+    for row in rows(getattr(classes, settings)):
         if only is not None and row.field not in only:
             continue
         declaration = f"{row.flag}/--no-{row.flag.removeprefix('--')}" if row.switch else row.flag
@@ -128,6 +135,18 @@ def serve(secrets: list[ConnectionString], /, **flags: Any) -> int | None:
     settings = Settings.load(flags)
     secrets.extend(settings.connection_strings)
     from server.serve import serve as run  # noqa: PLC0415
+
+    return run(settings)
+
+
+@cli.command(cls=_WithRelaySettings)
+@click.pass_obj
+def relay(_: list[ConnectionString], /, **flags: Any) -> int | None:
+    """Serve a leader's map, from a broker or from the leader itself. Needs no database."""
+    from server.config.settings import RelaySettings  # noqa: PLC0415
+
+    settings = RelaySettings.load(flags)
+    from server.relay import relay as run  # noqa: PLC0415
 
     return run(settings)
 

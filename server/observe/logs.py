@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from structlog.typing import EventDict, Processor
 
-    from server.config.settings import Settings
+    from server.config.settings import Serving
 
 
-def configure(settings: Settings, stream: TextIO | None = None) -> None:
+def configure(settings: Serving, stream: TextIO | None = None) -> None:
     """Send all logging of the process to ``stream`` (standard error), whatever was configured before."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,

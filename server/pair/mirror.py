@@ -21,7 +21,7 @@ from pads_cdc_client.retry import Backoff, Remedy, remedy
 
 from cdc.pair.mirrored import MirrorLost, MirrorOpened, MirrorPart, PeerState, Point
 from cdc.pair.mirrored_parents import ParentsPart
-from cdc.store.log import Entry
+from server.rpc.map_messages import entries_of
 
 if TYPE_CHECKING:
     from cdc.observer import Observer
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger("pads_cdc")
 
-_MIRROR: Final = f"/{pb.DESCRIPTOR.services_by_name['EndpointFeedService'].full_name}/Mirror"
+MIRROR: Final = f"/{pb.DESCRIPTOR.services_by_name['EndpointFeedService'].full_name}/Mirror"
 _FIRST_WORD_SECONDS: Final = 45.0
 """A peer that has no complete map yet says so after 30 s."""
 _SILENT_INTERVALS: Final = 3
@@ -99,7 +99,7 @@ class Mirror(threading.Thread):
         self._heard_at, self._patience = time.monotonic(), _FIRST_WORD_SECONDS
         with self._peer.channel() as channel:
             mirror = channel.stream_stream(
-                _MIRROR,
+                MIRROR,
                 request_serializer=pb.MirrorRequest.SerializeToString,
                 response_deserializer=pb.MirrorResponse.FromString,
             )
@@ -168,19 +168,10 @@ def opening_at(point: Point | None) -> pb.MirrorRequest:
 
 def part_of(batch: pb.MirrorBatch) -> MirrorPart:
     """Read what the peer has sent."""
-    entries: list[Entry] = []
-    moved: list[tuple[str, int]] = []
-    for one in batch.entries:
-        match one.WhichOneof("outcome"):
-            case "moved":
-                moved.append((one.endpoint_id, one.position))
-            case "endpoint":
-                entries.append(Entry(one.endpoint_id, one.revision, one.position, one.endpoint))
-            case _:
-                entries.append(Entry(one.endpoint_id, one.revision, one.position, None))
+    entries, moved = entries_of(batch.entries)
     return MirrorPart(
         entries=entries,
-        moved=moved,
+        moved=[(endpoint_id, position) for endpoint_id, _, position in moved],
         seen=batch.seen,
         state=_state(batch.state) if batch.HasField("state") else None,
         parents=[_parents(one) for one in batch.parents],

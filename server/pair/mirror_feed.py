@@ -21,6 +21,7 @@ from server.rpc.feed_requests import MisuseError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from cdc.freshness import Freshness
     from cdc.mapping.parents import Loaded, Parents
     from cdc.pair.pair import Done, Pair, Standby
     from cdc.state.origin import CurrentOrigin
@@ -45,13 +46,15 @@ class MirrorFeed:
         self,
         store: Store,
         origin: CurrentOrigin,
-        parents: Parents,
+        parents: Parents | None,
         pair: Pair,
         standby: Standby,
         interval: float,
+        freshness: Freshness,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Tell the state at least every ``interval`` seconds."""
+        """Tell the state at least every ``interval`` seconds, and the memory of parents if it is given."""
+        self._freshness = freshness
         self._store = store
         self._origin = origin
         self._parents = parents
@@ -93,7 +96,8 @@ class MirrorFeed:
         else:
             self._walk = Catchup(store, -1)  # every position is beyond that, and tombstones count
         self._standby.followed = 0
-        self._untold = self._parents.mirror(self._standby.wake)
+        if self._parents is not None:
+            self._untold = self._parents.mirror(self._standby.wake)
         return pb.MirrorResponse(
             opened=pb.MirrorOpened(reset=not resumed, progress_interval=duration(self._interval))
         )
@@ -122,7 +126,8 @@ class MirrorFeed:
     @property
     def patience(self) -> float:
         """Return in how many seconds there is something to say, if nothing is published before."""
-        outdated = self._told is None or self._told[1] != self._pair.done or self._moved or self._untold.items
+        done = self._parents is not None and self._told is not None and self._told[1] != self._pair.done
+        outdated = self._told is None or done or self._moved or self._untold.items
         return max(0.0, self._told_at + (_PACE if outdated else self._interval) - self._clock())
 
     def acknowledge(self, acknowledge: pb.MirrorAcknowledge) -> None:
@@ -138,7 +143,8 @@ class MirrorFeed:
 
     def close(self) -> None:
         """Let everybody forget this walk."""
-        self._parents.unmirror(self._untold)
+        if self._parents is not None:
+            self._parents.unmirror(self._untold)
         if self._walk is not None:
             self._walk.close()
             self._walk = None
@@ -158,7 +164,8 @@ class MirrorFeed:
             room -= size
             batch.entries.append(entry)
         if cut is not None:
-            for parents in told_of(self._parents.news(self._untold)):
+            news = [] if self._parents is None else self._parents.news(self._untold)
+            for parents in told_of(news):
                 if len(batch.parents) >= _PARENTS or batch.ByteSize() > MESSAGE_BYTES // 2:
                     yield pb.MirrorResponse(batch=batch)
                     batch = pb.MirrorBatch(seen=batch.seen)
@@ -186,8 +193,8 @@ class MirrorFeed:
             ]
 
     def _state(self, cut: Cut, done: Done) -> pb.MirrorState:
-        origin = self._origin.now()
-        return pb.MirrorState(
+        origin, positions = self._origin.now(), self._freshness.positions()
+        state = pb.MirrorState(
             epoch=self._line[0],
             revision=cut.revision,
             system=origin.history.system,
@@ -199,7 +206,13 @@ class MirrorFeed:
             count=cut.count,
             digest=cut.digest,
             owed=done.owed,
+            left=sorted(origin.left),
+            staleness=self._freshness.staleness(),
+            server_end=positions.server_end,
         )
+        for timeline, position in origin.history.switches:
+            state.switches.add(timeline=timeline, position=position)
+        return state
 
 
 def told_of(news: list[Loaded | Followed]) -> Iterator[pb.MirrorParents]:

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
 
+from cdc.pair.pair import Standby
+from cdc.relay.leader import HEAD_SECONDS
+from cdc.store.log import OutlivedError
 from server.pair.mirror_feed import MirrorFeed
-from server.rpc.calls import NOT_READY, READY_SECONDS, abort, counted, first_message, unavailable, wait
+from server.rpc.calls import (
+    NOT_READY,
+    OTHER_MAP,
+    READY_SECONDS,
+    abort,
+    counted,
+    first_message,
+    unavailable,
+    wait,
+)
 from server.rpc.feed_requests import NO_OPEN, MisuseError, mirror_acknowledgement, mirror_opening
 
 if TYPE_CHECKING:
+    from cdc.freshness import Freshness
     from cdc.mapping.parents import Parents
     from cdc.pair.pair import Pair
     from cdc.state.origin import CurrentOrigin
@@ -36,7 +50,9 @@ class MirrorService:
         pair: Pair,
         hub: Hub,
         metrics: Metrics,
+        freshness: Freshness,
     ) -> None:
+        self._freshness = freshness
         self._store = store
         self._origin = origin
         self._parents = parents
@@ -50,13 +66,23 @@ class MirrorService:
         with counted(self._metrics, "Mirror", context):
             await context.send_initial_metadata(())
             opening = await first_message(context, mirror_opening, NO_OPEN)
-            if not self._pair.leading:
+            if not self._pair.leading and not opening.relay:
                 await unavailable(context, _NOT_LEADING)
             if not await self._hub.ready(READY_SECONDS):
                 await unavailable(context, self._hub.ending or NOT_READY)
             loop, wake = asyncio.get_running_loop(), self._hub.attach()
-            standby = self._pair.join(lambda: loop.call_soon_threadsafe(wake.set))
-            feed = MirrorFeed(self._store, self._origin, self._parents, self._pair, standby, self._interval)
+            # A relay is told what a standby is, but nothing waits for it, and it needs no parents.
+            wake_up = partial(loop.call_soon_threadsafe, wake.set)
+            standby = Standby(wake_up) if opening.relay else self._pair.join(wake_up)
+            feed = MirrorFeed(
+                self._store,
+                self._origin,
+                None if opening.relay else self._parents,
+                self._pair,
+                standby,
+                HEAD_SECONDS if opening.relay else self._interval,
+                self._freshness,
+            )
             listening = asyncio.create_task(_listen(context, feed, wake))
             try:
                 await context.write(feed.open(opening))
@@ -73,6 +99,8 @@ class MirrorService:
                         idle = False
                     if idle:
                         await (asyncio.sleep(0) if feed.more else wait(wake, feed.patience))
+            except OutlivedError:
+                await unavailable(context, self._hub.ending or OTHER_MAP)
             finally:
                 listening.cancel()
                 feed.close()

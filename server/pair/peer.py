@@ -31,8 +31,12 @@ class Peer:
         cert_file: Path | None = None,
         key_file: Path | None = None,
         token_file: Path | None = None,
+        setting: str = "PEER",
     ) -> None:
-        """With ``ca_file`` it is TLS, with certificate and key mutual TLS."""
+        """With ``ca_file`` it is TLS, with certificate and key mutual TLS; ``setting`` begins the names of
+        the settings.
+        """
+        self._setting = setting
         self._address = address
         self._ca_file = ca_file
         self._cert_file = cert_file
@@ -47,13 +51,13 @@ class Peer:
 
         """
         for setting, path in (
-            ("PEER_CA_FILE", self._ca_file),
-            ("PEER_CERT_FILE", self._cert_file),
-            ("PEER_KEY_FILE", self._key_file),
-            ("PEER_TOKEN_FILE", self._token_file),
+            ("CA_FILE", self._ca_file),
+            ("CERT_FILE", self._cert_file),
+            ("KEY_FILE", self._key_file),
+            ("TOKEN_FILE", self._token_file),
         ):
             if path is not None:
-                read_file(setting, path)
+                read_file(f"{self._setting}_{setting}", path)
 
     def channel(self) -> grpc.Channel:
         """Open a connection.

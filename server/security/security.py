@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from cdc.observer import Observer
-    from server.config.settings import Settings
+    from server.config.settings import Serving
     from server.security.auth_tokens import Tokens
     from server.security.certificates import Certificates
 
@@ -36,7 +36,7 @@ _LOOK_SECONDS: Final = 1.0
 class Security:
     """What the settings ask of those who connect. Belongs to one event loop."""
 
-    def __init__(self, settings: Settings, registry: CollectorRegistry, observer: Observer) -> None:
+    def __init__(self, settings: Serving, registry: CollectorRegistry, observer: Observer) -> None:
         """Read all files; blocks on the disk.
 
         Raises:
@@ -119,7 +119,7 @@ def _kept(fault: str | None) -> str | None:
     return None if fault is None else f"{fault}; what was read before stays in use"
 
 
-def _certificates(settings: Settings) -> Reloaded[Certificates] | None:
+def _certificates(settings: Serving) -> Reloaded[Certificates] | None:
     certificate, key, authority = settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file
     if certificate is None or key is None:
         return None
@@ -134,7 +134,7 @@ def _certificates(settings: Settings) -> Reloaded[Certificates] | None:
     return Reloaded(read, certificates.judge)
 
 
-def _tokens(settings: Settings) -> Reloaded[Tokens] | None:
+def _tokens(settings: Serving) -> Reloaded[Tokens] | None:
     file = settings.auth_tokens_file
     if file is None:
         return None

@@ -51,14 +51,14 @@ def wait_until(condition: Callable[[], T], what: str, deadline: float = DEADLINE
 
 
 class Server:
-    """A ``pads-cdc serve`` that runs; ``logs`` fills as it writes."""
+    """A ``pads-cdc serve``, or another command that serves, that runs; ``logs`` fills as it writes."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], command: str = "serve") -> None:
         self.environment = environment
         self.logs: list[dict[str, Any]] = []
         self._written = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "server", "serve"],
+            [sys.executable, "-m", "server", command],
             env={**os.environ, **environment},
             stderr=subprocess.PIPE,
             text=True,
@@ -166,6 +166,26 @@ def serve(tmp_path: Path) -> Iterator[ServerFactory]:
             server = Server(environment)
             servers.callback(_end, server)
             return server
+
+        yield start
+
+
+class RelayFactory(Protocol):
+    """Starts a relay; settings by their environment names. Ends with the test."""
+
+    def __call__(self, **settings: str) -> Server: ...
+
+
+@pytest.fixture
+def relay() -> Iterator[RelayFactory]:
+    """Relays of a test's own."""
+    with ExitStack() as relays:
+
+        def start(**settings: str) -> Server:
+            environment = {"PORT": "0", "METRICS_PORT": "0", "LOG_FORMAT": "json", **settings}
+            one = Server(environment, "relay")
+            relays.callback(_end, one)
+            return one
 
         yield start
 

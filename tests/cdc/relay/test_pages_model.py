@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cdc.freshness import Freshness
 from cdc.postgres.timeline import Timeline
 from cdc.relay.page_reader import Outcome, PageReader
-from cdc.relay.publisher import Last, Publisher
+from cdc.relay.publisher import Publisher
 from cdc.state.origin import Origin
 from cdc.store.log import Entry
 from cdc.store.store import Store
@@ -82,8 +82,7 @@ class Relaying(RuleBasedStateMachine):
         self.copies: list[list[Page]] = [[]]
         self.read = 0
         self.relay = Store()
-        self.ended = 0
-        self.reader = PageReader(self.relay, self.end_streams)
+        self.reader = PageReader(self.relay)
         self.held: dict[str, int] = {}
         """By id, the position of what the relay has shown: along the one history of the database."""
         self.exact: set[tuple[str, int]] = set()
@@ -91,9 +90,6 @@ class Relaying(RuleBasedStateMachine):
     @property
     def leader(self) -> Leader:
         return self.leaders[-1]
-
-    def end_streams(self) -> None:
-        self.ended += 1
 
     @rule(rows=st.dictionaries(IDS, PAYLOADS, min_size=1, max_size=4))
     def change(self, rows: dict[str, bytes | None]) -> None:
@@ -180,37 +176,22 @@ class Relaying(RuleBasedStateMachine):
     def restart_the_relay(self) -> None:
         """A relay that begins anew may be behind; its clients' tokens know better, a new client does not."""
         self.relay = Store()
-        self.reader = PageReader(self.relay, self.end_streams)
+        self.reader = PageReader(self.relay)
         self.held, self.read = {}, 0
 
-    def last(self) -> Last | None:
-        checkpoints = [page for page in self.stream if page.checkpoint is not None]
-        if not checkpoints or checkpoints[-1].checkpoint is None:
-            return None
-        if not any(page.opening for page in self.stream):
-            return None
-        newest = checkpoints[-1].checkpoint
-        if self.stream[-1].line != checkpoints[-1].line:
-            return None
-        origin = newest.origin
-        return Last(
-            self.stream[-1].line,
-            origin.epoch,
-            origin.history.timeline,
-            self.stream[-1].number,
-            newest.revision,
-            newest.position,
-        )
+    def last(self) -> Page | None:
+        return self.stream[-1] if self.stream else None
 
     @rule()
     def come_to_rest(self) -> None:
-        """Once a leader has published a generation, and all of it has come, the relay holds its map."""
-        self.leader.publisher.begin_generation()
-        while self.leader.publisher.more:
-            self.publish(1)
-        self.publish(3)
-        for _ in range(3):
+        """Once all that there is has come, and a generation where the relay wants one, it holds the map."""
+        for _ in range(2):
+            while self.leader.publisher.more:
+                self.publish(1)
+            self.publish(3)
             self.deliver(len(self.stream) + 1)
+            if self.reader.wanting:
+                self.leader.publisher.begin_generation()
         assert contents(self.relay) == contents(self.leader.store)
         assert self.relay.head == self.leader.store.head
         assert self.relay.digest == self.leader.store.digest

@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from cdc.freshness import Freshness
 from cdc.mapping.affected import Affected, Move
 from cdc.mapping.affects_file import Rule
 from cdc.mapping.parents import Parents
@@ -93,7 +94,7 @@ class Mirroring(RuleBasedStateMachine):
             self.feed.close()
         standby = self.pair.join(lambda: None)
         self.feed = MirrorFeed(
-            self.store, self.origin, self.parents, self.pair, standby, 5.0, clock=self.clock
+            self.store, self.origin, self.parents, self.pair, standby, 5.0, Freshness(), clock=self.clock
         )
         self.wire = [self.feed.open(self.opening())]
 

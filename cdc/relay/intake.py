@@ -1,0 +1,104 @@
+"""What a relay does with pages and heads, whoever carries them: apply, count, report, and begin to serve."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cdc.relay.page_reader import Outcome
+
+if TYPE_CHECKING:
+    from cdc.observer import Observer
+    from cdc.relay.leader import LeaderFreshness
+    from cdc.relay.page_reader import PageReader
+    from cdc.relay.pages import Head, Page
+    from cdc.store.store import Store
+
+CHAIN: Final = "relay_chain"
+_LEADERLESS_SECONDS: Final = 3.0
+"""How long a complete map waits for a word of the leader before it is served, its age being unknown."""
+
+
+@dataclass(slots=True)
+class Received:
+    """What has come, for the metrics; written by the thread alone."""
+
+    connected: bool = False
+    pages: int = 0
+    bytes: int = 0
+    breaks: int = 0
+    mismatches: int = 0
+    restarts: int = 0
+    """Connections to the broker or the leader that were lost, or could not be had."""
+    revision: int = 0
+    """The leader's, of the newest checkpoint that was applied."""
+
+
+class Intake:
+    """What a relay does with pages and heads, whoever carries them. Owned by one thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        reader: PageReader,
+        freshness: LeaderFreshness,
+        observer: Observer,
+        received: Received,
+    ) -> None:
+        self._store = store
+        self._reader = reader
+        self._freshness = freshness
+        self._observer = observer
+        self._received = received
+        self._arrived_at: float | None = None
+        self._broken = False
+
+    @property
+    def wanting(self) -> bool:
+        """Whether a generation is needed that has not begun to come."""
+        return self._reader.wanting
+
+    def page(self, page: Page) -> None:
+        """Apply a page."""
+        line = self._reader.line
+        outcome = self._reader.take(page)
+        match outcome:
+            case Outcome.ARRIVED:
+                self._arrived(other_line=self._reader.line != line)
+            case Outcome.BROKEN:
+                self._received.breaks += 1
+                self._tell_broken("pages are missing")
+            case Outcome.MISMATCH:
+                self._received.mismatches += 1
+                self._tell_broken("count or digest is not the leader's")
+
+    def head(self, word: Head, *, live: bool) -> None:
+        """Take a word of the leader."""
+        if self._reader.line in ("", word.line):
+            self._freshness.heard(word, live=live)
+            self._reader.hear(word)
+
+    def look(self) -> None:
+        """Let clients have the map once it is known to be the leader's present one, or nobody says so in
+        time.
+        """
+        if self._store.ready or self._arrived_at is None:
+            return
+        current = self._freshness.heard_at is not None and self._freshness.behind == 0
+        if current or time.monotonic() - self._arrived_at > _LEADERLESS_SECONDS:
+            self._store.loaded()
+
+    def _arrived(self, *, other_line: bool) -> None:
+        if other_line:
+            self._freshness.other_line()
+        self._freshness.arrived(self._reader.exact)
+        self._received.revision = self._reader.exact
+        self._arrived_at = self._arrived_at or time.monotonic()
+        if self._broken:
+            self._broken = False
+            self._observer.trouble(CHAIN, None)
+
+    def _tell_broken(self, why: str) -> None:
+        self._broken = True
+        self._observer.trouble(CHAIN, f"{why}: the map of before is served until a complete one has come")

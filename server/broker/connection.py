@@ -1,0 +1,145 @@
+"""A connection to NATS, made anew after each loss: what is known of the stream is asked again then."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import nats.errors
+from nats.aio.client import Client
+
+from cdc.errors import PadsCdcError
+from server.security.reloaded import read_file
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from server.config.settings import Serving
+
+_CONNECT_SECONDS: Final = 5
+_PING_SECONDS: Final = 5
+"""A broker that is gone without a word is noticed within three of them."""
+_CREDENTIALS: Final = "-----BEGIN NATS USER JWT-----"
+
+
+class BrokerError(PadsCdcError):
+    """The broker cannot be reached or does not do what we ask; the text says what to do."""
+
+
+class Broker:
+    """Where the broker is, and what it asks us for; files are read at each connection."""
+
+    def __init__(self, settings: Serving, name: str) -> None:
+        """``name`` is how the connection shows in the broker's monitoring."""
+        self._urls = (settings.broker_url or "").split(",")
+        self._credentials = settings.broker_credentials_file
+        self._ca, self._cert, self._key = (
+            settings.broker_tls_ca_file,
+            settings.broker_tls_cert_file,
+            settings.broker_tls_key_file,
+        )
+        self._tls = self._ca is not None or any(url.startswith("tls:") for url in self._urls)
+        self._name = f"{name} {socket.gethostname()}"
+
+    def verify(self) -> None:
+        """Find out at the start whether the files can be read; later they may come and go.
+
+        Raises:
+            ConfigurationError: one cannot.
+
+        """
+        for setting, path in (
+            ("BROKER_CREDENTIALS_FILE", self._credentials),
+            ("BROKER_TLS_CA_FILE", self._ca),
+            ("BROKER_TLS_CERT_FILE", self._cert),
+            ("BROKER_TLS_KEY_FILE", self._key),
+        ):
+            if path is not None:
+                read_file(setting, path, secret=setting in {"BROKER_CREDENTIALS_FILE", "BROKER_TLS_KEY_FILE"})
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Client]:
+        """Connect to one of the servers; the connection is closed at the end, and never made again by itself.
+
+        Raises:
+            BrokerError: none of them takes us.
+
+        """
+        client = await self._connect()
+        try:
+            yield client
+        finally:
+            with suppress(nats.errors.Error, OSError, TimeoutError):
+                await asyncio.wait_for(client.close(), _CONNECT_SECONDS)
+
+    async def _connect(self) -> Client:
+        why = ""
+        for url in self._urls:
+            client = Client()
+            try:
+                async with asyncio.timeout(_CONNECT_SECONDS + 1):
+                    await client.connect(
+                        servers=[url],
+                        name=self._name,
+                        allow_reconnect=False,
+                        connect_timeout=_CONNECT_SECONDS,
+                        ping_interval=_PING_SECONDS,
+                        max_outstanding_pings=2,
+                        error_cb=_quiet,
+                        tls=self._context() if self._tls else None,
+                        **self._credentials_given(),
+                    )
+            except (nats.errors.Error, OSError, TimeoutError, ssl.SSLError, ValueError) as error:
+                why = _why(error, url)
+            else:
+                return client
+        raise BrokerError(why)
+
+    def _context(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=None if self._ca is None else str(self._ca))
+        if self._cert is not None:
+            context.load_cert_chain(self._cert, self._key)
+        return context
+
+    def _credentials_given(self) -> dict[str, Any]:
+        if self._credentials is None:
+            return {}
+        return credentials(self._credentials)
+
+
+def credentials(path: Path) -> dict[str, Any]:
+    """Return how to present what a credentials file holds.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+
+    """
+    text = read_file("BROKER_CREDENTIALS_FILE", path, secret=True).decode("utf-8", "replace").strip()
+    if text.startswith(_CREDENTIALS):
+        return {"user_credentials": str(path)}
+    user, colon, password = text.partition(":")
+    return {"user": user, "password": password} if colon else {"token": text}
+
+
+async def _quiet(_: Exception) -> None:
+    """Let errors of a connection come out where they are waited for, and nowhere else."""
+
+
+def _why(error: Exception, url: str) -> str:
+    text = " ".join(str(error).split()).removeprefix("nats: ")
+    lower = text.lower()
+    if isinstance(error, nats.errors.AuthorizationError) or "authorization" in lower:
+        return f"the broker {url} refuses our credentials; correct BROKER_CREDENTIALS_FILE"
+    if isinstance(error, ssl.SSLError):
+        reason = error.reason or "no handshake"
+        return f"TLS with the broker {url} fails ({reason}); correct BROKER_TLS_CA_FILE"
+    if isinstance(error, TimeoutError | nats.errors.TimeoutError):
+        return (
+            f"the broker {url} does not answer within {_CONNECT_SECONDS} s; start it, or correct BROKER_URL"
+        )
+    what = text or type(error).__name__
+    return f"the broker {url} cannot be reached ({what}); start it, or correct BROKER_URL"

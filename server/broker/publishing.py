@@ -1,0 +1,320 @@
+"""The leader's thread that publishes what the store holds, and never holds up anybody.
+
+While the broker is away the store goes on without it, and later the publisher goes on from where the stream
+ends.
+
+Only one leader may write. Each page names the sequence that the newest page of the stream must have, so that
+a page of a leader that was frozen, or cut off, is refused once another one has written. What a refusal
+means:
+
+- our own page is there: its acknowledgement was lost, and we go on behind it; - the stream is shorter than
+what was acknowledged to us, or gone: the broker has lost something or was restored, and
+  we go on from there;
+- somebody else's page is there: we stand back until the slot is ours anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from google.protobuf.message import DecodeError
+
+from cdc.errors import ConfigurationError, PadsCdcError, fault_of_ours
+from cdc.relay.leader import HEAD_SECONDS
+from cdc.relay.publisher import Publisher
+from server.broker.page_bytes import decode, encode, encode_head
+from server.broker.seal import SealError
+from server.broker.stream import FencedError, FullError, Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cdc.freshness import Freshness
+    from cdc.observer import Observer
+    from cdc.pair.pair import Pair
+    from cdc.relay.pages import Page
+    from cdc.state.origin import Origin
+    from cdc.store.store import Store
+    from server.broker.connection import Broker
+    from server.broker.seal import Seal
+
+_log = structlog.get_logger("pads_cdc")
+
+TROUBLE: Final = "broker"
+FENCED: Final = "broker_fenced"
+_RETRY_FIRST: Final = 0.2
+_RETRY_MOST: Final = 5.0
+"""Seconds between attempts to have the broker again."""
+_LOOK_SECONDS: Final = 0.2
+"""Between looks at whether there is a map to publish, and whether it is ours to do so."""
+_CHECK_SECONDS: Final = 5.0
+"""Between looks at whether the stream still ends with our last page: somebody may have purged or deleted it.
+"""
+_WANTED_SECONDS: Final = 10.0
+"""Between generations that relays have asked for, at least."""
+_STOP_SECONDS: Final = 1.0
+_SURE_SECONDS: Final = 3.0
+"""A database that was silent for longer may have given our slot to another server."""
+
+
+@dataclass(slots=True)
+class Published:
+    """What was published, for the metrics; written by the thread alone."""
+
+    connected: bool = False
+    pages: int = 0
+    bytes: int = 0
+    generations: int = 0
+    fenced: int = 0
+    restarts: int = 0
+    """Connections to the broker that were lost, or could not be had."""
+    revision: int = 0
+    """Up to here everything is in the stream."""
+
+
+class Publishing(threading.Thread):
+    """Runs until `stop`."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        seal: Seal,
+        stream: str,
+        store: Store,
+        origin: Callable[[], Origin],
+        freshness: Freshness,
+        pair: Pair,
+        observer: Observer,
+    ) -> None:
+        super().__init__(name="publisher", daemon=True)
+        self._broker = broker
+        self._seal = seal
+        self._stream_name = stream
+        self._store = store
+        self._freshness = freshness
+        self._pair = pair
+        self._observer = observer
+        self._publisher = Publisher(store, origin, freshness)
+        self.published = Published()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._sequence = 0
+        """Of the newest page that we know to be stored; 0 before the first."""
+        self._head_sequence = 0
+        self._generation = 0
+        """Sequence of the page that opened the newest generation."""
+        self._claimed = -1
+        """`Pair.led` when the stream was last taken for ours; -1 while it never was."""
+        self._fenced = False
+        self._room_made_at = -1
+        """Pages that had been published when the stream was last emptied for lack of room."""
+        self._wanted = False
+        self._wanted_at = -_WANTED_SECONDS
+
+    def stop(self) -> None:
+        """End the thread; what is not published is published by whoever leads next. Blocks for a second at
+        most.
+        """
+        self._stopping = True
+        self._nudge()
+        self.join(_STOP_SECONDS)
+
+    def run(self) -> None:
+        """Publish until `stop`."""
+        asyncio.run(self._run())
+
+    def _nudge(self) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._wake.set)
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        unsubscribe = self._store.subscribe(self._nudge)
+        retry = _RETRY_FIRST
+        try:
+            while not self._stopping:
+                began = time.monotonic()
+                try:
+                    await self._session()
+                except Exception as fault:  # noqa: BLE001 (the thread's boundary: it must not end without a word)
+                    error = fault if isinstance(fault, PadsCdcError) else fault_of_ours(fault)
+                    self.published.connected = False
+                    self.published.restarts += 1
+                    self._observer.trouble(TROUBLE, f"relays are not told: {error}")
+                    retry = (
+                        _RETRY_FIRST
+                        if time.monotonic() - began > _RETRY_MOST
+                        else min(retry * 2, _RETRY_MOST)
+                    )
+                    await self._rest(retry)
+        finally:
+            unsubscribe()
+            self._publisher.close()
+
+    async def _rest(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._stopping and (left := until - time.monotonic()) > 0:
+            self._wake.clear()
+            await self._sleep(left)
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _session(self) -> None:
+        async with self._broker.connected() as client:
+            stream = Stream(client, self._stream_name)
+            if await stream.info() is None:
+                await stream.make()
+            await client.subscribe(stream.wanted, cb=self._hear_wanted)
+            self.published.connected = True
+            while not self._stopping:
+                if not await self._ours(stream):
+                    await self._rest(_LOOK_SECONDS)
+                    continue
+                self._observer.trouble(TROUBLE, None)
+                try:
+                    await self._publish(stream)
+                except FencedError:
+                    await self._find_end(stream)
+                except FullError as full:
+                    await self._make_room(stream, full)
+
+    async def _hear_wanted(self, _: object) -> None:
+        self._wanted = True
+        self._wake.set()
+
+    async def _ours(self, stream: Stream) -> bool:
+        """Tell whether to publish: there is a map, and nobody else leads. Finds the stream's end, if so."""
+        pair = self._pair
+        if not self._store.ready or pair.standing_by:
+            return False
+        if self._claimed >= 0 and not self._fenced:
+            await self._find_end(stream)
+            return not self._fenced
+        # What was somebody else's becomes ours only while the slot is, as the database has just confirmed.
+        if not pair.leading or pair.led == self._claimed or self._freshness.silence() > _SURE_SECONDS:
+            return False
+        self._claimed, self._fenced = pair.led, False
+        self._observer.trouble(FENCED, None)
+        last, _ = await self._end(stream)
+        await self._go_on(stream, last)
+        return True
+
+    async def _end(self, stream: Stream) -> tuple[Page | None, bool]:
+        """Return the stream's last page, and whether it is one that we cannot read; note where the stream
+        ends.
+        """
+        stored, head = await stream.last(stream.page), await stream.last(stream.head)
+        self._sequence = 0 if stored is None else stored.sequence
+        self._head_sequence = 0 if head is None else head.sequence
+        if stored is None:
+            return None, False
+        try:
+            return decode(self._seal.open(stream.page, stored.content)), False
+        except (SealError, DecodeError):
+            return None, True
+
+    async def _find_end(self, stream: Stream) -> None:
+        """Go on where the stream ends, or stand back: after a refusal, and whenever the broker was away."""
+        before = self._sequence
+        last, unreadable = await self._end(stream)
+        if last is not None and last.line == self._publisher.line:
+            if (self._sequence, last.number) != (before, self._publisher.number):
+                await self._go_on(stream, last)
+            return
+        info = await stream.info()
+        if info is not None and info.state.last_seq >= before and (last is not None or unreadable):
+            self._stand_back()
+        else:  # purged, deleted, or an older copy of it: whatever it holds, it is not the present
+            await self._go_on(stream, last)
+
+    def _stand_back(self) -> None:
+        self._fenced = True
+        self.published.fenced += 1
+        self._observer.trouble(
+            FENCED,
+            f"another server publishes to the stream {self._stream_name}: we stand back until the slot is"
+            " ours anew; give each database and mapping a BROKER_STREAM of its own",
+        )
+        _log.warning("fenced", stream=self._stream_name)
+
+    async def _go_on(self, stream: Stream, last: Page | None) -> None:
+        if await stream.info() is None:
+            await stream.make()
+            last, self._sequence, self._head_sequence = None, 0, 0
+        resumed = self._publisher.resume(last)
+        self._generation = 0
+        _log.info("publishing", stream=self._stream_name, resumed=resumed)
+
+    async def _publish(self, stream: Stream) -> None:
+        """Publish what there is until the stream is not ours, the map is not, or the broker is gone."""
+        head_at = check_at = 0.0
+        while not self._stopping and self._store.ready and not self._pair.standing_by:
+            self._wake.clear()
+            now = time.monotonic()
+            if now >= head_at:
+                head_at = now + HEAD_SECONDS
+                await self._publish_head(stream)
+                if (fault := await asyncio.to_thread(self._seal.look)) is not None:
+                    raise ConfigurationError(fault)
+            if now >= check_at:
+                check_at = now + _CHECK_SECONDS
+                await self._check_end(stream)
+            self._begin_generation_if_due(now)
+            pages = self._publisher.take()
+            for page in pages:
+                await self._publish_page(stream, page)
+            if not pages and not self._publisher.more:
+                self.published.revision = self._store.head
+                await self._sleep(min(head_at - time.monotonic(), _CHECK_SECONDS))
+
+    def _begin_generation_if_due(self, now: float) -> None:
+        wanted = self._wanted and now - self._wanted_at >= _WANTED_SECONDS
+        if wanted:
+            self._wanted, self._wanted_at = False, now
+        if self._publisher.outgrown or (wanted and not self._publisher.generating):
+            self._publisher.begin_generation()
+
+    async def _publish_head(self, stream: Stream) -> None:
+        content = self._seal.seal(stream.head, encode_head(self._publisher.head()))
+        self._head_sequence = await stream.publish(stream.head, content, self._head_sequence)
+
+    async def _publish_page(self, stream: Stream, page: Page) -> None:
+        content = self._seal.seal(stream.page, encode(page))
+        self._sequence = await stream.publish(stream.page, content, self._sequence)
+        self.published.pages += 1
+        self.published.bytes += len(content)
+        if page.opening:
+            self._generation = self._sequence
+        if page.checkpoint is not None:
+            self.published.revision = page.checkpoint.revision
+        if page.complete:
+            self.published.generations += 1
+            if self._generation:
+                await stream.purge(self._generation)
+
+    async def _check_end(self, stream: Stream) -> None:
+        """Raise FencedError where the stream does not end with our last page."""
+        stored = await stream.last(stream.page)
+        if self._sequence and (stored is None or stored.sequence != self._sequence):
+            raise FencedError("the stream does not end where it was left")
+
+    async def _make_room(self, stream: Stream, full: FullError) -> None:
+        """Begin anew in an empty stream: relays keep the maps that they have."""
+        if self.published.pages == self._room_made_at:
+            raise full  # not even an empty one takes anything
+        self._room_made_at = self.published.pages
+        self._observer.trouble(TROUBLE, f"relays are told anew: {full}")
+        await stream.purge(None)
+        await self._go_on(stream, None)

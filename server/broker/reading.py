@@ -1,0 +1,194 @@
+"""A relay's thread that reads the stream, and goes on serving whatever the broker does.
+
+The broker's consumer is made anew after each loss, from the sequence behind the last one that came; it
+forgets itself when we are gone. Whether pages are missing is judged by `PageReader`, not by sequences.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+import nats.errors
+from google.protobuf.message import DecodeError
+from nats.js import errors as js_errors
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+from cdc.errors import PadsCdcError, fault_of_ours
+from server.broker.connection import BrokerError
+from server.broker.page_bytes import decode, decode_head
+from server.broker.stream import Stream
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
+    from cdc.observer import Observer
+    from cdc.relay.intake import Intake, Received
+    from server.broker.connection import Broker
+    from server.broker.seal import Seal
+
+REASON: Final = "broker"
+_RETRY_FIRST: Final = 0.2
+_RETRY_MOST: Final = 5.0
+"""Seconds between attempts to have the broker again."""
+_HEARTBEAT_SECONDS: Final = 1.0
+"""How often an idle consumer says that it is there."""
+_SILENCE_SECONDS: Final = 3.0
+"""A consumer that was silent for longer is made anew: it does not come back by itself."""
+_FORGET_SECONDS: Final = 30.0
+"""How long the broker keeps a consumer that nobody reads."""
+_ASK_SECONDS: Final = 10.0
+"""Between requests for a generation."""
+_STOP_SECONDS: Final = 1.0
+
+
+class Reading(threading.Thread):
+    """Runs until `stop`."""
+
+    def __init__(
+        self, broker: Broker, seal: Seal, stream: str, intake: Intake, observer: Observer, received: Received
+    ) -> None:
+        super().__init__(name="broker-reader", daemon=True)
+        self._broker = broker
+        self._seal = seal
+        self._stream_name = stream
+        self._intake = intake
+        self._observer = observer
+        self._received = received
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop = asyncio.Event()
+        self._stopping = False
+        self._sequence = 0
+        """Of the newest message that came."""
+        self._asked_at = -_ASK_SECONDS
+
+    def stop(self) -> None:
+        """End the thread. Blocks for a second at most."""
+        self._stopping = True
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._stop.set)
+        self.join(_STOP_SECONDS)
+
+    def run(self) -> None:
+        """Read until `stop`."""
+        asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        retry = _RETRY_FIRST
+        while not self._stopping:
+            began = time.monotonic()
+            session = asyncio.create_task(self._session())
+            stopped = asyncio.create_task(self._stop.wait())
+            await asyncio.wait((session, stopped), return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if not session.done():
+                session.cancel()
+            fault = (await asyncio.gather(session, return_exceptions=True))[0]
+            self._received.connected = False
+            if self._stopping or not isinstance(fault, Exception):
+                continue
+            error = fault if isinstance(fault, PadsCdcError) else fault_of_ours(fault)
+            self._received.restarts += 1
+            self._observer.connected(connected=False)
+            self._observer.reconnecting(REASON, str(error))
+            retry = _RETRY_FIRST if time.monotonic() - began > _RETRY_MOST else min(retry * 2, _RETRY_MOST)
+            self._intake.look()
+            try:
+                async with asyncio.timeout(retry):
+                    await self._stop.wait()
+            except TimeoutError:
+                pass
+
+    async def _session(self) -> None:
+        async with self._broker.connected() as client:
+            stream = Stream(client, self._stream_name)
+            info = await stream.info()
+            if info is None:
+                raise BrokerError(
+                    f"the broker has no stream {self._stream_name}: start a server with BROKER_URL, or"
+                    " correct BROKER_STREAM"
+                )
+            if info.state.last_seq < self._sequence:
+                self._sequence = 0  # an older copy of the stream, or a new one
+            inbox = client.new_inbox()
+            incoming = await client.subscribe(inbox)
+            await self._consume(client, stream, inbox)
+            self._received.connected = True
+            self._observer.connected(connected=True)
+            self._observer.mode("streaming")
+            await self._read(client, stream, incoming)
+
+    async def _consume(self, client: Client, stream: Stream, inbox: str) -> None:
+        config = ConsumerConfig(
+            deliver_subject=inbox,
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE if self._sequence else DeliverPolicy.ALL,
+            opt_start_seq=self._sequence + 1 if self._sequence else None,
+            ack_policy=AckPolicy.NONE,
+            flow_control=True,  # what is on its way to us is bounded
+            idle_heartbeat=_HEARTBEAT_SECONDS,
+            inactive_threshold=_FORGET_SECONDS,
+            mem_storage=True,
+            num_replicas=1,
+        )
+        try:
+            await client.jetstream().add_consumer(stream.name, config)
+        except (js_errors.Error, nats.errors.Error, TimeoutError) as error:
+            text = getattr(error, "description", None) or str(error) or type(error).__name__
+            raise BrokerError(f"the broker does not let us read the stream {stream.name}: {text}") from error
+
+    async def _read(self, client: Client, stream: Stream, incoming: Subscription) -> None:
+        expected, caught_up = 1, False
+        while True:
+            try:
+                message = await incoming.next_msg(_SILENCE_SECONDS)
+            except (nats.errors.Error, TimeoutError) as error:
+                raise BrokerError(f"the broker was silent for {_SILENCE_SECONDS:.0f} s") from error
+            if not message.reply.startswith("$JS.ACK."):
+                await self._answer(client, message)
+                caught_up = caught_up or not message.data
+            else:
+                sequence = message.metadata.sequence
+                if sequence.consumer != expected:
+                    raise BrokerError("messages of the stream were lost on the way")
+                expected += 1
+                self._take(stream, message, live=caught_up)
+                self._sequence = sequence.stream
+                caught_up = caught_up or not message.metadata.num_pending
+            self._intake.look()
+            if caught_up:
+                await self._ask_for_generation(client, stream)
+
+    async def _answer(self, client: Client, message: Msg) -> None:
+        """Answer the broker's flow control: everything before it has been applied."""
+        headers = message.headers or {}
+        stalled = headers.get("Nats-Consumer-Stalled")
+        for subject in (message.reply, stalled):
+            if subject:
+                await client.publish(subject)
+
+    def _take(self, stream: Stream, message: Msg, *, live: bool) -> None:
+        try:
+            content = self._seal.open(message.subject, message.data)
+            if message.subject == stream.head:
+                self._intake.head(decode_head(content), live=live)
+                return
+            page = decode(content)
+        except DecodeError:
+            raise BrokerError(
+                "the stream holds something that is no page; does BROKER_STREAM name ours?"
+            ) from None
+        self._received.pages += 1
+        self._received.bytes += len(message.data)
+        self._intake.page(page)
+
+    async def _ask_for_generation(self, client: Client, stream: Stream) -> None:
+        now = time.monotonic()
+        if self._intake.wanting and now - self._asked_at > _ASK_SECONDS:
+            self._asked_at = now
+            await client.publish(stream.wanted)

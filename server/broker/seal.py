@@ -1,0 +1,110 @@
+"""Sealing what a broker stores: AES-256-GCM under keys that its operator does not have.
+
+A sealed message is a version byte, the first 8 bytes of the key's SHA-256, a nonce of 12 bytes and the
+ciphertext with its tag; the subject is authenticated with it, so that a page cannot be passed off as one of
+another stream. Nonces are random: under one key, after 2^32 messages (more than a year of 100 a second) two
+may be the same with a probability of 2^-32, so change keys once a year.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+from typing import TYPE_CHECKING, Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from cdc.errors import ConfigurationError, PadsCdcError
+from server.security.reloaded import Reloaded, read_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SETTING: Final = "BROKER_SEAL_FILE"
+_VERSION: Final = b"\x01"
+_KEY_BYTES: Final = 32
+_ID_BYTES: Final = 8
+_NONCE_BYTES: Final = 12
+_HEAD_BYTES: Final = 1 + _ID_BYTES + _NONCE_BYTES
+
+
+class SealError(PadsCdcError):
+    """A message cannot be opened; the text says why and holds nothing of it."""
+
+
+class Seal:
+    """Seals with the first key of a file, opens with each; without a file everything stays as it is."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Read the file.
+
+        Raises:
+            ConfigurationError: it cannot be read, or holds no keys.
+
+        """
+        self._keys: Reloaded[dict[bytes, AESGCM]] | None = None
+        if path is not None:
+            self._keys = Reloaded(lambda: (read_file(SETTING, path, secret=True),), _keys)
+
+    def look(self) -> str | None:
+        """Read the file again; returns why what it holds now is not taken, if so. Blocks on the disk."""
+        if self._keys is None:
+            return None
+        self._keys.look()
+        return self._keys.fault
+
+    def seal(self, subject: str, content: bytes) -> bytes:
+        """Return what to store."""
+        if self._keys is None:
+            return content
+        key_id, key = next(iter(self._keys.value.items()))
+        nonce = os.urandom(_NONCE_BYTES)
+        return _VERSION + key_id + nonce + key.encrypt(nonce, content, subject.encode())
+
+    def open(self, subject: str, stored: bytes) -> bytes:
+        """Return what was sealed.
+
+        Raises:
+            SealError: it is sealed and we have no key, or not this one; or it is not sealed, and should be.
+
+        """
+        sealed = stored[:1] == _VERSION
+        if self._keys is None:
+            if sealed:
+                raise SealError(f"the stream is sealed: set {SETTING} to a file with the leader's key")
+            return stored
+        key = self._keys.value.get(stored[1 : 1 + _ID_BYTES]) if sealed else None
+        if key is None:
+            what = f"a key that {SETTING} does not hold" if sealed else "no key at all"
+            raise SealError(f"the stream is sealed with {what}: give leader and relays the same keys")
+        nonce = stored[1 + _ID_BYTES : _HEAD_BYTES]
+        try:
+            return key.decrypt(nonce, stored[_HEAD_BYTES:], subject.encode())
+        except InvalidTag:
+            raise SealError("a message of the stream was changed after it was sealed") from None
+
+
+def _keys(contents: tuple[bytes, ...]) -> dict[bytes, AESGCM]:
+    keys = {}
+    for number, line in enumerate(contents[0].decode("ascii", "replace").splitlines(), start=1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        try:
+            key = base64.b64decode(text, validate=True)
+        except binascii.Error:
+            key = b""
+        if len(key) != _KEY_BYTES:
+            raise ConfigurationError(
+                f"{SETTING}: line {number} is not {_KEY_BYTES} bytes in base64; make one with:"
+                f" head -c {_KEY_BYTES} /dev/urandom | base64"
+            )
+        keys[hashlib.sha256(key).digest()[:_ID_BYTES]] = AESGCM(key)
+    if not keys:
+        raise ConfigurationError(
+            f"{SETTING}: the file holds no key; make one with: head -c {_KEY_BYTES} /dev/urandom | base64"
+        )
+    return keys

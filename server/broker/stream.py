@@ -1,0 +1,171 @@
+"""The JetStream stream of a map: its configuration, its newest page, the fence around its end, and purging.
+
+Pages are on the subject ``<stream>.page``, heads on ``<stream>.head`` (only the last one is kept), and on
+``<stream>.wanted`` relays ask for a generation; that one is stored nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import nats.errors
+from nats.js import errors as js_errors
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+
+from server.broker.connection import BrokerError
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.js.api import StreamInfo
+
+_SECONDS: Final = 5.0
+"""What the broker gets to answer."""
+_NOT_FOUND: Final = 10059
+_NO_MESSAGE: Final = 10037
+_WRONG_LAST_SEQUENCE: Final = (10070, 10071)
+_FULL: Final = (10023, 10047, 10077)
+"""Insufficient resources, insufficient storage, more than max_bytes."""
+OLDEST: Final = (2, 12)
+"""The oldest version of the server that we know to do what we need."""
+
+
+class FencedError(BrokerError):
+    """The stream does not end where we left it."""
+
+
+class FullError(BrokerError):
+    """The stream takes no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A message of the stream."""
+
+    sequence: int
+    content: bytes
+
+
+class Stream:
+    """One stream on one connection."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client = client
+        self._jetstream = client.jetstream(timeout=_SECONDS)
+        self.name = name
+        self.page = f"{name}.page"
+        self.head = f"{name}.head"
+        self.wanted = f"{name}.wanted"
+
+    def config(self, replicas: int = 1) -> StreamConfig:
+        """Return the configuration that the stream is to have."""
+        return StreamConfig(
+            name=self.name,
+            description="The map of a pads-cdc server, for its relays",
+            subjects=[self.page, self.head],
+            retention=RetentionPolicy.LIMITS,
+            # What a relay needs must not vanish from the front: a full stream says so, and the leader makes
+            # room.
+            discard=DiscardPolicy.NEW,
+            storage=StorageType.FILE,
+            num_replicas=replicas,
+            allow_rollup_hdrs=True,
+            allow_direct=True,
+        )
+
+    async def info(self) -> StreamInfo | None:
+        """Return what the stream is now; None where there is none.
+
+        Raises:
+            BrokerError: the broker does not answer, or not as JetStream.
+
+        """
+        try:
+            return await self._jetstream.stream_info(self.name)
+        except js_errors.NotFoundError:
+            return None
+        except (js_errors.Error, nats.errors.Error, TimeoutError) as error:
+            raise _broker_error(error, "ask for the stream") from error
+
+    async def make(self, replicas: int = 1) -> None:
+        """Make the stream.
+
+        Raises:
+            BrokerError: the broker does not let us.
+
+        """
+        try:
+            await self._jetstream.add_stream(self.config(replicas))
+        except (js_errors.Error, nats.errors.Error, TimeoutError) as error:
+            raise _broker_error(error, f"make the stream {self.name}") from error
+
+    async def last(self, subject: str) -> Stored | None:
+        """Return the newest message of a subject, as the stream's own leader has it; None where there is
+        none.
+
+        Raises:
+            BrokerError: the broker does not answer.
+
+        """
+        try:
+            found = await self._jetstream.get_last_msg(self.name, subject)
+        except js_errors.NotFoundError:
+            return None
+        except (js_errors.Error, nats.errors.Error, TimeoutError) as error:
+            raise _broker_error(error, "read the stream's last page") from error
+        return Stored(found.seq or 0, found.data or b"")
+
+    async def publish(self, subject: str, content: bytes, expected: int) -> int:
+        """Store a message if the newest of its subject has the sequence ``expected`` (0: there is none);
+        returns its own. A head takes the place of the one before.
+
+        Raises:
+            FencedError: the newest one is another one.
+            FullError: there is no room.
+            BrokerError: anything else; whether the message is stored is not known.
+
+        """
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
+        if subject == self.head:
+            headers["Nats-Rollup"] = "sub"
+        try:
+            answer = await self._client.request(subject, content, timeout=_SECONDS, headers=headers)
+        except (nats.errors.Error, TimeoutError) as error:
+            raise _broker_error(error, "store a page") from error
+        said: dict[str, Any] = json.loads(answer.data)
+        if "error" not in said:
+            return int(said["seq"])
+        code, text = said["error"].get("err_code"), said["error"].get("description", "")
+        if code in _WRONG_LAST_SEQUENCE:
+            raise FencedError(f"the stream {self.name} does not end where it was left: {text}")
+        if code in _FULL:
+            raise FullError(
+                f"the stream {self.name} is full ({text}); raise its max_bytes, or the broker's store"
+            )
+        raise BrokerError(f"the broker does not store a page: {text}")
+
+    async def purge(self, before: int | None) -> None:
+        """Remove the pages before a sequence; all of them if None.
+
+        Raises:
+            BrokerError: the broker does not let us.
+
+        """
+        try:
+            await self._jetstream.purge_stream(self.name, seq=before, subject=self.page)
+        except (js_errors.Error, nats.errors.Error, TimeoutError) as error:
+            raise _broker_error(error, f"purge the stream {self.name}") from error
+
+
+def _broker_error(error: Exception, what: str) -> BrokerError:
+    if isinstance(error, js_errors.ServiceUnavailableError | js_errors.NoStreamResponseError):
+        return BrokerError(
+            f"cannot {what}: the broker has no JetStream for us; turn it on there, and for our account"
+        )
+    if isinstance(error, nats.errors.NoRespondersError):
+        return BrokerError(f"cannot {what}: nobody answers; is the stream there, and does it have a leader?")
+    if isinstance(error, nats.errors.TimeoutError | TimeoutError):
+        return BrokerError(f"cannot {what}: no answer within {_SECONDS:.0f} s, or no right to ask")
+    text = getattr(error, "description", None) or str(error) or type(error).__name__
+    return BrokerError(f"cannot {what}: {' '.join(text.split()).removeprefix('nats: ')}")

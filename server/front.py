@@ -1,0 +1,142 @@
+"""What gateways and operators see of a server or a relay: gRPC, HTTP, metrics, health. Composition only."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from cdc.errors import PadsCdcError
+from cdc.store.store import Store
+from server import grpc_server
+from server.observe import http, logs
+from server.observe.fanout import FanOut
+from server.observe.health import Health
+from server.observe.log_observer import LogObserver
+from server.observe.malloc_trim import MallocTrim
+from server.observe.metrics import Metrics
+from server.observe.recent import Recent
+from server.observe.status_page import StatusPage
+from server.rpc.hub import Hub
+from server.security.security import Security
+from server.subscribers import Subscribers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cdc.freshness import Freshness
+    from cdc.pair.pair import Pair
+    from server.config.settings import Serving
+    from server.rpc.endpoint_feed import EndpointFeed
+
+_log = structlog.get_logger("pads_cdc")
+
+_SWITCH_SECONDS: Final = 0.001
+"""How long a thread may keep the interpreter: a revocation that comes while a plan ripples waits for that in
+three of them. Python's own is 5 ms.
+"""
+
+
+def prepare(settings: Serving) -> None:
+    """Begin to log, and say what in the environment looks like a mistake."""
+    logs.configure(settings)
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    for line in settings.misspelt():
+        _log.warning("environment", message=line)
+
+
+class Front:
+    """Everything that is the same for a server and a relay. Made in the event loop that it then runs in."""
+
+    def __init__(
+        self, settings: Serving, freshness: Freshness, pair: Pair, *, source: str, audit_interval: float
+    ) -> None:
+        """``source`` names on the status page where the map comes from; ``audit_interval`` is in seconds, 0
+        where nothing is audited.
+        """
+        self.settings = settings
+        self.freshness = freshness
+        self.pair = pair
+        self.store, self.subscribers = Store(), Subscribers()
+        self.metrics = Metrics(
+            version=version("pads-cdc"),
+            store=self.store,
+            freshness=freshness,
+            subscribers=self.subscribers,
+            audit_interval=audit_interval,
+        )
+        self.health = Health(self.store, freshness, settings.max_staleness, pair)
+        recent = Recent()
+        self.page = StatusPage(
+            version=version("pads-cdc"),
+            slot_name=source,
+            store=self.store,
+            freshness=freshness,
+            subscribers=self.subscribers,
+            health=self.health,
+            recent=recent,
+            pair=pair,
+        )
+        self.hub = Hub(self.store, self.subscribers, pair, lambda: pair.sure(freshness.silence()))
+        self.observer = FanOut(self.metrics, self.health, recent, LogObserver(), MallocTrim())
+        self.security = Security(settings, self.metrics.registry, self.observer)
+        self.stop = asyncio.Event()
+        """Set when the process is to end."""
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self.stop.set)
+
+    def stop_soon(self) -> None:
+        """Have the process end; for any thread."""
+        self._loop.call_soon_threadsafe(self.stop.set)
+
+    async def serve(
+        self, feed: EndpointFeed, start: Callable[[], object], end: Callable[[], object], **said: object
+    ) -> None:
+        """Serve until `stop`. ``start`` begins to follow the source, ``end`` ends that and may block;
+        ``said`` goes into the log's first line.
+
+        Raises:
+            PadsCdcError: the gRPC server has ended by itself.
+
+        """
+        async with AsyncExitStack() as running:
+            grpc = await grpc_server.start(
+                self.settings,
+                self.store,
+                self.hub,
+                self.subscribers,
+                self.metrics,
+                self.health,
+                feed,
+                self.security,
+            )
+            running.push_async_callback(grpc.stop)
+            pages = await http.start(
+                host=self.settings.metrics_host,
+                port=self.settings.metrics_port,
+                registry=self.metrics.registry,
+                health=self.health,
+                page=self.page,
+            )
+            running.push_async_callback(pages.stop)
+            start()
+            _log.info("serving", grpc=grpc.port, http=pages.port, **said)
+            ends = [asyncio.create_task(self.stop.wait()), asyncio.create_task(grpc.ended())]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            deserted = not self.stop.is_set()
+            _log.info("stopping")
+            self.hub.stop()
+            # Side by side: a frozen source must not keep streams from ending, nor a slow client the slot.
+            await asyncio.gather(asyncio.to_thread(end), grpc.stop())
+            for task in ends:
+                task.cancel()
+        if deserted:  # without it the process would look alive and serve nobody
+            raise PadsCdcError(
+                "the gRPC server ended by itself: this is a bug, please report it with the log"
+            )

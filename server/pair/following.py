@@ -1,0 +1,182 @@
+"""A relay's thread that follows a leader directly, over the stream that the two servers of a pair use."""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+import time
+import uuid
+from typing import TYPE_CHECKING, Final
+
+import grpc
+from pads_cdc_client.outbox import Outbox
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
+from pads_cdc_client.retry import Backoff, Remedy, remedy
+
+from cdc.relay.pages import Head, Page
+from server.pair.mirror import MIRROR
+from server.rpc.map_messages import checkpoint_of, entries_of
+
+if TYPE_CHECKING:
+    from cdc.observer import Observer
+    from cdc.relay.intake import Intake, Received
+    from cdc.relay.page_reader import PageReader
+    from server.pair.peer import Peer
+
+REASON: Final = "leader"
+_FIRST_WORD_SECONDS: Final = 45.0
+"""A leader that has no complete map yet says so after 30 s."""
+_SILENT_INTERVALS: Final = 3
+"""States that may be missed before the stream is given up."""
+_STOP_SECONDS: Final = 1.0
+
+
+class Following(threading.Thread):
+    """Runs until `stop`."""
+
+    def __init__(
+        self, leader: Peer, reader: PageReader, intake: Intake, observer: Observer, received: Received
+    ) -> None:
+        super().__init__(name="leader-reader", daemon=True)
+        self._leader = leader
+        self._reader = reader
+        self._intake = intake
+        self._observer = observer
+        self._received = received
+        self._stopping = threading.Event()
+        self._call: grpc.Call | None = None
+        self._heard_at = 0.0
+        self._patience = 0.0
+        self._line = ""
+        self._number = 0
+        self._resetting = False
+        """A whole map is coming."""
+        self._begun = True
+        """The next batch begins a run."""
+
+    def stop(self) -> None:
+        """End the thread and its stream. Blocks for a second at most."""
+        self._stopping.set()
+        call = self._call
+        if call is not None:
+            call.cancel()
+        self.join(_STOP_SECONDS)
+
+    def run(self) -> None:
+        """Follow the leader until `stop`."""
+        backoff = Backoff(first=0.2, most=2.0, late=5.0)
+        while not self._stopping.is_set():
+            try:
+                found, why = self._session(backoff)
+            except Exception as error:  # noqa: BLE001 (the thread's boundary: it must not end without a word)
+                found, why = Remedy.BACK_OFF, f"{type(error).__name__} while its stream was read"
+                if isinstance(error, OSError):
+                    why = f"{error.filename}: {error.strerror}"
+            self._received.connected = False
+            if not self._stopping.is_set():
+                self._received.restarts += 1
+                self._observer.connected(connected=False)
+                self._observer.reconnecting(REASON, f"the leader is not followed: {why}")
+                self._stopping.wait(backoff.wait(found))
+                self._intake.look()
+
+    def _session(self, backoff: Backoff) -> tuple[Remedy, str]:
+        outbox = Outbox(self._opening(), self._look)
+        self._heard_at, self._patience = time.monotonic(), _FIRST_WORD_SECONDS
+        with self._leader.channel() as channel:
+            mirror = channel.stream_stream(
+                MIRROR,
+                request_serializer=pb.MirrorRequest.SerializeToString,
+                response_deserializer=pb.MirrorResponse.FromString,
+            )
+            call = self._call = mirror(outbox, metadata=self._leader.metadata())
+            try:
+                for message in call:
+                    self._heard_at = math.inf  # while we are busy with it, silence is ours
+                    self._take(message)
+                    backoff.succeeded()
+                    self._heard_at = time.monotonic()
+            except grpc.RpcError:
+                code, details = call.code(), " ".join((call.details() or "").split())
+                return remedy(code), f"{code.name} {details}"
+            finally:
+                self._call = None
+                outbox.close()
+                call.cancel()
+        return Remedy.RETRY, "it ended a stream that has no end"
+
+    def _opening(self) -> pb.MirrorRequest:
+        opening = pb.MirrorOpen(client_id=f"relay {socket.gethostname()}"[:128], relay=True)
+        origin = self._reader.origin()
+        if self._line and self._reader.line == self._line and not self._reader.wanting:
+            opening.epoch, opening.timeline = origin.epoch, origin.history.timeline
+            opening.revision, opening.followed = self._reader.exact, origin.history.end
+        return pb.MirrorRequest(open=opening)
+
+    def _take(self, message: pb.MirrorResponse) -> None:
+        match message.WhichOneof("response"):
+            case "opened":
+                self._patience = _SILENT_INTERVALS * message.opened.progress_interval.ToNanoseconds() / 1e9
+                self._begun, self._resetting = True, message.opened.reset
+                self._received.connected = True
+                self._observer.connected(connected=True)
+                self._observer.mode("streaming")
+                if message.opened.reset:
+                    self._line, self._number = uuid.uuid4().hex, 0
+                    self._intake.page(self._page(opening=True))
+            case "batch":
+                self._batch(message.batch)
+
+    def _batch(self, batch: pb.MirrorBatch) -> None:
+        page = self._page(first=self._begun)
+        self._begun = False
+        page.entries, page.moved = entries_of(batch.entries)
+        if batch.HasField("state"):
+            page.checkpoint = checkpoint_of(batch.state, batch.seen)
+            page.complete, self._resetting, self._begun = self._resetting, False, True
+        self._received.pages += 1
+        self._received.bytes += batch.ByteSize()
+        self._intake.page(page)
+        if batch.HasField("state"):
+            self._intake.head(_head(self._line, batch), live=True)
+            self._intake.look()
+            if self._reader.wanting:  # what we hold is not the leader's: have everything anew
+                self._line = ""
+                call = self._call
+                if call is not None:
+                    call.cancel()
+
+    def _page(self, *, opening: bool = False, first: bool = False) -> Page:
+        self._number += 1
+        return Page(
+            line=self._line,
+            number=self._number,
+            start=self._reader.exact,
+            epoch="",
+            timeline=0,
+            position=0,
+            first=first,
+            opening=opening,
+        )
+
+    def _look(self) -> None:
+        """Give up a leader that says nothing."""
+        if time.monotonic() - self._heard_at > self._patience:
+            call = self._call
+            if call is not None:
+                call.cancel()
+
+
+def _head(line: str, batch: pb.MirrorBatch) -> Head:
+    state = batch.state
+    return Head(
+        line=line,
+        revision=state.revision,
+        staleness=state.staleness,
+        at=time.time(),
+        server_end=state.server_end,
+        position=state.position,
+        seen=batch.seen,
+        consistent=state.whole,
+    )

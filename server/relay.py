@@ -1,0 +1,91 @@
+"""``pads-cdc relay``: serves the map of a leader, as a server does, and needs neither a database nor a state
+file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from cdc.pair.pair import Pair
+from cdc.relay.intake import Intake, Received
+from cdc.relay.leader import LeaderFreshness
+from cdc.relay.page_reader import PageReader
+from server.broker.connection import Broker
+from server.broker.gauges import ReceivedGauges
+from server.broker.reading import Reading
+from server.broker.seal import Seal
+from server.front import Front, prepare
+from server.pair.following import Following
+from server.pair.peer import Peer
+from server.rpc.calls import unavailable
+from server.rpc.endpoint_feed import EndpointFeed
+
+if TYPE_CHECKING:
+    from server.config.settings import RelaySettings
+    from server.rpc.calls import Context
+
+_NO_LEADER = "this is a relay: a mirror has to follow the server that reads the slot"
+
+
+def relay(settings: RelaySettings) -> int:
+    """Run the relay until SIGTERM or SIGINT; returns the exit code.
+
+    Raises:
+        PadsCdcError: it cannot start, or cannot go on.
+
+    """
+    prepare(settings)
+    return asyncio.run(_relay(settings))
+
+
+async def _relay(settings: RelaySettings) -> int:
+    freshness, received = LeaderFreshness(), Received()
+    source = settings.leader_address or settings.broker_stream
+    front = Front(settings, freshness, Pair(), source=source, audit_interval=0.0)
+    reader = PageReader(front.store)
+    intake = Intake(front.store, reader, freshness, front.observer, received)
+    following = _following(settings, reader, intake, front, received)
+    front.metrics.registry.register(ReceivedGauges(received, freshness))
+    feed = EndpointFeed(
+        settings,
+        front.store,
+        reader.origin,
+        freshness,
+        front.hub,
+        front.subscribers,
+        front.metrics,
+        _mirror,
+        lambda: freshness.reached_at,
+    )
+    await front.serve(feed, following.start, following.stop, follows=source)
+    return 0
+
+
+def _following(
+    settings: RelaySettings, reader: PageReader, intake: Intake, front: Front, received: Received
+) -> Reading | Following:
+    """Make the thread that follows the leader.
+
+    Raises:
+        ConfigurationError: a file that a setting names cannot be read.
+
+    """
+    if settings.leader_address is not None:
+        leader = Peer(
+            settings.leader_address,
+            ca_file=settings.leader_ca_file,
+            cert_file=settings.leader_cert_file,
+            key_file=settings.leader_key_file,
+            token_file=settings.leader_token_file,
+            setting="LEADER",
+        )
+        leader.verify()
+        return Following(leader, reader, intake, front.observer, received)
+    broker, seal = Broker(settings, "pads-cdc relay"), Seal(settings.broker_seal_file)
+    broker.verify()
+    return Reading(broker, seal, settings.broker_stream, intake, front.observer, received)
+
+
+async def _mirror(_: object, context: Context) -> None:
+    await unavailable(context, _NO_LEADER)

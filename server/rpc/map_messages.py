@@ -1,0 +1,65 @@
+"""Messages that carry a map from server to server (``pads.cdc.v1``), and what they mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
+
+from cdc.postgres.timeline import Timeline
+from cdc.relay.pages import Checkpoint
+from cdc.state.origin import Origin
+from cdc.store.log import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def entries_of(messages: Iterable[pb.MirrorEntry]) -> tuple[list[Entry], list[tuple[str, int, int]]]:
+    """Return entries, and the ids, revisions and positions of those that have only moved."""
+    entries: list[Entry] = []
+    moved: list[tuple[str, int, int]] = []
+    for one in messages:
+        match one.WhichOneof("outcome"):
+            case "moved":
+                moved.append((one.endpoint_id, one.revision, one.position))
+            case "endpoint":
+                entries.append(Entry(one.endpoint_id, one.revision, one.position, one.endpoint))
+            case _:
+                entries.append(Entry(one.endpoint_id, one.revision, one.position, None))
+    return entries, moved
+
+
+def checkpoint_of(state: pb.MirrorState, seen: int) -> Checkpoint:
+    """Read a leader's state."""
+    switches = tuple((switch.timeline, switch.position) for switch in state.switches)
+    timeline = Timeline(state.system, state.timeline, state.position, switches)
+    return Checkpoint(
+        revision=state.revision,
+        origin=Origin(state.epoch, timeline, state.followed_since, left=frozenset(state.left)),
+        position=state.position,
+        seen=seen,
+        consistent=state.whole,
+        count=state.count,
+        digest=state.digest,
+    )
+
+
+def state_of(checkpoint: Checkpoint) -> pb.MirrorState:
+    """Make the message of a leader's state."""
+    origin = checkpoint.origin
+    state = pb.MirrorState(
+        epoch=origin.epoch,
+        revision=checkpoint.revision,
+        system=origin.history.system,
+        timeline=origin.history.timeline,
+        position=checkpoint.position,
+        followed_since=origin.followed_since,
+        whole=checkpoint.consistent,
+        count=checkpoint.count,
+        digest=checkpoint.digest,
+        left=sorted(origin.left),
+    )
+    for timeline, position in origin.history.switches:
+        state.switches.add(timeline=timeline, position=position)
+    return state
