@@ -59,7 +59,7 @@ class EndpointFeed:
         self,
         *targets: str,
         client_id: str,
-        credentials: grpc.ChannelCredentials | None = None,
+        credentials: Callable[[], grpc.ChannelCredentials] | grpc.ChannelCredentials | None = None,
         bearer: Callable[[], str] | None = None,
         on_change: Callable[[Change], object] | None = None,
         endpoints: Mapping[str, bytes] | None = None,
@@ -67,7 +67,8 @@ class EndpointFeed:
     ) -> None:
         """Take the servers (``host:port``) that may be used, one after the other.
 
-        ``credentials`` make it TLS, ``bearer`` returns the token to show, asked at each attempt.
+        ``credentials`` make it TLS, ``bearer`` returns the token to show. Functions are asked at each
+        attempt, so that renewed files count.
         ``on_change`` is called in the feed's thread, once the map has the change; it delays the next one.
         ``endpoints`` and ``resume_token`` are what these were when an earlier process ended.
         """
@@ -210,12 +211,13 @@ class EndpointFeed:
         """Follow one server until that ends; returns what to do then, and why it ended."""
         try:
             metadata = (("authorization", f"Bearer {self._bearer()}"),) if self._bearer is not None else ()
+            credentials = self._credentials() if callable(self._credentials) else self._credentials
         except OSError as error:
-            return Remedy.BACK_OFF, f"the bearer token cannot be read: {error.strerror}"
+            return Remedy.BACK_OFF, f"the token or a certificate cannot be read: {error.strerror}"
         self.attempts += 1
         outbox = Outbox(self._replica.opening(self._client_id), self._watch_silence)
         self._heard_at, self._patience = time.monotonic(), _FIRST_WORD_SECONDS
-        with self._channel(target) as channel:
+        with _channel(target, credentials) as channel:
             watch = channel.stream_stream(
                 _WATCH,
                 request_serializer=pb.WatchRequest.SerializeToString,
@@ -238,11 +240,6 @@ class EndpointFeed:
                 outbox.close()
                 call.cancel()
         return Remedy.RETRY, "the server ended a stream that has no end"
-
-    def _channel(self, target: str) -> grpc.Channel:
-        if self._credentials is None:
-            return grpc.insecure_channel(target, options=_OPTIONS)
-        return grpc.secure_channel(target, self._credentials, options=_OPTIONS)
 
     def _received(self, raw: bytes) -> pb.WatchResponse:
         self.received_bytes += len(raw)
@@ -290,3 +287,9 @@ class EndpointFeed:
             with self._lock:
                 if self._call is not None:
                     self._call.cancel()
+
+
+def _channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+    if credentials is None:
+        return grpc.insecure_channel(target, options=_OPTIONS)
+    return grpc.secure_channel(target, credentials, options=_OPTIONS)
