@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 from aiohttp import web
@@ -19,13 +19,27 @@ from server.addresses import refusal
 from server.config.redaction import redact
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from aiohttp.typedefs import Handler
     from prometheus_client import CollectorRegistry
 
-    from server.observe.health import Health, Reason
     from server.observe.status_page import StatusPage
+
+
+class _Reason(Protocol):
+    @property
+    def code(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+
+
+class _Health(Protocol):
+    """Says why this process cannot serve, and what is not as it should be; nothing where all is well."""
+
+    def unready(self) -> Sequence[_Reason]: ...
+    def reasons(self) -> Sequence[_Reason]: ...
+
 
 _log = structlog.get_logger(__name__)
 
@@ -53,9 +67,9 @@ class HttpServer:
 
 
 async def start(
-    *, host: str, port: int, registry: CollectorRegistry, health: Health, page: StatusPage
+    *, host: str, port: int, registry: CollectorRegistry, health: _Health, page: StatusPage | None = None
 ) -> HttpServer:
-    """Listen, and serve from the running event loop.
+    """Listen, and serve from the running event loop; without a ``page`` there is none for people.
 
     Raises:
         ListenError: the port is taken or the address is not ours.
@@ -79,16 +93,7 @@ async def start(
     return HttpServer(runner, int(runner.addresses[0][1]))
 
 
-def _application(registry: CollectorRegistry, health: Health, page: StatusPage) -> web.Application:
-    async def status(_: web.Request) -> web.Response:
-        return web.Response(text=page.render(), content_type="text/html", headers=page.headers)
-
-    async def watched(_: web.Application) -> AsyncIterator[None]:
-        watching = asyncio.create_task(page.watch())
-        yield
-        watching.cancel()
-        await asyncio.wait([watching])
-
+def _application(registry: CollectorRegistry, health: _Health, page: StatusPage | None) -> web.Application:
     async def livez(_: web.Request) -> web.Response:
         return web.Response(text="ok")
 
@@ -99,13 +104,27 @@ def _application(registry: CollectorRegistry, health: Health, page: StatusPage) 
         return _answer(health.reasons())
 
     application = web.Application(middlewares=[_no_surprises])
-    application.cleanup_ctx.append(watched)
-    application.router.add_get("/", status)
+    if page is not None:
+        _add_page(application, page)
     application.router.add_get("/metrics", make_aiohttp_handler(registry))
     application.router.add_get("/livez", livez)
     application.router.add_get("/readyz", readyz)
     application.router.add_get("/healthz", healthz)
     return application
+
+
+def _add_page(application: web.Application, page: StatusPage) -> None:
+    async def status(_: web.Request) -> web.Response:
+        return web.Response(text=page.render(), content_type="text/html", headers=page.headers)
+
+    async def watched(_: web.Application) -> AsyncIterator[None]:
+        watching = asyncio.create_task(page.watch())
+        yield
+        watching.cancel()
+        await asyncio.wait([watching])
+
+    application.cleanup_ctx.append(watched)
+    application.router.add_get("/", status)
 
 
 def _not_http(record: logging.LogRecord) -> bool:
@@ -124,13 +143,14 @@ async def _no_surprises(request: web.Request, handler: Handler) -> web.StreamRes
     try:
         response: web.StreamResponse = await handler(request)
     except web.HTTPNotFound:
-        known = "".join(f"{path}  {what}\n" for path, what in _PATHS.items())
+        served = {resource.canonical for resource in request.app.router.resources()}
+        known = "".join(f"{path}  {what}\n" for path, what in _PATHS.items() if path in served)
         response = web.Response(status=404, text=f"Nothing here. What there is:\n{known}")
     response.headers["Cache-Control"] = "no-store"
     return response
 
 
-def _answer(reasons: tuple[Reason, ...]) -> web.Response:
+def _answer(reasons: Sequence[_Reason]) -> web.Response:
     if not reasons:
         return web.Response(text="ok")
     body = {"reasons": [{"code": reason.code, "message": redact(reason.message)} for reason in reasons]}

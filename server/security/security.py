@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 from prometheus_client import Counter, Gauge
@@ -19,13 +19,33 @@ from server.security.authentication import FAILURES, Authentication
 from server.security.reloaded import Reloaded, read_file
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import grpc
     from prometheus_client import CollectorRegistry
 
-    from cdc.observer import Observer
-    from server.config.settings import Serving
     from server.security.auth_tokens import Tokens
     from server.security.certificates import Certificates
+
+
+class _Settings(Protocol):
+    """Files; a command that knows no tokens has None there."""
+
+    @property
+    def tls_cert_file(self) -> Path | None: ...
+    @property
+    def tls_key_file(self) -> Path | None: ...
+    @property
+    def tls_client_ca_file(self) -> Path | None: ...
+    @property
+    def auth_tokens_file(self) -> Path | None: ...
+
+
+class _Troubled(Protocol):
+    """Takes conditions that last, by a name, and their end (None)."""
+
+    def trouble(self, key: str, message: str | None) -> None: ...
+
 
 _log = structlog.get_logger("pads_cdc")
 
@@ -36,7 +56,7 @@ _LOOK_SECONDS: Final = 1.0
 class Security:
     """What the settings ask of those who connect. Belongs to one event loop."""
 
-    def __init__(self, settings: Serving, registry: CollectorRegistry, observer: Observer) -> None:
+    def __init__(self, settings: _Settings, registry: CollectorRegistry, observer: _Troubled) -> None:
         """Read all files; blocks on the disk.
 
         Raises:
@@ -119,7 +139,7 @@ def _kept(fault: str | None) -> str | None:
     return None if fault is None else f"{fault}; what was read before stays in use"
 
 
-def _certificates(settings: Serving) -> Reloaded[Certificates] | None:
+def _certificates(settings: _Settings) -> Reloaded[Certificates] | None:
     certificate, key, authority = settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file
     if certificate is None or key is None:
         return None
@@ -134,7 +154,7 @@ def _certificates(settings: Serving) -> Reloaded[Certificates] | None:
     return Reloaded(read, certificates.judge)
 
 
-def _tokens(settings: Serving) -> Reloaded[Tokens] | None:
+def _tokens(settings: _Settings) -> Reloaded[Tokens] | None:
     file = settings.auth_tokens_file
     if file is None:
         return None
