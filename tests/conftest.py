@@ -9,4 +9,6 @@ pytest_plugins = [
     "tests.plugins.chromium",
     "tests.plugins.pgbouncer",
     "tests.plugins.nats",
+    "tests.plugins.authorizer",
+    "tests.plugins.envoy",
 ]

@@ -6,6 +6,7 @@ when it runs, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import importlib
 import sys
 import traceback
 from importlib.metadata import version
@@ -63,8 +64,8 @@ def _run(arguments: list[str]) -> int:
 class _WithSettings(click.Command):
     """A command with an option for each setting, or for some: made when its parameters are asked for."""
 
-    settings: ClassVar[str] = "Settings"
-    """Name of the class in `server.config.settings`."""
+    settings: ClassVar[tuple[str, str]] = ("settings", "Settings")
+    """A module in `server.config`, and the class of the settings there."""
     only: ClassVar[frozenset[str] | None] = None
     _made = False
 
@@ -76,7 +77,11 @@ class _WithSettings(click.Command):
 
 
 class _WithRelaySettings(_WithSettings):
-    settings = "RelaySettings"
+    settings = ("settings", "RelaySettings")
+
+
+class _WithAuthorizeSettings(_WithSettings):
+    settings = ("authorize_settings", "AuthorizeSettings")
 
 
 class _Check(_WithSettings):
@@ -97,12 +102,12 @@ class _Check(_WithSettings):
     )
 
 
-def _options(settings: str, only: frozenset[str] | None) -> Sequence[click.Option]:
-    from server.config import settings as classes  # noqa: PLC0415 (pydantic is most of the start of --version)
-    from server.config.settings_table import rows  # noqa: PLC0415 (likewise)
+def _options(settings: tuple[str, str], only: frozenset[str] | None) -> Sequence[click.Option]:
+    from server.config.settings_table import rows  # noqa: PLC0415 (pydantic is most of the start of --version)
 
+    module, name = settings
     options = []
-    for row in rows(getattr(classes, settings)):
+    for row in rows(getattr(importlib.import_module(f"server.config.{module}"), name)):
         if only is not None and row.field not in only:
             continue
         declaration = f"{row.flag}/--no-{row.flag.removeprefix('--')}" if row.switch else row.flag
@@ -149,6 +154,18 @@ def relay(_: list[ConnectionString], /, **flags: Any) -> int | None:
     from server.relay import relay as run  # noqa: PLC0415
 
     return run(settings)
+
+
+@cli.command(cls=_WithAuthorizeSettings)
+@click.pass_obj
+def authorize(_secrets: list[ConnectionString], /, **flags: Any) -> int:
+    """Answer Envoy's ext_authz from the feed. Options are environment variables too; an option wins."""
+    from server.config.authorize_settings import AuthorizeSettings  # noqa: PLC0415
+
+    settings = AuthorizeSettings.load(flags)
+    from server.commands.authorize import authorize as run  # noqa: PLC0415
+
+    return run(settings, flags)
 
 
 @cli.command(cls=_Check)

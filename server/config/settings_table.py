@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic_core import PydanticUndefined
 
-from server.config.settings import RelaySettings, Serving, Settings, is_secret
+from server.config.authorize_settings import AuthorizeSettings
+from server.config.base import CommandSettings, is_secret
+from server.config.settings import RelaySettings, Serving, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 _PAGE: Final = """\
 # Configuration
 
-<!-- Made by `python -m server.config.settings_table`; change server/config/settings.py instead. -->
+<!-- Made by `python -m server.config.settings_table`; change server/config/ instead. -->
 
 Every setting is an environment variable and a flag of its command: `SLOT_NAME` is `--slot-name`. A
 flag wins over the environment; an empty variable counts as not given. A bad value is one line on standard
@@ -37,6 +39,9 @@ setting is warned of, and counts for nothing.
 
 ## A relay: `pads-cdc relay`
 {relay}
+
+## An authorization server for Envoy: `pads-cdc authorize`
+{authorize}
 
 ## Values
 
@@ -74,7 +79,7 @@ class Row:
         return f"--{self.field.replace('_', '-')}"
 
 
-def rows(settings: type[Serving] = Settings) -> Iterator[Row]:
+def rows(settings: type[CommandSettings] = Settings) -> Iterator[Row]:
     """Yield the settings of a command: its own, then those that all have; each secret with its ``_FILE``."""
     for name in settings.names():
         field = settings.model_fields[name]
@@ -94,6 +99,7 @@ def page() -> str:
         server=_table(row for row in rows(Settings) if row.field not in common),
         both=_table(row for row in rows(Serving)),
         relay=_table(row for row in rows(RelaySettings) if row.field not in common),
+        authorize=_table(rows(AuthorizeSettings)),
     )
 
 

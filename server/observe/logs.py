@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from structlog.typing import EventDict, Processor
 
-    from server.config.settings import Serving
+    from server.config.base import CommandSettings
 
 
-def configure(settings: Serving, stream: TextIO | None = None) -> None:
+def configure(settings: CommandSettings, stream: TextIO | None = None) -> None:
     """Send all logging of the process to ``stream`` (standard error), whatever was configured before."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,

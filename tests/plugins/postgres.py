@@ -157,16 +157,26 @@ def database_factory(request: pytest.FixtureRequest) -> Iterator[DatabaseFactory
     with ExitStack() as databases:
 
         def make(mapping: str = "grove", *, cluster: Cluster | None = None) -> Database:
-            own = cluster or request.getfixturevalue("cluster")
-            database = Database(own, f"test_{next(_numbers)}", databases)
-            template = _ensure_template(own, mapping)
-            clone = SQL("CREATE DATABASE {} TEMPLATE {}")
-            _administer(own, clone.format(Identifier(database.name), Identifier(template)))
-            if cluster is None:  # any other ends as a whole, and may be down by then
-                databases.callback(drop_database, database)
-            return database
+            if cluster is not None:  # it ends as a whole, and may be down by then
+                return _clone(databases, cluster, mapping)
+            return make_database(databases, request.getfixturevalue("cluster"), mapping)
 
         yield make
+
+
+def make_database(ending: ExitStack, cluster: Cluster, mapping: str) -> Database:
+    """Make a database that ends with the context."""
+    database = _clone(ending, cluster, mapping)
+    ending.callback(drop_database, database)
+    return database
+
+
+def _clone(ending: ExitStack, cluster: Cluster, mapping: str) -> Database:
+    database = Database(cluster, f"test_{next(_numbers)}", ending)
+    template = _ensure_template(cluster, mapping)
+    clone = SQL("CREATE DATABASE {} TEMPLATE {}")
+    _administer(cluster, clone.format(Identifier(database.name), Identifier(template)))
+    return database
 
 
 @pytest.fixture

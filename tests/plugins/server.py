@@ -164,7 +164,7 @@ def serve(tmp_path: Path) -> Iterator[ServerFactory]:
                 **settings,
             }
             server = Server(environment)
-            servers.callback(_end, server)
+            servers.callback(end, server)
             return server
 
         yield start
@@ -184,13 +184,14 @@ def relay() -> Iterator[RelayFactory]:
         def start(**settings: str) -> Server:
             environment = {"PORT": "0", "METRICS_PORT": "0", "LOG_FORMAT": "json", **settings}
             one = Server(environment, "relay")
-            relays.callback(_end, one)
+            relays.callback(end, one)
             return one
 
         yield start
 
 
-def _end(server: Server) -> None:
+def end(server: Server) -> None:
+    """End a server that may have ended; it must not have met a fault of ours."""
     if server.process.poll() is None:
         server.kill()
     assert "Traceback" not in server.output, server.output

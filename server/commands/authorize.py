@@ -1,0 +1,306 @@
+"""``pads-cdc authorize``: lends `authz` a gRPC server, TLS, pages and logs, and starts its processes."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import platform
+import signal
+import socket
+import sys
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final
+
+import grpc
+import structlog
+from pads_cdc_client import EndpointFeed
+
+from authz import workers
+from authz.config import Config, Upstream
+from authz.identity import Places
+from authz.serve import DesertedError, serve
+from cdc.errors import PadsCdcError
+from server.addresses import ListenError, address, refusal
+from server.observe import http, logs
+from server.rpc import unknown_methods
+from server.security.reloaded import read_file
+from server.security.security import Security
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from google.protobuf.descriptor import ServiceDescriptor
+    from pads_cdc_client import Change
+    from prometheus_client import CollectorRegistry
+
+    from authz.health import Health
+    from server.config.authorize_settings import AuthorizeSettings
+
+_log = structlog.get_logger("pads_cdc")
+
+_SWITCH_SECONDS: Final = 0.0005
+"""How long a thread may keep the interpreter: during a plan's ripple, a check waits for that."""
+_WORKER: Final = "PADS_CDC_AUTHORIZE_WORKER"
+"""In a worker's environment: its number, and `late` where others serve already."""
+_LINE_BYTES: Final = 4 * 1024 * 1024
+_SOCKET_MODE: Final = 0o660
+
+
+def authorize(settings: AuthorizeSettings, flags: Mapping[str, object]) -> int:
+    """Answer Envoy's checks until SIGTERM or SIGINT; returns the exit code. Workers are given the ``flags``.
+
+    Raises:
+        PadsCdcError: it cannot start, or cannot go on.
+
+    """
+    logs.configure(settings)
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    number, _, late = os.environ.get(_WORKER, "").partition(" ")
+    if not number:
+        for line in settings.misspelt():
+            _log.warning("environment", message=line)
+        _warn(settings)
+    try:
+        if settings.workers > 1 and not number:
+            return asyncio.run(_supervise(settings, flags))
+        asyncio.run(_serve(settings, int(number or 0), late=bool(late)))
+    except DesertedError as error:
+        raise PadsCdcError(f"{error}: this is a bug, please report it with the log") from error
+    return 0
+
+
+def _warn(settings: AuthorizeSettings) -> None:
+    if settings.rate_limit == "local" and settings.workers > 1:
+        _log.warning(
+            "RATE_LIMIT=local counts in each worker by itself", most=f"{settings.workers} times the limit"
+        )
+    if settings.jwt_subject_header is None:
+        _log.info("JWT_SUBJECT_HEADER is not set: endpoints that ask for a JWT are refused")
+
+
+async def _serve(settings: AuthorizeSettings, number: int, *, late: bool) -> None:
+    @asynccontextmanager
+    async def expose(registry: CollectorRegistry, health: Health) -> AsyncIterator[Callable[[int], None]]:
+        pages = await http.start(
+            host=settings.metrics_host, port=settings.metrics_port, registry=registry, health=health
+        )
+        try:
+            yield lambda port: _say_serving(settings, port, pages.port)
+        finally:
+            await pages.stop()
+
+    await serve(
+        _config(settings, number),
+        version=version("pads-cdc"),
+        feed=_feed(settings, number),
+        transport=lambda registry, health: _Transport(settings, registry, health),
+        expose=workers.reporting if number else expose,
+        until=workers.orphaned() if number else None,
+        late=late,
+    )
+
+
+async def _supervise(settings: AuthorizeSettings, flags: Mapping[str, object]) -> int:
+    given = {name.upper(): _typed(value) for name, value in flags.items() if value is not None}
+    with _reserved(settings.host, settings.port) as port:
+
+        async def start(number: int, late: bool) -> asyncio.subprocess.Process:
+            worker = {"PORT": str(port), _WORKER: f"{number} late" if late else str(number)}
+            return await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "server",
+                "authorize",
+                env={**os.environ, **given, **worker},
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=_LINE_BYTES,
+                start_new_session=True,  # Ctrl-C is handed on by us
+            )
+
+        supervisor = workers.Supervisor(settings.workers, start)
+        loop = asyncio.get_running_loop()
+        for signalled in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signalled, supervisor.stop, signalled)
+        pages = await http.start(
+            host=settings.metrics_host,
+            port=settings.metrics_port,
+            registry=supervisor.registry,
+            health=supervisor,
+        )
+        try:
+            code = await supervisor.run(lambda served: _say_serving(settings, served, pages.port))
+        finally:
+            await pages.stop()
+    return code
+
+
+def _say_serving(settings: AuthorizeSettings, port: int, pages: int) -> None:
+    unix = None if settings.unix_socket is None else str(settings.unix_socket)
+    _log.info(
+        "serving", grpc=port, http=pages, socket=unix, feed=settings.feed_addresses, workers=settings.workers
+    )
+
+
+def _typed(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _config(settings: AuthorizeSettings, number: int) -> Config:
+    header, subject, unix = settings.id_header, settings.jwt_subject_header, settings.unix_socket
+    return Config(
+        host=settings.host,
+        port=settings.port,
+        unix_socket=unix if unix is None or not number else unix.with_name(f"{unix.name}.{number}"),
+        share_port=number > 0,
+        places=Places(None if header is None else header.lower(), settings.id_path_prefix),
+        subject_header=None if subject is None else subject.lower(),
+        upstream=Upstream(
+            endpoint=settings.upstream_endpoint_header,
+            account=settings.upstream_account_header,
+            limited=settings.upstream_limited_header,
+            throughput=settings.upstream_throughput_header,
+            remove_authorization=settings.remove_authorization,
+        ),
+        rate_limit=settings.rate_limit,
+        max_staleness=settings.max_staleness,
+        staleness_header=settings.staleness_header,
+        drain_seconds=settings.drain_time,
+    )
+
+
+def _feed(settings: AuthorizeSettings, number: int) -> Callable[[Callable[[Change], object]], EndpointFeed]:
+    """Return what makes the client; its files are read now, so that a wrong name is an error at the start.
+
+    Raises:
+        ConfigurationError: one cannot be read.
+
+    """
+    for name in ("feed_ca_file", "feed_cert_file", "feed_key_file", "feed_token_file"):
+        if (path := getattr(settings, name)) is not None:
+            read_file(name.upper(), path, secret=name in ("feed_key_file", "feed_token_file"))
+    ca, cert, key, token = (
+        settings.feed_ca_file,
+        settings.feed_cert_file,
+        settings.feed_key_file,
+        settings.feed_token_file,
+    )
+
+    def credentials() -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials(
+            None if ca is None else ca.read_bytes(),
+            None if key is None else key.read_bytes(),
+            None if cert is None else cert.read_bytes(),
+        )
+
+    def bearer() -> str:
+        return "" if token is None else token.read_text().strip()
+
+    name = f"authorize {platform.node()}{f' {number}' if number else ''}"
+    client_id = "".join(each if " " <= each <= "~" else "?" for each in name)[:128]
+    return lambda on_change: EndpointFeed(
+        *settings.feeds,
+        client_id=client_id,
+        credentials=None if ca is None else credentials,
+        bearer=None if token is None else bearer,
+        on_change=on_change,
+    )
+
+
+class _Transport:
+    """The server's own gRPC: its methods cannot be ended by strangers, its certificates are renewed."""
+
+    def __init__(self, settings: AuthorizeSettings, registry: CollectorRegistry, health: Health) -> None:
+        self._security = Security(settings, registry, health)
+
+    def server(self, options: Sequence[tuple[str, object]]) -> grpc.aio.Server:
+        """Make one for the running event loop."""
+        return unknown_methods.server(options, self._security.interceptors)
+
+    def register(
+        self, server: grpc.aio.Server, handler: grpc.GenericRpcHandler, descriptor: ServiceDescriptor
+    ) -> None:
+        """Add a service."""
+        unknown_methods.register(server, handler, descriptor)
+
+    def listen(self, server: grpc.aio.Server, host: str, port: int, *, shared: bool) -> int:
+        """Add an address.
+
+        Raises:
+            ListenError: the port is taken or the address is not ours.
+
+        """
+        if not shared:  # else the supervisor has looked
+            with _bound(host, port):
+                pass
+        return self._security.listen(server, address(host, port))
+
+    def listen_unix(self, server: grpc.aio.Server, path: Path) -> None:
+        """Add a socket that our user and group may connect to; one that a dead process has left is replaced.
+
+        Raises:
+            ListenError: somebody else listens there, or it cannot be made.
+
+        """
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(path))
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ECONNREFUSED):
+                    raise _no_socket(path, error.strerror or "unknown") from error
+            else:
+                raise _no_socket(path, "something else listens there")
+        if path.exists() and not path.is_socket():
+            raise _no_socket(path, "there is another file of that name")
+        if not path.parent.is_dir():
+            raise _no_socket(path, "there is no such folder")
+        before = os.umask(0o777 & ~_SOCKET_MODE)
+        try:
+            server.add_insecure_port(f"unix:{path.absolute()}")
+        except RuntimeError as error:
+            raise _no_socket(path, "it cannot be made; may we write to that folder?") from error
+        finally:
+            os.umask(before)
+
+    async def watch(self) -> None:
+        """Take up renewed certificates, for ever."""
+        await self._security.watch()
+
+
+def _no_socket(path: Path, why: str) -> ListenError:
+    return ListenError(f"gRPC cannot listen on {path}: {why}; choose another with UNIX_SOCKET")
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Bind the port, or say why that cannot be: gRPC would not."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise refusal("gRPC", host, port, error) from error
+
+
+class _reserved:  # noqa: N801 (reads as a function)
+    """Keep a port for the workers to share: nobody else gets it while no worker listens."""
+
+    def __init__(self, host: str, port: int) -> None:
+        with _bound(host, port) as free:
+            chosen = free.getsockname()[:2]
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.socket(family)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            self._socket.bind(chosen)  # not listened on, so that no connection comes here
+        except OSError as error:
+            self._socket.close()
+            raise refusal("gRPC", host, port, error) from error
+
+    def __enter__(self) -> int:
+        port: int = self._socket.getsockname()[1]
+        return port
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()

