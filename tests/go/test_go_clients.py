@@ -9,7 +9,6 @@ import subprocess
 import threading
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
 import pytest
@@ -24,6 +23,7 @@ from tests.support.certificates import Authority, write_secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from google.protobuf.descriptor import FileDescriptor
 
@@ -101,14 +101,6 @@ class GoFactory(Protocol):
     """Starts a program on a port; it ends with the test."""
 
     def __call__(self, program: str, port: int, *options: str) -> GoClient: ...
-
-
-@pytest.fixture(scope="session")
-def programs() -> Path:
-    """The folder of the programs, which `make go` has built before."""
-    built = subprocess.run([ROOT / "scripts/build-go"], capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    return Path(built.stdout.strip())
 
 
 @pytest.fixture
@@ -259,6 +251,11 @@ def test_the_feed_client_takes_an_unsettled_checkpoint_for_no_proof(
     assert not [event for event in client.events if event["event"] == "proved"]
     unsettled.rest.set()
     client.wait("proved", seen, endpoints=1)
+
+
+def test_the_authorizer_stays_short() -> None:
+    files = (ROOT / "examples/go/cmd/ext-authz").glob("*.go")
+    assert sum(each.read_text().count("\n") for each in files) <= 250
 
 
 def test_the_feed_client_stays_short() -> None:

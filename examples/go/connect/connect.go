@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -56,6 +57,29 @@ func To(target string, options *Options) (*grpc.ClientConn, error) {
 		with = append(with, grpc.WithPerRPCCredentials(bearer(options.Token)))
 	}
 	return dial(target, with)
+}
+
+// Listen listens on HOST:PORT, or on the socket of unix:PATH.
+func Listen(address string) (net.Listener, error) {
+	if path := strings.TrimPrefix(address, "unix:"); path != address {
+		return net.Listen("unix", path)
+	}
+	return net.Listen("tcp", address)
+}
+
+// All returns a connection to each of the servers.
+func All(targets []string, options *Options) (servers []grpc.ClientConnInterface, err error) {
+	if len(targets) == 0 {
+		return nil, errors.New("where is the server? For example: 127.0.0.1:10002")
+	}
+	for _, target := range targets {
+		server, err := To(target, options)
+		if err != nil {
+			return nil, err
+		}
+		servers = append(servers, server)
+	}
+	return servers, nil
 }
 
 func tlsConfig(options *Options) (*tls.Config, error) {

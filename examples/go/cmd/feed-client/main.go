@@ -36,15 +36,9 @@ func main() {
 			stop() // nobody reads it any more
 		}
 	}}
-	for _, target := range flag.Args() {
-		server, err := connect.To(target, options)
-		if err != nil {
-			log.Fatal("feed-client: ", err)
-		}
-		client.Servers = append(client.Servers, server)
-	}
-	if len(client.Servers) == 0 {
-		log.Fatal("feed-client: where is the server? For example: feed-client 127.0.0.1:10002")
+	var err error
+	if client.Servers, err = connect.All(flag.Args(), options); err != nil {
+		log.Fatal("feed-client: ", err)
 	}
 	if err := client.Run(ctx); ctx.Err() == nil {
 		log.Fatal("feed-client: ", err)
