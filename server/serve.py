@@ -103,6 +103,7 @@ def _publishing(settings: Settings, front: Front, pipeline: Pipeline) -> Publish
         broker,
         seal,
         settings.broker_stream,
+        settings.broker_replicas,
         front.store,
         pipeline.origin.now,
         front.freshness,

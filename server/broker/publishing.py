@@ -85,6 +85,7 @@ class Publishing(threading.Thread):
         broker: Broker,
         seal: Seal,
         stream: str,
+        replicas: int,
         store: Store,
         origin: Callable[[], Origin],
         freshness: Freshness,
@@ -95,6 +96,7 @@ class Publishing(threading.Thread):
         self._broker = broker
         self._seal = seal
         self._stream_name = stream
+        self._replicas = replicas
         self._store = store
         self._freshness = freshness
         self._pair = pair
@@ -175,7 +177,7 @@ class Publishing(threading.Thread):
         async with self._broker.connected() as client:
             stream = Stream(client, self._stream_name)
             if await stream.info() is None:
-                await stream.make()
+                await stream.make(self._replicas)
             await client.subscribe(stream.wanted, cb=self._hear_wanted)
             self.published.connected = True
             while not self._stopping:
@@ -251,7 +253,7 @@ class Publishing(threading.Thread):
 
     async def _go_on(self, stream: Stream, last: Page | None) -> None:
         if await stream.info() is None:
-            await stream.make()
+            await stream.make(self._replicas)
             last, self._sequence, self._head_sequence = None, 0, 0
         resumed = self._publisher.resume(last)
         self._generation = 0

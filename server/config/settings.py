@@ -118,6 +118,9 @@ class Serving(CommandSettings):
     broker_stream: Annotated[str, AfterValidator(_stream)] = setting(
         "pads_cdc", "pads_cdc", "JetStream stream with the map; one for each database and mapping."
     )
+    broker_replicas: Annotated[int, Field(ge=1, le=5)] = setting(
+        1, "3", "Copies of the stream that the broker keeps, where a server makes the stream."
+    )
     broker_credentials_file: Path | None = setting(
         None,
         "/etc/pads-cdc/nats.creds",

@@ -1,0 +1,400 @@
+"""What a broker may do to relays: lose, repeat, stall, come back older, be purged, be full; and two leaders
+at once.
+
+A client never sees a map that did not exist, and none that is older than what it had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import nats
+import pytest
+from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
+
+from tests.e2e.test_pair import free_port, wait_mirrored, wait_streaming
+from tests.e2e.test_relay import follows
+from tests.plugins.feed import status, wait_exact
+from tests.plugins.server import expected, fill, wait_equal, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from nats.js import JetStreamContext
+    from pads_cdc_client import EndpointFeed
+    from pads_cdc_client.replica import Change
+
+    from tests.plugins.feed import FeedFactory
+    from tests.plugins.nats import Node, NodeFactory
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
+    from tests.plugins.server import GatewayFactory, RelayFactory, Server, ServerFactory
+
+STREAM = "pads_cdc"
+
+
+def by_hand(node: Node, what: Callable[[JetStreamContext], Awaitable[Any]]) -> Any:
+    """Do something to the stream, as an operator might."""
+
+    async def run() -> Any:
+        client = await nats.connect(node.url, allow_reconnect=False)
+        try:
+            return await what(client.jetstream())
+        finally:
+            await client.close()
+
+    return asyncio.run(run())
+
+
+class Key:
+    """A key that only ever grows, and a client that must never see it shrink."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.number = 0
+        self.seen: list[int] = []
+        self._lock = threading.Lock()
+
+    def rotate(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.number += 1
+            self._database.execute(
+                "UPDATE portal_application_settings SET secret_key = %(key)s WHERE application_id = 'app_1'",
+                {"key": f"{self.number:06}"},
+            )
+
+    def see(self, change: Change) -> None:
+        if change.endpoint_id == "app_1" and change.after is not None:
+            key = GatewayEndpoint.FromString(change.after).auth.static_api_key.api_key
+            if key.isdigit():
+                with self._lock:
+                    self.seen.append(int(key))
+
+    def check(self) -> None:
+        assert self.seen == sorted(self.seen)
+
+
+def _proved(client: EndpointFeed) -> bool:
+    return client.proofs > 0
+
+
+def wait_published(leader: Server) -> None:
+    """Return when everything is in the stream."""
+    wait_until(
+        lambda: (
+            leader.metric("pads_cdc_broker_lag_revisions") == 0
+            and leader.metric("pads_cdc_broker_connected") == 1
+        ),
+        "everything is published",
+    )
+
+
+def test_a_broker_that_comes_back_older_takes_nobody_back(
+    database: Database, serve: ServerFactory, relay: RelayFactory, feed: FeedFactory, nats: Node
+) -> None:
+    fill(database, 200)
+    key = Key(database)
+    leader = serve(database, BROKER_URL=nats.url).wait_ready()
+    first = relay(BROKER_URL=nats.url).wait_ready()
+    client = feed(first, on_change=key.see)
+    key.rotate(3)
+    follows(first, leader)
+    nats.stop()
+    older = nats.copy("older")
+    nats.start()
+    key.rotate(5)
+    wait_exact(client, expected(database))
+    nats.stop()
+    nats.restore(older)
+    nats.start()
+    key.rotate(2)
+    wait_exact(client, expected(database))
+    second = relay(BROKER_URL=nats.url).wait_ready()
+    for one in (first, second):
+        follows(one, leader)
+    key.check()
+    assert leader.metric("pads_cdc_broker_fenced_total") == 0
+    assert first.metric("pads_cdc_relay_digest_mismatches_total") == 0
+
+
+@pytest.mark.parametrize("harm", ["purge", "delete"])
+def test_a_stream_that_somebody_empties_is_filled_again(
+    database: Database,
+    serve: ServerFactory,
+    relay: RelayFactory,
+    feed: FeedFactory,
+    nats: Node,
+    harm: str,
+) -> None:
+    fill(database, 200)
+    leader = serve(database, BROKER_URL=nats.url).wait_ready()
+    first = relay(BROKER_URL=nats.url).wait_ready()
+    client = feed(first)
+    follows(first, leader)
+    if harm == "purge":
+        by_hand(nats, lambda js: js.purge_stream(STREAM))
+    else:
+        by_hand(nats, lambda js: js.delete_stream(STREAM))
+    wait_exact(client, expected(database))
+    second = relay(BROKER_URL=nats.url).wait_ready()  # without any change of the database
+    follows(second, leader)
+    database.execute("DELETE FROM portal_applications WHERE id = 'app_2'")
+    wait_exact(client, expected(database))
+    for one in (first, second):
+        follows(one, leader)
+
+
+def test_pages_that_are_lost_are_noticed_and_made_up_for(
+    database: Database, serve: ServerFactory, relay: RelayFactory, feed: FeedFactory, nats: Node
+) -> None:
+    """JetStream may lose acknowledged messages: here an operator's hand takes one out of the middle."""
+    fill(database, 200)
+    key = Key(database)
+    leader = serve(database, BROKER_URL=nats.url).wait_ready()
+    first = relay(BROKER_URL=nats.url).wait_ready()
+    client = feed(first, on_change=key.see)
+    follows(first, leader)
+    first.process.send_signal(signal.SIGSTOP)
+    key.rotate()
+    database.execute("DELETE FROM portal_applications WHERE id = 'app_3'")
+    wait_published(leader)
+
+    async def lose(js: JetStreamContext) -> None:
+        last = (await js.get_last_msg(STREAM, f"{STREAM}.page")).seq
+        assert last is not None
+        await js.delete_msg(STREAM, last)
+
+    by_hand(nats, lose)
+    key.rotate()
+    first.process.send_signal(signal.SIGCONT)
+    wait_exact(client, expected(database))
+    follows(first, leader)
+    key.check()
+
+
+def test_a_full_stream_is_made_room_in(
+    database: Database, serve: ServerFactory, relay: RelayFactory, gateway: GatewayFactory, nats: Node
+) -> None:
+    fill(database, 500)
+    leader = serve(database, BROKER_URL=nats.url).wait_ready()
+    one = relay(BROKER_URL=nats.url).wait_ready()
+    follows(one, leader)
+
+    async def narrow(js: JetStreamContext) -> None:
+        info = await js.stream_info(STREAM)
+        info.config.max_bytes = info.state.bytes + 40_000
+        await js.update_stream(info.config)
+
+    by_hand(nats, narrow)
+    client = gateway(leader)
+    for limit in range(6):
+        database.execute("UPDATE pay_plans SET throughput_limit = %(limit)s", {"limit": limit})
+    wait_equal(client, database)
+    follows(one, leader)
+    assert leader.metric("pads_cdc_broker_snapshots_total") > 1
+
+
+def test_a_client_goes_from_leader_to_relay_and_back_with_its_token(
+    database: Database, serve: ServerFactory, relay: RelayFactory, feed: FeedFactory, nats: Node
+) -> None:
+    fill(database, 300)
+    key = Key(database)
+    leader = serve(database, BROKER_URL=nats.url).wait_ready()
+    relays = [relay(BROKER_URL=nats.url).wait_ready() for _ in range(2)]
+    token, resets = b"", 0
+    endpoints: dict[str, bytes] = {}
+    for hop in range(9):
+        server = [leader, *relays][hop % 3]
+        client = feed(server, on_change=key.see, endpoints=endpoints, resume_token=token)
+        key.rotate(3)
+        wait_exact(client, expected(database))
+        wait_until(partial(_proved, client), "a proof")
+        resets += client.resets
+        client.close()
+        token, endpoints = client.resume_token, dict(client.endpoints)
+    assert resets == 1, "the first one, which had no token"
+    key.check()
+
+
+def test_a_token_that_is_ahead_of_a_relay_waits_and_is_never_taken_back(
+    database: Database, serve: ServerFactory, relay: RelayFactory, feed: FeedFactory, nats: Node
+) -> None:
+    fill(database, 100)
+    key = Key(database)
+    leader = serve(database, BROKER_URL=nats.url).wait_ready()
+    one = relay(BROKER_URL=nats.url).wait_ready()
+    follows(one, leader)
+    nats.signal(signal.SIGSTOP)
+    client = feed(leader, on_change=key.see)
+    key.rotate(3)
+    wait_exact(client, expected(database))
+    wait_until(lambda: client.proofs > 0, "a proof")
+    client.close()
+    behind = feed(one, on_change=key.see, endpoints=client.endpoints, resume_token=client.resume_token)
+    assert dict(behind.endpoints) == expected(database)
+    nats.signal(signal.SIGCONT)
+    key.rotate()
+    wait_exact(behind, expected(database))
+    assert behind.resets == 0
+    key.check()
+
+
+def test_a_leader_that_lost_its_state_file_is_another_line(
+    database: Database,
+    serve: ServerFactory,
+    relay: RelayFactory,
+    feed: FeedFactory,
+    nats: Node,
+    tmp_path: Path,
+) -> None:
+    fill(database, 100)
+    key = Key(database)
+    leader = serve(database, BROKER_URL=nats.url).wait_ready()
+    one = relay(BROKER_URL=nats.url).wait_ready()
+    client = feed(one, on_change=key.see)
+    follows(one, leader)
+    leader.kill()
+    for file in tmp_path.glob("state*"):
+        file.unlink()
+    key.rotate()
+    leader = serve(database, BROKER_URL=nats.url).wait_ready()
+    wait_exact(client, expected(database))
+    follows(one, leader)
+    key.check()
+
+
+def test_a_frozen_leader_that_wakes_up_publishes_nothing(
+    database_factory: DatabaseFactory,
+    cluster_factory: ClusterFactory,
+    serve: ServerFactory,
+    relay: RelayFactory,
+    feed: FeedFactory,
+    nats: Node,
+    tmp_path: Path,
+) -> None:
+    cluster = cluster_factory({"wal_sender_timeout": "2s"})
+    database = database_factory(cluster=cluster)
+    fill(database, 200)
+    key, other = Key(database), free_port()
+    settings = {"BROKER_URL": nats.url}
+    first = serve(database, PEER_ADDRESS=f"127.0.0.1:{other}", STATE_FILE=str(tmp_path / "one"), **settings)
+    wait_streaming(first)
+    second = serve(
+        database,
+        PORT=str(other),
+        PEER_ADDRESS=f"127.0.0.1:{first.grpc}",
+        STATE_FILE=str(tmp_path / "two"),
+        **settings,
+    )
+    wait_mirrored(first, second)
+    one = relay(**settings).wait_ready()
+    client = feed(one, on_change=key.see)
+    key.rotate()
+    follows(one, first)
+    first.process.send_signal(signal.SIGSTOP)
+    wait_streaming(second)
+    second.wait_ready()
+    key.rotate(3)
+    wait_exact(client, expected(database))
+    follows(one, second)
+    first.process.send_signal(signal.SIGCONT)
+    wait_until(
+        lambda: first.metric("pads_cdc_standing_by") == 1 or first.metric("pads_cdc_broker_fenced_total") > 0,
+        "the first one has noticed",
+    )
+    key.rotate(3)
+    wait_exact(client, expected(database))
+    follows(one, second)
+    assert second.metric("pads_cdc_broker_fenced_total") == 0
+    assert client.resets == 1, "tokens stay good over the takeover"
+    key.check()
+
+
+def test_sealed_pages_show_the_broker_nothing(
+    database: Database,
+    serve: ServerFactory,
+    relay: RelayFactory,
+    feed: FeedFactory,
+    nats: Node,
+    tmp_path: Path,
+) -> None:
+    fill(database, 50)
+    database.execute(
+        "UPDATE portal_application_settings SET secret_key = 'hunter22' WHERE application_id = 'app_1'"
+    )
+    keys = tmp_path / "keys"
+    keys.write_text("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n")
+    keys.chmod(0o600)
+    leader = serve(database, BROKER_URL=nats.url, BROKER_SEAL_FILE=str(keys)).wait_ready()
+    one = relay(BROKER_URL=nats.url, BROKER_SEAL_FILE=str(keys)).wait_ready()
+    client = feed(one)
+    wait_exact(client, expected(database))
+    without = relay(BROKER_URL=nats.url)
+    wait_until(lambda: "BROKER_SEAL_FILE" in without.get("/healthz")[1], "it says what it lacks")
+    assert without.get("/readyz")[0] == 503
+    keys.write_text(
+        "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\nAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n"
+    )
+    database.execute("DELETE FROM portal_applications WHERE id = 'app_2'")
+    wait_exact(client, expected(database))
+    follows(one, leader)
+    nats.stop()
+    stored = b"".join(path.read_bytes() for path in nats.store.rglob("*") if path.is_file())
+    assert len(stored) > 5_000
+    for secret in (b"hunter22", b"key_", b"app_1"):
+        assert secret not in stored
+
+
+@pytest.mark.slow
+def test_a_cluster_of_three_loses_one_after_the_other(
+    database: Database,
+    serve: ServerFactory,
+    relay: RelayFactory,
+    feed: FeedFactory,
+    nats_cluster: list[Node],
+) -> None:
+    fill(database, 200)
+    key = Key(database)
+    urls = ",".join(node.url for node in nats_cluster)
+    leader = serve(database, BROKER_URL=urls, BROKER_REPLICAS="3").wait_ready()
+    one = relay(BROKER_URL=urls).wait_ready()
+    client = feed(one, on_change=key.see)
+    follows(one, leader)
+    for node in nats_cluster:
+        node.kill()
+        key.rotate(3)
+        wait_until(lambda: status(one).digest == status(leader).digest, "with two of three", 60)
+        node.start()
+        key.rotate(3)
+        wait_until(lambda: status(one).digest == status(leader).digest, "with three again", 60)
+    for node in nats_cluster:
+        node.signal(signal.SIGSTOP)
+        key.rotate(3)
+        wait_until(lambda: status(one).digest == status(leader).digest, "with one frozen", 60)
+        node.signal(signal.SIGCONT)
+    wait_exact(client, expected(database))
+    key.check()
+
+
+def test_credentials_are_asked_for_and_said_to_be_wrong(
+    database: Database, serve: ServerFactory, relay: RelayFactory, nats_node: NodeFactory, tmp_path: Path
+) -> None:
+    fill(database, 20)
+    node = nats_node("authorization { user: pads, password: hunter22 }\n").start()
+    right, wrong = tmp_path / "right", tmp_path / "wrong"
+    right.write_text("pads:hunter22\n")
+    wrong.write_text("pads:hunter23\n")
+    for file in (right, wrong):
+        file.chmod(0o600)
+    leader = serve(database, BROKER_URL=node.url, BROKER_CREDENTIALS_FILE=str(right)).wait_ready()
+    one = relay(BROKER_URL=node.url, BROKER_CREDENTIALS_FILE=str(wrong))
+    wait_until(lambda: "BROKER_CREDENTIALS_FILE" in one.get("/healthz")[1], "it says what is wrong")
+    wrong.write_text("pads:hunter22\n")
+    one.wait_ready()
+    follows(one, leader)
+    for server in (leader, one):
+        assert "hunter2" not in server.output
