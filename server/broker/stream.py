@@ -163,6 +163,10 @@ def _broker_error(error: Exception, what: str) -> BrokerError:
         return BrokerError(
             f"cannot {what}: the broker has no JetStream for us; turn it on there, and for our account"
         )
+    if isinstance(error, nats.errors.MaxPayloadError):
+        return BrokerError(
+            f"cannot {what}: one endpoint is larger than the broker's messages may be; raise its max_payload"
+        )
     if isinstance(error, nats.errors.NoRespondersError):
         return BrokerError(f"cannot {what}: nobody answers; is the stream there, and does it have a leader?")
     if isinstance(error, nats.errors.TimeoutError | TimeoutError):

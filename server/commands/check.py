@@ -16,6 +16,7 @@ from cdc.checks import FURTHER, NECESSARY, Deployment, Verdict, run
 from cdc.mapping.mapping import load, server_queries
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database
+from server.broker.checks import examine
 from server.config.redaction import Redactor
 from server.payload import encode
 
@@ -44,6 +45,8 @@ def check(settings: Settings, *, as_json: bool) -> int:
     for line in settings.misspelt():
         click.echo(f"pads-cdc: {line}", err=True)
     found = list(run((*NECESSARY, *FURTHER), deployment(settings)))
+    if settings.broker_url is not None:
+        found += examine(settings)
     redact = Redactor(settings.connection_strings)
     if as_json:
         click.echo(_json(found, redact))

@@ -61,6 +61,17 @@ def _run(arguments: list[str]) -> int:
         return complain(f"this is a bug, please report it:\n{traceback.format_exc()}", _FAILED)
 
 
+_BROKER: Final = (
+    "broker_url",
+    "broker_stream",
+    "broker_replicas",
+    "broker_credentials_file",
+    "broker_tls_ca_file",
+    "broker_tls_cert_file",
+    "broker_tls_key_file",
+)
+
+
 class _WithSettings(click.Command):
     """A command with an option for each setting, or for some: made when its parameters are asked for."""
 
@@ -84,6 +95,13 @@ class _WithAuthorizeSettings(_WithSettings):
     settings = ("authorize_settings", "AuthorizeSettings")
 
 
+class _WithBroker(_WithSettings):
+    """`setup`, with where the broker is."""
+
+    settings = ("settings", "Serving")
+    only: ClassVar = frozenset({*_BROKER, "allow_insecure"})
+
+
 class _Check(_WithSettings):
     """`check`, with those that change what is found."""
 
@@ -98,6 +116,7 @@ class _Check(_WithSettings):
             "slot_name",
             "state_file",
             "max_retained_wal",
+            *_BROKER,
         }
     )
 
@@ -252,7 +271,7 @@ def _connection_string(
     return found
 
 
-@cli.command()
+@cli.command(cls=_WithBroker)
 @_for_admins
 @click.option(
     "--role-file",
@@ -262,11 +281,20 @@ def _connection_string(
 def setup(secrets: list[ConnectionString], /, role_file: str | None, **given: Any) -> int:
     """Make a database ready: a role that may read, replica identities, indexes. Touches no row.
 
-    As often as you like: only what is missing is done, and each statement is printed.
+    As often as you like: only what is missing is done, and each statement is printed. With BROKER_URL the
+    stream for relays is made, too.
     """
     from server.commands.setup import setup as run  # noqa: PLC0415
+    from server.config.settings import Serving  # noqa: PLC0415
 
-    return run(_target(secrets, given), role_file)
+    broker = Serving.load({name: given.pop(name) for name in (*_BROKER, "allow_insecure")})
+    target = _target(secrets, given)
+    code = run(target, role_file)
+    if code == 0 and broker.broker_url is not None:
+        from server.broker.setup import make_stream  # noqa: PLC0415
+
+        make_stream(broker, dry_run=target.dry_run)
+    return code
 
 
 @cli.command()

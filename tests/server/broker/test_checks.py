@@ -1,0 +1,103 @@
+"""`check` and `setup` with a broker: what they find, and that what they say to type works."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from nats.js.api import DiscardPolicy, StorageType, StreamConfig
+
+from tests.e2e.test_relay_faults import by_hand
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+
+    from tests.plugins.check import Check
+    from tests.plugins.nats import Node, NodeFactory
+    from tests.plugins.postgres import Database
+
+
+def make(node: Node, config: StreamConfig) -> None:
+    by_hand(node, lambda js: js.add_stream(config))
+
+
+def right(**other: object) -> StreamConfig:
+    values: dict[str, object] = {
+        "name": "pads_cdc",
+        "subjects": ["pads_cdc.page", "pads_cdc.head"],
+        "discard": DiscardPolicy.NEW,
+        "storage": StorageType.FILE,
+        "allow_rollup_hdrs": True,
+    }
+    return StreamConfig(**{**values, **other})  # type: ignore[arg-type]
+
+
+def test_setup_makes_the_stream_that_check_wants(
+    database: Database, nats: Node, check: Check, pads_cdc: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    assert (
+        check(database, BROKER_URL=nats.url).the("broker_stream", "warn").remedy.startswith("pads-cdc setup")
+    )
+    given = {"ADMIN_CONNECTION_STRING": database.url(), "BROKER_URL": nats.url}
+    dry = pads_cdc("setup", "--dry-run", **given)
+    assert "nats stream add pads_cdc" in dry.stdout
+    assert check(database, BROKER_URL=nats.url).the("broker_stream", "warn")
+    assert pads_cdc("setup", **given).returncode == 0
+    report = check(database, BROKER_URL=nats.url)
+    assert {one.verdict for one in report.findings if one.check.startswith("broker")} == {"pass"}
+    assert "is there" in pads_cdc("setup", **given).stdout
+    messages = by_hand(nats, lambda js: js.stream_info("pads_cdc")).state.messages
+    assert messages == 0, "asking about rights stores nothing"
+
+
+@pytest.mark.parametrize(
+    ("config", "verdict", "named"),
+    [
+        (right(discard=DiscardPolicy.OLD), "fail", "--discard=new"),
+        (right(max_age=60.0), "fail", "--max-age=0"),
+        (right(max_msgs=100), "fail", "--max-msgs=-1"),
+        (right(allow_rollup_hdrs=False), "fail", "--allow-rollup"),
+        (right(subjects=["pads_cdc.page"]), "fail", "--subjects=pads_cdc.page,pads_cdc.head"),
+        (right(storage=StorageType.MEMORY), "warn", "file storage"),
+    ],
+)
+def test_a_stream_that_would_fail_relays_is_named_with_its_remedy(
+    database: Database, nats: Node, check: Check, config: StreamConfig, verdict: str, named: str
+) -> None:
+    make(nats, config)
+    assert named in check(database, BROKER_URL=nats.url).the("broker_stream", verdict).remedy
+
+
+def test_a_broker_that_is_not_there_or_has_no_jetstream(
+    database: Database, nats_node: NodeFactory, check: Check
+) -> None:
+    node = nats_node()
+    assert "BROKER_URL" in check(database, BROKER_URL=node.url).the("broker", "fail").remedy
+    config = node.folder / "nats.conf"
+    config.write_text(f"listen: 127.0.0.1:{node.port}\n")
+    node.start()
+    report = check(database, BROKER_URL=node.url)
+    found = [one for one in report.findings if one.check == "broker" and one.verdict == "fail"]
+    assert "JetStream" in found[0].text
+
+
+def test_a_user_without_rights_is_found(database: Database, nats_node: NodeFactory, check: Check) -> None:
+    node = nats_node(
+        "authorization { users: [ { user: reader, password: x, permissions: {"
+        ' publish: ["$JS.API.STREAM.INFO.>"], subscribe: ["_INBOX.>"] } }, { user: all, password: x } ] }\n'
+    ).start()
+    folder = node.folder
+    for name in ("reader", "all"):
+        (folder / name).write_text(f"{name}:x\n")
+        (folder / name).chmod(0o600)
+    everything = {"BROKER_URL": node.url, "BROKER_CREDENTIALS_FILE": str(folder / "all")}
+    node_with_user = node.url.replace("nats://", "nats://all:x@")
+
+    class AsAll:
+        url = node_with_user
+
+    make(AsAll, right())  # type: ignore[arg-type]
+    assert {one.verdict for one in check(database, **everything).of("broker_rights")} == {"pass"}
+    reader = everything | {"BROKER_CREDENTIALS_FILE": str(folder / "reader")}
+    assert "permit" in check(database, **reader).the("broker_rights", "fail").remedy
