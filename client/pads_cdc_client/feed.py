@@ -22,7 +22,7 @@ import grpc
 from pads_cdc_client.outbox import Outbox
 from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
-from pads_cdc_client.replica import Applied, Change, Replica
+from pads_cdc_client.replica import Applied, Change, Replica, reset_reason
 from pads_cdc_client.retry import Backoff, Remedy, remedy
 
 if TYPE_CHECKING:
@@ -251,8 +251,8 @@ class EndpointFeed:
             self._patience = _SILENT_INTERVALS * message.opened.progress_interval.ToNanoseconds() / 1e9
             if message.opened.HasField("reset"):
                 self.resets += 1
-                reason = pb.ResetReason.Name(message.opened.reset.reason)
-                _log.info("the server sends all %d endpoints: %s", message.opened.reset.count, reason)
+                reset = message.opened.reset
+                _log.info("the server sends all %d endpoints: %s", reset.count, reset_reason(reset))
         applied = self._replica.apply(message)
         if applied.acknowledge is not None:
             outbox.put(pb.WatchRequest(acknowledge=applied.acknowledge))

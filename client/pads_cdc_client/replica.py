@@ -40,6 +40,12 @@ class Applied:
     """Set where the map was proved to be one that the database has had: seconds since it was known to be."""
 
 
+def reset_reason(reset: pb.Reset) -> str:
+    """Return the reason in lower case, such as ``gap``; the number of one that is newer than this client."""
+    known = pb.ResetReason.DESCRIPTOR.values_by_number.get(reset.reason)
+    return known.name.removeprefix("RESET_REASON_").lower() if known is not None else str(reset.reason)
+
+
 class Replica:
     """Not for two threads at once, except that anyone may read `endpoints` at any time."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from pads_cdc_client.outbox import Outbox
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
-from pads_cdc_client.replica import Applied, Change, Replica
+from pads_cdc_client.replica import Applied, Change, Replica, reset_reason
 from pads_cdc_client.retry import Backoff, Remedy, remedy
 
 from cdc.errors import PadsCdcError
@@ -165,8 +165,7 @@ class Feed:
             if opened.HasField("reset") and isinstance(self._map, _Tail):
                 self._map = Replica()
             resumed = opened.HasField("resumed")
-            reason = pb.ResetReason.Name(opened.reset.reason).removeprefix("RESET_REASON_").lower()
-            yield Opened(resumed, "" if resumed else reason, opened.reset.count)
+            yield Opened(resumed, "" if resumed else reset_reason(opened.reset), opened.reset.count)
         initial = not self._map.complete
         applied = self._map.apply(message)
         for change in applied.changes:
