@@ -27,7 +27,7 @@ from cdc.state.ledger import Ledger
 from cdc.state.origin import CurrentOrigin
 from server.pair.mirror import Mirror
 from server.pair.peer import Peer
-from server.payload import encode
+from server.payload import encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ class Pipeline:
         strings = settings.postgres_connection_string, settings.query_connection_string
         source, query = (Address(each.read, each.setting) for each in strings)
         backlog = Backlog()
-        database = Database(query, mapping, settings.db_schema, encode, backlog.wake)
+        database = Database(query, mapping, settings.db_schema, encoder(mapping.columns), backlog.wake)
         preflight.check(source, database, queries, settings.db_schema, failover=settings.slot_failover)
         catalog = Catalog(queries["Relations"], mapping, settings.db_schema)
         self._reader = SlotReader(

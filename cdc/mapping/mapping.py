@@ -5,8 +5,8 @@ A mapping is a folder, bundled under ``sql/`` or anybody's own:
 ``schema.sql``
     the tables that it expects, one ``CREATE TABLE`` each, with all columns that are used;
 ``queries.sql``
-    `Endpoints` with the columns of `COLUMNS`, ``EndpointsOf...(@keys)`` and ``ParentsOf...``, each named by a
-    line ``-- name: X :many`` as sqlc has it;
+    `Endpoints` with the columns of `COLUMNS` and any of `OPTIONAL_COLUMNS`, named one by one,
+    ``EndpointsOf...(@keys)`` and ``ParentsOf...``, each with a line ``-- name: X :many`` as sqlc has it;
 ``affects.toml``
     the tables it ``reads``, those that others refer to first, the ``signals`` that it hears, whose
     ``deleted`` columns it honours (``honours_deleted``), the query whose keys are endpoint ids
@@ -46,14 +46,14 @@ COLUMNS = (
     "throughput_limit",
     "capacity_limit",
 )
-"""The columns of `Endpoints`, in this order, whatever the mapping."""
+"""The columns of `Endpoints` that every mapping has."""
+
+OPTIONAL_COLUMNS = ("capacity_limit_period", "name", "user_id", "email", "environment")
+"""More columns that `Endpoints` may have, all text: ``day``, ``week``, ``month`` or ``year`` for the first
+one (NULL is a month), and what the contract's ``Metadata`` has beside the account and the plan.
+"""
 
 _NOT_IN = "NOT EXISTS (SELECT 1 FROM {0} WHERE {0}.endpoint_id = {1}.endpoint_id)"
-_GONE = f"""\
-SELECT NULL, NULL, wanted.endpoint_id, false{", NULL" * len(COLUMNS)}
-FROM wanted
-WHERE {_NOT_IN.format("endpoint", "wanted")}"""
-
 _PLACEHOLDER = re.compile(r':"(role|schema)"')
 
 
@@ -61,10 +61,9 @@ _PLACEHOLDER = re.compile(r':"(role|schema)"')
 class Mapping:
     """Everything that one folder says, checked, with the queries in psycopg2's form.
 
-    A statement that reads has twelve columns and begins with a header row: the snapshot, `seen` (the end of
-    WAL after that), what the session had put into the setting ``pads_cdc.before``, then NULLs. Any further
-    row is NULL, NULL, the id that was wanted, whether there is such an endpoint, and `COLUMNS`, NULLs where
-    not.
+    A statement that reads begins with a header row: the snapshot, `seen` (the end of WAL after that), what
+    the session had put into the setting ``pads_cdc.before``, then NULLs. Any further row is NULL, NULL, the
+    id that was wanted, whether there is such an endpoint, and its `columns`, NULLs where not.
     """
 
     name: str
@@ -86,6 +85,8 @@ class Mapping:
     and name none that is gone.
     """
     rules: Map[str, tuple[Rule, ...]] = field(repr=False)
+    columns: tuple[str, ...]
+    """`COLUMNS`, and those of `OPTIONAL_COLUMNS` that `Endpoints` has."""
     queries: Map[str, str] = field(repr=False)
     """By name. The parameter of an ``EndpointsOfX`` is ``%(EndpointsOfX)s``, so that several fit together."""
     header: str = field(repr=False)
@@ -112,7 +113,7 @@ class Mapping:
     @property
     def full(self) -> str:
         """The statement that reads the whole mapping."""
-        return f"{self.header}\nUNION ALL\n{_found(self.queries['Endpoints'])}"
+        return f"{self.header}\nUNION ALL\n{self._found(self.queries['Endpoints'])}"
 
     def compose(self, kinds: Collection[str]) -> str:
         """Return the statement that reads what keys of these kinds affect; each kind's keys are a parameter.
@@ -136,7 +137,7 @@ class Mapping:
         by_column = sorted(kind for kind in kinds if kind in self.key_columns)
         parts = [self.header]
         if by_id:
-            parts += [_found("SELECT * FROM endpoint"), _GONE]
+            parts += [self._found("SELECT * FROM endpoint"), self._gone()]
         # A part each, as no index helps with an OR over the columns of two tables. Later ones leave out what
         # earlier ones bring.
         brought = [_NOT_IN.format("wanted", "mapping")] if by_id else []
@@ -144,7 +145,7 @@ class Mapping:
             having = f"mapping.{self.key_columns[kind]} = ANY(%({kind})s::TEXT[])"
             conditions = "\nAND ".join([having, *brought])
             parts.append(
-                _found(f"SELECT * FROM (\n{self.queries['Endpoints']}\n) AS mapping\nWHERE {conditions}")
+                self._found(f"SELECT * FROM (\n{self.queries['Endpoints']}\n) AS mapping\nWHERE {conditions}")
             )
             brought.append(f"({having}) IS NOT TRUE")
         return (self._wanted(by_id) if by_id else "") + "\nUNION ALL\n".join(parts)
@@ -163,13 +164,29 @@ WITH wanted AS MATERIALIZED (
 {wanted}
 ),
 endpoint AS MATERIALIZED (
-SELECT {_columns("mapping")}
+SELECT {self._columns("mapping")}
 FROM wanted
 INNER JOIN (
 {self.queries["Endpoints"]}
 ) AS mapping ON mapping.endpoint_id = wanted.endpoint_id
 )
 """
+
+    def _found(self, endpoints: str) -> str:
+        """Return a part of a statement: the endpoints that a query has."""
+        return (
+            f"SELECT NULL, NULL, found.endpoint_id, true, {self._columns('found')}\n"
+            f"FROM (\n{endpoints}\n) AS found"
+        )
+
+    def _gone(self) -> str:
+        """Return a part of a statement: the ids that were wanted, and that no endpoint has."""
+        nothing = ", NULL" * len(self.columns)
+        missing = _NOT_IN.format("endpoint", "wanted")
+        return f"SELECT NULL, NULL, wanted.endpoint_id, false{nothing}\nFROM wanted\nWHERE {missing}"
+
+    def _columns(self, table: str) -> str:
+        return ", ".join(f"{table}.{column}" for column in self.columns)
 
     def setup_statements(self, schema: str, role: str | None) -> list[str]:
         """Return what makes a database ready, one statement each, for the owner of the tables.
@@ -197,6 +214,8 @@ def load(name_or_path: str) -> Mapping:
     queries = _queries(folder / "queries.sql")
     if "Endpoints" not in queries or sql_text.parameters(queries["Endpoints"]):
         raise ConfigurationError(f"{folder / 'queries.sql'}: needs a query Endpoints without parameters")
+    has = sql_text.columns(queries["Endpoints"])
+    optional = tuple(column for column in OPTIONAL_COLUMNS if column in has)
     path = folder / "affects.toml"
     affects = AffectsFile(path, _read(path), sql_text.tables(schema), queries)
     return Mapping(
@@ -208,10 +227,11 @@ def load(name_or_path: str) -> Mapping:
         signals=affects.signals,
         honours_deleted=affects.honours_deleted,
         endpoint_keys=affects.endpoint_keys,
-        key_columns=affects.key_columns(COLUMNS),
+        key_columns=affects.key_columns(COLUMNS + optional),
         rules=affects.rules(),
+        columns=COLUMNS + optional,
         queries={name: sql_text.bind(query, name) for name, query in queries.items()},
-        header=sql_text.bind(_queries(_bundled() / "read.sql")["Header"]),
+        header=_header(optional),
     )
 
 
@@ -221,13 +241,11 @@ def server_queries() -> dict[str, str]:
     return {name: sql_text.bind(query) for name, query in queries.items()}
 
 
-def _found(endpoints: str) -> str:
-    """Return a part of a statement: the endpoints that a query has."""
-    return f"SELECT NULL, NULL, found.endpoint_id, true, {_columns('found')}\nFROM (\n{endpoints}\n) AS found"
-
-
-def _columns(table: str) -> str:
-    return ", ".join(f"{table}.{column}" for column in COLUMNS)
+def _header(optional: Sequence[str]) -> str:
+    """Return the part that every statement begins with, with a NULL for each further column."""
+    header = sql_text.bind(_queries(_bundled() / "read.sql")["Header"])
+    last = f"NULL AS {COLUMNS[-1]}"
+    return header.replace(last, ",\n    ".join((last, *(f"NULL AS {column}" for column in optional))))
 
 
 def _queries(path: Path) -> dict[str, str]:

@@ -17,6 +17,14 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+_WORD = re.compile(
+    r"""
+      (?P<text> '(?:[^']|'')*' | \$(?P<tag>(?:[A-Za-z_]\w*)?)\$ .*? \$(?P=tag)\$ )
+    | (?P<word> "(?:[^"]|"")+" | [^\W\d]\w* )
+    | (?P<mark> [(),] | :: )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
 _NAME = re.compile(r"^-- name: (\w+) :many[ \t]*$", re.MULTILINE)
 _TABLE = re.compile(
     r"\bCREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(\w+)\s*\((.*)\)", re.IGNORECASE | re.DOTALL
@@ -74,6 +82,32 @@ def bind(query: str, name: str | None = None) -> str:
             bound += query[last : token.start()].replace("%", "%%") + f"%({name or token['parameter']})s"
             last = token.end()
     return bound + query[last:].replace("%", "%%")
+
+
+def columns(query: str) -> tuple[str, ...]:
+    """Return the names of the columns in a query's list: the last word of each, or the last before a cast.
+
+    What ``*`` stands for is not known here.
+    """
+    listing, cast, depth = False, False, 0
+    names, words = list[str](), list[str]()
+    for token in _WORD.finditer(query):
+        word, mark = token["word"] or "", token["mark"]
+        depth += (mark == "(") - (mark == ")")
+        if depth or mark == ")" or token["text"]:
+            continue
+        keyword = word.upper()
+        if not listing:
+            listing = keyword == "SELECT"
+        elif mark == "," or (keyword == "FROM" and words[-1:] != ["distinct"]):
+            names, words, cast = names + words[-1:], [], False
+            if keyword:
+                break
+        else:
+            cast = (cast or mark == "::") and keyword != "AS"
+            if not cast:
+                words.append(word[1:-1].replace('""', '"') if word.startswith('"') else word.lower())
+    return (*names, *words[-1:])
 
 
 def tables(schema: str) -> dict[str, frozenset[str]]:

@@ -18,7 +18,7 @@ from cdc.postgres.connection import Address
 from cdc.postgres.database import Database
 from server.broker.checks import examine
 from server.config.redaction import Redactor
-from server.payload import encode
+from server.payload import encoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,7 +61,9 @@ def deployment(settings: Settings) -> Deployment:
     source, query = settings.postgres_connection_string, settings.query_connection_string
     return Deployment(
         source=Address(source.read, source.setting),
-        database=Database(Address(query.read, query.setting), mapping, settings.db_schema, encode),
+        database=Database(
+            Address(query.read, query.setting), mapping, settings.db_schema, encoder(mapping.columns)
+        ),
         queries=server_queries(),
         schema=settings.db_schema,
         failover=settings.slot_failover,

@@ -25,7 +25,7 @@ from server.commands import setup_plan
 from server.commands.role_file import RoleFile
 from server.commands.setup_marks import literal, made
 from server.commands.setup_plan import Role, Statement
-from server.payload import encode
+from server.payload import encoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -54,7 +54,8 @@ class Target:
     def site(self) -> Site:
         """Return what can be asked, as the administrator."""
         address = Address(self.admin.read, ADMIN)
-        database = Database(address, load(self.mapping), self.schema, encode)
+        mapping = load(self.mapping)
+        database = Database(address, mapping, self.schema, encoder(mapping.columns))
         return Site(source=address, database=database, queries=server_queries(), schema=self.schema)
 
 

@@ -13,10 +13,12 @@ class CapacityLimitPeriod(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CAPACITY_LIMIT_PERIOD_DAILY: _ClassVar[CapacityLimitPeriod]
     CAPACITY_LIMIT_PERIOD_WEEKLY: _ClassVar[CapacityLimitPeriod]
     CAPACITY_LIMIT_PERIOD_MONTHLY: _ClassVar[CapacityLimitPeriod]
+    CAPACITY_LIMIT_PERIOD_YEARLY: _ClassVar[CapacityLimitPeriod]
 CAPACITY_LIMIT_PERIOD_UNSPECIFIED: CapacityLimitPeriod
 CAPACITY_LIMIT_PERIOD_DAILY: CapacityLimitPeriod
 CAPACITY_LIMIT_PERIOD_WEEKLY: CapacityLimitPeriod
 CAPACITY_LIMIT_PERIOD_MONTHLY: CapacityLimitPeriod
+CAPACITY_LIMIT_PERIOD_YEARLY: CapacityLimitPeriod
 
 class AuthDataRequest(_message.Message):
     __slots__ = ()

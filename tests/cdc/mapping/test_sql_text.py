@@ -82,3 +82,23 @@ def test_columns_of_tables() -> None:
 
 def test_names_are_quoted() -> None:
     assert sql_text.quote_name('a"b') == '"a""b"'
+
+
+@pytest.mark.parametrize(
+    ("query", "columns"),
+    [
+        ("SELECT a, t.b, c AS d, e f FROM t", ("a", "b", "d", "f")),
+        ('SELECT A, "B", t."c""d" FROM t', ("a", "B", 'c"d')),
+        ("SELECT a::TEXT, b::VARCHAR(10), c::TEXT[] AS d, NULL::INT AS e FROM t", ("a", "b", "d", "e")),
+        ("SELECT coalesce(a, b, 'c, d AS e') AS f, count(*) AS g FROM t", ("f", "g")),
+        ("SELECT a IS DISTINCT FROM b AS c, extract(YEAR FROM d) AS e FROM t", ("c", "e")),
+        ("SELECT DISTINCT a, $$ AS b, c $$ AS d FROM t", ("a", "d")),
+        ("WITH w AS (SELECT a AS b FROM t) SELECT c FROM w UNION SELECT d FROM t", ("c",)),
+        ("SELECT (SELECT a AS b FROM t) AS c, CASE WHEN d THEN e ELSE f END AS g", ("c", "g")),
+        ("SELECT * FROM t", ()),
+        ("SELECT t.*, a FROM t", ("t", "a")),
+        ("VALUES (1)", ()),
+    ],
+)
+def test_the_columns_of_a_query_by_name(query: str, columns: tuple[str, ...]) -> None:
+    assert sql_text.columns(query) == columns

@@ -129,7 +129,7 @@ def test_every_token_that_is_not_good_is_answered_with_its_reason(
         "TIMELINE": replace(good, epoch=other, timeline=0).encode(),
         "UNKNOWN_REVISION": replace(good, revision=good.revision + 1000).encode(),
         "GAP": replace(good, epoch=other, position=1).encode(),
-        "INCOMPLETE": replace(good, complete=False).encode(),
+        "INCOMPLETE": good.incomplete().encode(),
     }
     for reason, token in tokens.items():
         before = server.metric("pads_cdc_feed_resets_total", reason=reason.lower())
