@@ -27,7 +27,7 @@ from cdc.state.ledger import Ledger
 from cdc.state.origin import CurrentOrigin
 from server.pair.mirror import Mirror
 from server.pair.peer import Peer
-from server.payload import encoder
+from server.payload import ENCODING, encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +90,7 @@ class Pipeline:
         self.parents = Parents()
         system = database.evidence().system
         ledger = Ledger(settings.state_file, system, observer)
-        self.origin = CurrentOrigin(ledger)
+        self.origin = CurrentOrigin(ledger, ENCODING)
         requery = Requery(
             database=database,
             catalog=catalog,

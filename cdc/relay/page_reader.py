@@ -164,6 +164,7 @@ class PageReader:
             position=store.position,
             seen=store.seen,
             issued=0,
+            encoding=held.encoding,
         )
         here = Here(checkpoint.origin, checkpoint.revision, checkpoint.position, now=0.0, retention=0.0)
         return isinstance(judge(token.encode(), here, opened=time.monotonic()), Behind)

@@ -40,16 +40,19 @@ class Origin:
     """The newest that is in the store."""
     left: frozenset[str] = frozenset()
     """Epochs of this process whose history the database has gone back on."""
+    encoding: int = 1
+    """The rules by which the map's payloads are made (`server.payload.ENCODING`), 1 to 255."""
 
 
 class CurrentOrigin:
     """Holds the present `Origin`; each change replaces it, so that a reading is consistent."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, encoding: int = 1) -> None:
+        """``encoding`` is what `Origin.encoding` says."""
         self._ledger = ledger
         self._lock = threading.Lock()
         # What an earlier process followed without a gap is not known; that it ended here is.
-        self._now = Origin(ledger.epoch, Timeline(), ledger.kept.position)
+        self._now = Origin(ledger.epoch, Timeline(), ledger.kept.position, encoding=encoding)
 
     def now(self) -> Origin:
         """Read it; waits for nobody."""

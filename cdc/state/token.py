@@ -23,8 +23,12 @@ if TYPE_CHECKING:
     from cdc.state.origin import Origin
 
 _VERSION = 1
-_LAYOUT = struct.Struct(">B16sQIQQQQ?")
-"""Version, epoch, system, timeline, revision, position, seen, issued, complete."""
+_LAYOUT = struct.Struct(">B16sQIQQQQB")
+"""Version, epoch, system, timeline, revision, position, seen, issued, encoding or 0 where it is incomplete.
+
+Servers of the first encoding read and wrote the last byte as a truth value: theirs say 1, which is right, and
+they take ours for complete ones.
+"""
 _CHECKSUM = struct.Struct(">I")
 _NOBODY = "0" * 32
 """The epoch of no server."""
@@ -58,8 +62,19 @@ class Token:
     """Nothing in the map is newer than this."""
     issued: int
     """Unix seconds."""
-    complete: bool = True
-    """False in the midst of a snapshot: the map must be had anew, and yet must not go back."""
+    encoding: int
+    """The rules by which the map's payloads were made (`server.payload.ENCODING`): digests of others do not
+    compare. 0 in the midst of a snapshot: the map must be had anew, and yet must not go back.
+    """
+
+    @property
+    def complete(self) -> bool:
+        """Whether the map is one that a checkpoint has stood for."""
+        return self.encoding != 0
+
+    def incomplete(self) -> Token:
+        """Return the token of a map of which only a part has come."""
+        return replace(self, encoding=0)
 
     def mixed(self) -> Token:
         """Return the token of the same map with something of another server's in it.
@@ -80,7 +95,7 @@ class Token:
             self.position,
             self.seen,
             self.issued,
-            self.complete,
+            self.encoding,
         )
         return body + _CHECKSUM.pack(zlib.crc32(body))
 
@@ -163,8 +178,13 @@ def judge(raw: bytes, here: Here, *, opened: float) -> Verdict:
             verdict = Reset("unknown_revision") if here.reached_at > opened else Behind(token.seen)
     else:
         verdict = _judge_foreign(token, here, opened)
-    if not token.complete and not isinstance(verdict, Behind):
+    if isinstance(verdict, Behind):
+        return verdict
+    if not token.complete:
         return Reset("incomplete")
+    if token.encoding != here.origin.encoding and isinstance(verdict, Resume | Rejoin):
+        # What has not changed would keep the bytes of the other encoding, and no digest would match.
+        return Reset("malformed")
     if isinstance(verdict, Resume | Rejoin) and here.now - token.issued > here.retention:
         return Reset("expired")
     return verdict

@@ -209,6 +209,7 @@ class MirrorFeed:
             left=sorted(origin.left),
             staleness=self._freshness.staleness(),
             server_end=positions.server_end,
+            encoding=origin.encoding,
         )
         for timeline, position in origin.history.switches:
             state.switches.add(timeline=timeline, position=position)

@@ -193,7 +193,7 @@ class Feed:
         seen = self._store.seen
         if self._token is not None:
             return replace(self._token, seen=max(self._token.seen, seen)).encode()
-        return replace(self._made(Cut(0, 0, seen, 0, b"", whole=False)), complete=False).encode()
+        return self._made(Cut(0, 0, seen, 0, b"", whole=False)).incomplete().encode()
 
     def _made(self, cut: Cut) -> Token:
         origin = self._as_of
@@ -205,6 +205,7 @@ class Feed:
             position=cut.position,
             seen=cut.seen,
             issued=int(self._wall()),
+            encoding=origin.encoding,
         )
 
     def _proves(self, arrival: Cut) -> bool:

@@ -36,7 +36,13 @@ def checkpoint_of(state: pb.MirrorState, seen: int) -> Checkpoint:
     timeline = Timeline(state.system, state.timeline, state.position, switches)
     return Checkpoint(
         revision=state.revision,
-        origin=Origin(state.epoch, timeline, state.followed_since, left=frozenset(state.left)),
+        origin=Origin(
+            state.epoch,
+            timeline,
+            state.followed_since,
+            left=frozenset(state.left),
+            encoding=state.encoding or 1,
+        ),
         position=state.position,
         seen=seen,
         consistent=state.whole,
@@ -59,6 +65,7 @@ def state_of(checkpoint: Checkpoint) -> pb.MirrorState:
         count=checkpoint.count,
         digest=checkpoint.digest,
         left=sorted(origin.left),
+        encoding=origin.encoding,
     )
     for timeline, position in origin.history.switches:
         state.switches.add(timeline=timeline, position=position)

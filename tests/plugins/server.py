@@ -53,12 +53,12 @@ def wait_until(condition: Callable[[], T], what: str, deadline: float = DEADLINE
 class Server:
     """A ``pads-cdc serve``, or another command that serves, that runs; ``logs`` fills as it writes."""
 
-    def __init__(self, environment: dict[str, str], command: str = "serve") -> None:
+    def __init__(self, environment: dict[str, str], command: str = "serve", module: str = "server") -> None:
         self.environment = environment
         self.logs: list[dict[str, Any]] = []
         self._written = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "server", command],
+            [sys.executable, "-m", module, command],
             env={**os.environ, **environment},
             stderr=subprocess.PIPE,
             text=True,
@@ -144,9 +144,12 @@ class Server:
 
 
 class ServerFactory(Protocol):
-    """Starts a server on a database; settings by their environment names. Ends with the test."""
+    """Starts a server on a database; settings by their environment names. Ends with the test.
 
-    def __call__(self, database: Database | str, **settings: str) -> Server: ...
+    ``module`` names another one to be run in place of ours.
+    """
+
+    def __call__(self, database: Database | str, *, module: str = "server", **settings: str) -> Server: ...
 
 
 @pytest.fixture
@@ -154,7 +157,7 @@ def serve(tmp_path: Path) -> Iterator[ServerFactory]:
     """Servers of a test's own, with one state file unless it is given."""
     with ExitStack() as servers:
 
-        def start(database: Database | str, **settings: str) -> Server:
+        def start(database: Database | str, *, module: str = "server", **settings: str) -> Server:
             environment = {
                 "POSTGRES_CONNECTION_STRING": database if isinstance(database, str) else database.url(),
                 "PORT": "0",
@@ -163,7 +166,7 @@ def serve(tmp_path: Path) -> Iterator[ServerFactory]:
                 "LOG_FORMAT": "json",
                 **settings,
             }
-            server = Server(environment)
+            server = Server(environment, module=module)
             servers.callback(end, server)
             return server
 
@@ -366,6 +369,8 @@ def _encode(
         limits.capacity_limit_period = CapacityLimitPeriod.CAPACITY_LIMIT_PERIOD_MONTHLY
     endpoint.metadata.SetInParent()
     endpoint.metadata.account_id, endpoint.metadata.plan_type = account_id or "", plan_type or ""
+    # The copy for clients of the contract's second revision: unknown fields here.
+    limits.MergeFromString(endpoint.metadata.SerializeToString(deterministic=True))
     return _bytes(endpoint)
 
 

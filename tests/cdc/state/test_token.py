@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
 
 OURS, THEIRS = "a" * 32, "b" * 32
 HERE = Here(
-    origin=Origin(OURS, Timeline("7", 3, end=900, switches=((1, 100), (2, 300))), followed_since=400),
+    origin=Origin(
+        OURS, Timeline("7", 3, end=900, switches=((1, 100), (2, 300))), followed_since=400, encoding=2
+    ),
     revision=50,
     position=800,
     now=10_000.0,
     retention=1_000.0,
 )
-TOKEN = Token(OURS, "7", 3, revision=40, position=500, seen=520, issued=9_500)
+TOKEN = Token(OURS, "7", 3, revision=40, position=500, seen=520, issued=9_500, encoding=2)
 FOREIGN = replace(TOKEN, epoch=THEIRS, revision=4000)
 
 NUMBERS = st.integers(0, 2**64 - 1)
@@ -38,7 +41,7 @@ TOKENS = st.builds(
     position=NUMBERS,
     seen=NUMBERS,
     issued=NUMBERS,
-    complete=st.booleans(),
+    encoding=st.integers(0, 255),
 )
 
 
@@ -71,7 +74,7 @@ def test_a_bit_that_flips_is_noticed(token: Token, data: st.DataObject) -> None:
         (replace(TOKEN, revision=50), Resume(50)),
         (replace(TOKEN, revision=51), Reset("unknown_revision")),
         (replace(TOKEN, issued=8_999), Reset("expired")),
-        (replace(TOKEN, complete=False), Reset("incomplete")),
+        (TOKEN.incomplete(), Reset("incomplete")),
         # By its own server a token is good whatever happened to the database's timelines.
         (replace(TOKEN, timeline=1), Resume(40)),
         (FOREIGN, Rejoin(500)),
@@ -83,15 +86,21 @@ def test_a_bit_that_flips_is_noticed(token: Token, data: st.DataObject) -> None:
         (replace(FOREIGN, seen=801), Behind(801)),
         # An older map is never swapped in, not even by a reset.
         (replace(FOREIGN, seen=801, issued=0), Behind(801)),
-        (replace(FOREIGN, seen=801, complete=False), Behind(801)),
+        (replace(FOREIGN, seen=801).incomplete(), Behind(801)),
         (replace(FOREIGN, issued=0), Reset("expired")),
-        (replace(FOREIGN, complete=False), Reset("incomplete")),
+        (FOREIGN.incomplete(), Reset("incomplete")),
         (replace(FOREIGN, system="8"), Reset("other_system")),
         (replace(FOREIGN, timeline=4), Behind(520)),
         # An earlier timeline is good up to where it was left.
         (replace(FOREIGN, timeline=2, position=250, seen=300), Reset("gap")),
         (replace(FOREIGN, timeline=2, seen=301), Reset("timeline")),
         (replace(FOREIGN, timeline=0), Reset("timeline")),
+        # What has not changed would keep bytes of another encoding: everything is sent, and never too early.
+        (replace(TOKEN, encoding=1), Reset("malformed")),
+        (replace(TOKEN, encoding=3), Reset("malformed")),
+        (replace(FOREIGN, encoding=1), Reset("malformed")),
+        (replace(FOREIGN, encoding=1, seen=801), Behind(801)),
+        (replace(FOREIGN, encoding=1, position=399), Reset("gap")),
     ],
 )
 def test_each_kind_has_its_verdict(token: Token, expected: Verdict) -> None:
@@ -151,3 +160,12 @@ def test_a_lineage_only_ever_knows_less_of_the_past(tmp_path: Path) -> None:
     now = origin.now()
     assert (now.epoch, now.left, now.followed_since) == ("c" * 32, frozenset({before}), 0)
     ledger.close()
+
+
+def test_servers_of_the_first_encoding_and_we_read_each_other_s_tokens() -> None:
+    """They had a truth value where the encoding stands: a client goes back and forth during an upgrade."""
+    theirs = replace(TOKEN, encoding=1).encode()
+    assert Token.parse(theirs) == replace(TOKEN, encoding=1)
+    as_they_read = struct.unpack(">B16sQIQQQQ?", TOKEN.encode()[:-4])
+    assert as_they_read[-1] is True
+    assert struct.unpack(">B16sQIQQQQ?", TOKEN.incomplete().encode()[:-4])[-1] is False

@@ -58,8 +58,8 @@ const (
 )
 
 // UNSPECIFIED where there is no limit. A client that was built before YEARLY was added keeps the number 4 (proto3 enums
-// are open) and has no name for it, which is what it would make of UNSPECIFIED; as MONTHLY it would allow a twelfth of
-// the limit.
+// are open) and has no name for it, which is what it would make of UNSPECIFIED; told MONTHLY it would allow twelve times
+// as much.
 type CapacityLimitPeriod int32
 
 const (

@@ -1,0 +1,47 @@
+"""The server as it was when it wrote the limits alone into field 3 (encoding 1): ``python -m`` this, in place
+of ``server``. For tests of an upgrade; it differs from the server of today in its bytes and tokens alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
+
+from cdc.state.token import Token
+from server import payload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_encoder: Final = payload.encoder
+_parse: Final = Token.parse
+
+
+def encoder(columns: Sequence[str]) -> Callable[[tuple[Any, ...]], bytes]:
+    """Encode without the copy of the metadata."""
+    encode = _encoder(columns)
+
+    def encode_first(row: tuple[Any, ...]) -> bytes:
+        endpoint = GatewayEndpoint.FromString(encode(row))
+        endpoint.rate_limiting.DiscardUnknownFields()
+        return endpoint.SerializeToString(deterministic=True)
+
+    return encode_first
+
+
+def parse(raw: bytes) -> Token | None:
+    """Read a token whose last byte is a truth value."""
+    token = _parse(raw)
+    return token and replace(token, encoding=min(token.encoding, 1))
+
+
+payload.ENCODING = 1  # type: ignore[misc] # Final, for everybody but us
+payload.encoder = encoder
+Token.parse = parse  # type: ignore[method-assign]
+
+if __name__ == "__main__":
+    from server.commands.cli import main
+
+    main()
