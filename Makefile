@@ -41,6 +41,10 @@ test-matrix: $(DEV) postgres replicas observers go ## Run the tests on PostgreSQ
 	  PADS_PG_BIN=$$programs $(PYTEST) -m "not soak" $(TEST_ARGS); \
 	done
 
+.PHONY: bounds
+bounds: $(DEV) postgres replicas ## Measure how much memory the server takes at its bounds, for docs/operate.md
+	$(BIN)/pytest -n 0 tests/e2e/test_bounds.py
+
 SECONDS ?= 3600
 SOAK_ARGS ?=
 .PHONY: soak

@@ -178,7 +178,7 @@ class Applier(threading.Thread):
         """Take what has come, then do one step of everything that is open."""
         self._throttle.rest(self._stopping.wait)
         patience = 0.0 if self._tending else self._auditor.patience(self._requery.patience(_IDLE))
-        events = self._backlog.take(patience)
+        events = self._backlog.take(patience, full=self._requery.full)
         transactions = [event for event in events if isinstance(event, Transaction)]
         if transactions:
             self._take(transactions)
@@ -336,18 +336,22 @@ class Applier(threading.Thread):
     def _let_go(self) -> None:
         """Owe a reconcile rather than fill the database's disk while what is open cannot be done.
 
-        Nothing that runs is ended: it may be about to succeed.
+        Nothing that runs is ended: it may be about to succeed. While there is no room for more transactions,
+        those that are not taken yet are held back as well.
         """
-        held = self._requery.reached - self._requery.confirmable
-        if not self._requery.busy or held <= self._max_retained_wal:
+        requery, full = self._requery, self._requery.full
+        end = max(requery.reached, self._freshness.positions().server_end) if full else requery.reached
+        if not requery.busy or end - requery.confirmable <= self._max_retained_wal:
             return
-        gate = self._requery.open_gate()
+        gate = requery.open_gate()
         gate = (gate if self._owed is None else gate | self._owed).spanned()
         if not self._ledger.note(owed=gate.note()):
             return  # without a durable note nothing may be let go
         reach("noted")
         self._owed = gate
-        self._requery.let_go()
+        requery.let_go()
+        if full:
+            requery.condense(_OWED)
         self._observer.trouble(
             _OWED, "the slot held back more than MAX_RETAINED_WAL and was let go: a reconcile is owed"
         )

@@ -5,6 +5,7 @@ pytest_plugins = [
     "tests.plugins.server",
     "tests.plugins.feed",
     "tests.plugins.check",
+    "tests.plugins.figures",
     "tests.plugins.prometheus",
     "tests.plugins.chromium",
     "tests.plugins.pgbouncer",

@@ -27,6 +27,8 @@ reconcile.
 """
 _MOST = 4
 """Keys and moves that a row can add for one rule."""
+KEY_BYTES = 110
+"""Memory that a key takes in its set, or a move in its list."""
 
 
 class Move(msgspec.Struct, frozen=True, gc=False):
@@ -61,6 +63,11 @@ class Affected(msgspec.Struct):
 
     def __len__(self) -> int:
         return sum(map(len, self.keys.values())) + len(self.moves)
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that the keys and moves take, about."""
+        return KEY_BYTES * len(self)
 
     def name(self, kind: str, key: str) -> None:
         """Add one key."""

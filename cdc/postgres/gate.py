@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from cdc.lsn import Lsn
 
 _WRAP = 1 << 32
+_NAMED = 100_000
+"""Transactions that a `bounded` gate names one by one."""
 _REACH = 1 << 30
 """No transaction runs while so many others begin: Postgres takes no more writes at twice as many."""
 
@@ -134,6 +136,10 @@ class Gate:
             spans[0] if spans else None,
             self.snapshot or other.snapshot,
         )
+
+    def bounded(self) -> Gate:
+        """Return the same gate, or `spanned` where it names very many transactions."""
+        return self if len(self.xids) <= _NAMED else self.spanned()
 
     def spanned(self) -> Gate:
         """Return a gate that is no easier and takes no room: for notes that outlive the process."""

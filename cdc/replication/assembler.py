@@ -29,6 +29,9 @@ _ACTIONS: dict[type[Row], Action] = {
     Truncate: "truncate",
 }
 
+_BYTES = 900
+"""Memory that a transaction takes, without its keys."""
+
 
 class Transaction(msgspec.Struct):
     """A committed transaction, reduced to what it may have changed for us."""
@@ -42,6 +45,11 @@ class Transaction(msgspec.Struct):
     rows: dict[tuple[str, Action], int] = msgspec.field(default_factory=dict)
     """How many rows of which mapped table; empty for a transaction that touched none (DDL, other tables)."""
     affected: Affected = msgspec.field(default_factory=Affected)
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that it takes, about."""
+        return _BYTES + self.affected.size
 
 
 class Assembler:

@@ -1,7 +1,7 @@
 """What the slot's reader hands to the applier: in order, and bounded.
 
-When the applier is behind, the reader stops reading, and the server keeps the WAL: that is the queue that
-cannot overflow.
+When the applier is behind, or holds as much as it has room for, the reader stops reading, and the server
+keeps the WAL: that is the queue that cannot overflow.
 """
 
 from __future__ import annotations
@@ -62,12 +62,17 @@ Event = Transaction | Started | Idle | Lost | PeerNews
 class Backlog:
     """One thread puts, one takes."""
 
-    def __init__(self, limit: int = 500_000, batch: int = 20_000) -> None:
-        """Hold transactions of up to ``limit`` keys in all; hand over up to ``batch`` keys at once."""
+    def __init__(self, limit: int = 32 * 2**20, batch: int = 20_000) -> None:
+        """Hold transactions of up to ``limit`` bytes, and the one that exceeds it; hand over up to ``batch``
+        keys at once, where a transaction counts as one more.
+        """
         self._limit = limit
         self._batch = batch
         self._events: deque[Event] = deque()
-        self._weight = 0
+        self._size = 0
+        """Bytes of the transactions in `_events`."""
+        self._losses = 0
+        """`Lost` events in `_events`."""
         self._woken = False
         self._changed = threading.Condition()
 
@@ -76,11 +81,10 @@ class Backlog:
 
     def offer(self, transaction: Transaction, timeout: float) -> bool:
         """Put a transaction; False when there was no room within ``timeout`` seconds."""
-        weight = _weight(transaction)
         with self._changed:
-            if not self._changed.wait_for(lambda: self._weight < self._limit, timeout):
+            if not self._changed.wait_for(lambda: self._size < self._limit, timeout):
                 return False
-            self._weight += weight
+            self._size += transaction.size
             if self._events and isinstance(self._events[-1], Idle):
                 # The transaction says as much, and while each one was followed by such a moment, they would
                 # be handed over one by one, however far behind the applier is.
@@ -94,29 +98,48 @@ class Backlog:
             if isinstance(event, Idle) and self._events and isinstance(self._events[-1], Idle):
                 self._events[-1] = event
                 return
+            self._losses += isinstance(event, Lost)
             self._put(event)
 
-    def take(self, timeout: float) -> list[Event]:
+    def take(self, timeout: float, *, full: bool = False) -> list[Event]:
         """Take what there is: one transaction when quiet, many when behind, [] after ``timeout`` seconds.
 
-        Transactions come in runs; any other event comes alone.
+        Transactions come in runs; any other event comes alone. With ``full`` no transaction is returned.
+        Those before a `Lost` are dropped then, so that it is returned: nobody has confirmed them, and the
+        next stream brings them again.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._events or self._woken, timeout)
+            self._changed.wait_for(lambda: self._woken or self._ready(full=full), timeout)
             self._woken = False
-            if not self._events:
+            if full:
+                self._drop_before_loss()
+            if not self._ready(full=full):
                 return []
-            taken = [self._events.popleft()]
-            weight = _weight(taken[0]) if isinstance(taken[0], Transaction) else 0
-            while isinstance(taken[-1], Transaction) and self._events and weight < self._batch:
-                following = self._events[0]
-                if not isinstance(following, Transaction):
+            taken = [self._pop()]
+            keys = _keys(taken[0])
+            while isinstance(taken[-1], Transaction) and self._events and keys < self._batch:
+                if not isinstance(self._events[0], Transaction):
                     break
-                weight += _weight(following)
-                taken.append(self._events.popleft())
-            self._weight -= weight
+                taken.append(self._pop())
+                keys += _keys(taken[-1])
             self._changed.notify_all()
             return taken
+
+    def _ready(self, *, full: bool) -> bool:
+        if not self._events:
+            return False
+        return not full or self._losses > 0 or not isinstance(self._events[0], Transaction)
+
+    def _drop_before_loss(self) -> None:
+        while self._losses and isinstance(self._events[0], Transaction | Idle):
+            self._pop()
+
+    def _pop(self) -> Event:
+        event = self._events.popleft()
+        if isinstance(event, Transaction):
+            self._size -= event.size
+        self._losses -= isinstance(event, Lost)
+        return event
 
     def wake(self) -> None:
         """Let `take` return early."""
@@ -129,5 +152,5 @@ class Backlog:
         self._changed.notify_all()
 
 
-def _weight(transaction: Transaction) -> int:
-    return 1 + len(transaction.affected)
+def _keys(event: Event) -> int:
+    return 1 + len(event.affected) if isinstance(event, Transaction) else 0

@@ -43,6 +43,10 @@ _MANY = 64
 """Waiting tasks that are kept apart; more are merged, since each costs a look."""
 _ABREAST = 3
 """Long reads at a time; each holds a connection."""
+_ROOM = 64 * 2**20
+"""Bytes of open tasks beyond which no more transactions are taken: those wait in the WAL. It is more than one
+transaction can name, so that those that come after a large one do not wait for its read.
+"""
 _CHUNK = 5_000
 """Deletes that are published at once."""
 _TROUBLE = "query"
@@ -106,6 +110,11 @@ class Requery:
         return bool(self._waiting or self._reads)
 
     @property
+    def full(self) -> bool:
+        """Whether there is no room for more."""
+        return sum(task.size for task in self._open_tasks()) >= _ROOM
+
+    @property
     def blind(self) -> bool:
         """Whether all that is still to be read is what no read can see yet."""
         return not self._reads and not self.failing and (not self._waiting or self._look_at > 0)
@@ -154,6 +163,16 @@ class Requery:
         task.affected.give_up(reason)
         task.transactions.clear()
         self._waiting = [task]
+
+    def condense(self, reason: str) -> None:
+        """Let one reconcile answer for all waiting tasks, which makes room. Open reads go on, unreported."""
+        if self._waiting:
+            task = merged([*self._waiting, Task.reconcile(reason, Gate(), self.reached)])
+            task.transactions.clear()
+            task.gate = task.gate.bounded()
+            self._waiting = [task]
+        for read in self._reads:
+            read.task.transactions.clear()
 
     def open_gate(self) -> Gate:
         """Return what has to be seen before everything that is open now counts as done."""

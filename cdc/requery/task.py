@@ -12,13 +12,16 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from cdc.mapping.affected import LIMIT, Affected
 from cdc.observer import BatchSeen, TransactionSeen
 from cdc.postgres.gate import Gate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from cdc.changes import Action
     from cdc.lsn import Lsn
     from cdc.postgres.database import Read, Row
     from cdc.replication.assembler import Transaction
@@ -28,6 +31,19 @@ _SHARE = 0.5
 """Share of all endpoints from which on naming them one by one costs more than reading everything."""
 _SMALL = 10_000
 """Keys that are never worth a reconcile."""
+_BYTES = 180
+"""Memory that a `Committed` takes, where it shares its rows with the one before it."""
+_XID_BYTES = 70
+"""Memory that a transaction takes in its task's gate."""
+
+
+class Committed(msgspec.Struct, frozen=True, gc=False):
+    """What is kept of a transaction until it is published, to report it: the keys are in the task."""
+
+    xid: int
+    end: Lsn
+    committed_at: float
+    rows: Mapping[tuple[str, Action], int]
 
 
 @dataclass(slots=True)
@@ -42,7 +58,8 @@ class Task:
     """End of its last transaction: the position that the endpoints are at once it is done; 0 for a plain
     reconcile.
     """
-    transactions: list[Transaction] = field(default_factory=list)
+    transactions: list[Committed] = field(default_factory=list)
+    """Those that are reported when the task is done."""
     committed_at: float = 0.0
     asked_at: float = field(default_factory=time.monotonic)
 
@@ -50,12 +67,15 @@ class Task:
     def of(cls, transactions: Sequence[Transaction], since: Lsn) -> Task:
         """Make one task of some transactions with rows, in the order of their commits."""
         affected = Affected()
-        for transaction in transactions:
-            affected.merge(transaction.affected)
-        last = transactions[-1]
-        gate = Gate(frozenset(transaction.xid for transaction in transactions), last.end)
-        committed_at = max(transaction.committed_at for transaction in transactions)
-        return cls(affected, gate, since, last.end, list(transactions), committed_at)
+        committed: list[Committed] = []
+        rows: Mapping[tuple[str, Action], int] = {}
+        for one in transactions:
+            affected.merge(one.affected)
+            rows = rows if rows == one.rows else one.rows  # most are like the one before, and share its rows
+            committed.append(Committed(one.xid, one.end, one.committed_at, rows))
+        gate = Gate(frozenset(one.xid for one in committed), committed[-1].end)
+        committed_at = max(one.committed_at for one in committed)
+        return cls(affected, gate, since, committed[-1].end, committed, committed_at)
 
     @classmethod
     def reconcile(cls, reason: str, gate: Gate, since: Lsn) -> Task:
@@ -66,6 +86,12 @@ class Task:
     def reason(self) -> str | None:
         """Why this is a reconcile; None where keys suffice."""
         return self.affected.reconcile
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that it takes, about."""
+        gate = _XID_BYTES * len(self.gate.xids)
+        return _BYTES * len(self.transactions) + gate + self.affected.size
 
     def within(self, endpoints: int) -> Task:
         """Return it as a reconcile if it names too many of all endpoints."""

@@ -163,6 +163,13 @@ def test_both_spans_are_one_that_is_no_easier(moment: Moment, data: st.DataObjec
     assert not (one | other).opens(seen) or (one.opens(seen) and other.opens(seen))
 
 
+def test_a_gate_names_a_hundred_thousand_transactions_and_no_more() -> None:
+    """Only a gate of so many waits for long transactions that began between its first and its last."""
+    few, many = (Gate(frozenset(range(1, count + 1)), end=9) for count in (100_000, 100_001))
+    assert few.bounded() is few
+    assert many.bounded() == Gate(end=9, span=(1, 100_001))
+
+
 def test_no_note_is_no_gate() -> None:
     assert Gate.parse("") is None
 

@@ -11,15 +11,19 @@ from hypothesis import strategies as st
 from cdc.errors import SourceError
 from cdc.postgres.timeline import Timeline
 from cdc.replication.assembler import Transaction
-from cdc.replication.backlog import Backlog, Event, Idle, Lost, Started
+from cdc.replication.backlog import Backlog, Event, Idle, Lost, PeerNews, Started
 from tests.plugins.server import wait_until
 
 STARTED = Started(session=1, history=Timeline("1", 1), confirmed=0)
 LOST = Lost(SourceError("unreachable", "away"))
 
 
+TRANSACTION, KEY = 900, 110
+"""Bytes that each of them counts for."""
+
+
 def transaction(end: int, keys: int = 0) -> Transaction:
-    """Make one that weighs its keys and one more."""
+    """Make one that counts for its keys and one more in a run."""
     made = Transaction(xid=end, end=end, committed_at=0.0)
     for key in range(keys):
         made.affected.name("kind", str(key))
@@ -33,13 +37,13 @@ def test_one_when_quiet_and_many_when_behind() -> None:
     assert backlog.take(0) == [first]
     for other in others:
         assert backlog.offer(other, 0)
-    assert backlog.take(0) == others[:5], "five of weight two are ten"
+    assert backlog.take(0) == others[:5], "five that count twice are ten"
     assert backlog.take(0) == others[5:]
     assert backlog.take(0) == []
 
 
 def test_there_is_a_bound_and_the_oversized_still_pass() -> None:
-    backlog = Backlog(limit=10)
+    backlog = Backlog(limit=TRANSACTION + 10 * KEY)
     assert backlog.offer(transaction(1, keys=1_000), 0), "into an empty one anything goes, or it would never"
     began = time.monotonic()
     assert not backlog.offer(transaction(2), 0.05)
@@ -100,6 +104,44 @@ def test_wake_ends_a_wait_and_only_one() -> None:
     assert backlog.take(0) == []
 
 
+def test_who_is_full_takes_everything_but_transactions() -> None:
+    backlog = Backlog()
+    backlog.tell(STARTED)
+    backlog.offer(transaction(1), 0)
+    backlog.tell(Idle(2))
+    assert backlog.take(0, full=True) == [STARTED]
+    began = time.monotonic()
+    assert backlog.take(0.05, full=True) == [], "an idle moment counts only after what came before it"
+    assert time.monotonic() - began >= 0.05, "it waits, and does not spin"
+    assert backlog.take(0) == [transaction(1)]
+    assert backlog.take(0, full=True) == [Idle(2)]
+
+
+def test_who_is_full_hears_of_the_end_of_a_stream_and_its_transactions_are_dropped() -> None:
+    backlog = Backlog(limit=TRANSACTION)
+    backlog.offer(transaction(1), 0)
+    backlog.tell(Idle(2))
+    news = PeerNews()
+    for event in (LOST, news, STARTED):
+        backlog.tell(event)
+    assert not backlog.offer(transaction(3), 0)
+    assert backlog.take(30, full=True) == [LOST]
+    assert backlog.offer(transaction(3), 0), "what was dropped takes no room any more"
+    assert [backlog.take(0, full=True) for _ in range(3)] == [[news], [STARTED], []]
+    assert backlog.take(0) == [transaction(3)], "those of the next stream stay"
+
+
+def test_who_is_full_and_waits_is_woken_by_the_end_of_the_stream() -> None:
+    backlog = Backlog()
+    backlog.offer(transaction(1), 0)
+    taken: list[list[Event]] = []
+    applier = threading.Thread(target=lambda: taken.append(backlog.take(30, full=True)))
+    applier.start()
+    backlog.tell(LOST)
+    applier.join(30)
+    assert taken == [[LOST]]
+
+
 EVENTS = st.lists(
     st.one_of(
         st.integers(0, 8).map(lambda keys: transaction(1, keys)),
@@ -111,7 +153,7 @@ EVENTS = st.lists(
 )
 
 
-@given(EVENTS, st.integers(1, 20), st.integers(1, 10))
+@given(EVENTS, st.integers(1, 20_000), st.integers(1, 10))
 def test_order_and_bounds_hold_whatever_comes(events: list[Event | None], limit: int, batch: int) -> None:
     """None stands for the follower's turn."""
     backlog = Backlog(limit, batch)
@@ -121,7 +163,7 @@ def test_order_and_bounds_hold_whatever_comes(events: list[Event | None], limit:
     def turn() -> int:
         run = backlog.take(0)
         assert len(run) < 2 or all(isinstance(event, Transaction) for event in run)
-        assert sum(weight(event) for event in run[:-1]) < batch
+        assert sum(keys(event) for event in run[:-1]) < batch
         taken.extend(run)
         return len(run)
 
@@ -129,7 +171,7 @@ def test_order_and_bounds_hold_whatever_comes(events: list[Event | None], limit:
         if event is None:
             turn()
         elif isinstance(event, Transaction):
-            held = sum(map(weight, put[len(taken) :]))
+            held = sum(map(size, put[len(taken) :]))
             assert backlog.offer(event, 0) == (held < limit)
             if held < limit:
                 if len(put) > len(taken) and isinstance(put[-1], Idle):
@@ -146,5 +188,9 @@ def test_order_and_bounds_hold_whatever_comes(events: list[Event | None], limit:
     assert taken == put
 
 
-def weight(event: Event) -> int:
+def keys(event: Event) -> int:
     return 1 + len(event.affected) if isinstance(event, Transaction) else 0
+
+
+def size(event: Event) -> int:
+    return TRANSACTION + KEY * len(event.affected) if isinstance(event, Transaction) else 0

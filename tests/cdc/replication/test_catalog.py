@@ -10,7 +10,9 @@ import pytest
 from cdc.mapping.mapping import load, server_queries
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database as QueryServer
+from cdc.replication.assembler import Transaction
 from cdc.replication.catalog import Catalog
+from cdc.replication.schema_watch import SchemaWatch
 from server.payload import encode
 
 if TYPE_CHECKING:
@@ -40,4 +42,23 @@ def test_a_reconcile_does_not_hide_that_a_row_names_its_parent_no_more(
     database.execute(change)
     catalog.look(server)
     assert catalog.changed(server) == anew
+    server.close()
+
+
+def test_of_very_many_transactions_the_first_is_waited_for_as_well(database: Database) -> None:
+    """It may be the one that changed a table, and hang; those that came after it are visible."""
+    database.execute("ALTER TABLE portal_application_settings REPLICA IDENTITY FULL")
+    address, mapping = Address(database.url, "TEST"), load("grove")
+    server = QueryServer(address, mapping, "public", encode)
+    catalog = Catalog(server_queries()["Relations"], mapping, "public")
+    with closing(address.connect_replication()) as session, session.cursor() as cursor:
+        catalog.assemble(cursor)
+    database.execute("ALTER TABLE portal_application_settings REPLICA IDENTITY DEFAULT")
+    over = int(database.value("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")) - 1
+    for hanging, looks in ((over + 1_000_000, False), (over, True)):
+        watch = SchemaWatch(catalog, server)
+        for xid in (hanging, *[over] * 25_000):
+            watch.note(Transaction(xid, end=1, committed_at=0.0))
+        assert watch.changed() == looks
+        assert len(watch._xids) <= 10_000
     server.close()
