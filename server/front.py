@@ -17,6 +17,7 @@ from server import grpc_server
 from server.observe import http, logs
 from server.observe.fanout import FanOut
 from server.observe.health import Health
+from server.observe.log_counters import LogCounters
 from server.observe.log_observer import LogObserver
 from server.observe.malloc_trim import MallocTrim
 from server.observe.metrics import Metrics
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from cdc.freshness import Freshness
     from cdc.pair.pair import Pair
     from server.config.settings import Serving
+    from server.observe.log_writer import LogWriter
     from server.rpc.endpoint_feed import EndpointFeed
 
 _log = structlog.get_logger("pads_cdc")
@@ -42,19 +44,27 @@ three of them. Python's own is 5 ms.
 """
 
 
-def prepare(settings: Serving) -> None:
-    """Begin to log, and say what in the environment looks like a mistake."""
-    logs.configure(settings)
+def prepare(settings: Serving) -> LogWriter:
+    """Begin to log, and say what in the environment looks like a mistake. Returns where the log goes."""
+    writer = logs.configure(settings)
     sys.setswitchinterval(_SWITCH_SECONDS)
     for line in settings.misspelt():
         _log.warning("environment", message=line)
+    return writer
 
 
 class Front:
     """Everything that is the same for a server and a relay. Made in the event loop that it then runs in."""
 
     def __init__(
-        self, settings: Serving, freshness: Freshness, pair: Pair, *, source: str, audit_interval: float
+        self,
+        settings: Serving,
+        writer: LogWriter,
+        freshness: Freshness,
+        pair: Pair,
+        *,
+        source: str,
+        audit_interval: float,
     ) -> None:
         """``source`` names on the status page where the map comes from; ``audit_interval`` is in seconds, 0
         where nothing is audited.
@@ -70,6 +80,7 @@ class Front:
             subscribers=self.subscribers,
             audit_interval=audit_interval,
         )
+        self.metrics.registry.register(LogCounters(writer))
         self.health = Health(self.store, freshness, settings.max_staleness, pair)
         recent = Recent()
         self.page = StatusPage(

@@ -23,6 +23,7 @@ from server.rpc.endpoint_feed import EndpointFeed
 
 if TYPE_CHECKING:
     from server.config.settings import RelaySettings
+    from server.observe.log_writer import LogWriter
     from server.rpc.calls import Context
 
 _NO_LEADER = "this is a relay: a mirror has to follow the server that reads the slot"
@@ -35,14 +36,14 @@ def relay(settings: RelaySettings) -> int:
         PadsCdcError: it cannot start, or cannot go on.
 
     """
-    prepare(settings)
-    return asyncio.run(_relay(settings))
+    writer = prepare(settings)
+    return asyncio.run(_relay(settings, writer))
 
 
-async def _relay(settings: RelaySettings) -> int:
+async def _relay(settings: RelaySettings, writer: LogWriter) -> int:
     freshness, received = LeaderFreshness(), Received()
     source = settings.leader_address or settings.broker_stream
-    front = Front(settings, freshness, Pair(), source=source, audit_interval=0.0)
+    front = Front(settings, writer, freshness, Pair(), source=source, audit_interval=0.0)
     reader = PageReader(front.store)
     intake = Intake(front.store, reader, freshness, front.observer, received)
     following = _following(settings, reader, intake, front, received)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from server.config.settings import Settings
+    from server.observe.log_writer import LogWriter
 
 _Made = TypeVar("_Made")
 
@@ -40,14 +41,14 @@ def serve(settings: Settings) -> int:
         PadsCdcError: it cannot start, or cannot go on.
 
     """
-    prepare(settings)
-    return asyncio.run(_serve(settings))
+    writer = prepare(settings)
+    return asyncio.run(_serve(settings, writer))
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings, writer: LogWriter) -> int:
     pair, freshness = Pair(peered=settings.peer_address is not None), Freshness()
     front = Front(
-        settings, freshness, pair, source=settings.slot_name, audit_interval=settings.audit_interval
+        settings, writer, freshness, pair, source=settings.slot_name, audit_interval=settings.audit_interval
     )
     if pair.peered:
         front.metrics.registry.register(PairGauges(pair))

@@ -24,6 +24,7 @@ from authz.serve import DesertedError, serve
 from cdc.errors import PadsCdcError
 from server.addresses import ListenError, address, refusal
 from server.observe import http, logs
+from server.observe.log_counters import LogCounters
 from server.rpc import unknown_methods
 from server.security.reloaded import read_file
 from server.security.security import Security
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from authz.health import Health
     from server.config.authorize_settings import AuthorizeSettings
+    from server.observe.log_writer import LogWriter
 
 _log = structlog.get_logger("pads_cdc")
 
@@ -56,7 +58,7 @@ def authorize(settings: AuthorizeSettings, flags: Mapping[str, object]) -> int:
         PadsCdcError: it cannot start, or cannot go on.
 
     """
-    logs.configure(settings)
+    writer = logs.configure(settings)
     sys.setswitchinterval(_SWITCH_SECONDS)
     number, _, late = os.environ.get(_WORKER, "").partition(" ")
     if not number:
@@ -66,7 +68,7 @@ def authorize(settings: AuthorizeSettings, flags: Mapping[str, object]) -> int:
     try:
         if settings.workers > 1 and not number:
             return asyncio.run(_supervise(settings, flags))
-        asyncio.run(_serve(settings, int(number or 0), late=bool(late)))
+        asyncio.run(_serve(settings, writer, int(number or 0), late=bool(late)))
     except DesertedError as error:
         raise PadsCdcError(f"{error}: this is a bug, please report it with the log") from error
     return 0
@@ -81,7 +83,11 @@ def _warn(settings: AuthorizeSettings) -> None:
         _log.info("JWT_SUBJECT_HEADER is not set: endpoints that ask for a JWT are refused")
 
 
-async def _serve(settings: AuthorizeSettings, number: int, *, late: bool) -> None:
+async def _serve(settings: AuthorizeSettings, writer: LogWriter, number: int, *, late: bool) -> None:
+    def transport(registry: CollectorRegistry, health: Health) -> _Transport:
+        registry.register(LogCounters(writer))
+        return _Transport(settings, registry, health)
+
     @asynccontextmanager
     async def expose(registry: CollectorRegistry, health: Health) -> AsyncIterator[Callable[[int], None]]:
         pages = await http.start(
@@ -96,7 +102,7 @@ async def _serve(settings: AuthorizeSettings, number: int, *, late: bool) -> Non
         _config(settings, number),
         version=version("pads-cdc"),
         feed=_feed(settings, number),
-        transport=lambda registry, health: _Transport(settings, registry, health),
+        transport=transport,
         expose=workers.reporting if number else expose,
         until=workers.orphaned() if number else None,
         late=late,

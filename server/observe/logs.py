@@ -11,11 +11,12 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import structlog
 
 from server.config.redaction import HIDDEN, Redactor, names_a_secret
+from server.observe.log_writer import LogWriter, standard_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +26,18 @@ if TYPE_CHECKING:
     from server.config.base import CommandSettings
 
 
-def configure(settings: CommandSettings, stream: TextIO | None = None) -> None:
-    """Send all logging of the process to ``stream`` (standard error), whatever was configured before."""
+def configure(settings: CommandSettings) -> LogWriter:
+    """Send all logging of the process to standard error, and let nothing wait for whoever reads that.
+
+    Whatever was configured before holds no more. Returns what standard error is now.
+    """
+    writer = standard_error(lambda missing: _report_missing(handler, missing))
+    handler = configure_to(settings, cast("TextIO", writer))
+    return writer
+
+
+def configure_to(settings: CommandSettings, stream: TextIO) -> logging.Handler:
+    """Send all logging of the process to ``stream``, through the handler that is returned."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -43,7 +54,7 @@ def configure(settings: CommandSettings, stream: TextIO | None = None) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,  # a logger made at import must follow a later configure()
     )
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.addFilter(RepeatLimit())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -64,6 +75,14 @@ def configure(settings: CommandSettings, stream: TextIO | None = None) -> None:
     logging.captureWarnings(capture=True)
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    return handler
+
+
+def _report_missing(handler: logging.Handler, missing: int) -> None:
+    text = f"{missing} log lines are missing here: nobody read standard error"
+    record = logging.makeLogRecord({"name": "pads_cdc", "levelno": logging.WARNING, "msg": text})
+    record.levelname = logging.getLevelName(record.levelno)
+    handler.emit(record)  # not for the limit on repeats to drop
 
 
 class RepeatLimit(logging.Filter):

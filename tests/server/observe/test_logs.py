@@ -42,7 +42,7 @@ class Console:
 
     def configure(self, **flags: str) -> None:
         flags = {"postgres_connection_string": URL, "log_format": "json"} | flags
-        logs.configure(Settings.load(flags), self._stream)
+        logs.configure_to(Settings.load(flags), self._stream)
 
     @property
     def text(self) -> str:
@@ -163,7 +163,7 @@ def test_a_rotated_password_is_known_once_it_was_read(console: Console, tmp_path
     file.write_text(URL)
     settings = Settings.load({"postgres_connection_string_file": str(file), "log_format": "json"})
     stream = io.StringIO()
-    logs.configure(settings, stream)
+    logs.configure_to(settings, stream)
     file.write_text(URL.replace(SECRET, "rotated-word"))
     settings.postgres_connection_string.read()
     structlog.get_logger("pads_cdc").info("the old one", text=f"{SECRET} and rotated-word")

@@ -1,0 +1,191 @@
+"""Standard error without waiting: whoever stops reading the log must not stop the server.
+
+A write to a pipe that nobody reads, or to a terminal where somebody typed Ctrl-S, waits for ever, and so does
+the thread that logs: the event loop, the reader of the slot. So a line is written at once where there is
+room. That is the ordinary case, and a process that dies right afterwards has lost nothing. Where there is no
+room, the line waits in a bounded queue; once that is full, lines are dropped and counted until a thread has
+written the queue, which then reports how many are missing.
+
+Libraries in C (gRPC) write to the same descriptor by themselves. `unblock` makes it refuse them instead of
+letting them wait.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import select
+import socket
+import stat
+import struct
+import sys
+import threading
+import time
+from atexit import register
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, TextIO, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_QUEUED: Final = 2**20
+"""Bytes of lines that wait for room."""
+_LOOK: Final = 1.0
+"""Seconds between looks at a descriptor without room, where the kernel does not wake us."""
+_AGAIN: Final = 0.01
+"""Seconds after which a write is tried again that was refused although there was room."""
+_FINISH: Final = 0.5
+"""Seconds that the end of the process waits for room, where lines wait for it."""
+_SOCKET_WAIT: Final = struct.pack("ll", 0, 10_000)
+"""Seconds and microseconds that a library's write waits at most where the descriptor is a socket."""
+
+
+class LogWriter(io.TextIOBase):
+    """A stream for log lines. Any thread may write, and nothing but `finish` waits."""
+
+    def __init__(
+        self,
+        descriptor: int,
+        on_dropped: Callable[[int], object],
+        *,
+        at_once: bool = True,
+        queued: int = _QUEUED,
+    ) -> None:
+        """Write to ``descriptor``, and keep up to ``queued`` bytes that wait for room.
+
+        ``on_dropped`` gets the number of lines that are missing as soon as there is room, in another thread.
+        Without ``at_once`` every line goes through the queue: for a descriptor whose writes can wait.
+        """
+        super().__init__()
+        self._descriptor = descriptor
+        self._on_dropped = on_dropped
+        self._at_once = at_once
+        self._most = queued
+        self._queue: deque[bytes] = deque()
+        self._size = 0
+        """Bytes in the queue."""
+        self._missing = 0
+        """Lines that were dropped since that was last reported."""
+        self.dropped = 0
+        """Lines that were dropped since the start."""
+        self._changed = threading.Condition()
+        self._room = select.poll()
+        self._room.register(descriptor, select.POLLOUT)
+        threading.Thread(target=self._run, name="log-writer", daemon=True).start()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override] # a plain attribute in the stubs
+        """Return what text is written in."""
+        return "utf-8"
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def isatty(self) -> bool:
+        """Tell whether a person reads it."""
+        return os.isatty(self._descriptor)
+
+    def fileno(self) -> int:
+        """Return the descriptor, for libraries that write to it by themselves."""
+        return self._descriptor
+
+    def write(self, text: str, /) -> int:
+        """Write, queue or drop a line; returns its length, as files do."""
+        line = rest = text.encode(errors="backslashreplace")
+        with self._changed:
+            if self._at_once and not self._queue:
+                rest = self._put(line)
+            # What is dropped is one gap, at the end of what is queued: so it can be said where it is.
+            room = not self._missing and self._size + len(rest) <= self._most
+            if rest and (room or len(rest) < len(line)):
+                self._queue.append(rest)
+                self._size += len(rest)
+                self._changed.notify_all()
+            elif rest:
+                self._missing += 1
+                self.dropped += 1
+        return len(text)
+
+    def finish(self, within: float = _FINISH) -> None:
+        """Wait until the queue is written, for so many seconds at most."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._queue, within)
+
+    def _put(self, data: bytes) -> bytes:
+        """Write as much as there is room for; returns the rest. For a reader that is gone there is none."""
+        while data and self._room.poll(0):
+            try:
+                # A pipe with room takes so much as a whole, and no line of another process in between.
+                written = os.write(self._descriptor, data[: select.PIPE_BUF])
+            except BlockingIOError:
+                break
+            except OSError:
+                return b""
+            data = data[written:]
+        return data
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue)
+                first = self._queue[0]
+            if not self._room.poll(_LOOK * 1000):
+                continue
+            rest = self._put(first)  # only this thread writes while there is a queue
+            if rest == first:
+                time.sleep(_AGAIN)
+            self._written(len(first) - len(rest), rest)
+
+    def _written(self, bytes_: int, rest: bytes) -> None:
+        with self._changed:
+            self._size -= bytes_
+            if rest:
+                self._queue[0] = rest
+                return
+            self._queue.popleft()
+            missing = 0
+            if not self._queue:
+                missing, self._missing = self._missing, 0
+                self._changed.notify_all()
+        if missing:
+            self._on_dropped(missing)
+
+
+def standard_error(on_dropped: Callable[[int], object]) -> LogWriter:
+    """Take the place of Python's own stream, which waits. What is queued at the exit is written then."""
+    descriptor = os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else sys.stderr.fileno()
+    writer = LogWriter(descriptor, on_dropped, at_once=unblock(descriptor))
+    register(writer.finish)
+    sys.stderr = cast("TextIO", writer)
+    return writer
+
+
+def unblock(descriptor: int) -> bool:
+    """Have writes to ``descriptor`` refused where they would wait; False where a write can still wait.
+
+    The flag for that belongs to the open file, which a shell or another program may share with us. So a pipe
+    or a terminal is opened anew. A pipe that somebody else made for us (a container's) may refuse that: it
+    gets the flag until we exit. A file has room as long as its disk has.
+    """
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISSOCK(mode):
+        with socket.socket(fileno=os.dup(descriptor)) as shared, suppress(OSError):
+            shared.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SOCKET_WAIT)
+        return True
+    if not (stat.S_ISFIFO(mode) or os.isatty(descriptor)):
+        return True
+    try:
+        own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        if os.isatty(descriptor):
+            return False
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_NONBLOCK)
+        register(fcntl.fcntl, descriptor, fcntl.F_SETFL, flags)
+    else:
+        os.dup2(own, descriptor)
+        os.close(own)
+    return True
