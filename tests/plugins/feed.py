@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
@@ -196,4 +196,60 @@ def unsettled() -> Iterator[Unsettled]:
         server.start()
         yield script
         script.rest.set()
+        server.stop(0).wait()
+
+
+class Scripted(EndpointFeedServiceServicer):
+    """A server of the feed that sends what a test says: what a real one is for no time, or never."""
+
+    def __init__(self) -> None:
+        self.acknowledged: queue.SimpleQueue[pb.Acknowledge] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[pb.WatchResponse] = queue.SimpleQueue()
+        self._held: dict[str, bytes] = {}
+        self.port = 0
+
+    def opened(self, seconds: float = 60.0) -> None:
+        """Begin, with everything to come."""
+        opened = pb.Opened(token=b"0", reset=pb.Reset(reason=pb.RESET_REASON_NO_TOKEN))
+        opened.progress_interval.FromNanoseconds(int(seconds * 1e9))
+        self._held = {}
+        self._messages.put(pb.WatchResponse(opened=opened))
+
+    def send(
+        self, *endpoints: GatewayEndpoint, end: bool = False, proof: bool = True, wrong: bool = False
+    ) -> None:
+        """Send endpoints, as a snapshot's last part with ``end``, with a proof that is ``wrong`` or right."""
+        batch = pb.Batch(token=b"1", snapshot_end=end)
+        for endpoint in endpoints:
+            serialized = endpoint.SerializeToString()
+            batch.changes.add(revision=1, endpoint_id=endpoint.endpoint_id, endpoint=serialized)
+            self._held[endpoint.endpoint_id] = serialized
+        if proof:
+            batch.checkpoint.digest = bytes(Digest.of({} if wrong else self._held))
+            batch.checkpoint.count = len(self._held)
+            batch.checkpoint.staleness.FromSeconds(0)
+        self._messages.put(pb.WatchResponse(batch=batch))
+
+    def Watch(self, request_iterator: Any, context: Any) -> Iterator[pb.WatchResponse]:  # noqa: N802 - the proto's
+        next(request_iterator)
+        threading.Thread(target=self._hear, args=(request_iterator,), daemon=True).start()
+        while context.is_active():
+            with suppress(queue.Empty):
+                yield self._messages.get(timeout=0.05)
+
+    def _hear(self, requests: Any) -> None:
+        with suppress(grpc.RpcError):  # the client is gone
+            for request in requests:
+                self.acknowledged.put(request.acknowledge)
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    """A server of the feed that a test speaks for."""
+    with ThreadPoolExecutor(4) as threads:
+        server, script = grpc.server(threads), Scripted()
+        add_EndpointFeedServiceServicer_to_server(script, server)
+        script.port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield script
         server.stop(0).wait()

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from contextlib import ExitStack, closing, suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import grpc
 import pytest
@@ -119,7 +119,7 @@ class Server:
         """Return when a series has reached a value."""
         wait_until(lambda: self.metric(name, **labels) >= at_least, f"{name} {labels} >= {at_least}")
 
-    def wait_ready(self) -> Server:
+    def wait_ready(self) -> Self:
         """Return itself once it holds a complete map: a client may still hold what an earlier server sent."""
         wait_until(lambda: self.get("/readyz")[0] == 200, "ready")
         return self
