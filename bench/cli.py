@@ -20,6 +20,7 @@ from bench import (
     latency,
     memory,
     reconnect,
+    relay,
     ripple,
     ripple_old,
     start,
@@ -50,6 +51,7 @@ BENCHMARKS: Final[dict[str, Callable[[Rig], Iterator[Result]]]] = {
     "fan_out": fan_out.run,
     "start": start.run,
     "takeover": takeover.run,
+    "relay": relay.run,
     "memory": memory.run,
     "idle": idle.run,
 }

@@ -32,7 +32,7 @@ def run(rig: Rig) -> Iterator[Result]:
     sizes = rig.sizes
     with rig.database(sizes.small) as database, rig.serve(database) as served:
         # What a first subscriber makes grow is not the others' cost, nor are the changes' own old versions.
-        before, after = (_storm(rig, database, served, 1)[-1] for _ in range(2))
+        before, after = (storm(rig, database, served, 1)[-1] for _ in range(2))
         for number, count in enumerate(sizes.fan_out, 1):
             grown = max(0, after - before)
             yield from _measured(rig, database, served, count, after + (number - 1) * grown, grown)
@@ -42,7 +42,7 @@ def run(rig: Rig) -> Iterator[Result]:
 def _measured(
     rig: Rig, database: Database, served: Served, count: int, base: int, grown: int
 ) -> Iterator[Result]:
-    found, share, resting, resident = _storm(rig, database, served, count)
+    found, share, resting, resident = storm(rig, database, served, count)
     size = f"subscribers: {count:,}, {rig.sizes.fan_out_rate} changes a second"
     point = Point("subscribers", count, "p99")
     yield Result("fan_out", f"{count:,}, p50", OURS, "ms", (percentile(found, 0.5),), size)
@@ -64,7 +64,7 @@ def _stalled(rig: Rig, database: Database, served: Served) -> Iterator[Result]:
     taken: dict[tuple[str, str], list[float]] = {}
     for _ in range(rig.sizes.runs):
         for contender, stalled in contenders.items():
-            found, *_ = _storm(rig, database, served, count, stalled)
+            found, *_ = storm(rig, database, served, count, stalled)
             for name, share in _SHARES.items():
                 taken.setdefault((name, contender), []).append(percentile(found, share))
     size = f"subscribers: {count:,}, {rig.sizes.fan_out_rate} changes a second"
@@ -76,7 +76,7 @@ def _most(rig: Rig) -> int:
     return max(count for count in rig.sizes.fan_out if count <= AT)
 
 
-def _storm(
+def storm(
     rig: Rig, database: Database, served: Served, count: int, stalled: int = 0
 ) -> tuple[list[float], float, int, int]:
     """Change endpoints while so many subscribe.
@@ -98,10 +98,11 @@ def _storm(
         share = (served.cpu_seconds() - cpu) / (time.monotonic() - began)
         many.wait(len(numbers) * crowd.sampled(count))
         resident = served.resident_bytes()
-        return _latencies(rotation.commits, many.arrivals()), share, resting, resident
+        return latencies(rotation.commits, many.arrivals()), share, resting, resident
 
 
-def _latencies(commits: Mapping[str, Commit], arrivals: Mapping[str, float]) -> list[float]:
+def latencies(commits: Mapping[str, Commit], arrivals: Mapping[str, float]) -> list[float]:
+    """Return the milliseconds from each commit to each of its arrivals at `crowd`'s subscribers."""
     each = {arrival: commits[arrival.partition("/")[2]] for arrival in arrivals}
     return since_returned(each, arrivals)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg2
@@ -17,7 +21,6 @@ from server.commands.demo.cluster import ephemeral_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from psycopg2.extensions import connection
 
@@ -134,12 +137,44 @@ class Rig:
         folder = self._folder / f"server_{next(_numbers)}"
         folder.mkdir()
         self.say("our server starts")
-        with Served(database.url, folder, _QUIET | settings) as served:
+        source = {"POSTGRES_CONNECTION_STRING": database.url, "STATE_FILE": str(folder / "state")}
+        with Served("serve", folder, _QUIET | source | settings) as served:
             if wait:
                 served.wait_ready(DEADLINE)
             else:
                 wait_until(served.listens, "the server listens")
             yield served
+
+    @contextmanager
+    def relay(self, **settings: str) -> Iterator[Served]:
+        """Have a relay that is ready."""
+        folder = self._folder / f"relay_{next(_numbers)}"
+        folder.mkdir()
+        self.say("a relay starts")
+        with Served("relay", folder, settings) as served:
+            served.wait_ready(DEADLINE)
+            yield served
+
+    @contextmanager
+    def broker(self) -> Iterator[str]:
+        """Have a NATS server with JetStream; returns its address."""
+        folder = self._folder / f"nats_{next(_numbers)}"
+        folder.mkdir()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        config = folder / "nats.conf"
+        config.write_text(f"listen: 127.0.0.1:{port}\njetstream {{ store_dir: {folder} }}\n")
+        program = Path(sys.executable).with_name("nats-server")
+        command = ["setpriv", "--pdeathsig", "TERM", str(program), "-c", str(config)]
+        with (
+            (folder / "log").open("wb") as log,
+            subprocess.Popen(command, stdout=log, stderr=log) as process,  # noqa: S603 (all of it is ours)
+        ):
+            try:
+                wait_until(lambda: _listens(port), "the broker listens")
+                yield f"nats://127.0.0.1:{port}"
+            finally:
+                process.terminate()
 
     def state_file(self) -> Path:
         """Return a name for a state file that is not there yet."""
@@ -195,3 +230,11 @@ def wait_until(
             raise TimeoutError(f"not within {deadline:.0f} s: {what}")
         waiting.wait(every)
     return value
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True

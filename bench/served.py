@@ -28,23 +28,21 @@ class ServerEndedError(RuntimeError):
 
 
 class Served:
-    """``pads-cdc serve`` on a database, started at once; ends with its context."""
+    """``pads-cdc serve`` on a database, or a relay, started at once; ends with its context."""
 
-    def __init__(self, url: str, folder: Path, settings: Mapping[str, str]) -> None:
+    def __init__(self, command: str, folder: Path, settings: Mapping[str, str]) -> None:
         self._log = folder / "log"
         environment = {name: os.environ[name] for name in _KEPT if name in os.environ} | {
-            "POSTGRES_CONNECTION_STRING": url,
             "PORT": "0",
             "METRICS_PORT": "0",
-            "STATE_FILE": str(folder / "state"),
             "LOG_FORMAT": "json",
             **settings,
         }
         self.started_at = time.monotonic()
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
+            self.process = subprocess.Popen(  # noqa: S603 (all of it is ours)
                 # It ends with us, whatever ends us.
-                ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "server", "serve"],  # noqa: S607
+                ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "server", command],  # noqa: S607
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
