@@ -64,10 +64,10 @@ class Front:
         pair: Pair,
         *,
         source: str,
-        audit_interval: float,
+        audit_interval: float | None,
     ) -> None:
-        """``source`` names on the status page where the map comes from; ``audit_interval`` is in seconds, 0
-        where nothing is audited.
+        """``source`` names on the status page where the map comes from; ``audit_interval`` is in seconds,
+        None where nothing is audited.
         """
         self.settings = settings
         self.freshness = freshness

@@ -43,7 +43,7 @@ def relay(settings: RelaySettings) -> int:
 async def _relay(settings: RelaySettings, writer: LogWriter) -> int:
     freshness, received = LeaderFreshness(), Received()
     source = settings.leader_address or settings.broker_stream
-    front = Front(settings, writer, freshness, Pair(), source=source, audit_interval=0.0)
+    front = Front(settings, writer, freshness, Pair(), source=source, audit_interval=None)
     reader = PageReader(front.store)
     intake = Intake(front.store, reader, freshness, front.observer, received)
     following = _following(settings, reader, intake, front, received)

@@ -52,10 +52,12 @@ class Metrics(Listener):
         store: Store,
         freshness: Freshness,
         subscribers: Subscribers,
-        audit_interval: float,
+        audit_interval: float | None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """``audit_interval`` (seconds) is shown, so that an alert knows when an audit is overdue."""
+        """``audit_interval`` (seconds) is shown, so that an alert knows when an audit is overdue; None where
+        none is made.
+        """
         self.registry = registry = CollectorRegistry()
         self._wall = wall
         self._slot_gauges = _SlotGauges()
@@ -97,7 +99,8 @@ class Metrics(Listener):
             "last_reconcile_timestamp_seconds",
             "End of the last comparison of the whole mapping, for whatever reason, Unix time; 0 if none.",
         )
-        gauge("audit_interval_seconds", "AUDIT_INTERVAL as set.").set(audit_interval)
+        if audit_interval is not None:
+            gauge("audit_interval_seconds", "AUDIT_INTERVAL as set.").set(audit_interval)
         self._reconnects = counter("source_reconnects", "Losses of the source.", "reason")
         self._decode_errors = counter(
             "decode_errors", "Messages of the slot that were not understood.", "reason"

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.plugins.nats import Node
     from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
     from tests.plugins.prometheus import Prometheus, PrometheusFactory
-    from tests.plugins.server import GatewayFactory, ServerFactory
+    from tests.plugins.server import GatewayFactory, RelayFactory, ServerFactory
 
 DASHBOARD = ROOT / "deploy/grafana/pads-cdc.json"
 
@@ -116,12 +117,16 @@ def test_every_query_of_every_panel_returns_data(
     serve: ServerFactory,
     gateway: GatewayFactory,
     prometheus: PrometheusFactory,
+    relay: RelayFactory,
+    nats: Node,
     tmp_path: Path,
 ) -> None:
     cluster = cluster_factory({"max_slot_wal_keep_size": "1GB"})
     database = database_factory(cluster=cluster)
     fill(database, 500)
-    server, standby = start_pair(serve, database, tmp_path, {"AUDIT_INTERVAL": "2s"})
+    server, standby = start_pair(
+        serve, database, tmp_path, {"AUDIT_INTERVAL": "2s", "BROKER_URL": nats.url}
+    )
     client = gateway(server)
     wait_equal(client, database)
     pair = Authority().issue("server")
@@ -133,7 +138,7 @@ def test_every_query_of_every_panel_returns_data(
         TLS_KEY_FILE=str(write_secret(tmp_path / "tls.key", pair.key)),
         AUTH_TOKENS_FILE=str(write_secret(tmp_path / "tokens", "gateway:" + "t" * 40)),
     )
-    scraping = prometheus(server, encrypted, standby)
+    scraping = prometheus(server, encrypted, standby, relay(BROKER_URL=nats.url))
     wanting = dict.fromkeys(targets())
 
     def answered() -> bool:

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cdc.freshness import Freshness
+from cdc.relay.intake import Received
+from cdc.relay.leader import LeaderFreshness
 from cdc.store.store import Store
+from server.broker.gauges import PublishedGauges, ReceivedGauges
+from server.broker.publishing import Published
 from server.observe.metrics import Metrics
 from server.subscribers import Subscribers
 from tests.support import ROOT
@@ -43,6 +47,8 @@ def test_metrics_that_are_named_are_there(document: Path) -> None:
     registry = Metrics(
         version="1", store=Store(), freshness=Freshness(), subscribers=Subscribers(), audit_interval=300.0
     ).registry
+    registry.register(PublishedGauges(Published(), Store()))
+    registry.register(ReceivedGauges(Received(), LeaderFreshness()))
     known = {
         f"{family.name}{suffix}"
         for family in registry.collect()

@@ -25,13 +25,18 @@ FOREIGN = {
     "pads_cdc_tls_certificate_expiry_timestamp_seconds",
     "pads_cdc_peer_connected",
     "pads_cdc_standing_by",
+    "pads_cdc_broker_connected",
+    "pads_cdc_broker_fenced_total",
+    "pads_cdc_relay_connected",
+    "pads_cdc_relay_chain_breaks_total",
+    "pads_cdc_relay_digest_mismatches_total",
     "up",
     "process_start_time_seconds",
     "pg_replication_slot_slot_is_active",
     "pg_replication_slot_safe_wal_size_bytes",
 }
-"""Metrics that the rules take from `server.security`, `server.observe.pair_gauges`, Prometheus, its client
-library and postgres_exporter.
+"""Metrics that the rules take from `server.security`, `server.observe.pair_gauges`, `server.broker.gauges`,
+Prometheus, its client library and postgres_exporter.
 """
 
 
