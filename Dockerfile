@@ -17,6 +17,7 @@ RUN /opt/build/bin/pip install --no-cache-dir --only-binary=:all: --require-hash
     --require-hashes -r requirements.txt
 COPY pyproject.toml README.md ./
 COPY sql sql
+COPY deploy/envoy deploy/envoy
 COPY authz authz
 COPY cdc cdc
 COPY client client

@@ -124,9 +124,7 @@ def test_every_query_of_every_panel_returns_data(
     cluster = cluster_factory({"max_slot_wal_keep_size": "1GB"})
     database = database_factory(cluster=cluster)
     fill(database, 500)
-    server, standby = start_pair(
-        serve, database, tmp_path, {"AUDIT_INTERVAL": "2s", "BROKER_URL": nats.url}
-    )
+    server, standby = start_pair(serve, database, tmp_path, {"AUDIT_INTERVAL": "2s", "BROKER_URL": nats.url})
     client = gateway(server)
     wait_equal(client, database)
     pair = Authority().issue("server")
@@ -161,5 +159,5 @@ def test_every_query_of_every_panel_returns_data(
 
 def variables_have_values(scraping: Prometheus) -> None:
     samples = scraping.query("pads_cdc_build_info")
-    assert [sample.labels["job"] for sample in samples] == ["pads-cdc"] * 3
-    assert len({sample.labels["instance"] for sample in samples}) == 3
+    assert [sample.labels["job"] for sample in samples] == ["pads-cdc"] * 4
+    assert len({sample.labels["instance"] for sample in samples}) == 4
