@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from cdc.changes import Action
     from cdc.lsn import Lsn
+    from cdc.mapping.row_rule import Reason
 
 Mode = Literal["waiting", "streaming", "polling"]
 """waiting: nothing is read yet; streaming: the slot is followed; polling: no usable slot, the mapping is
@@ -106,6 +107,9 @@ class Observer(Protocol):
 
     def slot(self, slot: SlotSeen) -> None:
         """Report what the server says of the slot."""
+
+    def odd_rows(self, numbers: Mapping[Reason, int]) -> None:
+        """Report how many rows there are that are no endpoints as they stand, by what is odd about them."""
 
     def trouble(self, key: str, message: str | None) -> None:
         """Set (or with None clear) one lasting condition that people should know of, such as an owed

@@ -14,9 +14,10 @@ expects there, and behind them a copy of the metadata, which the second one does
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+from cdc.mapping.row_rule import Oddity, OddRow, check_id, check_size, check_text, flag, limit
+from cdc.mapping.row_rule import users as authorized
 from server.wire import SHORT, field, varint
 
 if TYPE_CHECKING:
@@ -29,17 +30,23 @@ in field 3. To be raised with every change of the bytes; 1 to 255, since a token
 """
 
 Row: TypeAlias = tuple[
-    str, str | None, bool | None, list[str] | None, str | None, str | None, int | None, int | None
+    bytes | None,
+    bytes | None,
+    bytes | None,
+    list[bytes] | None,
+    bytes | None,
+    bytes | None,
+    bytes | None,
+    bytes | None,
 ]
-"""The mapping's columns: endpoint_id, secret_key, secret_key_required, authorized_users, account_id,
-plan_type, throughput_limit, capacity_limit.
+"""The mapping's columns as the database prints them, text in UTF-8: endpoint_id, secret_key,
+secret_key_required, authorized_users, account_id, plan_type, throughput_limit, capacity_limit.
 """
 _ROW: Final = 8
 
 _MONTH: Final = 3
-_PERIODS: Final = {"day": 1, "week": 2, "month": _MONTH, "year": 4}
+_PERIODS: Final = {b"day": 1, b"week": 2, b"month": _MONTH, b"year": 4}
 """The values of `CapacityLimitPeriod`."""
-_INT32 = range(-(2**31), 2**31)
 
 # A tag is the field's number << 3 | 2: a length follows.
 _ENDPOINT_ID, _AUTH, _RATE_LIMITING, _METADATA = b"\x0a", b"\x12", b"\x1a", b"\x22"
@@ -70,18 +77,41 @@ _BEFORE_LIMITS = [_RATE_LIMITING + SHORT[length + 2] for length in range(_LONG +
 """By these and the length of the serialized numbers, of which there are 24 bytes at most."""
 
 
+class _Plan(NamedTuple):
+    """What a row's plan and limits come to."""
+
+    usual: bool
+    """It is nothing but ASCII, and nothing is odd."""
+    plan: bytes
+    """The serialized field of the metadata."""
+    numbers: bytes
+    """The serialized limits."""
+    odd: Oddity | OddRow | None
+    """What is odd about it; the error where it has no meaning."""
+
+
+_PLANS: Final = 4096
+"""Plans and limits that are remembered: endpoints share few, unless each one has its own."""
+_plans: dict[tuple[bytes | None, bytes | None, bytes | None], _Plan] = {}
+
+
 def encoder(columns: Sequence[str]) -> Callable[[tuple[Any, ...]], bytes]:
     """Return what encodes rows of these columns: those of `Row`, then any of
     `cdc.mapping.mapping.OPTIONAL_COLUMNS`. Rows without any of these take no longer for it.
 
-    The function that is returned raises what `encode` raises, and a ValueError for a period that is none.
+    The function that is returned raises what `encode` raises.
     """
     optional = columns[_ROW:]
     if not optional:
         return encode
 
     def encode_more(row: tuple[Any, ...]) -> bytes:
-        return _encode(row[:_ROW], dict(zip(optional, row[_ROW:], strict=True)))
+        check_id("endpoint_id", _bytes(row[0]))  # first, so that what else is odd can be said of that id
+        more = {name: _bytes(value) for name, value in zip(optional, row[_ROW:], strict=True)}
+        period = _period(more.pop("capacity_limit_period", None))
+        for column, value in more.items():
+            check_text(column, (value or b"",))
+        return _encode(row[:_ROW], _of_plan(*row[5:_ROW], period), more)
 
     return encode_more
 
@@ -92,16 +122,19 @@ def encode(row: Row) -> bytes:
     Authorized users win over the key; an empty list of them authorizes nobody, and so does an empty key.
 
     Raises:
-        ValueError: a limit does not fit into 32 bits.
+        OddRow: the row is no endpoint as it stands, by the rule of `cdc.mapping.row_rule`.
 
     """
-    endpoint_id, secret_key, required, users, account_id, plan_type, throughput, capacity = row
+    name, key, required, users, account, plan_type, throughput, capacity = row
+    known = _plans.get((plan_type, throughput, capacity))
+    if known is None:
+        known = _of_plan(plan_type, throughput, capacity)
+    usual, plan, numbers, _ = known
     # As usual: all there, and nothing of it long. What stands between is looked up, not put together.
-    if users is None and required and secret_key and account_id:
-        name, key, account = endpoint_id.encode(), secret_key.encode(), account_id.encode()
-        plan, numbers = _plan_type(plan_type), _numbers(throughput or 0, capacity or 0, _MONTH)
+    if usual and required == b"t" and users is None and name and key and account:
         length = len(account) + len(plan)
-        if name and len(name) < _LONG and len(key) < _LONG and length < _LONG:
+        short = len(name) < _LONG and len(key) < _LONG and length < _LONG
+        if short and name.isascii() and key.isascii() and account.isascii():
             before_account = _BEFORE_ACCOUNT[len(account)]
             return b"".join(
                 (
@@ -120,71 +153,88 @@ def encode(row: Row) -> bytes:
                     plan,
                 )
             )
-    return _encode(row, {})
+    return _encode(row, known, {})
 
 
-def _encode(row: Row, more: Mapping[str, str | None]) -> bytes:
+def _encode(row: Row, of_plan: _Plan, more: Mapping[str, bytes | None]) -> bytes:
     """Encode any row, with what the optional columns say of it."""
-    endpoint_id, secret_key, required, users, account_id, plan_type, throughput, capacity = row
+    name, key, required, users, account, *_ = map(_bytes, row)
+    check_id("endpoint_id", name)
+    check_text("secret_key", (key or b"",))
+    check_text("account_id", (account or b"",))
+    odd = of_plan.odd
+    if isinstance(odd, OddRow):
+        raise OddRow(odd.oddity)
     if users is not None:
-        auth = _jwt(users)
-    elif required:
-        auth = field(_AUTH, field(_STATIC_API_KEY, _text(_API_KEY, secret_key)))
+        auth = _jwt(authorized("authorized_users", users))
+    elif flag("secret_key_required", required):
+        auth = field(_AUTH, field(_STATIC_API_KEY, _text(_API_KEY, key)))
     else:
         auth = _NO_AUTH
     metadata = b"".join(
         (
             _text(_NAME, more.get("name")),
-            _text(_ACCOUNT_ID, account_id),
+            _text(_ACCOUNT_ID, account),
             _text(_USER_ID, more.get("user_id")),
-            _plan_type(plan_type),
+            of_plan.plan,
             _text(_EMAIL, more.get("email")),
             _text(_ENVIRONMENT, more.get("environment")),
         )
     )
-    numbers = _numbers(throughput or 0, capacity or 0, _period(more.get("capacity_limit_period")))
-    limits = field(_RATE_LIMITING, numbers + metadata)
-    return _text(_ENDPOINT_ID, endpoint_id) + auth + limits + field(_METADATA, metadata)
+    limits = field(_RATE_LIMITING, of_plan.numbers + metadata)
+    payload = _text(_ENDPOINT_ID, name) + auth + limits + field(_METADATA, metadata)
+    check_size("it", len(name) + len(payload))
+    if odd is not None:
+        raise OddRow(odd, payload)
+    return payload
 
 
-def _jwt(users: Iterable[str]) -> bytes:
+def _bytes(value: Any) -> Any:
+    """Return what the driver has made text of, such as an enum, as it was printed."""
+    return value.encode() if isinstance(value, str) else value
+
+
+def _jwt(users: Iterable[bytes]) -> bytes:
     entries = [
-        field(_AUTHORIZED_USERS, field(_MAP_KEY, user) + _EMPTY_MAP_VALUE)
-        for user in sorted({user.encode() for user in users})
+        field(_AUTHORIZED_USERS, field(_MAP_KEY, user) + _EMPTY_MAP_VALUE) for user in sorted({*users})
     ]
     return field(_AUTH, field(_JWT, b"".join(entries)))
 
 
-def _period(name: str | None) -> int:
+def _period(name: bytes | None) -> int:
     if name is None:
         return _MONTH
     try:
         return _PERIODS[name]
     except KeyError:
-        raise ValueError(
-            f"capacity_limit_period {name!r}: must be {', '.join(_PERIODS)} or NULL, which is a month"
-        ) from None
+        text = "capacity_limit_period is neither day, week, month, year nor NULL, which is a month"
+        raise OddRow(Oddity("not_a_period", text)) from None
 
 
-# Many endpoints share few plans. The bound is there for a mapping that has limits of each endpoint's own.
-@lru_cache(maxsize=4096)
-def _numbers(throughput: int, capacity: int, period: int) -> bytes:
-    if throughput not in _INT32 or capacity not in _INT32:
-        raise ValueError(f"limits {throughput} and {capacity}: both must fit into 32 bits")
-    return (
-        _number(_THROUGHPUT_LIMIT, throughput)
-        + _number(_CAPACITY_LIMIT, capacity)
-        + _number(_CAPACITY_LIMIT_PERIOD, period if capacity > 0 else 0)
-    )
+def _of_plan(
+    plan_type: bytes | None, throughput: bytes | None, capacity: bytes | None, period: int = _MONTH
+) -> _Plan:
+    plan_type, throughput, capacity = _bytes(plan_type), _bytes(throughput), _bytes(capacity)
+    try:
+        check_text("plan_type", (plan_type or b"",))
+        plan = _text(_PLAN_TYPE, plan_type)
+        most_calls, odd = limit("throughput_limit", throughput)
+        most_use, odd_use = limit("capacity_limit", capacity)
+        numbers = _number(_THROUGHPUT_LIMIT, most_calls) + _number(_CAPACITY_LIMIT, most_use)
+        numbers += _number(_CAPACITY_LIMIT_PERIOD, period if most_use > 0 else 0)
+        known = _Plan(odd is odd_use is None and plan.isascii(), plan, numbers, odd or odd_use)
+    except OddRow as meaningless:
+        known = _Plan(usual=False, plan=b"", numbers=b"", odd=meaningless)
+    length = len(plan_type or b"") + len(throughput or b"") + len(capacity or b"")
+    if period == _MONTH and length < _LONG:
+        if len(_plans) >= _PLANS:
+            _plans.clear()
+        _plans[plan_type, throughput, capacity] = known
+    return known
 
 
-@lru_cache(maxsize=4096)
-def _plan_type(plan_type: str | None) -> bytes:
-    return _text(_PLAN_TYPE, plan_type)
-
-
-def _text(tag: bytes, value: str | None) -> bytes:
-    return field(tag, value.encode()) if value else b""
+def _text(tag: bytes, value: bytes | None) -> bytes:
+    return field(tag, value) if value else b""
 
 
 def _number(tag: bytes, value: int) -> bytes:

@@ -20,16 +20,18 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psycopg2
-from psycopg2.extensions import quote_ident
+from psycopg2.extensions import BYTES, new_array_type, new_type, quote_ident, register_type
 
 from cdc import lsn
-from cdc.errors import SourceError
+from cdc.errors import Refusal, SourceError
+from cdc.mapping.row_rule import TWICE, Oddity, OddRow, check_id, shown
 from cdc.postgres.connection import cancel_soon
+from cdc.postgres.encoding import Encoding
 from cdc.postgres.errors import translate
 from cdc.postgres.gate import Evidence, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
     from psycopg2.extensions import cursor as Cursor  # noqa: N812 - it is a class
@@ -42,6 +44,20 @@ _Result = TypeVar("_Result")
 
 Row = tuple[str, bytes | None]
 """An endpoint's id, and its payload, or None where the mapping has no such endpoint."""
+
+_AS_PRINTED = new_type(
+    (
+        *(16, 17, 18, 19, 20, 21, 23, 25, 26, 114, 142, 650, 700, 701, 774, 790, 829, 869, 1042, 1043, 1082),
+        *(1083, 1114, 1184, 1186, 1266, 1560, 1562, 1700, 2950, 3802),
+    ),
+    "AS_PRINTED",
+    BYTES,
+)
+"""Has values of the built-in types come as the bytes that the server prints. What they mean is decided in one
+place, row by row (`cdc.mapping.row_rule`): a driver's conversion fails for all rows at once.
+"""
+_LISTS_AS_PRINTED = new_array_type((1003, 1009, 1014, 1015), "LISTS_AS_PRINTED", _AS_PRINTED)
+_FOUND = b"t"
 
 FIRST_CHUNK = 1_000
 """Rows that come with the first round trip: most reads end there."""
@@ -285,6 +301,11 @@ class Read:
         self._database = database
         self._encode = encode
         self._connection: Connection | None = database.take()
+        try:
+            self._encoding = Encoding.of(self._connection)
+        except Refusal:
+            database.discard(self._connection)
+            raise
         first = f"FETCH FORWARD {FIRST_CHUNK + 1} FROM pads_cdc_read"
         rows = self._fetch(database.begin(self._connection) + f"{declare};\n{first}", parameters)
         header = rows.pop(0) if rows else (None,)
@@ -294,6 +315,11 @@ class Read:
         self.evidence = _evidence(header)
         self.complete = len(rows) < FIRST_CHUNK
         """Whether all rows have been handed over with the first chunk."""
+        self.odd: dict[str, Oddity | None] = {}
+        """What is odd about the rows of the newest chunk, by id. None: no row has that id, which is none that
+        an endpoint can have.
+        """
+        self._left_out: set[str] = set()
         self._rows: list[tuple[Any, ...]] | None = rows
         self._ahead: Future[list[tuple[Any, ...]]] | None = None
 
@@ -325,9 +351,44 @@ class Read:
             self.complete = len(rows) < size
         self.close()
 
+    def leave_out(self, ids: Iterable[str]) -> None:
+        """Take these ids for such that come twice from now on, each row with one for gone."""
+        self._left_out.update(ids)
+
     def _encoded(self, rows: list[tuple[Any, ...]]) -> list[Row]:
-        encode = self._encode
-        return [(row[2], encode(row[4:]) if row[3] else None) for row in rows]
+        """Return ids and payloads, each id once, and note what is odd."""
+        encode, encoded = self._encode, []
+        odd = self.odd = {}
+        if not self._encoding.utf8:
+            rows = [tuple(map(self._encoding.in_utf8, row)) for row in rows]
+        for row in rows:
+            try:
+                if row[3] == _FOUND:
+                    payload = encode(row[4:])
+                else:
+                    payload = None
+                    check_id("endpoint_id", row[2])
+                encoded.append((row[2].decode(), payload))
+            except OddRow as error:
+                name = row[2].decode() if error.named else shown(row[2])
+                odd[name] = error.oddity if row[3] == _FOUND else None
+                if error.named:
+                    encoded.append((name, error.payload))
+        if self._left_out or odd or len(dict(encoded)) < len(encoded):
+            return self._once(encoded)
+        return encoded
+
+    def _once(self, rows: list[Row]) -> list[Row]:
+        """Return each id once. Of rows that contradict each other nobody knows which one counts, and so none
+        does.
+        """
+        once: dict[str, bytes | None] = {}
+        for endpoint_id, payload in rows:
+            if endpoint_id in self._left_out or once.setdefault(endpoint_id, payload) != payload:
+                once[endpoint_id] = None
+                self.odd[endpoint_id] = TWICE
+        self._left_out.update(name for name in self.odd if once.get(name, b"") is None)
+        return list(once.items())
 
     @property
     def waiting(self) -> bool:
@@ -370,6 +431,8 @@ class Read:
             raise SourceError("closed", "the read was closed")
         try:
             with self._database.running(connection) as cursor:
+                register_type(_AS_PRINTED, cursor)
+                register_type(_LISTS_AS_PRINTED, cursor)
                 cursor.execute(statement, parameters)
                 return cursor.fetchall()
         except Exception as error:  # also what is no text in our encoding, in either direction
@@ -380,8 +443,8 @@ class Read:
             raise
 
 
-def _evidence(header: tuple[Any, ...]) -> Evidence:
-    snapshot, seen, before = header[:3]
+def _evidence(header: tuple[bytes, ...]) -> Evidence:
+    snapshot, seen, before = (text.decode() for text in header[:3])
     system, timeline, instance, *replayed = before.split(" ")
     ends = [lsn.parse(end) for end in seen.split(" ")]
     return Evidence(

@@ -12,7 +12,7 @@ text are kept in it as surrogates, as Python keeps file names.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cdc.errors import Refusal
 
@@ -106,6 +106,15 @@ class Encoding:
         if text.encode(self._codec) != raw:
             raise UnicodeDecodeError(self._codec, raw, 0, len(raw), "another sequence stands for this")
         return text.translate(self._to_postgres) if self._to_postgres else text
+
+    def in_utf8(self, value: Any) -> Any:
+        """Convert what a column holds, a list too. What is no text becomes bytes that are none in UTF-8."""
+        if isinstance(value, bytes) and not value.isascii():
+            try:
+                return self.text(value).encode()
+            except UnicodeDecodeError:
+                return b"\xff" + value
+        return [self.in_utf8(one) for one in value] if isinstance(value, list) else value
 
     def key(self, raw: bytes) -> str:
         """Decode a value so that `raw` gives these very bytes again, whatever they are."""

@@ -17,12 +17,15 @@ import time
 from math import inf
 from typing import TYPE_CHECKING
 
+from cdc.mapping.row_rule import TWICE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
 
     from cdc.lsn import Lsn
     from cdc.postgres.database import Read, Row
+    from cdc.requery.odd_rows import OddRows
     from cdc.store.store import Store
 
 _CHUNK = 500
@@ -40,14 +43,24 @@ of it comes.
 class Audit:
     """One run, step by step."""
 
-    def __init__(self, opening: Future[Read], store: Store, check_evidence: Callable[[Read], Read]) -> None:
-        """Take a whole read that is being opened; ``check_evidence`` raises if it is not to be trusted.
+    def __init__(
+        self,
+        opening: Future[Read],
+        store: Store,
+        odd_rows: OddRows,
+        check_evidence: Callable[[Read], Read],
+        leave_out: Iterable[str] = (),
+    ) -> None:
+        """Take a whole read that is being opened; ``check_evidence`` raises if it is not to be trusted. Ids
+        to ``leave_out`` are known to come twice.
 
         Whatever is read from now on may be older or newer than it.
         """
         self._opening = opening
         self._check_evidence = check_evidence
         self._store = store
+        self._odd_rows = odd_rows
+        self._leave_out = leave_out
         self._read: Read | None = None
         self._chunks: Iterator[list[Row]] = iter(())
         self._began = time.monotonic()
@@ -91,15 +104,17 @@ class Audit:
         """
         if self._read is None:
             self._read = self._check_evidence(self._opening.result())
+            self._read.leave_out(self._leave_out)
             self._chunks = self._read.chunks(_CHUNK)
             self.seen = self._until = self._read.evidence.seen
             self._bound = self._read.evidence.bound
         if self.reading:
             chunk = next(self._chunks, None)
             if chunk is not None:
-                self._compare(chunk)
+                self._compare(chunk, self._read)
                 return None
             self._find_missing()
+            self._odd_rows.end(self._reading)
             self.reading = False
             self._patient_until = time.monotonic() + _PATIENCE
         if applied < self._bound and time.monotonic() < self._patient_until:
@@ -116,13 +131,23 @@ class Audit:
         """Give up."""
         self._opening.add_done_callback(_close)
 
-    def _compare(self, rows: list[Row]) -> None:
+    def _compare(self, rows: list[Row], read: Read) -> None:
+        odd = dict(read.odd)
         for endpoint_id, payload in rows:
             entry = self._store.entries.get(endpoint_id)
+            held = entry.payload if entry is not None else None
+            if endpoint_id in self._differing or (entry is not None and entry.reading == self._reading):
+                if payload == self._differing.get(endpoint_id, held):
+                    continue
+                odd[endpoint_id], payload = TWICE, None  # noqa: PLW2901 - of two rows neither counts
+                read.leave_out((endpoint_id,))
             if entry is not None:
                 entry.reading = max(entry.reading, self._reading)
-            if entry is None or entry.payload != payload:
+            if held != payload:
                 self._differing[endpoint_id] = payload
+            else:
+                self._differing.pop(endpoint_id, None)
+        self._odd_rows.take(rows, odd, self._reading, overtaken=self._overtaken, whole=True)
 
     def _find_missing(self) -> None:
         self._differing.update(dict.fromkeys(self._store.not_read(self._reading)))

@@ -14,6 +14,7 @@ from cdc.observer import ReconcileSeen
 from cdc.requery.audit import Audit
 
 if TYPE_CHECKING:
+    from cdc.lsn import Lsn
     from cdc.observer import Observer
     from cdc.postgres.database import Database
     from cdc.requery.requery import Requery
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from cdc.store.store import Store
 
 _AGAIN = 10.0
-"""Seconds after which an audit that failed is tried again."""
+"""Seconds after which an audit that failed is tried again, or one that may find a row mended."""
 _TROUBLE = "audit"
 
 
@@ -47,6 +48,10 @@ class Auditor:
         self._interval = interval
         self._failing = False
         self._due_at = 0.0
+        self._seen_at = 0.0
+        """When the newest audit began."""
+        self._seen: Lsn = 0
+        """Everything up to here was applied then."""
         self.postpone()
 
     def postpone(self) -> None:
@@ -69,7 +74,11 @@ class Auditor:
             SourceError, Refusal: the database could not be read; it is tried again.
 
         """
-        if may_start and time.monotonic() >= self._due_at and self.start():
+        if (
+            may_start
+            and (time.monotonic() >= self._due_at or self._nameless_may_be_mended())
+            and self.start()
+        ):
             self.postpone()
         audit = self._requery.audit
         if audit is not None and not audit.waiting:
@@ -80,9 +89,18 @@ class Auditor:
         requery = self._requery
         if requery.audit is not None or requery.busy:
             return False
+        self._seen_at, self._seen = time.monotonic(), requery.done_up_to
         check_evidence = partial(requery.checked, read_up_to=requery.read_up_to)
-        requery.audit = Audit(self._database.open(), self._store, check_evidence)
+        requery.audit = Audit(
+            self._database.open(), self._store, requery.odd_rows, check_evidence, requery.doubtful()
+        )
         return True
+
+    def _nameless_may_be_mended(self) -> bool:
+        """Tell whether a row without an id, which no change of it names, may have one by now."""
+        if not self._requery.odd_rows.nameless or time.monotonic() < self._seen_at + _AGAIN:
+            return False
+        return self._requery.done_up_to > self._seen
 
     def _step(self, audit: Audit) -> None:
         """Compare some more; once everything that the audit saw is applied, what still differs is drift."""
@@ -100,6 +118,7 @@ class Auditor:
         if differing is None:
             return
         requery.audit = None
+        requery.settle_doubts()
         batch = self._store.prepare(differing, audit.seen, named=False)
         if batch.changed:
             self._ledger.append(batch, position=self._store.position, seen=audit.seen)

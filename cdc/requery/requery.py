@@ -20,11 +20,15 @@ from cdc.postgres.gate import Gate
 from cdc.postgres.timeline import check_evidence
 from cdc.requery.consistency import Consistency
 from cdc.requery.monotonic_reads import MonotonicReads
+from cdc.requery.odd_rows import OddRows
 from cdc.requery.task import OpenRead, Task, merged
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cdc.lsn import Lsn
     from cdc.mapping.parents import Parents
+    from cdc.mapping.row_rule import Oddity
     from cdc.observer import Observer
     from cdc.postgres.database import Database, Read, Row
     from cdc.postgres.gate import Evidence
@@ -75,6 +79,7 @@ class Requery:
         self._origin = origin
         self._observer = observer
         self._monotonic_reads = MonotonicReads(ledger)
+        self.odd_rows = OddRows(observer)
         self._waiting: list[Task] = []
         self._reads: list[OpenRead] = []
         self.audit: Audit | None = None
@@ -194,6 +199,16 @@ class Requery:
             self.audit.close()
             self.audit = None
 
+    def doubtful(self) -> frozenset[str]:
+        """Return the ids that come twice, which only a short read by id may judge."""
+        return self.odd_rows.twice if self._database.mapping.endpoint_keys else frozenset()
+
+    def settle_doubts(self) -> None:
+        """Read again what a long read, or one by other keys, has left out because it came twice before."""
+        kind, doubtful = self._database.mapping.endpoint_keys, self.doubtful()
+        if kind and doubtful:
+            self.add(Task.settling(kind, doubtful, self.reached))
+
     # --- doing it
 
     def turn(self) -> None:
@@ -205,6 +220,7 @@ class Requery:
 
         """
         self.settle()  # what has been taken meanwhile may show that the map is one that existed
+        self.odd_rows.report()
         try:
             if self._waiting and time.monotonic() >= self._look_at:
                 self._look()
@@ -279,7 +295,11 @@ class Requery:
             task = merged([task, *(older.task for older in self._reads)])
             self._close_reads()
         reach("read")
-        opened = OpenRead(task, read, began, self._store.begin_reading() if task.reason is not None else 0)
+        in_parts = task.reason is not None or not read.complete
+        opened = OpenRead(task, read, began, self._store.begin_reading() if in_parts else 0)
+        if not task.settles and (in_parts or not self._by_id(task)):
+            opened.doubtful = self.doubtful()
+            read.leave_out(opened.doubtful)
         self._reads.append(opened)
         if task.reason is None and not self._by_id(task):
             # A read by a plan leaves out what is on it no more: there it tears what nobody can name.
@@ -292,7 +312,7 @@ class Requery:
         try:
             rows = read.next()
             while rows is not None and read.read.complete:
-                self._apply(read, rows)
+                self._apply(read, rows, read.read.odd)
                 rows = read.next()
         except PadsCdcError:
             self._reads.remove(read)
@@ -301,9 +321,9 @@ class Requery:
         if rows is None:
             self._finish(read)
         else:
-            self._apply(read, rows)
+            self._apply(read, rows, read.read.odd)
 
-    def _apply(self, read: OpenRead, rows: list[Row]) -> None:
+    def _apply(self, read: OpenRead, rows: list[Row], odd: Mapping[str, Oddity | None]) -> None:
         task, evidence = read.task, read.read.evidence
         named = task.reason is None
         # Not the end of what was written: without another commit nothing may flush that for minutes, and a
@@ -314,6 +334,11 @@ class Requery:
         )
         read.upserts += batch.upserts
         read.deletes += batch.deletes
+        if batch.twice:
+            odd = {**odd, **read.came_twice(batch.twice)}
+        self.odd_rows.take(
+            rows, odd, read.reading or self._store.reading, overtaken=read.overtaken, whole=not named
+        )
         for older in self._reads[: self._reads.index(read)]:
             older.overtake(rows)
         if self.audit is not None:
@@ -333,19 +358,22 @@ class Requery:
         if task.reason is not None:
             gone = read.missing(self._store)
             for start in range(0, len(gone), _CHUNK):
-                self._apply(read, gone[start : start + _CHUNK])
+                self._apply(read, gone[start : start + _CHUNK], {})
         self._reads.remove(read)
         self._consistency.done(task.end)
         if task.reason is not None:
             if not read.overtaken:
                 self._consistency.mend()
             self.exact_at = read.began
+            self.odd_rows.end(read.reading)
             self._store.loaded()
             self._tell_origin(read)
             seconds = time.monotonic() - read.began
             self._observer.reconciled(
                 ReconcileSeen(task.reason, len(self._store), read.upserts, read.deletes, seconds)
             )
+        if read.doubtful and (task.reason is not None or read.met_doubtful):
+            self.settle_doubts()
         self.settle()
         if task.transactions:
             self._observer.batch(read.seen(self._store.head))

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cdc.mapping.affected import LIMIT, Affected
+from cdc.mapping.row_rule import TWICE
 from cdc.observer import BatchSeen, TransactionSeen
 from cdc.postgres.gate import Gate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from cdc.changes import Action
     from cdc.lsn import Lsn
+    from cdc.mapping.row_rule import Oddity
     from cdc.postgres.database import Read, Row
     from cdc.replication.assembler import Transaction
     from cdc.store.store import Store
@@ -61,6 +63,8 @@ class Task:
     transactions: list[Committed] = field(default_factory=list)
     """Those that are reported when the task is done."""
     committed_at: float = 0.0
+    settles: bool = False
+    """It asks for ids that came twice, to see whether they still do."""
     asked_at: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -81,6 +85,11 @@ class Task:
     def reconcile(cls, reason: str, gate: Gate, since: Lsn) -> Task:
         """Make the task of comparing everything."""
         return cls(Affected(reconcile=reason), gate, since)
+
+    @classmethod
+    def settling(cls, kind: str, ids: Iterable[str], since: Lsn) -> Task:
+        """Make the task of reading ids again that came twice."""
+        return cls(Affected({kind: set(ids)}), Gate(), since, settles=True)
 
     @property
     def reason(self) -> str | None:
@@ -117,6 +126,7 @@ def merged(tasks: Sequence[Task]) -> Task:
         first.transactions.extend(task.transactions)
         first.committed_at = max(first.committed_at, task.committed_at)
         first.asked_at = min(first.asked_at, task.asked_at)
+        first.settles = first.settles and task.settles
     if len(first.affected) > LIMIT:
         first.affected.give_up("large")
     return first
@@ -126,13 +136,18 @@ class OpenRead:
     """A read whose gate was open and whose rows are being applied, while younger reads may overtake it."""
 
     def __init__(self, task: Task, read: Read, began: float, reading: int = 0) -> None:
-        """``reading`` is the store's number for it if the whole mapping is read."""
+        """``reading`` is the store's number for it; 0 for one that has all of its rows at once."""
         self.task = task
         self.read = read
         self.began = began
         """Monotonic time before the statement was sent."""
         self._chunks = read.chunks()
         self._overtaken: set[str] = set()
+        self._left_out = False
+        """Some rows may not be live, or may have come twice."""
+        self.doubtful: frozenset[str] = frozenset()
+        """What it leaves out, since it is not the one to judge whether these ids still come twice."""
+        self.met_doubtful = False
         self.reading = reading
         self.upserts = self.deletes = self.rows = 0
 
@@ -142,14 +157,23 @@ class OpenRead:
         if chunk is None:
             return None
         self.rows += len(chunk)
+        if self.read.odd:
+            self._left_out = True
+            self.met_doubtful = self.met_doubtful or not self.doubtful.isdisjoint(self.read.odd)
         if self._overtaken:
             return [row for row in chunk if row[0] not in self._overtaken]
         return chunk
 
     @property
-    def overtaken(self) -> bool:
-        """Whether a younger read has brought anything meanwhile."""
-        return bool(self._overtaken)
+    def overtaken(self) -> Collection[str]:
+        """What a younger read has brought meanwhile."""
+        return self._overtaken
+
+    def came_twice(self, ids: Collection[str]) -> Mapping[str, Oddity]:
+        """Note that some ids have come in more than one part, and say what is odd about that."""
+        self.read.leave_out(ids)
+        self._left_out = self._left_out or bool(ids)
+        return dict.fromkeys(ids, TWICE)
 
     def overtake(self, rows: Iterable[Row]) -> None:
         """Leave these ids alone from now on: a younger read has brought them."""
@@ -157,7 +181,7 @@ class OpenRead:
 
     def missing(self, store: Store) -> list[Row]:
         """Return the deletes that a whole read of the mapping amounts to, once all of it is in the store."""
-        if not self._overtaken and self.rows == len(store):
+        if not self._overtaken and not self._left_out and self.rows == len(store):
             return []  # each of them is live, and so there is no other
         return [
             (endpoint_id, None)

@@ -47,6 +47,8 @@ class Batch:
     """Named by a transaction, with the same bytes (and their digest) as before: only the position moves."""
     verified: list[tuple[Entry, bytes]] = field(default_factory=list)
     """Known from the state file, and found unchanged in the first reconcile: the entry and its payload."""
+    twice: list[str] = field(default_factory=list)
+    """Ids that this reading has brought before, with other bytes: they are gone."""
     delta: int = 0
     """What the digest of the whole map changes by."""
     upserts: int = 0
@@ -233,8 +235,13 @@ class Store:
         number = self._unverified.get(entry.id)
         return GONE if number is None else self._kept.digest(number)
 
+    @property
+    def reading(self) -> int:
+        """The number of the newest reading."""
+        return self._readings
+
     def begin_reading(self) -> int:
-        """Number a read of the whole mapping, for `prepare` or `Entry.reading`, and later `not_read`."""
+        """Number a read that comes in parts, for `prepare` or `Entry.reading`, and later `not_read`."""
         self._readings += 1
         return self._readings
 
@@ -258,10 +265,11 @@ class Store:
         seen: Lsn = 0,
         reading: int = 0,
     ) -> Batch:
-        """Compare what was read (None: it is gone) with the map; each id at most once.
+        """Compare what was read (None: it is gone) with the map; each id at most once a call.
 
         ``named`` says that transactions up to ``position`` named these ids, so that the position of an entry
-        moves even where its bytes stay. The rows of a reconcile are named by nobody; it is a ``reading``.
+        moves even where its bytes stay. The rows of a reconcile are named by nobody. An id that comes again
+        with other bytes within one ``reading`` is gone: of two rows nobody knows which one counts.
         What is different may be as new as ``seen``: it is news to a client of another server that is not
         beyond that.
         """
@@ -269,8 +277,12 @@ class Store:
         entries, revision, newest = self.entries, self.head + 1, batch.newest
         for endpoint_id, payload in rows:
             old = entries.get(endpoint_id)
-            if payload is None:
-                self._compare_gone(batch, endpoint_id, old, named=named)
+            if reading and old is not None and old.reading == reading:
+                if payload != old.payload:
+                    batch.twice.append(endpoint_id)
+                    self._compare_gone(batch, endpoint_id, old, named=named, reading=reading)
+            elif payload is None:
+                self._compare_gone(batch, endpoint_id, old, named=named, reading=reading)
             elif old is None:  # all of them, a million times, at the first load: so it stands here
                 digest = entry_digest(endpoint_id, payload)
                 batch.changed.append(Entry(endpoint_id, revision, newest, payload, reading))
@@ -302,19 +314,23 @@ class Store:
         batch.changed.append(Entry(old.id, self.head + 1, position, payload, old.reading))
         batch.digests.append(digest)
 
-    def _compare_gone(self, batch: Batch, endpoint_id: str, old: Entry | None, *, named: bool) -> None:
+    def _compare_gone(
+        self, batch: Batch, endpoint_id: str, old: Entry | None, *, named: bool, reading: int
+    ) -> None:
         if old is None:
             if named:  # it came and went before we looked, but a client of another server may have seen it
-                batch.changed.append(Entry(endpoint_id, self.head + 1, batch.newest, None))
+                batch.changed.append(Entry(endpoint_id, self.head + 1, batch.newest, None, reading))
                 batch.digests.append(b"")
             return
+        old.reading = max(old.reading, reading)
         if endpoint_id in self.tombstones:
             if named:
                 batch.moved.append((old, b""))
             return
         if old.payload is not None:
             batch.delta -= int.from_bytes(entry_digest(endpoint_id, old.payload), "big")
-        batch.changed.append(Entry(old.id, self.head + 1, max(batch.newest, old.position), None))
+        position = max(batch.newest, old.position)
+        batch.changed.append(Entry(old.id, self.head + 1, position, None, old.reading))
         batch.digests.append(b"")
         batch.deletes += 1
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from cdc.mapping.row_rule import Reason
     from cdc.observer import BatchSeen, Mode, Observer, ReconcileSeen, SlotSeen
 
 _log = structlog.get_logger(__name__)
@@ -33,6 +34,8 @@ class Listener:
     def state_file_error(self, message: str) -> None: ...
 
     def slot(self, slot: SlotSeen) -> None: ...
+
+    def odd_rows(self, numbers: Mapping[Reason, int]) -> None: ...
 
     def trouble(self, key: str, message: str | None) -> None: ...
 
@@ -70,6 +73,9 @@ class FanOut:
 
     def slot(self, slot: SlotSeen) -> None:
         self._tell(lambda observer: observer.slot(slot))
+
+    def odd_rows(self, numbers: Mapping[Reason, int]) -> None:
+        self._tell(lambda observer: observer.odd_rows(numbers))
 
     def trouble(self, key: str, message: str | None) -> None:
         self._tell(lambda observer: observer.trouble(key, message))

@@ -14,13 +14,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from cdc.mapping.row_rule import Reason
 from cdc.observer import Mode, SlotSeen
 from cdc.state.token import ResetReason
 from server.observe.fanout import Listener
 from server.subscribers import PROTOCOLS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from cdc.freshness import Freshness
     from cdc.observer import BatchSeen, ReconcileSeen
@@ -109,6 +110,9 @@ class Metrics(Listener):
         self._troubles = gauge(
             "trouble", "1 while a lasting condition holds that /healthz tells of.", "reason"
         )
+        self._odd_rows = gauge(
+            "odd_rows", "Rows that are no endpoints as they stand, by what is odd about them.", "reason"
+        )
         self._feed_resets = counter(
             "feed_resets", "Clients of the feed that were sent everything, and why.", "reason"
         )
@@ -127,6 +131,7 @@ class Metrics(Listener):
             self._troubles.labels(reason)
         for reset in get_args(ResetReason):
             self._feed_resets.labels(reset)
+        self.odd_rows({})
 
     def feed_reset(self, reason: ResetReason) -> None:
         """Count a client of the feed that starts over; called by the gRPC side."""
@@ -184,6 +189,11 @@ class Metrics(Listener):
     def state_file_error(self, message: str) -> None:  # noqa: ARG002 (texts are for the journal)
         """Count a failure of the state file."""
         self._state_file_errors.inc()
+
+    def odd_rows(self, numbers: Mapping[Reason, int]) -> None:
+        """Show how many rows of each kind there are now."""
+        for reason in get_args(Reason):
+            self._odd_rows.labels(reason).set(numbers.get(reason, 0))
 
     def trouble(self, key: str, message: str | None) -> None:
         """Show whether a lasting condition holds; its text may be long and is not for a label."""

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pads_cdc_client.pb import gateway_endpoint_pb2 as pb
 
 from cdc.mapping.mapping import COLUMNS, OPTIONAL_COLUMNS
-from server.payload import Row, encode, encoder
+from cdc.mapping.row_rule import MESSAGE_BYTES, OddRow
+from server import payload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=300)
+IDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=300)
 PERIODS = {
     "day": pb.CAPACITY_LIMIT_PERIOD_DAILY,
     "week": pb.CAPACITY_LIMIT_PERIOD_WEEKLY,
@@ -19,7 +26,7 @@ PERIODS = {
 }
 INT32 = st.integers(-(2**31), 2**31 - 1) | st.sampled_from([-(2**31), -1, 0, 1, 127, 128, 2**31 - 1])
 ROWS = st.tuples(
-    TEXTS,
+    IDS,
     st.none() | TEXTS,
     st.none() | st.booleans(),
     st.none() | st.lists(TEXTS, max_size=20),
@@ -28,6 +35,33 @@ ROWS = st.tuples(
     st.none() | INT32,
     st.none() | INT32,
 )
+
+
+Row = tuple[str, str | None, bool | None, list[str] | None, str | None, str | None, int | None, int | None]
+
+
+def printed(value: Any) -> Any:
+    """Return a value as the database prints it."""
+    match value:
+        case None | bytes():
+            return value
+        case bool():
+            return b"t" if value else b"f"
+        case list() | tuple():
+            return type(value)(map(printed, value))
+        case _:
+            return str(value).encode()
+
+
+def encode(row: tuple[Any, ...]) -> bytes:
+    """Encode a row of Python's values."""
+    return payload.encode(printed(row))
+
+
+def encoder(columns: Sequence[str]) -> Callable[[tuple[Any, ...]], bytes]:
+    """Return what encodes rows of Python's values with these columns."""
+    encode_more = payload.encoder(columns)
+    return lambda row: encode_more(printed(row))
 
 
 def generated(row: Row) -> pb.GatewayEndpoint:
@@ -144,11 +178,69 @@ def test_the_period_is_monthly_only_where_there_is_a_limit(
     assert message.rate_limiting.throughput_limit == 5
 
 
-@pytest.mark.parametrize("limits", [(2**31, 0), (0, 2**31), (-(2**31) - 1, 0)])
-def test_a_limit_beyond_32_bits_is_refused_without_showing_the_key(limits: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="32 bits") as raised:
-        encode(("app", "secret", True, None, None, None, *limits))
-    assert "secret" not in str(raised.value)
+@pytest.mark.parametrize(
+    ("limits", "served"),
+    [
+        ((5_000_000_000, 0), (2**31 - 1, 0)),
+        ((1, 2**31), (1, 2**31 - 1)),
+        ((-(2**31) - 1, 7), (-(2**31), 7)),
+        (("Infinity", "2.5"), (2**31 - 1, 3)),
+    ],
+)
+def test_a_limit_that_the_wire_cannot_carry_is_the_nearest_that_it_can(
+    limits: tuple[Any, Any], served: tuple[int, int]
+) -> None:
+    row = ("app", "secret", True, None, "acc", "plan")
+    for _ in range(2):  # the second time it is remembered
+        with pytest.raises(OddRow) as odd:
+            encode((*row, *limits))
+        assert odd.value.payload == encode((*row, *served))
+        assert odd.value.oddity.served
+        assert "secret" not in str(odd.value) + odd.value.oddity.text
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        (0, None, "no_id"),
+        (0, "", "no_id"),
+        (0, b"caf\xe9", "not_text"),
+        (0, "i" * (MESSAGE_BYTES + 1), "too_large"),
+        (1, b"\xff", "not_text"),
+        (1, "k" * MESSAGE_BYTES, "too_large"),
+        (2, "maybe", "not_a_boolean"),
+        (3, "{user}", "not_a_list"),
+        (3, [["user"]], "not_a_list"),
+        (3, [b"\xff"], "not_text"),
+        (4, b"\xff", "not_text"),
+        (5, b"\xff", "not_text"),
+        (6, "many", "not_a_number"),
+        (7, "NaN", "not_a_number"),
+    ],
+)
+def test_a_row_without_a_meaning_has_no_payload(column: int, value: Any, reason: str) -> None:
+    row = list(printed(("app", "secret", True, None, "acc", "plan", 1, 2)))
+    row[column] = printed(value)
+    for _ in range(2):
+        with pytest.raises(OddRow) as odd:
+            payload.encode(tuple(row))
+        assert odd.value.payload is None
+        assert odd.value.oddity.reason == reason
+        assert odd.value.named == (column != 0)
+        assert "secret" not in odd.value.oddity.text.replace("secret_key", "")
+
+
+def test_what_is_remembered_of_plans_is_bounded() -> None:
+    for number in range(10_000):
+        encode(("app", "key", True, None, "acc", f"plan_{number}", number, 0))
+        encode(("app", "key", True, None, "acc", f"plan_{number}" * 100, number, 0))
+    assert len(payload._plans) <= payload._PLANS
+    assert all(len(plan or b"") < 100 for plan, _, _ in payload._plans)
+
+
+def test_a_user_that_is_null_is_nobody() -> None:
+    row = ("app", "key", True, ["one", None], None, None, None, None)
+    assert encode(row) == encode(("app", "key", True, ["one"], None, None, None, None))
 
 
 @given(ROWS, st.lists(st.none() | TEXTS, min_size=4, max_size=4), st.sampled_from([*PERIODS, None]))
@@ -170,13 +262,18 @@ def test_optional_columns_are_found_by_name_and_may_be_few() -> None:
     message = pb.GatewayEndpoint.FromString(encoder([*COLUMNS, "environment"])((*row, "test")))
     assert (message.metadata.environment, message.metadata.name) == ("test", "")
     assert message.rate_limiting.capacity_limit_period == pb.CAPACITY_LIMIT_PERIOD_MONTHLY
-    assert encoder(COLUMNS) is encode, "mappings without them pay nothing"
+    assert payload.encoder(COLUMNS) is payload.encode, "mappings without them pay nothing"
 
 
-def test_a_period_that_is_none_is_refused() -> None:
+def test_a_period_that_is_none_has_no_meaning() -> None:
     encode_more = encoder([*COLUMNS, "capacity_limit_period"])
-    with pytest.raises(ValueError, match="'MONTHLY': must be day, week, month, year or NULL"):
+    with pytest.raises(OddRow, match="neither day, week, month, year nor NULL") as odd:
         encode_more(("app", None, None, None, None, None, 1, 2, "MONTHLY"))
+    assert odd.value.payload is None
+    assert odd.value.named
+    with pytest.raises(OddRow) as odd:
+        encode_more((None, None, None, None, None, None, 1, 2, "MONTHLY"))
+    assert not odd.value.named
 
 
 LENGTHS = st.integers(95, 105) | st.integers(0, 3) | st.just(24)
@@ -186,5 +283,5 @@ LENGTHS = st.integers(95, 105) | st.integers(0, 3) | st.just(24)
 def test_short_texts_and_long_ones_make_the_same_bytes(
     name: int, key: int, account: int, plan: int, required: bool
 ) -> None:
-    row: Row = ("i" * name, "k" * key, required, None, "a" * account, "p" * plan, 1, 2)
+    row: Row = ("i" * (name or 1), "k" * key, required, None, "a" * account, "p" * plan, 1, 2)
     assert encode(row) == generated(row).SerializeToString(deterministic=True)

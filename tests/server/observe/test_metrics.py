@@ -49,6 +49,7 @@ DESIGNED = {
     "last_reconcile_timestamp_seconds": set(),
     "audit_interval_seconds": set(),
     "trouble": {"reason"},
+    "odd_rows": {"reason"},
     "subscriber_max_lag_seconds": set(),
     "subscribers_current": {"protocol"},
     "feed_resets_total": {"reason"},

@@ -1,0 +1,225 @@
+"""What becomes of a row that is no endpoint as it stands. One rule, whatever has it read: a load, a change, a
+ripple, an audit, a poll.
+
+- What a message cannot carry, and still has a meaning, is served as the nearest that it can carry.
+- What has no meaning is left out, as if the row were deleted: it must not authorize anybody.
+
+===============  =========================================================  ==================================
+reason           the row                                                    what becomes of it
+===============  =========================================================  ==================================
+`out_of_range`   a limit beyond 32 bits, ``Infinity`` too                   the nearest that 32 bits hold
+`fraction`       a limit with a fraction                                    away from zero, which is no limit
+`not_a_number`   a limit that is ``NaN``, or text that is no number         left out
+`not_a_boolean`  ``secret_key_required`` is neither true nor false          left out
+`not_a_list`     ``authorized_users`` is no list                            left out
+`not_a_period`   ``capacity_limit_period`` is none                          left out
+`not_text`       bytes that are no text in the database's encoding          left out
+`no_id`          ``endpoint_id`` is NULL or empty                           left out
+`twice`          another row has the same ``endpoint_id`` and says other    both are left out
+                 things; rows that say the same are one
+`too_large`      it does not fit into a message                             left out
+===============  =========================================================  ==================================
+
+Everything takes time in proportion to the length of what stands in the row, and no other row's.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import ROUND_UP, Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Reason = Literal[
+    "out_of_range",
+    "fraction",
+    "not_a_number",
+    "not_a_boolean",
+    "not_a_list",
+    "not_a_period",
+    "not_text",
+    "no_id",
+    "twice",
+    "too_large",
+]
+SERVED: Final = frozenset({"out_of_range", "fraction"})
+"""The reasons for which a row is served nevertheless."""
+
+MESSAGE_BYTES: Final = (4 << 20) - (8 << 10)
+"""An endpoint's id and payload are no longer than this together: a gRPC client takes no message of more than
+4 MiB unless it was told to, and a stream that holds one breaks again and again. The rest is for what is
+around them in a message.
+"""
+
+_INT32_LEAST, _INT32_MOST = -(2**31), 2**31 - 1
+# Possessive, so that no text is looked at twice: the interpreter's lock is held meanwhile.
+_NUMBER: Final = re.compile(rb"\s*+[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]{1,9})?\s*+")
+_INFINITE: Final = re.compile(rb"\s*+([+-]?)inf(?:inity)?\s*+", re.IGNORECASE)
+_SHOWN: Final = 40
+"""Characters of a value or an id that people are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Oddity:
+    """What is odd about one row. The text never holds a key."""
+
+    reason: Reason
+    text: str
+    """The column, and what about it."""
+
+    @property
+    def served(self) -> bool:
+        """Whether the row is an endpoint nevertheless."""
+        return self.reason in SERVED
+
+
+TWICE: Final = Oddity("twice", "another row has this endpoint_id as well, and says other things")
+
+
+class OddRow(Exception):  # noqa: N818 - it is about a row; nothing is wrong with us
+    """Raised in place of returning the payload of a row that is odd."""
+
+    def __init__(self, oddity: Oddity, payload: bytes | None = None, *, named: bool = True) -> None:
+        """``payload`` is what is served; ``named`` says that the row has an id which an endpoint can have."""
+        super().__init__(oddity.text)
+        self.oddity = oddity
+        self.payload = payload
+        self.named = named
+
+
+def limit(column: str, value: bytes | None) -> tuple[int, Oddity | None]:
+    """Return a limit as 32 bits carry it, and what is odd about it. NULL is 0: no limit.
+
+    Raises:
+        OddRow: it has no meaning.
+
+    """
+    if value is None:
+        return 0, None
+    if len(value) <= _SHOWN and value.isdigit() and (number := int(value)) <= _INT32_MOST:
+        return number, None
+    infinite = _INFINITE.fullmatch(value)
+    if infinite is not None:
+        found = Decimal("-Infinity" if infinite[1] == b"-" else "Infinity")
+    elif _NUMBER.fullmatch(value) is not None:
+        try:
+            found = Decimal(value.decode("ascii").strip())
+        except InvalidOperation:  # its exponent is beyond all reason
+            raise _no_number(column, value) from None
+    else:
+        raise _no_number(column, value)
+    # Compared before it becomes an int: a short text can name an int that fills the memory.
+    if not _INT32_LEAST <= found <= _INT32_MOST:
+        nearest = _INT32_MOST if found > 0 else _INT32_LEAST
+        text = f"{column} is {_shown(value)}, beyond 32 bits: served as {nearest}"
+        return nearest, Oddity("out_of_range", text)
+    number = int(found.to_integral_value(ROUND_UP))
+    if number == found:
+        return number, None
+    return number, Oddity("fraction", f"{column} is {_shown(value)}, no whole number: served as {number}")
+
+
+def flag(column: str, value: bytes | None) -> bool:
+    """Return whether a boolean is true, as Postgres prints it or reads it from text; a number, too. NULL is
+    not.
+
+    Raises:
+        OddRow: it is neither.
+
+    """
+    if value is None or value == b"f":
+        return False
+    if value == b"t":
+        return True
+    word = value.strip().lower()
+    if word and (b"true".startswith(word) or b"yes".startswith(word) or word == b"on"):
+        return True
+    if word and (b"false".startswith(word) or b"no".startswith(word) or word in (b"of", b"off")):
+        return False
+    if _NUMBER.fullmatch(word) is None:
+        raise OddRow(Oddity("not_a_boolean", f"{column} is neither true nor false"))
+    return any(digit in b"123456789" for digit in word.partition(b"e")[0])
+
+
+def users(column: str, value: object) -> list[bytes]:
+    """Return who may call; a NULL in the list is nobody.
+
+    Raises:
+        OddRow: it is no list of texts, or one of them is no text.
+
+    """
+    if not isinstance(value, list):
+        raise OddRow(Oddity("not_a_list", f"{column} is no list"))
+    found = [user for user in value if user is not None]
+    if not all(isinstance(user, bytes) for user in found):
+        raise OddRow(Oddity("not_a_list", f"{column} is no list of texts"))
+    check_text(column, found)
+    return found
+
+
+def check_text(column: str, values: Iterable[bytes]) -> None:
+    """Look whether bytes are UTF-8.
+
+    Raises:
+        OddRow: they are not, and so were no text in the database's encoding.
+
+    """
+    for value in values:
+        if not value.isascii():
+            try:
+                value.decode()
+            except UnicodeDecodeError:
+                raise OddRow(Oddity("not_text", f"{column} is no text in the database's encoding")) from None
+
+
+def check_id(column: str, value: bytes | None) -> None:
+    """Look whether an endpoint can have this id.
+
+    Raises:
+        OddRow: it cannot.
+
+    """
+    if not value:
+        what = "NULL" if value is None else "empty"
+        raise OddRow(Oddity("no_id", f"{column} is {what}"), named=False)
+    try:
+        check_size(column, len(value))
+        check_text(column, (value,))
+    except OddRow as odd:
+        odd.named = False
+        raise
+
+
+def check_size(what: str, size: int) -> None:
+    """Look whether something of so many bytes fits into a message.
+
+    Raises:
+        OddRow: it does not.
+
+    """
+    if size > MESSAGE_BYTES:
+        raise OddRow(Oddity("too_large", f"{what} has {size:,} bytes, more than a message takes"))
+
+
+def shown(value: bytes | None) -> str:
+    """Return what people are shown of an id that no endpoint can have."""
+    if value is None:
+        return "(NULL)"
+    return _shown(value) or "(empty)"
+
+
+def in_short(text: str) -> str:
+    """Return text as people are shown it: on one line, and not too long."""
+    text = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text[: 4 * _SHOWN])
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _no_number(column: str, value: bytes) -> OddRow:
+    return OddRow(Oddity("not_a_number", f"{column} is {_shown(value) or 'empty'}, which is no number"))
+
+
+def _shown(value: bytes) -> str:
+    return in_short(value[: 4 * _SHOWN].decode("utf-8", "backslashreplace"))
