@@ -111,7 +111,7 @@ def encoder(columns: Sequence[str]) -> Callable[[tuple[Any, ...]], bytes]:
         period = _period(more.pop("capacity_limit_period", None))
         for column, value in more.items():
             check_text(column, (value or b"",))
-        return _encode(row[:_ROW], _of_plan(*row[5:_ROW], period), more)
+        return _encode(row[:_ROW], _of_plan(row[5], row[6], row[7], period), more)
 
     return encode_more
 
