@@ -371,8 +371,11 @@ class _Seconds(click.ParamType[float]):
 @cli.command()
 @click.option("--seconds", type=_Seconds(), help="Stop after so many seconds; else with Ctrl-C.")
 @click.option("--plain", is_flag=True, help="Print lines instead of the live view; for logs and CI.")
-def demo(seconds: float | None, plain: bool) -> int | None:
+@click.option(
+    "--envoy", is_flag=True, help="Put a real Envoy with `pads-cdc authorize` before it, and call it."
+)
+def demo(seconds: float | None, plain: bool, envoy: bool) -> int | None:
     """Show it working: a throw-away Postgres, a workload, the server, a subscriber, and the proof."""
     from server.commands.demo import run  # noqa: PLC0415
 
-    return run(seconds, plain)
+    return run(seconds, plain, envoy)

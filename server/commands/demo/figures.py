@@ -33,6 +33,8 @@ class Figures:
     rows: dict[str, Row] = field(default_factory=lambda: {kind: Row() for kind in KINDS})
     staleness: list[float] = field(default_factory=list)
     """Seconds, as the server said about once a second."""
+    refused: list[float] = field(default_factory=list)
+    """Seconds from each commit that took a key away to Envoy's first refusal of it."""
 
     def deliver(self, delivery: Delivery) -> None:
         """Count a commit that has arrived."""

@@ -18,7 +18,7 @@ from server.commands.demo.figures import Figures
 from server.commands.demo.portal import as_bytes, endpoints
 from server.commands.demo.stage import StoppedEarly, set_up
 from server.commands.demo.summary import Verdict, summarize
-from server.commands.demo.view import Glance, LiveView, PlainView
+from server.commands.demo.view import GateGlance, Glance, LiveView, PlainView
 from server.commands.demo.workload import commit_until
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _PAGE: Final = 1.0
 """Seconds between two looks at the server's metrics page."""
 
 
-def play(interrupt: Interrupt, *, seconds: float | None, plain: bool) -> int:
+def play(interrupt: Interrupt, *, seconds: float | None, plain: bool, envoy: bool) -> int:
     """Do what `server.commands.demo.run` says."""
     # Threads take turns more often than by default: drawing a screen must not delay an arrival.
     sys.setswitchinterval(0.0005)
@@ -45,7 +45,7 @@ def play(interrupt: Interrupt, *, seconds: float | None, plain: bool) -> int:
     console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
     try:
         with ExitStack() as ending:
-            stage = set_up(ending, interrupt, console.print)
+            stage = set_up(ending, interrupt, console.print, envoy=envoy)
             live = console.is_terminal and not plain
             view = LiveView(console, stage.server.target) if live else PlainView(console)
             with view:
@@ -76,7 +76,9 @@ class _Performance:
         """Let the workload run for so long, or until we are to stop."""
         stop = threading.Event()
         with ThreadPoolExecutor(1, "workload") as threads:
-            committing = threads.submit(commit_until, stop, self._stage.portal, self._stage.arrivals)
+            gate = self._stage.gate
+            watching = [self._stage.arrivals, *(() if gate is None else (gate.callers,))]
+            committing = threads.submit(commit_until, stop, self._stage.portal, *watching)
             try:
                 while not committing.done() and (seconds is None or self._elapsed < seconds):
                     stopping = interrupt.wait(_FRAME)
@@ -97,7 +99,7 @@ class _Performance:
             self._look()
             time.sleep(_FRAME / 4)
         self._look()
-        gateways = self._stage.gateways
+        gateways, gate = self._stage.gateways, self._stage.gate
         return Verdict(
             seconds=self._elapsed,
             subscribers=len(gateways),
@@ -106,6 +108,8 @@ class _Performance:
             overtaken=self._stage.arrivals.awaited,
             endpoints=len(true),
             wrong=tuple(wrong),
+            answers={} if gate is None else gate.callers.answers,
+            faults=() if gate is None else tuple(gate.callers.faults),
         )
 
     def _wrong(self, true: dict[str, bytes]) -> list[str]:
@@ -126,6 +130,11 @@ class _Performance:
         deliveries = self._stage.arrivals.take()
         for delivery in deliveries:
             self.figures.deliver(delivery)
+        gate, refusals = self._stage.gate, []
+        if gate is not None:
+            gate.check()
+            refusals = gate.callers.take()
+            self.figures.refused.extend(refusal.seconds for refusal in refusals)
         self._view.show(
             Glance(
                 began=self._began,
@@ -136,5 +145,6 @@ class _Performance:
                 gauges=self._gauges,
                 held=tuple(one.count for one in self._stage.gateways),
                 updates=sum(one.updates for one in self._stage.gateways),
+                gate=None if gate is None else GateGlance(gate.address, gate.callers.answers, refusals),
             )
         )

@@ -102,6 +102,8 @@ def _encode(
     endpoint.metadata.SetInParent()
     endpoint.metadata.account_id = account_id or ""
     endpoint.metadata.plan_type = plan_type or ""
+    # The second revision of the contract has the metadata here; to the first one they are unknown fields.
+    endpoint.rate_limiting.MergeFromString(endpoint.metadata.SerializeToString(deterministic=True))
     return endpoint
 
 

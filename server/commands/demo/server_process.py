@@ -34,33 +34,28 @@ class Gauges:
     """Bytes of WAL that are not applied yet."""
 
 
-class ServerProcess:
-    """``pads-cdc serve``; its log and state file are in ``folder``. Ends with its context."""
+class _Process:
+    """A command of ours that serves; its log is in ``folder``. Ends with its context."""
 
-    def __init__(self, connection_string: str, folder: Path) -> None:
-        self._log = folder / "server.log"
+    def __init__(self, command: str, folder: Path, **settings: str) -> None:
+        self._command = command
+        self._log = folder / f"{command}.log"
         environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
-        environment |= {
-            "POSTGRES_CONNECTION_STRING": connection_string,
-            "PORT": "0",
-            "METRICS_PORT": "0",
-            "STATE_FILE": str(folder / "state"),
-            "LOG_FORMAT": "json",
-        }
+        environment |= {"PORT": "0", "METRICS_PORT": "0", "LOG_FORMAT": "json"} | settings
         with self._log.open("wb") as log, uninterrupted():
-            self._process = subprocess.Popen(
-                # Whatever kills us, even SIGKILL, ends the server too.
-                ["setpriv", "--pdeathsig", "TERM", sys.executable, "-P", "-m", "server", "serve"],  # noqa: S607
+            self._process = subprocess.Popen(  # noqa: S603 (nothing in it comes from outside)
+                # Whatever kills us, even SIGKILL, ends it too.
+                ["setpriv", "--pdeathsig", "TERM", sys.executable, "-P", "-m", "server", command],  # noqa: S607
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C goes to the terminal's process group; the server is to outlive the last comparison.
+                # Ctrl-C goes to the terminal's process group; it is to outlive the last comparison.
                 start_new_session=True,
             )
         self.target = ""
-        """Where gateways connect; empty until it serves."""
-        self._metrics_port = 0
+        """Where its gRPC listens; empty until it serves."""
+        self._http = 0
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +74,7 @@ class ServerProcess:
         for line in self._log.read_text().split("\n")[:-1]:
             said = json.loads(line) if line.startswith("{") else {}
             if said.get("event") == "serving":
-                self.target, self._metrics_port = f"127.0.0.1:{said['grpc']}", said["http"]
+                self.target, self._http = f"127.0.0.1:{said['grpc']}", said["http"]
         return bool(self.target)
 
     def check(self) -> None:
@@ -87,23 +82,17 @@ class ServerProcess:
         if self._process.poll() is not None:
             lines = self._log.read_text().strip().split("\n")
             said = lines[-1].removeprefix("pads-cdc: ") or f"exit code {self._process.returncode}"
-            raise PadsCdcError(f"the demo's server has ended: {said}")
+            raise PadsCdcError(f"the demo's pads-cdc {self._command} has ended: {said}")
 
-    def gauges(self) -> Gauges | None:
-        """Read its metrics page, or None if it does not answer within a second."""
-        connection = http.client.HTTPConnection("127.0.0.1", self._metrics_port, timeout=_PAGE_SECONDS)
+    def _page(self, path: str) -> tuple[int, str]:
+        """Ask for a page; raises OSError or HTTPException if it does not answer within a second."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._http, timeout=_PAGE_SECONDS)
         try:
-            connection.request("GET", "/metrics")
-            page = connection.getresponse().read().decode()
-        except (OSError, http.client.HTTPException):
-            return None
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
         finally:
             connection.close()
-        series = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
-        return Gauges(
-            staleness=float(series["pads_cdc_replication_lag_seconds"]),
-            behind=int(float(series['pads_cdc_replication_lag_bytes{stage="applied"}'])),
-        )
 
     def stop(self) -> int:
         """Ask it to stop, wait until it has, and return its exit code; one that does not is killed."""
@@ -114,3 +103,37 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 self._process.kill()
         return self._process.wait()
+
+
+class ServerProcess(_Process):
+    """``pads-cdc serve``; its state file is in ``folder`` too."""
+
+    def __init__(self, connection_string: str, folder: Path) -> None:
+        state = str(folder / "state")
+        super().__init__("serve", folder, POSTGRES_CONNECTION_STRING=connection_string, STATE_FILE=state)
+
+    def gauges(self) -> Gauges | None:
+        """Read its metrics page, or None if it does not answer within a second."""
+        try:
+            _, page = self._page("/metrics")
+        except (OSError, http.client.HTTPException):
+            return None
+        series = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+        return Gauges(
+            staleness=float(series["pads_cdc_replication_lag_seconds"]),
+            behind=int(float(series['pads_cdc_replication_lag_bytes{stage="applied"}'])),
+        )
+
+
+class AuthorizerProcess(_Process):
+    """``pads-cdc authorize`` on the feed at an address."""
+
+    def __init__(self, feed: str, folder: Path) -> None:
+        super().__init__("authorize", folder, FEED_ADDRESSES=feed, DRAIN_TIME="1ms")
+
+    def ready(self) -> bool:
+        """Tell whether it holds the whole map."""
+        try:
+            return self._page("/readyz")[0] == 200  # noqa: PLR2004 (HTTP's)
+        except (OSError, http.client.HTTPException):
+            return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +11,8 @@ from cdc.errors import PadsCdcError
 from server.commands.demo import portal as portals
 from server.commands.demo.arrivals import Arrivals
 from server.commands.demo.cluster import ephemeral_cluster
+from server.commands.demo.envoy_process import find_envoy
+from server.commands.demo.gate import put_up
 from server.commands.demo.gateway import Gateway
 from server.commands.demo.programs import ClusterError
 from server.commands.demo.server_process import ServerProcess
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import ExitStack
 
+    from server.commands.demo.gate import Gate
     from server.commands.demo.portal import Portal
     from server.commands.interrupt import Interrupt
 
@@ -38,9 +42,11 @@ class Stage:
     """Two, because one subscriber must not take from another what is meant for both."""
     arrivals: Arrivals
     """At the first of them."""
+    gate: Gate | None
+    """With ``--envoy``."""
 
 
-def set_up(ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None]) -> Stage:
+def set_up(ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None], *, envoy: bool) -> Stage:
     """Bring everything up, in about five seconds; ``ending`` takes it down.
 
     Raises:
@@ -49,7 +55,7 @@ def set_up(ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None]) 
 
     """
     try:
-        return _set_up(ending, interrupt, say)
+        return _set_up(ending, interrupt, say, envoy=envoy)
     except (ClusterError, PadsCdcError) as error:
         # Ctrl-C in a terminal goes to what we have just started too: initdb, pg_ctl, the server.
         if interrupt.requested:
@@ -57,7 +63,9 @@ def set_up(ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None]) 
         raise PadsCdcError(str(error)) from error
 
 
-def _set_up(ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None]) -> Stage:
+def _set_up(ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None], *, envoy: bool) -> Stage:
+    if envoy:
+        find_envoy()  # before anything takes time
     say("starting PostgreSQL in a temporary folder")
     cluster = ending.enter_context(ephemeral_cluster())
     _go_on(interrupt)
@@ -73,7 +81,21 @@ def _set_up(ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None])
     for gateway in gateways:
         ending.enter_context(gateway)
     _wait(interrupt, server, lambda: all(one.settled for one in gateways), "the subscribers hold the map")
-    return Stage(portal, server, gateways, arrivals)
+    gate = None
+    if envoy:
+        say("starting Envoy with deploy/envoy/envoy.yaml, and behind it pads-cdc authorize and an upstream")
+        with closing(portal.connect()) as session, session.cursor() as cursor:
+            known = portals.endpoints(cursor)
+
+        def wait(condition: Callable[[], bool], what: str) -> None:
+            _wait(interrupt, server, condition, what)
+
+        gate = put_up(ending, cluster.folder, server.target, known, wait)
+        open_one = next(each for each in sorted(known) if known[each].auth.HasField("no_auth"))
+        asks = next(each for each in sorted(known) if known[each].auth.static_api_key.api_key)
+        say(f"call it, from another terminal:  curl -i {gate.address}/v1/{open_one}/")
+        say(f"  one that asks for a key:       curl -i {gate.address}/v1/{asks}/")
+    return Stage(portal, server, gateways, arrivals, gate)
 
 
 def _wait(interrupt: Interrupt, server: ServerProcess, condition: Callable[[], bool], what: str) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from server.commands.demo.figures import percentile
-from server.commands.demo.view import figures_table, milliseconds
+from server.commands.demo.view import answers, figures_table, milliseconds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
@@ -36,6 +36,10 @@ class Verdict:
     """That the mapping query finds."""
     wrong: tuple[str, ...]
     """Ids that some subscriber holds otherwise, misses or has too many."""
+    answers: Mapping[int, int]
+    """How often Envoy answered each code; empty without it."""
+    faults: tuple[str, ...]
+    """What Envoy must not have answered."""
 
 
 def summarize(console: Console, figures: Figures, verdict: Verdict, server_exit: int) -> int:
@@ -56,6 +60,11 @@ def summarize(console: Console, figures: Figures, verdict: Verdict, server_exit:
         console.print(f"a subscriber lost its stream: {loss}")
     _say(console, "a rotated key was at the subscriber after", _latencies(rotated.seconds))
     _say(console, "  with nothing else on its way after", _latencies(rotated.alone))
+    if verdict.answers:
+        _say(console, "Envoy answered", answers(verdict.answers))
+        _say(console, "  a key that was taken away was refused there after", _latencies(figures.refused))
+    for fault in verdict.faults:
+        console.print(f"Envoy let somebody in: {fault}")
     if figures.staleness:
         console.print(
             f"staleness: {max(figures.staleness):.1f} s at most, {figures.staleness[-1]:.1f} s at the end"
@@ -71,7 +80,7 @@ def summarize(console: Console, figures: Figures, verdict: Verdict, server_exit:
         )
         return 1
     console.print(f"EQUAL: {holders} hold exactly {query}")
-    return 1 if server_exit or verdict.losses else 0
+    return 1 if server_exit or verdict.losses or verdict.faults else 0
 
 
 def _say(console: Console, first: str, rest: str) -> None:

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from rich.text import Text
@@ -18,11 +18,12 @@ from server.commands.watch.table import Column, Row, table
 from server.commands.watch.view import WatchedFeed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
     from server.commands.demo.arrivals import Delivery
+    from server.commands.demo.callers import Refusal
     from server.commands.demo.figures import Figures
     from server.commands.demo.server_process import Gauges
 
@@ -45,6 +46,18 @@ _COMMITS: Final = (
     Column("changed", 7, right=True),
     Column("had it after", 12, right=True),
 )
+_REFUSED: Final = Column("Envoy refused", 13, right=True)
+
+
+@dataclass(frozen=True)
+class GateGlance:
+    """What happens at Envoy."""
+
+    address: str
+    answers: Mapping[int, int]
+    """How often each code was answered."""
+    refusals: Sequence[Refusal]
+    """New since the last glance."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,8 @@ class Glance:
     """Endpoints at each subscriber."""
     updates: int
     """That the subscribers have got, all together."""
+    gate: GateGlance | None = None
+    """With ``--envoy``."""
 
 
 class View(Protocol):
@@ -97,6 +112,11 @@ class PlainView:
             self._console.print(
                 f"{at}  {one.commit.kind:<20} {one.commit.what:<26} {size} {milliseconds(one.seconds):>9}"
             )
+        for refusal in () if glance.gate is None else glance.gate.refusals:
+            after = milliseconds(refusal.seconds)
+            self._console.print(
+                f"{'':10}  Envoy: the old key's first {refusal.code} {after} after the commit"
+            )
 
 
 class LiveView:
@@ -106,6 +126,8 @@ class LiveView:
         self._watched = WatchedFeed(target, Feed(target), until_synced=False)
         self._screen = Screen(console, self._watched, title=f"pads-cdc demo, and watch {target}")
         self._latest: deque[Delivery] = deque(maxlen=_KEPT)
+        self._refused: dict[int, Refusal] = {}
+        """By the number of the commit."""
         self._reading: Future[None] = Future()
         self._ending = ExitStack()
 
@@ -130,13 +152,30 @@ class LiveView:
         figures = _figures(glance.figures)
         if self._screen.height < _TALL:
             figures = figures[-1:]
+        columns: Sequence[Column] = _COMMITS
+        if glance.gate is not None:
+            columns = (*_COMMITS, _REFUSED)
+            self._refused |= {refusal.number: refusal for refusal in glance.gate.refusals}
         commits = [_commit(one, glance.began) for one in self._latest]
-        self._screen.draw(_state(glance), (Section(_FIGURES, figures, 0), Section(_COMMITS, commits, 2)))
+        if glance.gate is not None:
+            refused = [self._refused.get(one.commit.number) for one in self._latest]
+            commits = [
+                replace(
+                    row, cells=(*row.cells, "" if one is None else f"{one.code} {milliseconds(one.seconds)}")
+                )
+                for row, one in zip(commits, refused, strict=True)
+            ]
+        self._screen.draw(_state(glance), (Section(_FIGURES, figures, 0), Section(columns, commits, 2)))
 
 
 def figures_table(figures: Figures, width: int) -> list[Text]:
     """Return the latencies by kind of commit."""
     return table(_FIGURES, _figures(figures), width)
+
+
+def answers(counted: Mapping[int, int]) -> str:
+    """Write how often each code was answered."""
+    return "  ".join(f"{code}: {count:,}" for code, count in counted.items())
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -162,6 +201,12 @@ def _state(glance: Glance) -> Text:
     text.append(f"   source: {lag}\n")
     text.append(f"subscribers hold {held}   {glance.updates:,} updates   ")
     text.append(f"commits on the way: {glance.awaited}")
+    if glance.gate is not None:
+        refused = glance.figures.refused
+        text.append(f"\nEnvoy at {glance.gate.address}: ", style="bold")
+        text.append(answers(glance.gate.answers))
+        text.append(f"   a taken key's first refusal: p50 {milliseconds(percentile(refused, 0.5))}")
+        text.append(f", p99 {milliseconds(percentile(refused, 0.99))}")
     return text
 
 

@@ -8,7 +8,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from server.commands.demo.portal import endpoints
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
 
-    from server.commands.demo.arrivals import Arrivals
     from server.commands.demo.portal import Portal
 
 KINDS: Final = (
@@ -69,6 +68,8 @@ class Commit:
     """For people; without keys."""
     changes: Mapping[str, GatewayEndpoint | None] = field(repr=False)
     """The endpoints that are other ones after it, as they are then; None for one that is gone."""
+    before: Mapping[str, GatewayEndpoint] = field(repr=False)
+    """Those of them that there are before it, as they are then."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ class Workload:
             after = endpoints(cursor, *step.scope)
         # Not all that a statement touches changes: whoever has no key cannot lose one.
         changes = {each: after.get(each) for each in before | after if before.get(each) != after.get(each)}
-        return Commit(number, kind, step.what, changes)
+        changed = {each: endpoint for each, endpoint in before.items() if each in changes}
+        return Commit(number, kind, step.what, changes, changed)
 
     def commit(self) -> float:
         """Commit; returns when it had returned, by ``time.monotonic``."""
@@ -165,8 +167,18 @@ class Workload:
             return cursor.fetchall()
 
 
-def commit_until(stop: threading.Event, portal: Portal, arrivals: Arrivals) -> None:
-    """Commit at random moments until ``stop`` is set, and tell ``arrivals`` of each commit.
+class Watching(Protocol):
+    """Wants to know what comes, and when it has come."""
+
+    def expect(self, commit: Commit) -> None:
+        """Be told before a commit."""
+
+    def committed(self, commit: Commit, at: float) -> None:
+        """Be told when its COMMIT had returned, by ``time.monotonic``."""
+
+
+def commit_until(stop: threading.Event, portal: Portal, *watching: Watching) -> None:
+    """Commit at random moments until ``stop`` is set, and tell all who are watching of each commit.
 
     Raises:
         psycopg2.Error: the database failed.
@@ -177,8 +189,11 @@ def commit_until(stop: threading.Event, portal: Portal, arrivals: Arrivals) -> N
         workload = Workload(session, random)
         while not stop.wait(random.expovariate(_COMMITS_A_SECOND)):
             commit = workload.prepare()
-            arrivals.expect(commit)
-            arrivals.committed(commit, workload.commit())
+            for each in watching:
+                each.expect(commit)
+            at = workload.commit()
+            for each in watching:
+                each.committed(commit, at)
 
 
 def _key() -> str:

@@ -23,6 +23,7 @@ def commit(number: int, **changes: str | None) -> Commit:
         "key rotated",
         "",
         {each: None if key is None else keyed(each, key) for each, key in changes.items()},
+        {},
     )
 
 

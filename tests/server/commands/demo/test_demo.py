@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import shutil
@@ -72,6 +73,26 @@ def test_it_shows_what_it_did_and_proves_that_the_maps_are_equal(folder: Path) -
         total = re.search(r"^total +([\d,]+) +([\d,]+) ", text, re.MULTILINE)
         assert total is not None
         assert int(total[1].replace(",", "")) == len(commits)
+
+
+def test_with_envoy_a_key_that_is_taken_away_is_refused_at_the_gate(folder: Path) -> None:
+    with demo(folder, "--envoy", "--seconds", "6") as command:
+        line = command.lines[command.wait_line("^call it, from another terminal") - 1]
+        port = int(line.rpartition(":")[2].partition("/")[0])
+        caller = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        caller.request("GET", line.partition(str(port))[2])
+        assert caller.getresponse().status == 200
+        caller.close()
+        assert command.end(90) == 0, command.told()
+        assert EQUAL.fullmatch(command.lines[-1]), command.told()
+        text = "\n".join(command.lines)
+        refused = re.findall(
+            r"^ +Envoy: the old key's first (?:401|404) [\d.,]+ ms after the commit$", text, re.MULTILINE
+        )
+        assert len(refused) > 5
+        assert re.search(r"^Envoy answered 200: [\d,]+  401: [\d,]+  404: [\d,]+$", text, re.MULTILINE)
+        assert re.search(r"a key that was taken away was refused there after p50 [\d.]+ ms, p99", text)
+        assert not re.search(r"[0-9a-f]{24}|postgresql://", command.told())
 
 
 @pytest.mark.parametrize(
