@@ -1,4 +1,5 @@
--- Questions to any Postgres server, whatever the mapping.
+-- Questions to any Postgres server, whatever the mapping. Names are those of pg_catalog, the only schema that sessions of
+-- ours look into. No backslash is in them: what it means is a setting.
 
 -- name: Relations :many
 -- The mapping's tables as the plugin will name them (a partitioned table by its leaves), with the columns that each one's
@@ -132,7 +133,7 @@ SELECT
     current_setting('primary_slot_name') AS primary_slot,
     coalesce(current_setting('sync_replication_slots', true), 'off') = 'on' AS syncs_slots,
     coalesce(current_setting('synchronized_standby_slots', true), '') AS waited_for,
-    (SELECT setting ~ '\mdbname\s*=' FROM pg_settings WHERE name = 'primary_conninfo') AS names_database,
+    (SELECT setting ~ '[[:<:]]dbname[[:space:]]*=' FROM pg_settings WHERE name = 'primary_conninfo') AS names_database,
     has_database_privilege('public', current_database(), 'CONNECT') AS open_to_public
 FROM pg_roles
 WHERE pg_roles.rolname = current_user;
@@ -228,7 +229,7 @@ JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_proc p ON p.oid = t.tgfoid
 WHERE n.nspname = @schema AND c.relname = ANY (@tables)
     AND NOT t.tgisinternal AND t.tgparentid = 0 AND t.tgenabled <> 'D'
-    AND p.prosrc ~* '\m(pg_notify|notify|portal_application_changes)\M'
+    AND p.prosrc ~* '[[:<:]](pg_notify|notify|portal_application_changes)[[:>:]]'
 ORDER BY 2, 1;
 
 -- name: TryPlugin :many

@@ -12,4 +12,5 @@ pytest_plugins = [
     "tests.plugins.nats",
     "tests.plugins.authorizer",
     "tests.plugins.envoy",
+    "tests.plugins.languages",
 ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from cdc.errors import PadsCdcError
 from cdc.mapping import tables
 from cdc.postgres.errors import translated
+from cdc.postgres.session import ask
 from cdc.postgres.slot_state import SlotState
 
 if TYPE_CHECKING:
@@ -117,9 +118,8 @@ class Site:
         """
         connection = self.source.connect()
         try:
-            with translated(self.source.setting), connection.cursor() as cursor:
-                cursor.execute(self.queries[query], parameters)
-                return cursor.fetchall()
+            with translated(self.source.setting):
+                return ask(connection, self.queries[query], parameters)
         finally:
             connection.close()
 
@@ -172,12 +172,7 @@ class Deployment(Site):
     @cached_property
     def slot(self) -> SlotState | None:
         """Our slot, if it is there."""
-        connection = self.source.connect()
-        try:
-            with translated(self.source.setting), connection.cursor() as cursor:
-                return SlotState.ask(cursor, self.queries["Slot"], self.slot_name)
-        finally:
-            connection.close()
+        return SlotState.of(self.ask("Slot", slot=self.slot_name))
 
 
 At_contra = TypeVar("At_contra", bound=Site, contravariant=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cdc.checks.finding import fail, good, warn
 from cdc.postgres.errors import translated
+from cdc.postgres.session import ask
 from cdc.state.state_file import is_foreign
 
 if TYPE_CHECKING:
@@ -93,12 +94,11 @@ def _skew(site: Deployment) -> tuple[float, float]:
     """Return how far the server's clock is ahead, and the round trip of the fastest question."""
     connection = site.source.connect()
     try:
-        with translated(site.source.setting), connection.cursor() as cursor:
+        with translated(site.source.setting):
             asked = []
             for _ in range(_TRIES):
                 before, started = time.time(), time.monotonic()
-                cursor.execute(site.queries["Clock"], {})
-                [theirs] = cursor.fetchone() or (before,)
+                [(theirs,)] = ask(connection, site.queries["Clock"])
                 took = time.monotonic() - started
                 asked.append((took, theirs - (before + took / 2)))
     finally:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 from cdc.checks.finding import fail, good, warn
-from cdc.errors import PadsCdcError, Refusal, SourceError
+from cdc.errors import PadsCdcError, SourceError
 from cdc.mapping.sql_text import quote_name
-from cdc.postgres.errors import translate
+from cdc.postgres.errors import PLUGIN_REMEDY, translate
+from cdc.postgres.session import ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,21 +27,11 @@ _NO_SLOT_FREE = "53400"
 _NOT_READY = "55000"
 _TRY_SECONDS = 1.0
 """How long the trial slot may wait for running transactions: by then the plugin has been loaded."""
-_HBA = re.compile(r'host "(?P<host>[^"]+)", user "(?P<user>[^"]+)", database "(?P<database>[^"]+)"')
 
 
 def connection(site: Site) -> Iterator[Finding]:
     """Connect to both servers."""
-    try:
-        server = site.server
-        reader = site.reader
-    except Refusal as error:
-        refused = _HBA.search(str(error))
-        if refused is None:
-            raise
-        line = "host {database} {user} {host}/32 scram-sha-256".format(**refused.groupdict())
-        yield fail(str(error).partition("; ")[0], f"add to pg_hba.conf, and reload: {line}")
-        return
+    server, reader = site.server, site.reader
     yield good(f"connected to the database {server.database} as {server.role}")
     if reader.in_recovery != server.in_recovery or reader.database != server.database:
         yield good(
@@ -88,9 +79,7 @@ def output_plugin_libraries(site: Site) -> Iterator[Finding]:
     else:
         yield fail(
             f"this server loads only listed output plugins, and {_PLUGIN} is not one of them",
-            "set output_plugin_libraries = 'pgoutput, test_decoding, wal2json' in postgresql.conf and reload;"
-            f" or, as a superuser: ALTER ROLE {quote_name(site.server.role)} SET output_plugin_libraries ="
-            " pgoutput, test_decoding, wal2json;",
+            PLUGIN_REMEDY.format(role=quote_name(site.server.role)),
         )
 
 
@@ -172,9 +161,8 @@ def plugin(site: Deployment) -> Iterator[Finding]:
     """
     connection = site.source.connect()
     try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT set_config('statement_timeout', %s, false)", (f"{_TRY_SECONDS}s",))
-            cursor.execute(site.queries["TryPlugin"], {"slot": f"pads_cdc_check_{os.getpid()}"})
+        brief = f"SET LOCAL statement_timeout = '{_TRY_SECONDS}s';\n"
+        ask(connection, brief + site.queries["TryPlugin"], {"slot": f"pads_cdc_check_{os.getpid()}"})
     except psycopg2.Error as error:
         found = translate(error, site.source.setting)
         if isinstance(found, SourceError) and found.reason == "cancelled":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,9 @@ import psycopg2
 from psycopg2.extras import LogicalReplicationConnection
 
 from cdc import lsn
-from cdc.postgres.errors import translated
+from cdc.errors import PadsCdcError
+from cdc.postgres import refused, session
+from cdc.postgres.errors import not_connected, translated
 from cdc.postgres.timeline import Timeline, parse_switches
 
 if TYPE_CHECKING:
@@ -32,7 +35,8 @@ _DEFAULTS: dict[str, Any] = {
 }
 """Weaker than what the connection string says itself."""
 
-_DECODING = "-c TimeZone=UTC -c DateStyle=ISO -c statement_timeout=0 -c lock_timeout=0"
+_OPTIONS_REFUSED = frozenset({"08P01", "0A000", "42704"})
+"""Answers of poolers to startup options that they do not pass on, and of servers to unknown settings."""
 
 
 class Address:
@@ -44,6 +48,10 @@ class Address:
         """``read`` returns the connection string; it may come from a file whose content changes."""
         self._read = read
         self.setting = setting
+        self._takes_options = True
+        """Until a pooler has refused our startup options."""
+        self._version = 0
+        """The server's, as the last connection found it: not every server knows each setting."""
 
     def __repr__(self) -> str:
         return f"<Address from {self.setting}>"
@@ -51,13 +59,14 @@ class Address:
     def connect(self) -> PlainConnection:
         """Open an ordinary connection, in autocommit. Blocks for up to the connect timeout (5 s an address).
 
+        What runs on it begins with `session.begin`, since a pooler may be in between.
+
         Raises:
             SourceError, Refusal: it cannot be had.
 
         """
-        with translated(self.setting):
-            connection: PlainConnection = psycopg2.connect(**self._parameters())
-            connection.autocommit = True
+        connection: PlainConnection = self._open(decoding=False)
+        connection.autocommit = True
         return connection
 
     def connect_replication(self) -> LogicalReplicationConnection:
@@ -67,14 +76,42 @@ class Address:
             SourceError, Refusal: it cannot be had.
 
         """
-        parameters = self._parameters()
-        # Settings of the decoding session change how values are written: fix those that could.
-        parameters["options"] = f"{parameters.get('options', '')} {_DECODING}".strip()
-        with translated(self.setting):
-            connection: LogicalReplicationConnection = psycopg2.connect(
-                connection_factory=LogicalReplicationConnection, **parameters
-            )
+        connection: LogicalReplicationConnection = self._open(decoding=True)
+        try:
+            with translated(self.setting), connection.cursor() as cursor:
+                cursor.execute(session.for_good(connection))
+        except PadsCdcError:
+            connection.close()
+            raise
         return connection
+
+    def _open(self, *, decoding: bool) -> Any:
+        """Connect with our startup options: all of them, those that every server knows, or, where a pooler
+        refuses those, none.
+        """
+        parameters = self._parameters()
+        given = parameters.pop("options", os.environ.get("PGOPTIONS", ""))
+        factory = None
+        if decoding:
+            factory, parameters["replication"] = LogicalReplicationConnection, "database"
+        versions = sorted({self._version, 0}, reverse=True) if self._takes_options else []
+        tries = [*(session.at_start(given, version, decoding=decoding) for version in versions), given]
+        let_in = False
+        while True:
+            parameters["options"] = tries[0]
+            try:
+                connection = psycopg2.connect(connection_factory=factory, **parameters)
+            except psycopg2.Error as error:
+                why = refused.why(parameters) if refused.answered(error) else None
+                if why is refused.LET_IN and not let_in:
+                    let_in = True
+                elif why is not None and why.code in _OPTIONS_REFUSED and len(tries) > 1:
+                    tries.pop(0)
+                else:
+                    raise not_connected(error, why, self.setting, parameters, decoding=decoding) from error
+            else:
+                self._takes_options, self._version = len(tries) > 1, connection.server_version
+                return connection
 
     def each(self) -> Iterator[tuple[str, Address]]:
         """Yield every host that the connection string names, with where only that one is."""

@@ -29,6 +29,7 @@ from cdc.postgres.connection import cancel_soon
 from cdc.postgres.encoding import Encoding
 from cdc.postgres.errors import translate
 from cdc.postgres.gate import Evidence, Snapshot
+from cdc.postgres.session import begin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -64,26 +65,16 @@ FIRST_CHUNK = 1_000
 CHUNK = 2_000
 """Rows a further round trip: a few milliseconds of work, so that others get their turn in between."""
 
-_BEGIN = """
-BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY;
-SELECT
-    pg_catalog.set_config('search_path', %(search_path)s, true),
-    pg_catalog.set_config('row_security', 'off', true),
-    pg_catalog.set_config('lock_timeout', '5s', true),
-    pg_catalog.set_config('statement_timeout', '60s', true),
-    pg_catalog.set_config('idle_in_transaction_session_timeout', '60s', true),
-    pg_catalog.set_config('cursor_tuple_fraction', '1', true),
-    pg_catalog.set_config('jit', 'off', true),
-    pg_catalog.set_config('pads_cdc.before', pg_catalog.concat_ws(' ',
-        (SELECT system_identifier FROM pg_catalog.pg_control_system()),
-        CASE WHEN pg_catalog.pg_is_in_recovery() THEN '-'
-             ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8)
-             END,
-        extract(epoch FROM pg_catalog.pg_postmaster_start_time()),
-        CASE WHEN pg_catalog.pg_is_in_recovery() THEN coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0') END
-    ), true);
+_BEFORE = """
+SELECT pg_catalog.set_config('pads_cdc.before', pg_catalog.concat_ws(' ',
+    (SELECT system_identifier FROM pg_catalog.pg_control_system()),
+    CASE WHEN pg_catalog.pg_is_in_recovery() THEN '-'
+         ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8)
+         END,
+    extract(epoch FROM pg_catalog.pg_postmaster_start_time()),
+    CASE WHEN pg_catalog.pg_is_in_recovery() THEN coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0') END
+), true);
 """
-"""Hidden rows become an error, waits are bounded, a table of the same name elsewhere is not ours."""
 
 
 class Database:
@@ -212,10 +203,8 @@ class Database:
 
     def begin(self, connection: Connection) -> str:
         """Return the statements that a read begins with; to be executed together with what follows."""
-        search_path = f"{quote_ident(self._schema, connection)}, pg_temp"
-        quoted = psycopg2.extensions.adapt(search_path)
-        quoted.prepare(connection)
-        return (_BEGIN % {"search_path": quoted.getquoted().decode()}).replace("%", "%%")
+        search_path = f"{quote_ident(self._schema, connection)}, pg_temp".replace("%", "%%")
+        return f"{begin(connection)}SET LOCAL search_path = {search_path};{_BEFORE}"
 
     def take(self) -> Connection:
         """Return a connection that nobody uses."""

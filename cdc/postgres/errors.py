@@ -1,22 +1,28 @@
 """The one place where the driver's errors become ours.
 
-`translate` says whether waiting may help (`SourceError`, retried) or somebody has to change something
-(`Refusal`, with what to type). While a connection is being made the driver gives no SQLSTATE, so the server's
-words have to do there; elsewhere the SQLSTATE decides.
+`translate` and `not_connected` say whether waiting may help (`SourceError`, retried) or somebody has to
+change something (`Refusal`, with what to type). The SQLSTATE decides, never the server's words, which are in
+its language. Where one code has several causes, names that no translation changes tell them apart: those of
+settings, files and functions of the server's source.
 """
 
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 import psycopg2
 
 from cdc.errors import PadsCdcError, Refusal, SlotHeld, SourceError
+from cdc.mapping.sql_text import quote_name
+from cdc.postgres.refused import LET_IN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from cdc.postgres.refused import Refused
 
 _IN_USE = "55006"
 
@@ -42,24 +48,19 @@ _WAITING_HELPS = {
     "57P03": ("shutdown", "the server is starting up or shutting down"),
 }
 
-_REFUSED_AT_CONNECT = (
-    (r"password authentication failed for user (?P<what>\S+)", "check user and password in {setting}"),
-    (r"no password supplied", "put a password into {setting}, or use a passfile"),
-    (r"database (?P<what>\S+) does not exist", "correct the database name in {setting}"),
-    (r"role (?P<what>\S+) does not exist", "correct the user in {setting}, or create the role"),
-    (
-        r"no pg_hba\.conf entry for (?P<what>replication connection|host)",
-        "add to pg_hba.conf: host DATABASE USER ADDRESS scram-sha-256 (our database's name), and reload",
-    ),
-    (
-        r"must be superuser or replication role to start walsender|permission denied to start WAL sender",
-        "give the role the right: ALTER ROLE ... REPLICATION (on RDS: GRANT rds_replication TO ...)",
-    ),
-    (
-        r"(?P<what>unsupported startup parameter: replication|.*pgbouncer.*)",
-        "give the server's own address in {setting}: a pooler will do only in QUERY_CONNECTION_STRING",
-    ),
-)
+_NO_SUCH_USER = "28000"
+_NO_RIGHT = "42501"
+_FROM_A_POOLER = {"08P01", "0A000"}
+"""A pooler's answer to what it does not know; a server has no reason for it."""
+
+_REFUSED_AT_CONNECT = {
+    "28P01": "check user and password in {setting}",
+    "3D000": "correct the database name in {setting}",
+    "22023": "correct the options in {setting}",
+    "42704": "correct the options in {setting}",
+    "55000": "ALTER DATABASE {database} ALLOW_CONNECTIONS true;",
+}
+"""By SQLSTATE, what to type for a refusal that waiting does not mend."""
 
 _NOT_REACHED = (
     (
@@ -76,7 +77,49 @@ _NOT_REACHED = (
     (r"server does not support SSL", "give sslmode=prefer in {setting}, or turn ssl on at the server"),
     (r"certificate verify failed|root certificate file", "correct sslrootcert or sslmode in {setting}"),
 )
-"""What libpq says about a server that does not answer (in English: it is our process's language)."""
+"""What libpq itself says of a server that does not answer: in English, whatever the server speaks, since our
+process has asked for no other language.
+"""
+
+
+PLUGIN_REMEDY = (
+    "set output_plugin_libraries = 'pgoutput, test_decoding, wal2json' in postgresql.conf and reload; or, as"
+    " a superuser: ALTER ROLE {role} SET output_plugin_libraries = pgoutput, test_decoding, wal2json;"
+)
+"""What lets a server load our plugin, for everybody or for one role (quoted)."""
+
+_REMEDIES = (
+    (
+        "55000",
+        "wal_level",
+        "set wal_level = logical (managed services: rds.logical_replication or its like) and restart",
+    ),
+    (
+        "58P01",
+        "wal2json",
+        "install the plugin on the database server: Debian's package is postgresql-VERSION-wal2json",
+    ),
+    ("42501", "StartupDecodingContext", PLUGIN_REMEDY),
+    (
+        "42501",
+        "CheckSlotPermissions",
+        "ALTER ROLE {role} REPLICATION; (on RDS: GRANT rds_replication TO {role};)",
+    ),
+    ("42501", "check_enable_rls", "ALTER ROLE {role} BYPASSRLS; (hidden rows would be taken for deletes)"),
+    ("42501", "", "run pads-cdc setup, which grants what is missing, or pads-cdc check, which names it"),
+    ("42P01", "", "create it, or correct MAPPING and DB_SCHEMA"),
+    ("3F000", "", "create it, or correct MAPPING and DB_SCHEMA"),
+    ("42703", "", "add the column, or correct MAPPING"),
+    (
+        "53400",
+        "temp_file_limit",
+        "ALTER ROLE {role} SET temp_file_limit = -1; (as a superuser), or raise it for everybody",
+    ),
+    ("53400", "", "raise max_replication_slots and restart, or drop a slot that nobody uses"),
+)
+"""What to type for what waiting does not mend: by SQLSTATE, and by a name that no translation changes (a
+setting, a library, a function of the server's source); the first one that fits.
+"""
 
 
 def translate(error: psycopg2.Error, setting: str) -> PadsCdcError:
@@ -94,19 +137,19 @@ def translate(error: psycopg2.Error, setting: str) -> PadsCdcError:
             "query_failed", f"a query of the mapping fails on what is in a row ({setting}, {code})"
         )
     if code == _IN_USE:  # in any language of the server
-        pid = re.search(r"PID (\d+)", text)
+        pid = re.search(r"PID\s*(\d+)", text)
         return SlotHeld(
             f"{text}; stop the process that has it, or give this server a SLOT_NAME of its own",
             int(pid.group(1)) if pid else None,
         )
     if code:
-        remedy = _remedy(code, text)
+        remedy = _remedy(error, code, text)
         return (
             Refusal(f"{text}; {remedy}")
             if remedy
             else SourceError("query_failed", f"{text} ({setting}, {code})")
         )
-    return _not_connected(error, text, setting)
+    return not_connected(error, None, setting, {}, decoding=False)
 
 
 def is_shutdown(error: BaseException) -> bool:
@@ -123,54 +166,86 @@ def translated(setting: str) -> Iterator[None]:
         raise translate(error, setting) from error
 
 
-def _not_connected(error: psycopg2.Error, text: str, setting: str) -> PadsCdcError:
-    for pattern, remedy in _REFUSED_AT_CONNECT:
-        if re.search(pattern, str(error)):
-            return Refusal(f"{text}; {remedy.format(setting=setting)}")
-    if "too many clients" in text or "max_wal_senders" in text or "connection slots" in text:
+def not_connected(
+    error: psycopg2.Error, refused: Refused | None, setting: str, given: Mapping[str, str], *, decoding: bool
+) -> PadsCdcError:
+    """Turn a driver's error at connect into one of ours.
+
+    ``refused`` is what the server answered, None if none did; ``given`` the parameters of the connection,
+    ``decoding`` whether it was to be a replication connection.
+    """
+    if refused is None or refused is LET_IN:
+        text = _first_line(error)
+        if "no password supplied" in text:
+            return Refusal(f"{text}; put a password into {setting}, or use a passfile")
+        for pattern, remedy in _NOT_REACHED:
+            if re.search(pattern, text, re.IGNORECASE):
+                return SourceError("unreachable", f"{text} ({setting}); {remedy.format(setting=setting)}")
+        return SourceError("unreachable", f"{text} ({setting})")
+    if refused.code == "53300":
         return SourceError(
-            "too_many_connections", f"{text}; raise max_connections or max_wal_senders ({setting})"
+            "too_many_connections", f"{refused.text}; raise max_connections or max_wal_senders ({setting})"
         )
-    if "starting up" in text or "shutting down" in text or "not yet accepting" in text:
-        return SourceError("shutdown", f"{text} ({setting})")
-    for pattern, remedy in _NOT_REACHED:
-        if re.search(pattern, text, re.IGNORECASE):
-            return SourceError("unreachable", f"{text} ({setting}); {remedy.format(setting=setting)}")
-    return SourceError("unreachable", f"{text} ({setting})")
+    if refused.code in _WAITING_HELPS:
+        return SourceError(_WAITING_HELPS[refused.code][0], f"{refused.text} ({setting})")
+    to_type = _refused_remedy(refused, setting, given, decoding=decoding)
+    if to_type is None:
+        return SourceError("unreachable", f"{refused.text} ({setting}, {refused.code})")
+    return Refusal(f"{refused.text}; {to_type}")
 
 
-def _remedy(code: str, text: str) -> str | None:
+def _refused_remedy(
+    refused: Refused, setting: str, given: Mapping[str, str], *, decoding: bool
+) -> str | None:
+    """Say what to type for a refused connection; None if it may be mended by waiting."""
+    role, database = (quote_name(given[name]) if name in given else "..." for name in ("user", "dbname"))
+    if refused.code in _REFUSED_AT_CONNECT:
+        return _REFUSED_AT_CONNECT[refused.code].format(setting=setting, database=database)
+    if refused.code == _NO_SUCH_USER:
+        if "pg_hba.conf" in refused.text:
+            return f"add to pg_hba.conf, and reload: {hba_line(refused.text, given)}"
+        return f"correct the user in {setting}, or create the role with LOGIN"
+    if refused.code == _NO_RIGHT and decoding:
+        return f"ALTER ROLE {role} REPLICATION; (on RDS: GRANT rds_replication TO {role};)"
+    if refused.code == _NO_RIGHT:
+        return f"GRANT CONNECT ON DATABASE {database} TO {role};"
+    if refused.code in _FROM_A_POOLER and decoding:
+        return f"give the server's own address in {setting}: a pooler will do only in QUERY_CONNECTION_STRING"
+    return None
+
+
+def hba_line(text: str, given: Mapping[str, str]) -> str:
+    """Return the line of pg_hba.conf that lets us in; the server's words name the address that it sees."""
+    names = " ".join(hba_name(given.get(name, name.upper())) for name in ("dbname", "user"))
+    if "[local]" in text:
+        return f"local {names} scram-sha-256"
+    address = "OUR_ADDRESS"
+    for word in re.findall(r"[0-9A-Fa-f.:]+", text):
+        with suppress(ValueError):
+            address = str(ip_network(word))
+            break
+    return f"host {names} {address} scram-sha-256"
+
+
+def hba_name(name: str) -> str:
+    """Quote a database or a role for pg_hba.conf, where it could mean something else."""
+    plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)
+    keyword = name in {"all", "sameuser", "samerole", "samegroup", "replication"}
+    return name if plain and not keyword else f'"{name}"'
+
+
+def _remedy(error: psycopg2.Error, code: str, text: str) -> str | None:
     """Say what to type for an error that waiting does not mend; None if it may be mended by waiting."""
-    match code:
-        case "55000" if "wal_level" in text:
-            return (
-                "set wal_level = logical (managed services: rds.logical_replication or its like) and restart"
-            )
-        case "58P01" if "wal2json" in text:
-            return (
-                "install the plugin on the database server: Debian's package is postgresql-VERSION-wal2json"
-            )
-        case "42501" if "output_plugin" in text or "output plugin" in text or "wal2json" in text:
-            return (
-                "set output_plugin_libraries = 'pgoutput, test_decoding, wal2json' in postgresql.conf and"
-                " reload (or ALTER ROLE ... SET output_plugin_libraries = ... by a superuser)"
-            )
-        case "42501" if "replication" in text.lower():
-            return "ALTER ROLE ... REPLICATION (on RDS: GRANT rds_replication TO ...)"
-        case "42501" if "row-level security" in text:
-            return "let the role bypass it: ALTER ROLE ... BYPASSRLS; hidden rows would be taken for deletes"
-        case "42501":
-            return (
-                "grant the right: GRANT USAGE ON SCHEMA ..., GRANT SELECT ON the mapping's tables TO our role"
-            )
-        case "42P01" | "3F000":
-            return "create it, or correct MAPPING and DB_SCHEMA"
-        case "42703":
-            return "add the column, or correct MAPPING"
-        case "53400":
-            return "raise max_replication_slots and restart, or drop a slot that nobody uses"
-        case _:
-            return None
+    for of, mark, remedy in _REMEDIES:
+        if of == code and (mark in text or mark == error.diag.source_function):
+            return remedy.format(role=_role(error))
+    return None
+
+
+def _role(error: psycopg2.Error) -> str:
+    """Return who we were, quoted."""
+    name = error.cursor.connection.info.user if error.cursor is not None else None
+    return quote_name(name) if name else "..."
 
 
 def _first_line(error: psycopg2.Error) -> str:

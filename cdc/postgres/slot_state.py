@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cdc import lsn
 
 if TYPE_CHECKING:
-    from psycopg2.extensions import cursor as PlainCursor  # noqa: N812 - it is a class
+    from collections.abc import Sequence
 
     from cdc.lsn import Lsn
 
@@ -34,13 +34,11 @@ class SlotState:
     """Why it is lost, in the server's word; None where it is not, or the server does not say."""
 
     @classmethod
-    def ask(cls, cursor: PlainCursor, query: str, name: str) -> SlotState | None:
-        """Look the slot up; None when there is none of that name."""
-        cursor.execute(query, {"slot": name})
-        row = cursor.fetchone()
-        if row is None:
+    def of(cls, rows: Sequence[Sequence[Any]]) -> SlotState | None:
+        """Read what the query ``Slot`` returns; None when there is no slot of that name."""
+        if not rows:
             return None
-        plugin, kind, database, active_pid, wal_status, confirmed, safe, age, retained, *others = row
+        plugin, kind, database, active_pid, wal_status, confirmed, safe, age, retained, *others = rows[0]
         return cls(
             plugin=plugin,
             kind=kind,

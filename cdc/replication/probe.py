@@ -18,6 +18,7 @@ from cdc.fault import Fault
 from cdc.observer import SlotSeen
 from cdc.postgres.connection import cancel_soon, identify
 from cdc.postgres.errors import is_shutdown, translated
+from cdc.postgres.session import ask
 from cdc.postgres.slot_state import SlotState
 
 if TYPE_CHECKING:
@@ -90,14 +91,13 @@ class Probe(threading.Thread):
     def _ask(self) -> None:
         if self._connection is None:
             self._connection = self._address.connect()
-        with translated(self._address.setting), self._connection.cursor() as cursor:
+        with translated(self._address.setting):
             asked_at = time.monotonic()
-            cursor.execute(self._queries["WalEnd"])
-            [(end, timeline)] = cursor.fetchall()
+            [(end, timeline)] = ask(self._connection, self._queries["WalEnd"])
             if end is not None:
                 self._freshness.reported(lsn.parse(end), asked_at)
             self._look_at_history(None if timeline is None else int(timeline, 16))
-            slot = SlotState.ask(cursor, self._queries["Slot"], self._slot_name)
+            slot = SlotState.of(ask(self._connection, self._queries["Slot"], {"slot": self._slot_name}))
             if slot is None:
                 self._observer.slot(SlotSeen(None, None, None, None, None))
             else:
@@ -111,7 +111,7 @@ class Probe(threading.Thread):
                     )
                 )
             if self._reader.creating or self._said_creating:
-                self._say_whom_the_slot_waits_for(cursor)
+                self._say_whom_the_slot_waits_for(self._connection)
 
     def _look_at_history(self, timeline: int | None) -> None:
         """Have the stream begun anew when the server has another timeline than it had; None on a standby."""
@@ -124,16 +124,14 @@ class Probe(threading.Thread):
         if timeline is not None and known is not None and known.timeline != timeline:
             self._reader.drop("timeline")
 
-    def _say_whom_the_slot_waits_for(self, cursor: psycopg2.extensions.cursor) -> None:
+    def _say_whom_the_slot_waits_for(self, connection: Connection) -> None:
         self._said_creating = self._reader.creating
         if not self._said_creating:
             self._observer.trouble(_TROUBLE, None)
             return
-        cursor.execute(self._queries["OldestTransactions"])
-        whom = "; ".join(row[0] for row in cursor.fetchall())
+        whom = "; ".join(one for (one,) in ask(connection, self._queries["OldestTransactions"]))
         text = f"the slot is made once these have ended: {whom or 'transactions that are not shown to us'}"
-        cursor.execute(self._queries["InRecovery"])
-        if cursor.fetchall() == [(True,)]:
+        if ask(connection, self._queries["InRecovery"]) == [(True,)]:
             text = f"the slot is made once the primary has logged its running transactions, {self._say_how()}"
         self._observer.trouble(_TROUBLE, text)
 

@@ -16,6 +16,7 @@ from cdc import lsn
 from cdc.fault import Fault
 from cdc.postgres.connection import cancel_soon
 from cdc.postgres.errors import translated
+from cdc.postgres.session import ask
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
@@ -67,9 +68,8 @@ class ReplayProbe(threading.Thread):
     def _ask(self) -> Lsn | None:
         if self._connection is None:
             self._connection = self._address.connect()
-        with translated(self._address.setting), self._connection.cursor() as cursor:
-            cursor.execute(self._query)
-            [(end, timeline)] = cursor.fetchall()
+        with translated(self._address.setting):
+            [(end, timeline)] = ask(self._connection, self._query)
         return lsn.parse(end) if timeline is None and end is not None else None
 
     def _close(self) -> None:

@@ -25,6 +25,7 @@ from cdc.failpoints import reach
 from cdc.postgres.connection import cancel_soon, identify
 from cdc.postgres.errors import translated
 from cdc.postgres.gate import Snapshot
+from cdc.postgres.session import begin
 from cdc.postgres.slot_state import SlotState
 from cdc.replication import wal2json
 from cdc.replication.backlog import Idle, Lost, Started
@@ -199,7 +200,8 @@ class SlotReader(threading.Thread):
 
     def _usable_slot(self, cursor: ReplicationCursor) -> SlotState | None:
         """Return our slot; None if it has to be made. One that is not ours to touch is an error."""
-        slot = SlotState.ask(cursor, self._queries["Slot"], self._name)
+        cursor.execute(self._queries["Slot"], {"slot": self._name})
+        slot = SlotState.of(cursor.fetchall())
         if slot is None:
             return None
         database = cursor.connection.info.dbname
@@ -282,8 +284,7 @@ class SlotReader(threading.Thread):
         importer = self._address.connect()
         try:
             with importer.cursor() as reader:
-                reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                reader.execute("SET TRANSACTION SNAPSHOT %s", (row[2],))
+                reader.execute(begin(importer, "REPEATABLE READ") + "SET TRANSACTION SNAPSHOT %s", (row[2],))
                 reader.execute("SELECT pg_current_snapshot()::text")
                 [text] = reader.fetchone() or ("",)
             return Snapshot.parse(text)

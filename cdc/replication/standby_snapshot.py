@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cdc.errors import PadsCdcError
 from cdc.postgres.errors import translated
+from cdc.postgres.session import ask
 
 if TYPE_CHECKING:
     from cdc.postgres.connection import Address
@@ -38,12 +39,8 @@ class StandbySnapshotRequest:
 
     def _ask(self) -> None:
         try:
-            with (
-                closing(self._primary.connect()) as connection,
-                translated(self._primary.setting),
-                connection.cursor() as cursor,
-            ):
-                cursor.execute(self._query)
+            with closing(self._primary.connect()) as connection, translated(self._primary.setting):
+                ask(connection, self._query)
         except PadsCdcError as error:
             fault, _, remedy = str(error).partition("; ")
             if _FUNCTION in fault:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,8 @@ from cdc.mapping.mapping import load, server_queries
 from cdc.mapping.sql_text import quote_name
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database
-from cdc.postgres.errors import translated
+from cdc.postgres.errors import hba_name, translated
+from cdc.postgres.session import ask
 from cdc.postgres.slot_state import SlotState
 from cdc.replication.slot import PLUGIN
 from server.commands import setup_plan
@@ -167,8 +167,8 @@ def _drop_slot(address: Address, site: Site, name: str, *, dry_run: bool) -> boo
     """Drop our slot, and never another; tells whether there was one."""
     connection = address.connect()
     try:
-        with translated(address.setting), connection.cursor() as cursor:
-            state = SlotState.ask(cursor, site.queries["Slot"], name)
+        with translated(address.setting):
+            state = SlotState.of(ask(connection, site.queries["Slot"], {"slot": name}))
             if state is None:
                 return False
             if state.plugin != PLUGIN or state.database != connection.info.dbname:
@@ -181,10 +181,9 @@ def _drop_slot(address: Address, site: Site, name: str, *, dry_run: bool) -> boo
                     f"the slot {name} is being read by process {state.active_pid}, and nothing was done; stop"
                     " pads-cdc first"
                 )
-            statement = f"SELECT pg_drop_replication_slot({literal(name)});"
-            click.echo(statement)
+            click.echo(f"SELECT pg_drop_replication_slot({literal(name)});")
             if not dry_run:
-                cursor.execute(statement)
+                ask(connection, "SELECT pg_drop_replication_slot(%(slot)s)::text", {"slot": name})
     finally:
         connection.close()
     return True
@@ -207,28 +206,19 @@ def _advise(site: Site, target: Target, file: RoleFile | None) -> None:
 def _left(site: Site, *, dry_run: bool) -> Iterator[str]:
     asked = [check.ask for check in NECESSARY if check.name in _FOR_A_PERSON]
     further = (unique_keys,) if dry_run else (unique_keys, replica_identity, indexes)
-    for ask in (*asked, *further):
-        for finding in ask(site):
+    for question in (*asked, *further):
+        for finding in question(site):
             if finding.verdict is not Verdict.PASS:
                 yield f"left for you: {finding.text}: {finding.remedy}"
 
 
 def hba_line(site: Site, role: str) -> str:
     """Return the line of pg_hba.conf that lets the role into this database, and into nothing else."""
-    names = f"{_hba_name(site.server.database)} {_hba_name(role)}"
+    names = f"{hba_name(site.server.database)} {hba_name(role)}"
     if site.server.client is None:
         return f"local {names} scram-sha-256"
     client = ipaddress.ip_network(site.server.client)
     return f"{'hostssl' if site.server.ssl else 'host'} {names} {client} scram-sha-256"
-
-
-def _hba_name(name: str) -> str:
-    plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)
-    return (
-        name
-        if plain and name not in {"all", "sameuser", "samerole", "samegroup", "replication"}
-        else f'"{name}"'
-    )
 
 
 def _note(text: str) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cdc.mapping.mapping import load
+from cdc.mapping.mapping import load, server_queries
 
 if TYPE_CHECKING:
     from tests.plugins.postgres import Database
@@ -86,3 +86,11 @@ def sees(database: Database, xid: str, snapshot: str) -> bool:
         "SELECT pg_visible_in_snapshot(%s::xid8, %s::pg_snapshot)", (xid, snapshot)
     )
     return visible
+
+
+def test_no_statement_of_ours_has_a_backslash() -> None:
+    """Whether it escapes anything is a setting, which may not be ours yet when the statement is read."""
+    mappings = [load(name) for name in ("grove", "grove_jwt", "grove_soft_delete")]
+    ours = [*server_queries().values(), *(mapping.full for mapping in mappings)]
+    ours += [query for mapping in mappings for query in mapping.queries.values()]
+    assert not [statement for statement in ours if "\\" in statement]

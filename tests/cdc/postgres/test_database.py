@@ -163,7 +163,7 @@ def test_a_transaction_that_commits_during_a_read_is_in_none_of_its_rows(
     ("what", "names"),
     [
         ("ALTER TABLE accounts ENABLE ROW LEVEL SECURITY", "BYPASSRLS"),
-        ("REVOKE SELECT ON accounts FROM PUBLIC", "GRANT SELECT"),
+        ("REVOKE SELECT ON accounts FROM PUBLIC", "run pads-cdc setup"),
     ],
 )
 def test_hidden_rows_are_an_error_and_not_a_delete(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,9 +14,12 @@ from cdc.errors import PadsCdcError, Refusal, SlotHeld, SourceError
 from cdc.postgres.connection import Address
 from cdc.postgres.errors import is_shutdown, translate, translated
 from server.commands.demo.cluster import free_port
+from server.commands.demo.programs import ClusterError, find_programs
+from tests.plugins.server import DEADLINE, wait_until
 
 if TYPE_CHECKING:
-    from tests.plugins.postgres import Database
+    from tests.plugins.languages import SpeakingFactory
+    from tests.plugins.postgres import Database, DatabaseFactory, Role
 
 SETTING = "POSTGRES_CONNECTION_STRING"
 RAISE = (
@@ -55,29 +60,6 @@ def test_what_waiting_may_mend(database: Database, code: str, reason: str) -> No
     assert "words of the server" in str(error)
     assert SETTING in str(error)
     assert is_shutdown(error) is (reason == "shutdown")
-
-
-@pytest.mark.parametrize(
-    ("code", "text", "remedy"),
-    [
-        ("55000", "logical decoding requires wal_level >= logical", "set wal_level = logical"),
-        (
-            "58P01",
-            'could not access file "wal2json": No such file or directory',
-            "postgresql-VERSION-wal2json",
-        ),
-        ("42501", 'output plugin "wal2json" is not allowed', "output_plugin_libraries = 'pgoutput"),
-        ("42501", "permission denied to use replication slots", "ALTER ROLE ... REPLICATION"),
-        ("42501", 'query would be affected by row-level security policy for table "accounts"', "BYPASSRLS"),
-        ("42501", "permission denied for table accounts", "GRANT SELECT"),
-        ("53400", "all replication slots are in use", "max_replication_slots"),
-    ],
-)
-def test_what_somebody_has_to_change(database: Database, code: str, text: str, remedy: str) -> None:
-    error = said(database, RAISE.format(code=code, text=text))
-    assert isinstance(error, Refusal)
-    assert str(error).startswith(text)
-    assert remedy in str(error)
 
 
 @pytest.mark.parametrize(
@@ -131,68 +113,18 @@ AT_CONNECT = 'connection to server at "10.0.0.1", port 5432 failed: '
 @pytest.mark.parametrize(
     ("text", "remedy"),
     [
-        ('FATAL:  password authentication failed for user "u"', f"check user and password in {SETTING}"),
-        ("fe_sendauth: no password supplied", f"put a password into {SETTING}"),
-        ('FATAL:  database "portal" does not exist', f"correct the database name in {SETTING}"),
-        ('FATAL:  role "u" does not exist', f"correct the user in {SETTING}"),
-        (
-            'FATAL:  no pg_hba.conf entry for replication connection from host "10.0.0.2", user "u"',
-            "add to pg_hba.conf",
-        ),
-        ("FATAL:  must be superuser or replication role to start walsender", "ALTER ROLE ... REPLICATION"),
-        (
-            "FATAL:  permission denied to start WAL sender\nDETAIL:  Only roles with the attribute may",
-            "ALTER ROLE ... REPLICATION",
-        ),
-        ("FATAL:  unsupported startup parameter: replication", "a pooler will do only in QUERY"),
+        ("Connection refused\n\tIs the server running on that host?", f"correct host and port in {SETTING}"),
+        ("timeout expired", f"correct the host in {SETTING}"),
+        ('invalid port number: "99999"', f"correct the port in {SETTING}"),
+        ("", SETTING),
     ],
 )
-def test_refusals_at_connect_come_without_a_sqlstate(text: str, remedy: str) -> None:
-    error = translate(psycopg2.OperationalError(AT_CONNECT + text + "\n"), SETTING)
-    assert isinstance(error, Refusal)
-    assert remedy in str(error)
-    assert "\n" not in str(error)
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (
-            "Connection refused\n\tIs the server running on that host and accepting TCP/IP connections?",
-            "unreachable",
-        ),
-        ("timeout expired", "unreachable"),
-        ("FATAL:  the database system is starting up", "shutdown"),
-        ("FATAL:  the database system is shutting down", "shutdown"),
-        ("FATAL:  the database system is not yet accepting connections\nDETAIL:  Consistent ...", "shutdown"),
-        ("FATAL:  sorry, too many clients already", "too_many_connections"),
-        (
-            "FATAL:  number of requested standby connections exceeds max_wal_senders (2)",
-            "too_many_connections",
-        ),
-        ("FATAL:  remaining connection slots are reserved for superusers", "too_many_connections"),
-        ("FATAL:  something new", "unreachable"),
-        ('invalid port number: "99999"', "unreachable"),
-        ("", "unreachable"),
-    ],
-)
-def test_what_may_pass_at_connect(text: str, reason: str) -> None:
+def test_what_libpq_says_of_a_server_that_does_not_answer(text: str, remedy: str) -> None:
     error = translate(psycopg2.OperationalError(AT_CONNECT + text), SETTING)
     assert isinstance(error, SourceError)
-    assert error.reason == reason
-    assert SETTING in str(error)
+    assert error.reason == "unreachable"
+    assert remedy in str(error)
     assert "\n" not in str(error)
-
-
-def test_of_several_addresses_the_one_that_answered_counts() -> None:
-    text = (
-        'connection to server at "::1", port 5432 failed: Connection refused\n'
-        "\tIs the server running on that host and accepting TCP/IP connections?\n"
-        'connection to server at "127.0.0.1", port 5432 failed: FATAL:  database "portal" does not exist\n'
-    )
-    error = translate(psycopg2.OperationalError(text), SETTING)
-    assert isinstance(error, Refusal)
-    assert str(error).startswith('database "portal" does not exist')
 
 
 def test_words_of_the_driver_alone_are_put_plainly() -> None:
@@ -220,3 +152,151 @@ def test_a_password_is_in_no_error_of_a_connection(database: Database) -> None:
                 connect()
             assert "s3cr3t" not in str(error.value)
             assert SETTING in str(error.value)
+
+
+# --- whatever the language
+
+
+@pytest.mark.parametrize("language", ["de", "fr"])
+def test_what_somebody_has_to_change_is_said_whatever_the_language(
+    language: str, speaking: SpeakingFactory, database_factory: DatabaseFactory
+) -> None:
+    """One server that lacks everything, one fault after the other: each keeps its remedy."""
+    listed = find_programs().knows_setting("output_plugin_libraries")
+    settings = {"max_replication_slots": "1", "max_wal_senders": "1", "temp_file_limit": "1MB"}
+    cluster = speaking(language, settings | ({"output_plugin_libraries": "pgoutput"} if listed else {}))
+    database = database_factory(cluster=cluster)
+    nobody, reader = database.create_role(), database.create_role("REPLICATION")
+    database.execute(
+        f"""
+        GRANT SELECT ON accounts TO {nobody.name};
+        ALTER TABLE accounts ENABLE ROW LEVEL SECURITY;
+        CREATE TABLE large AS SELECT repeat(g::text, 500) AS filling FROM generate_series(1, 5000) g;
+        GRANT SELECT ON large TO {nobody.name}
+        """
+    )
+
+    def refused(role: Role, statement: str, remedy: str) -> None:
+        session = database.connect(*role)
+        with pytest.raises(Refusal) as error, translated(SETTING), session.cursor() as cursor:
+            cursor.execute(statement)
+        assert remedy in str(error.value), "the remedy is lost"
+        assert isinstance(error.value.__cause__, psycopg2.Error)
+        words.append(str(error.value).partition("; ")[0])
+
+    words: list[str] = []
+    slot = "SELECT pg_create_logical_replication_slot('a', 'wal2json')"
+    if listed:
+        refused(reader, slot, f'ALTER ROLE "{reader.name}" SET output_plugin_libraries = pgoutput, ')
+    refused(nobody, slot, f'ALTER ROLE "{nobody.name}" REPLICATION;')
+    refused(nobody, "SET row_security = off; TABLE accounts", f'ALTER ROLE "{nobody.name}" BYPASSRLS;')
+    refused(nobody, "TABLE pay_plans", "run pads-cdc setup")
+    refused(
+        nobody,
+        "SET work_mem = '64kB'; SELECT FROM large ORDER BY filling OFFSET 4999",
+        f'ALTER ROLE "{nobody.name}" SET temp_file_limit = -1;',
+    )
+    refused(nobody, "SELECT nothing FROM accounts", "add the column")
+    refused(nobody, "TABLE nowhere", "MAPPING and DB_SCHEMA")
+    database.execute("SELECT pg_create_physical_replication_slot('the_only_one')")
+    refused(reader, "SELECT pg_create_physical_replication_slot('b')", "max_replication_slots")
+    english = ("permission denied", "does not exist", "in use", "exceeds", "affected by", "must be")
+    assert not [text for text in words if any(word in text for word in english)], "it speaks English"
+
+
+@pytest.mark.parametrize("language", ["de", "fr"])
+def test_refusals_at_connect_whatever_the_language(
+    language: str, speaking: SpeakingFactory, database_factory: DatabaseFactory
+) -> None:
+    cluster = speaking(language, {"max_wal_senders": "1"})
+    database = database_factory(cluster=cluster)
+    role = database.create_role()
+
+    def refused(url: str, *, decoding: bool = False) -> PadsCdcError:
+        address = Address(lambda: url, SETTING)
+        with pytest.raises(PadsCdcError) as error:
+            (address.connect_replication if decoding else address.connect)()
+        assert "\n" not in str(error.value)
+        return error.value
+
+    def remedy(url: str, remedy: str, *, decoding: bool = False) -> None:
+        error = refused(url, decoding=decoding)
+        assert isinstance(error, Refusal), error
+        assert str(error).partition("; ")[2] == remedy
+
+    remedy(database.url("nobody", "x"), f"check user and password in {SETTING}")
+    remedy(database.url(role.name, "x"), f"check user and password in {SETTING}")
+    remedy(cluster.url("nothing"), f"correct the database name in {SETTING}")
+    remedy(database.url() + "?options=-cwork_memory%3D1", f"correct the options in {SETTING}")
+    again = f'ALTER ROLE "{role.name}" REPLICATION;'
+    remedy(
+        database.url(*role),
+        f'{again} (on RDS: GRANT rds_replication TO "{role.name}";)',
+        decoding=True,
+    )
+    database.execute(f"{again} ALTER ROLE {role.name} CONNECTION LIMIT 0")
+    error = refused(database.url(*role))
+    assert isinstance(error, SourceError)
+    assert error.reason == "too_many_connections"
+    database.execute(f"ALTER ROLE {role.name} CONNECTION LIMIT -1 NOLOGIN")
+    remedy(database.url(*role), f"correct the user in {SETTING}, or create the role with LOGIN")
+    database.execute(f"ALTER ROLE {role.name} LOGIN; REVOKE CONNECT ON DATABASE {database.name} FROM PUBLIC")
+    remedy(database.url(*role), f'GRANT CONNECT ON DATABASE "{database.name}" TO "{role.name}";')
+    database.execute(f"GRANT CONNECT ON DATABASE {database.name} TO {role.name}")
+
+    with closing(Address(lambda: database.url(*role), SETTING).connect_replication()):
+        error = refused(database.url(*role), decoding=True)
+        assert isinstance(error, SourceError)
+        assert error.reason == "too_many_connections"
+
+    (cluster.data / "pg_hba.conf").write_text("host all postgres 127.0.0.1/32 scram-sha-256\n")
+    cluster.reload()
+    line = f"host {database.name} {role.name} 127.0.0.1/32 scram-sha-256"
+    wait_until(lambda: "pg_hba.conf" in str(refused(database.url(*role))), "the reload")
+    remedy(database.url(*role), f"add to pg_hba.conf, and reload: {line}")
+
+
+def test_of_several_addresses_the_one_that_answers_counts(database: Database) -> None:
+    port = database.cluster.port
+    url = f"host=127.0.0.1,127.0.0.1 port={free_port()},{port} dbname=nothing user=postgres password="
+    address = Address(lambda: url + database.cluster.password, SETTING)
+    with pytest.raises(Refusal, match="correct the database name"):
+        address.connect()
+
+
+@pytest.mark.parametrize("language", ["de", "fr"])
+def test_a_server_that_starts_is_told_from_one_that_refuses(language: str, speaking: SpeakingFactory) -> None:
+    """It takes connections, says that it is not ready (57P03), in its language, and is ready later."""
+    cluster = speaking(language)
+    cluster.stop()
+    # A standby without a primary: it is not ready before it is promoted.
+    (cluster.data / "standby.signal").touch()
+    cluster.configure({"restore_command": "false", "hot_standby": "off"})
+    address = Address(cluster.url, SETTING)
+
+    def starting() -> PadsCdcError | None:
+        with pytest.raises(PadsCdcError) as error:
+            address.connect()
+        return error.value if is_shutdown(error.value) else None
+
+    def promoted() -> bool:
+        with suppress(ClusterError):  # its recovery has not begun yet
+            cluster.promote()
+            return True
+        return False
+
+    with ThreadPoolExecutor(1) as other:
+        started = other.submit(cluster.start)
+        error = wait_until(starting, "57P03")
+        assert error is not None
+        assert "database system" not in str(error), "it speaks English"
+        wait_until(promoted, "the standby can be promoted")
+        started.result(DEADLINE)
+
+    def ready() -> bool:
+        with suppress(SourceError):
+            address.connect().close()
+            return True
+        return False
+
+    wait_until(ready, "it lets us in")

@@ -303,7 +303,7 @@ def test_what_the_role_owns_is_never_dropped(admin: Admin) -> None:
     admin.setup()
     admin.database.execute(f"CREATE TABLE kept (); ALTER TABLE kept OWNER TO {admin.role}")
     said = admin.run("teardown").stdout
-    assert "stays: it owns table kept" in said
+    assert "stays: it owns table public.kept" in said
     assert admin.database.value("SELECT to_regclass('kept') IS NOT NULL")
     admin.database.execute("DROP TABLE kept")
     assert admin.teardown()[-1] == f'DROP ROLE "{admin.role}";'

@@ -1,0 +1,187 @@
+"""What a session of ours is: the settings that decide what a statement means, pinned.
+
+A role, a database or a connection string can set nearly every parameter of a session, and whoever may create
+objects in a schema of the search path can have a function of theirs run in place of a built-in one. So no
+setting that matters is left to them, on no connection:
+
+- `at_start` gives all of `PINS` as startup options, which beat what a role or a database has set;
+- a pooler may refuse those, or drop them without a word, so `begin` sets the ones that a result or somebody's
+  safety depends on again in each transaction, and nothing is left behind on a connection that others share;
+- `for_good` sets them on a session that is nobody else's: the replication connection.
+
+A setting that is not in `PINS` makes a statement slower at worst; `tests/e2e/test_session_settings.py` sets
+each one that a server knows.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg2
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
+
+SEARCH_PATH: Final = "pg_catalog, pg_temp"
+"""Nobody but a superuser creates anything in ``pg_catalog``. Without a word ``pg_temp`` would come first."""
+
+
+class Scope(IntEnum):
+    """What a setting is pinned for."""
+
+    START = 0
+    """It counts while a session starts, and cannot be set afterwards."""
+    SESSION = 1
+    """It counts between transactions, or costs no more than time."""
+    TRANSACTION = 2
+    """A result, or somebody's safety, depends on it: each transaction sets it."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A setting and its value for us, in SQL."""
+
+    name: str
+    value: str
+    scope: Scope = Scope.TRANSACTION
+    since: int = 0
+    """The version that knows it, as ``server_version_num`` has it."""
+
+
+PINS: Final = (
+    # What happens before the first statement.
+    Pin("local_preload_libraries", "", Scope.START),
+    Pin("transaction_timeout", "0", since=170000),  # it runs already
+    # Which objects a name means, and what we may see.
+    Pin("search_path", SEARCH_PATH),
+    Pin("role", "none"),
+    Pin("row_security", "off"),  # hidden rows become an error, and no policy's function runs
+    # What a statement means.
+    Pin("transform_null_equals", "off"),
+    Pin("gin_fuzzy_search_limit", "0"),
+    Pin("array_nulls", "on"),
+    Pin("standard_conforming_strings", "on"),
+    Pin("quote_all_identifiers", "off"),
+    # How values are written.
+    Pin("datestyle", "ISO, MDY"),
+    Pin("intervalstyle", "postgres"),
+    Pin("timezone", "UTC"),
+    Pin("bytea_output", "hex"),
+    Pin("extra_float_digits", "1"),
+    Pin("xmlbinary", "base64"),
+    Pin("xmloption", "content"),
+    Pin("lc_numeric", "C"),
+    Pin("lc_monetary", "C"),
+    Pin("lc_time", "C"),
+    # How transactions begin that do not say it themselves: a standby refuses serializable ones.
+    Pin("default_transaction_isolation", "read committed", Scope.SESSION),
+    Pin("default_transaction_read_only", "off", Scope.SESSION),
+    Pin("default_transaction_deferrable", "off", Scope.SESSION),
+    # How long anything may take; `LIMITS` has what holds within a transaction.
+    Pin("statement_timeout", "0", Scope.SESSION),
+    Pin("lock_timeout", "0", Scope.SESSION),
+    Pin("idle_in_transaction_session_timeout", "0", Scope.SESSION),
+    Pin("idle_session_timeout", "0", Scope.SESSION),
+    # How a statement is planned.
+    Pin("cursor_tuple_fraction", "1"),
+    Pin("jit", "off"),
+    Pin("geqo", "off", Scope.SESSION),
+    Pin("from_collapse_limit", "8", Scope.SESSION),
+    Pin("join_collapse_limit", "8", Scope.SESSION),
+    *(
+        Pin(f"enable_{what}", "on", Scope.SESSION)
+        for what in (
+            "bitmapscan",
+            "hashagg",
+            "hashjoin",
+            "indexonlyscan",
+            "indexscan",
+            "material",
+            "memoize",
+            "mergejoin",
+            "nestloop",
+            "partition_pruning",
+            "seqscan",
+            "sort",
+        )
+    ),
+    # What is said beside the answer.
+    Pin("client_min_messages", "error", Scope.SESSION),
+)
+
+LIMITS: Final = (
+    Pin("lock_timeout", "5s"),
+    Pin("statement_timeout", "60s"),
+    Pin("idle_in_transaction_session_timeout", "60s"),
+)
+"""How long a transaction waits for a lock, for a statement, and for us."""
+
+_DECODING: Final = (
+    # A reader is given up only after this: ours says something each second.
+    Pin("wal_sender_timeout", "60s"),
+)
+
+
+def at_start(given: str = "", version: int = 0, *, decoding: bool = False) -> str:
+    """Return the startup option ``options``: what was given, and behind it, so that it wins, what we pin.
+
+    ``version`` is the server's, as far as that is known before it has let us in.
+    """
+    pins = (*PINS, *_DECODING) if decoding else PINS
+    ours = (f"-c {pin.name}={_escaped(pin.value)}" for pin in pins if pin.since <= version)
+    return " ".join(filter(None, (given, *ours)))
+
+
+def for_good(connection: Connection) -> str:
+    """Return the statements that pin everything on a replication connection, which nobody shares."""
+    pins = (*PINS, *_DECODING)
+    return "; ".join(
+        f"SET {_assignment(pin)}"
+        for pin in pins
+        if pin.scope >= Scope.SESSION and pin.since <= connection.server_version
+    )
+
+
+def begin(connection: Connection, isolation: str = "READ COMMITTED") -> str:
+    """Return the statements that each transaction of an ordinary connection begins with.
+
+    They are to be executed together with what follows, which costs no round trip of its own (and 40 us).
+    """
+    version = connection.server_version
+    pins = [pin for pin in (*PINS, *LIMITS) if pin.scope is Scope.TRANSACTION and pin.since <= version]
+    settings = "; ".join(f"SET LOCAL {_assignment(pin)}" for pin in pins)
+    return f"BEGIN ISOLATION LEVEL {isolation} READ ONLY NOT DEFERRABLE; {settings};\n"
+
+
+def ask(
+    connection: Connection, statement: str, parameters: Mapping[str, Any] | None = None
+) -> list[tuple[Any, ...]]:
+    """Return the rows of one statement, in a transaction of its own. ``%`` is doubled in the statement.
+
+    Raises:
+        psycopg2.Error: it failed; the connection is fit for another one, unless it broke.
+
+    """
+    with connection.cursor() as cursor:
+        try:
+            cursor.execute(begin(connection) + statement, {**(parameters or {})})
+            rows = cursor.fetchall()
+        except psycopg2.Error:
+            with suppress(psycopg2.Error):
+                cursor.execute("ROLLBACK")
+            raise
+        cursor.execute("COMMIT")
+    return rows
+
+
+def _assignment(pin: Pin) -> str:
+    return f"{pin.name} = {pin.value if pin.name == 'search_path' else repr(pin.value)}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace(" ", "\\ ")

@@ -1,0 +1,140 @@
+"""Whatever a role has set for its sessions: the server loads, follows, and `check` passes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg2
+import pytest
+
+from cdc.mapping.mapping import load
+from tests.plugins.postgres import fetched
+from tests.plugins.server import fill, wait_equal, wait_until
+
+if TYPE_CHECKING:
+    from tests.plugins.check import Check
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory, Role
+    from tests.plugins.server import GatewayFactory, ServerFactory
+
+SETTABLE = """
+SELECT name, category, vartype, boot_val, min_val, max_val, enumvals
+FROM pg_settings
+WHERE context IN ('user', 'backend', 'superuser')
+ORDER BY name
+"""
+STRINGS = {
+    "DateStyle": ("German", "SQL, DMY"),
+    "TimeZone": ("Asia/Kathmandu", "America/St_Johns"),
+    "application_name": ("", "x" * 63),
+    "client_encoding": ("LATIN1", "SQL_ASCII"),
+    "default_text_search_config": ("pg_catalog.simple", "pg_catalog.german"),
+    "local_preload_libraries": ("nowhere", "nowhere"),
+    "restrict_nonsystem_relation_kind": ("view", "view, foreign-table"),
+    "search_path": ("", "nowhere, pg_temp, public, pg_catalog"),
+    "timezone_abbreviations": ("India", "Australia"),
+}
+"""Settings that take any text, and two that are not what we want."""
+NOT_OURS = {
+    # Only a superuser sets these, and then wal2json is not found, no session works, or any query may fail.
+    "dynamic_library_path",
+    "temp_file_limit",
+    "max_stack_depth",
+    "output_plugin_libraries",
+    "session_preload_libraries",
+}
+GROUPS = ("Query Tuning", "Client Connection Defaults", "the others")
+
+
+def hostile(
+    name: str, vartype: str, usual: str, least: str, most: str, values: list[str], *, high: bool
+) -> str:
+    """Return the value that is farthest from the usual one."""
+    match vartype:
+        case "bool":
+            return "off" if usual == "on" else "on"
+        case "enum":
+            return [value for value in values if value != usual][-1 if high else 0]
+        case "integer" if name == "transaction_timeout" and not high:
+            return "50"  # the first connection to a server can end it only when it runs
+        case "integer":
+            return most if high else least if least != usual else str(int(least) + 1)
+        case _:
+            return most if high or least == usual else least
+
+
+@pytest.fixture
+def streamer(database: Database) -> Role:
+    """The role that `setup` makes."""
+    return make_streamer(database)
+
+
+def make_streamer(database: Database) -> Role:
+    role = database.create_role("REPLICATION")
+    session = database.connect()
+    with session.cursor() as cursor:
+        for statement in load("grove").setup_statements("public", role.name):
+            cursor.execute(statement)
+    return role
+
+
+def set_all(database: Database, role: Role, group: str, *, high: bool) -> set[str]:
+    """Give the role a hostile value of each setting of a group; returns those that the server took."""
+    taken = set()
+    for name, category, vartype, usual, least, most, values in database.rows(SETTABLE):
+        of = next((one for one in GROUPS if category.startswith(one)), GROUPS[-1])
+        if of != group or name in NOT_OURS:
+            continue
+        if vartype == "string":
+            if name not in STRINGS:
+                continue
+            value = STRINGS[name][high]
+        else:
+            value = hostile(name, vartype, usual, least, most, values, high=high)
+        if set_one(database, role, name, value):
+            taken.add(name)
+    return taken
+
+
+def set_one(database: Database, role: Role, name: str, value: str) -> bool:
+    given = value if value and name in {"search_path", "DateStyle"} else f"'{value}'"
+    try:
+        database.execute(f'ALTER ROLE {role.name} SET "{name}" = {given}')
+    except psycopg2.Error:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("high", [False, True], ids=["low", "high"])
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("version", ["15", "17", "18"])
+def test_each_setting_of_the_role_at_its_worst(
+    version: str,
+    group: str,
+    high: bool,
+    cluster_factory: ClusterFactory,
+    database_factory: DatabaseFactory,
+    serve: ServerFactory,
+    gateway: GatewayFactory,
+    check: Check,
+) -> None:
+    database = database_factory(cluster=cluster_factory(programs=fetched(version)))
+    fill(database, 300)
+    role = make_streamer(database)
+    taken = set_all(database, role, group, high=high)
+    assert len(taken) > 25, taken
+    if group == "Client Connection Defaults":
+        nobody = database.create_role()
+        database.execute(
+            f"GRANT {nobody.name} TO {role.name}; ALTER ROLE {role.name} SET role = {nobody.name}"
+        )
+    server = serve(database.url(*role))
+    client = gateway(server.wait_ready())
+    wait_until(lambda: server.metric("pads_cdc_source_mode", mode="streaming") == 1, "it streams")
+    database.execute("UPDATE pay_plans SET throughput_limit = 77")
+    wait_equal(client, database)
+    database.execute("DELETE FROM portal_applications WHERE id = 'app_1'")
+    wait_equal(client, database)
+    report = check(database.url(*role))
+    assert report.ready, report.not_passed()
+    assert not [line for line in server.logs if line["level"] != "info"], server.output
+    assert server.stop() == 0
