@@ -14,6 +14,7 @@ import structlog
 from cdc.errors import PadsCdcError
 from cdc.store.store import Store
 from server import grpc_server
+from server.descriptors import shares
 from server.observe import http, logs
 from server.observe.fanout import FanOut
 from server.observe.health import Health
@@ -70,6 +71,7 @@ class Front:
         None where nothing is audited.
         """
         self.settings = settings
+        self._shares = shares()
         self.freshness = freshness
         self.pair = pair
         self.store, self.subscribers = Store(), Subscribers()
@@ -126,11 +128,13 @@ class Front:
                 self.health,
                 feed,
                 self.security,
+                self._shares.grpc,
             )
             running.push_async_callback(grpc.stop)
             pages = await http.start(
                 host=self.settings.metrics_host,
                 port=self.settings.metrics_port,
+                most=self._shares.http,
                 registry=self.metrics.registry,
                 health=self.health,
                 page=self.page,

@@ -37,6 +37,7 @@ _OPTIONS = (
     # Over one connection; a proxy may bring many gateways on one. What is above waits in the client.
     ("grpc.max_concurrent_streams", 1_000),
     ("grpc.server_handshake_timeout_ms", 10_000),  # a stranger who says nothing is gone soon
+    ("grpc.max_connection_idle_ms", 600_000),  # and one without a stream a little later
     # A client that is gone without a word is found within 40 s; pings from every 10 s on are welcome,
     # the third that comes sooner ends the connection with too_many_pings.
     ("grpc.keepalive_time_ms", 30_000),
@@ -89,14 +90,16 @@ async def start(
     health: Health,
     feed: EndpointFeed,
     security: Security,
+    most: int,
 ) -> GrpcServer:
-    """Listen, and serve from the running event loop.
+    """Listen, and serve up to ``most`` connections from the running event loop.
 
     Raises:
         ListenError: the port is taken or the address is not ours.
 
     """
-    server = unknown_methods.server(_OPTIONS, security.interceptors)
+    options = (*_OPTIONS, (unknown_methods.MOST_CONNECTIONS, most))
+    server = unknown_methods.server(options, security.interceptors)
     old = GatewayEndpoints(store, hub, subscribers, metrics)
     register(server, old.handler(), gateway_endpoint_pb2.DESCRIPTOR.services_by_name["GatewayEndpoints"])
     register(server, feed.handler(), endpoint_feed_pb2.DESCRIPTOR.services_by_name["EndpointFeedService"])

@@ -23,6 +23,7 @@ from authz.identity import Places
 from authz.serve import DesertedError, serve
 from cdc.errors import PadsCdcError
 from server.addresses import ListenError, address, refusal
+from server.descriptors import shares
 from server.observe import http, logs
 from server.observe.log_counters import LogCounters
 from server.rpc import unknown_methods
@@ -84,14 +85,20 @@ def _warn(settings: AuthorizeSettings) -> None:
 
 
 async def _serve(settings: AuthorizeSettings, writer: LogWriter, number: int, *, late: bool) -> None:
+    shared = shares()
+
     def transport(registry: CollectorRegistry, health: Health) -> _Transport:
         registry.register(LogCounters(writer))
-        return _Transport(settings, registry, health)
+        return _Transport(settings, registry, health, shared.grpc)
 
     @asynccontextmanager
     async def expose(registry: CollectorRegistry, health: Health) -> AsyncIterator[Callable[[int], None]]:
         pages = await http.start(
-            host=settings.metrics_host, port=settings.metrics_port, registry=registry, health=health
+            host=settings.metrics_host,
+            port=settings.metrics_port,
+            most=shared.http,
+            registry=registry,
+            health=health,
         )
         try:
             yield lambda port: _say_serving(settings, port, pages.port)
@@ -134,6 +141,7 @@ async def _supervise(settings: AuthorizeSettings, flags: Mapping[str, object]) -
         pages = await http.start(
             host=settings.metrics_host,
             port=settings.metrics_port,
+            most=shares().http,
             registry=supervisor.registry,
             health=supervisor,
         )
@@ -219,12 +227,17 @@ def _feed(settings: AuthorizeSettings, number: int) -> Callable[[Callable[[Chang
 class _Transport:
     """The server's own gRPC: its methods cannot be ended by strangers, its certificates are renewed."""
 
-    def __init__(self, settings: AuthorizeSettings, registry: CollectorRegistry, health: Health) -> None:
+    def __init__(
+        self, settings: AuthorizeSettings, registry: CollectorRegistry, health: Health, most: int
+    ) -> None:
+        """Let ``most`` connections in."""
+        self._most = most
         self._security = Security(settings, registry, health)
 
     def server(self, options: Sequence[tuple[str, object]]) -> grpc.aio.Server:
         """Make one for the running event loop."""
-        return unknown_methods.server(options, self._security.interceptors)
+        bounded = (*options, (unknown_methods.MOST_CONNECTIONS, self._most))
+        return unknown_methods.server(bounded, self._security.interceptors)
 
     def register(
         self, server: grpc.aio.Server, handler: grpc.GenericRpcHandler, descriptor: ServiceDescriptor

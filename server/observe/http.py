@@ -17,6 +17,7 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 
 from server.addresses import refusal
 from server.config.redaction import redact
+from server.observe.http_listener import HttpListener
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -57,19 +58,29 @@ _DRAIN_SECONDS = 1.0
 class HttpServer:
     """A started HTTP server; ``port`` is the one in use where 0 was asked for."""
 
-    def __init__(self, runner: web.AppRunner, port: int) -> None:
+    def __init__(self, runner: web.AppRunner, listener: HttpListener, port: int) -> None:
         self._runner = runner
+        self._listener = listener
         self.port = port
 
     async def stop(self) -> None:
         """Close the port and all connections; waits at most a second for answers under way."""
+        await self._listener.close()
         await self._runner.cleanup()
 
 
 async def start(
-    *, host: str, port: int, registry: CollectorRegistry, health: _Health, page: StatusPage | None = None
+    *,
+    host: str,
+    port: int,
+    most: int,
+    registry: CollectorRegistry,
+    health: _Health,
+    page: StatusPage | None = None,
 ) -> HttpServer:
-    """Listen, and serve from the running event loop; without a ``page`` there is none for people.
+    """Listen, and serve up to ``most`` connections from the running event loop.
+
+    Without a ``page`` there is none for people.
 
     Raises:
         ListenError: the port is taken or the address is not ours.
@@ -77,8 +88,14 @@ async def start(
     """
     requests = logging.getLogger(f"{__name__}.requests")
     requests.addFilter(_not_http)
+
+    def protocol() -> asyncio.Protocol:
+        assert runner.server is not None  # noqa: S101 (for the type: it is set up before anybody connects)
+        return runner.server()
+
+    listener = HttpListener(protocol, most)
     runner = web.AppRunner(
-        _application(registry, health, page),
+        _application(registry, health, page, listener),
         logger=requests,
         access_log=None,  # a line for each scrape is nothing to act on
         handle_signals=False,
@@ -86,14 +103,22 @@ async def start(
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        bound = await listener.listen(host, port)
     except OSError as error:
         await runner.cleanup()
         raise refusal("the metrics page", host, port, error, prefix="METRICS_") from error
-    return HttpServer(runner, int(runner.addresses[0][1]))
+    return HttpServer(runner, listener, bound)
 
 
-def _application(registry: CollectorRegistry, health: _Health, page: StatusPage | None) -> web.Application:
+def _application(
+    registry: CollectorRegistry, health: _Health, page: StatusPage | None, listener: HttpListener
+) -> web.Application:
+    @web.middleware
+    async def noted(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.transport is not None:
+            listener.requested(request.transport)
+        return await handler(request)
+
     async def livez(_: web.Request) -> web.Response:
         return web.Response(text="ok")
 
@@ -103,7 +128,7 @@ def _application(registry: CollectorRegistry, health: _Health, page: StatusPage 
     async def healthz(_: web.Request) -> web.Response:
         return _answer(health.reasons())
 
-    application = web.Application(middlewares=[_no_surprises])
+    application = web.Application(middlewares=[noted, _no_surprises])
     if page is not None:
         _add_page(application, page)
     application.router.add_get("/metrics", make_aiohttp_handler(registry))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")
 
+MOST_CONNECTIONS = "grpc.max_allowed_incoming_connections"
+"""The option for a server's number of connections; what is beyond is closed at once."""
 _ANY_UNKNOWN = "/"
 """What interceptors are told instead of the path; no method is called so."""
 

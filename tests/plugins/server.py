@@ -56,12 +56,15 @@ def wait_until(condition: Callable[[], T], what: str, deadline: float = DEADLINE
 class Server:
     """A ``pads-cdc serve``, or another command that serves, that runs; ``logs`` fills as it writes."""
 
+    prefix: tuple[str, ...] = ()
+    """A command that executes what follows, such as ``prlimit``."""
+
     def __init__(self, environment: dict[str, str], command: str = "serve", module: str = "server") -> None:
         self.environment = environment
         self.logs: list[dict[str, Any]] = []
         self._written = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, command],
+            [*self.prefix, sys.executable, "-m", module, command],
             env={**os.environ, **environment},
             stderr=subprocess.PIPE,
             text=True,

@@ -63,9 +63,14 @@ class Scene:
         self.health.mode("streaming")
         self.health.connected(connected=True)
 
-    async def start(self, host: str = "127.0.0.1", port: int = 0) -> http.HttpServer:
+    async def start(self, host: str = "127.0.0.1", port: int = 0, most: int = 20) -> http.HttpServer:
         return await http.start(
-            host=host, port=port, registry=self.metrics.registry, health=self.health, page=self.page
+            host=host,
+            port=port,
+            most=most,
+            registry=self.metrics.registry,
+            health=self.health,
+            page=self.page,
         )
 
     def serve(self, visit: Callable[[aiohttp.ClientSession], Awaitable[None]]) -> None:

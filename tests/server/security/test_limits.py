@@ -130,6 +130,18 @@ def test_pings_from_every_10_s_on_are_welcome(server: Server) -> None:
         assert all(kind != GOAWAY for kind, _, _ in patient.frames)
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_a_connection_without_a_stream_is_ended_after_ten_minutes(server: Server) -> None:
+    with connected(server.grpc) as idle:
+        began = time.monotonic()
+        while all(kind != GOAWAY for kind, _, _ in idle.frames):
+            assert time.monotonic() - began < 800
+            idle.ping()  # pings are no use that anybody makes of it
+            idle.wait(PING, flags=ACK, count=sum(kind == PING for kind, _, _ in idle.frames) + 1)
+            time.sleep(15)  # not for a condition: they must not come too often
+
+
 def test_the_streams_of_a_connection_are_bounded(server: Server) -> None:
     with connected(server.grpc) as curious:
         settings = dict(struct.iter_unpack(">HI", curious.wait(SETTINGS)))

@@ -1,0 +1,152 @@
+"""Accepts the connections of the HTTP port, so that health and metrics answer whatever others do.
+
+Whoever connects and sends no request is cut off soon. There is a bound on connections, and at the bound the
+one that was idle for longest makes room for the next. When the process has no descriptor left, a spare one is
+given up for the next connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+REQUEST_SECONDS: Final = 10.0
+"""How long a new connection may take to send its first request."""
+IDLE_SECONDS: Final = 90.0
+"""How long an answer and the next request may take in all; Prometheus waits a minute between scrapes."""
+_LOOK_SECONDS: Final = 1.0
+_PAUSE_SECONDS: Final = 0.05
+"""Between two attempts to accept where no descriptor is left."""
+_BACKLOG: Final = 128
+_NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
+_NO_SUCH_ADDRESS: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+
+
+class HttpListener:
+    """Belongs to the running event loop."""
+
+    def __init__(self, protocol: Callable[[], asyncio.Protocol], most: int) -> None:
+        """Make a ``protocol`` for each connection, and keep up to ``most`` connections."""
+        self._protocol = protocol
+        self._most = most
+        self._loop = asyncio.get_running_loop()
+        self._deadlines: dict[asyncio.Transport, float] = {}
+        """When each connection is cut off if no request comes. The first one was idle for longest."""
+        self._listening: list[socket.socket] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._spare: int | None = None
+        """A descriptor that can be given up."""
+
+    async def listen(self, host: str, port: int) -> int:
+        """Listen on every address of a host; returns the port.
+
+        Raises:
+            OSError: it is taken, or the host has no address here.
+
+        """
+        found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        refused: OSError | None = None
+        for family, _, _, _, (name, _, *more) in dict.fromkeys(found):
+            try:
+                one = socket.create_server((name, port, *more), family=family, backlog=_BACKLOG)
+            except OSError as error:
+                refused = error
+                if error.errno in _NO_SUCH_ADDRESS:
+                    continue  # another address of the same name may be one of ours
+                break
+            one.setblocking(False)
+            self._listening.append(one)
+            port = one.getsockname()[1]
+        if refused is not None and (not self._listening or refused.errno not in _NO_SUCH_ADDRESS):
+            await self.close()
+            raise refused
+        self._take_spare()
+        self._tasks = [self._loop.create_task(self._accept(one)) for one in self._listening]
+        self._tasks.append(self._loop.create_task(self._look()))
+        return port
+
+    async def close(self) -> None:
+        """Accept no more connections. Those that stand are left to their protocols."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for one in self._listening:
+            one.close()
+        self._give_up_spare()
+
+    def requested(self, transport: asyncio.Transport) -> None:
+        """Note that a request has come."""
+        if self._deadlines.pop(transport, None) is not None:
+            self._deadlines[transport] = self._loop.time() + IDLE_SECONDS
+
+    async def _accept(self, listening: socket.socket) -> None:
+        while True:
+            # Without a descriptor `accept` fails also when nobody waits, and nobody must be cut off for that.
+            await self._somebody_waits(listening)
+            try:
+                accepted, _ = listening.accept()
+            except OSError as error:
+                if error.errno in _NO_DESCRIPTOR and not self._give_up_spare():
+                    self._cut_longest_idle()
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                continue
+            accepted.setblocking(False)
+            self._forget_closed()
+            if len(self._deadlines) >= self._most:
+                self._cut_longest_idle()
+            try:
+                transport, _ = await self._loop.connect_accepted_socket(self._protocol, accepted)
+            except OSError:
+                accepted.close()
+            else:
+                self._deadlines[transport] = self._loop.time() + REQUEST_SECONDS
+            self._take_spare()
+
+    async def _somebody_waits(self, listening: socket.socket) -> None:
+        somebody = asyncio.Event()
+        self._loop.add_reader(listening, somebody.set)
+        try:
+            await somebody.wait()
+        finally:
+            self._loop.remove_reader(listening)
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            self._forget_closed()
+            self._take_spare()
+            now = self._loop.time()
+            for transport in [one for one, deadline in self._deadlines.items() if deadline < now]:
+                self._cut(transport)
+
+    def _forget_closed(self) -> None:
+        for transport in [one for one in self._deadlines if one.is_closing()]:
+            del self._deadlines[transport]
+
+    def _cut_longest_idle(self) -> None:
+        for transport in self._deadlines:
+            self._cut(transport)
+            break
+
+    def _cut(self, transport: asyncio.Transport) -> None:
+        del self._deadlines[transport]
+        transport.abort()
+
+    def _take_spare(self) -> None:
+        if self._spare is None:
+            try:
+                self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:  # later
+                self._spare = None
+
+    def _give_up_spare(self) -> bool:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            os.close(spare)
+        return spare is not None
