@@ -82,7 +82,7 @@ class Front:
             subscribers=self.subscribers,
             audit_interval=audit_interval,
         )
-        self.metrics.registry.register(LogCounters(writer))
+        self.metrics.registry.register(LogCounters(lambda: writer.dropped))
         self.health = Health(self.store, freshness, settings.max_staleness, pair)
         recent = Recent()
         self.page = StatusPage(

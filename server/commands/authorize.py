@@ -88,7 +88,7 @@ async def _serve(settings: AuthorizeSettings, writer: LogWriter, number: int, *,
     shared = shares()
 
     def transport(registry: CollectorRegistry, health: Health) -> _Transport:
-        registry.register(LogCounters(writer))
+        registry.register(LogCounters(lambda: writer.dropped))
         return _Transport(settings, registry, health, shared.grpc)
 
     @asynccontextmanager

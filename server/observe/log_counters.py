@@ -8,21 +8,20 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from server.observe.log_writer import LogWriter
+    from collections.abc import Callable, Iterator
 
 
 class LogCounters(Collector):
     """Read at each scrape."""
 
-    def __init__(self, writer: LogWriter) -> None:
-        self._writer = writer
+    def __init__(self, dropped: Callable[[], int]) -> None:
+        """``dropped`` returns how many there were since the start."""
+        self._dropped = dropped
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """Yield the present count."""
         yield CounterMetricFamily(
             "pads_cdc_log_lines_dropped",
             "Log lines that were dropped, because nobody read standard error.",
-            value=self._writer.dropped,
+            value=self._dropped(),
         )

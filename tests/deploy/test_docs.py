@@ -13,6 +13,7 @@ from cdc.relay.leader import LeaderFreshness
 from cdc.store.store import Store
 from server.broker.gauges import PublishedGauges, ReceivedGauges
 from server.broker.publishing import Published
+from server.observe.log_counters import LogCounters
 from server.observe.metrics import Metrics
 from server.subscribers import Subscribers
 from tests.support import ROOT
@@ -47,6 +48,7 @@ def test_metrics_that_are_named_are_there(document: Path) -> None:
     registry = Metrics(
         version="1", store=Store(), freshness=Freshness(), subscribers=Subscribers(), audit_interval=300.0
     ).registry
+    registry.register(LogCounters(lambda: 0))
     registry.register(PublishedGauges(Published(), Store()))
     registry.register(ReceivedGauges(Received(), LeaderFreshness()))
     known = {
