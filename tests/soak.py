@@ -8,6 +8,7 @@ server's log beside it.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 import threading
@@ -22,6 +23,7 @@ import psycopg2
 from server.commands.demo.cluster import Cluster, ephemeral_cluster, ephemeral_standby
 from tests.history.faults import FAULTS, STANDBY_FAULTS, moved_to_a_standby, standby_promoted
 from tests.history.operations import PREPARE, Writer, chooser
+from tests.history.relays import RELAY_FAULTS, Relays
 from tests.history.witness import GENERATIONS, Generation, Versions, Witness
 from tests.plugins.postgres import Database
 from tests.plugins.server import Server, expected, wait_equal
@@ -44,9 +46,18 @@ class Storm:
     """Everything that takes part."""
 
     def __init__(
-        self, cluster: Cluster, folder: Path, seed: int, closing: ExitStack, *, standby: bool = False
+        self,
+        cluster: Cluster,
+        folder: Path,
+        seed: int,
+        closing: ExitStack,
+        *,
+        standby: bool = False,
+        relays: bool = False,
     ) -> None:
-        """``standby`` puts one between the cluster, where the writers are, and the server."""
+        """``standby`` puts one between the cluster, where the writers are, and the server; ``relays`` puts a
+        broker and two of them behind it.
+        """
         self.primary = self.cluster = cluster
         self.choose = chooser(seed)
         self._folder = folder
@@ -67,12 +78,20 @@ class Storm:
         self.faults: Counter[str] = Counter()
         self.starts = 0
         self._port = 0
+        self.relays: Relays | None = None
+        if relays:
+            self.relays = Relays(folder, closing, self.choose)
+            self._faults = {**self._faults, **RELAY_FAULTS}
         self.start_server()
         closing.callback(self._end_server)
         self.clients: list[Witness] = []
         self._judges: list[Versions] = []
         for generation in (*GENERATIONS, "fetches_once"):
             self._join(generation)
+        if self.relays is not None:
+            for server in self.relays.servers:  # old clients at a relay must be told of deletes, too
+                self._join("fetches_once", server.grpc)
+            self.relays.begin(lambda: self._port, closing, lambda: chooser(self.choose.random()))
         self._writing = threading.Event()
         self._ending = threading.Event()
         self._turns = threading.Condition()
@@ -94,6 +113,8 @@ class Storm:
             "LOG_FORMAT": "json",
             "AUDIT_INTERVAL": "2s",
         }
+        if self.relays is not None:
+            environment["BROKER_URL"] = self.relays.node.url
         self.server = Server(environment)
         self._port = self.server.grpc
         self.starts += 1
@@ -140,6 +161,9 @@ class Storm:
         for client in self.clients:
             wait_equal(client, self.database, deadline=SETTLE)
             self.counts["endpoints compared"] += len(expected(self.database))
+        if self.relays is not None:
+            held = self.relays.compare(self.server, expected(self.database), SETTLE)
+            self.counts["endpoints compared at relays and hopping clients"] += held
         self.counts["quiet moments"] += 1
         self._look_at_counters()
         for judge in self._judges:
@@ -151,9 +175,9 @@ class Storm:
             value = self.server.metric(f"pads_cdc_{counter}_total")
             assert value == 0, f"{counter}: {value:.0f}"
 
-    def _join(self, generation: Generation) -> None:
+    def _join(self, generation: Generation, port: int = 0) -> None:
         judge = Versions()
-        client = Witness(self._port, generation, judge)
+        client = Witness(port or self._port, generation, judge)
         self._closing.callback(client.stop)
         self.clients.append(client)
         self._judges.append(judge)
@@ -167,10 +191,20 @@ class Storm:
             "observations of clients": observations,
             "streams that ended": reconnects,
             "server starts": self.starts,
+            **self._hops(),
             "faults": self.faults.total(),
             **{f"  {name.replace('_', ' ')}": number for name, number in sorted(self.faults.items())},
         }
         return "\n".join(f"{number:>12,} {name}" for name, number in counts.items())
+
+    def _hops(self) -> dict[str, int]:
+        hoppers = [] if self.relays is None else self.relays.hoppers
+        if not hoppers:
+            return {}
+        return {
+            "hops between servers": sum(hopper.hops for hopper in hoppers),
+            "resets of clients that hopped": sum(hopper.resets for hopper in hoppers),
+        }
 
     # --- the writers' threads
 
@@ -254,14 +288,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     parser.add_argument("--standby", action="store_true", help="read a standby (PostgreSQL 17 or 18)")
     parser.add_argument("--promote", action="store_true", help="promote it, and read a new one, in turn")
+    parser.add_argument("--relays", action="store_true", help="put a broker and two relays behind the server")
     arguments = parser.parse_args()
+    logging.getLogger("pads_cdc_client").setLevel(logging.ERROR)  # that a server is away is what is wanted
     _say(f"a storm of {arguments.seconds:.0f} s, seed {arguments.seed}")
     until = time.monotonic() + arguments.seconds
     difference: BaseException | None = None
     with ExitStack() as closing:
         cluster = closing.enter_context(ephemeral_cluster())
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="pads-cdc-soak-")))
-        storm = Storm(cluster, folder, arguments.seed, closing, standby=arguments.standby)
+        storm = Storm(
+            cluster, folder, arguments.seed, closing, standby=arguments.standby, relays=arguments.relays
+        )
         try:
             while (left := until - time.monotonic()) > 0:
                 storm.round(min(storm.choose.uniform(5.0, 20.0), max(1.0, left)), promote=arguments.promote)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 PROGRAM = Path(sys.executable).with_name("nats-server")
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
+    """Return ports that nobody listens on now."""
     with ExitStack() as sockets:
         held = [sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
         return [one.getsockname()[1] for one in held]
@@ -108,7 +109,7 @@ def nats_node(tmp_path: Path) -> Iterator[NodeFactory]:
 
     def make(config: str = "") -> Node:
         number = len(nodes)
-        node = Node(tmp_path / f"nats-{number}", f"n{number}", _free_ports(1)[0], config)
+        node = Node(tmp_path / f"nats-{number}", f"n{number}", free_ports(1)[0], config)
         nodes.append(node)
         return node
 
@@ -126,7 +127,7 @@ def nats(nats_node: NodeFactory) -> Node:
 @pytest.fixture
 def nats_cluster(tmp_path: Path) -> Iterator[list[Node]]:
     """A cluster of three that runs."""
-    ports = _free_ports(6)
+    ports = free_ports(6)
     routes = ", ".join(f"nats://127.0.0.1:{port}" for port in ports[3:])
     nodes = [
         Node(
