@@ -10,7 +10,7 @@ import pytest
 import yaml
 from gotpl.errors import TemplateError
 
-from server.config.settings import Settings
+from server.config.settings import RelaySettings, Settings
 from tests.deploy.chart import CHART, only, render, values
 from tests.plugins.prometheus import RULES
 from tests.support import ROOT
@@ -41,6 +41,17 @@ FULL: dict[str, Any] = {
     "image__tag": "1.2.3",
     "peer__address": "pads-cdc-other:10002",
 }
+RELAYED: dict[str, Any] = {
+    **CLOSED,
+    "broker__url": "tls://nats.nats:4222",
+    "broker__replicas": 3,
+    "broker__existingSecret": "nats",
+    "broker__credentials": True,
+    "broker__ca": True,
+    "broker__seal": True,
+    "relay__enabled": True,
+    "relay__settings": {"MAX_STALENESS": "10m"},
+}
 CUSTOM = ("monitoring.coreos.com/v1",)
 """API versions of the Prometheus operator: Kubernetes has no schema of them."""
 
@@ -56,7 +67,7 @@ def environment(manifests: list[dict[str, Any]]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("version", ["1.26", "1.31", kubernetes_validate.latest_version()])
-@pytest.mark.parametrize("given", [OPEN, CLOSED, FULL], ids=["open", "closed", "full"])
+@pytest.mark.parametrize("given", [OPEN, CLOSED, FULL, RELAYED], ids=["open", "closed", "full", "relayed"])
 def test_kubernetes_would_take_it(given: dict[str, Any], version: str) -> None:
     manifests = render(**given)
     assert {"StatefulSet", "Service", "NetworkPolicy"} <= {one["kind"] for one in manifests}
@@ -147,6 +158,44 @@ def test_a_pair_may_talk_and_nobody_is_let_in_for_it_who_is_alone() -> None:
     assert [rule["ports"] for rule in policy["ingress"]] == [[{"port": "grpc"}]]
     assert len(policy["egress"]) == len(only(render(**OPEN), "NetworkPolicy")["spec"]["egress"]) + 1
     assert "PEER_ADDRESS" not in environment(render(**OPEN))
+
+
+def relay_environment(manifests: list[dict[str, Any]]) -> dict[str, str]:
+    [one] = only(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert one["args"] == ["relay"]
+    files = {entry["value"] for entry in one["env"] if entry["name"].endswith("_FILE")}
+    mounted = {mount["mountPath"] for mount in one["volumeMounts"]}
+    assert all(any(file.startswith(f"{folder}/") for folder in mounted) for file in files)
+    return {entry["name"]: entry["value"] for entry in one["env"]}
+
+
+def test_relays_are_a_deployment_that_grows_and_the_leader_stays_what_it_is() -> None:
+    manifests = render(**RELAYED)
+    known = {name.upper() for name in RelaySettings.model_fields}
+    asked = relay_environment(manifests)
+    assert set(asked) <= known
+    assert asked["BROKER_URL"] == environment(manifests)["BROKER_URL"] == "tls://nats.nats:4222"
+    assert environment(manifests)["BROKER_REPLICAS"] == "3"
+    assert asked["MAX_STALENESS"] == "10m"
+    assert only(manifests, "StatefulSet")["spec"]["replicas"] == 1
+    relay = only(manifests, "Deployment")
+    assert (
+        only(manifests, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]["name"]
+        == relay["metadata"]["name"]
+    )
+    labels = relay["spec"]["template"]["metadata"]["labels"]
+    assert only(manifests, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    services = {one["metadata"]["name"]: one["spec"] for one in manifests if one["kind"] == "Service"}
+    assert services["pads-cdc-relay"]["selector"].items() <= labels.items()
+    assert not services["pads-cdc"]["selector"].items() <= labels.items(), "a relay is not the leader"
+
+
+def test_a_relay_without_anything_to_follow_is_refused() -> None:
+    with pytest.raises(TemplateError, match=r"broker\.url"):
+        render(**OPEN, relay__enabled=True)
+    direct = render(**OPEN, relay__enabled=True, relay__leaderAddress="pads-cdc:10002")
+    assert relay_environment(direct)["LEADER_ADDRESS"] == "pads-cdc:10002"
+    assert "BROKER_URL" not in relay_environment(direct)
 
 
 def test_rules_and_dashboard_are_the_projects_own_and_the_job_has_the_rules_name() -> None:
