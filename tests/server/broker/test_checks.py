@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 
+from tests.e2e.test_relay import follows
 from tests.e2e.test_relay_faults import by_hand
+from tests.plugins.server import fill
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
+
+    from nats.js import JetStreamContext
 
     from tests.plugins.check import Check
     from tests.plugins.nats import Node, NodeFactory
     from tests.plugins.postgres import Database
+    from tests.plugins.server import RelayFactory, ServerFactory
 
 
 def make(node: Node, config: StreamConfig) -> None:
     by_hand(node, lambda js: js.add_stream(config))
+
+
+def by_hand_as(node: Node, user: str, what: Callable[[JetStreamContext], Awaitable[Any]]) -> None:
+    """Do something to the stream as one of the broker's users, whose password is x."""
+
+    class As:
+        url = node.url.replace("nats://", f"nats://{user}:x@")
+
+    by_hand(As, what)  # type: ignore[arg-type]
 
 
 def right(**other: object) -> StreamConfig:
@@ -92,12 +108,49 @@ def test_a_user_without_rights_is_found(database: Database, nats_node: NodeFacto
         (folder / name).write_text(f"{name}:x\n")
         (folder / name).chmod(0o600)
     everything = {"BROKER_URL": node.url, "BROKER_CREDENTIALS_FILE": str(folder / "all")}
-    node_with_user = node.url.replace("nats://", "nats://all:x@")
-
-    class AsAll:
-        url = node_with_user
-
-    make(AsAll, right())  # type: ignore[arg-type]
+    by_hand_as(node, "all", lambda js: js.add_stream(right()))
     assert {one.verdict for one in check(database, **everything).of("broker_rights")} == {"pass"}
     reader = everything | {"BROKER_CREDENTIALS_FILE": str(folder / "reader")}
     assert "permit" in check(database, **reader).the("broker_rights", "fail").remedy
+
+
+RIGHTS = re.compile(r"^\| (server|relay) \| (.*?) \| (.*?) \|$", re.MULTILINE)
+"""The table of docs/scale.md."""
+
+
+def test_the_rights_that_the_document_names_are_enough(
+    database: Database,
+    serve: ServerFactory,
+    relay: RelayFactory,
+    nats_node: NodeFactory,
+    pads_cdc: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    fill(database, 50)
+    users = ["{ user: admin, password: x }"]
+    for user, publish, subscribe in RIGHTS.findall((ROOT / "docs/scale.md").read_text()):
+        rights = (
+            ", ".join(f'"{one}"' for one in re.findall(r"`([^`]+)`", part)) for part in (publish, subscribe)
+        )
+        may = f"publish: [{next(rights)}], subscribe: [{next(rights)}]"
+        users.append(f"{{ user: {user}, password: x, permissions: {{ {may} }} }}")
+    assert len(users) == 3
+    node = nats_node(f"authorization {{ users: [ {', '.join(users)} ] }}\n").start()
+
+    def settings(user: str) -> dict[str, str]:
+        file = node.folder / user
+        file.write_text(f"{user}:x\n")
+        file.chmod(0o600)
+        return {"BROKER_URL": node.url, "BROKER_CREDENTIALS_FILE": str(file)}
+
+    given = {"ADMIN_CONNECTION_STRING": database.url(), **settings("admin")}
+    assert pads_cdc("setup", **given).returncode == 0
+    leader = serve(database, **settings("server")).wait_ready()
+    one = relay(**settings("relay")).wait_ready()
+    database.execute("DELETE FROM portal_applications WHERE id = 'app_2'")
+    follows(one, leader)
+    by_hand_as(node, "admin", lambda js: js.purge_stream("pads_cdc"))
+    second = relay(
+        **settings("relay")
+    ).wait_ready()  # which has to ask for a snapshot, or the leader to notice
+    follows(second, leader)
+    assert leader.metric("pads_cdc_broker_restarts_total") == 0
