@@ -23,7 +23,7 @@ help: ## Show what there is to make
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 .PHONY: demo
-demo: $(RUNTIME) $(if $(findstring --envoy,$(DEMO_ARGS)),$(DEV)) postgres ## Run the whole thing on a throw-away database; DEMO_ARGS="--seconds 20 --plain --envoy"
+demo: $(RUNTIME) $(if $(findstring --envoy,$(DEMO_ARGS))$(findstring --relays,$(DEMO_ARGS)),$(DEV)) postgres ## Run the whole thing on a throw-away database; DEMO_ARGS="--seconds 20 --plain --envoy --relays 2"
 	@$(BIN)/pads-cdc demo $(DEMO_ARGS)
 
 .PHONY: test

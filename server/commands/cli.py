@@ -374,8 +374,15 @@ class _Seconds(click.ParamType[float]):
 @click.option(
     "--envoy", is_flag=True, help="Put a real Envoy with `pads-cdc authorize` before it, and call it."
 )
-def demo(seconds: float | None, plain: bool, envoy: bool) -> int | None:
+@click.option(
+    "--relays",
+    type=click.IntRange(0, 8),
+    default=0,
+    metavar="N",
+    help="Put a real NATS server and N relays behind the server, and move a subscriber between them.",
+)
+def demo(seconds: float | None, plain: bool, envoy: bool, relays: int) -> int | None:
     """Show it working: a throw-away Postgres, a workload, the server, a subscriber, and the proof."""
     from server.commands.demo import run  # noqa: PLC0415
 
-    return run(seconds, plain, envoy)
+    return run(seconds, plain, envoy, relays)

@@ -35,7 +35,7 @@ _PAGE: Final = 1.0
 """Seconds between two looks at the server's metrics page."""
 
 
-def play(interrupt: Interrupt, *, seconds: float | None, plain: bool, envoy: bool) -> int:
+def play(interrupt: Interrupt, *, seconds: float | None, plain: bool, envoy: bool, relays: int) -> int:
     """Do what `server.commands.demo.run` says."""
     # Threads take turns more often than by default: drawing a screen must not delay an arrival.
     sys.setswitchinterval(0.0005)
@@ -45,7 +45,7 @@ def play(interrupt: Interrupt, *, seconds: float | None, plain: bool, envoy: boo
     console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
     try:
         with ExitStack() as ending:
-            stage = set_up(ending, interrupt, console.print, envoy=envoy)
+            stage = set_up(ending, interrupt, console.print, envoy=envoy, relays=relays)
             live = console.is_terminal and not plain
             view = LiveView(console, stage.server.target) if live else PlainView(console)
             with view:
@@ -99,7 +99,7 @@ class _Performance:
             self._look()
             time.sleep(_FRAME / 4)
         self._look()
-        gateways, gate = self._stage.gateways, self._stage.gate
+        gateways, gate, mover = self._stage.subscribers, self._stage.gate, self._stage.mover
         return Verdict(
             seconds=self._elapsed,
             subscribers=len(gateways),
@@ -110,12 +110,14 @@ class _Performance:
             wrong=tuple(wrong),
             answers={} if gate is None else gate.callers.answers,
             faults=() if gate is None else tuple(gate.callers.faults),
+            moves=0 if mover is None else mover.moves,
+            resets=0 if mover is None else mover.resets,
         )
 
     def _wrong(self, true: dict[str, bytes]) -> list[str]:
         """Return the ids of endpoints that some subscriber holds otherwise than the database has them."""
         wrong: set[str] = set()
-        for gateway in self._stage.gateways:
+        for gateway in self._stage.subscribers:
             held = gateway.held()
             wrong.update(each for each in held | true if held.get(each) != true.get(each))
         return sorted(wrong)
@@ -143,8 +145,8 @@ class _Performance:
                 figures=self.figures,
                 awaited=self._stage.arrivals.awaited,
                 gauges=self._gauges,
-                held=tuple(one.count for one in self._stage.gateways),
-                updates=sum(one.updates for one in self._stage.gateways),
+                held=tuple(one.count for one in self._stage.subscribers),
+                updates=sum(one.updates for one in self._stage.subscribers),
                 gate=None if gate is None else GateGlance(gate.address, gate.callers.answers, refusals),
             )
         )

@@ -108,9 +108,16 @@ class _Process:
 class ServerProcess(_Process):
     """``pads-cdc serve``; its state file is in ``folder`` too."""
 
-    def __init__(self, connection_string: str, folder: Path) -> None:
+    def __init__(self, connection_string: str, folder: Path, broker: str = "") -> None:
+        """With ``broker``, the address of one, it publishes its map there."""
         state = str(folder / "state")
-        super().__init__("serve", folder, POSTGRES_CONNECTION_STRING=connection_string, STATE_FILE=state)
+        super().__init__(
+            "serve",
+            folder,
+            POSTGRES_CONNECTION_STRING=connection_string,
+            STATE_FILE=state,
+            BROKER_URL=broker,
+        )
 
     def gauges(self) -> Gauges | None:
         """Read its metrics page, or None if it does not answer within a second."""
@@ -125,11 +132,8 @@ class ServerProcess(_Process):
         )
 
 
-class AuthorizerProcess(_Process):
-    """``pads-cdc authorize`` on the feed at an address."""
-
-    def __init__(self, feed: str, folder: Path) -> None:
-        super().__init__("authorize", folder, FEED_ADDRESSES=feed, DRAIN_TIME="1ms")
+class _Ready(_Process):
+    """One that tells by its page whether it holds the whole map."""
 
     def ready(self) -> bool:
         """Tell whether it holds the whole map."""
@@ -137,3 +141,17 @@ class AuthorizerProcess(_Process):
             return self._page("/readyz")[0] == 200  # noqa: PLR2004 (HTTP's)
         except (OSError, http.client.HTTPException):
             return False
+
+
+class RelayProcess(_Ready):
+    """``pads-cdc relay`` behind a broker."""
+
+    def __init__(self, broker: str, folder: Path) -> None:
+        super().__init__("relay", folder, BROKER_URL=broker)
+
+
+class AuthorizerProcess(_Ready):
+    """``pads-cdc authorize`` on the feed at an address."""
+
+    def __init__(self, feed: str, folder: Path) -> None:
+        super().__init__("authorize", folder, FEED_ADDRESSES=feed, DRAIN_TIME="1ms")

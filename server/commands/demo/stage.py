@@ -15,6 +15,7 @@ from server.commands.demo.envoy_process import find_envoy
 from server.commands.demo.gate import put_up
 from server.commands.demo.gateway import Gateway
 from server.commands.demo.programs import ClusterError
+from server.commands.demo.relays import Mover, NatsProcess, find_nats, put_up_relays
 from server.commands.demo.server_process import ServerProcess
 
 if TYPE_CHECKING:
@@ -44,9 +45,18 @@ class Stage:
     """At the first of them."""
     gate: Gate | None
     """With ``--envoy``."""
+    mover: Mover | None
+    """With ``--relays``: a third subscriber, which goes from server to server."""
+
+    @property
+    def subscribers(self) -> tuple[Gateway | Mover, ...]:
+        """All whose maps have to become the database's."""
+        return self.gateways if self.mover is None else (*self.gateways, self.mover)
 
 
-def set_up(ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None], *, envoy: bool) -> Stage:
+def set_up(
+    ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None], *, envoy: bool, relays: int
+) -> Stage:
     """Bring everything up, in about five seconds; ``ending`` takes it down.
 
     Raises:
@@ -55,7 +65,7 @@ def set_up(ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None], 
 
     """
     try:
-        return _set_up(ending, interrupt, say, envoy=envoy)
+        return _set_up(ending, interrupt, say, envoy=envoy, relays=relays)
     except (ClusterError, PadsCdcError) as error:
         # Ctrl-C in a terminal goes to what we have just started too: initdb, pg_ctl, the server.
         if interrupt.requested:
@@ -63,39 +73,58 @@ def set_up(ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None], 
         raise PadsCdcError(str(error)) from error
 
 
-def _set_up(ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None], *, envoy: bool) -> Stage:
+def _set_up(
+    ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None], *, envoy: bool, relays: int
+) -> Stage:
     if envoy:
         find_envoy()  # before anything takes time
+    if relays:
+        find_nats()
     say("starting PostgreSQL in a temporary folder")
     cluster = ending.enter_context(ephemeral_cluster())
     _go_on(interrupt)
     say("filling it with 10,000 applications")
     portal = portals.create(cluster)
     _go_on(interrupt)
+    broker = ending.enter_context(NatsProcess(cluster.folder)) if relays else None
     say("starting the server: pads-cdc serve, as a role with REPLICATION and SELECT")
-    server = ending.enter_context(ServerProcess(portal.streamer, cluster.folder))
-    _wait(interrupt, server, server.serving, "the server serves")
-    say(f"connecting two subscribers to {server.target}")
+    server = ending.enter_context(
+        ServerProcess(portal.streamer, cluster.folder, "" if broker is None else broker.url)
+    )
+
+    def wait(condition: Callable[[], bool], what: str) -> None:
+        _wait(interrupt, server, condition, what)
+
+    wait(server.serving, "the server serves")
+    fronts = [server.target]
+    if broker is not None:
+        wait(broker.listens, "the broker listens")
+        say(f"starting NATS, and behind it {relays} relays: pads-cdc relay, without a database")
+        behind = put_up_relays(ending, cluster.folder, broker, relays, wait)
+        fronts = [relay.target for relay in behind]
+    say(f"connecting two subscribers to {', '.join(fronts[:2])}")
     arrivals = Arrivals()
-    gateways = (Gateway(server.target, arrivals.arrived), Gateway(server.target))
+    gateways = (Gateway(fronts[0], arrivals.arrived), Gateway(fronts[-1]))
     for gateway in gateways:
         ending.enter_context(gateway)
-    _wait(interrupt, server, lambda: all(one.settled for one in gateways), "the subscribers hold the map")
+    wait(lambda: all(one.settled for one in gateways), "the subscribers hold the map")
+    mover = None
+    if broker is not None:
+        say("connecting a third one, which moves between the server and the relays with its token")
+        mover = ending.enter_context(Mover([server.target, *fronts]))
+        wait(lambda: mover.settled, "the one that moves holds the map")
     gate = None
     if envoy:
         say("starting Envoy with deploy/envoy/envoy.yaml, and behind it pads-cdc authorize and an upstream")
         with closing(portal.connect()) as session, session.cursor() as cursor:
             known = portals.endpoints(cursor)
 
-        def wait(condition: Callable[[], bool], what: str) -> None:
-            _wait(interrupt, server, condition, what)
-
         gate = put_up(ending, cluster.folder, server.target, known, wait)
         open_one = next(each for each in sorted(known) if known[each].auth.HasField("no_auth"))
         asks = next(each for each in sorted(known) if known[each].auth.static_api_key.api_key)
         say(f"call it, from another terminal:  curl -i {gate.address}/v1/{open_one}/")
         say(f"  one that asks for a key:       curl -i {gate.address}/v1/{asks}/")
-    return Stage(portal, server, gateways, arrivals, gate)
+    return Stage(portal, server, gateways, arrivals, gate, mover)
 
 
 def _wait(interrupt: Interrupt, server: ServerProcess, condition: Callable[[], bool], what: str) -> None:

@@ -40,6 +40,10 @@ class Verdict:
     """How often Envoy answered each code; empty without it."""
     faults: tuple[str, ...]
     """What Envoy must not have answered."""
+    moves: int = 0
+    """How often a subscriber went to another server; 0 without relays."""
+    resets: int = 0
+    """How often that one was sent everything: once, at its start."""
 
 
 def summarize(console: Console, figures: Figures, verdict: Verdict, server_exit: int) -> int:
@@ -63,6 +67,12 @@ def summarize(console: Console, figures: Figures, verdict: Verdict, server_exit:
     if verdict.answers:
         _say(console, "Envoy answered", answers(verdict.answers))
         _say(console, "  a key that was taken away was refused there after", _latencies(figures.refused))
+    if verdict.moves:
+        _say(
+            console,
+            f"a subscriber moved {verdict.moves} times between server and relays,",
+            f"and was sent everything {verdict.resets} time{'s' if verdict.resets != 1 else ''}",
+        )
     for fault in verdict.faults:
         console.print(f"Envoy let somebody in: {fault}")
     if figures.staleness:
@@ -80,7 +90,8 @@ def summarize(console: Console, figures: Figures, verdict: Verdict, server_exit:
         )
         return 1
     console.print(f"EQUAL: {holders} hold exactly {query}")
-    return 1 if server_exit or verdict.losses or verdict.faults else 0
+    started_over = verdict.resets > 1
+    return 1 if server_exit or verdict.losses or verdict.faults or started_over else 0
 
 
 def _say(console: Console, first: str, rest: str) -> None:

@@ -75,6 +75,18 @@ def test_it_shows_what_it_did_and_proves_that_the_maps_are_equal(folder: Path) -
         assert int(total[1].replace(",", "")) == len(commits)
 
 
+def test_with_relays_a_subscriber_moves_and_is_sent_everything_once(folder: Path) -> None:
+    with demo(folder, "--relays", "2", "--seconds", "6") as command:
+        assert command.end(120) == 0, command.told()
+        said = command.told()
+    assert "EQUAL: 3 subscribers hold exactly" in said
+    moved = re.search(
+        r"moved (\d+) times between server and relays, and was sent everything 1 time$", said, re.MULTILINE
+    )
+    assert moved is not None, said
+    assert int(moved[1]) > 1
+
+
 def test_with_envoy_a_key_that_is_taken_away_is_refused_at_the_gate(folder: Path) -> None:
     with demo(folder, "--envoy", "--seconds", "6") as command:
         line = command.lines[command.wait_line("^call it, from another terminal") - 1]
