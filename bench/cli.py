@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import (
+    authorize,
     backlog,
     fan_out,
     idle,
@@ -54,6 +55,7 @@ BENCHMARKS: Final[dict[str, Callable[[Rig], Iterator[Result]]]] = {
     "relay": relay.run,
     "memory": memory.run,
     "idle": idle.run,
+    "authorize": authorize.run,
 }
 _SIZES: Final = {sizes.name: sizes for sizes in (TINY, QUICK, FULL)}
 

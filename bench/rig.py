@@ -156,6 +156,23 @@ class Rig:
             yield served
 
     @contextmanager
+    def authorize(self, feed: str, *, wait: bool = True) -> Iterator[Served]:
+        """Have an authorizer on a feed that is ready, or only has begun to listen."""
+        self.say("an authorizer starts")
+        with Served("authorize", self.folder("authorizer"), {"FEED_ADDRESSES": feed}) as served:
+            if wait:
+                served.wait_ready(DEADLINE)
+            else:
+                wait_until(served.listens, "the authorizer listens")
+            yield served
+
+    def folder(self, name: str) -> Path:
+        """Make a folder that goes with the run."""
+        made = self._folder / f"{name}_{next(_numbers)}"
+        made.mkdir()
+        return made
+
+    @contextmanager
     def broker(self) -> Iterator[str]:
         """Have a NATS server with JetStream; returns its address."""
         folder = self._folder / f"nats_{next(_numbers)}"

@@ -70,4 +70,8 @@ TARGETS: Final = (
     Target("memory", "more after churn", None, 16.0),
     Target("idle", "no changes", None, 1.0),
     Target("idle", "audits every 5 minutes", None, 5.0),
+    Target("authorize", "checks a second of one core", "do-nothing server", 0.8, at_least=True),
+    Target("authorize", "revocation to first 401, p50", "feed client", 2.0),
+    Target("authorize", "revocation to first 401, p99", "feed client", 2.0),
+    Target("authorize", "while everything changes, p99", None, 10.0),
 )

@@ -317,7 +317,7 @@ def full(
     cluster = text[text.index("    - name: jwks") :]
     gateway = envoy(
         authorizer.grpc,
-        configuration="envoy-jwt-ratelimit.yaml",
+        name="envoy-jwt-ratelimit.yaml",
         edits=[
             (text[begin:end], jwks),
             (cluster, ""),

@@ -35,16 +35,16 @@ class EnvoyProcess:
         authorizer: str,
         upstream: int,
         edits: Sequence[tuple[str, str]] = (),
-        configuration: str = "envoy.yaml",
+        name: str = "envoy.yaml",
         concurrency: int = 1,
     ) -> None:
-        """``authorizer`` is the address to ask, as Envoy writes it; ``edits`` replace texts of the file.
+        """Start it; ``authorizer`` is whom to ask, as Envoy writes it, ``edits`` replace texts of the file.
 
         Raises:
             PadsCdcError: there is no Envoy here.
 
         """
-        text = _file(configuration).read_text(encoding="utf-8")
+        text = configuration(name)
         for old, new in (
             ("{address: 127.0.0.1, port_value: 9901}", "{address: 127.0.0.1, port_value: 0}"),
             ("{address: 0.0.0.0, port_value: 3070}", "{address: 127.0.0.1, port_value: 0}"),
@@ -53,7 +53,7 @@ class EnvoyProcess:
             *edits,
         ):
             if old not in text:
-                raise PadsCdcError(f"{configuration} has no {old!r}")
+                raise PadsCdcError(f"{name} has no {old!r}")
             text = text.replace(old, new)
         file = folder / "envoy.yaml"
         file.write_text(text, encoding="utf-8")
@@ -150,7 +150,8 @@ def find_envoy() -> str:
     return found
 
 
-def _file(name: str) -> Path:
-    """Find a file of deploy/envoy, in a checkout or beside this module in an installed package."""
+def configuration(name: str) -> str:
+    """Read a file of deploy/envoy, in a checkout or beside this module in an installed package."""
     installed = Path(__file__).parent / "envoy" / name
-    return installed if installed.exists() else Path(__file__).parents[3] / "deploy/envoy" / name
+    file = installed if installed.exists() else Path(__file__).parents[3] / "deploy/envoy" / name
+    return file.read_text(encoding="utf-8")

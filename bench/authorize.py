@@ -1,0 +1,246 @@
+"""The authorizer: what a check costs, how long it takes while all changes, when a revoked key is refused."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import grpc
+
+from bench import checks
+from bench.commits import Rotation
+from bench.following import Follower, now
+from bench.portal import REST, endpoint_id
+from bench.references import check_server
+from bench.results import OURS, Result, percentile
+from bench.rig import PLAN, wait_until
+from bench.ripple import RAISE
+from server.commands.demo.envoy_process import EnvoyProcess, configuration
+from server.commands.demo.upstream import Upstream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from bench.rig import Database, Rig
+    from bench.served import Served
+
+_SHARES: Final = {"p50": 0.5, "p99": 0.99}
+_GO: Final = "in Go"
+_NOTHING: Final = "do-nothing server"
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_RATE: Final = 1_000
+"""Checks a second while everything changes."""
+_CHANGES: Final = 500
+"""A second."""
+_HTTP_RATE: Final = 200
+"""Requests a second through Envoy."""
+_REVOKE: Final = "UPDATE portal_application_settings SET secret_key = NULL WHERE application_id = %s"
+_KNOWN: Final = 5_000
+"""Endpoints that callers call."""
+
+
+class _Server(NamedTuple):
+    """One that answers checks."""
+
+    port: int
+    pid: int
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def run(rig: Rig) -> Iterator[Result]:
+    """Measure ours, the one in Go and the references, on the same endpoints."""
+    with (
+        rig.database(rig.sizes.small) as database,
+        rig.serve(database) as served,
+        rig.authorize(served.target) as authorizer,
+        _in_go(rig, served) as in_go,
+        check_server.serving() as nothing,
+    ):
+        servers = {OURS: _Server(authorizer.grpc, authorizer.process.pid), _NOTHING: _Server(*nothing)}
+        if in_go is not None:
+            servers[_GO] = in_go
+        rest = database.portal.numbers(REST)
+        calls = _calls(rest[: min(_KNOWN, len(rest) // 2)])
+        yield from _cost(rig, servers, calls)
+        yield from _memory(rig, authorizer)
+        yield from _through_envoy(rig, servers, calls)
+        yield from _revocations(rig, database, served, servers)
+        yield from _while_everything_changes(rig, database, servers, calls)
+
+
+def _calls(numbers: Sequence[int]) -> list[checks.Call]:
+    from hashlib import md5  # noqa: PLC0415 (as the portal makes its keys)
+
+    return [
+        (endpoint_id(number), md5(f"key{number}".encode(), usedforsecurity=False).hexdigest())
+        for number in numbers
+    ]
+
+
+@contextmanager
+def _in_go(rig: Rig, served: Served) -> Iterator[_Server | None]:
+    """Have the authorizer in Go; None where it cannot be built."""
+    root = Path(__file__).parents[1]
+    built = subprocess.run([root / "scripts/build-go"], capture_output=True, text=True, check=False)  # noqa: S603
+    program = Path(built.stdout.strip()) / "ext-authz"
+    if built.returncode or not program.exists():
+        rig.say("the authorizer in Go cannot be built here")
+        yield None
+        return
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = ["setpriv", "--pdeathsig", "TERM", str(program), "-listen", f"127.0.0.1:{port}", served.target]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:  # noqa: S603
+        try:
+            server = _Server(port, process.pid)
+            wait_until(lambda: _answers(server), "the authorizer in Go answers")
+            yield server
+        finally:
+            process.kill()
+
+
+def _answers(server: _Server) -> bool:
+    """Tell whether it holds a map: its health says so."""
+    from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415
+
+    with grpc.insecure_channel(server.target) as channel:
+        try:
+            stub = health_pb2_grpc.HealthStub(channel)
+            return bool(stub.Check(health_pb2.HealthCheckRequest(), timeout=1).status == 1)  # type: ignore[attr-defined]
+        except grpc.RpcError:
+            return False
+
+
+def _cost(rig: Rig, servers: dict[str, _Server], calls: Sequence[checks.Call]) -> Iterator[Result]:
+    """Divide checks by the processor time of who answers: whoever asks may be slower, and beside it."""
+    taken: dict[str, list[float]] = {}
+    seconds = rig.sizes.seconds / rig.sizes.runs
+    for _ in range(rig.sizes.runs):
+        for contender, server in servers.items():
+            rig.say(f"authorize: checks a second, {contender}")
+            before = server.cpu_seconds()
+            count = checks.saturate(server.target, calls, seconds)
+            taken.setdefault(contender, []).append(count / max(0.01, server.cpu_seconds() - before))
+    size = f"{len(calls):,} endpoints called, 32 checks under way"
+    for contender, samples in taken.items():
+        yield Result("authorize", "checks a second of one core", contender, "/s", tuple(samples), size)
+
+
+def _memory(rig: Rig, authorizer: Served) -> Iterator[Result]:
+    """Say what a worker holds for each endpoint, beyond what it is without any."""
+    with rig.authorize("127.0.0.1:9", wait=False) as empty:
+        each = (authorizer.resident_bytes() - empty.resident_bytes()) / rig.sizes.small
+    yield Result("authorize", "memory an endpoint", OURS, "bytes", (each,), f"{rig.sizes.small:,} endpoints")
+
+
+def _through_envoy(rig: Rig, servers: dict[str, _Server], calls: Sequence[checks.Call]) -> Iterator[Result]:
+    """Send requests to each Envoy in turn."""
+    with ExitStack() as running:
+        envoys = {name: running.enter_context(_envoy(rig, server)) for name, server in servers.items()}
+        envoys["no ext_authz"] = running.enter_context(_envoy(rig, None))
+        taken: dict[tuple[str, str], list[float]] = {}
+        for _ in range(rig.sizes.runs):
+            for contender, port in envoys.items():
+                rig.say(f"authorize: through Envoy, {contender}")
+                asking = checks.through_envoy(port, calls, _HTTP_RATE)
+                time.sleep(rig.sizes.seconds / rig.sizes.runs)
+                found = [1000 * seconds for _, seconds in asking.stop()]
+                for name, share in _SHARES.items():
+                    taken.setdefault((name, contender), []).append(percentile(found, share))
+    size = f"{_HTTP_RATE} requests a second over one connection"
+    for (name, contender), samples in taken.items():
+        yield Result("authorize", f"a request through Envoy, {name}", contender, "ms", tuple(samples), size)
+
+
+@contextmanager
+def _envoy(rig: Rig, server: _Server | None) -> Iterator[int]:
+    """Have an Envoy that asks this server, or nobody; gives its port."""
+    edits = [("route: {cluster: upstream, timeout: 60s}", "direct_response: {status: 200}")]
+    if server is None:
+        text = configuration("envoy.yaml")
+        begin = text.index("                  - name: envoy.filters.http.ext_authz")
+        edits.append((text[begin : text.index("                  - name: envoy.filters.http.router")], ""))
+    port = 9 if server is None else server.port
+    with (
+        Upstream() as upstream,
+        EnvoyProcess(
+            rig.folder("envoy"),
+            authorizer=f"socket_address: {{address: 127.0.0.1, port_value: {port}}}",
+            upstream=upstream.port,
+            edits=edits,
+        ) as process,
+    ):
+        process.wait_ready()
+        if server is not None:
+            healthy = "cluster.authorizer.membership_healthy"
+            wait_until(
+                lambda: process.admin(f"/stats?filter={healthy}").strip().endswith(" 1"), "it is healthy"
+            )
+        yield process.port
+
+
+def _revocations(
+    rig: Rig, database: Database, served: Served, servers: dict[str, _Server]
+) -> Iterator[Result]:
+    """Revoke one key after the other, each in use through Envoy, while a client of the feed follows."""
+    count = max(10, int(rig.sizes.seconds * 7))
+    numbers = database.portal.numbers(REST)
+    taken: dict[str, list[float]] = {"feed client": []}
+    with database.connect().cursor() as cursor, Follower(checks.follow, served.target) as follower:
+        for place, contender in enumerate(name for name in servers if name != _NOTHING):
+            # From the end, so that nobody else calls these.
+            chosen = _calls(numbers[len(numbers) - (place + 1) * count : len(numbers) - place * count])
+            with _envoy(rig, servers[contender]) as port, checks.probing(port) as prober:
+                rig.say(f"authorize: {count} revocations, {contender}")
+                follower.mark()
+                for call in chosen:
+                    prober.use(call)
+                    sent = now()
+                    cursor.execute(_REVOKE, (call[0],))
+                    taken.setdefault(contender, []).append(1000 * (prober.refused_at() - sent))
+                    follower.wait(1)
+                    if contender == OURS:
+                        taken["feed client"].append(1000 * (follower.arrivals()[call[0]] - sent))
+                    follower.mark()
+    size = f"{count} revocations, from the moment when each commit was asked for"
+    for name, share in _SHARES.items():
+        for contender, samples in taken.items():
+            found = (percentile(samples, share),)
+            yield Result("authorize", f"revocation to first 401, {name}", contender, "ms", found, size)
+
+
+def _while_everything_changes(
+    rig: Rig, database: Database, servers: dict[str, _Server], calls: Sequence[checks.Call]
+) -> Iterator[Result]:
+    """Ask at a steady rate while keys of others change and a plan ripples."""
+    taken: dict[tuple[str, str], list[float]] = {}
+    rest = database.portal.numbers(REST)[len(calls) :]
+    for _ in range(rig.sizes.runs):
+        for contender, server in servers.items():
+            if contender == _NOTHING:
+                continue
+            rig.say(f"authorize: while everything changes, {contender}")
+            with Rotation(database, rest, _CHANGES):
+                asking = checks.at_rate(server.target, calls, _RATE)
+                time.sleep(rig.sizes.seconds / 12)
+                began = now()
+                database.execute(RAISE, (PLAN,))
+                time.sleep(rig.sizes.seconds / 12)
+                found = [1000 * seconds for at, seconds in asking.stop() if at >= began]
+            for name, share in _SHARES.items():
+                taken.setdefault((name, contender), []).append(percentile(found, share))
+    size = f"{_RATE:,} checks, {_CHANGES} changes a second, and {rig.sizes.plan:,} endpoints pass"
+    for (name, contender), samples in taken.items():
+        yield Result("authorize", f"while everything changes, {name}", contender, "ms", tuple(samples), size)
