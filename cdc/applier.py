@@ -198,6 +198,8 @@ class Applier(threading.Thread):
         self._tending = False
         if not self._requery.busy and not len(self._backlog):
             self._tending = self._ledger.tend(self._store) | self._store.tend()
+        elif self._ledger.overgrown(self._store):
+            self._ledger.tend(self._store)
 
     # --- what comes
 

@@ -90,6 +90,10 @@ class Ledger:
         if self._file is not None:
             self._rewrite(self._file, store)
 
+    def overgrown(self, store: Store) -> bool:
+        """Tell whether to `tend` now, though there is other work: it never ends where writers never rest."""
+        return self._file is not None and self._file.overgrown(len(store.entries))
+
     def tend(self, store: Store) -> bool:
         """Do a step of what can wait, when there is nothing else to do; True if there is more.
 

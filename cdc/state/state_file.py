@@ -39,6 +39,10 @@ _VERSION = 1
 _SQLITE = b"SQLite format 3\0"
 _CHUNK = 50_000
 """Rows in one packed batch of a copy of everything."""
+_FOLD, _OVERGROWN = 2, 4
+"""Rows in the file for each entry from which on it is folded: when there is nothing else to do, in any case."""
+_JOURNAL = 16 * 2**20
+"""Bytes that SQLite's journal (its WAL) keeps on the disk once a larger batch is through."""
 _STEP = 2_000
 """Rows that are read in one step of folding."""
 _BATCHES = "SELECT number, head, position, seen, ids, revisions, positions, digests, checksum FROM batches"
@@ -142,7 +146,7 @@ class StateFile:
         milliseconds: the whole would hold up a revocation for seconds, where there are a million.
         """
         if self._folded_to is None:
-            if self._rows <= 2 * len(entries) + _CHUNK:
+            if self._rows <= _FOLD * len(entries) + _CHUNK:
                 return False
             self._folded_to = 0
         with _errors(self.path), self._db:
@@ -155,6 +159,10 @@ class StateFile:
             self._insert(kept.entries, kept.head, kept.position, kept.seen, number=numbers[-1])
             self._folded_to = numbers[-1]
         return True
+
+    def overgrown(self, live: int) -> bool:
+        """Tell whether folding cannot wait any longer, where the store has so many entries."""
+        return self._rows > _OVERGROWN * live + 2 * _CHUNK
 
     def _read_newest(self, after: int, entries: Mapping[str, Entry]) -> tuple[list[int], Kept, int]:
         """Read the next batches: their numbers, the rows that still hold, and how many they had in all."""
@@ -200,6 +208,7 @@ class StateFile:
             raise _Foreign
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = OFF")
+        self._db.execute(f"PRAGMA journal_size_limit = {_JOURNAL}")
         with self._db:
             self._db.execute("BEGIN EXCLUSIVE")
             self._db.execute("CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID")

@@ -205,6 +205,39 @@ def test_folding_keeps_the_newest_of_each(path: Path) -> None:
     assert not again.prepare([(e.id, e.payload) for e in store.live()], 99, named=False).changed
 
 
+def test_a_file_that_grows_without_a_pause_is_folded_all_the_same(path: Path) -> None:
+    """One commit follows the other, or one hangs for hours: there is never nothing else to do."""
+    ledger, store = Ledger(path, "", Listener()), Store()
+    most = 0
+    for number in range(300):
+        batch = store.prepare([(f"app_{index}", number.to_bytes(2)) for index in range(2_000)], number)
+        ledger.append(batch, position=number, seen=number)
+        store.publish(batch, whole=True)
+        if ledger.overgrown(store):
+            ledger.tend(store)
+        assert ledger._file is not None
+        most = max(most, ledger._file._rows)
+    assert most < 4 * 2_000 + 2 * 50_000 + 3 * 2_000
+    ledger.close()
+    assert len(reopened(path)) == 2_000
+
+
+def test_the_journal_shrinks_after_a_large_batch(path: Path) -> None:
+    """A million entries are written as one transaction; the disk must not have them twice for ever."""
+    store, file = Store(), StateFile(path)
+    journal = path.with_name(f"{path.name}-wal")
+    large = store.prepare([(f"app_{index:>0200}", b"x") for index in range(150_000)], 1)
+    file.append(large, position=1, seen=1)
+    store.publish(large, whole=True)
+    assert journal.stat().st_size > 16 * 2**20
+    for number in range(2, 4):
+        batch = store.prepare([("app", bytes([number]))], number)
+        file.append(batch, position=number, seen=number)
+        store.publish(batch, whole=True)
+    assert journal.stat().st_size <= 16 * 2**20
+    file.close()
+
+
 @given(st.integers(0, 2**32), st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
 def test_folding_step_by_step_between_batches_changes_nothing(seed: int, step: int) -> None:
