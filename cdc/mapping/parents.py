@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 _NEVER: Final = (1 << 64) - 1
+_UNTOLD: Final = 50_000
+"""Moves that are kept for a mirror that takes none; it gets everything again instead of more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class Untold:
     everything: bool = True
     """Also what the memory is now."""
     items: list[Loaded | Followed] = field(default_factory=list)
+    overflowed: bool = False
+    """There were more than are kept."""
 
 
 class Parents:
@@ -99,9 +103,11 @@ class Parents:
             self._mirrors = tuple(one for one in self._mirrors if one is not untold)
 
     def news(self, untold: Untold) -> list[Loaded | Followed]:
-        """Take what has not been told yet; for any thread."""
+        """Take what has not been told yet; for any thread. If that was too much, everything comes later."""
         with self._lock:
             items, untold.items = untold.items, []
+            untold.everything = untold.everything or untold.overflowed
+            untold.overflowed = False
             return items
 
     def tell(self) -> None:
@@ -117,7 +123,10 @@ class Parents:
     def _note(self, followed: Followed) -> None:
         with self._lock:
             for untold in self._mirrors:
-                untold.items.append(followed)
+                if not untold.overflowed:
+                    untold.items.append(followed)
+                if len(untold.items) > _UNTOLD:
+                    untold.items, untold.overflowed = [], True
 
     def __len__(self) -> int:
         return sum(map(len, self._memory.values()))

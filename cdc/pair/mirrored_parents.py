@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _Column = tuple[str, str]
 """A table and its column."""
+_COMING = 100_000
+"""Moves that are kept until their transactions are done. More are only there while the peer's reads fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +45,32 @@ class MirroredParents:
         """Until this is followed the memory is of no use; None while there is none."""
         self._coming: deque[ParentsPart] = deque()
         """Moves by transactions that are not done yet."""
+        self._moves = 0
+        """Rows in these."""
 
     def take(self, part: ParentsPart) -> None:
         """Note what the peer tells."""
         if part.anew:
             self._memory, self._loaded_at = {}, part.at
             self._coming.clear()
+            self._moves = 0
         if part.at == self._loaded_at:
             self._put(part)
-        else:
+        elif self._loaded_at is not None:
             self._coming.append(part)
+            self._moves += len(part.rows)
+            if (
+                self._moves > _COMING
+            ):  # without a memory a takeover reads everything; the next load brings one
+                self._memory, self._loaded_at = {}, None
+                self._coming.clear()
 
     def followed(self, up_to: Lsn) -> None:
         """Apply what has been done."""
         while self._coming and self._coming[0].at <= up_to:
-            self._put(self._coming.popleft())
+            part = self._coming.popleft()
+            self._moves -= len(part.rows)
+            self._put(part)
 
     def memory(self, rules: Iterable[Rule], followed: Lsn) -> Memory | None:
         """Return the memory; None where it is not one of that moment."""

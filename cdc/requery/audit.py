@@ -66,6 +66,7 @@ class Audit:
         self._began = time.monotonic()
         self._reading = store.begin_reading()
         self._overtaken: set[str] = set()
+        """Ids that were read since, while rows are still coming."""
         self._differing: dict[str, bytes | None] = {}
         self._looks = _LOOKS
         self.reading = True
@@ -90,7 +91,11 @@ class Audit:
 
     def overtake(self, rows: Iterable[Row]) -> None:
         """Leave these ids alone: they have been read since."""
-        self._overtaken.update(row[0] for row in rows)
+        if self.reading:
+            self._overtaken.update(row[0] for row in rows)
+        else:  # which may last as long as a commit hangs
+            for row in rows:
+                self._differing.pop(row[0], None)
 
     def turn(self, applied: Lsn, read_up_to: Lsn) -> list[Row] | None:
         """Compare the next chunk; at the end return what still differs, and None until then.
@@ -115,14 +120,16 @@ class Audit:
                 return None
             self._find_missing()
             self._odd_rows.end(self._reading)
+            for name in self._overtaken:
+                self._differing.pop(name, None)
+            self._overtaken.clear()
             self.reading = False
             self._patient_until = time.monotonic() + _PATIENCE
         if applied < self._bound and time.monotonic() < self._patient_until:
             return None
         while applied >= self._until:
-            differing = [row for row in self._differing.items() if row[0] not in self._overtaken]
-            if not differing or self._looks == 0:
-                return differing
+            if not self._differing or self._looks == 0:
+                return list(self._differing.items())
             self._looks -= 1
             self._until = max(self._until, read_up_to)
         return None

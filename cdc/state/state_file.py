@@ -40,7 +40,7 @@ _SQLITE = b"SQLite format 3\0"
 _CHUNK = 50_000
 """Rows in one packed batch of a copy of everything."""
 _FOLD, _OVERGROWN = 2, 4
-"""Rows in the file for each entry from which on it is folded: when there is nothing else to do, in any case."""
+"""Rows for each entry from which on the file is folded: when there is nothing else to do, and in any case."""
 _JOURNAL = 16 * 2**20
 """Bytes that SQLite's journal (its WAL) keeps on the disk once a larger batch is through."""
 _STEP = 2_000

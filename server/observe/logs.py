@@ -100,14 +100,15 @@ class RepeatLimit(logging.Filter):
         super().__init__()
         self._clock = clock
         self._lock = threading.Lock()
-        self._windows: OrderedDict[tuple[object, ...], tuple[float, int]] = OrderedDict()
+        self._windows: OrderedDict[int, tuple[float, int]] = OrderedDict()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Decide about one line; called from any thread."""
         if record.levelno <= logging.DEBUG:
             return True
         event = record.msg if isinstance(record.msg, dict) else {"event": record.msg}
-        key = (record.levelno, record.name, str(event.get("event")), str(event.get("reason")))
+        # By its hash, since a library's line may be as long as what it met.
+        key = hash((record.levelno, record.name, str(event.get("event")), str(event.get("reason"))))
         now = self._clock()
         with self._lock:
             began, seen = self._windows.pop(key, (now, 0))

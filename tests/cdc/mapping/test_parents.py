@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdc.changes import Column, Delete, Insert, Row, Update
+from cdc.mapping import parents as parents_module
 from cdc.mapping.affected import Affected
 from cdc.mapping.mapping import Rule
-from cdc.mapping.parents import Parents
+from cdc.mapping.parents import Followed, Loaded, Parents
 
 KIND = "EndpointsOfApplications"
 RULE = Rule("settings", "application_id", KIND, row="id", parents="ParentsOfSettings")
@@ -188,3 +189,40 @@ def test_every_parent_that_a_row_has_had_is_named(
         assert found.reconcile is None
         assert found.keys == ({KIND: touched} if touched else {})
     assert len(stream.parents) == len(table)
+
+
+def test_a_mirror_that_takes_nothing_gets_everything_again_once_it_does(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parents_module, "_UNTOLD", 10)
+    stalled = stream.parents.mirror(lambda: None)
+    stream.parents.tell()
+    for number in range(100):
+        stream.take(insert(number + 10, "C"))
+        stream.parents.tell()
+        assert len(stalled.items) <= 11
+    assert stream.parents.news(stalled) == []
+    stream.parents.tell()
+    [loaded] = stream.parents.news(stalled)
+    assert isinstance(loaded, Loaded)
+    assert loaded.at == stream.end
+    assert len(loaded.memory[RULE]) == 102
+    stream.take(delete(10))
+    assert stream.parents.news(stalled) == [Followed(stream.end, RULE, "10", None)]
+
+
+def test_a_mirror_that_is_told_in_time_is_told_each_move(stream: Stream) -> None:
+    mirror = stream.parents.mirror(lambda: None)
+    stream.parents.tell()
+    [loaded] = stream.parents.news(mirror)
+    assert isinstance(loaded, Loaded)
+    stream.take(insert(3, "C"))
+    stream.take(update(3, "D"))
+    assert stream.parents.news(mirror) == [
+        Followed(110, RULE, "3", "C"),
+        Followed(120, RULE, "3", "D"),
+    ]
+    assert stream.parents.news(mirror) == []
+    stream.parents.unmirror(mirror)
+    stream.take(delete(3))
+    assert stream.parents.news(mirror) == []

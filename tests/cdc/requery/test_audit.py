@@ -91,6 +91,22 @@ def test_what_nobody_told_of_is_repaired_and_counted(desk: AuditedDesk) -> None:
     assert desk.map == expected(desk.database)
 
 
+def test_while_a_difference_waits_nothing_is_kept_of_what_is_read(desk: AuditedDesk) -> None:
+    """A commit that hangs can make it wait for hours, in which every endpoint is read again."""
+    desk.database.execute("DELETE FROM portal_applications WHERE id IN ('app_1', 'app_2')")
+    desk.audit()
+    audit = desk.requery.audit
+    assert audit is not None
+    for number in range(2, 40):
+        desk.commit(f"{KEY}'app_{number}'", EndpointsOfApplications=f"app_{number}")
+    desk.finish()
+    assert audit._differing.keys() == {"app_1"}
+    assert not audit._overtaken
+    desk.catch_up()
+    assert desk.drift() == 1
+    assert desk.map == expected(desk.database)
+
+
 def test_what_the_stream_brings_later_is_no_drift(desk: AuditedDesk) -> None:
     desk.hear(PLAN, "EndpointsOfPlans", "plan_1")
     desk.audit()
