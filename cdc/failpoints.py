@@ -12,6 +12,10 @@ import signal
 
 POINTS = ("received", "read", "prepared", "written", "published", "noted", "confirming", "confirmed")
 """In the order of the way of the data: between reading a transaction and telling the slot to forget it."""
+PUBLISHER_POINTS = ("page_made", "page_stored", "snapshot_complete", "snapshot_purged", "head_stored")
+"""Likewise, of a leader's pages on their way to the broker."""
+RELAY_POINTS = ("page_received", "page_applied", "head_received")
+"""Likewise, at a relay."""
 
 _armed, _, _count = os.environ.get("PADS_CDC_FAILPOINT", "").partition(":")
 _left = [int(_count or 1)]

@@ -25,6 +25,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from cdc.errors import ConfigurationError, PadsCdcError, fault_of_ours
+from cdc.failpoints import reach
 from cdc.relay.leader import HEAD_SECONDS
 from cdc.relay.publisher import Publisher
 from server.broker.page_bytes import decode, encode, encode_head
@@ -291,10 +292,13 @@ class Publishing(threading.Thread):
     async def _publish_head(self, stream: Stream) -> None:
         content = self._seal.seal(stream.head, encode_head(self._publisher.head()))
         self._head_sequence = await stream.publish(stream.head, content, self._head_sequence)
+        reach("head_stored")
 
     async def _publish_page(self, stream: Stream, page: Page) -> None:
         content = self._seal.seal(stream.page, encode(page))
+        reach("page_made")
         self._sequence = await stream.publish(stream.page, content, self._sequence)
+        reach("page_stored")
         self.published.pages += 1
         self.published.bytes += len(content)
         if page.opening:
@@ -303,8 +307,10 @@ class Publishing(threading.Thread):
             self.published.revision = page.checkpoint.revision
         if page.complete:
             self.published.generations += 1
+            reach("snapshot_complete")
             if self._generation:
                 await stream.purge(self._generation)
+                reach("snapshot_purged")
 
     async def _check_end(self, stream: Stream) -> None:
         """Raise FencedError where the stream does not end with our last page."""

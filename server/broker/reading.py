@@ -17,6 +17,7 @@ from nats.js import errors as js_errors
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from cdc.errors import PadsCdcError, fault_of_ours
+from cdc.failpoints import reach
 from server.broker.connection import BrokerError
 from server.broker.page_bytes import decode, decode_head
 from server.broker.stream import Stream
@@ -60,7 +61,7 @@ class Reading(threading.Thread):
         self._observer = observer
         self._received = received
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop = asyncio.Event()
+        self._stop_asked = asyncio.Event()
         self._stopping = False
         self._sequence = 0
         """Of the newest message that came."""
@@ -71,7 +72,7 @@ class Reading(threading.Thread):
         self._stopping = True
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._stop.set)
+            loop.call_soon_threadsafe(self._stop_asked.set)
         self.join(_STOP_SECONDS)
 
     def run(self) -> None:
@@ -84,7 +85,7 @@ class Reading(threading.Thread):
         while not self._stopping:
             began = time.monotonic()
             session = asyncio.create_task(self._session())
-            stopped = asyncio.create_task(self._stop.wait())
+            stopped = asyncio.create_task(self._stop_asked.wait())
             await asyncio.wait((session, stopped), return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
             if not session.done():
@@ -101,7 +102,7 @@ class Reading(threading.Thread):
             self._intake.look()
             try:
                 async with asyncio.timeout(retry):
-                    await self._stop.wait()
+                    await self._stop_asked.wait()
             except TimeoutError:
                 pass
 
@@ -176,6 +177,7 @@ class Reading(threading.Thread):
         try:
             content = self._seal.open(message.subject, message.data)
             if message.subject == stream.head:
+                reach("head_received")
                 self._intake.head(decode_head(content), live=live)
                 return
             page = decode(content)
@@ -183,9 +185,11 @@ class Reading(threading.Thread):
             raise BrokerError(
                 "the stream holds something that is no page; does BROKER_STREAM name ours?"
             ) from None
+        reach("page_received")
         self._received.pages += 1
         self._received.bytes += len(message.data)
         self._intake.page(page)
+        reach("page_applied")
 
     async def _ask_for_generation(self, client: Client, stream: Stream) -> None:
         now = time.monotonic()

@@ -58,6 +58,8 @@ def test_a_relay_serves_both_contracts_and_follows(
     wait_until(lambda: one.get("/healthz")[0] == 200, "the relay is well")
     assert one.metric("pads_cdc_relay_chain_breaks_total") == 0
     assert leader.metric("pads_cdc_broker_fenced_total") == 0
+    assert one.stop() == 0
+    assert leader.stop() == 0
 
 
 def test_a_relay_goes_on_serving_while_leader_and_broker_are_away(
@@ -120,3 +122,4 @@ def test_a_relay_follows_a_leader_without_a_broker(
     wait_exact(client, expected(database))
     follows(one, leader)
     wait_until(lambda: one.get("/healthz")[0] == 200, "the relay is well")
+    assert one.stop() == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,12 @@ import nats
 import pytest
 from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
 
+from cdc.failpoints import PUBLISHER_POINTS, RELAY_POINTS
 from tests.e2e.test_pair import free_port, wait_mirrored, wait_streaming
 from tests.e2e.test_relay import follows
 from tests.plugins.feed import status, wait_exact
-from tests.plugins.server import expected, fill, wait_equal, wait_until
+from tests.plugins.server import DEADLINE, expected, fill, wait_equal, wait_until
+from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -347,6 +350,131 @@ def test_sealed_pages_show_the_broker_nothing(
     assert len(stored) > 5_000
     for secret in (b"hunter22", b"key_", b"app_1"):
         assert secret not in stored
+
+
+def _work(database: Database, key: Key, number: int) -> None:
+    """Do what makes pages of every kind: a key, a delete, a plan that ripples."""
+    key.rotate()
+    database.execute("DELETE FROM portal_applications WHERE id = %(id)s", {"id": f"app_{number + 10}"})
+    database.execute("UPDATE pay_plans SET throughput_limit = %(limit)s", {"limit": 1000 + number})
+
+
+def _work_until_killed(database: Database, key: Key, doomed: Server) -> None:
+    until = time.monotonic() + DEADLINE
+    while doomed.process.poll() is None:
+        assert time.monotonic() < until, "it is never killed"
+        _work(database, key, 0)
+    assert doomed.join() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("point", PUBLISHER_POINTS)
+def test_a_leader_that_is_killed_at_any_point_goes_on_where_the_stream_ends(
+    database: Database,
+    serve: ServerFactory,
+    relay: RelayFactory,
+    feed: FeedFactory,
+    nats: Node,
+    point: str,
+) -> None:
+    fill(database, 150)
+    key = Key(database)
+    first = serve(database, BROKER_URL=nats.url).wait_ready()
+    one = relay(BROKER_URL=nats.url).wait_ready()
+    client = feed(one, on_change=key.see)
+    follows(one, first)
+    for hit in (1, 2):
+        first.kill()
+        if point.startswith("snapshot"):  # those come with a stream that has none
+            by_hand(nats, lambda js: js.purge_stream(STREAM))
+        armed = {"PADS_CDC_FAILPOINT": f"{point}:{1 if point.startswith('snapshot') else hit}"}
+        doomed = serve(database, BROKER_URL=nats.url, **armed)
+        _work_until_killed(database, key, doomed)
+        first = serve(database, BROKER_URL=nats.url).wait_ready()
+        _work(database, key, 10 + hit)
+        wait_exact(client, expected(database))
+        follows(one, first)
+    wait_exact(feed(relay(BROKER_URL=nats.url).wait_ready()), expected(database))
+    key.check()
+    assert one.metric("pads_cdc_relay_digest_mismatches_total") == 0
+
+
+@pytest.mark.parametrize("point", RELAY_POINTS)
+def test_a_relay_that_is_killed_at_any_point_comes_back(
+    database: Database,
+    serve: ServerFactory,
+    relay: RelayFactory,
+    feed: FeedFactory,
+    nats: Node,
+    point: str,
+) -> None:
+    fill(database, 150)
+    key = Key(database)
+    leader = serve(database, BROKER_URL=nats.url).wait_ready()
+    for hit in (1, 3):
+        doomed = relay(BROKER_URL=nats.url, PADS_CDC_FAILPOINT=f"{point}:{hit}")
+        _work_until_killed(database, key, doomed)
+        again = relay(BROKER_URL=nats.url, PORT=str(doomed.grpc)).wait_ready()
+        wait_exact(feed(again, on_change=key.see), expected(database))
+        follows(again, leader)
+        again.stop()
+    key.check()
+
+
+def test_networks_that_are_cut_and_stall_at_each_edge(
+    database: Database, serve: ServerFactory, relay: RelayFactory, feed: FeedFactory, nats: Node
+) -> None:
+    fill(database, 100)
+    key = Key(database)
+    with Proxy(nats.port) as of_leader, Proxy(nats.port) as of_relay:
+        leader = serve(database, BROKER_URL=f"nats://127.0.0.1:{of_leader.port}").wait_ready()
+        one = relay(BROKER_URL=f"nats://127.0.0.1:{of_relay.port}").wait_ready()
+        client = feed(one, on_change=key.see)
+        for proxy in (of_leader, of_relay):
+            key.rotate()
+            proxy.cut()
+            key.rotate()
+            wait_exact(client, expected(database))
+            proxy.stalled = True
+            key.rotate(3)
+            wait_until(lambda: _restarts(leader, one) > 0, "the silence is noticed")
+            proxy.stalled = False
+            proxy.cut()
+            wait_exact(client, expected(database))
+            proxy.refusing = True
+            proxy.cut()
+            key.rotate()
+            wait_until(lambda: _cut_off(leader, one), "it is said")
+            proxy.refusing = False
+            wait_exact(client, expected(database))
+        follows(one, leader)
+    key.check()
+
+
+def _restarts(leader: Server, relay: Server) -> float:
+    return leader.metric("pads_cdc_broker_restarts_total") + relay.metric("pads_cdc_relay_restarts_total")
+
+
+def _cut_off(leader: Server, relay: Server) -> bool:
+    return leader.metric("pads_cdc_broker_connected") * relay.metric("pads_cdc_relay_connected") == 0
+
+
+@pytest.mark.slow
+def test_a_snapshot_that_a_ripple_overtakes(
+    database: Database, serve: ServerFactory, relay: RelayFactory, feed: FeedFactory, nats: Node
+) -> None:
+    fill(database, 200_000)
+    leader = serve(database, BROKER_URL=nats.url).wait_ready()
+    database.execute(
+        "UPDATE pay_plans SET throughput_limit = throughput_limit + 1"
+    )  # while it is being written
+    one = relay(BROKER_URL=nats.url)
+    database.execute("UPDATE pay_plans SET throughput_limit = throughput_limit + 1")
+    wait_until(lambda: one.get("/readyz")[0] == 200, "ready", 120)
+    client = feed(one)
+    oracle = expected(database)
+    wait_until(lambda: dict(client.endpoints) == oracle, "everything", 120)
+    follows(one, leader)
+    assert one.metric("pads_cdc_relay_digest_mismatches_total") == 0
 
 
 @pytest.mark.slow
