@@ -36,6 +36,7 @@ ENV PATH=/opt/pads-cdc/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HOST=0.0.0.0 \
     METRICS_HOST=0.0.0.0 \
+    METRICS_PORT=9090 \
     STATE_FILE=/var/lib/pads-cdc/state \
     LOG_FORMAT=json
 # The state file has to outlive the container: without it a restart forgets which endpoints were deleted.
@@ -47,6 +48,6 @@ EXPOSE 10002 9090
 STOPSIGNAL SIGTERM
 # Ready is "holds a map that gateways may use": it stays good while the database is away.
 HEALTHCHECK --interval=10s --timeout=4s --start-period=60s --retries=3 \
-  CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('METRICS_PORT', '9090') + '/readyz', timeout=3)"]
+  CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['METRICS_PORT'] + '/readyz', timeout=3)"]
 ENTRYPOINT ["pads-cdc"]
 CMD ["serve"]

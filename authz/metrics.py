@@ -39,8 +39,8 @@ class Metrics:
 
     def __init__(self, version: str, held: Held) -> None:
         self.registry = registry = CollectorRegistry()
-        build = Gauge(
-            f"{PREFIX}_build_info", "Always 1; the version is in the label.", ("version",), registry=registry
+        build = Gauge(  # under the server's name: dashboards find all processes by it
+            "pads_cdc_build_info", "Always 1; the version is in the label.", ("version",), registry=registry
         )
         build.labels(version).set(1)
         checks = Counter(f"{PREFIX}_checks", "Checks, by how they ended.", ("outcome",), registry=registry)

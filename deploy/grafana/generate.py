@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,9 +135,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
 
 
 def _of_ours(query: str) -> str:
-    return query.replace("{}", "{" + OURS + "}").replace(
-        '{mode!="streaming"}', '{mode!="streaming", ' + OURS + "}"
-    )
+    return re.sub(r"\{([^{}]*)\}", lambda own: "{" + (f"{own[1]}, " if own[1] else "") + OURS + "}", query)
 
 
 def _variables() -> list[dict[str, Any]]:

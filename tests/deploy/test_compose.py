@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from server.config.authorize_settings import AuthorizeSettings
 from server.config.settings import Settings
 from tests.support import ROOT
 
@@ -56,6 +57,21 @@ def test_nothing_listens_beyond_this_machine_and_no_password_is_written_down() -
             assert "${" in line, line
 
 
+def test_the_authorizer_is_set_up_with_settings_that_it_knows_where_envoy_asks() -> None:
+    known = {name.upper() for name in AuthorizeSettings.model_fields}
+    given = services()["authorizer"]["environment"]
+    assert set(given) <= known
+    settings = AuthorizeSettings.load({name.lower(): value for name, value in given.items()})
+    envoy = (DEPLOY / "envoy/envoy.yaml").read_text()
+    assert f"port_value: {settings.port}}}" in envoy
+    upstream = services()["upstream"]["entrypoint"][-1]
+    assert f"port_value: {upstream}}}" in envoy
+    published = services()["authorizer"]["ports"][0].rpartition(":")[2]
+    assert f"{{address: 0.0.0.0, port_value: {published}}}" in envoy
+    for beside in ("envoy", "upstream"):
+        assert services()[beside]["network_mode"] == "service:authorizer"
+
+
 def test_the_server_is_set_up_with_settings_that_it_knows() -> None:
     known = {name.upper() for name in Settings.model_fields}
     known |= {f"{name.upper()}_FILE" for name in Settings.secrets()}
@@ -73,7 +89,8 @@ def test_promtool_takes_the_configuration(prometheus_programs: Any) -> None:
     scraped = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["scrape_configs"]
     assert scraped[0]["job_name"] == "pads-cdc", "the rules look for it"
     for job in scraped:
-        for target in job["static_configs"][0]["targets"]:
+        named = [name for found in job.get("dns_sd_configs", ()) for name in found["names"]]
+        for target in (*job["static_configs"][0]["targets"], *named):
             assert target.split(":")[0] in services()
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.plugins.authorizer import AuthorizerFactory
     from tests.plugins.nats import Node
     from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
     from tests.plugins.prometheus import Prometheus, PrometheusFactory
@@ -118,6 +119,7 @@ def test_every_query_of_every_panel_returns_data(
     gateway: GatewayFactory,
     prometheus: PrometheusFactory,
     relay: RelayFactory,
+    authorize: AuthorizerFactory,
     nats: Node,
     tmp_path: Path,
 ) -> None:
@@ -136,10 +138,12 @@ def test_every_query_of_every_panel_returns_data(
         TLS_KEY_FILE=str(write_secret(tmp_path / "tls.key", pair.key)),
         AUTH_TOKENS_FILE=str(write_secret(tmp_path / "tokens", "gateway:" + "t" * 40)),
     )
-    scraping = prometheus(server, encrypted, standby, relay(BROKER_URL=nats.url))
+    authorizer = authorize(server, RATE_LIMIT="local").wait_ready()
+    scraping = prometheus(server, encrypted, standby, relay(BROKER_URL=nats.url), authorizer)
     wanting = dict.fromkeys(targets())
 
     def answered() -> bool:
+        authorizer.check("/v1/app_7")
         for target in list(wanting):
             if scraping.query(as_asked(target[1])):
                 del wanting[target]
@@ -159,5 +163,5 @@ def test_every_query_of_every_panel_returns_data(
 
 def variables_have_values(scraping: Prometheus) -> None:
     samples = scraping.query("pads_cdc_build_info")
-    assert [sample.labels["job"] for sample in samples] == ["pads-cdc"] * 4
-    assert len({sample.labels["instance"] for sample in samples}) == 4
+    assert [sample.labels["job"] for sample in samples] == ["pads-cdc"] * 5
+    assert len({sample.labels["instance"] for sample in samples}) == 5

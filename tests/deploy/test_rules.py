@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
+from pads_cdc_client import EndpointFeed
 
+from authz.held import Held
+from authz.metrics import Metrics as AuthorizerMetrics
+from authz.workers import Supervisor
 from cdc.freshness import Freshness
 from cdc.store.store import Store
 from server.observe.metrics import Metrics
@@ -98,11 +102,22 @@ def test_every_section_of_the_runbook_says_what_it_means_where_to_look_and_what_
         assert target in {name.lower() for name in names()}
 
 
+async def _starts_nothing(_number: int, _late: bool) -> NoReturn:
+    raise NotImplementedError
+
+
 def test_the_rules_ask_only_for_metrics_that_exist() -> None:
     registry = Metrics(
         version="1", store=Store(), freshness=Freshness(), subscribers=Subscribers(), audit_interval=300.0
     ).registry
-    ours = {name for family in registry.collect() for name in (family.name, f"{family.name}_total")}
+    held = Held(lambda told: EndpointFeed("127.0.0.1:9", client_id="test", on_change=told), None)
+    registries = (registry, AuthorizerMetrics("1", held).registry, Supervisor(1, _starts_nothing).registry)
+    ours = {
+        f"{family.name}{suffix}"
+        for each in registries
+        for family in each.collect()
+        for suffix in ("", "_total", "_bucket")
+    }
     for rule in rules():
         asked = set(re.findall(r"\b((?:pads_cdc|pg|process)_\w+|up)\b(?!\.)", rule["expr"]))
         assert asked, rule["alert"]

@@ -1,8 +1,13 @@
-"""What stands behind Envoy in the demo: it answers every request with the headers that it got."""
+"""What stands behind Envoy in the demo: it answers every request with the headers that it got.
+
+``python -m server.commands.demo.upstream PORT`` runs it alone.
+"""
 
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
@@ -11,8 +16,9 @@ from typing import Self
 class Upstream:
     """An HTTP server on a port of 127.0.0.1 while its context lasts."""
 
-    def __init__(self) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
+    def __init__(self, port: int = 0) -> None:
+        """Listen; 0 takes any free port."""
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), _Echo)
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="upstream", daemon=True)
 
@@ -23,6 +29,10 @@ class Upstream:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def join(self) -> None:
+        """Wait for the end."""
+        self._thread.join()
 
 
 class _Echo(BaseHTTPRequestHandler):
@@ -43,3 +53,9 @@ class _Echo(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
+
+
+if __name__ == "__main__":  # in deploy/compose.yaml
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with Upstream(int(sys.argv[1])) as upstream:
+        upstream.join()
