@@ -10,6 +10,7 @@ import pytest
 import yaml
 from gotpl.errors import TemplateError
 
+from server.config.authorize_settings import AuthorizeSettings
 from server.config.settings import RelaySettings, Settings
 from tests.deploy.chart import CHART, only, render, values
 from tests.plugins.prometheus import RULES
@@ -52,6 +53,22 @@ RELAYED: dict[str, Any] = {
     "relay__enabled": True,
     "relay__settings": {"MAX_STALENESS": "10m"},
 }
+AUTHORIZING: dict[str, Any] = {
+    **CLOSED,
+    "authorizer__enabled": True,
+    "authorizer__feed__existingSecret": "feed",
+    "authorizer__feed__ca": True,
+    "authorizer__feed__token": True,
+    "authorizer__feed__clientCertificate": True,
+    "authorizer__tls__existingSecret": "envoy-side",
+    "authorizer__tls__clientCertificates": True,
+    "authorizer__settings": {"JWT_SUBJECT_HEADER": "jwt-user-id", "WORKERS": "2"},
+}
+BESIDE: dict[str, Any] = {
+    **OPEN,
+    "authorizer__enabled": True,
+    "authorizer__envoy__existingConfigMap": "envoy",
+}
 CUSTOM = ("monitoring.coreos.com/v1",)
 """API versions of the Prometheus operator: Kubernetes has no schema of them."""
 
@@ -67,7 +84,11 @@ def environment(manifests: list[dict[str, Any]]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("version", ["1.26", "1.31", kubernetes_validate.latest_version()])
-@pytest.mark.parametrize("given", [OPEN, CLOSED, FULL, RELAYED], ids=["open", "closed", "full", "relayed"])
+@pytest.mark.parametrize(
+    "given",
+    [OPEN, CLOSED, FULL, RELAYED, AUTHORIZING, BESIDE],
+    ids=["open", "closed", "full", "relayed", "authorizing", "beside"],
+)
 def test_kubernetes_would_take_it(given: dict[str, Any], version: str) -> None:
     manifests = render(**given)
     assert {"StatefulSet", "Service", "NetworkPolicy"} <= {one["kind"] for one in manifests}
@@ -196,6 +217,57 @@ def test_a_relay_without_anything_to_follow_is_refused() -> None:
     direct = render(**OPEN, relay__enabled=True, relay__leaderAddress="pads-cdc:10002")
     assert relay_environment(direct)["LEADER_ADDRESS"] == "pads-cdc:10002"
     assert "BROKER_URL" not in relay_environment(direct)
+
+
+def authorizer(manifests: list[dict[str, Any]]) -> dict[str, Any]:
+    """The Deployment's pod, whose files are all mounted and whose settings are all known."""
+    pod: dict[str, Any] = only(manifests, "Deployment")["spec"]["template"]
+    one = pod["spec"]["containers"][0]
+    assert one["args"] == ["authorize"]
+    known = {name.upper() for name in AuthorizeSettings.model_fields}
+    given = {entry["name"]: entry["value"] for entry in one["env"]}
+    assert set(given) <= known
+    mounted = {mount["mountPath"] for mount in one["volumeMounts"]}
+    files = {value for name, value in given.items() if name.endswith("_FILE")}
+    assert all(any(file.startswith(f"{folder}/") for folder in mounted) for file in files)
+    AuthorizeSettings.load({"host": "0.0.0.0", **{name.lower(): value for name, value in given.items()}})  # noqa: S104
+    return {"labels": pod["metadata"]["labels"], "env": given, "containers": pod["spec"]["containers"]}
+
+
+def test_authorizers_are_a_deployment_that_envoy_finds_by_name() -> None:
+    manifests = render(**AUTHORIZING)
+    pod = authorizer(manifests)
+    assert pod["env"]["FEED_ADDRESSES"] == "pads-cdc:10002", "this release's server"
+    assert pod["env"]["JWT_SUBJECT_HEADER"] == "jwt-user-id"
+    services = {one["metadata"]["name"]: one["spec"] for one in manifests if one["kind"] == "Service"}
+    service = services["pads-cdc-authorizer"]
+    assert service["clusterIP"] == "None", "so that Envoy sees every pod"
+    assert service["selector"].items() <= pod["labels"].items()
+    assert not services["pads-cdc"]["selector"].items() <= pod["labels"].items()
+    policies = {one["metadata"]["name"]: one["spec"] for one in manifests if one["kind"] == "NetworkPolicy"}
+    let_in = [peer for rule in policies["pads-cdc"]["ingress"] for peer in rule["from"]]
+    assert any(
+        peer["podSelector"].get("matchLabels", {}) == service["selector"]
+        for peer in let_in
+        if "podSelector" in peer
+    )
+    assert policies["pads-cdc-authorizer"]["egress"][1]["ports"] == [{"port": 10002}]
+
+
+def test_an_authorizer_beside_its_envoy_is_reached_by_nobody_else() -> None:
+    manifests = render(**BESIDE)
+    pod = authorizer(manifests)
+    assert pod["env"]["HOST"] == "127.0.0.1"
+    [envoy] = pod["containers"][1:]
+    assert envoy["ports"][0]["containerPort"] == 3070
+    services = {one["metadata"]["name"]: one["spec"] for one in manifests if one["kind"] == "Service"}
+    assert [port["name"] for port in services["pads-cdc-authorizer"]["ports"]] == ["http", "metrics"]
+
+
+def test_an_authorizer_whose_callers_keys_would_travel_in_plaintext_is_refused() -> None:
+    with pytest.raises(TemplateError, match=r"authorizer\.tls"):
+        render(**OPEN, authorizer__enabled=True)
+    assert render(**OPEN, authorizer__enabled=True, authorizer__allowInsecure=True)
 
 
 def test_rules_and_dashboard_are_the_projects_own_and_the_job_has_the_rules_name() -> None:

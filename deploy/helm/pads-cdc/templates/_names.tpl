@@ -23,6 +23,11 @@ app.kubernetes.io/name: pads-cdc-relay
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- define "pads-cdc.authorizerSelector" -}}
+app.kubernetes.io/name: pads-cdc-authorizer
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
 {{- define "pads-cdc.broker" -}}
 - name: BROKER_URL
   value: {{ .Values.broker.url | quote }}
