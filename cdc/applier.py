@@ -52,6 +52,7 @@ them.
 """
 _OWED = "owed"
 _FAULT = "fault"
+_UNPUBLISHED = "unpublished"
 
 
 class Applier(threading.Thread):
@@ -190,8 +191,8 @@ class Applier(threading.Thread):
             with self._throttle.timed(self._requery):
                 self._requery.turn()
             self._settle()
-            if self._streaming and self._schema.changed():
-                self._reader.drop("schema")
+            if self._streaming:
+                self._watch_the_schema()
             self._auditor.turn(may_start=self._streaming and self._store.ready)
         except PadsCdcError as error:
             self._read_failed(error)
@@ -200,6 +201,23 @@ class Applier(threading.Thread):
             self._tending = self._ledger.tend(self._store) | self._store.tend()
         elif self._ledger.overgrown(self._store):
             self._ledger.tend(self._store)
+
+    def _watch_the_schema(self) -> None:
+        if self._schema.changed():
+            self._reader.drop("schema")
+        missed = self._schema.missed()
+        if missed is not None:
+            self._observer.trouble(_UNPUBLISHED, None)
+            self._requery.add(Task.reconcile(_UNPUBLISHED, missed, self._requery.reached))
+
+    def _suspect(self, suspects: int) -> None:
+        """Have everything read once more when these are over, of which the stream may leave something out."""
+        self._schema.begin(suspects)
+        text = (
+            "transactions that began before the newest change of the publication may still run, and what they"
+            " have changed may be missed: everything is read again once they are over"
+        )
+        self._observer.trouble(_UNPUBLISHED, text if suspects else None)
 
     # --- what comes
 
@@ -221,6 +239,7 @@ class Applier(threading.Thread):
                 self._begin_stream(event)
             case Idle():
                 self._requery.reached = max(self._requery.reached, event.lsn)
+                self._schema.note_progress(event.lsn)
             case Lost():
                 self._end_stream(event)
             case PeerNews():
@@ -265,6 +284,7 @@ class Applier(threading.Thread):
             gate, reason = gate | self._owed, _OWED
         if memory is None:
             self._requery.add(Task.reconcile(reason, gate, started.confirmed))
+        self._suspect(started.suspects)
         self._streaming = self._streamed = True
         self._fault.over()
         self._set_mode("streaming")

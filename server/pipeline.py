@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cdc.applier import Applier
-from cdc.checks import preflight
+from cdc.checks import Site, preflight
 from cdc.mapping.mapping import load, server_queries
 from cdc.mapping.parents import Parents
 from cdc.pair.mirrored import Mirrored
@@ -65,8 +65,25 @@ class Pipeline:
         source, query = (Address(each.read, each.setting) for each in strings)
         backlog = Backlog()
         database = Database(query, mapping, settings.db_schema, encoder(mapping.columns), backlog.wake)
-        preflight.check(source, database, queries, settings.db_schema, failover=settings.slot_failover)
-        catalog = Catalog(queries["Relations"], mapping, settings.db_schema)
+        preflight.check(
+            lambda: Site(
+                source=source,
+                database=database,
+                queries=queries,
+                schema=settings.db_schema,
+                slot_name=settings.slot_name,
+                plugin=settings.plugin,
+                publication_name=settings.publication,
+                failover=settings.slot_failover,
+            )
+        )
+        catalog = Catalog(
+            queries,
+            mapping,
+            settings.db_schema,
+            slot=settings.slot_name,
+            publication=settings.publication,
+        )
         self._reader = SlotReader(
             source,
             settings.slot_name,
@@ -76,7 +93,9 @@ class Pipeline:
             freshness,
             observer,
             lambda: self.applier.read_so_far(),  # noqa: PLW0108 - the applier is made with the reader
+            plugin=settings.plugin,
             failover=settings.slot_failover,
+            max_retained_wal=settings.max_retained_wal,
         )
         self._probe = Probe(
             source,

@@ -3,7 +3,8 @@
 
 -- name: Relations :many
 -- The mapping's tables as the plugin will name them (a partitioned table by its leaves), with the columns that each one's
--- replica identity carries, and a shape that changes with anything about the table that sends no rows.
+-- replica identity carries, a shape that changes with anything about the table that sends no rows, and a text that changes with
+-- anything about the publication, if there is one, and a transaction id that nobody had yet.
 WITH RECURSIVE tree (mapped, relid) AS (
     SELECT c.relname, c.oid
     FROM pg_class c
@@ -15,6 +16,7 @@ WITH RECURSIVE tree (mapped, relid) AS (
     JOIN pg_inherits i ON i.inhparent = tree.relid
 )
 SELECT
+    c.oid,
     tree.mapped::text AS mapped,
     n.nspname::text AS schema_name,
     c.relname::text AS table_name,
@@ -28,7 +30,7 @@ SELECT
                 WHEN 'n' THEN false
                 ELSE EXISTS (
                     SELECT FROM pg_index i
-                    WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey)
+                    WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey) AND i.indimmediate AND i.indisvalid
                         AND CASE c.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END
                 )
             END
@@ -38,11 +40,109 @@ SELECT
         SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attisdropped), ',' ORDER BY a.attnum)
         FROM pg_attribute a
         WHERE a.attrelid = c.oid AND a.attnum > 0
-    )) AS shape
+    )) AS shape,
+    (
+        SELECT string_agg(part.version, ' ' ORDER BY part.version)
+        FROM (
+            SELECT concat_ws(':', oid, xmin) FROM pg_publication WHERE pubname = @publication
+            UNION ALL
+            SELECT concat_ws(':', rel.oid, rel.xmin)
+            FROM pg_publication_rel rel
+            JOIN pg_publication ON pg_publication.oid = rel.prpubid AND pubname = @publication
+            UNION ALL
+            SELECT concat_ws(':', space.oid, space.xmin)
+            FROM pg_publication_namespace space
+            JOIN pg_publication ON pg_publication.oid = space.pnpubid AND pubname = @publication
+        ) AS part (version)
+    ) AS published_as,
+    (age('3'::xid)::bigint + 3 + 4294967296) % 4294967296 AS next_xid
 FROM tree
 JOIN pg_class c ON c.oid = tree.relid
 JOIN pg_namespace n ON n.oid = c.relnamespace
-ORDER BY 1, 2, 3;
+ORDER BY 2, 3, 4;
+
+-- name: Publication :many
+-- What a publication lets pgoutput send: one row, with the tables that it publishes (of @tables, by oid, or all where that is NULL)
+-- in JSON; all of one snapshot. `version` changes with whatever changes it. `settled`: the slot sends no transaction any more that
+-- began before the newest change, for pgoutput decides by the catalog as it was when a row was written. No transaction had
+-- `next_xid` yet. `refuses`: Postgres refuses UPDATEs and DELETEs of such a table, for everybody.
+WITH publication AS MATERIALIZED (
+    SELECT *, xmin AS changed FROM pg_publication WHERE pubname = @publication
+),
+part (oid, changed) AS (
+    SELECT oid, changed FROM publication
+    UNION ALL
+    SELECT rel.oid, rel.xmin FROM pg_publication_rel rel JOIN publication ON rel.prpubid = publication.oid
+    UNION ALL
+    SELECT space.oid, space.xmin FROM pg_publication_namespace space JOIN publication ON space.pnpubid = publication.oid
+),
+published AS (
+    SELECT
+        c.oid,
+        format('%I.%I', n.nspname, c.relname) AS name,
+        t.attnames::text[] AS columns,
+        t.rowfilter IS NOT NULL AS filtered,
+        EXISTS (
+            SELECT FROM pg_publication_rel rel
+            WHERE rel.prpubid = publication.oid AND rel.prrelid = c.oid AND rel.prattrs IS NOT NULL
+        ) AS listed
+    FROM publication
+    JOIN pg_publication_tables t ON t.pubname = publication.pubname
+    JOIN pg_namespace n ON n.nspname = t.schemaname
+    JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+    WHERE @tables::oid[] IS NULL OR c.oid = ANY (@tables::oid[])
+),
+refusing AS (
+    -- As CheckCmdReplicaIdentity has it, for each table with rows of its own.
+    SELECT DISTINCT published.oid
+    FROM published
+    CROSS JOIN LATERAL (
+        SELECT relid FROM pg_partition_tree(published.oid) WHERE isleaf
+        UNION
+        SELECT oid FROM pg_class WHERE oid = published.oid AND relkind = 'r'
+    ) AS leaf
+    JOIN pg_class c ON c.oid = leaf.relid
+    LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indimmediate AND i.indisvalid
+        AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END
+    WHERE CASE
+        WHEN c.relreplident = 'f' AND published.listed THEN true
+        WHEN c.relreplident <> 'f' AND i.indexrelid IS NULL THEN true
+        WHEN published.listed OR current_setting('server_version_num')::int >= 180000 THEN EXISTS (
+            SELECT FROM pg_attribute a
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attname <> ALL (published.columns)
+                AND CASE c.relreplident WHEN 'f' THEN a.attgenerated <> '' ELSE a.attnum = ANY (i.indkey) END
+        )
+        ELSE false
+    END
+)
+SELECT
+    array_remove(ARRAY[
+        CASE WHEN pubinsert THEN 'insert' END,
+        CASE WHEN pubupdate THEN 'update' END,
+        CASE WHEN pubdelete THEN 'delete' END,
+        CASE WHEN pubtruncate THEN 'truncate' END
+    ], NULL) AS actions,
+    puballtables OR EXISTS (SELECT FROM pg_publication_namespace space WHERE space.pnpubid = publication.oid) AS by_itself,
+    pubviaroot AS via_root,
+    (SELECT string_agg(concat_ws(':', oid, changed), ' ' ORDER BY concat_ws(':', oid, changed)) FROM part) AS version,
+    obj_description(publication.oid, 'pg_publication') AS comment,
+    coalesce((
+        -- What is negative was frozen long ago.
+        SELECT bool_and(age(part.changed) < 0 OR age(part.changed) > age(slots.catalog_xmin))
+        FROM part
+        CROSS JOIN pg_replication_slots slots
+        WHERE slots.slot_name = @slot AND slots.catalog_xmin IS NOT NULL
+    ), false) AS settled,
+    pg_current_snapshot()::text AS snapshot,
+    (age('3'::xid)::bigint + 3 + 4294967296) % 4294967296 AS next_xid,
+    (
+        SELECT coalesce(json_agg(json_build_array(
+            oid::bigint, name, columns, filtered, (pubupdate OR pubdelete) AND oid IN (SELECT oid FROM refusing)
+        ) ORDER BY name), '[]')
+        FROM published
+    ) AS tables,
+    ARRAY(SELECT prrelid::bigint FROM pg_publication_rel WHERE prpubid = publication.oid) AS members
+FROM publication;
 
 -- name: Holder :many
 -- Who a backend belongs to, as far as we may see it.
@@ -234,7 +334,7 @@ ORDER BY 2, 1;
 
 -- name: TryPlugin :many
 -- Make a slot that ends with the session: it fails where the plugin cannot be loaded, before it waits for transactions.
-SELECT pg_create_logical_replication_slot(@slot, 'wal2json', true)::text;
+SELECT pg_create_logical_replication_slot(@slot, @plugin, true)::text;
 
 -- name: Role :many
 -- A role and what it lacks: no row where there is none.

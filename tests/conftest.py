@@ -1,6 +1,7 @@
 """Registers the fixtures; they live in small plugins, one a subject."""
 
 pytest_plugins = [
+    "tests.plugins.decoding",
     "tests.plugins.postgres",
     "tests.plugins.server",
     "tests.plugins.feed",

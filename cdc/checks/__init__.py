@@ -7,7 +7,7 @@ for, and nothing that anybody should find out by themselves.
 
 from __future__ import annotations
 
-from cdc.checks import failover, identities, machine, mapping, slot, source
+from cdc.checks import failover, identities, machine, mapping, plugin, slot, source
 from cdc.checks.finding import Check, Deployment, Finding, Site, Verdict, run
 
 __all__ = ["FURTHER", "NECESSARY", "Check", "Deployment", "Finding", "Site", "Verdict", "run"]
@@ -20,11 +20,12 @@ NECESSARY: tuple[Check[Site], ...] = (
     Check("connection", source.connection),
     Check("server_version", source.server_version, _CONNECTED),
     Check("wal_level", source.wal_level, _CONNECTED),
-    Check("output_plugin_libraries", source.output_plugin_libraries, _CONNECTED),
+    Check("output_plugin_libraries", plugin.output_plugin_libraries, _CONNECTED),
     Check("replication_right", source.replication_right, _CONNECTED),
     Check("slot_failover", failover.slot_failover, _CONNECTED),
     Check("query_server", source.query_server, _CONNECTED),
     Check("tables", mapping.tables, _CONNECTED),
+    Check("publication", plugin.publication, (*_FOUND, "wal_level", "replication_right")),
     Check("select", mapping.select, _FOUND),
     Check("row_security", mapping.row_security, _FOUND),
     Check("soft_delete", mapping.soft_delete, _FOUND),
@@ -37,9 +38,11 @@ FURTHER: tuple[Check[Deployment], ...] = (
     Check("wal_senders", source.wal_senders, (*_CONNECTED, "replication_right")),
     Check(
         "plugin",
-        source.plugin,
+        plugin.plugin,
         (*_CONNECTED, "server_version", "wal_level", "output_plugin_libraries", "replication_right"),
     ),
+    Check("refused_changes", plugin.refused_changes, _FOUND),
+    Check("published_columns", plugin.published_columns, (*_FOUND, "publication")),
     Check("slot", slot.slot, _CONNECTED),
     Check("retained_wal", slot.retained_wal, _CONNECTED),
     Check("max_slot_wal_keep_size", slot.max_slot_wal_keep_size, _CONNECTED),

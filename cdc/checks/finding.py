@@ -8,11 +8,14 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from cdc.checks.trial import Trial, try_plugin
 from cdc.errors import PadsCdcError
 from cdc.mapping import tables
 from cdc.postgres.errors import translated
 from cdc.postgres.session import ask
 from cdc.postgres.slot_state import SlotState
+from cdc.replication.own_slot import AUTO, PLUGINS
+from cdc.replication.publication import Publication
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -106,6 +109,11 @@ class Site:
     database: Database
     queries: dict[str, str] = field(repr=False)
     schema: str
+    slot_name: str
+    plugin: str = AUTO
+    """One of `PLUGINS`, or `AUTO`."""
+    publication_name: str
+    """Of use where the plugin is pgoutput."""
     failover: bool = False
     """Standbys are to keep the slot."""
 
@@ -159,20 +167,49 @@ class Site:
         """The mapping's tables, where they are read."""
         return tables.look(self.read, self.database.mapping, self.schema)
 
+    @cached_property
+    def slot(self) -> SlotState | None:
+        """Our slot, if it is there."""
+        return SlotState.of(self.ask("Slot", slot=self.slot_name))
+
+    @cached_property
+    def chosen(self) -> str | None:
+        """The plugin that the slot is read with, or is going to be made for; None where there is none."""
+        if self.plugin != AUTO:
+            return self.plugin
+        if self.slot is not None and self.slot.plugin in PLUGINS:
+            return self.slot.plugin
+        first, last = PLUGINS
+        if self.trial(first).loads is not False:
+            return first
+        return last if self.publication is not None else None
+
+    def trial(self, plugin: str) -> Trial:
+        """Have the slot's server load a plugin, once."""
+        if plugin not in self._trials:
+            self._trials[plugin] = try_plugin(self.source, self.queries["TryPlugin"], plugin)
+        return self._trials[plugin]
+
+    @cached_property
+    def _trials(self) -> dict[str, Trial]:
+        return {}
+
+    @cached_property
+    def publication(self) -> Publication | None:
+        """The publication with all that it publishes, if it is there."""
+        name = self.publication_name
+        return Publication.of(
+            name, self.ask("Publication", publication=name, slot=self.slot_name, tables=None)
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment(Site):
     """A site, and how `serve` is going to be run there."""
 
-    slot_name: str
     max_retained_wal: int
     """Bytes."""
     state_file: Path
-
-    @cached_property
-    def slot(self) -> SlotState | None:
-        """Our slot, if it is there."""
-        return SlotState.of(self.ask("Slot", slot=self.slot_name))
 
 
 At_contra = TypeVar("At_contra", bound=Site, contravariant=True)

@@ -14,8 +14,7 @@ from cdc.checks import NECESSARY, Site, Verdict
 from cdc.errors import Refusal, SourceError
 
 if TYPE_CHECKING:
-    from cdc.postgres.connection import Address
-    from cdc.postgres.database import Database
+    from collections.abc import Callable
 
 _PATIENCE = 30.0
 """Seconds for which something that passes is waited for."""
@@ -23,10 +22,10 @@ _PASSING = {"shutdown", "locked", "cancelled", "deadlock", "recovery_conflict"}
 """Reasons that the server itself gives; one that does not answer at all is for a person, or a supervisor."""
 
 
-def check(
-    source: Address, database: Database, queries: dict[str, str], schema: str, *, failover: bool
-) -> None:
+def check(new_site: Callable[[], Site]) -> None:
     """Look at the slot's server and at the server that is queried. Blocks while they answer.
+
+    ``new_site`` makes a site that has not been asked anything yet: it remembers its answers.
 
     Raises:
         PadsCdcError: what is wrong, and what to type.
@@ -38,11 +37,7 @@ def check(
         wait=wait_fixed(0.5),
         reraise=True,
     )
-    patiently(
-        lambda: _refuse(
-            Site(source=source, database=database, queries=queries, schema=schema, failover=failover)
-        )
-    )
+    patiently(lambda: _refuse(new_site()))
 
 
 def _passes(error: BaseException) -> bool:
@@ -50,7 +45,7 @@ def _passes(error: BaseException) -> bool:
 
 
 def _refuse(site: Site) -> None:
-    """Raise the first fault; asked of a new site each time, as that remembers answers."""
+    """Raise the first fault."""
     for question in NECESSARY:
         for finding in question.ask(site):
             if finding.verdict is Verdict.FAIL:

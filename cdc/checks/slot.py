@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cdc.checks.finding import fail, good, warn
-from cdc.replication.slot import PLUGIN
+from cdc.replication.own_slot import AUTO, PLUGINS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,10 +24,12 @@ def slot(site: Deployment) -> Iterator[Finding]:
         yield good(f"the slot {name} is not there yet: the server makes it at its first start")
         yield from _waits(site)
         return
-    if state.kind != "logical" or state.plugin != PLUGIN:
+    if state.kind != "logical" or state.plugin not in (PLUGINS if site.plugin == AUTO else (site.plugin,)):
         yield fail(
             f"the slot {name} is {state.kind}, for the plugin {state.plugin or 'none'}, and not ours",
-            "choose another SLOT_NAME",
+            f"choose another SLOT_NAME, or PLUGIN={state.plugin}"
+            if state.plugin in PLUGINS
+            else "choose another SLOT_NAME",
         )
     elif state.database != site.server.database:
         yield fail(

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import re
 from typing import TYPE_CHECKING
 
-import psycopg2
-
 from cdc.checks.finding import fail, good, warn
-from cdc.errors import PadsCdcError, SourceError
+from cdc.errors import PadsCdcError
 from cdc.mapping.sql_text import quote_name
-from cdc.postgres.errors import PLUGIN_REMEDY, translate
-from cdc.postgres.session import ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,12 +15,6 @@ if TYPE_CHECKING:
 
 _OLDEST = 15
 _OLDEST_DECODING_STANDBY = 16
-_PLUGIN = "wal2json"
-_LISTED = re.compile(r'"([^"]*)"|([^\s,"]+)')
-_NO_SLOT_FREE = "53400"
-_NOT_READY = "55000"
-_TRY_SECONDS = 1.0
-"""How long the trial slot may wait for running transactions: by then the plugin has been loaded."""
 
 
 def connection(site: Site) -> Iterator[Finding]:
@@ -66,20 +54,6 @@ def wal_level(site: Site) -> Iterator[Finding]:
             "set wal_level = logical in postgresql.conf (ALTER SYSTEM SET wal_level = 'logical'; managed"
             " services: rds.logical_replication = 1, cloudsql.logical_decoding = on, or their like) and"
             " restart the server",
-        )
-
-
-def output_plugin_libraries(site: Site) -> Iterator[Finding]:
-    """Judge the allow-list of minors from 15.19, 16.15, 17.11 and 18.6 on."""
-    listed = site.server.output_plugins
-    if listed is None:
-        yield good("this server loads any output plugin")
-    elif _PLUGIN in {quoted or plain for quoted, plain in _LISTED.findall(listed)}:
-        yield good(f"{_PLUGIN} is in output_plugin_libraries")
-    else:
-        yield fail(
-            f"this server loads only listed output plugins, and {_PLUGIN} is not one of them",
-            PLUGIN_REMEDY.format(role=quote_name(site.server.role)),
         )
 
 
@@ -152,41 +126,3 @@ def wal_senders(site: Deployment) -> Iterator[Finding]:
         yield fail(
             text, f"ALTER SYSTEM SET max_wal_senders = {most + 4}; and restart the server (standbys first)"
         )
-
-
-def plugin(site: Deployment) -> Iterator[Finding]:
-    """Have the server load the plugin: by a temporary slot, which is refused before it waits for anybody.
-
-    On a standby the same trial tells whether the primary's wal_level will do.
-    """
-    connection = site.source.connect()
-    try:
-        brief = f"SET LOCAL statement_timeout = '{_TRY_SECONDS}s';\n"
-        ask(connection, brief + site.queries["TryPlugin"], {"slot": f"pads_cdc_check_{os.getpid()}"})
-    except psycopg2.Error as error:
-        found = translate(error, site.source.setting)
-        if isinstance(found, SourceError) and found.reason == "cancelled":
-            yield good(f"{_PLUGIN} can be loaded")
-        elif error.pgcode == _NO_SLOT_FREE:
-            yield _untried(site)
-        elif error.pgcode == _NOT_READY and site.server.in_recovery:
-            yield fail(
-                "the primary's wal_level is not logical, so this standby cannot decode",
-                "on the primary: ALTER SYSTEM SET wal_level = 'logical'; and restart it",
-            )
-        else:
-            raise found from error
-    else:
-        yield good(f"{_PLUGIN} can be loaded")
-    finally:
-        connection.close()
-
-
-def _untried(site: Deployment) -> Finding:
-    """Judge a server on which no slot is free for a trial: one that reads ours has loaded the plugin."""
-    if site.slot is not None and site.slot.active_pid is not None:
-        return good(f"{_PLUGIN} is loaded: our slot is being read")
-    return warn(
-        f"whether {_PLUGIN} can be loaded cannot be tried: no slot is free",
-        f"ALTER SYSTEM SET max_replication_slots = {site.server.slots_most + 4}; and restart the server",
-    )

@@ -95,9 +95,8 @@ class Table:
     def identity_index(self) -> Index | None:
         """The index that the identity goes by, if it is one of those."""
         for index in self.indexes:
-            if (self.identity_kind == "d" and index.primary) or (
-                self.identity_kind == "i" and index.identity
-            ):
+            chosen = index.primary if self.identity_kind == "d" else index.identity
+            if self.identity_kind in "di" and chosen and index.may_identify and index.valid:
                 return index
         return None
 

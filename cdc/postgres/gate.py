@@ -56,15 +56,16 @@ class Snapshot:
         """
         if xid == 0:
             return True
-        full = self._widen(xid)
+        full = self.widen(xid)
         return full < self.xmin or (full < self.xmax and full not in self.running)
 
     def past(self, first: int, last: int) -> bool:
         """Tell whether every transaction from ``first`` to ``last`` (32 bits each) is over."""
-        start, end = self._widen(first), self._widen(last)
+        start, end = self.widen(first), self.widen(last)
         return end < self.xmax and not any(start <= xid <= end for xid in self.running)
 
-    def _widen(self, xid: int) -> int:
+    def widen(self, xid: int) -> int:
+        """Return the 64-bit id that 32 bits stand for: the nearest to this snapshot's end."""
         return self.xmax - ((self.xmax - xid + _WRAP // 2) % _WRAP - _WRAP // 2)
 
     def covers(self, other: Snapshot) -> bool:

@@ -10,6 +10,8 @@ from cdc import lsn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from psycopg2.extensions import cursor as PlainCursor  # noqa: N812 - it is a class
+
     from cdc.lsn import Lsn
 
 
@@ -53,3 +55,10 @@ class SlotState:
             synced=others[1],
             invalidation=others[2],
         )
+
+
+def is_standby(cursor: PlainCursor) -> bool:
+    """Tell whether a server is in recovery."""
+    cursor.execute("SELECT pg_is_in_recovery()")
+    [(standby,)] = cursor.fetchall()
+    return bool(standby)

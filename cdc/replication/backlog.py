@@ -32,6 +32,8 @@ class Started:
     """Set when the slot was made just now, on a primary: the snapshot that it starts from."""
     found: bool = True
     """The slot was there before us: somebody has read it, perhaps we."""
+    suspects: int = 0
+    """Transactions below this id (64 bits) may have changed rows that do not come; 0 for none."""
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,15 @@ list of tables when it has changed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from cdc.errors import Refusal
-from cdc.replication import wal2json
+from cdc.errors import Refusal, SourceError
+from cdc.postgres.encoding import Encoding
+from cdc.replication import pgoutput, wal2json
 from cdc.replication.assembler import Assembler
+from cdc.replication.publication import Publication, fault, needed
+from cdc.replication.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 class Relation:
     """A table as the plugin names it: a mapped one, or a partition of it."""
 
+    oid: int
     mapped: str
     schema: str
     table: str
@@ -43,16 +47,19 @@ class Relations:
     """All of them at one moment."""
 
     all: tuple[Relation, ...]
+    published_as: str | None = None
+    """Changes with everything about the publication; None where there is none, or it is not asked for."""
+    next_xid: int = field(default=0, compare=False)
+    """32 bits: no transaction had it yet."""
 
     @classmethod
     def of(cls, rows: Iterable[Sequence[Any]]) -> Relations:
         """Read the rows of the query ``Relations``."""
-        return cls(
-            tuple(
-                Relation(mapped, schema, table, partitioned, tuple(identity), shape)
-                for mapped, schema, table, partitioned, identity, shape in rows
-            )
-        )
+        relations, of_all = [], (None, 0)
+        for oid, mapped, schema, table, partitioned, identity, shape, published_as, next_xid in rows:
+            relations.append(Relation(oid, mapped, schema, table, partitioned, tuple(identity), shape))
+            of_all = published_as, next_xid
+        return cls(tuple(relations), *of_all)
 
     def names(self) -> dict[tuple[str, str], str]:
         """Return (schema, table) as the plugin says it, to the mapping's table."""
@@ -100,20 +107,35 @@ class Catalog:
     changed since).
     """
 
-    def __init__(self, query: str, mapping: EndpointMapping, schema: str) -> None:
-        self._query = query
+    def __init__(
+        self,
+        queries: Mapping[str, str],
+        mapping: EndpointMapping,
+        schema: str,
+        *,
+        slot: str = "",
+        publication: str = "",
+    ) -> None:
+        """``publication`` is looked at where the plugin is pgoutput; ``slot`` is read by it."""
+        self._queries = queries
         self._mapping = mapping
         self._schema = schema
+        self._slot = slot
+        self._publication = publication
+        self._published = False
+        """The stream depends on the publication."""
         self._streamed = Relations(())
 
-    def assemble(self, cursor: ReplicationCursor) -> tuple[Assembler, list[str]]:
-        """Return an assembler for a new stream, and the list of tables that the stream is to be started with.
+    def assemble(self, cursor: ReplicationCursor, plugin: str) -> Stream:
+        """Return what a new stream is begun and read with.
 
         Raises:
             Refusal: a table of the mapping is not there.
+            SourceError: pgoutput would leave something out, as the publication stands.
 
         """
-        cursor.execute(self._query, self._parameters())
+        self._published = plugin == pgoutput.NAME
+        cursor.execute(self._queries["Relations"], self._parameters())
         relations = Relations.of(cursor.fetchall())
         found = {one.mapped for one in relations.all}
         for table in self._mapping.reads:  # a signal table may be missing
@@ -122,30 +144,80 @@ class Catalog:
                     f"the mapping {self._mapping.name} needs the table {self._schema}.{table},"
                     " which is not there: create it, or correct MAPPING and DB_SCHEMA"
                 )
+        names, rules = relations.names(), relations.rules(self._mapping.rules)
+        stream = Stream(Assembler(names, rules), wal2json.Decoder(), wal2json.options(names))
+        if self._published:
+            publication = self._sound(cursor, relations)
+            encoding = Encoding.of(cursor.connection)
+            wanted = {name: needed(rules[table]) for name, table in names.items()}
+            stream = Stream(
+                stream.assembler,
+                pgoutput.Decoder(wanted, encoding),
+                pgoutput.options(self._publication),
+                encoding,
+                publication.version,
+                publication.suspects,
+            )
         self._streamed = relations
-        names = relations.names()
-        return Assembler(names, relations.rules(self._mapping.rules)), [
-            wal2json.escape_table(*name) for name in names
+        return stream
+
+    def _sound(self, cursor: ReplicationCursor, relations: Relations) -> Publication:
+        """Return the publication, if it lets through everything that we need."""
+        name = self._publication
+        tables = [one.oid for one in relations.all]
+        parameters = {"publication": name, "slot": self._slot, "tables": tables}
+        cursor.execute(self._queries["Publication"], parameters)
+        publication = Publication.of(name, cursor.fetchall())
+        rules = self._mapping.rules
+        wanted = [
+            (one.oid, f"{one.schema}.{one.table}", needed(rules[one.mapped]))
+            for one in relations.all
+            if not one.partitioned
         ]
+        wrong = fault(name, publication, wanted)
+        if wrong is not None or publication is None:
+            raise SourceError("publication", f"{wrong}; run pads-cdc setup, or see what pads-cdc check says")
+        return publication
 
     def look(self, database: Database) -> Relations:
         """Return how the tables are now; a read that follows covers whatever has changed in their shape,
-        unless the stream needs other tables or rules.
+        unless the stream needs other tables or rules, or goes by another publication.
         """
-        relations, rules = self._ask(database), self._mapping.rules
-        if (relations.names(), relations.rules(rules)) == (
-            self._streamed.names(),
-            self._streamed.rules(rules),
+        relations, rules, streamed = self.ask(database), self._mapping.rules, self._streamed
+        if (relations.names(), relations.rules(rules), relations.published_as) == (
+            streamed.names(),
+            streamed.rules(rules),
+            streamed.published_as,
         ):
             self._streamed = relations
         return relations
 
-    def changed(self, database: Database) -> bool:
-        """Tell whether the tables are other ones than those that the stream was started with."""
-        return self._ask(database) != self._streamed
+    def lossy(self, relations: Relations) -> list[str]:
+        """Return the tables whose updates or deletes the plugin loses without a word."""
+        return [] if self._published else relations.lossy(self._mapping.rules)
 
-    def _ask(self, database: Database) -> Relations:
-        return Relations.of(database.query(self._query, self._parameters()))
+    def refusing(self, database: Database, relations: Relations) -> list[str]:
+        """Return the tables whose UPDATEs and DELETEs fail, for everybody, because of the publication."""
+        if not self._published:
+            return []
+        tables = [one.oid for one in relations.all]
+        parameters = {"publication": self._publication, "slot": self._slot, "tables": tables}
+        publication = Publication.of(
+            self._publication, database.query(self._queries["Publication"], parameters)
+        )
+        return [] if publication is None else [one.name for one in publication.tables if one.refuses]
+
+    def changed(self, relations: Relations) -> bool:
+        """Tell whether the tables are other ones than those that the stream was started with."""
+        return relations != self._streamed
+
+    def ask(self, database: Database) -> Relations:
+        """Return how the tables are now."""
+        return Relations.of(database.query(self._queries["Relations"], self._parameters()))
 
     def _parameters(self) -> dict[str, Any]:
-        return {"schema": self._schema, "tables": list(self._mapping.tables)}
+        return {
+            "schema": self._schema,
+            "tables": list(self._mapping.tables),
+            "publication": self._publication if self._published else None,
+        }

@@ -30,6 +30,7 @@ from cdc.changes import (
     Update,
 )
 from cdc.errors import MessageError
+from cdc.postgres.encoding import Encoding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -51,6 +52,8 @@ _INSERT, _UPDATE, _DELETE = b"IUD"
 _NEW, _OLD_KEY, _OLD_ROW = b"NKO"
 _TEXT, _NULL, _UNCHANGED = b"tnu"
 
+_UTF8: Final = Encoding.named("UTF8")
+
 _EPOCH: Final = 946_684_800
 """2000-01-01, from which Postgres counts, in Unix seconds."""
 _MICROSECONDS: Final = 1_000_000
@@ -62,6 +65,12 @@ def _is_true(text: str) -> bool:
 
 _NO_KEYS: Final[dict[int, Callable[[str], Value]]] = {16: _is_true, 700: float, 701: float, 1700: float}
 """boolean, real, double precision, numeric: what is no key comes as the value that it is, as in JSON."""
+
+
+def options(publication: str) -> dict[str, str]:
+    """Return what a stream is started with. Messages are not asked for, and so are none that fill memory."""
+    quoted = publication.replace('"', '""')
+    return {"proto_version": "1", "publication_names": f'"{quoted}"'}
 
 
 class _Relation(msgspec.Struct, frozen=True):
@@ -83,14 +92,15 @@ class Decoder:
     def __init__(
         self,
         wanted: Mapping[tuple[str, str], Collection[str]] | None = None,
-        encoding: str = "utf-8",
+        encoding: Encoding = _UTF8,
     ) -> None:
         """``wanted`` are (schema, table) and the columns of it that matter; without it, everything does.
 
-        ``encoding`` is the database's, as Python calls it.
+        ``encoding`` is the database's.
         """
         self._wanted = wanted
         self._encoding = encoding
+        self._text = bytes.decode if encoding.utf8 else encoding.text
         self._relations: dict[int, _Relation | None] = {}
         """By OID; None for a table that nobody wants."""
 
@@ -171,7 +181,7 @@ class Decoder:
 
         A column is None where it is not wanted, or a TOASTed value that has not changed.
         """
-        columns = relation.columns
+        columns, text = relation.columns, self._text
         (count,) = _COUNT.unpack_from(raw, at)
         if count != len(columns):
             raise ValueError
@@ -185,7 +195,7 @@ class Decoder:
                 if name is None:
                     found.append(None)
                 else:
-                    found.append(Column(name, str(raw[start:at], self._encoding)))
+                    found.append(Column(name, text(raw[start:at])))
             else:
                 if kind not in (_NULL, _UNCHANGED):  # binary values were not asked for
                     raise ValueError
@@ -231,9 +241,9 @@ class Decoder:
         return [Truncate(one.schema, one.table) for one in relations if one is not None]
 
     def _name(self, raw: bytes, at: int) -> tuple[str, int]:
-        """Read a name and return the place behind it. In SQL_ASCII one may be in any encoding."""
+        """Read a name and return the place behind it; one that is no text is nobody's of ours."""
         end = raw.index(0, at)
-        return raw[at:end].decode(self._encoding, "surrogateescape"), end + 1
+        return self._encoding.key(raw[at:end]), end + 1
 
 
 def _identity(columns: Sequence[Column | None], relation: _Relation) -> tuple[Column, ...]:

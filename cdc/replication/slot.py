@@ -1,4 +1,4 @@
-"""The logical replication slot: a thread that reads it, and the commands that make it.
+"""The logical replication slot: a thread that reads it.
 
 The thread does nothing but read, reduce and hand over, so that the server's keepalives are answered however
 long a re-query takes. What may be confirmed is decided by the applier.
@@ -17,18 +17,17 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from psycopg2.errors import UndefinedObject
 from psycopg2.extensions import quote_ident
 
 from cdc import lsn
-from cdc.errors import MessageError, PadsCdcError, Refusal, SlotHeld, SourceError, fault_of_ours
+from cdc.errors import MessageError, PadsCdcError, SlotHeld, SourceError, fault_of_ours
 from cdc.failpoints import reach
 from cdc.postgres.connection import cancel_soon, identify
 from cdc.postgres.errors import translated
-from cdc.postgres.gate import Snapshot
-from cdc.postgres.session import begin
-from cdc.postgres.slot_state import SlotState
-from cdc.replication import wal2json
+from cdc.postgres.slot_state import is_standby
 from cdc.replication.backlog import Idle, Lost, Started
+from cdc.replication.own_slot import AUTO, OwnSlot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,10 +39,9 @@ if TYPE_CHECKING:
     from cdc.observer import Observer
     from cdc.postgres.connection import Address
     from cdc.postgres.timeline import Timeline
-    from cdc.replication.assembler import Assembler
     from cdc.replication.backlog import Backlog
+    from cdc.replication.stream import Stream
 
-PLUGIN = "wal2json"
 _TICK = 0.1
 """Seconds between looks at what may be confirmed."""
 _LOOK = 0.01
@@ -58,8 +56,6 @@ _SILENCE = 20.0
 """Seconds without a sign of life after which the connection is given up."""
 _HELD = 10.0
 """Seconds after which a connection counts as one that worked."""
-_REMAKES = 3
-"""How often in an hour a lost slot is made anew before a person has to look."""
 
 
 class SlotReader(threading.Thread):
@@ -70,30 +66,41 @@ class SlotReader(threading.Thread):
         address: Address,
         name: str,
         queries: dict[str, str],
-        assemble: Callable[[ReplicationCursor], tuple[Assembler, list[str]]],
+        assemble: Callable[[ReplicationCursor, str], Stream],
         backlog: Backlog,
         freshness: Freshness,
         observer: Observer,
         read_so_far: Callable[[], tuple[Timeline, Lsn]],
         *,
+        plugin: str = AUTO,
         failover: bool = False,
+        max_retained_wal: int = 1 << 30,
     ) -> None:
-        """``assemble`` looks at the catalog and returns an assembler and the tables to ask the plugin for.
+        """``assemble`` looks at the catalog for a plugin, and returns what a stream is begun and read with.
 
         ``read_so_far`` says how far in which history anything was read: a standby has to be there again.
-        With ``failover``, standbys keep the slot too.
+        With ``failover``, standbys keep the slot too. A slot that cannot be read, and retains more than
+        ``max_retained_wal`` bytes, is given up.
         """
         super().__init__(name="slot-reader", daemon=True)
         self._address = address
         self._name = name
-        self._queries = queries
-        self._assemble = assemble
         self._backlog = backlog
         self._freshness = freshness
         self._observer = observer
         self._read_so_far = read_so_far
-        self._failover = failover
         self._stopping = threading.Event()
+        self._slot = OwnSlot(
+            address,
+            name,
+            queries,
+            assemble,
+            observer,
+            self._stopping,
+            plugin=plugin,
+            failover=failover,
+            max_retained_wal=max_retained_wal,
+        )
         self._dropping: str | None = None
         self._connection: LogicalReplicationConnection | None = None
         self._allowed: tuple[int, Lsn] = (0, 0)
@@ -101,11 +108,13 @@ class SlotReader(threading.Thread):
         other thread never sees half of it.
         """
         self._session_number = 0
-        self._remade: list[float] = []
         self.history: Timeline | None = None
         """Of the server, as the newest connection found it."""
-        self.creating = False
-        """The slot is being made, which waits for every transaction that runs."""
+
+    @property
+    def creating(self) -> bool:
+        """Whether the slot is being made, which waits for every transaction that runs."""
+        return self._slot.creating
 
     # --- for the follower's thread
     # ---------------------------------------------------------------------------------
@@ -169,19 +178,27 @@ class SlotReader(threading.Thread):
             history = identify(cursor)
             self._wait_for_replay(cursor, history)
             self.history = history
-            slot = self._usable_slot(cursor)
-            found = slot is not None
-            created = None if found else self._create(connection, cursor)
-            slot = slot or self._usable_slot(cursor)
-            if slot is None:
-                raise SourceError("slot_lost", f"the slot {self._name} vanished while it was made")
-            assembler, tables = self._assemble(cursor)
+            opened = self._slot.open(connection, cursor)
+            stream = opened.stream
             self._session_number += 1
-            cursor.start_replication_expert(_start(quote_ident(self._name, connection), tables), decode=False)
+            if stream.encoding is not None:
+                cursor.execute("SET client_encoding TO 'SQL_ASCII'")
+            cursor.start_replication_expert(stream.start(quote_ident(self._name, connection)), decode=False)
             self._observer.connected(connected=True)
-            self._backlog.tell(Started(self._session_number, history, slot.confirmed, created, found))
+            self._backlog.tell(
+                Started(
+                    self._session_number,
+                    history,
+                    opened.confirmed,
+                    opened.created,
+                    opened.found,
+                    opened.suspects,
+                )
+            )
             try:
-                self._read(connection, cursor, assembler, _Feedback(feedback))
+                self._read(connection, cursor, stream, _Feedback(feedback))
+            except UndefinedObject as error:
+                raise self._slot.unpublished(error) from error
             finally:
                 last = self._may_confirm
                 if last and not connection.closed:
@@ -190,7 +207,7 @@ class SlotReader(threading.Thread):
     def _wait_for_replay(self, cursor: ReplicationCursor, history: Timeline) -> None:
         """Take no standby that has restarted and replays again for a database that went back."""
         before, position = self._read_so_far()
-        if not history.lags(before, position) or not _is_standby(cursor):
+        if not history.lags(before, position) or not is_standby(cursor):
             return
         raise SourceError(
             "standby_behind",
@@ -198,104 +215,11 @@ class SlotReader(threading.Thread):
             " it to replay that (if its primary was restored from a backup: remove STATE_FILE and restart)",
         )
 
-    def _usable_slot(self, cursor: ReplicationCursor) -> SlotState | None:
-        """Return our slot; None if it has to be made. One that is not ours to touch is an error."""
-        cursor.execute(self._queries["Slot"], {"slot": self._name})
-        slot = SlotState.of(cursor.fetchall())
-        if slot is None:
-            return None
-        database = cursor.connection.info.dbname
-        if slot.kind != "logical" or slot.plugin != PLUGIN:
-            what = f"for the plugin {slot.plugin}" if slot.plugin else slot.kind
-            raise Refusal(f"the slot {self._name} is {what}, not ours: choose another SLOT_NAME")
-        if slot.database != database:
-            raise Refusal(
-                f"the slot {self._name} belongs to the database {slot.database}, not to {database}:"
-                " choose another SLOT_NAME"
-            )
-        if slot.synced:
-            raise SlotHeld(
-                f"the slot {self._name} is a standby's copy of its primary's: it can be read once the standby"
-                " is promoted; until then the primary's is the one to read",
-                slot.active_pid,
-            )
-        if slot.wal_status == "lost":
-            if slot.active_pid is not None:
-                raise SourceError(
-                    "slot_lost", f"the slot {self._name} is lost and process {slot.active_pid} still holds it"
-                )
-            self._drop_lost(cursor, f" ({slot.invalidation})" if slot.invalidation else "")
-            return None
-        if slot.active_pid is not None:
-            raise SlotHeld(self._whose(cursor, slot.active_pid), slot.active_pid)
-        if self._failover and not slot.failover:
-            cursor.execute(f"ALTER_REPLICATION_SLOT {quote_ident(self._name, cursor)} (FAILOVER true)")
-        return slot
-
-    def _whose(self, cursor: ReplicationCursor, pid: int) -> str:
-        cursor.execute(self._queries["Holder"], {"pid": pid})
-        [holder] = cursor.fetchone() or ("",)
-        shown = f" ({holder})" if holder else ""
-        return (
-            f"the slot {self._name} is active for PID {pid}{shown}; stop that process, or give this server a"
-            " SLOT_NAME of its own; until then the mapping is polled"
-        )
-
-    def _drop_lost(self, cursor: ReplicationCursor, why: str) -> None:
-        now = time.monotonic()
-        self._remade = [at for at in self._remade if now - at < 3600]  # noqa: PLR2004 - an hour
-        if len(self._remade) >= _REMAKES:
-            raise SourceError(
-                "slot_lost",
-                f"the slot {self._name} was lost {_REMAKES} times within an hour and is not made anew:"
-                " raise max_slot_wal_keep_size, or find out why we fall behind; it is tried again later",
-            )
-        self._remade.append(now)
-        cursor.execute("SELECT pg_drop_replication_slot(%s)", (self._name,))
-        self._observer.reconnecting(
-            "slot_lost", f"the slot {self._name} was invalidated by the server{why}; making a new one"
-        )
-
-    def _create(self, connection: LogicalReplicationConnection, cursor: ReplicationCursor) -> Snapshot | None:
-        """Make the slot; on a primary, return the snapshot that the stream starts from. Waits for all
-        transactions.
-        """
-        standby = _is_standby(cursor)
-        mode = "nothing" if standby else "export"
-        name = quote_ident(self._name, connection)
-        if standby and self._failover:
-            raise Refusal(
-                "SLOT_FAILOVER: a slot that is made on a standby is no failover slot; give the primary in"
-                " POSTGRES_CONNECTION_STRING (all hosts, with target_session_attrs=primary), or"
-                " SLOT_FAILOVER=false"
-            )
-        failover = ", FAILOVER true" if self._failover else ""
-        self.creating = True
-        try:
-            if self._stopping.is_set():
-                raise SourceError("stopped", "stopped before the slot was made")
-            cursor.execute(f"CREATE_REPLICATION_SLOT {name} LOGICAL {PLUGIN} (SNAPSHOT '{mode}'{failover})")
-        finally:
-            self.creating = False
-        row = cursor.fetchone()
-        if standby or row is None:
-            return None
-        # The exported snapshot lives until the next command on this connection.
-        importer = self._address.connect()
-        try:
-            with importer.cursor() as reader:
-                reader.execute(begin(importer, "REPEATABLE READ") + "SET TRANSACTION SNAPSHOT %s", (row[2],))
-                reader.execute("SELECT pg_current_snapshot()::text")
-                [text] = reader.fetchone() or ("",)
-            return Snapshot.parse(text)
-        finally:
-            importer.close()
-
     def _read(
         self,
         connection: LogicalReplicationConnection,
         cursor: ReplicationCursor,
-        assembler: Assembler,
+        stream: Stream,
         feedback: _Feedback,
     ) -> None:
         told: Lsn = 0
@@ -309,12 +233,12 @@ class SlotReader(threading.Thread):
                 message = cursor.read_message()
                 if message is not None:
                     heard_at = time.monotonic()
-                    self._take(message, assembler, feedback)
+                    self._take(message, stream, feedback)
                     if heard_at >= look_at:  # not for each message of a backlog
                         look_at = heard_at + _LOOK
                         feedback.send(self._freshness, self._may_confirm)
                     continue
-                if assembler.between and cursor.wal_end > told:
+                if stream.assembler.between and cursor.wal_end > told:
                     told = cursor.wal_end
                     self._freshness.received(told)
                     self._backlog.tell(Idle(told))
@@ -325,13 +249,14 @@ class SlotReader(threading.Thread):
                     raise SourceError("stalled", f"no sign of life from the server for {_SILENCE:.0f} s")
                 selector.select(_TICK)
 
-    def _take(self, message: ReplicationMessage, assembler: Assembler, feedback: _Feedback) -> None:
-        raw = message.payload
+    def _take(self, message: ReplicationMessage, stream: Stream, feedback: _Feedback) -> None:
+        raw, transaction = message.payload, None
         try:
-            transaction = assembler.feed(wal2json.parse(raw))
+            for change in stream.decoder.decode(raw):
+                transaction = stream.assembler.feed(change)
         except MessageError as error:
             self._observer.decode_error(error.reason, str(error))
-            transaction = assembler.spoil(error.reason, wal2json.Decoder().place(raw))
+            transaction = stream.assembler.spoil(error.reason, stream.decoder.place(raw))
         if transaction is None:
             return
         reach("received")
@@ -340,21 +265,6 @@ class SlotReader(threading.Thread):
             if self._stopping.is_set() or self._dropping is not None:
                 return
         self._freshness.received(transaction.end)
-
-
-def _is_standby(cursor: ReplicationCursor) -> bool:
-    cursor.execute("SELECT pg_is_in_recovery()")
-    [(standby,)] = cursor.fetchall()
-    return bool(standby)
-
-
-def _start(slot: str, tables: list[str]) -> str:
-    """Return the command that starts the stream; psycopg2's own cannot write names that are not Latin-1."""
-    options = {**wal2json.OPTIONS, "add-tables": ",".join(tables)}
-    # The replication grammar knows doubled quotes, and no escapes by backslash.
-    quoted = ((name, value.replace("'", "''")) for name, value in options.items())
-    given = ", ".join(f"\"{name}\" '{value}'" for name, value in quoted)
-    return f"START_REPLICATION SLOT {slot} LOGICAL 0/0 ({given})"
 
 
 class _Feedback:

@@ -17,11 +17,11 @@ from cdc.changes import Begin, Commit, Delete, Insert, Message, Note, Place, Tru
 from cdc.errors import MessageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 NAME: Final = "wal2json"
 
-OPTIONS = {
+OPTIONS: Final = {
     "format-version": "2",
     "include-xids": "1",
     "include-lsn": "1",
@@ -108,6 +108,11 @@ def _end(said: _Begin | _Commit) -> lsn.Lsn:
         return lsn.parse(said.nextlsn)
     except ValueError:
         raise MessageError("undecodable", "wal2json sent a commit without a readable LSN") from None
+
+
+def options(tables: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return what a stream of these tables, each (schema, table), is started with."""
+    return {**OPTIONS, "add-tables": ",".join(escape_table(*table) for table in tables)}
 
 
 def escape_table(schema: str, table: str) -> str:

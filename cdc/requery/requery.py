@@ -55,6 +55,7 @@ _CHUNK = 5_000
 """Deletes that are published at once."""
 _TROUBLE = "query"
 _LOSSY = "replica_identity"
+_REFUSED = "publication"
 
 
 class Requery:
@@ -85,6 +86,7 @@ class Requery:
         self.audit: Audit | None = None
         """Runs beside the reads, and is told of what they bring."""
         self._lossy: list[str] = []
+        self._refused: list[str] = []
         self._look_at = 0.0
         self._pause, self._retry = _WAIT_FIRST, _RETRY_FIRST
         self.failing = False
@@ -380,7 +382,8 @@ class Requery:
 
     def _load_parents(self) -> None:
         relations, all_rules = self._catalog.look(self._database), self._database.mapping.rules
-        self._tell_lossy(relations.lossy(all_rules))
+        self._tell_lossy(self._catalog.lossy(relations))
+        self._tell_refused(self._catalog.refusing(self._database, relations))
         rules = relations.nameless(all_rules)
         if not rules:
             self._parents.load({}, 0)
@@ -399,6 +402,16 @@ class Requery:
                 " the audit finds them; see pads-cdc check"
             )
             self._observer.trouble(_LOSSY, text if tables else None)
+
+    def _tell_refused(self, tables: list[str]) -> None:
+        if tables != self._refused:
+            self._refused = tables
+            text = (
+                f"Postgres refuses every UPDATE and DELETE of {', '.join(tables)}, for everybody: the"
+                " publication does not have all columns of the replica identity; run pads-cdc setup, or see"
+                " pads-cdc check"
+            )
+            self._observer.trouble(_REFUSED, text if tables else None)
 
     def _check_evidence(self, evidence: Evidence, read_up_to: Lsn | None = None) -> None:
         check_evidence(evidence, self.history, self.read_up_to if read_up_to is None else read_up_to)

@@ -68,6 +68,8 @@ def deployment(settings: Settings) -> Deployment:
         schema=settings.db_schema,
         failover=settings.slot_failover,
         slot_name=settings.slot_name,
+        plugin=settings.plugin,
+        publication_name=settings.publication,
         max_retained_wal=settings.max_retained_wal,
         state_file=settings.state_file,
     )

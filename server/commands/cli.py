@@ -114,6 +114,8 @@ class _Check(_WithSettings):
             "mapping",
             "db_schema",
             "slot_name",
+            "plugin",
+            "publication",
             "state_file",
             "max_retained_wal",
             *_BROKER,
@@ -224,6 +226,22 @@ def _for_admins(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="The mapping that is going to be served.",
         ),
+        click.option(
+            "--publication",
+            envvar="PUBLICATION",
+            default="pads_cdc",
+            show_envvar=True,
+            show_default=True,
+            help="The publication, where the plugin is pgoutput.",
+        ),
+        click.option(
+            "--slot-name",
+            envvar="SLOT_NAME",
+            default="pads_cdc",
+            show_envvar=True,
+            show_default=True,
+            help="The service's slot; teardown drops it.",
+        ),
         click.option("--role", default="pads_cdc", show_default=True, help="The service's role."),
         click.option(
             "--admin-connection-string-file",
@@ -252,8 +270,16 @@ def _target(secrets: list[ConnectionString], given: dict[str, Any]) -> Target:
             f"{ADMIN} (--admin-connection-string): is required, also as {ADMIN}_FILE; for example"
             f" {ADMIN}=postgresql://USER:PASSWORD@HOST:5432/DATABASE"
         )
-    role, mapping, schema = given["role"], given["mapping"], given["db_schema"]
-    return Target(admin=admin, role=role, mapping=mapping, schema=schema, dry_run=given["dry_run"])
+    return Target(
+        admin=admin,
+        role=given["role"],
+        mapping=given["mapping"],
+        schema=given["db_schema"],
+        slot_name=given["slot_name"],
+        plugin=given.get("plugin", "auto"),
+        publication=given["publication"],
+        dry_run=given["dry_run"],
+    )
 
 
 def _connection_string(
@@ -274,12 +300,22 @@ def _connection_string(
 @cli.command(cls=_WithBroker)
 @_for_admins
 @click.option(
+    "--plugin",
+    type=click.Choice(["auto", "wal2json", "pgoutput"], case_sensitive=False),
+    envvar="PLUGIN",
+    default="auto",
+    show_envvar=True,
+    show_default=True,
+    help="What is going to decode; pgoutput needs the publication, auto where wal2json is not loaded.",
+)
+@click.option(
     "--role-file",
     help="File for the role's connection string: written, with a new password, where it is not there yet.",
 )
 @click.pass_obj
 def setup(secrets: list[ConnectionString], /, role_file: str | None, **given: Any) -> int:
-    """Make a database ready: a role that may read, replica identities, indexes. Touches no row.
+    """Make a database ready: a role that may read, replica identities, a publication, indexes. Touches no
+    row.
 
     As often as you like: only what is missing is done, and each statement is printed. With BROKER_URL the
     stream for relays is made, too.
@@ -300,14 +336,6 @@ def setup(secrets: list[ConnectionString], /, role_file: str | None, **given: An
 @cli.command()
 @_for_admins
 @click.option(
-    "--slot-name",
-    envvar="SLOT_NAME",
-    default="pads_cdc",
-    show_envvar=True,
-    show_default=True,
-    help="The slot to drop.",
-)
-@click.option(
     "--slot-connection-string",
     envvar="SLOT_CONNECTION_STRING",
     show_envvar=True,
@@ -320,12 +348,14 @@ def setup(secrets: list[ConnectionString], /, role_file: str | None, **given: An
     help="The file that holds SLOT_CONNECTION_STRING.",
 )
 @click.pass_obj
-def teardown(secrets: list[ConnectionString], /, slot_name: str, **given: Any) -> int:
-    """Drop the slot, and undo what setup did: role, grants, indexes, identities. Touches no row."""
+def teardown(secrets: list[ConnectionString], /, **given: Any) -> int:
+    """Drop the slot, and undo what setup did: role, grants, publication, indexes, identities. Touches no
+    row.
+    """
     from server.commands.setup import SLOT  # noqa: PLC0415
     from server.commands.setup import teardown as run  # noqa: PLC0415
 
-    return run(_target(secrets, given), _connection_string(secrets, SLOT, given), slot_name)
+    return run(_target(secrets, given), _connection_string(secrets, SLOT, given))
 
 
 @cli.command()

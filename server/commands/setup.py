@@ -12,6 +12,12 @@ from psycopg2.extensions import encrypt_password
 
 from cdc.checks import NECESSARY, Site, Verdict, run
 from cdc.checks.identities import indexes, replica_identity, unique_keys
+from cdc.checks.plugin import (
+    output_plugin_libraries,
+    publication,
+    published_columns,
+    refused_changes,
+)
 from cdc.errors import Refusal
 from cdc.mapping.mapping import load, server_queries
 from cdc.mapping.sql_text import quote_name
@@ -20,7 +26,7 @@ from cdc.postgres.database import Database
 from cdc.postgres.errors import hba_name, translated
 from cdc.postgres.session import ask
 from cdc.postgres.slot_state import SlotState
-from cdc.replication.slot import PLUGIN
+from cdc.replication.own_slot import PLUGINS
 from server.commands import setup_plan
 from server.commands.role_file import RoleFile
 from server.commands.setup_marks import literal, made
@@ -49,6 +55,9 @@ class Target:
     role: str
     mapping: str
     schema: str
+    slot_name: str
+    plugin: str
+    publication: str
     dry_run: bool
 
     def site(self) -> Site:
@@ -56,7 +65,15 @@ class Target:
         address = Address(self.admin.read, ADMIN)
         mapping = load(self.mapping)
         database = Database(address, mapping, self.schema, encoder(mapping.columns))
-        return Site(source=address, database=database, queries=server_queries(), schema=self.schema)
+        return Site(
+            source=address,
+            database=database,
+            queries=server_queries(),
+            schema=self.schema,
+            slot_name=self.slot_name,
+            plugin=self.plugin,
+            publication_name=self.publication,
+        )
 
 
 def setup(target: Target, role_file: str | None) -> int:
@@ -70,6 +87,8 @@ def setup(target: Target, role_file: str | None) -> int:
     _writable(site)
     _found(site)
     role = Role.ask(site, target.role)
+    if setup_plan.publishes(site) and site.chosen is None:
+        _note(f"wal2json is not loaded ({_why(site)}): pgoutput is going to decode, by the publication")
     connection = site.source.connect()
     try:
         file = RoleFile.of(role_file, target.role, connection) if role_file else None
@@ -83,7 +102,7 @@ def setup(target: Target, role_file: str | None) -> int:
     return 0
 
 
-def teardown(target: Target, slot: ConnectionString | None, slot_name: str) -> int:
+def teardown(target: Target, slot: ConnectionString | None) -> int:
     """Undo what `setup` did and drop the slot, printing each statement; returns the exit code.
 
     Raises:
@@ -94,20 +113,25 @@ def teardown(target: Target, slot: ConnectionString | None, slot_name: str) -> i
     _writable(site)
     role = Role.ask(site, target.role)
     slot_address = Address(slot.read, SLOT) if slot else site.source
-    dropped = _drop_slot(slot_address, site, slot_name, dry_run=target.dry_run)
+    dropped = _drop_slot(slot_address, site, target.slot_name, dry_run=target.dry_run)
     connection = site.source.connect()
     try:
         _run(connection, setup_plan.teardown(site, target.role, role), site, dry_run=target.dry_run)
     finally:
         connection.close()
     if not dropped and slot is None:
-        _note(f"no slot {slot_name} here; if it is on a standby, give an admin's {SLOT} to that")
+        _note(f"no slot {target.slot_name} here; if it is on a standby, give an admin's {SLOT} to that")
     if role is not None and not made(role.comment):
         _note(f"the role {target.role} stays, with its rights: setup did not make it")
     elif role is not None:
         for text, _ in site.ask("Belongings", role=target.role):
             _note(f"the role {target.role} stays: it {text}")
     return 0
+
+
+def _why(site: Site) -> str:
+    error = site.trial(PLUGINS[0]).error
+    return str(error).partition("; ")[0] if error is not None else "no slot is free to try it"
 
 
 def _writable(site: Site) -> None:
@@ -171,7 +195,7 @@ def _drop_slot(address: Address, site: Site, name: str, *, dry_run: bool) -> boo
             state = SlotState.of(ask(connection, site.queries["Slot"], {"slot": name}))
             if state is None:
                 return False
-            if state.plugin != PLUGIN or state.database != connection.info.dbname:
+            if state.plugin not in PLUGINS or state.database != connection.info.dbname:
                 raise Refusal(
                     f"the slot {name} is not ours (plugin {state.plugin or 'none'}, database"
                     f" {state.database or 'none'}), and nothing was done; correct SLOT_NAME or the database"
@@ -205,7 +229,11 @@ def _advise(site: Site, target: Target, file: RoleFile | None) -> None:
 
 def _left(site: Site, *, dry_run: bool) -> Iterator[str]:
     asked = [check.ask for check in NECESSARY if check.name in _FOR_A_PERSON]
-    further = (unique_keys,) if dry_run else (unique_keys, replica_identity, indexes)
+    further = [unique_keys]
+    if dry_run and site.chosen is None:  # the publication would be there
+        asked = [question for question in asked if question is not output_plugin_libraries]
+    if not dry_run:
+        further += [replica_identity, indexes, publication, refused_changes, published_columns]
     for question in (*asked, *further):
         for finding in question(site):
             if finding.verdict is not Verdict.PASS:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cdc.mapping.tables import Index, Table
 
 MADE: Final = "Made by pads-cdc setup."
-"""On a role or an index that was not there before."""
+"""On a role, a publication or an index that was not there before."""
 _CHOSEN: Final = "Replica identity chosen by pads-cdc setup in place of {}."
 _CHOSEN_BEFORE: Final = re.compile(
     r"\s*Replica identity chosen by pads-cdc setup in place of ((?:DEFAULT|FULL|NOTHING|USING INDEX .+))\.$"

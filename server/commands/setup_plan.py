@@ -7,11 +7,13 @@ statement reads or writes rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cdc.mapping.sql_text import quote_name
 from cdc.mapping.tables import column_to_name, followed, wanted_indexes
+from cdc.replication import wal2json
+from cdc.replication.publication_plan import Kind, repairs
 from server.commands.setup_marks import (
     MADE,
     comment_on,
@@ -23,7 +25,8 @@ from server.commands.setup_marks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Mapping as Map
 
     from cdc.checks import Site
     from cdc.mapping.tables import Index, Table
@@ -75,12 +78,20 @@ def setup(site: Site, name: str, role: Role | None, password: Statement | None) 
     steps += [password] if password else []
     steps += _grants(site, name, role)
     steps += _indexes(site)
-    yield from _session(site, steps, _identities(site))
+    yield from _session(site, steps, [*_identities_and_publication(site)])
+
+
+def publishes(site: Site) -> bool:
+    """Tell whether a publication is needed: where wal2json is not loaded, or could not be tried."""
+    return site.chosen != wal2json.NAME
 
 
 def teardown(site: Site, name: str, role: Role | None) -> Iterator[Statement]:
     """Yield what undoes `setup`; the slot is not in it, as it may be on another server."""
     steps, identities = [*_indexes_back(site.tables)], [*_identities_back(site.tables)]
+    if site.publication is not None and made(site.publication.comment):
+        # Before the identities: its lists of columns may not cover those that were there before.
+        identities.insert(0, f"DROP PUBLICATION {quote_name(site.publication_name)};")
     if role is not None and made(role.comment):
         steps += [statement for (statement,) in site.ask("Grants", role=name)]
         if not site.ask("Belongings", role=name):
@@ -128,18 +139,61 @@ def _indexes(site: Site) -> Iterator[str]:
             yield comment_on(f"INDEX {table.schema}.{quote_name(name)}", MADE)
 
 
-def _identities(site: Site) -> Iterator[str]:
+def _identities_and_publication(site: Site) -> Iterator[str]:
+    """Yield what chooses identities and publishes tables, so that Postgres refuses no UPDATE in between: a
+    table is published once it has an identity, and what is published has the columns of one before it is
+    chosen.
+    """
+    chosen = dict(_chosen(site))
+    before = [*_publication(site, site.tables, chosen)] if site.publication is not None else []
+    yield from before
+    yield from _identities(site.tables, chosen)
+    yield from (one for one in _publication(site, [*_with(site.tables, chosen)], {}) if one not in before)
+
+
+def _publication(site: Site, tables: Sequence[Table], chosen: Map[int, Index]) -> Iterator[str]:
+    if not publishes(site):
+        return
+    name, publication, mapping = site.publication_name, site.publication, site.database.mapping
+    ours = publication is None or made(publication.comment)
+    columns = {oid: index.columns for oid, index in chosen.items()}
+    for repair in repairs(name, publication, tables, mapping, columns):
+        if not repair.by_hand and (ours or repair.kind is not Kind.MORE):
+            yield repair.remedy
+    if publication is None:
+        yield comment_on(f"PUBLICATION {quote_name(name)}", MADE)
+
+
+def _chosen(site: Site) -> Iterator[tuple[int, Index]]:
+    """Yield (oid, index) for each table that is to get another replica identity."""
     mapping = site.database.mapping
     for table in followed(site.tables, mapping):
         column = column_to_name(mapping, table.mapped) or mapping.rules[table.mapped][0].column
         if column in table.identity:
             continue
         index = table.identifier(column) or (None if table.identity else table.identifier())
+        if index is not None:  # else `check` tells a person which key is missing
+            yield table.oid, index
+
+
+def _with(tables: Iterable[Table], chosen: Map[int, Index]) -> Iterator[Table]:
+    """Yield the tables as they are once their identities are chosen."""
+    for table in tables:
+        index = chosen.get(table.oid)
         if index is None:
-            continue  # `check` tells a person which key is missing
-        # The comment first: if the other one fails, there is nothing that teardown would forget.
-        yield comment_on(f"INDEX {index.full_name}", with_choice(index, table))
-        yield f"ALTER TABLE {table.name} REPLICA IDENTITY {_choice(index)};"
+            yield table
+            continue
+        kind = "d" if index.primary else "i"
+        indexes = tuple(replace(one, identity=kind == "i" and one == index) for one in table.indexes)
+        yield replace(table, identity_kind=kind, indexes=indexes)
+
+
+def _identities(tables: Iterable[Table], chosen: Map[int, Index]) -> Iterator[str]:
+    for table in tables:
+        if (index := chosen.get(table.oid)) is not None:
+            # The comment first: if the other one fails, there is nothing that teardown would forget.
+            yield comment_on(f"INDEX {index.full_name}", with_choice(index, table))
+            yield f"ALTER TABLE {table.name} REPLICA IDENTITY {_choice(index)};"
 
 
 def _choice(index: Index) -> str:
@@ -164,13 +218,13 @@ def _indexes_back(tables: Iterable[Table]) -> Iterator[str]:
                 yield f"DROP INDEX CONCURRENTLY {index.full_name};"
 
 
-def _session(site: Site, steps: Iterable[str | Statement], identities: Iterable[str]) -> Iterator[Statement]:
+def _session(site: Site, steps: Iterable[str | Statement], locking: Iterable[str]) -> Iterator[Statement]:
     """Yield the steps with the settings that they want, so that psql can run what is printed as well."""
-    steps, identities = [*steps], [*identities]
-    if steps or identities:
+    steps, locking = [*steps], [*locking]
+    if steps or locking:
         yield Statement(f"SET search_path = {quote_name(site.schema)}, pg_temp;")
         # An index is built for as long as it takes.
         yield Statement("SET statement_timeout = 0;")
     yield from (step if isinstance(step, Statement) else Statement(step) for step in steps)
-    if identities:
-        yield from map(Statement, (_LOCK_TIMEOUT, *identities))
+    if locking:
+        yield from map(Statement, (_LOCK_TIMEOUT, *locking))

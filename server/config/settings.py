@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -19,6 +19,7 @@ from server.config.base import (
     is_address,
     is_host,
     is_loopback,
+    lower,
     needs,
     none,
     setting,
@@ -223,6 +224,14 @@ class Settings(Serving):
         "pads_cdc",
         "pads_cdc",
         "Replication slot to read, created if missing; one for each server, or for each pair.",
+    )
+    plugin: Annotated[Literal["auto", "wal2json", "pgoutput"], BeforeValidator(lower)] = setting(
+        "auto",
+        "pgoutput",
+        "What decodes in Postgres: wal2json, pgoutput, or auto (the slot's; else wal2json where it loads).",
+    )
+    publication: Identifier = setting(
+        "pads_cdc", "pads_cdc", "Publication that pgoutput goes by; pads-cdc setup makes it."
     )
     peer_address: Annotated[str | None, AfterValidator(is_address)] = setting(
         None,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import pytest
 
 from server.config.settings_table import rows
+from tests.plugins.decoding import plugin_settings
 from tests.plugins.postgres import Database
 
 if TYPE_CHECKING:
@@ -79,10 +80,11 @@ def pads_cdc(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture
-def check(pads_cdc: Callable[..., subprocess.CompletedProcess[str]]) -> Check:
+def check(pads_cdc: Callable[..., subprocess.CompletedProcess[str]], plugin: str) -> Check:
     """Run ``check`` and read its report; no secret is in it, whatever the state."""
 
     def run(database: Database | str, **settings: str) -> Report:
+        settings = plugin_settings(plugin) | settings
         url = database.url() if isinstance(database, Database) else database
         done = pads_cdc("check", "--json", POSTGRES_CONNECTION_STRING=url, **settings)
         assert done.stdout, done.stderr

@@ -20,8 +20,15 @@ import psycopg2
 import pytest
 from psycopg2.sql import SQL, Identifier, Literal
 
+from cdc.checks import Site
+from cdc.mapping.mapping import load, server_queries
+from cdc.postgres.connection import Address
+from cdc.postgres.database import Database as Queried
+from cdc.replication import pgoutput, wal2json
+from cdc.replication.publication_plan import repairs
 from server.commands.demo.cluster import ephemeral_cluster, ephemeral_standby
 from server.commands.demo.programs import Programs
+from server.payload import encode
 from tests.support import ROOT
 
 if TYPE_CHECKING:
@@ -53,6 +60,9 @@ class Database:
 
     cluster: Cluster
     name: str
+    plugin: str
+    """The one that its slots are to be read with."""
+    mapping: str
     _closing: ExitStack = field(repr=False)
 
     def url(self, user: str = "postgres", password: str | None = None) -> str:
@@ -87,6 +97,18 @@ class Database:
         )
         _administer(self.cluster, create + SQL(options))
         return role
+
+    def publish(self, schema: str = "public") -> None:
+        """Bring the publication up to the tables as they are, as `setup` would; with wal2json there is none.
+
+        Replica identities that a test chooses have to be covered, or Postgres takes no updates any more.
+        """
+        if self.plugin == pgoutput.NAME:
+            publish(self.url(), self.mapping, schema)
+
+    def unpublish(self) -> None:
+        """Drop the publication."""
+        self.execute("DROP PUBLICATION IF EXISTS pads_cdc")
 
     def on(self, cluster: Cluster) -> Database:
         """Return the same database as another server of the same history has it, such as a standby."""
@@ -152,28 +174,28 @@ def cluster_factory() -> Iterator[ClusterFactory]:
 
 
 @pytest.fixture
-def database_factory(request: pytest.FixtureRequest) -> Iterator[DatabaseFactory]:
+def database_factory(request: pytest.FixtureRequest, plugin: str) -> Iterator[DatabaseFactory]:
     """Databases of a test's own; slots and prepared transactions that they leave behind are removed."""
     with ExitStack() as databases:
 
         def make(mapping: str = "grove", *, cluster: Cluster | None = None) -> Database:
             if cluster is not None:  # it ends as a whole, and may be down by then
-                return _clone(databases, cluster, mapping)
-            return make_database(databases, request.getfixturevalue("cluster"), mapping)
+                return _clone(databases, cluster, mapping, plugin)
+            return make_database(databases, request.getfixturevalue("cluster"), mapping, plugin)
 
         yield make
 
 
-def make_database(ending: ExitStack, cluster: Cluster, mapping: str) -> Database:
+def make_database(ending: ExitStack, cluster: Cluster, mapping: str, plugin: str = wal2json.NAME) -> Database:
     """Make a database that ends with the context."""
-    database = _clone(ending, cluster, mapping)
+    database = _clone(ending, cluster, mapping, plugin)
     ending.callback(drop_database, database)
     return database
 
 
-def _clone(ending: ExitStack, cluster: Cluster, mapping: str) -> Database:
-    database = Database(cluster, f"test_{next(_numbers)}", ending)
-    template = _ensure_template(cluster, mapping)
+def _clone(ending: ExitStack, cluster: Cluster, mapping: str, plugin: str) -> Database:
+    database = Database(cluster, f"test_{next(_numbers)}", plugin, mapping, ending)
+    template = _ensure_template(cluster, mapping, plugin)
     clone = SQL("CREATE DATABASE {} TEMPLATE {}")
     _administer(cluster, clone.format(Identifier(database.name), Identifier(template)))
     return database
@@ -252,10 +274,10 @@ def _administer(cluster: Cluster, statement: Composed) -> None:
         cursor.execute(statement)
 
 
-def _ensure_template(cluster: Cluster, mapping: str) -> str:
+def _ensure_template(cluster: Cluster, mapping: str, plugin: str) -> str:
     """Return the name of the database with the mapping's schema, made at the first use in this cluster."""
     folder = ROOT / "sql" / mapping
-    template = f"template_{folder.name}"
+    template = f"template_{folder.name}_{plugin}"
     with closing(_connect(cluster.url())) as session, session.cursor() as cursor:
         cursor.execute("SELECT FROM pg_database WHERE datname = %s", (template,))
         if cursor.fetchone() is not None:
@@ -263,7 +285,29 @@ def _ensure_template(cluster: Cluster, mapping: str) -> str:
         cursor.execute(SQL("CREATE DATABASE {}").format(Identifier(template)))
     with closing(_connect(cluster.url(template))) as session, session.cursor() as cursor:
         cursor.execute((folder / "schema.sql").read_text())
+    if plugin == pgoutput.NAME:
+        publish(cluster.url(template), mapping)
     return template
+
+
+def publish(url: str, mapping: str = "grove", schema: str = "public", publication: str = "pads_cdc") -> None:
+    """Make the publication that pgoutput needs, or mend it."""
+    address, loaded = Address(lambda: url, "TEST"), load(mapping)
+    queried = Queried(address, loaded, schema, encode)
+    site = Site(
+        source=address,
+        database=queried,
+        queries=server_queries(),
+        schema=schema,
+        slot_name="pads_cdc",
+        publication_name=publication,
+    )
+    planned = repairs(publication, site.publication, site.tables, loaded)
+    queried.close()
+    with closing(_connect(url)) as session, session.cursor() as cursor:
+        for repair in planned:
+            if not repair.by_hand:
+                cursor.execute(repair.remedy.replace("%", "%%"), ())
 
 
 def _drop_slots(cursor: cursor, database: str) -> bool:

@@ -29,6 +29,7 @@ from pads_cdc_client.pb.gateway_endpoint_pb2_grpc import GatewayEndpointsStub
 
 from cdc.mapping.mapping import load
 from cdc.mapping.row_rule import MESSAGE_BYTES
+from tests.plugins.decoding import plugin_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -159,7 +160,7 @@ class ServerFactory(Protocol):
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[ServerFactory]:
+def serve(tmp_path: Path, plugin: str) -> Iterator[ServerFactory]:
     """Servers of a test's own, with one state file unless it is given."""
     with ExitStack() as servers:
 
@@ -170,6 +171,7 @@ def serve(tmp_path: Path) -> Iterator[ServerFactory]:
                 "METRICS_PORT": "0",
                 "STATE_FILE": str(tmp_path / "state"),
                 "LOG_FORMAT": "json",
+                **plugin_settings(plugin),
                 **settings,
             }
             server = Server(environment, module=module)

@@ -165,7 +165,10 @@ def any_of(cursor: cursor, what: str, chance: random.Random, new: str) -> str:
 
 def remember(cursor: cursor, mapping: Mapping) -> Parents:
     """Load the memory of parents that the replica identities make necessary."""
-    cursor.execute(server_queries()["Relations"], {"schema": "public", "tables": list(mapping.tables)})
+    cursor.execute(
+        server_queries()["Relations"],
+        {"schema": "public", "tables": list(mapping.tables), "publication": None},
+    )
     nameless = Relations.of(cursor.fetchall()).nameless(mapping.rules)
     memory = {}
     for rule in nameless:

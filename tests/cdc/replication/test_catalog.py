@@ -35,13 +35,13 @@ def test_a_reconcile_does_not_hide_that_a_row_names_its_parent_no_more(
     mapping = load("grove")
     address = Address(database.url, "TEST")
     server = QueryServer(address, mapping, "public", encode)
-    catalog = Catalog(server_queries()["Relations"], mapping, "public")
+    catalog = Catalog(server_queries(), mapping, "public")
     with closing(address.connect_replication()) as session, session.cursor() as cursor:
-        catalog.assemble(cursor)
-    assert not catalog.changed(server)
+        catalog.assemble(cursor, "wal2json")
+    assert not catalog.changed(catalog.ask(server))
     database.execute(change)
     catalog.look(server)
-    assert catalog.changed(server) == anew
+    assert catalog.changed(catalog.ask(server)) == anew
     server.close()
 
 
@@ -50,9 +50,9 @@ def test_of_very_many_transactions_the_first_is_waited_for_as_well(database: Dat
     database.execute("ALTER TABLE portal_application_settings REPLICA IDENTITY FULL")
     address, mapping = Address(database.url, "TEST"), load("grove")
     server = QueryServer(address, mapping, "public", encode)
-    catalog = Catalog(server_queries()["Relations"], mapping, "public")
+    catalog = Catalog(server_queries(), mapping, "public")
     with closing(address.connect_replication()) as session, session.cursor() as cursor:
-        catalog.assemble(cursor)
+        catalog.assemble(cursor, "wal2json")
     database.execute("ALTER TABLE portal_application_settings REPLICA IDENTITY DEFAULT")
     over = int(database.value("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")) - 1
     for hanging, looks in ((over + 1_000_000, False), (over, True)):

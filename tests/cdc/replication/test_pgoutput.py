@@ -24,6 +24,7 @@ from cdc.changes import (
     Value,
 )
 from cdc.errors import MessageError
+from cdc.postgres.encoding import Encoding
 from cdc.replication import pgoutput, wal2json
 from tests.plugins.samples import PAIRS, SAMPLES, Pair
 
@@ -285,7 +286,7 @@ def test_what_is_no_key_is_no_text(type_oid: int, written: str, value: Value) ->
 def test_values_in_the_encoding_of_the_database() -> None:
     described = relation(1, "t", "id")
     raw = insert(1, pack(">H", 1) + text("Größe", "latin-1"))
-    assert decoded(described, raw, decoder=pgoutput.Decoder(encoding="latin-1")) == [
+    assert decoded(described, raw, decoder=pgoutput.Decoder(encoding=Encoding.named("LATIN1"))) == [
         Insert("public", "t", columns(id="Größe"))
     ]
     with pytest.raises(MessageError):

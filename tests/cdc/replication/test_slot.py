@@ -16,23 +16,28 @@ from cdc.errors import Refusal, SlotHeld, SourceError
 from cdc.freshness import Freshness
 from cdc.mapping.mapping import Rule, server_queries
 from cdc.postgres.connection import Address
+from cdc.postgres.encoding import Encoding
 from cdc.postgres.timeline import Timeline
-from cdc.replication import slot, wal2json
+from cdc.replication import pgoutput, slot, wal2json
 from cdc.replication.assembler import Assembler, Transaction
 from cdc.replication.backlog import Backlog, Event, Lost, Started
 from cdc.replication.slot import SlotReader
+from cdc.replication.stream import Stream
 from server.observe.fanout import Listener
 from tests.plugins.server import fill, wait_until
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from psycopg2.extras import ReplicationCursor
 
+    from cdc.changes import Message
     from cdc.lsn import Lsn
     from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
     from tests.plugins.server import ServerFactory
+
+pytestmark = pytest.mark.both_plugins
 
 DEADLINE = 30.0
 SIGNAL = "INSERT INTO portal_application_changes (portal_app_id) VALUES (%s)"
@@ -43,14 +48,21 @@ class Following:
     """A reader that runs, and its backlog, which the test takes from."""
 
     def __init__(
-        self, database: Database, tables: dict[tuple[str, str], str], asked: list[str] | None
+        self, database: Database, tables: dict[tuple[str, str], str], asked: list[tuple[str, str]] | None
     ) -> None:
-        def assemble(_: ReplicationCursor) -> tuple[Assembler, list[str]]:
+        wanted = list(tables) if asked is None else asked
+
+        def assemble(cursor: ReplicationCursor, plugin: str) -> Stream:
             rules = {table: (Rule(table, "key", "Asked"),) for table in tables.values()}
             rules |= RULES
-            wanted = [wal2json.escape_table(*name) for name in tables] if asked is None else asked
-            return Assembler(tables, rules), wanted
+            assembler = Assembler(tables, rules)
+            if plugin == wal2json.NAME:
+                return Stream(assembler, wal2json.Decoder(), wal2json.options(wanted))
+            encoding = Encoding.of(cursor.connection)
+            return Stream(assembler, pgoutput.Decoder(None, encoding), pgoutput.options("asked"), encoding)
 
+        if database.plugin == pgoutput.NAME:
+            publish_only(database, wanted)
         self.backlog = Backlog()
         self.session = 0
         self.reader = SlotReader(
@@ -62,6 +74,7 @@ class Following:
             Freshness(),
             Listener(),
             lambda: (Timeline(), 0),
+            plugin=database.plugin,
         )
         self.reader.start()
 
@@ -103,6 +116,15 @@ class Following:
         assert not self.reader.is_alive()
 
 
+def publish_only(database: Database, tables: list[tuple[str, str]]) -> None:
+    """Have the publication ``asked`` let these tables through, without a moment in which it is not there."""
+    there = database.rows("SELECT FROM pg_publication WHERE pubname = 'asked'")
+    change = SQL("ALTER PUBLICATION asked SET TABLE {}" if there else "CREATE PUBLICATION asked FOR TABLE {}")
+    names = [Identifier(*table) for table in tables]
+    with closing(database.connect()) as session, session.cursor() as cursor:
+        cursor.execute(change.format(SQL(", ").join(names)))
+
+
 class FollowingFactory(Protocol):
     """Starts a reader; it ends with the test. ``tables`` as the plugin names them, to any name."""
 
@@ -110,7 +132,7 @@ class FollowingFactory(Protocol):
         self,
         database: Database,
         tables: dict[tuple[str, str], str] | None = None,
-        asked: list[str] | None = None,
+        asked: list[tuple[str, str]] | None = None,
     ) -> Following: ...
 
 
@@ -122,7 +144,7 @@ def follow() -> Iterator[FollowingFactory]:
         def start(
             database: Database,
             tables: dict[tuple[str, str], str] | None = None,
-            asked: list[str] | None = None,
+            asked: list[tuple[str, str]] | None = None,
         ) -> Following:
             signals = {("public", "portal_application_changes"): "portal_application_changes"}
             following = Following(database, tables or signals, asked)
@@ -271,16 +293,16 @@ def test_a_fault_of_ours_is_a_loss_and_not_the_end_of_the_thread(
     following = follow(database)
     following.started()
 
-    def broken(_: object) -> tuple[Assembler, list[str]]:
+    def broken(_: object, __: object) -> Stream:
         raise KeyError("s3cr3t")
 
-    following.reader._assemble, right = broken, following.reader._assemble
+    following.reader._slot._assemble, right = broken, following.reader._slot._assemble
     following.reader.drop("schema")
     assert following.lost().error.args[0].startswith("the connection was closed")
     error = following.lost().error
     assert "KeyError" in str(error)
     assert "s3cr3t" not in str(error)
-    following.reader._assemble = right
+    following.reader._slot._assemble = right
     following.started()
 
 
@@ -353,12 +375,12 @@ def test_tables_of_any_name_are_streamed_and_their_look_alikes_are_not(
     """The assembler knows all tables here, so that only the plugin's list can leave any out."""
     known = {(schema, table): f"{schema}|{table}" for schema, table in odd_tables}
     known["public", "portal_application_changes"] = "the end"
-    end = wal2json.escape_table("public", "portal_application_changes")
+    end = ("public", "portal_application_changes")
     insert_all = SQL("; ").join(
         SQL("INSERT INTO {} VALUES (txid_current()::text)").format(Identifier(*name)) for name in odd_tables
     )
     for asked in NAMES:
-        following = follow(database, known, [wal2json.escape_table(*asked), end])
+        following = follow(database, known, [asked, end])
         following.started()
         with closing(psycopg2.connect(database.url())) as session, session.cursor() as cursor:
             cursor.execute(insert_all)
@@ -367,6 +389,29 @@ def test_tables_of_any_name_are_streamed_and_their_look_alikes_are_not(
         assert set(found.rows) == {(f"{asked[0]}|{asked[1]}", "insert")}, asked
         following.confirm(found.end)
         following.stop()
+
+
+@pytest.mark.only_with("pgoutput")
+def test_messages_are_not_asked_for(
+    database: Database, follow: FollowingFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody may emit them, of any size: nobody's memory must be filled with them."""
+    kinds: set[bytes] = set()
+    decode = pgoutput.Decoder.decode
+
+    def noting(self: pgoutput.Decoder, raw: bytes) -> Sequence[Message]:
+        kinds.add(raw[:1])
+        return decode(self, raw)
+
+    monkeypatch.setattr(pgoutput.Decoder, "decode", noting)
+    following = follow(database)
+    following.started()
+    database.execute(
+        "SELECT pg_logical_emit_message(g % 2 = 0, 'x', 'y') FROM generate_series(1, 10) g;"
+        + SIGNAL.replace("%s", "'last'")
+    )
+    assert following.transaction().affected.keys == {"Asked": {"last"}}
+    assert kinds == {b"B", b"R", b"I", b"C"}
 
 
 def test_all_of_them_at_once(

@@ -67,7 +67,7 @@ class Desk:
         self.server = QueryServer(Address(database.url, "TEST"), mapping, "public", encode, self._news.set)
         self.requery = Requery(
             database=self.server,
-            catalog=Catalog(queries["Relations"], mapping, "public"),
+            catalog=Catalog(queries, mapping, "public"),
             parents=Parents(),
             store=self.store,
             ledger=ledger,

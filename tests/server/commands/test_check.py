@@ -504,6 +504,7 @@ def test_the_clocks(database: Database) -> None:
             queries=server_queries() | {"Clock": ask},
             schema="public",
             slot_name="pads_cdc",
+            publication_name="pads_cdc",
             max_retained_wal=1,
             state_file=Path("state"),
         )

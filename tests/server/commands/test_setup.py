@@ -11,6 +11,7 @@ import psycopg2
 import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
+from tests.plugins.decoding import plugin_settings
 from tests.plugins.server import fill, wait_equal, wait_until
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ UNION ALL
 SELECT 'role', rolname, shobj_description(oid, 'pg_authid'), NULL, NULL, NULL FROM pg_roles
 UNION ALL
 SELECT 'slot', slot_name, plugin, NULL, NULL, NULL FROM pg_replication_slots
+UNION ALL
+SELECT 'publication', pubname, obj_description(oid, 'pg_publication'), NULL, NULL, NULL FROM pg_publication
 ORDER BY 1, 2
 """
 
@@ -50,6 +53,7 @@ class Admin:
     """Runs the two commands on one database, as its superuser."""
 
     def __init__(self, database: Database, pads_cdc: Command, role_file: Path) -> None:
+        database.unpublish()  # that is for `setup` to make
         self.database = database
         self.role_file = role_file
         self.role = f"{database.name}_role_service"  # goes with the database, if a test leaves it behind
@@ -58,7 +62,8 @@ class Admin:
 
     def run(self, command: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run one of them; whatever the end, no password is shown."""
-        given = {"ADMIN_CONNECTION_STRING": self.database.url(), "SLOT_NAME": self.slot} | settings
+        given = {"ADMIN_CONNECTION_STRING": self.database.url(), "SLOT_NAME": self.slot}
+        given |= plugin_settings(self.database.plugin) | settings
         done = self.command(command, "--role", self.role, *arguments, **given)
         said = done.stdout + done.stderr
         assert self.database.cluster.password not in said
@@ -90,6 +95,7 @@ def admin(database: Database, pads_cdc: Command, tmp_path: Path) -> Admin:
     return Admin(database, pads_cdc, tmp_path / "service.connection")
 
 
+@pytest.mark.both_plugins
 def test_from_a_bare_database_and_back(
     admin: Admin, check: Check, serve: ServerFactory, gateway: GatewayFactory
 ) -> None:
@@ -134,6 +140,7 @@ def test_from_a_bare_database_and_back(
     assert len(database.rows("SELECT FROM portal_application_settings")) == len(rows) - 2, "ours to delete"
 
 
+@pytest.mark.both_plugins
 @pytest.mark.parametrize("mapping", ["grove_jwt", "grove_soft_delete"])
 def test_other_mappings(
     mapping: str, database_factory: DatabaseFactory, pads_cdc: Command, check: Check, tmp_path: Path
@@ -148,6 +155,7 @@ def test_other_mappings(
     assert admin.catalog() == before
 
 
+@pytest.mark.both_plugins
 def test_the_printed_sql_is_enough_by_itself(admin: Admin, check: Check) -> None:
     """An administrator who runs nothing but SQL that was read: by psql, say."""
     database = admin.database
@@ -161,6 +169,7 @@ def test_the_printed_sql_is_enough_by_itself(admin: Admin, check: Check) -> None
     assert admin.run("setup").stdout.startswith("-- nothing to do\n")
 
 
+@pytest.mark.both_plugins
 def test_what_others_made_stays(admin: Admin) -> None:
     """Indexes of the same names, comments, and an identity that was chosen for a reason."""
     database = admin.database
@@ -207,6 +216,7 @@ def test_an_index_whose_build_was_cut_short_is_built_anew(admin: Admin) -> None:
     )
 
 
+@pytest.mark.both_plugins
 def test_partitions_get_an_index_each(admin: Admin, check: Check) -> None:
     admin.database.execute(
         """

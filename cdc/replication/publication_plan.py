@@ -1,0 +1,203 @@
+"""What is wrong with the publication, and the SQL that mends it: for `check`, which shows both, and for
+`setup`, which runs it.
+
+A table is published with the columns that its rules need and those of its replica identity, present or about
+to be chosen. With REPLICA IDENTITY FULL Postgres allows no list, and without an identity it would refuse the
+table's UPDATEs: such a table is left out. A partitioned table is named beside its partitions, without a list,
+which it may not have, so that a partition that is made later is published at once: with all of its columns,
+until `setup` runs again. (With publish_via_partition_root one list would do, but a TRUNCATE of a partition
+would not be sent.)
+
+What is published beyond that stays: somebody else may need it.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING, NamedTuple
+
+from cdc.mapping.sql_text import quote_name
+from cdc.replication.publication import needed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from cdc.mapping.mapping import Mapping as EndpointMapping
+    from cdc.mapping.tables import Table
+    from cdc.replication.publication import Publication, Published
+
+_EVERYTHING = "SET (publish = 'insert, update, delete, truncate', publish_via_partition_root = false)"
+
+
+class Kind(Enum):
+    """What is wrong."""
+
+    MISSED = auto()
+    """Something that we need is not sent."""
+    LATER = auto()
+    """Something would not be sent that is not there yet."""
+    REFUSED = auto()
+    """Postgres refuses what writers ask for."""
+    MORE = auto()
+    """More is sent than is needed."""
+
+
+class Repair(NamedTuple):
+    """One thing that is not as it should be."""
+
+    kind: Kind
+    fault: str
+    remedy: str
+    """Statements that mend it; those that must not be run apart are one transaction."""
+    by_hand: bool = False
+    """The remedy is a person's: to be chosen, or completed."""
+
+
+def repairs(
+    name: str,
+    publication: Publication | None,
+    tables: Sequence[Table],
+    mapping: EndpointMapping,
+    identities: Mapping[int, Sequence[str]] | None = None,
+) -> list[Repair]:
+    """Return what has to be done, in an order in which it can be.
+
+    ``identities`` are the columns, by a table's oid, of replica identities that are going to be chosen.
+    """
+    return [*_Plan(name, mapping, identities or {}).repairs(publication, tables)]
+
+
+class _Plan:
+    def __init__(self, name: str, mapping: EndpointMapping, identities: Mapping[int, Sequence[str]]) -> None:
+        self._name = name
+        self._quoted = quote_name(name)
+        self._mapping = mapping
+        self._identities = identities
+
+    def repairs(self, publication: Publication | None, tables: Sequence[Table]) -> Iterator[Repair]:
+        leaves = [table for table in tables if table.kind == "r" and table.logged]
+        roots = [table for table in tables if table.kind == "p" and table.top]
+        if publication is None:
+            listed = [*(root.name for root in roots), *(self._item(leaf) for leaf in leaves if leaf.identity)]
+            for_tables = f" FOR TABLE {', '.join(listed)}" if listed else ""
+            create = f"CREATE PUBLICATION {self._quoted}{for_tables};"
+            yield Repair(Kind.MISSED, f"there is no publication {self._name}", create)
+            yield from (self._keyless(leaf) for leaf in leaves if not leaf.identity)
+            return
+        if publication.unsent or (publication.via_root and roots):
+            what = f"leaves out every {', '.join(publication.unsent).upper()}"
+            if not publication.unsent:
+                what = "has publish_via_partition_root: a TRUNCATE of a partition is not sent"
+            alter = f"ALTER PUBLICATION {self._quoted} {_EVERYTHING};"
+            yield Repair(Kind.MISSED, f"the publication {self._name} {what}", alter)
+        if publication.by_itself:
+            yield from self._refused(publication, {table.oid for table in leaves})
+            yield Repair(
+                Kind.MORE,
+                f"the publication {self._name} is FOR ALL TABLES, or those IN SCHEMA: it sends every column,"
+                " API keys among them, and Postgres refuses UPDATEs of tables without a replica identity",
+                f"DROP PUBLICATION {self._quoted}; and run pads-cdc setup",
+                by_hand=True,
+            )
+            return
+        for root in roots:
+            if root.oid not in publication.members:
+                yield Repair(
+                    Kind.LATER, self._leaves_out(f"new partitions of {root.name}"), self._add(root.name)
+                )
+        for leaf in leaves:
+            yield from self._leaf(publication, leaf)
+        yield from self._refused(publication, {table.oid for table in leaves})
+
+    def _leaf(self, publication: Publication, leaf: Table) -> Iterator[Repair]:
+        published, member = publication.table(leaf.oid), leaf.oid in publication.members
+        if not leaf.identity and leaf.oid not in self._identities:
+            if published is not None:  # for now, whatever is missed by that
+                yield Repair(Kind.REFUSED, _refusal(leaf.name), self._drop(leaf.name), by_hand=not member)
+            yield self._keyless(leaf)
+        elif published is None:
+            if leaf.identity and not (member and publication.via_root):
+                yield Repair(Kind.MISSED, self._leaves_out(leaf.name), self._add(self._item(leaf)))
+        elif published.refuses:
+            yield Repair(Kind.REFUSED, _refusal(leaf.name), self._listed_anew(leaf, published, member=member))
+        elif fault := self._missing(published, leaf):
+            yield Repair(Kind.MISSED, fault, self._listed_anew(leaf, published, member=member))
+        else:
+            yield from self._more(published, leaf, member=member)
+
+    def _more(self, published: Published, leaf: Table, *, member: bool) -> Iterator[Repair]:
+        full = leaf.identity_kind == "f"
+        needless = needed(self._mapping.rules[leaf.mapped]) if full else self._columns(leaf)
+        more = [column for column in published.columns if column not in needless]
+        if not more:
+            return
+        fault = (
+            f"the publication {self._name} sends {', '.join(more)} of {leaf.name}, which nobody here needs"
+        )
+        if full:
+            index = leaf.identifier()
+            better = f"USING INDEX {index.name}" if index and not index.primary else "DEFAULT"
+            remedy = f"ALTER TABLE {leaf.name} REPLICA IDENTITY {better}; and run pads-cdc setup"
+            yield Repair(
+                Kind.MORE, f"{fault}: REPLICA IDENTITY FULL allows no list of columns", remedy, by_hand=True
+            )
+            return
+        add = self._add(self._item(leaf))
+        remedy = f"BEGIN; {self._drop(leaf.name)} {add} COMMIT;" if member else add
+        yield Repair(Kind.MORE, fault, remedy, by_hand=not set(published.columns) >= set(leaf.columns))
+
+    def _keyless(self, leaf: Table) -> Repair:
+        return Repair(
+            Kind.MISSED,
+            f"the publication {self._name} cannot have {leaf.name}, which has no replica identity: Postgres"
+            " would refuse its UPDATEs and DELETEs",
+            f"ALTER TABLE {leaf.name} ADD PRIMARY KEY (...); and run pads-cdc setup",
+            by_hand=True,
+        )
+
+    def _missing(self, published: Published, leaf: Table) -> str | None:
+        if published.filtered:
+            return f"{self._leaves_out(f'rows of {leaf.name}')}, by a WHERE"
+        missing = set(self._columns(leaf)) - set(published.columns)
+        return self._leaves_out(f"{min(missing)} of {leaf.name}") if missing else None
+
+    def _leaves_out(self, what: str) -> str:
+        return f"the publication {self._name} leaves out {what}"
+
+    def _refused(self, publication: Publication, mapped: Iterable[int]) -> Iterator[Repair]:
+        for one in publication.tables:
+            if one.refuses and one.oid not in mapped:
+                member = one.oid in publication.members
+                full = f"ALTER TABLE {one.name} REPLICA IDENTITY FULL;"
+                remedy = self._drop(one.name) if member else full
+                yield Repair(Kind.REFUSED, _refusal(one.name), remedy, by_hand=not member)
+
+    def _columns(self, leaf: Table) -> list[str]:
+        rules = self._mapping.rules[leaf.mapped]
+        wanted = needed(rules) | set(leaf.identity) | set(self._identities.get(leaf.oid, ()))
+        return [column for column in leaf.columns if column in wanted]
+
+    def _item(self, leaf: Table, more: Iterable[str] = ()) -> str:
+        if leaf.identity_kind == "f" and leaf.oid not in self._identities:
+            return leaf.name
+        wanted = {*self._columns(leaf), *more}
+        return f"{leaf.name} ({', '.join(quote_name(one) for one in leaf.columns if one in wanted)})"
+
+    def _add(self, item: str) -> str:
+        return f"ALTER PUBLICATION {self._quoted} ADD TABLE {item};"
+
+    def _drop(self, table: str) -> str:
+        return f"ALTER PUBLICATION {self._quoted} DROP TABLE {table};"
+
+    def _listed_anew(self, leaf: Table, published: Published, *, member: bool) -> str:
+        """Keep what is published already: somebody else may need it. Only all of it was nobody's choice."""
+        every = set(published.columns) >= set(leaf.columns)
+        add = self._add(self._item(leaf, () if every else published.columns))
+        return f"BEGIN; {self._drop(leaf.name)} {add} COMMIT;" if member else add
+
+
+def _refusal(table: str) -> str:
+    return (
+        f"Postgres refuses every UPDATE and DELETE of {table}, for everybody: the publication does not have"
+        " all columns of its replica identity, or it has none"
+    )

@@ -1,0 +1,40 @@
+"""What a slot's stream is begun and read with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cdc.changes import Decoder
+    from cdc.postgres.encoding import Encoding
+    from cdc.replication.assembler import Assembler
+
+
+@dataclass(frozen=True)
+class Stream:
+    """For one connection, since the server starts over with each."""
+
+    assembler: Assembler
+    decoder: Decoder
+    options: Mapping[str, str]
+    """The plugin's."""
+    encoding: Encoding | None = None
+    """The database's, for a session that asks for no conversion; None for one that asks for UTF-8."""
+    published_as: str | None = None
+    """The publication as it was; None where the plugin needs none."""
+    suspects: int = 0
+    """Transactions below this id (64 bits) may have changed rows that the stream leaves out."""
+
+    def start(self, slot: str) -> bytes:
+        """Return the command that starts it; psycopg2's own cannot write names that are not Latin-1.
+
+        ``slot`` is quoted.
+        """
+        # The replication grammar knows doubled quotes, and no escapes by backslash.
+        quoted = ((name, value.replace("'", "''")) for name, value in self.options.items())
+        given = ", ".join(f"\"{name}\" '{value}'" for name, value in quoted)
+        command = f"START_REPLICATION SLOT {slot} LOGICAL 0/0 ({given})"
+        return command.encode() if self.encoding is None else self.encoding.raw(command)
