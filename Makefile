@@ -31,8 +31,8 @@ test: $(DEV) postgres replicas observers go ## Run the tests; TEST_ARGS="-k gate
 	$(PYTEST) -m "not soak" $(TEST_ARGS)
 
 .PHONY: test-all
-test-all: $(DEV) postgres replicas observers go ## Run the tests with those that take minutes
-	$(PYTEST) $(TEST_ARGS)
+test-all: $(DEV) postgres replicas observers go ## Run all tests, those that take minutes too, with both plugins each
+	$(PYTEST) --decode-with both $(TEST_ARGS)
 
 .PHONY: test-matrix
 test-matrix: $(DEV) postgres replicas observers go ## Run the tests on PostgreSQL 15, 17 and 18

@@ -20,11 +20,20 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 
+from cdc.replication import pgoutput, wal2json
+from cdc.replication.own_slot import PLUGINS
 from server.commands.demo.cluster import Cluster, ephemeral_cluster, ephemeral_standby
-from tests.history.faults import FAULTS, STANDBY_FAULTS, moved_to_a_standby, standby_promoted
+from tests.history.faults import (
+    FAULTS,
+    PUBLICATION_FAULTS,
+    STANDBY_FAULTS,
+    moved_to_a_standby,
+    standby_promoted,
+)
 from tests.history.operations import PREPARE, Writer, chooser
 from tests.history.relays import RELAY_FAULTS, Relays
 from tests.history.witness import GENERATIONS, Generation, Versions, Witness
+from tests.plugins.decoding import plugin_settings
 from tests.plugins.postgres import Database
 from tests.plugins.server import Server, expected, wait_equal
 from tests.support import ROOT
@@ -52,27 +61,30 @@ class Storm:
         seed: int,
         closing: ExitStack,
         *,
+        plugin: str = wal2json.NAME,
         standby: bool = False,
         relays: bool = False,
     ) -> None:
-        """``standby`` puts one between the cluster, where the writers are, and the server; ``relays`` puts a
-        broker and two of them behind it.
+        """``plugin`` decodes. ``standby`` puts one between the cluster, where the writers are, and the
+        server; ``relays`` puts a broker and two of them behind it.
         """
         self.primary = self.cluster = cluster
         self.choose = chooser(seed)
         self._folder = folder
         self._closing = closing
-        Database(cluster, "postgres", closing).execute("CREATE DATABASE portal")
-        self.database = self.read = Database(cluster, "portal", closing)
+        self.plugin = plugin
+        Database(cluster, "postgres", plugin, "grove", closing).execute("CREATE DATABASE portal")
+        self.database = self.read = Database(cluster, "portal", plugin, "grove", closing)
         """Where the writers are, and where the server is, which may be a standby of that."""
         self.database.execute((ROOT / "sql/grove/schema.sql").read_text())
         self.database.execute(PREPARE)
+        self.database.publish()
         self.proxy = closing.enter_context(Proxy(cluster.port))
         self._primary_file.write_text(self.database.url())
         self.standbys = 0
-        self._faults = FAULTS
+        self._faults = FAULTS | (PUBLICATION_FAULTS if plugin == pgoutput.NAME else {})
         if standby:
-            self._faults = STANDBY_FAULTS
+            self._faults |= STANDBY_FAULTS
             self.follow_a_standby()
         self.counts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
@@ -81,7 +93,7 @@ class Storm:
         self.relays: Relays | None = None
         if relays:
             self.relays = Relays(folder, closing, self.choose)
-            self._faults = {**self._faults, **RELAY_FAULTS}
+            self._faults |= RELAY_FAULTS
         self.start_server()
         closing.callback(self._end_server)
         self.clients: list[Witness] = []
@@ -112,6 +124,7 @@ class Storm:
             "STATE_FILE": str(self._folder / "state"),
             "LOG_FORMAT": "json",
             "AUDIT_INTERVAL": "2s",
+            **plugin_settings(self.plugin),
         }
         if self.relays is not None:
             environment["BROKER_URL"] = self.relays.node.url
@@ -286,6 +299,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
+    parser.add_argument("--plugin", choices=PLUGINS, default=wal2json.NAME, help="what decodes")
     parser.add_argument("--standby", action="store_true", help="read a standby (PostgreSQL 17 or 18)")
     parser.add_argument("--promote", action="store_true", help="promote it, and read a new one, in turn")
     parser.add_argument("--relays", action="store_true", help="put a broker and two relays behind the server")
@@ -298,7 +312,13 @@ def main() -> int:
         cluster = closing.enter_context(ephemeral_cluster())
         folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="pads-cdc-soak-")))
         storm = Storm(
-            cluster, folder, arguments.seed, closing, standby=arguments.standby, relays=arguments.relays
+            cluster,
+            folder,
+            arguments.seed,
+            closing,
+            plugin=arguments.plugin,
+            standby=arguments.standby,
+            relays=arguments.relays,
         )
         try:
             while (left := until - time.monotonic()) > 0:

@@ -105,13 +105,3 @@ def test_grafana_is_given_its_data_source_and_its_dashboard(path: Any) -> None:
         assert f"{provider['options']['path']}/pads-cdc.json" in mounted
     for source in given.get("datasources", ()):
         assert source["url"] == "http://prometheus:9090"
-
-
-def test_hadolint_finds_nothing_in_the_image_of_postgres() -> None:
-    done = subprocess.run(
-        [PROGRAMS / "hadolint", DEPLOY / "postgres/Dockerfile"],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout + done.stderr == ""

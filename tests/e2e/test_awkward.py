@@ -222,6 +222,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.both_plugins
 def test_every_change_that_the_stream_tells(database: Database, scene: Callable[..., Scene]) -> None:
     fill(database, 200)
     now = scene(database)
@@ -262,6 +263,7 @@ def test_what_changes_nothing_is_not_published(database: Database, scene: Callab
     now.check_clean()
 
 
+@pytest.mark.both_plugins
 @pytest.mark.parametrize("identity", ["RESTART", "CONTINUE"])
 def test_truncate(database: Database, scene: Callable[..., Scene], identity: str) -> None:
     """Of each table, and reloaded in the same transaction: with RESTART the serial ids come again."""
@@ -363,6 +365,7 @@ def test_interleaved_transactions_that_commit_in_the_other_order(
     now.check_clean()
 
 
+@pytest.mark.both_plugins
 def test_prepared_transactions(database: Database, scene: Callable[..., Scene], serve: ServerFactory) -> None:
     """They count when they are committed, however long ago they were prepared, and across our restarts."""
     fill(database, 50)
@@ -393,6 +396,7 @@ def test_prepared_transactions(database: Database, scene: Callable[..., Scene], 
     now.check_clean()
 
 
+@pytest.mark.both_plugins
 @pytest.mark.parametrize(
     "identity", ["FULL", "USING INDEX portal_application_settings_application_id_key", "DEFAULT"]
 )
@@ -401,6 +405,7 @@ def test_replica_identities(database: Database, scene: Callable[..., Scene], ide
     fill(database, 100)
     database.execute(f"ALTER TABLE portal_application_settings REPLICA IDENTITY {identity}")
     database.execute("ALTER TABLE accounts REPLICA IDENTITY FULL")
+    database.publish()
     now = scene(database)
     steps = (
         "UPDATE portal_application_settings SET application_id = 'app_7' WHERE application_id = 'app_{0}'",
@@ -414,11 +419,13 @@ def test_replica_identities(database: Database, scene: Callable[..., Scene], ide
     assert now.reconciles() == before
     for number, other in enumerate(("DEFAULT", "FULL", identity), 2):
         database.execute(f"ALTER TABLE portal_application_settings REPLICA IDENTITY {other}")
+        database.publish()
         for step in steps:
             now.change(step.format(number))
     now.check_clean()
 
 
+@pytest.mark.only_with("wal2json")
 def test_a_table_that_loses_events_is_audited_and_said(
     database: Database, scene: Callable[..., Scene]
 ) -> None:
@@ -442,6 +449,7 @@ def test_a_table_that_loses_events_is_audited_and_said(
     assert now.server.metric("pads_cdc_audit_drift_total") == 2, "events count again"
 
 
+@pytest.mark.both_plugins
 def test_definitions_that_change(database: Database, scene: Callable[..., Scene]) -> None:
     """They send no events: a look at the tables' shapes finds them, long before the next audit."""
     fill(database, 60)
@@ -462,12 +470,16 @@ def test_definitions_that_change(database: Database, scene: Callable[..., Scene]
     )
     now.change("UPDATE portal_application_settings SET secret_key = 'after' WHERE application_id = 'app_1'")
     now.change(f"DROP TABLE portal_application_settings; {settings}")
+    database.publish()
     now.change(some)
     now.change(f"DROP TABLE portal_application_settings; {settings}; {some}")
+    database.publish()
     now.change("DELETE FROM portal_application_settings WHERE application_id = 'app_1'")
     database.execute("DROP TABLE portal_application_settings")
     now.clients[0].wait(lambda one: len(one.map) == 60, "its map")
-    now.change(settings, some)
+    now.change(settings)
+    database.publish()
+    now.change(some)
     now.change("ALTER TABLE portal_application_settings ALTER COLUMN secret_key TYPE TEXT USING 'rewritten'")
     for number in (1, 2, 3):  # with rows in them, such transactions do not look like DDL
         now.change(
@@ -519,9 +531,11 @@ CREATE TABLE parts.settings_1 PARTITION OF portal_application_settings
 """
 
 
+@pytest.mark.both_plugins
 def test_partitions(database: Database, scene: Callable[..., Scene]) -> None:
     """The plugin names leaves; those that come and go while running bring rows that no event tells of."""
     database.execute(_PARTITIONED)
+    database.publish()
     fill(database, 60)
     now = scene(database)
     before = now.reconciles()
@@ -552,6 +566,7 @@ def test_partitions(database: Database, scene: Callable[..., Scene]) -> None:
     now.check_clean()
 
 
+@pytest.mark.both_plugins
 @pytest.mark.parametrize("schema", ['We ird."x', "ein,Schema*mit\\allem'drin%s", "Größe"])
 def test_identifiers_that_need_escaping(
     database: Database, serve: ServerFactory, gateway: GatewayFactory, schema: str
@@ -574,6 +589,7 @@ def test_identifiers_that_need_escaping(
             )
         cursor.execute(f'CREATE TABLE {quoted}."le af" (LIKE public.users)'.replace("%", "%%"), ())
         cursor.execute("SELECT set_config('search_path', %s, false)", (quoted,))
+        database.publish(schema)
         server = serve(database, DB_SCHEMA=schema)
         client = gateway(server)
         for statement in (
@@ -620,7 +636,9 @@ def test_a_transaction_longer_than_the_sender_waits(
 
 def test_what_cannot_be_handled_is_answered_once(database: Database, scene: Callable[..., Scene]) -> None:
     """A key that is none: counted, answered by comparing everything, confirmed, and never read again."""
+    database.unpublish()  # while a column is listed, its type stays as it is
     database.execute("ALTER TABLE portal_application_changes ALTER portal_app_id TYPE boolean USING true")
+    database.publish()
     fill(database, 50)
     now = scene(database)
     before = now.reconciles()

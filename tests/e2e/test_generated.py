@@ -258,6 +258,7 @@ class GeneratedHistory(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
+@pytest.mark.both_plugins
 @pytest.mark.timeout(600)
 def test_every_history_ends_equal_and_never_goes_back(
     cluster_factory: ClusterFactory, database_factory: DatabaseFactory, serve: ServerFactory, tmp_path: Path

@@ -17,6 +17,7 @@ import pytest
 from psycopg2.extras import LogicalReplicationConnection
 
 from cdc.state.token import Token
+from tests.plugins.decoding import stream_options
 from tests.plugins.server import fill, wait_equal, wait_until
 from tests.support.proxy import Proxy
 
@@ -183,6 +184,7 @@ def test_a_frozen_postgres_is_not_idleness(rig: Rig) -> None:
     )
 
 
+@pytest.mark.both_plugins
 def test_the_slot_is_dropped_while_running(rig: Rig) -> None:
     def dropped() -> bool:
         with closing(psycopg2.connect(rig.database.url())) as session, session, session.cursor() as cursor:
@@ -238,7 +240,8 @@ def test_the_slot_is_taken_by_another_process(rig: Rig) -> None:
         rig.database.rows("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active")
         thief = psycopg2.connect(rig.database.url(), connection_factory=LogicalReplicationConnection)
         try:
-            thief.cursor().start_replication(slot_name="pads_cdc")
+            options = stream_options(rig.database.plugin)
+            thief.cursor().start_replication(slot_name="pads_cdc", options=options)
         except psycopg2.errors.ObjectInUse:
             thief.close()
             return None
@@ -343,6 +346,7 @@ def test_wal_is_not_held_for_ever_when_re_queries_fail(rig: Rig, serve: ServerFa
     rig.heals()
 
 
+@pytest.mark.both_plugins
 def test_foreign_wal_is_let_go_while_the_erd_is_idle(rig: Rig) -> None:
     """250 MB of WAL of another database, and nothing for us: the slot must not hold it."""
     cluster = rig.cluster

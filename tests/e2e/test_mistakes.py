@@ -169,6 +169,7 @@ def test_wal_level(
     assert_says(line, "wal_level is replica", "wal_level = logical", "restart")
 
 
+@pytest.mark.only_with("wal2json")
 def test_the_plugin_is_not_installed(
     refused: Refused, cluster_factory: ClusterFactory, database_factory: DatabaseFactory
 ) -> None:
@@ -179,6 +180,7 @@ def test_the_plugin_is_not_installed(
     assert not database.rows(SLOTS)
 
 
+@pytest.mark.only_with("wal2json")
 @pytest.mark.parametrize("version", ["15-release", "15", "17"])
 def test_the_plugin_s_allow_list(
     refused: Refused,

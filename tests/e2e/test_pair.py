@@ -116,6 +116,7 @@ def never_older(client: Gateway) -> None:
     assert numbered == sorted(numbered)
 
 
+@pytest.mark.both_plugins
 def test_a_standby_serves_nobody_and_takes_over_without_reading_everything(
     database: Database, serve: ServerFactory, stream: StreamFactory, gateway: GatewayFactory, tmp_path: Path
 ) -> None:

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["17", "18"])
 def test_a_storm_with_a_promotion_in_the_middle_of_it(
-    cluster_factory: ClusterFactory, tmp_path: Path, version: str
+    cluster_factory: ClusterFactory, tmp_path: Path, plugin: str, version: str
 ) -> None:
     """Three writers, three generations of clients, faults of both servers and of the network."""
     cluster = cluster_factory(programs=fetched(version))
     with ExitStack() as closing:
-        storm = Storm(cluster, tmp_path, int(version), closing, standby=True)
+        storm = Storm(cluster, tmp_path, int(version), closing, plugin=plugin, standby=True)
         storm.round(8.0, promote=True)
         assert storm.primary is storm.cluster, "the standby was promoted"
         assert storm.faults["standby_promoted"] == 1

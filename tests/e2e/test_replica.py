@@ -63,6 +63,7 @@ def test_what_a_standby_has_received_bounds_what_it_may_show(
     server.close()
 
 
+@pytest.mark.both_plugins
 def test_a_standby_is_followed(
     standby17: Replicated, database_factory: DatabaseFactory, serve: ServerFactory, gateway: GatewayFactory
 ) -> None:

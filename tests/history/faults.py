@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 
+from cdc.replication import pgoutput
 from tests.plugins.server import wait_until
 
 if TYPE_CHECKING:
@@ -105,7 +106,30 @@ def identity_changed(storm: Storm) -> None:
     identity = storm.choose.choice(
         ("FULL", "DEFAULT", "USING INDEX portal_application_settings_application_id_key")
     )
-    _define(storm, f"ALTER TABLE portal_application_settings REPLICA IDENTITY {identity}")
+    change = f"ALTER TABLE portal_application_settings REPLICA IDENTITY {identity}"
+    if storm.plugin == pgoutput.NAME:  # at once, as the writers would be refused in between
+        columns = "" if identity == "FULL" else " (id, application_id)"
+        change = (
+            f"BEGIN; ALTER PUBLICATION pads_cdc DROP TABLE portal_application_settings; {change};"
+            f"ALTER PUBLICATION pads_cdc ADD TABLE portal_application_settings{columns}; COMMIT"
+        )
+    _define(storm, change)
+
+
+def publication_narrowed(storm: Storm) -> None:
+    """Let nothing of a table through for a while, or no TRUNCATE."""
+    if storm.choose.choice((True, False)):
+        storm.database.execute("ALTER PUBLICATION pads_cdc DROP TABLE portal_application_settings")
+    else:
+        storm.database.execute("ALTER PUBLICATION pads_cdc SET (publish = 'insert, update, delete')")
+    _linger(storm, 2)
+    storm.database.publish()
+
+
+def publication_made_anew(storm: Storm) -> None:
+    storm.database.unpublish()
+    _linger(storm, 2)
+    storm.database.publish()
 
 
 def column_added(storm: Storm) -> None:
@@ -182,14 +206,19 @@ FAULTS: dict[Fault, int] = {
 }
 """What may go wrong, and how often."""
 
+PUBLICATION_FAULTS: dict[Fault, int] = {
+    publication_narrowed: 2,
+    publication_made_anew: 2,
+}
+"""What may go wrong where pgoutput decodes."""
+
 STANDBY_FAULTS: dict[Fault, int] = {
-    **FAULTS,
     primary_stopped_fast: 2,
     primary_killed: 2,
     primary_frozen: 2,
     replay_paused: 4,
 }
-"""What may go wrong where a standby is read. Promotions and moves come by the storm's clock."""
+"""What may go wrong, too, where a standby is read. Promotions and moves come by the storm's clock."""
 
 
 def _linger(storm: Storm, most: float) -> None:
