@@ -31,6 +31,8 @@ class Sizes:
     """Seconds between the polls of who polls."""
     reconnecting: int
     """Clients of the old contract that come back at once."""
+    revocations: int
+    """Beside a ripple, of each kind and delay."""
     writer_rate: int
     """pgbench's transactions a second."""
     writer_seconds: float
@@ -62,6 +64,7 @@ TINY: Final = Sizes(
     seconds=0.5,
     poll=0.2,
     reconnecting=2,
+    revocations=1,
     writer_rate=200,
     writer_seconds=1.0,
     plan_updates=1,
@@ -86,6 +89,7 @@ QUICK: Final = Sizes(
     seconds=6.0,
     poll=5.0,
     reconnecting=5,
+    revocations=10,
     writer_rate=1_000,
     writer_seconds=4.0,
     plan_updates=5,
@@ -110,6 +114,7 @@ FULL: Final = Sizes(
     seconds=30.0,
     poll=30.0,
     reconnecting=20,
+    revocations=20,
     writer_rate=1_000,
     writer_seconds=10.0,
     plan_updates=5,

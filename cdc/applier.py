@@ -230,8 +230,7 @@ class Applier(threading.Thread):
             self._requery.reached = max(self._requery.reached, transaction.end)
         touching = [one for one in transactions if one.affected.reconcile or len(one.affected)]
         if touching:
-            task = Task.of(touching, since)
-            self._requery.add(task.within(len(self._store)))
+            self._requery.take(touching, since)
 
     def _hear(self, event: Event) -> None:
         match event:

@@ -108,11 +108,12 @@ class Database:
         """What a statement runs on, and since when (monotonic)."""
         self._lock = threading.Lock()
 
-    def read(self, keys: Mapping[str, Collection[str]] | None = None) -> Read:
+    def read(self, keys: Mapping[str, Collection[str]] | None = None, *, at_once: bool = True) -> Read:
         """Read what the keys affect (by kind), or with None the whole mapping.
 
-        Blocks until the first rows are there. The caller holds the evidence against its gate before it uses a
-        row, and closes the read.
+        Blocks until the first rows are there; unless they are wanted ``at_once``, only until the snapshot is
+        known (see `Read.waiting`). The caller holds the evidence against its gate before it uses a row, and
+        closes the read.
 
         Raises:
             SourceError, Refusal: nothing was read; never to be taken for a delete.
@@ -124,7 +125,7 @@ class Database:
             statement = self.mapping.compose(keys)
             parameters = {kind: list(values) for kind, values in keys.items()}
         declare = f"{self.mapping.locks};\nDECLARE pads_cdc_read NO SCROLL CURSOR FOR {statement}"
-        return Read(self, declare, parameters, self._encode)
+        return Read(self, declare, parameters, self._encode, FIRST_CHUNK if at_once else 0)
 
     def open(self) -> Future[Read]:
         """Have a read of the whole mapping opened in another thread: its first rows may take a while.
@@ -286,7 +287,9 @@ class Read:
         declare: str,
         parameters: Mapping[str, Any],
         encode: Callable[[tuple[Any, ...]], bytes],
+        first: int = FIRST_CHUNK,
     ) -> None:
+        """Begin; ``first`` rows come with the evidence, which is the first row of the statement itself."""
         self._database = database
         self._encode = encode
         self._connection: Connection | None = database.take()
@@ -295,15 +298,15 @@ class Read:
         except Refusal:
             database.discard(self._connection)
             raise
-        first = f"FETCH FORWARD {FIRST_CHUNK + 1} FROM pads_cdc_read"
-        rows = self._fetch(database.begin(self._connection) + f"{declare};\n{first}", parameters)
+        fetch = f"FETCH FORWARD {first + 1} FROM pads_cdc_read"
+        rows = self._fetch(database.begin(self._connection) + f"{declare};\n{fetch}", parameters)
         header = rows.pop(0) if rows else (None,)
         if header[0] is None:
             self.close()
             raise SourceError("no_evidence", "a re-query came without its snapshot: it cannot be trusted")
         self.evidence = _evidence(header)
-        self.complete = len(rows) < FIRST_CHUNK
-        """Whether all rows have been handed over with the first chunk."""
+        self.complete = len(rows) < first
+        """Whether all rows have been handed over, with the first chunk or by now."""
         self.odd: dict[str, Oddity | None] = {}
         """What is odd about the rows of the newest chunk, by id. None: no row has that id, which is none that
         an endpoint can have.
@@ -330,6 +333,16 @@ class Read:
             return self._fetch(f"FETCH FORWARD {size} FROM pads_cdc_read")
 
         rows, self._rows = self._rows or [], None
+        if not rows and not self.complete:
+            self._ahead = self._database.in_thread("fetch", fetch)
+        return self._walk(rows, size, fetch)
+
+    def _walk(
+        self, rows: list[tuple[Any, ...]], size: int, fetch: Callable[[], list[tuple[Any, ...]]]
+    ) -> Iterator[list[Row]]:
+        if self._ahead is not None:
+            rows = self._ahead.result()
+            self.complete = len(rows) < size
         while rows:
             # The server makes the next rows while these are encoded and compared.
             self._ahead = None if self.complete else self._database.in_thread("fetch", fetch)

@@ -22,17 +22,20 @@ from cdc.requery.consistency import Consistency
 from cdc.requery.monotonic_reads import MonotonicReads
 from cdc.requery.odd_rows import OddRows
 from cdc.requery.task import OpenRead, Task, merged
+from cdc.store.express import FEW
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from cdc.lsn import Lsn
+    from cdc.mapping.affected import Affected
     from cdc.mapping.parents import Parents
     from cdc.mapping.row_rule import Oddity
     from cdc.observer import Observer
     from cdc.postgres.database import Database, Read, Row
     from cdc.postgres.gate import Evidence
     from cdc.postgres.timeline import Timeline
+    from cdc.replication.assembler import Transaction
     from cdc.replication.catalog import Catalog
     from cdc.requery.audit import Audit
     from cdc.state.ledger import Ledger
@@ -47,6 +50,10 @@ _MANY = 64
 """Waiting tasks that are kept apart; more are merged, since each costs a look."""
 _ABREAST = 3
 """Long reads at a time; each holds a connection."""
+_GIVE_WAY = 0.002
+"""Seconds for which a ripple rests when something has overtaken it: whoever sends that on would have to wait
+for the interpreter's lock otherwise, several times.
+"""
 _ROOM = 64 * 2**20
 """Bytes of open tasks beyond which no more transactions are taken: those wait in the WAL. It is more than one
 transaction can name, so that those that come after a large one do not wait for its read.
@@ -104,9 +111,24 @@ class Requery:
 
     # --- what is to be done
 
+    def take(self, transactions: Sequence[Transaction], since: Lsn) -> None:
+        """Have read what some transactions affect, which came in this order after ``since``.
+
+        Those that name few endpoints by their ids are a task of their own: they wait neither for the others
+        to become visible nor for the rows of a ripple.
+        """
+        urgent: list[Transaction] = []
+        others: list[Transaction] = []
+        for transaction in transactions:
+            (urgent if self._is_short(transaction.affected) else others).append(transaction)
+        for some in (urgent, others):
+            if some:
+                self.add(Task.of(some, since))
+
     def add(self, task: Task) -> None:
         """Have something read; at once, unless the database does not answer anyway."""
-        self._waiting.append(task)
+        task = task.within(len(self._store))
+        self._waiting += task.apart(self._database.mapping.endpoint_keys, self._database.at_once)
         self._monotonic_reads.delivered(task.gate)
         if not self.failing:
             self._look_at = 0.0
@@ -223,10 +245,11 @@ class Requery:
         """
         self.settle()  # what has been taken meanwhile may show that the map is one that existed
         self.odd_rows.report()
+        reads = tuple(self._reads)  # what begins now has had its first rows: others may have come since
         try:
             if self._waiting and time.monotonic() >= self._look_at:
                 self._look()
-            for read in tuple(self._reads):
+            for read in reads:
                 if read in self._reads and not read.read.waiting:
                     self._step(read)
         except PadsCdcError as error:
@@ -237,7 +260,9 @@ class Requery:
             raise
 
     def _look(self) -> None:
-        """Try the tasks that wait: read those whose gate is open, all in one statement where keys suffice."""
+        """Try the tasks that wait, and read those whose gate is open: with one statement what is named by id,
+        with another one all else for which keys suffice.
+        """
         ready = [task for task in self._waiting if self._may_begin(task)]
         if not ready:
             return
@@ -245,22 +270,41 @@ class Requery:
             # The usual case is one task with keys: it is read at once, and its gate looked at afterwards.
             opened = self._open_gates(self._database.evidence())
             ready = [task for task in ready if task in opened]
-        self._waiting = [task for task in self._waiting if task not in ready]
-        if len(self._waiting) > _MANY:  # those that were found shut: what is open must not wait with them
-            self._waiting = [merged(self._waiting)]
-        if ready and self._begin(merged(ready)):
+        shut = [task for task in self._waiting if task not in ready]
+        if len(shut) > _MANY:  # what is open must not wait with them
+            self._waiting = [*ready, *(merged(tasks) for tasks in self._apart(shut))]
+        began = False
+        for tasks in self._apart(ready):
+            self._waiting = [task for task in self._waiting if task not in tasks]
+            began = self._begin(merged(tasks)) or began
+        if began:
             self._pause = _WAIT_FIRST
             return
         self._pause = min(self._pause * 1.5, _WAIT_MOST)
         self._look_at = time.monotonic() + self._pause
 
+    def _apart(self, tasks: Sequence[Task]) -> list[list[Task]]:
+        """Return those that one short read answers, and all others; no list is empty."""
+        urgent: list[Task] = []
+        others: list[Task] = []
+        room = self._database.at_once
+        for task in tasks:
+            if self._is_short(task.affected) and len(task.affected) < room:
+                urgent.append(task)
+                room -= len(task.affected)
+            else:
+                others.append(task)
+        return [some for some in (urgent, others) if some]
+
     def _may_begin(self, task: Task) -> bool:
         """Tell whether there is room for a read of it: a short one is done at once, and needs none."""
-        few = task.reason is None and self._by_id(task) and len(task.affected) < self._database.at_once
-        return few or len(self._reads) < _ABREAST
+        return self._is_short(task.affected) or len(self._reads) < _ABREAST
 
-    def _by_id(self, task: Task) -> bool:
-        return task.affected.keys.keys() <= {self._database.mapping.endpoint_keys}
+    def _is_short(self, affected: Affected) -> bool:
+        return self._is_by_id(affected) and len(affected) < self._database.at_once
+
+    def _is_by_id(self, affected: Affected) -> bool:
+        return affected.reconcile is None and affected.keys.keys() <= {self._database.mapping.endpoint_keys}
 
     def _open_gates(self, evidence: Evidence) -> list[Task]:
         """Return the tasks whose gate is open; a second reconcile waits for the first one to end."""
@@ -277,13 +321,15 @@ class Requery:
 
     def _begin(self, task: Task) -> bool:
         """Read for a task; False when the gate was shut for it, and it waits. Short reads are done on
-        return.
+        return, the rows of others are still to come.
         """
         began = time.monotonic()
         self._waiting.append(task)
         if task.reason is not None:
             self._load_parents()
-        read = self.checked(self._database.read(None if task.reason is not None else task.affected.keys))
+        keys = None if task.reason is not None else task.affected.keys
+        # What may take the database a while is awaited while others are read.
+        read = self.checked(self._database.read(keys, at_once=self._is_short(task.affected)))
         self._recovered()
         if not task.gate.opens(read.evidence):
             read.close()
@@ -299,14 +345,15 @@ class Requery:
         reach("read")
         in_parts = task.reason is not None or not read.complete
         opened = OpenRead(task, read, began, self._store.begin_reading() if in_parts else 0)
-        if not task.settles and (in_parts or not self._by_id(task)):
+        if not task.settles and (in_parts or not self._is_by_id(task.affected)):
             opened.doubtful = self.doubtful()
             read.leave_out(opened.doubtful)
         self._reads.append(opened)
-        if task.reason is None and not self._by_id(task):
+        if task.reason is None and not self._is_by_id(task.affected):
             # A read by a plan leaves out what is on it no more: there it tears what nobody can name.
             self._consistency.read(read.evidence.flushed)
-        self._step(opened)
+        if not read.waiting:
+            self._step(opened)
         return True
 
     def _step(self, read: OpenRead) -> None:
@@ -327,7 +374,7 @@ class Requery:
 
     def _apply(self, read: OpenRead, rows: list[Row], odd: Mapping[str, Oddity | None]) -> None:
         task, evidence = read.task, read.read.evidence
-        named = task.reason is None
+        named, by_id = task.reason is None, self._is_by_id(task.affected)
         # Not the end of what was written: without another commit nothing may flush that for minutes, and a
         # server that is asked to have reached it would turn clients away.
         seen = evidence.flushed
@@ -345,14 +392,17 @@ class Requery:
             older.overtake(rows)
         if self.audit is not None:
             self.audit.overtake(rows)
-        self._consistency.read(seen, (row[0] for row in rows) if named and self._by_id(task) else None)
+        self._consistency.read(seen, (row[0] for row in rows) if by_id else None)
         last = named and read.read.complete and self._reads == [read] and not self._waiting
         last = last and not self._consistency.shows(self.reached, ())
         position = self.reached if last else 0
         reach("prepared")
         self._ledger.append(batch, position=position or self._store.position, seen=seen)
         reach("written")
-        self._store.publish(batch, whole=last, position=position, seen=seen)
+        express = by_id and read.read.complete and len(rows) <= FEW
+        self._store.publish(batch, whole=last, position=position, seen=seen, express=express)
+        if express and len(self._reads) > 1:
+            time.sleep(_GIVE_WAY)
         reach("published")
 
     def _finish(self, read: OpenRead) -> None:

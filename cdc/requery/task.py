@@ -9,7 +9,7 @@ read has brought.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 _SHARE = 0.5
 """Share of all endpoints from which on naming them one by one costs more than reading everything."""
+_RIPPLE_CHUNK = 500
+"""Rows of a ripple that are applied at a time. A revocation that comes meanwhile waits for them, and for the
+interpreter's lock besides, which they hold: in a whole read, which is rare, more of them save time.
+"""
 _SMALL = 10_000
 """Keys that are never worth a reconcile."""
 _BYTES = 180
@@ -48,7 +52,7 @@ class Committed(msgspec.Struct, frozen=True, gc=False):
     rows: Mapping[tuple[str, Action], int]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Task:
     """Endpoints to read again, and what the read must have seen to count."""
 
@@ -90,6 +94,18 @@ class Task:
     def settling(cls, kind: str, ids: Iterable[str], since: Lsn) -> Task:
         """Make the task of reading ids again that came twice."""
         return cls(Affected({kind: set(ids)}), Gate(), since, settles=True)
+
+    def apart(self, ids: str | None, few: int) -> list[Task]:
+        """Return it as one task, or as two if it has fewer than ``few`` keys of the kind ``ids``, which are
+        endpoint ids, beside others: what is named by its id must not wait for a ripple's rows.
+
+        The transactions are reported with the second one, when all of them is in the store.
+        """
+        keys = self.affected.keys
+        if ids not in keys or len(keys) == 1 or len(keys[ids]) >= few:
+            return [self]
+        named = Affected(keys={ids: keys.pop(ids)})
+        return [replace(self, affected=named, transactions=[]), self]
 
     @property
     def reason(self) -> str | None:
@@ -141,7 +157,7 @@ class OpenRead:
         self.read = read
         self.began = began
         """Monotonic time before the statement was sent."""
-        self._chunks = read.chunks()
+        self._chunks = read.chunks() if task.reason is not None else read.chunks(_RIPPLE_CHUNK)
         self._overtaken: set[str] = set()
         self._left_out = False
         """Some rows may not be live, or may have come twice."""

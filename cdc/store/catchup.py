@@ -29,7 +29,7 @@ class Catchup:
         """
         self._store = store
         self._beyond = beyond
-        self.tail = Cursor(store)
+        self.tail = Cursor(store, express=True)
         with store.lock:
             # The tail is younger than what stands before its place: together they are everything, once.
             self._back = Place(self.tail.index, store.places)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from cdc.store.express import Overtaking
 from cdc.store.log import OutlivedError, Place
 
 if TYPE_CHECKING:
@@ -57,14 +58,19 @@ class Part:
 class Cursor(Place):
     """Walks forward over everything after a revision, for ever. Not for two threads at once."""
 
-    __slots__ = ("_target", "revision", "store")
+    __slots__ = ("_overtaking", "_target", "revision", "store")
 
-    def __init__(self, store: Store, after: int | None = None) -> None:
-        """Stand behind revision ``after``; the present head if None."""
+    def __init__(self, store: Store, after: int | None = None, *, express: bool = False) -> None:
+        """Stand behind revision ``after``; the present head if None.
+
+        ``express`` is for a client, which wants a revocation before the rest of a ripple: without it entries
+        come in the order of their revisions.
+        """
         self.store = store
         with store.lock:
             self.revision = store.head if after is None else after
             self._target: int | None = None
+            self._overtaking = Overtaking(store.express) if express else None
             super().__init__(bisect_right(store.log, self.revision, key=_revision), store.places)
 
     def close(self) -> None:
@@ -91,24 +97,42 @@ class Cursor(Place):
                 raise OutlivedError
             if self._target is None:
                 self._target = store.head
-            entries: list[Entry] = []
-            log, live = store.log, store.entries
-            stop = min(len(log), self.index + limit * SCAN)
-            while self.index < stop and len(entries) < limit:
-                entry = log[self.index]
-                if entry.revision > self._target:
-                    break
-                self.index += 1
-                if live[entry.id] is entry:
-                    entries.append(entry)
-                else:
-                    self._target = store.head
+            log, overtaking = store.log, self._overtaking
+            if overtaking is not None and (entries := self._overtake(overtaking, limit)):
+                self._target = store.head  # of a revision beyond what the walk aims at, perhaps
+                return Part(entries, more=True, arrival=None)
+            entries = self._walk(limit)
             if self.index < len(log) and log[self.index].revision <= self._target:
                 return Part(entries, more=True, arrival=None)
             self.revision, self._target = self._target, None
+            if overtaking is not None and self.index == len(log):
+                overtaking.arrived()
             more = self.revision < store.head
             if more:  # what an older head was like is not kept; the walk to the present one follows at once
                 return Part(entries, more, arrival=None)
             count, digest = len(store), store.digest
             arrival = Cut(self.revision, store.position, store.seen, count, digest, store.whole)
             return Part(entries, more, arrival)
+
+    def _overtake(self, overtaking: Overtaking, limit: int) -> list[Entry]:
+        """Take what goes before its turn; nothing if all that there is comes now in any case."""
+        if len(self.store.log) - self.index > limit:
+            return overtaking.take(limit, self.store.entries)
+        overtaking.skip()
+        return []
+
+    def _walk(self, limit: int) -> list[Entry]:
+        """Take the next entries up to the target, and aim at the head if one of them has moved on."""
+        entries: list[Entry] = []
+        log, live, overtaking = self.store.log, self.store.entries, self._overtaking
+        stop = min(len(log), self.index + limit * SCAN)
+        while self.index < stop and len(entries) < limit:
+            entry = log[self.index]
+            if self._target is None or entry.revision > self._target:
+                break
+            self.index += 1
+            if live[entry.id] is not entry:
+                self._target = self.store.head
+            elif overtaking is None or not overtaking.has_sent(entry):
+                entries.append(entry)
+        return entries

@@ -3,9 +3,9 @@ always first.
 
 The stream is a stack of stretches of the log. At the bottom lies everything that the client may lack; what is
 published meanwhile is a new stretch on top. Each stretch is handed out from its newest entry to its oldest,
-and the top one first: a revocation waits neither for the replay nor for the rest of a ripple that was
-published before it. An entry that has moved on is left to the stretch where it stands now, so no id ever goes
-back on a stream.
+and the top one first: a revocation waits neither for the replay nor for the rest of a ripple, be it published
+before or after it (`cdc.store.express`). An entry that has moved on is left to the stretch where it stands
+now, so no id ever goes back on a stream.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cdc.store.cursor import SCAN
+from cdc.store.express import Overtaking
 from cdc.store.log import OutlivedError, Place
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Replay:
             self._everything = _Stretch(store, 0, len(store.log))
             self._newer: list[_Stretch] = []
             self._covered = Place(len(store.log), store.places)
+            self._overtaking = Overtaking(store.express)
             self.revision = store.head
             """Up to here everything has been handed out, once `read` has returned nothing."""
 
@@ -49,15 +51,19 @@ class Replay:
             if self._covered.outlived:
                 raise OutlivedError
             self._cover()
+            entries = self._overtaking.take(limit, self._store.entries)
             while self._newer and not entries:
-                entries = self._newer[-1].take(limit)
+                entries = self._newer[-1].take(limit, self._overtaking)
                 if not self._newer[-1]:
                     self._newer.pop().forget()
         while not entries and self._deletes:
             entries = self._take_deletes(limit)
         while not entries and self._everything:
             with self._store.lock:
-                entries = [entry for entry in self._everything.take(limit) if entry.payload is not None]
+                taken = self._everything.take(limit, self._overtaking)
+                entries = [entry for entry in taken if entry.payload is not None]
+        if not entries:
+            self._overtaking.arrived()
         return entries
 
     def close(self) -> None:
@@ -97,15 +103,17 @@ class _Stretch:
     def __bool__(self) -> bool:
         return self.top.index > self._bottom.index
 
-    def take(self, limit: int) -> list[Entry]:
-        """Take the newest entries that are not dead; may be none though more are left."""
+    def take(self, limit: int, overtaking: Overtaking) -> list[Entry]:
+        """Take the newest entries that are not dead, and were not handed out already; may be none though more
+        are left.
+        """
         store, top = self._store, self.top
         entries: list[Entry] = []
         stop = max(self._bottom.index, top.index - limit * SCAN)
         while top.index > stop and len(entries) < limit:
             top.index -= 1
             entry = store.log[top.index]
-            if store.entries[entry.id] is entry:
+            if store.entries[entry.id] is entry and not overtaking.has_sent(entry):
                 entries.append(entry)
         return entries
 

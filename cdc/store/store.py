@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from cdc.store.compaction import Compaction
 from cdc.store.digest import DIGEST_BYTES, entry_digest
 from cdc.store.entry_columns import GONE, EntryColumns
+from cdc.store.express import Express
 from cdc.store.log import Entry, Place
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class Store:
         """The deletes that old clients may still have to be told, oldest first."""
         self.places: set[Place] = set()
         """Where walks stand in the log: compacting it carries them along."""
+        self.express = Express()
+        """What a walk may hand out before its turn."""
         self.movements: list[dict[str, Entry]] = []
         """Each is given the entries whose position moves, for who mirrors us; guarded by the lock."""
         self._readings = 0
@@ -334,11 +337,14 @@ class Store:
         batch.digests.append(b"")
         batch.deletes += 1
 
-    def publish(self, batch: Batch, *, whole: bool, position: Lsn = 0, seen: Lsn = 0) -> None:
+    def publish(
+        self, batch: Batch, *, whole: bool, position: Lsn = 0, seen: Lsn = 0, express: bool = False
+    ) -> None:
         """Make a prepared batch visible; the state file has it already.
 
         ``whole`` says whether the map is one that existed once this is in, ``position`` up to where it then
-        holds every transaction, ``seen`` how new the read behind it was.
+        holds every transaction, ``seen`` how new the read behind it was. ``express`` lets what changed go
+        before what walks have not handed out yet.
         """
         with self.lock:
             for collected in self.movements:
@@ -354,6 +360,8 @@ class Store:
             if len(self._kept) and not self._unverified:
                 self._unverified, self._kept = {}, EntryColumns()  # a dict that was emptied keeps its size
             self.log.extend(batch.changed)
+            if express:
+                self.express.add(batch.changed)
             self._digest = (self._digest + batch.delta) % _MODULUS
             self.head = batch.revision
             self.whole = whole

@@ -95,7 +95,7 @@ class Feed:
         self._told, self.more, self._checked_at = -1, True, self._clock()
         match verdict:
             case Resume(after):
-                self._walk = Cursor(self._store, after)
+                self._walk = Cursor(self._store, after, express=True)
                 self.acknowledged = after
                 opened.resumed.SetInParent()
             case Rejoin(beyond):

@@ -188,8 +188,8 @@ def test_what_a_standby_may_show_before_it_says_so_is_no_drift(
     desk.hear(PLAN, "EndpointsOfPlans", "plan_1")
     read = desk.server.read
 
-    def early(keys: Any = None) -> Any:
-        found = read(keys)
+    def early(keys: Any = None, **how: bool) -> Any:
+        found = read(keys, **how)
         if keys is None:
             found.evidence = replace(found.evidence, seen=before, flushed=before)
         return found
@@ -208,8 +208,8 @@ def test_an_audit_does_not_wait_for_ever_for_a_replay_that_is_paused(
     monkeypatch.setattr("cdc.requery.audit._PATIENCE", 0.0)
     read = desk.server.read
 
-    def ahead(keys: Any = None) -> Any:
-        found = read(keys)
+    def ahead(keys: Any = None, **how: bool) -> Any:
+        found = read(keys, **how)
         found.evidence = replace(found.evidence, bound=1 << 62)
         return found
 

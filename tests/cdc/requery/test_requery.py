@@ -19,7 +19,9 @@ from cdc.postgres.connection import Address
 from cdc.postgres.database import Database as QueryServer
 from cdc.postgres.database import Read
 from cdc.postgres.gate import Gate
+from cdc.replication.assembler import Transaction
 from cdc.replication.catalog import Catalog
+from cdc.requery import task as task_module
 from cdc.requery.auditor import Auditor
 from cdc.requery.requery import Requery
 from cdc.requery.task import Task
@@ -130,6 +132,7 @@ class Desk:
 def desk(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     monkeypatch.setattr(database_module, "FIRST_CHUNK", 2)
     monkeypatch.setattr(database_module.Read.chunks, "__defaults__", (2,))
+    monkeypatch.setattr(task_module, "_RIPPLE_CHUNK", 2)
     fill(database, 20, plans=1)
     desk = Desk(database, tmp_path)
     yield desk
@@ -143,6 +146,8 @@ KEY = "UPDATE portal_application_settings SET secret_key = 'new' WHERE applicati
 
 def test_a_ripple_does_not_undo_the_rotations_that_overtake_it(desk: Desk) -> None:
     desk.commit(RIPPLE, EndpointsOfPlans="plan_0")
+    assert desk.store.whole, "nothing of it is there yet"
+    desk.turn()
     assert desk.requery.busy, "the ripple is longer than one step"
     assert not desk.store.whole
     for number in range(1, 21):
@@ -156,6 +161,48 @@ def test_a_ripple_does_not_undo_the_rotations_that_overtake_it(desk: Desk) -> No
     desk.requery.reached = 1 << 62
     desk.requery.settle()
     assert desk.store.whole
+
+
+@pytest.mark.parametrize("together", ["one run", "one transaction", "tasks that were shut"])
+def test_what_is_named_by_id_is_read_before_a_ripple_that_came_with_it(desk: Desk, together: str) -> None:
+    by_id, by_plan = {"EndpointsOfApplications": {"app_1"}}, {"EndpointsOfPlans": {"plan_0"}}
+    desk.database.execute(f"{RIPPLE}; {KEY}'app_1'")
+    before, wanted = desk.map, expected(desk.database)
+    match together:
+        case "one run":
+            run = [transaction(100, by_plan), transaction(200, by_id)]
+        case "one transaction":
+            run = [transaction(200, by_plan | by_id)]
+        case _:
+            run = []
+            desk.requery.add(Task(Affected(keys=by_plan), Gate(), 0, 100))
+            desk.requery.add(Task(Affected(keys=by_id), Gate(), 100, 200))
+    desk.requery.reached = 200
+    desk.requery.take(run, 0)
+    desk.requery.turn()
+    assert desk.map == before | {"app_1": wanted["app_1"]}, "the one key, and nothing of the ripple"
+    assert desk.requery.done_up_to == 0, "half of it is done"
+    assert not desk.store.whole
+    desk.finish()
+    assert desk.map == wanted
+    assert desk.requery.done_up_to == 200
+
+
+def test_a_ripple_that_cannot_be_seen_yet_does_not_hold_up_a_key_that_came_with_it(desk: Desk) -> None:
+    desk.database.execute(f"{KEY}'app_1'")
+    xmax = int(desk.database.value("SELECT pg_snapshot_xmax(pg_current_snapshot())::text"))
+    hanging = transaction(100, {"EndpointsOfPlans": {"plan_0"}}, xid=xmax + 1_000_000)
+    desk.requery.reached = 200
+    desk.requery.take([hanging, transaction(200, {"EndpointsOfApplications": {"app_1"}})], 0)
+    desk.requery.turn()
+    assert desk.map == expected(desk.database)
+    assert desk.requery.busy
+    assert desk.requery.done_up_to == 0
+
+
+def transaction(end: int, keys: dict[str, set[str]], xid: int = 3) -> Transaction:
+    """Make one that ended there; transaction 3 is over for every snapshot."""
+    return Transaction(xid=xid, end=end, committed_at=0.0, affected=Affected(keys={**keys}))
 
 
 def test_a_ripple_does_not_bring_back_what_came_and_went(desk: Desk) -> None:
@@ -262,8 +309,8 @@ def test_an_audit_that_is_slow_to_open_holds_up_nobody(desk: Desk, monkeypatch: 
     """What is read meanwhile may be older or newer than what the audit sees: it is left to those reads."""
     ready, read = threading.Event(), desk.server.read
 
-    def slow(keys: Any = None) -> Any:
-        found = read(keys)
+    def slow(keys: Any = None, **how: bool) -> Any:
+        found = read(keys, **how)
         assert keys is not None or ready.wait(60)
         return found
 

@@ -26,10 +26,17 @@ IDS = st.integers(0, 12).map(lambda number: f"app_{number}")
 PAYLOADS = st.one_of(st.none(), st.sampled_from([b"a", b"b", b"c"]))
 
 
-def publish(store: Store, rows: dict[str, bytes | None], *, whole: bool = True, position: int = 0) -> int:
+def publish(
+    store: Store,
+    rows: dict[str, bytes | None],
+    *,
+    whole: bool = True,
+    position: int = 0,
+    express: bool = False,
+) -> int:
     """Bring rows in; returns how many entries were published."""
     batch = store.prepare(rows.items(), position)
-    store.publish(batch, whole=whole, position=position)
+    store.publish(batch, whole=whole, position=position, express=express)
     return len(batch.changed)
 
 
@@ -48,12 +55,15 @@ class Client:
     def __init__(self, cursor: Cursor, holds: dict[str, bytes]) -> None:
         self.cursor = cursor
         self.map = dict(holds)
+        self._revisions: dict[str, int] = {}
 
     def read(self, limit: int) -> Any:
         part = self.cursor.read(limit)
         ids = [entry.id for entry in part.entries]
         assert len(ids) == len(set(ids)), "an id twice in one part"
         for entry in part.entries:
+            assert self._revisions.get(entry.id, -1) < entry.revision, "it went back, or came twice"
+            self._revisions[entry.id] = entry.revision
             if entry.payload is None:
                 self.map.pop(entry.id, None)
             else:
@@ -79,8 +89,8 @@ class Walks(RuleBasedStateMachine):
     def start(self) -> None:
         self.store.settle(0)
 
-    @rule(rows=st.dictionaries(IDS, PAYLOADS, max_size=6))
-    def write(self, rows: dict[str, bytes | None]) -> None:
+    @rule(rows=st.dictionaries(IDS, PAYLOADS, max_size=6), express=st.booleans())
+    def write(self, rows: dict[str, bytes | None], express: bool) -> None:
         changes = 0
         for endpoint_id, payload in rows.items():
             # That an id is gone is news even if it was never known here: another server may have sent it.
@@ -92,16 +102,16 @@ class Walks(RuleBasedStateMachine):
             else:
                 self.model[endpoint_id] = payload
         before = self.store.head
-        assert publish(self.store, rows) == changes, "the same bytes are not published again"
+        assert publish(self.store, rows, express=express) == changes, "the same bytes are not published again"
         assert self.store.head == before + bool(changes)
         self.history[self.store.head] = dict(self.model)
 
-    @rule(target=clients, data=st.data())
-    def resume(self, data: st.DataObject) -> Client:
+    @rule(target=clients, data=st.data(), express=st.booleans())
+    def resume(self, data: st.DataObject, express: bool) -> Client:
         revision = data.draw(st.sampled_from(sorted(self.history)))
-        return Client(Cursor(self.store, revision), self.history[revision])
+        return Client(Cursor(self.store, revision, express=express), self.history[revision])
 
-    @rule(client=clients, limit=st.integers(1, 4))
+    @rule(client=clients, limit=st.integers(0, 4))
     def read(self, client: Client, limit: int) -> None:
         part = client.read(limit)
         if part.cut is not None:
