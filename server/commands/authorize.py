@@ -60,6 +60,8 @@ def authorize(settings: AuthorizeSettings, flags: Mapping[str, object]) -> int:
 
     """
     writer = logs.configure(settings)
+    for meaningless in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(meaningless, signal.SIG_IGN)  # what can be read again is read again by itself
     sys.setswitchinterval(_SWITCH_SECONDS)
     number, _, late = os.environ.get(_WORKER, "").partition(" ")
     if not number:

@@ -200,6 +200,14 @@ def test_sigterm_lets_envoy_go_elsewhere_before_it_ends(
     assert set(codes) == {200}
 
 
+def test_signals_that_mean_nothing_here_end_nothing(scripted: Scripted, authorize: AuthorizerFactory) -> None:
+    authorizer = authorize(f"127.0.0.1:{scripted.port}")
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        authorizer.process.send_signal(number)
+        assert authorizer.check("/").code == 503
+    assert authorizer.process.poll() is None
+
+
 @pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]])
 def test_ctrl_c_and_a_second_sigterm_do_not_wait(
     scripted: Scripted, authorize: AuthorizerFactory, signals: list[signal.Signals]

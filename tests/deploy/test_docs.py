@@ -6,7 +6,11 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from pads_cdc_client import EndpointFeed
 
+from authz.held import Held
+from authz.metrics import Metrics as AuthorizerMetrics
+from authz.workers import Supervisor
 from cdc.freshness import Freshness
 from cdc.relay.intake import Received
 from cdc.relay.leader import LeaderFreshness
@@ -16,6 +20,7 @@ from server.broker.publishing import Published
 from server.observe.log_counters import LogCounters
 from server.observe.metrics import Metrics
 from server.subscribers import Subscribers
+from tests.deploy.test_rules import starts_nothing
 from tests.support import ROOT
 
 if TYPE_CHECKING:
@@ -51,9 +56,12 @@ def test_metrics_that_are_named_are_there(document: Path) -> None:
     registry.register(LogCounters(lambda: 0))
     registry.register(PublishedGauges(Published(), Store()))
     registry.register(ReceivedGauges(Received(), LeaderFreshness()))
+    held = Held(lambda told: EndpointFeed("127.0.0.1:9", client_id="test", on_change=told), None)
+    registries = (registry, AuthorizerMetrics("1", held).registry, Supervisor(1, starts_nothing).registry)
     known = {
         f"{family.name}{suffix}"
-        for family in registry.collect()
+        for each in registries
+        for family in each.collect()
         for suffix in ("", "_total", "_bucket", "_sum", "_count")
     }
     named = set(re.findall(r"\bpads_cdc_\w+(?:_total|_seconds|_bytes)\b", document.read_text()))
