@@ -61,8 +61,9 @@ bench-full: $(DEV) postgres ## Measure for the record (docs/performance.md): 26 
 	$(BIN)/python -m bench.document
 
 .PHONY: picture
-picture: $(DEV) postgres ## Draw docs/demo.svg anew, from a run of the demo
+picture: $(DEV) postgres ## Draw docs/demo.svg and docs/demo-envoy.svg anew, from runs of the demo
 	$(BIN)/python -m tests.picture docs/demo.svg
+	$(BIN)/python -m tests.picture docs/demo-envoy.svg --envoy
 
 .PHONY: check
 check: lint types check-proto proto-lint sqlc ## Check everything that needs no database

@@ -52,5 +52,6 @@ class Held:
 
     def _changed(self, change: Change) -> None:
         """Count; called in the feed's thread."""
-        if not is_nameable(change.endpoint_id):
-            self.unnameable += (change.after is not None) - (change.before is not None)
+        more = (change.after is not None) - (change.before is not None)
+        if more and not is_nameable(change.endpoint_id):
+            self.unnameable += more

@@ -1,6 +1,6 @@
 """Make docs/demo.svg anew: the demo is run on a terminal, and its last whole screen is drawn.
 
-``make picture``, or ``python -m tests.picture docs/demo.svg``.
+``make picture``, or ``python -m tests.picture docs/demo.svg``; more arguments are the demo's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _FONTS: Final = re.compile(r"\s*@font-face \{\{.*?\n\s*\}\}", re.DOTALL)
 
 def main() -> int:
     """Run the demo, check that it ended well, and write the picture; returns the exit code."""
-    with Terminal("demo", width=WIDTH, height=HEIGHT) as terminal:
+    path, *options = sys.argv[1:]
+    with Terminal("demo", *options, width=WIDTH, height=HEIGHT) as terminal:
         terminal.wait("plan changed")
         wait_until(lambda: len(terminal.frames()) > FRAMES, "enough commits")
         terminal.type("\x03")
@@ -40,9 +41,11 @@ def main() -> int:
     for line in frame.splitlines()[:HEIGHT]:
         console.print(Text.from_ansi(line), no_wrap=True, overflow="crop", crop=True)
     svg = console.export_svg(
-        title="pads-cdc demo", code_format=_FONTS.sub("", CONSOLE_SVG_FORMAT), unique_id="demo"
+        title=" ".join(["pads-cdc demo", *options]),
+        code_format=_FONTS.sub("", CONSOLE_SVG_FORMAT),
+        unique_id=Path(path).stem,
     )
-    Path(sys.argv[1]).write_text(re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE), encoding="utf-8")
+    Path(path).write_text(re.sub(r"[ \t]+$", "", svg, flags=re.MULTILINE), encoding="utf-8")
     return 0
 
 

@@ -1,0 +1,153 @@
+"""What Envoy is told: answers as serialized ``CheckResponse``, made once for each endpoint and kept.
+
+Serialized protobuf messages can be joined: fields of the second are added to the first. So what depends on
+the moment (a staleness, a ``Retry-After``) is joined to what does not.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
+from envoy.service.auth.v3.external_auth_pb2 import CheckResponse, DeniedHttpResponse, OkHttpResponse
+from envoy.type.v3.http_status_pb2 import HttpStatus
+from google.protobuf.struct_pb2 import Struct
+from google.rpc.code_pb2 import Code
+from google.rpc.status_pb2 import Status
+from pads_cdc_client.pb.gateway_endpoint_pb2 import CapacityLimitPeriod, GatewayEndpoint
+
+from authz.check import ANSWERS, Outcome
+
+if TYPE_CHECKING:
+    from authz.config import Upstream
+
+_KEPT: Final = 10_000
+"""Endpoints whose answers are kept: some 2 kB each, and making one takes 15 us."""
+_NO_HEADER: Final = re.compile(r"[\x00-\x1f\x7f]|^\s|\s$")
+"""Values that would end a header, or reach the other side as other ones."""
+_CODES: Final = {
+    400: Code.INVALID_ARGUMENT,
+    401: Code.UNAUTHENTICATED,
+    404: Code.NOT_FOUND,
+    429: Code.RESOURCE_EXHAUSTED,
+    503: Code.UNAVAILABLE,
+}
+"""For logs; to Envoy all of them mean "no"."""
+_PERIODS: Final = {
+    number: name.removeprefix("CAPACITY_LIMIT_PERIOD_")
+    for name, number in CapacityLimitPeriod.items()
+    if number
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An endpoint with the answer that lets its callers in."""
+
+    endpoint: GatewayEndpoint = field(repr=False)
+    allowed: bytes | None = field(repr=False)
+    """None where the endpoint has values that no header can carry."""
+
+
+class Answers:
+    """Makes answers; called by one thread."""
+
+    def __init__(self, upstream: Upstream, staleness_header: str | None) -> None:
+        self._upstream = upstream
+        self._staleness_header = staleness_header
+        self._refused = {outcome: _refused(outcome) for outcome in ANSWERS}
+        self.prepared = lru_cache(_KEPT)(self._prepare)
+        """Takes an endpoint's bytes. What was revoked has other bytes, so that nothing old is found."""
+
+    def refused(self, outcome: Outcome, prepared: Prepared | None = None, retry_after: int = 0) -> bytes:
+        """Return the answer that refuses, for a reason other than "allowed"."""
+        answer = self._refused[outcome]
+        if prepared is not None:
+            answer += _bytes(CheckResponse(dynamic_metadata=_described(prepared.endpoint)))
+        if retry_after:
+            header = _header("retry-after", str(retry_after))
+            answer += _bytes(CheckResponse(denied_response=DeniedHttpResponse(headers=[header])))
+        return answer
+
+    def with_staleness(self, answer: bytes, outcome: Outcome, staleness: float) -> bytes:
+        """Add the response header that says how old the map may be; ``staleness`` in seconds."""
+        if self._staleness_header is None:
+            return answer
+        header = _header(self._staleness_header, f"{staleness:.1f}")
+        if outcome is Outcome.ALLOWED:
+            ok = OkHttpResponse(response_headers_to_add=[header])
+            return answer + _bytes(CheckResponse(ok_response=ok))
+        return answer + _bytes(CheckResponse(denied_response=DeniedHttpResponse(headers=[header])))
+
+    def _prepare(self, serialized: bytes) -> Prepared:
+        endpoint = GatewayEndpoint.FromString(serialized)
+        return Prepared(endpoint, self._allowed(endpoint))
+
+    def _allowed(self, endpoint: GatewayEndpoint) -> bytes | None:
+        given = self._upstream
+        limit = endpoint.rate_limiting.throughput_limit
+        values = (
+            (given.endpoint, endpoint.endpoint_id),
+            (given.account, endpoint.metadata.account_id),
+            (given.limited, endpoint.endpoint_id if limit > 0 else ""),
+            (given.throughput, str(limit) if limit > 0 else ""),
+        )
+        if any(name and _NO_HEADER.search(value) for name, value in values):
+            return None
+        answer = CheckResponse(status=Status(code=Code.OK), dynamic_metadata=_described(endpoint))
+        answer.dynamic_metadata.fields["outcome"].string_value = Outcome.ALLOWED.value
+        ok = answer.ok_response
+        ok.headers.extend([_header(name, value) for name, value in values if name and value])
+        # The client's own: of what we set nothing is left over, of what we do not set nothing passes.
+        ok.headers_to_remove.extend([name for name, value in values if name and not value])
+        if given.remove_authorization:
+            ok.headers_to_remove.append("authorization")
+        return _bytes(answer)
+
+
+def _refused(outcome: Outcome) -> bytes:
+    status, message = ANSWERS[outcome]
+    denied = DeniedHttpResponse(
+        status=HttpStatus(code=status),
+        headers=[_header("content-type", "application/json")],
+        body=json.dumps({"code": status, "message": message}),
+    )
+    if status == 401:  # noqa: PLR2004 (RFC 9110 wants the scheme named)
+        denied.headers.append(_header("www-authenticate", "Bearer"))
+    answer = CheckResponse(status=Status(code=_CODES[status]), denied_response=denied)
+    answer.dynamic_metadata.fields["outcome"].string_value = outcome.value
+    return _bytes(answer)
+
+
+def _described(endpoint: GatewayEndpoint) -> Struct:
+    """Tell access logs and rate limit descriptors of an endpoint; never a key."""
+    limits = endpoint.rate_limiting
+    described = Struct()
+    fields = described.fields
+    fields["endpoint_id"].string_value = endpoint.endpoint_id
+    fields["account_id"].string_value = endpoint.metadata.account_id
+    fields["plan_type"].string_value = endpoint.metadata.plan_type
+    fields["throughput_limit"].number_value = limits.throughput_limit
+    fields["capacity_limit"].number_value = limits.capacity_limit
+    fields["capacity_limit_period"].string_value = _PERIODS.get(limits.capacity_limit_period, "")
+    if limits.throughput_limit > 0:  # in the form in which Envoy overrides a descriptor's limit
+        override = fields["rate_limit"].struct_value.fields
+        override["requests_per_unit"].number_value = limits.throughput_limit
+        override["unit"].string_value = "SECOND"
+    return described
+
+
+def _header(name: str, value: str) -> HeaderValueOption:
+    return HeaderValueOption(
+        header=HeaderValue(key=name, value=value),
+        append_action=HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
+    )
+
+
+def _bytes(answer: CheckResponse) -> bytes:
+    serialized: bytes = answer.SerializeToString()
+    return serialized

@@ -1,0 +1,96 @@
+"""The authorizer's Prometheus metrics. No label holds an id, a key or an address."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from authz.check import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from authz.held import Held
+
+PREFIX: Final = "pads_cdc_authorize"
+_SECONDS: Final = (
+    0.00001,
+    0.000025,
+    0.00005,
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.05,
+    0.25,
+)
+"""A check takes some 20 us; what is beyond a millisecond has waited for the interpreter."""
+
+
+class Metrics:
+    """Counts checks; ``registry`` is what ``/metrics`` shows."""
+
+    def __init__(self, version: str, held: Held) -> None:
+        self.registry = registry = CollectorRegistry()
+        build = Gauge(  # under the server's name: dashboards find all processes by it
+            "pads_cdc_build_info", "Always 1; the version is in the label.", ("version",), registry=registry
+        )
+        build.labels(version).set(1)
+        checks = Counter(f"{PREFIX}_checks", "Checks, by how they ended.", ("outcome",), registry=registry)
+        # From the start: to Prometheus a series that is born at 1 has not increased.
+        self._checks = {outcome: checks.labels(outcome.value) for outcome in Outcome}
+        self._seconds = Histogram(
+            f"{PREFIX}_check_seconds",
+            "From a check's request to its answer.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        registry.register(_FeedGauges(held))
+        ProcessCollector(registry=registry)
+
+    def checked(self, outcome: Outcome, seconds: float) -> None:
+        """Count a check."""
+        self._checks[outcome].inc()
+        self._seconds.observe(seconds)
+
+
+class _FeedGauges(Collector):
+    """What is read at the moment of the scrape."""
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        held, feed = self._held, self._held.feed
+        yield GaugeMetricFamily(
+            f"{PREFIX}_ready", "1 while requests can be let in.", value=float(held.unready() is None)
+        )
+        yield GaugeMetricFamily(f"{PREFIX}_endpoints", "Endpoints in the map.", value=len(held))
+        yield GaugeMetricFamily(
+            f"{PREFIX}_unnameable_endpoints", "Endpoints whose id no request can name.", value=held.unnameable
+        )
+        staleness = GaugeMetricFamily(
+            f"{PREFIX}_staleness_seconds",
+            "For how long at most the map has not been the database's; missing before it was proved once.",
+        )
+        if math.isfinite(seconds := held.staleness()):
+            staleness.add_metric((), seconds)
+        yield staleness
+        yield CounterMetricFamily(
+            f"{PREFIX}_feed_connections", "Connections to the feed that were tried.", value=feed.attempts
+        )
+        yield CounterMetricFamily(
+            f"{PREFIX}_feed_resets", "Times that the feed sent everything.", value=feed.resets
+        )
+        yield CounterMetricFamily(
+            f"{PREFIX}_feed_proofs",
+            "Times that the map was found to be exact by its digest.",
+            value=feed.proofs,
+        )

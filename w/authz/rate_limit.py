@@ -1,0 +1,61 @@
+"""How often an endpoint may be called: a token bucket for each, of one second's worth.
+
+A bucket is one number, the moment at which it is full again (the generic cell rate algorithm). A call moves
+that moment by its share of a second, and is refused where that lies more than a second ahead. The limit comes
+with each call and is not remembered, so that a changed plan counts from the next call on.
+
+    limit 2: calls at 0.0 and 0.0 fill the second, one at 0.4 is refused, one at 0.5 passes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_BURST: Final = 1.0
+"""Seconds' worth of calls that may come at once."""
+_SWEEP_SECONDS: Final = 10.0
+"""Between looks for buckets that are full again; they need not be kept."""
+
+
+class RateLimits:
+    """The buckets of one process. Not thread-safe."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._full_at: dict[str, float] = {}
+        self._swept_at = clock()
+
+    def __len__(self) -> int:
+        return len(self._full_at)
+
+    def take(self, endpoint_id: str, limit: int) -> float:
+        """Count a call of an endpoint that may be called ``limit`` times a second.
+
+        Returns 0.0 where it may pass, else after how many seconds the next one may. A limit of 0 or less
+        limits nobody.
+        """
+        if limit <= 0:
+            return 0.0
+        now = self._clock()
+        if now - self._swept_at > _SWEEP_SECONDS:
+            self._sweep(now)
+        full_at = max(now, self._full_at.get(endpoint_id, now)) + 1 / limit
+        wait = full_at - now - _BURST
+        if wait > 1e-9:  # noqa: PLR2004 - sums of fractions are a little off
+            return wait
+        self._full_at[endpoint_id] = full_at
+        return 0.0
+
+    def _sweep(self, now: float) -> None:
+        self._swept_at = now
+        self._full_at = {each: full_at for each, full_at in self._full_at.items() if full_at > now}
+
+
+def retry_after(wait: float) -> int:
+    """Return the header's value: whole seconds, at least one."""
+    return max(1, math.ceil(wait))

@@ -1,0 +1,194 @@
+"""One process: the feed's client in a thread, checks and pages in the event loop.
+
+What the command line lends comes as arguments: a gRPC server with its TLS (`Transport`), and a place where
+health and metrics are shown (`Expose`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Final, Protocol
+
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer  # the package's asyncio servicer has no public name
+from grpc_reflection.v1alpha import reflection
+
+from authz import service
+from authz.health import Health
+from authz.held import Held
+from authz.metrics import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    import grpc
+    from google.protobuf.descriptor import ServiceDescriptor
+    from pads_cdc_client import Change, EndpointFeed
+    from prometheus_client import CollectorRegistry
+
+    from authz.config import Config
+
+    Feed = Callable[[Callable[[Change], object]], EndpointFeed]
+    """Makes the client, given what it is to call at each change."""
+    Expose = Callable[[CollectorRegistry, Health], AbstractAsyncContextManager[Callable[[int], None]]]
+    """Shows both while its context lasts; takes the port of gRPC once that is served."""
+
+_log = structlog.get_logger("pads_cdc")
+
+_HEALTH_SECONDS: Final = 0.2
+"""Between looks at whether we are ready."""
+_GRACE_SECONDS: Final = 1.0
+"""What checks get that are under way when the server ends; they take microseconds."""
+OPTIONS: Final = (
+    # Envoy keeps one connection a worker thread; what is above waits there.
+    ("grpc.max_concurrent_streams", 10_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 9_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A connection is asked to go after this long, so that workers that were started later get their share.
+    ("grpc.max_connection_age_ms", 600_000),
+)
+
+
+class Transport(Protocol):
+    """A gRPC server and what it listens on."""
+
+    def server(self, options: Sequence[tuple[str, object]]) -> grpc.aio.Server:
+        """Make one for the running event loop."""
+
+    def register(
+        self, server: grpc.aio.Server, handler: grpc.GenericRpcHandler, descriptor: ServiceDescriptor
+    ) -> None:
+        """Add a service."""
+
+    def listen(self, server: grpc.aio.Server, host: str, port: int, *, shared: bool) -> int:
+        """Add an address, with TLS where that is set, and return its port."""
+
+    def listen_unix(self, server: grpc.aio.Server, path: Path) -> None:
+        """Add a socket."""
+
+    async def watch(self) -> None:
+        """Take up renewed certificates, for ever."""
+
+
+class DesertedError(Exception):
+    """The gRPC server has ended by itself."""
+
+
+async def serve(
+    config: Config,
+    *,
+    version: str,
+    feed: Feed,
+    transport: Callable[[CollectorRegistry, Health], Transport],
+    expose: Expose,
+    until: Awaitable[object] | None = None,
+    late: bool = False,
+) -> None:
+    """Answer checks until SIGTERM or SIGINT, or until ``until`` is done.
+
+    ``late`` listens only once the map is complete: others serve the port already.
+
+    Raises:
+        DesertedError: a fault of gRPC's; without it the process would look alive and serve nobody.
+
+    """
+    stop = _Stop(until)
+    held = Held(feed, config.max_staleness)
+    metrics, health = Metrics(version, held), Health(held)
+    lent = transport(metrics.registry, health)
+    authorization = service.Authorization(config, held, metrics)
+    async with AsyncExitStack() as running:
+        await running.enter_async_context(held.feed)
+        serving = await running.enter_async_context(expose(metrics.registry, health))
+        if late and not await _ready(held, stop):
+            return
+        server = lent.server((*OPTIONS, ("grpc.so_reuseport", int(config.share_port))))
+        lent.register(server, authorization.handler(), service.DESCRIPTOR)
+        statuses = HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(statuses, server)
+        names = (service.SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+        port = lent.listen(server, config.host, config.port, shared=config.share_port)
+        if config.unix_socket is not None:
+            lent.listen_unix(server, config.unix_socket)
+        await server.start()
+        background = [
+            asyncio.create_task(_tell_health(statuses, health)),
+            asyncio.create_task(lent.watch()),
+        ]
+        serving(port)
+        ended = asyncio.create_task(server.wait_for_termination())
+        asked = asyncio.create_task(stop.asked.wait())
+        await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
+        _log.info("stopping")
+        health.stopping = True
+        if not ended.done():
+            # Envoy sees by its health checks that it should go elsewhere, and is answered until it has.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.hurried.wait(), config.drain_seconds)
+        deserted = ended.done()
+        await server.stop(_GRACE_SECONDS)
+        for task in (*background, ended, asked):
+            task.cancel()
+        await asyncio.gather(*background, ended, asked, return_exceptions=True)
+    if deserted:
+        raise DesertedError("the gRPC server ended by itself")
+
+
+class _Stop:
+    """Whether we are to stop, and whether at once: at Ctrl-C, or when told a second time."""
+
+    def __init__(self, until: Awaitable[object] | None) -> None:
+        self.asked = asyncio.Event()
+        self.hurried = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._ask)
+        loop.add_signal_handler(signal.SIGINT, self._hurry)
+        self._until = None if until is None else asyncio.ensure_future(until)
+        if self._until is not None:
+            self._until.add_done_callback(lambda _: self._hurry())
+
+    def _ask(self) -> None:
+        if self.asked.is_set():
+            self.hurried.set()
+        self.asked.set()
+
+    def _hurry(self) -> None:
+        self.asked.set()
+        self.hurried.set()
+
+
+async def _ready(held: Held, stop: _Stop) -> bool:
+    """Wait for the first complete map; False where we are to stop before."""
+    ready = asyncio.create_task(held.feed.until_ready())
+    asked = asyncio.create_task(stop.asked.wait())
+    await asyncio.wait((ready, asked), return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    ready.cancel()
+    return held.ready
+
+
+async def _tell_health(statuses: HealthServicer, health: Health) -> None:
+    """Keep ``grpc.health.v1`` at what `/readyz` says, for the server as a whole and for the service."""
+    told = None
+    while True:
+        status = (
+            health_pb2.HealthCheckResponse.NOT_SERVING
+            if health.unready()
+            else health_pb2.HealthCheckResponse.SERVING
+        )
+        if status != told:
+            for name in ("", service.SERVICE):
+                await statuses.set(name, status)
+            told = status
+        await asyncio.sleep(_HEALTH_SECONDS)

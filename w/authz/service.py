@@ -1,0 +1,127 @@
+"""Envoy's ``Authorization/Check``: takes a request apart, asks the pure modules, and counts what came of it.
+
+Nothing here waits: the map is in memory, and so a check is answered before the event loop does anything else.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import structlog
+from envoy.service.auth.v3 import external_auth_pb2
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
+
+from authz.answer import Answers
+from authz.check import Outcome, authorized
+from authz.identity import Unidentified, identify
+from authz.rate_limit import RateLimits, retry_after
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
+    from google.protobuf.descriptor import ServiceDescriptor
+
+    from authz.config import Config
+    from authz.held import Held
+    from authz.metrics import Metrics
+
+_log = structlog.get_logger(__name__)
+
+DESCRIPTOR: Final[ServiceDescriptor] = external_auth_pb2.DESCRIPTOR.services_by_name["Authorization"]
+SERVICE: Final = DESCRIPTOR.full_name
+
+_UNIDENTIFIED: Final = {
+    Unidentified.MISSING: Outcome.MISSING_ID,
+    Unidentified.UNCLEAR: Outcome.UNCLEAR_ID,
+}
+
+
+class Authorization:
+    """Answers checks, in one event loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        held: Held,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._held = held
+        self._metrics = metrics
+        self._places = config.places
+        self._answers = Answers(config.upstream, config.staleness_header)
+        self._says_staleness = config.staleness_header is not None
+        self._limits = RateLimits(clock) if config.rate_limit == "local" else None
+        self._subject_header = config.subject_header
+        self._read = frozenset(
+            name
+            for name in ("authorization", config.places.header, config.subject_header)
+            if name is not None
+        )
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Return what a gRPC server takes."""
+        check: grpc.RpcMethodHandler[CheckRequest, bytes] = grpc.unary_unary_rpc_method_handler(
+            self._check,
+            request_deserializer=CheckRequest.FromString,
+            response_serializer=None,  # answers are bytes already
+        )
+        return grpc.method_handlers_generic_handler(SERVICE, {"Check": check})
+
+    async def _check(self, request: CheckRequest, _: object) -> bytes:
+        began = time.perf_counter()
+        try:
+            outcome, answer = self._decide(request.attributes.request.http)
+        except Exception:  # noqa: BLE001 - the last boundary: a fault of ours must let nobody in
+            _log.exception("a check failed: this is a bug, please report it")
+            outcome, answer = Outcome.FAULT, self._answers.refused(Outcome.FAULT)
+        if self._says_staleness and self._held.ready:
+            answer = self._answers.with_staleness(answer, outcome, self._held.staleness())
+        self._metrics.checked(outcome, time.perf_counter() - began)
+        return answer
+
+    def _decide(self, http: AttributeContext.HttpRequest) -> tuple[Outcome, bytes]:
+        answers = self._answers
+        if (unready := self._held.unready()) is not None:
+            return unready, answers.refused(unready)
+        shown = _values(http, self._read)
+        named = [value.decode("latin-1") for value in shown.get(self._places.header, ())]
+        endpoint_id = identify(http.path, named, self._places)
+        if isinstance(endpoint_id, Unidentified):
+            outcome = _UNIDENTIFIED[endpoint_id]
+            return outcome, answers.refused(outcome)
+        serialized = self._held.get(endpoint_id)
+        if serialized is None:
+            return Outcome.NOT_FOUND, answers.refused(Outcome.NOT_FOUND)
+        prepared = answers.prepared(serialized)
+        endpoint = prepared.endpoint
+        if not authorized(endpoint.auth, shown.get("authorization", ()), shown.get(self._subject_header, ())):
+            return Outcome.UNAUTHORIZED, answers.refused(Outcome.UNAUTHORIZED, prepared)
+        if prepared.allowed is None:
+            return Outcome.UNSENDABLE, answers.refused(Outcome.UNSENDABLE, prepared)
+        if self._limits is not None:
+            wait = self._limits.take(endpoint_id, endpoint.rate_limiting.throughput_limit)
+            if wait:
+                return Outcome.RATE_LIMITED, answers.refused(
+                    Outcome.RATE_LIMITED, prepared, retry_after(wait)
+                )
+        return Outcome.ALLOWED, prepared.allowed
+
+
+def _values(http: Any, names: frozenset[str]) -> dict[str | None, list[bytes]]:
+    """Return every value of these headers; Envoy has them in one of two fields.
+
+    ``headers`` has doubled headers joined by commas, and ``!`` for what is not UTF-8. With Envoy's
+    ``encode_raw_headers`` it is ``header_map``, which has each value as it came.
+    """
+    found: dict[str | None, list[bytes]] = {}
+    for name, value in http.headers.items():
+        if (lower := name.lower()) in names:
+            found.setdefault(lower, []).append(value.encode())
+    for header in http.header_map.headers:
+        if (lower := header.key.lower()) in names:
+            found.setdefault(lower, []).append(header.raw_value or header.value.encode())
+    return found
