@@ -108,7 +108,7 @@ async def serve(
     metrics, health = Metrics(version, held), Health(held)
     lent = transport(metrics.registry, health)
     authorization = service.Authorization(config, held, metrics)
-    # What the imports have made stays for ever. Looking it through, a full collection held checks up for 50 ms.
+    # What the imports have made stays. A full collection looked through it, and held checks up for 50 ms.
     gc.collect()
     gc.freeze()
     async with AsyncExitStack() as running:
