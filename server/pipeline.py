@@ -14,6 +14,7 @@ from cdc.pair.mirrored import Mirrored
 from cdc.pair.standby_role import StandbyRole
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database
+from cdc.postgres.lock_watch import LockWatch
 from cdc.postgres.watchdog import QueryWatchdog
 from cdc.replication.backlog import Backlog
 from cdc.replication.catalog import Catalog
@@ -152,7 +153,15 @@ class Pipeline:
         elsewhere = settings.query_connection_string is not settings.postgres_connection_string
         self._replay_probe = ReplayProbe(query, queries["WalEnd"], freshness, observer) if elsewhere else None
         self._watchdog = QueryWatchdog(database)
-        threads = (self.applier, self._reader, self._probe, self._replay_probe, self._watchdog)
+        self._lock_watch = LockWatch(database, queries["Blocked"], observer)
+        threads = (
+            self.applier,
+            self._reader,
+            self._probe,
+            self._replay_probe,
+            self._watchdog,
+            self._lock_watch,
+        )
         self._threads = [thread for thread in threads if thread is not None]
 
     def start(self) -> None:
@@ -173,6 +182,7 @@ class Pipeline:
         self.applier.stop()
         self.applier.join(_JOIN_SECONDS)
         self._watchdog.stop()
+        self._lock_watch.stop()
         self._probe.stop()
         if self._replay_probe is not None:
             self._replay_probe.stop()

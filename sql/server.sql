@@ -152,6 +152,36 @@ SELECT concat_ws(', ',
 FROM pg_stat_activity
 WHERE pid = @pid;
 
+-- name: Sender :many
+-- What we are to this server as readers of a slot: the process that serves us, our name, and the setting that might take a
+-- wal sender of that name for a synchronous standby. On a standby none is ever taken for one.
+SELECT
+    pg_backend_pid() AS pid,
+    current_setting('application_name') AS application,
+    CASE WHEN pg_is_in_recovery() THEN '' ELSE current_setting('synchronous_standby_names') END AS synchronous_names;
+
+-- name: AtWork :many
+-- Whether a process does something, and does not just wait for its client or for more to do; no row when it is gone.
+SELECT coalesce(wait_event_type NOT IN ('Activity', 'Client'), true)
+FROM pg_stat_activity
+WHERE pid = @pid;
+
+-- name: Blocked :many
+-- Whether somebody has waited for so many seconds for a session of ours to end its transaction, so as to change a table (all others
+-- queue behind that) or to build an index beside the writers. Reads of ours keep nobody else waiting.
+SELECT EXISTS (
+    SELECT
+    FROM pg_locks AS waiting
+    CROSS JOIN LATERAL unnest(pg_blocking_pids(waiting.pid)) AS blocking (pid)
+    JOIN pg_stat_activity AS ours ON ours.pid = blocking.pid
+    WHERE NOT waiting.granted
+        AND (waiting.mode = 'AccessExclusiveLock' OR waiting.locktype = 'virtualxid')
+        AND coalesce(waiting.waitstart, '-infinity') <= clock_timestamp() - make_interval(secs => @patience)
+        AND ours.usename = session_user
+        AND ours.application_name = current_setting('application_name')
+        AND ours.pid <> pg_backend_pid()
+);
+
 -- name: Slot :many
 -- Our slot, if it is there.
 SELECT

@@ -44,6 +44,7 @@ FURTHER: tuple[Check[Deployment], ...] = (
     Check("refused_changes", plugin.refused_changes, _FOUND),
     Check("published_columns", plugin.published_columns, (*_FOUND, "publication")),
     Check("slot", slot.slot, _CONNECTED),
+    Check("synchronous_standby", slot.synchronous_standby, _CONNECTED),
     Check("retained_wal", slot.retained_wal, _CONNECTED),
     Check("max_slot_wal_keep_size", slot.max_slot_wal_keep_size, _CONNECTED),
     Check("standby", slot.standby, _CONNECTED),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cdc.checks.finding import fail, good, warn
+from cdc.replication import synchronous_standby as synchronous
 from cdc.replication.own_slot import AUTO, PLUGINS
 
 if TYPE_CHECKING:
@@ -116,6 +117,16 @@ def standby(site: Deployment) -> Iterator[Finding]:
         )
     if server.feedback and server.primary_slot:
         yield good(f"feedback is on, through the primary's slot {server.primary_slot}")
+
+
+def synchronous_standby(site: Deployment) -> Iterator[Finding]:
+    """Judge whether commits would wait for us: the slot is not read then."""
+    text = synchronous.refusal(synchronous.Sender.of(site.ask("Sender")))
+    if text is None:
+        yield good("no commit waits for us")
+    else:
+        fault, _, remedy = text.partition("; ")
+        yield fail(fault, remedy)
 
 
 def _waits(site: Deployment) -> Iterator[Finding]:

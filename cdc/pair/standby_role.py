@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _UNHEARD = 90.0
 """Seconds without a word of the peer after which we go on as if there were none: late is better than never.
-Longer than the server takes to end the connection of one that is frozen (wal_sender_timeout, 60 s).
+Longer than the server takes to end the connection of one that is frozen (wal_sender_timeout, 5 s).
 """
 _LEADERLESS = 10.0
 """Likewise, where the peer says that it does not read the slot either."""

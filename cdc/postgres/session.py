@@ -115,15 +115,19 @@ PINS: Final = (
 )
 
 LIMITS: Final = (
-    Pin("lock_timeout", "5s"),
+    Pin("lock_timeout", "400ms"),
     Pin("statement_timeout", "60s"),
-    Pin("idle_in_transaction_session_timeout", "60s"),
+    Pin("idle_in_transaction_session_timeout", "3s"),
+    Pin("tcp_user_timeout", "3s"),
 )
-"""How long a transaction waits for a lock, for a statement, and for us."""
+"""How long a transaction waits for a lock, for a statement, and for us: a client that is frozen (SIGSTOP) or
+cut off holds its locks for 3 s, while the server waits for the next statement, and while it cannot write.
+"""
 
 _DECODING: Final = (
-    # A reader is given up only after this: ours says something each second.
-    Pin("wal_sender_timeout", "60s"),
+    # How long a wal sender waits for a reader that is frozen or cut off: a fast shutdown of the server waits
+    # for it, and so does whoever wants the slot. Ours says something each second.
+    Pin("wal_sender_timeout", "5s"),
 )
 
 

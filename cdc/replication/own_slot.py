@@ -128,15 +128,26 @@ class OwnSlot:
         try:
             return self._assemble(cursor, slot.plugin)
         except PadsCdcError as error:
-            retained = slot.retained_bytes or 0
-            if slot.active_pid is None and retained > self._max_retained_wal:
-                cursor.execute("SELECT pg_drop_replication_slot(%s)", (self._name,))
-                self._observer.reconnecting(
-                    "slot_lost",
-                    f"the slot {self._name} cannot be read ({error}), and has retained {retained >> 20} MB,"
-                    " more than MAX_RETAINED_WAL: it is dropped, and made anew when it can be",
-                )
+            self._bound(cursor, slot, error)
             raise
+
+    def leave_unread(self, cursor: ReplicationCursor, why: PadsCdcError) -> None:
+        """Note that the slot, if there is one, is not read now: it must not fill the disk."""
+        cursor.execute(self._queries["Slot"], {"slot": self._name})
+        slot = SlotState.of(cursor.fetchall())
+        if slot is not None:
+            self._refuse_others(slot, cursor.connection.info.dbname)
+            self._bound(cursor, slot, why)
+
+    def _bound(self, cursor: ReplicationCursor, slot: SlotState, why: PadsCdcError) -> None:
+        retained = slot.retained_bytes or 0
+        if slot.active_pid is None and retained > self._max_retained_wal:
+            cursor.execute("SELECT pg_drop_replication_slot(%s)", (self._name,))
+            self._observer.reconnecting(
+                "slot_lost",
+                f"the slot {self._name} cannot be read ({why}), and has retained {retained >> 20} MB,"
+                " more than MAX_RETAINED_WAL: it is dropped, and made anew when it can be",
+            )
 
     def _find(self, cursor: ReplicationCursor) -> SlotState | None:
         """Return our slot; None if it has to be made. One that is not ours to touch is an error."""

@@ -20,6 +20,7 @@ from cdc.postgres.connection import cancel_soon, identify
 from cdc.postgres.errors import is_shutdown, translated
 from cdc.postgres.session import ask
 from cdc.postgres.slot_state import SlotState
+from cdc.replication.synchronous_standby import Sender
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
@@ -35,6 +36,8 @@ _HISTORY = 5.0
 """Seconds between questions to a standby which timeline it replays: a promotion elsewhere is announced to
 nobody, and the question needs a replication connection.
 """
+_UNHEARD = 10.0
+"""Seconds without an answer from the wal sender after which it is looked at."""
 _TROUBLE = "slot_creation"
 
 
@@ -97,6 +100,8 @@ class Probe(threading.Thread):
             if end is not None:
                 self._freshness.reported(lsn.parse(end), asked_at)
             self._look_at_history(None if timeline is None else int(timeline, 16))
+            self._reader.judge(Sender.of(ask(self._connection, self._queries["Sender"])))
+            self._look_at_sender(self._connection)
             slot = SlotState.of(ask(self._connection, self._queries["Slot"], {"slot": self._slot_name}))
             if slot is None:
                 self._observer.slot(SlotSeen(None, None, None, None, None))
@@ -112,6 +117,14 @@ class Probe(threading.Thread):
                 )
             if self._reader.creating or self._said_creating:
                 self._say_whom_the_slot_waits_for(self._connection)
+
+    def _look_at_sender(self, connection: Connection) -> None:
+        """See what keeps the wal sender from answering: it may be dead, or decode somebody else's changes."""
+        sender = self._reader.sender
+        if sender is None or self._reader.silence < _UNHEARD:
+            return
+        if ask(connection, self._queries["AtWork"], {"pid": sender.pid}) == [(True,)]:
+            self._reader.at_work()
 
     def _look_at_history(self, timeline: int | None) -> None:
         """Have the stream begun anew when the server has another timeline than it had; None on a standby."""

@@ -1,13 +1,8 @@
 """The logical replication slot: a thread that reads it.
 
 The thread does nothing but read, reduce and hand over, so that the server's keepalives are answered however
-long a re-query takes. What may be confirmed is decided by the applier.
-
-Confirming has a trap. psycopg2 answers a keepalive by itself, with a flush position that it guesses from the
-messages that were
-*read*; inside a transaction that guess can cover complete transactions before it that are still pending, and
-they would never be delivered again. So the reading cursor is never told of any flush position and answers
-with none, which the server ignores; ours is sent by a second cursor on the same connection.
+long a re-query takes. What may be confirmed is decided by the applier; how the server hears of it:
+`cdc.replication.feedback`.
 """
 
 from __future__ import annotations
@@ -15,6 +10,7 @@ from __future__ import annotations
 import selectors
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from psycopg2.errors import UndefinedObject
@@ -26,8 +22,11 @@ from cdc.failpoints import reach
 from cdc.postgres.connection import cancel_soon, identify
 from cdc.postgres.errors import translated
 from cdc.postgres.slot_state import is_standby
+from cdc.replication import synchronous_standby
 from cdc.replication.backlog import Idle, Lost, Started
+from cdc.replication.feedback import ASK, Feedback
 from cdc.replication.own_slot import AUTO, OwnSlot
+from cdc.replication.synchronous_standby import Sender
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,14 +45,14 @@ _TICK = 0.1
 """Seconds between looks at what may be confirmed."""
 _LOOK = 0.01
 """Seconds between them while one message follows the other."""
-_SIGN = 1.0
-"""Seconds after which the server hears from us even if nobody can take what it sends: its patience with
-readers (wal_sender_timeout) may be short.
-"""
-_ASK = 5.0
-"""Seconds between feedbacks that ask the server for a sign of life."""
-_SILENCE = 20.0
-"""Seconds without a sign of life after which the connection is given up."""
+_SILENCE = 15.0
+"""Seconds that a question for a sign of life may stay unanswered; it is asked every 5 s."""
+_EVIDENCE = 5.0
+"""Seconds for which it counts that the wal sender was found at work."""
+_ASIDE = 1.0
+"""Seconds between looks whether the slot may be read, where we would be a synchronous standby."""
+_NEVER = 1e9
+"""Seconds."""
 _HELD = 10.0
 """Seconds after which a connection counts as one that worked."""
 
@@ -89,6 +88,7 @@ class SlotReader(threading.Thread):
         self._freshness = freshness
         self._observer = observer
         self._read_so_far = read_so_far
+        self._queries = queries
         self._stopping = threading.Event()
         self._slot = OwnSlot(
             address,
@@ -101,7 +101,7 @@ class SlotReader(threading.Thread):
             failover=failover,
             max_retained_wal=max_retained_wal,
         )
-        self._dropping: str | None = None
+        self._dropping: SourceError | None = None
         self._connection: LogicalReplicationConnection | None = None
         self._allowed: tuple[int, Lsn] = (0, 0)
         """The session that the applier spoke of, and up to where it may be confirmed: one value, so that the
@@ -110,6 +110,11 @@ class SlotReader(threading.Thread):
         self._session_number = 0
         self.history: Timeline | None = None
         """Of the server, as the newest connection found it."""
+        self.sender: Sender | None = None
+        """What the slot's server said of the connection that is read; None while there is none."""
+        self.silence = 0.0
+        """Seconds for which the server has owed us a sign of life on that connection."""
+        self._at_work_at = -_EVIDENCE
 
     @property
     def creating(self) -> bool:
@@ -127,9 +132,9 @@ class SlotReader(threading.Thread):
         spoken_of, allowed = self._allowed
         self._allowed = session, max(position, allowed) if session == spoken_of else position
 
-    def drop(self, reason: str) -> None:
+    def drop(self, reason: str, message: str = "the connection was closed to start over") -> None:
         """Close the connection and start over: the tables have changed, or the server is going down."""
-        self._dropping = reason
+        self._dropping = SourceError(reason, message)
 
     def stop(self) -> None:
         """End the thread: what may be confirmed is sent, and the connection is closed."""
@@ -137,6 +142,22 @@ class SlotReader(threading.Thread):
         connection = self._connection
         if self.creating and connection is not None:
             cancel_soon(connection)
+
+    # --- for the probe's thread
+
+    def judge(self, found: Sender) -> None:
+        """Stop reading if the server would now take us for a synchronous standby; ``found`` is of another
+        session.
+        """
+        ours = self.sender
+        if ours is not None:
+            text = synchronous_standby.refusal(replace(found, application=ours.application))
+            if text is not None:
+                self.drop(synchronous_standby.REASON, text)
+
+    def at_work(self) -> None:
+        """Note that the wal sender was found at work: it decodes, and will answer when it is through."""
+        self._at_work_at = time.monotonic()
 
     # --- the thread
     # ------------------------------------------------------------------------------------------------
@@ -159,7 +180,8 @@ class SlotReader(threading.Thread):
                 # A stream that held for a while starts anew; a slot that another holds is asked for steadily.
                 steady = time.monotonic() - started > _HELD or isinstance(error, SlotHeld)
                 failures = 0 if steady else failures + 1
-                self._stopping.wait(min(5.0, 0.2 * 2 ** min(failures, 5)))
+                pause = min(5.0, 0.2 * 2 ** min(failures, 5))
+                self._stopping.wait(_ASIDE if _stands_aside(error) else pause)
 
     def _session(self) -> None:
         self._dropping = None
@@ -169,21 +191,26 @@ class SlotReader(threading.Thread):
             with translated(self._address.setting):
                 self._follow(connection)
         finally:
-            self._connection = None
+            self._connection = self.sender = None
+            self.silence = 0.0
             self._observer.connected(connected=False)
             connection.close()
 
     def _follow(self, connection: LogicalReplicationConnection) -> None:
-        with connection.cursor() as cursor, connection.cursor() as feedback:
+        with connection.cursor() as cursor, connection.cursor() as confirming, connection.cursor() as signs:
             history = identify(cursor)
             self._wait_for_replay(cursor, history)
             self.history = history
+            self._count_as_no_standby(cursor)
             opened = self._slot.open(connection, cursor)
+            self._count_as_no_standby(cursor)  # making the slot may have taken long
             stream = opened.stream
             self._session_number += 1
             if stream.encoding is not None:
                 cursor.execute("SET client_encoding TO 'SQL_ASCII'")
-            cursor.start_replication_expert(stream.start(quote_ident(self._name, connection)), decode=False)
+            start = stream.start(quote_ident(self._name, connection))
+            # psycopg2 would also send feedback at an interval, which looks as if the server had been heard.
+            cursor.start_replication_expert(start, decode=False, status_interval=_NEVER)
             self._observer.connected(connected=True)
             self._backlog.tell(
                 Started(
@@ -195,14 +222,31 @@ class SlotReader(threading.Thread):
                     opened.suspects,
                 )
             )
+            feedback = Feedback(confirming, signs)
             try:
-                self._read(connection, cursor, stream, _Feedback(feedback))
+                self._read(connection, cursor, stream, feedback)
             except UndefinedObject as error:
                 raise self._slot.unpublished(error) from error
             finally:
                 last = self._may_confirm
-                if last and not connection.closed:
-                    feedback.send_feedback(flush_lsn=last, apply_lsn=last, force=True)
+                if last and not connection.closed and not _stands_aside(self._dropping):
+                    feedback.confirm(last)
+
+    def _count_as_no_standby(self, cursor: ReplicationCursor) -> None:
+        """Refuse to read the slot where the server would take us for a synchronous standby.
+
+        Raises:
+            SourceError: it would.
+
+        """
+        cursor.execute(self._queries["Sender"])
+        self.sender = sender = Sender.of(cursor.fetchall())
+        text = synchronous_standby.refusal(sender)
+        self._observer.trouble(synchronous_standby.REASON, text)
+        if text is not None:
+            error = SourceError(synchronous_standby.REASON, text)
+            self._slot.leave_unread(cursor, error)
+            raise error
 
     def _wait_for_replay(self, cursor: ReplicationCursor, history: Timeline) -> None:
         """Take no standby that has restarted and replays again for a database that went back."""
@@ -220,36 +264,51 @@ class SlotReader(threading.Thread):
         connection: LogicalReplicationConnection,
         cursor: ReplicationCursor,
         stream: Stream,
-        feedback: _Feedback,
+        feedback: Feedback,
     ) -> None:
         told: Lsn = 0
         look_at = 0.0
-        heard, heard_at = cursor.io_timestamp, time.monotonic()
+        heard = cursor.io_timestamp
         with selectors.DefaultSelector() as selector:
             selector.register(connection, selectors.EVENT_READ)
             while not self._stopping.is_set():
                 if self._dropping is not None:
-                    raise SourceError(self._dropping, "the connection was closed to start over")
+                    raise self._dropping
                 message = cursor.read_message()
                 if message is not None:
-                    heard_at = time.monotonic()
                     self._take(message, stream, feedback)
-                    if heard_at >= look_at:  # not for each message of a backlog
-                        look_at = heard_at + _LOOK
+                    feedback.heard()  # behind it, as it may have waited for long
+                    now = time.monotonic()
+                    if now >= look_at:  # not for each message of a backlog
+                        look_at = now + _LOOK
                         feedback.send(self._freshness, self._may_confirm)
                     continue
                 if stream.assembler.between and cursor.wal_end > told:
                     told = cursor.wal_end
                     self._freshness.received(told)
                     self._backlog.tell(Idle(told))
+                if cursor.io_timestamp != heard:  # a keepalive
+                    heard = cursor.io_timestamp
+                    feedback.heard()
+                self._look_at_silence(feedback)
                 feedback.send(self._freshness, self._may_confirm)
-                if cursor.io_timestamp != heard:
-                    heard, heard_at = cursor.io_timestamp, time.monotonic()
-                elif time.monotonic() - heard_at > _SILENCE:
-                    raise SourceError("stalled", f"no sign of life from the server for {_SILENCE:.0f} s")
                 selector.select(_TICK)
 
-    def _take(self, message: ReplicationMessage, stream: Stream, feedback: _Feedback) -> None:
+    def _look_at_silence(self, feedback: Feedback) -> None:
+        """Give the connection up when the server does not answer, unless its wal sender is at work.
+
+        A server before 16 sends nothing while the plugin leaves out somebody else's large transaction,
+        however long that takes. To start over would begin the same work again, for ever.
+
+        Raises:
+            SourceError: the connection is dead, or who is behind it.
+
+        """
+        self.silence = feedback.silence
+        if self.silence > _SILENCE and time.monotonic() - self._at_work_at > _EVIDENCE:
+            raise SourceError("stalled", f"no sign of life from the server for {_SILENCE + ASK:.0f} s")
+
+    def _take(self, message: ReplicationMessage, stream: Stream, feedback: Feedback) -> None:
         raw, transaction = message.payload, None
         try:
             for change in stream.decoder.decode(raw):
@@ -267,33 +326,6 @@ class SlotReader(threading.Thread):
         self._freshness.received(transaction.end)
 
 
-class _Feedback:
-    """Tells the server what it may forget and asks for signs of life; see the module for why it is a cursor
-    of its own.
-    """
-
-    def __init__(self, cursor: ReplicationCursor) -> None:
-        self._cursor = cursor
-        self._sent_at = 0.0
-        self._asked_at = time.monotonic()
-        self._sent: Lsn = 0
-
-    def send(self, freshness: Freshness, confirm: Lsn) -> None:
-        now = time.monotonic()
-        ask = now - self._asked_at >= _ASK
-        news = confirm > self._sent and now - self._sent_at >= _TICK
-        if not (ask or news or now - self._sent_at >= _SIGN):
-            return
-        received = freshness.positions().received
-        if confirm > self._sent:
-            reach("confirming")
-        self._cursor.send_feedback(
-            write_lsn=max(received, confirm), flush_lsn=confirm, apply_lsn=confirm, reply=ask, force=True
-        )
-        if confirm > self._sent:
-            reach("confirmed")
-        self._sent, self._sent_at = confirm, now
-        if ask:
-            self._asked_at = now
-        if confirm:
-            freshness.confirmed(confirm)
+def _stands_aside(error: PadsCdcError | None) -> bool:
+    """Tell whether the slot is left alone so that nobody waits for us."""
+    return isinstance(error, SourceError) and error.reason == synchronous_standby.REASON

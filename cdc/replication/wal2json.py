@@ -7,6 +7,7 @@ new may be saying that rows changed.
 
 from __future__ import annotations
 
+import secrets
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -112,7 +113,20 @@ def _end(said: _Begin | _Commit) -> lsn.Lsn:
 
 def options(tables: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return what a stream of these tables, each (schema, table), is started with."""
-    return {**OPTIONS, "add-tables": ",".join(escape_table(*table) for table in tables)}
+    return {
+        **OPTIONS,
+        "add-tables": ",".join(escape_table(*table) for table in tables),
+        "add-msg-prefixes": _unguessable(),
+    }
+
+
+def _unguessable() -> str:
+    """Return a prefix that nobody gives to pg_logical_emit_message(), which any role may call.
+
+    Only messages with it are sent, so none is: one of 200 MB would be more than the plugin can write, and
+    would end each wal sender that meets it.
+    """
+    return f"pads_cdc_{secrets.token_hex(16)}"
 
 
 def escape_table(schema: str, table: str) -> str:

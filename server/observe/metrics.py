@@ -34,7 +34,15 @@ _WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
 _ALERTED: Final = {
     "source_reconnects": ("fault", "slot_lost"),
     "decode_errors": ("key_shape", "missing_column", "out_of_order", "undecodable", "unknown_action"),
-    "trouble": ("owed", "publication", "query", "slot_creation", "state_file"),
+    "trouble": (
+        "decoding",
+        "owed",
+        "publication",
+        "query",
+        "slot_creation",
+        "state_file",
+        "synchronous_standby",
+    ),
 }
 """Values of ``reason`` shown from the start: to Prometheus a series that is born at 1 has not increased."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import psycopg2
@@ -18,9 +19,10 @@ from cdc.mapping.mapping import Rule, server_queries
 from cdc.postgres.connection import Address
 from cdc.postgres.encoding import Encoding
 from cdc.postgres.timeline import Timeline
-from cdc.replication import pgoutput, slot, wal2json
+from cdc.replication import pgoutput, wal2json
 from cdc.replication.assembler import Assembler, Transaction
 from cdc.replication.backlog import Backlog, Event, Lost, Started
+from cdc.replication.feedback import Feedback
 from cdc.replication.slot import SlotReader
 from cdc.replication.stream import Stream
 from server.observe.fanout import Listener
@@ -160,6 +162,10 @@ def confirmed(database: Database) -> Lsn:
             "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'pads_cdc'"
         )
     )
+
+
+def _is_confirmed(database: Database, position: Lsn) -> bool:
+    return confirmed(database) >= position
 
 
 def end_of_wal(database: Database) -> Lsn:
@@ -472,18 +478,72 @@ def test_a_slot_that_is_lost_again_and_again_is_left_to_a_person(
     assert status == "lost", "as it is, for whoever looks into it"
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_any_more_is_given_up(
-    database: Database, follow: FollowingFactory, monkeypatch: pytest.MonkeyPatch
+    database: Database, follow: FollowingFactory
 ) -> None:
-    """The connection stays open, as behind a firewall that has forgotten it; nothing else would end it."""
-    monkeypatch.setattr(slot, "_ASK", 0.2)
-    monkeypatch.setattr(slot, "_SILENCE", 1.0)
+    """The connection stays open, as behind a firewall that has forgotten it; nothing else would end it.
+
+    20 s, as production has it; psycopg2's own feedback, which used to be taken for the server's, comes after
+    10.
+    """
     with Proxy(database.cluster.port) as proxy:
         following = follow(database.on(replace(database.cluster, port=proxy.port)))
         following.started()
         proxy.stalled = True
+        stalled_at = time.monotonic()
         error = following.lost().error
         assert isinstance(error, SourceError)
         assert error.reason == "stalled"
+        assert 15 < time.monotonic() - stalled_at < 22
         proxy.stalled = False
         following.started()
+
+
+def test_a_reader_that_was_frozen_itself_blames_nobody() -> None:
+    """It has not asked meanwhile: what it finds after waking up is no silence of the server's."""
+    feedback = Feedback(*(_Deaf() for _ in range(2)))  # type: ignore[arg-type]
+    feedback._asked_at -= 100
+    assert feedback.silence == 0
+    feedback.send(Freshness(), 0)
+    assert 0 < feedback.silence < 5
+    feedback.heard()
+    assert feedback.silence == 0
+
+
+class _Deaf:
+    """A cursor whose server does not answer."""
+
+    def send_feedback(self, **_: object) -> None:
+        pass
+
+
+def test_no_flush_position_stands(database: Database, follow: FollowingFactory) -> None:
+    """Postgres lets the slot go, and yet sees an asynchronous standby, as it does in pg_receivewal."""
+    following = follow(database)
+    following.started()
+    for number in range(3):
+        database.execute(SIGNAL, (f"app_{number}",))
+        done = following.transaction()
+        following.confirm(done.end)
+        wait_until(partial(_is_confirmed, database, done.end), "it is confirmed")
+    sender = "SELECT flush_lsn IS NULL AND replay_lsn IS NULL AND sync_priority = 0 FROM pg_stat_replication"
+    [pid] = database.rows("SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'pads_cdc'")
+    wait_until(lambda: database.value(f"{sender} WHERE pid = %s", pid), "no flush position")
+
+
+def test_messages_of_any_role_are_left_out_by_the_plugin(
+    database: Database, follow: FollowingFactory
+) -> None:
+    """200 MB of control characters are 1.2 GB of JSON, more than Postgres allocates."""
+    following = follow(database)
+    following.started()
+    role = database.create_role()
+    session = database.connect(*role)
+    with session.cursor() as cursor:
+        for transactional in (False, True):
+            cursor.execute(
+                "SELECT pg_logical_emit_message(%s, 'pads_cdc', repeat(chr(1), 200000000))", (transactional,)
+            )
+    database.execute(SIGNAL, ("after",))
+    assert following.transaction().affected.keys == {"Asked": {"after"}}

@@ -1,0 +1,66 @@
+"""Would the server take us for a synchronous standby? Then its commits would wait for what we confirm.
+
+A wal sender counts as a synchronous standby if ``synchronous_standby_names`` has its ``application_name``, or
+``*``, and it has reported a flush position. We report one only to let the slot go, and take it back with the
+next message (`cdc.replication.feedback`), so that Postgres shows us as ``async``, as it does pg_receivewal.
+For a moment at each confirmation we could count all the same: commits would be let go that no standby has.
+So the slot is not read while the setting would choose us.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+REASON = "synchronous_standby"
+"""Of the error, of the trouble in `/healthz`, and the name of the check."""
+
+_TOKEN = re.compile(r'"(?P<quoted>(?:[^"]|"")*)"|(?P<plain>[A-Za-z0-9_$\x80-\U0010ffff]+|\*)|(?P<mark>[(),])')
+"""What Postgres's own scanner of the setting knows (``syncrep_scanner.l``)."""
+
+
+@dataclass(frozen=True)
+class Sender:
+    """What a server says of a session that may read the slot."""
+
+    pid: int
+    """The process that serves it."""
+    application: str
+    """The session's ``application_name``."""
+    synchronous_names: str
+    """``synchronous_standby_names``; empty on a standby, whose wal senders never count."""
+
+    @classmethod
+    def of(cls, rows: list[tuple[Any, ...]]) -> Sender:
+        """Read what the query `Sender` found."""
+        [row] = rows
+        return cls(*row)
+
+
+def names(setting: str) -> tuple[str, ...]:
+    """Return the names in a valid ``synchronous_standby_names``: ``a, b``, ``2 (a, b)``, ``ANY 1 (*)``."""
+    tokens = [(match.lastgroup, match[0]) for match in _TOKEN.finditer(setting)]
+    start = tokens.index(("mark", "(")) + 1 if ("mark", "(") in tokens else 0
+    return tuple(
+        text[1:-1].replace('""', '"') if kind == "quoted" else text
+        for kind, text in tokens[start:]
+        if kind != "mark"
+    )
+
+
+def chosen(setting: str, application: str) -> bool:
+    """Tell whether Postgres would take a wal sender of this name; the case of ASCII letters is ignored."""
+    return any(name == "*" or name.lower() == application.lower() for name in names(setting))
+
+
+def refusal(sender: Sender) -> str | None:
+    """Say what is wrong and what to type, or None where we do not count."""
+    if not chosen(sender.synchronous_names, sender.application):
+        return None
+    return (
+        f"synchronous_standby_names is '{sender.synchronous_names}', so Postgres would take us"
+        f" ({sender.application}) for a synchronous standby, and commits would wait for us: the slot is not"
+        " read, and the mapping is polled; name the physical standbys, and only them: ALTER SYSTEM SET"
+        " synchronous_standby_names = 'FIRST 1 (...)'; SELECT pg_reload_conf();"
+    )
