@@ -50,7 +50,12 @@ _POLL = 2.0
 """Seconds between polls of the mapping while there is no stream; at most a quarter of the time is spent on
 them.
 """
+_BEHIND = 20.0
+"""Seconds that the stream may be behind the database, with nothing to do here, before polling begins: the
+server may decode a transaction of somebody else's for minutes.
+"""
 _OWED = "owed"
+_DECODING = "decoding"
 _FAULT = "fault"
 _UNPUBLISHED = "unpublished"
 
@@ -223,7 +228,8 @@ class Applier(threading.Thread):
 
     def _take(self, transactions: Sequence[Transaction]) -> None:
         since = self._requery.reached
-        transactions = [one for one in transactions if one.end > self._held]
+        # One without an end is what stood outside of any transaction, and could not be understood.
+        transactions = [one for one in transactions if one.end > self._held or not one.end]
         for transaction in transactions:
             self._parents.resolve(transaction.affected, transaction.end)
             self._schema.note(transaction)
@@ -404,13 +410,28 @@ class Applier(threading.Thread):
             self._set_mode("waiting")
 
     def _poll(self) -> None:
-        """Without a slot, read everything again and again: late is better than never."""
-        if self._streaming or self._requery.busy or self._standby_role.waiting:
+        """Without a stream, or while it is far behind, read everything again and again: late is better than
+        never.
+        """
+        if self._streaming and self._freshness.stream_behind() < _BEHIND:
+            if self._mode != "streaming":
+                self._set_mode("streaming")
+                self._observer.trouble(_DECODING, None)
+            return
+        if self._requery.busy or len(self._backlog) or self._standby_role.waiting:
             return
         if time.monotonic() < max(self._poll_at, self._lost_at + _GRACE):
             return
         self._set_mode("polling")
-        self._standby_role.part_ways()
+        if self._streaming:
+            self._observer.trouble(
+                _DECODING,
+                f"the stream is more than {_BEHIND:.0f} s behind and brings nothing: the server decodes much"
+                " that is not ours; the mapping is polled until the stream has caught up",
+            )
+        else:
+            self._observer.trouble(_DECODING, None)
+            self._standby_role.part_ways()
         gate = Gate(end=self._requery.read_up_to)
         self._requery.add(Task.reconcile("polling", gate, self._requery.reached))
 

@@ -134,6 +134,11 @@ class Freshness:
             # Caught up with the newest report and asked recently: that is as exact as can be known.
             return 0.0 if behind is None and age <= self.FRESH_SECONDS else age
 
+    def stream_behind(self) -> float:
+        """Seconds since the server reported an end of WAL that has not been applied yet; 0.0 when none."""
+        with self._lock:
+            return self._clock() - self._reported[0][0] if self._reported else 0.0
+
     FRESH_SECONDS = 2.5
     """A report is asked each second; while the newest one is younger than this and reached, we are
     current.

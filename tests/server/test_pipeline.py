@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from cdc.changes import Note
+from cdc.errors import MessageError
 from cdc.freshness import Freshness
 from cdc.pair.pair import Pair
 from cdc.postgres import gate
+from cdc.replication import wal2json
 from cdc.replication.backlog import Backlog
 from cdc.requery import requery
 from cdc.state.state_file import StateFile
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from cdc.changes import Message
+    from cdc.observer import ReconcileSeen
     from tests.plugins.postgres import Database
 
 
@@ -184,3 +189,56 @@ def test_beyond_max_retained_wal_all_that_waits_becomes_one_reconcile_and_readin
         locking.execute("COMMIT")
     cramped.wait_equal()
     wait_until(lambda: not cramped.troubles.now, "nothing is owed")
+
+
+class Told(Listener):
+    """Remembers what was compared, why, and what was not understood."""
+
+    def __init__(self) -> None:
+        self.reconciles: list[str] = []
+        self.errors: list[str] = []
+
+    def reconciled(self, reconcile: ReconcileSeen) -> None:
+        self.reconciles.append(reconcile.reason)
+
+    def decode_error(self, reason: str, message: str) -> None:  # noqa: ARG002 (the reason will do)
+        self.errors.append(reason)
+
+
+@pytest.mark.parametrize("transactional", [False, True])
+def test_a_message_that_is_not_understood_is_answered_by_one_reconcile(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transactional: bool
+) -> None:
+    """Between transactions, where there is no end to tell it by, as within one.
+
+    A plugin of the future may send an action that we do not know. wal2json's messages stand for it: here the
+    stream lets those of one prefix through, and the decoder does not know them.
+    """
+    parse = wal2json.parse
+
+    def parse_all_but_messages(raw: bytes) -> Message:
+        message = parse(raw)
+        if isinstance(message, Note):
+            raise MessageError("unknown_action", "an action of the future")
+        return message
+
+    monkeypatch.setattr(wal2json, "_unguessable", lambda: "let_through")
+    monkeypatch.setattr(wal2json, "parse", parse_all_but_messages)
+    monkeypatch.setenv("PLUGIN", "wal2json")
+    monkeypatch.setenv("POSTGRES_CONNECTION_STRING", database.url())
+    monkeypatch.setenv("STATE_FILE", str(tmp_path / "state"))
+    fill(database, 10)
+    told, freshness = Told(), Freshness()
+    pipeline = Pipeline(Settings.load({}), Store(), freshness, told, Pair(), lambda: None)
+    pipeline.start()
+    try:
+        wait_until(lambda: told.reconciles, "the first load")
+        send = "SELECT pg_logical_emit_message(%s, 'let_through', 'x') - '0/0'"
+        end = database.value(send, (transactional,))
+        wait_until(lambda: len(told.reconciles) > 1, "the answer")
+        database.execute("UPDATE pay_plans SET throughput_limit = 7")
+        wait_until(lambda: freshness.positions().confirmed > end, "it is confirmed")
+        assert told.errors == ["unknown_action"]
+        assert told.reconciles[1:] == ["unknown_action"]
+    finally:
+        pipeline.stop()
