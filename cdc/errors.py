@@ -38,6 +38,14 @@ class SourceError(PadsCdcError):
         self.reason = reason
 
 
+def gives_way(error: BaseException) -> bool:
+    """Tell whether somebody else goes first, by a lock or by ending what we ask: it will be our turn soon."""
+    return isinstance(error, SourceError) and error.reason in _GIVES_WAY
+
+
+_GIVES_WAY = frozenset({"cancelled", "deadlock", "gave_way", "locked"})
+
+
 class SlotHeld(SourceError):  # noqa: N818 - the state of the slot, not a fault
     """Another process reads our slot; ``pid`` is its backend on the slot's server, where known."""
 

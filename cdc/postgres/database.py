@@ -7,6 +7,12 @@ trip. A later promotion, another server behind a pooler,
 or an older standby show in the evidence; nothing about the server is remembered from the last time.
 
 Nothing relies on the session: settings are local to the transaction, so a pooler in transaction mode is fine.
+
+Migrations go first. While a read waits for one lock it may hold others. A migration that holds the one and
+waits for the others would be the deadlock's victim: a server looks for a cycle only once, after somebody has
+waited for ``deadlock_timeout``. So a read waits for its locks for half of that in all, lets go of everything,
+and comes back. A read that runs while somebody waits for its locks is ended (`cdc.postgres.lock_watch`), and
+one whose reader is frozen or cut off is ended by the server (`_LIMITS`).
 """
 
 from __future__ import annotations
@@ -64,6 +70,10 @@ FIRST_CHUNK = 1_000
 """Rows that come with the first round trip: most reads end there."""
 CHUNK = 2_000
 """Rows a further round trip: a few milliseconds of work, so that others get their turn in between."""
+_LOCAL_CHUNK = 200
+"""Rows a round trip on a Unix socket. No setting of the server ends a statement that cannot write to one, so
+all rows have to fit into its buffer (some 200 kB): then the server has finished, and waits for us.
+"""
 
 _BEFORE = """
 SELECT pg_catalog.set_config('pads_cdc.before', pg_catalog.concat_ws(' ',
@@ -75,6 +85,27 @@ SELECT pg_catalog.set_config('pads_cdc.before', pg_catalog.concat_ws(' ',
     CASE WHEN pg_catalog.pg_is_in_recovery() THEN coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0') END
 ), true);
 """
+
+_LIMITS = """
+SELECT
+    pg_catalog.set_config('pads_cdc.patience', pg_catalog.concat(least(0.5, greatest(
+        0.25, pg_catalog.date_part('epoch', pg_catalog.interval_div(cycle, 2)))), 's'), true),
+    pg_catalog.set_config('lock_timeout', pg_catalog.concat(least(0.4, greatest(
+        0.001, pg_catalog.date_part('epoch', pg_catalog.interval_div(cycle, 2.5)))), 's'), true),
+    CASE WHEN pg_catalog.strpos(pg_catalog.version(), '-linux') > 0
+        THEN pg_catalog.set_config('client_connection_check_interval', '1s', true) END
+FROM pg_catalog.current_setting('deadlock_timeout') AS given (setting)
+CROSS JOIN LATERAL (SELECT given.setting::pg_catalog.interval AS cycle) AS deadlock;
+"""
+"""A lock is waited for less long than the server waits before it looks for deadlocks, and a statement of a
+process that was killed goes on for a second. Not every system tells a server that its client has closed.
+"""
+_LOCK = """
+SELECT pg_catalog.set_config('statement_timeout', pg_catalog.current_setting('pads_cdc.patience'), true);
+{locks};
+SELECT pg_catalog.set_config('statement_timeout', '60s', true);
+"""
+"""All locks of a read together are waited for as long as one."""
 
 
 class Database:
@@ -100,10 +131,17 @@ class Database:
         self._encode = encode
         self.wake = wake
         self._idle: list[Connection] = []
+        self._ended: set[Connection] = set()
+        """Those that were cut so that somebody who waits for their locks can go on."""
         self._closed: set[Connection] = set()
         """Those that are in use, and not to be kept: they were asked for before the last `close`."""
         self._closes = 0
-        self._busy: set[Connection] = set()
+        self._local = False
+        """The newest connection goes through a Unix socket."""
+        self._busy: dict[Connection, float] = {}
+        """Those that somebody uses, and since when (monotonic)."""
+        self.longest = 0.0
+        """Seconds that the longest transaction took which was not ended, since somebody has set this to 0."""
         self._running: dict[Connection, float] = {}
         """What a statement runs on, and since when (monotonic)."""
         self._lock = threading.Lock()
@@ -124,8 +162,12 @@ class Database:
         else:
             statement = self.mapping.compose(keys)
             parameters = {kind: list(values) for kind, values in keys.items()}
-        declare = f"{self.mapping.locks};\nDECLARE pads_cdc_read NO SCROLL CURSOR FOR {statement}"
-        return Read(self, declare, parameters, self._encode, FIRST_CHUNK if at_once else 0)
+        first = FIRST_CHUNK if at_once else 0
+        return Read(self, f"{self._locks}{_declare(statement)}", parameters, self._encode, first)
+
+    @property
+    def _locks(self) -> str:
+        return _LOCK.format(locks=self.mapping.locks)
 
     def open(self) -> Future[Read]:
         """Have a read of the whole mapping opened in another thread: its first rows may take a while.
@@ -154,7 +196,12 @@ class Database:
     @property
     def at_once(self) -> int:
         """A read of fewer rows has all of them with its first round trip."""
-        return FIRST_CHUNK
+        return min(FIRST_CHUNK, self.most_at_once)
+
+    @property
+    def most_at_once(self) -> int:
+        """A round trip brings no more rows."""
+        return _LOCAL_CHUNK if self._local else CHUNK
 
     def evidence(self) -> Evidence:
         """Ask what a read would see now, without reading.
@@ -163,8 +210,7 @@ class Database:
             SourceError, Refusal: the server does not answer.
 
         """
-        statement = f"DECLARE pads_cdc_read NO SCROLL CURSOR FOR {self.mapping.header}"
-        with Read(self, statement, {}, self._encode) as read:
+        with Read(self, _declare(self.mapping.header), {}, self._encode) as read:
             return read.evidence
 
     def parents(self, rules: Collection[Rule]) -> dict[Rule, list[tuple[str, str]]]:
@@ -177,8 +223,24 @@ class Database:
         found: dict[Rule, list[tuple[str, str]]] = {}
         for rule in rules:
             if rule.parents is not None:
-                rows = self.query(self.mapping.queries[rule.parents])
-                found[rule] = [(str(row), str(parent)) for row, parent in rows]
+                found[rule] = self._all_parents(self.mapping.queries[rule.parents])
+        return found
+
+    def _all_parents(self, query: str) -> list[tuple[str, str]]:
+        connection = self.take()
+        found: list[tuple[str, str]] = []
+        with self.or_closed(connection):
+            with self.running(connection) as cursor:
+                cursor.execute(f"{self.begin(connection)}{self._locks}{_declare(query)}", {})
+            more = True
+            while more:
+                with self.running(connection) as cursor:
+                    cursor.execute(f"FETCH FORWARD {self.most_at_once} FROM pads_cdc_read")
+                    found += ((str(row), str(parent)) for row, parent in cursor)
+                    more = cursor.rowcount > 0
+            with self.running(connection) as cursor:
+                cursor.execute("COMMIT")
+        self.give_back(connection)
         return found
 
     def query(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
@@ -189,31 +251,47 @@ class Database:
 
         """
         connection = self.take()
+        with self.or_closed(connection), self.running(connection) as cursor:
+            cursor.execute(self.begin(connection) + statement, {**(parameters or {})})
+            rows = cursor.fetchall()
+            cursor.execute("COMMIT")
+        self.give_back(connection)
+        return rows
+
+    @contextmanager
+    def or_closed(self, connection: Connection) -> Iterator[None]:
+        """Close the connection if anything fails on it, and translate what the driver says.
+
+        Raises:
+            SourceError, Refusal: of the driver's errors.
+
+        """
         try:
-            with self.running(connection) as cursor:
-                cursor.execute(self.begin(connection) + statement, {**(parameters or {})})
-                rows = cursor.fetchall()
-                cursor.execute("COMMIT")
-        except Exception as error:
+            yield
+        except Exception as error:  # also what is no text in our encoding, in either direction
+            with self._lock:
+                ended = connection in self._ended
             self.discard(connection)
+            if ended:
+                text = "a read was ended so that somebody gets a lock on a table of the mapping"
+                raise SourceError("gave_way", text) from error
             if isinstance(error, psycopg2.Error):
                 raise translate(error, self.address.setting) from error
             raise
-        self.give_back(connection)
-        return rows
 
     def begin(self, connection: Connection) -> str:
         """Return the statements that a read begins with; to be executed together with what follows."""
         search_path = f"{quote_ident(self._schema, connection)}, pg_temp".replace("%", "%%")
-        return f"{begin(connection)}SET LOCAL search_path = {search_path};{_BEFORE}"
+        return f"{begin(connection)}{_LIMITS}SET LOCAL search_path = {search_path};{_BEFORE}"
 
     def take(self) -> Connection:
         """Return a connection that nobody uses."""
         with self._lock:
             connection, closes = self._idle.pop() if self._idle else None, self._closes
         connection = connection or self.address.connect()
+        self._local = (connection.info.host or "/").startswith(("/", "@"))
         with self._lock:
-            self._busy.add(connection)
+            self._busy[connection] = time.monotonic()
             if closes != self._closes:
                 self._closed.add(connection)
         return connection
@@ -222,8 +300,9 @@ class Database:
         """Keep a connection without a transaction for the next read, unless `close` has come since."""
         with self._lock:
             kept = connection not in self._closed
+            kept = kept and connection not in self._ended
             if kept:
-                self._busy.discard(connection)
+                self.longest = max(self.longest, time.monotonic() - self._busy.pop(connection))
                 self._idle.append(connection)
         if not kept:
             self.discard(connection)
@@ -231,7 +310,8 @@ class Database:
     def discard(self, connection: Connection) -> None:
         """Close a connection that is in doubt."""
         with self._lock:
-            self._busy.discard(connection)
+            self._busy.pop(connection, None)
+            self._ended.discard(connection)
             self._closed.discard(connection)
         with suppress(psycopg2.Error):
             connection.close()
@@ -258,8 +338,24 @@ class Database:
         with self._lock:  # nothing that runs is closed meanwhile, so that the descriptor is its own
             for connection, began in self._running.items():
                 if began < began_before:
-                    with socket.socket(fileno=os.dup(connection.fileno())) as line, suppress(OSError):
-                        line.shutdown(socket.SHUT_RDWR)
+                    _cut(connection)
+
+    def age(self) -> float:
+        """Return for how long the oldest transaction has been open, in seconds; 0.0 if there is none."""
+        with self._lock:
+            return max((time.monotonic() - began for began in self._busy.values()), default=0.0)
+
+    def give_way(self, after: float) -> None:
+        """End the transactions that have been open for longer than ``after`` seconds, from another thread.
+
+        The server lets go of their locks. Whoever reads there gets a SourceError, and does it again.
+        """
+        began_before = time.monotonic() - after
+        with self._lock:  # nothing that is in use is closed meanwhile
+            for connection, began in self._busy.items():
+                if began < began_before:
+                    self._ended.add(connection)
+                    _cut(connection)
 
     def cancel(self) -> None:
         """End what is being read, from another thread; that read raises a SourceError."""
@@ -272,7 +368,7 @@ class Database:
         """Keep no connection of those that there are: the server is another one now, or shuts down."""
         with self._lock:
             idle, self._idle = self._idle, []
-            self._closed |= self._busy
+            self._closed |= self._busy.keys()
             self._closes += 1
         for connection in idle:
             connection.close()
@@ -298,8 +394,9 @@ class Read:
         except Refusal:
             database.discard(self._connection)
             raise
+        first = min(first, database.most_at_once)
         fetch = f"FETCH FORWARD {first + 1} FROM pads_cdc_read"
-        rows = self._fetch(database.begin(self._connection) + f"{declare};\n{fetch}", parameters)
+        rows = self._fetch(database.begin(self._connection) + f"{declare}{fetch}", parameters)
         header = rows.pop(0) if rows else (None,)
         if header[0] is None:
             self.close()
@@ -328,6 +425,7 @@ class Read:
             SourceError, Refusal: the rest cannot be had; what was handed over so far is true nevertheless.
 
         """
+        size = min(size, self._database.most_at_once)
 
         def fetch() -> list[tuple[Any, ...]]:
             return self._fetch(f"FETCH FORWARD {size} FROM pads_cdc_read")
@@ -432,17 +530,24 @@ class Read:
         if connection is None:
             raise SourceError("closed", "the read was closed")
         try:
-            with self._database.running(connection) as cursor:
+            with self._database.or_closed(connection), self._database.running(connection) as cursor:
                 register_type(_AS_PRINTED, cursor)
                 register_type(_LISTS_AS_PRINTED, cursor)
                 cursor.execute(statement, parameters)
                 return cursor.fetchall()
-        except Exception as error:  # also what is no text in our encoding, in either direction
+        except BaseException:
             self._connection = None
-            self._database.discard(connection)
-            if isinstance(error, psycopg2.Error):
-                raise translate(error, self._database.address.setting) from error
             raise
+
+
+def _declare(statement: str) -> str:
+    return f"DECLARE pads_cdc_read NO SCROLL CURSOR FOR {statement};\n"
+
+
+def _cut(connection: Connection) -> None:
+    """Hang up, so that both ends notice; the connection is closed by whoever uses it."""
+    with suppress(psycopg2.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)
 
 
 def _evidence(header: tuple[bytes, ...]) -> Evidence:

@@ -9,7 +9,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cdc.errors import PadsCdcError
+from cdc.errors import PadsCdcError, gives_way
 from cdc.observer import ReconcileSeen
 from cdc.requery.audit import Audit
 
@@ -108,8 +108,11 @@ class Auditor:
         try:
             differing = audit.turn(requery.done_up_to, requery.read_up_to)
         except PadsCdcError as error:
-            requery.audit, self._failing = None, True
+            requery.audit = None
             self._due_at = time.monotonic() + _AGAIN
+            if gives_way(error):
+                return
+            self._failing = True
             self._observer.trouble(_TROUBLE, f"audits fail: {error}")
             raise
         if self._failing:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from cdc.errors import PadsCdcError
+from cdc.errors import PadsCdcError, gives_way
 from cdc.failpoints import reach
 from cdc.observer import ReconcileSeen
 from cdc.postgres.gate import Gate
@@ -46,6 +46,10 @@ _WAIT_FIRST, _WAIT_MOST = 0.0005, 0.02
 """Seconds between looks at a gate that is shut: a commit becomes visible within microseconds, or it hangs."""
 _RETRY_FIRST, _RETRY_MOST = 0.05, 2.0
 """Seconds between attempts when the database does not answer."""
+_COME_BACK = 0.1
+"""Seconds between attempts while somebody else has locks on the tables."""
+_PATIENCE = 5.0
+"""Seconds for which that is no trouble: a migration is over by then, as a rule."""
 _MANY = 64
 """Waiting tasks that are kept apart; more are merged, since each costs a look."""
 _ABREAST = 3
@@ -97,6 +101,8 @@ class Requery:
         self._look_at = 0.0
         self._pause, self._retry = _WAIT_FIRST, _RETRY_FIRST
         self.failing = False
+        self._waits_since: float | None = None
+        """When somebody else began to go first."""
         self.history: Timeline | None = None
         """The history of the slot's server, once that is known: reads of any other do not count."""
         self.read_up_to: Lsn = 0
@@ -253,11 +259,21 @@ class Requery:
                 if read in self._reads and not read.read.waiting:
                     self._step(read)
         except PadsCdcError as error:
-            self.failing = True
-            self._observer.trouble(_TROUBLE, f"re-queries fail: {error}")
-            self._retry = min(self._retry * 2, _RETRY_MOST)
-            self._look_at = time.monotonic() + self._retry
+            self._failed(error)
             raise
+
+    def _failed(self, error: PadsCdcError) -> None:
+        self.failing = True
+        now = time.monotonic()
+        if gives_way(error):
+            self._waits_since = self._waits_since or now
+            self._look_at = now + _COME_BACK
+            if now - self._waits_since < _PATIENCE:
+                return
+        else:
+            self._retry = min(self._retry * 2, _RETRY_MOST)
+            self._look_at = now + self._retry
+        self._observer.trouble(_TROUBLE, f"re-queries fail: {error}")
 
     def _look(self) -> None:
         """Try the tasks that wait, and read those whose gate is open: with one statement what is named by id,
@@ -483,7 +499,7 @@ class Requery:
 
     def _recovered(self) -> None:
         if self.failing:
-            self.failing, self._retry = False, _RETRY_FIRST
+            self.failing, self._retry, self._waits_since = False, _RETRY_FIRST, None
             self._observer.trouble(_TROUBLE, None)
 
     def _tell_origin(self, read: OpenRead) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cdc.checks import Site
     from cdc.mapping.tables import Index, Table
 
-_LOCK_TIMEOUT = "SET lock_timeout = '5s';"
+_LOCK_TIMEOUT = "SET lock_timeout = '2s';"
 """ALTER TABLE takes a short lock that excludes readers: rather fail than let them queue behind it."""
 
 

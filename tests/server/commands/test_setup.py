@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import stat
 import threading
+import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -257,6 +259,40 @@ def test_a_lock_that_cannot_be_had_is_one_line_and_the_next_run_goes_on(admin: A
         cursor.execute("ROLLBACK")
     assert admin.setup()[-1].startswith("ALTER TABLE public.portal_application_settings REPLICA IDENTITY")
     assert admin.setup() == []
+
+
+def test_setup_keeps_no_writer_waiting(admin: Admin) -> None:
+    """Indexes are built beside the writers, also while a transaction is open that the build waits for."""
+    fill(admin.database, 20_000)
+    admin.database.execute("DROP INDEX IF EXISTS portal_applications_account_id_idx, accounts_plan_type_idx")
+    oldest = admin.database.connect()
+    oldest.autocommit = False
+    oldest.cursor().execute("UPDATE portal_applications SET account_id = account_id WHERE id = 'app_2'")
+    waits: list[float] = []
+    ending = threading.Event()
+
+    def write() -> None:
+        with closing(psycopg2.connect(admin.database.url())) as session, session.cursor() as cursor:
+            session.autocommit = True
+            while not ending.wait(0.002):
+                began = time.monotonic()
+                cursor.execute("UPDATE portal_applications SET account_id = account_id WHERE id = 'app_1'")
+                waits.append(time.monotonic() - began)
+
+    writer = threading.Thread(target=write)
+    building = threading.Thread(target=admin.setup)
+    writer.start()
+    building.start()
+    waiting = "SELECT count(*) FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting%'"
+    wait_until(lambda: admin.database.value(waiting) == 1, "the build waits")
+    seen = len(waits)
+    wait_until(lambda: len(waits) > seen + 100, "the writer goes on")
+    oldest.rollback()
+    building.join(60)
+    ending.set()
+    writer.join(10)
+    assert admin.setup() == []
+    assert max(waits) < 2.5
 
 
 def test_row_level_security(admin: Admin, check: Check) -> None:

@@ -1,0 +1,90 @@
+"""Ends reads while somebody waits for their locks: migrations go first.
+
+A read holds ACCESS SHARE on the mapping's tables, which only ACCESS EXCLUSIVE waits for: a migration, and
+behind it everybody else, also those who only want to read or write a row. A read of a million endpoints takes
+seconds. So it is ended, which lets go of its locks at once, and done again when the migration is through.
+
+Somebody who migrates all the time would keep such a read from ever getting through. So the more often reads
+have been ended before one of that length got through, the longer we let others wait, and never for more than
+some seconds.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import psycopg2
+
+from cdc.fault import Fault
+from cdc.postgres.errors import translated
+from cdc.postgres.session import ask
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
+
+    from cdc.observer import Observer
+    from cdc.postgres.database import Database
+
+_TICK = 0.5
+"""Seconds between looks, and for which a read is let be."""
+_PATIENCE_FIRST, _PATIENCE_MOST = 0.5, 2.5
+"""Seconds that somebody has waited when reads are ended for them."""
+_FORGET = 60.0
+"""Seconds after which it counts no more that reads were ended."""
+
+
+class LockWatch(threading.Thread):
+    """Looks while a read lasts, on a connection of its own, until `stop`. It may wait for the server."""
+
+    def __init__(self, database: Database, query: str, observer: Observer) -> None:
+        """``query`` is `Blocked`."""
+        super().__init__(name="lock-watch", daemon=True)
+        self._database = database
+        self._query = query
+        self._fault = Fault(observer, "lock_watch")
+        self._connection: Connection | None = None
+        self._patience = _PATIENCE_FIRST
+        self._ended_at = time.monotonic()
+        self._ended_age = 0.0
+        """Seconds that a read had taken which was ended."""
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Look until `stop`."""
+        while not self._stopping.wait(_TICK):
+            if self._database.age() < _TICK:
+                continue
+            try:
+                self._look()
+                self._fault.over()
+            except Exception as error:  # noqa: BLE001 - the thread's boundary: it must not end without a word
+                self._fault.met(error)
+                self._close()
+        self._close()
+
+    def stop(self) -> None:
+        """Ask the thread to end; it does so at once, unless the server is frozen."""
+        self._stopping.set()
+
+    def _look(self) -> None:
+        now, database = time.monotonic(), self._database
+        if database.longest >= self._ended_age or now - self._ended_at > _FORGET:
+            self._patience, self._ended_age = _PATIENCE_FIRST, 0.0
+        if self._connection is None:
+            self._connection = database.address.connect()
+        with translated(database.address.setting):
+            [(blocked,)] = ask(self._connection, self._query, {"patience": self._patience})
+        if blocked:
+            self._ended_at, self._ended_age = now, max(self._ended_age, database.age())
+            self._patience = min(2 * self._patience, _PATIENCE_MOST)
+            database.longest = 0.0
+            database.give_way(_TICK)
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg2.Error):
+                connection.close()

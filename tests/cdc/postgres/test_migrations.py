@@ -1,0 +1,338 @@
+"""Migrations go first: none is a deadlock's victim, or waits for long, because we read its tables."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import psycopg2
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cdc.errors import PadsCdcError, SourceError, gives_way
+from cdc.mapping.mapping import load, server_queries
+from cdc.postgres.connection import Address
+from cdc.postgres.database import CHUNK, Database
+from cdc.postgres.lock_watch import LockWatch
+from server.commands.demo.cluster import ephemeral_cluster
+from server.observe.fanout import Listener
+from tests.cdc.postgres.test_database import encode
+from tests.plugins.server import fill, wait_until
+from tests.support import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from server.commands.demo.cluster import Cluster
+    from tests.plugins import postgres
+    from tests.plugins.pgbouncer import PoolerFactory
+    from tests.plugins.postgres import DatabaseFactory, Replicated
+
+STEPS = (
+    "LOCK TABLE pay_plans IN ACCESS EXCLUSIVE MODE",
+    "LOCK TABLE accounts IN ACCESS EXCLUSIVE MODE",
+    "LOCK TABLE portal_applications IN ACCESS EXCLUSIVE MODE",
+    "LOCK TABLE portal_application_settings IN ACCESS EXCLUSIVE MODE",
+    "ALTER TABLE pay_plans ADD COLUMN IF NOT EXISTS note TEXT",
+    "ALTER TABLE accounts ADD COLUMN IF NOT EXISTS note TEXT",
+    "ALTER TABLE portal_applications ADD COLUMN IF NOT EXISTS note TEXT",
+    "ALTER TABLE portal_application_settings ALTER secret_key SET DEFAULT 'none'",
+    "TRUNCATE portal_applications CASCADE",
+    "TRUNCATE pay_plans CASCADE",
+    "REINDEX TABLE accounts",
+    "REINDEX INDEX portal_applications_pkey",
+    "CREATE INDEX ON portal_applications (account_id)",
+    "DROP INDEX IF EXISTS portal_applications_account_id_idx",
+)
+
+
+class Readers:
+    """Threads that read as the applier does: again at once, after a while when somebody else goes first."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._ending = threading.Event()
+        self.faults: list[PadsCdcError] = []
+        self.reads = self.gave_way = 0
+        kinds: tuple[dict[str, set[str]] | None, ...] = (None, {"EndpointsOfPlans": {"plan_0"}})
+        self._threads = [threading.Thread(target=self._read, args=(keys,)) for keys in kinds]
+        for thread in self._threads:
+            thread.start()
+
+    def _read(self, keys: dict[str, set[str]] | None) -> None:
+        while not self._ending.is_set():
+            try:
+                with self._database.read(keys) as read:
+                    for _ in read.chunks():
+                        pass
+                self.reads += 1
+            except PadsCdcError as error:
+                self.gave_way += 1
+                if not gives_way(error):
+                    self.faults.append(error)
+                self._ending.wait(0.02)
+
+    def stop(self) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join(30)
+
+
+@contextmanager
+def watched(database: Database) -> Iterator[LockWatch]:
+    watch = LockWatch(database, server_queries()["Blocked"], Listener())
+    watch.start()
+    try:
+        yield watch
+    finally:
+        watch.stop()
+        watch.join(10)
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Cluster]:
+    """A server that looks for deadlocks soon, so that many orders can be tried."""
+    with ephemeral_cluster({"deadlock_timeout": "150ms"}) as cluster:
+        yield cluster
+
+
+def database_of(url: Callable[[], str], wake: Callable[[], object] = lambda: None) -> Database:
+    return Database(Address(url, "QUERY_CONNECTION_STRING"), load("grove"), "public", encode, wake)
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    print_blob=True,
+)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(STEPS), st.sampled_from([0.0, 0.03, 0.08, 0.2])), min_size=2, max_size=5
+    )
+)
+def test_no_migration_is_ever_a_deadlocks_victim(
+    hasty: Cluster, database_factory: DatabaseFactory, migration: list[tuple[str, float]]
+) -> None:
+    """Whatever it does, to which tables, in which order, while we read them."""
+    database = _shared(hasty, database_factory)
+    reader = database_of(database.url)
+    readers = Readers(reader)
+    try:
+        session = psycopg2.connect(database.url(), options="-c lock_timeout=5s")
+        with session.cursor() as cursor:
+            for statement, pause in migration:
+                cursor.execute(statement)  # a DeadlockDetected or a LockNotAvailable fails the test
+                time.sleep(pause)  # readers come and wait: here the time itself is the point
+        session.rollback()
+        session.close()
+    finally:
+        readers.stop()
+        reader.close()
+    assert readers.faults == []
+
+
+_DATABASES: dict[int, postgres.Database] = {}
+
+
+def _shared(cluster: Cluster, database_factory: DatabaseFactory) -> postgres.Database:
+    """Make the database once, whatever the number of examples."""
+    if cluster.port not in _DATABASES:
+        _DATABASES[cluster.port] = database_factory(cluster=cluster)
+        fill(_DATABASES[cluster.port], 5_000, plans=2)
+    return _DATABASES[cluster.port]
+
+
+@pytest.mark.parametrize(
+    ("setting", "lock", "all_locks"),
+    [("1s", "400ms", "0.5s"), ("1h", "400ms", "0.5s"), ("500ms", "200ms", "0.25s"), ("1ms", "1ms", "0.25s")],
+)
+def test_locks_are_waited_for_less_long_than_the_server_waits_to_look_for_deadlocks(
+    database: postgres.Database, setting: str, lock: str, all_locks: str
+) -> None:
+    database.execute(f"ALTER DATABASE {database.name} SET deadlock_timeout = '{setting}'")
+    reader = database_of(database.url)
+    assert reader.query("SHOW lock_timeout") == [(lock,)]
+    assert reader.query("SELECT current_setting('pads_cdc.patience')") == [(all_locks,)]
+    reader.close()
+
+
+def test_a_lock_that_is_not_to_be_had_is_not_waited_for_while_others_are_held(
+    database: postgres.Database,
+) -> None:
+    """With the production's deadlock_timeout, 1 s: the last table of our order first, then the first one."""
+    fill(database, 10)
+    reader = database_of(database.url)
+    readers = Readers(reader)
+    try:
+        for _ in range(3):
+            session = psycopg2.connect(database.url())
+            with session.cursor() as cursor:
+                cursor.execute("ALTER TABLE portal_application_settings ADD COLUMN note TEXT")
+                before = readers.gave_way
+                wait_until(lambda: readers.gave_way > before, "a reader has met the lock")  # noqa: B023
+                began = time.monotonic()
+                cursor.execute("ALTER TABLE pay_plans ADD COLUMN note TEXT")
+                assert time.monotonic() - began < 0.9, "a reader's locks were waited for"
+            session.rollback()
+            session.close()
+    finally:
+        readers.stop()
+        reader.close()
+    assert readers.faults == []
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_read_that_lasts_gives_way_to_whoever_waits_for_its_locks(
+    database: postgres.Database, pooler: PoolerFactory, pooled: bool
+) -> None:
+    """Also while nothing of it runs: its rows are still being applied."""
+    fill(database, 3 * CHUNK)
+    url = pooler(database, database.cluster.port) if pooled else database.url()
+    reader = database_of(lambda: url)
+    with watched(reader):
+        read = reader.read()
+        chunks = read.chunks()
+        next(chunks)
+        began = time.monotonic()
+        database.execute("ALTER TABLE accounts ADD COLUMN note TEXT")
+        assert time.monotonic() - began < 3
+        with pytest.raises(SourceError, match="gets a lock") as error:
+            for _ in chunks:
+                pass
+        assert error.value.reason == "gave_way"
+        assert gives_way(error.value)
+        with reader.read() as again:
+            assert sum(map(len, again.chunks())) == 3 * CHUNK
+    reader.close()
+
+
+def test_a_read_that_keeps_nobody_waiting_goes_on(database: postgres.Database) -> None:
+    """Somebody waits, for somebody else's lock."""
+    fill(database, 3 * CHUNK)
+    database.execute("CREATE TABLE others ()")
+    holder, waiter = database.connect(), database.connect()
+    holder.autocommit = False
+    holder.cursor().execute("LOCK TABLE others IN ACCESS SHARE MODE")
+
+    def wait() -> None:
+        with suppress(psycopg2.Error):
+            waiter.cursor().execute("ALTER TABLE others ADD COLUMN note TEXT")
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    reader = database_of(database.url)
+    with watched(reader), reader.read() as read:
+        found = 0
+        for chunk in read.chunks():
+            found += len(chunk)
+            looked = reader.age() + 0.8
+            wait_until(lambda until=looked: reader.age() > until, "another look")  # type: ignore[misc]
+        assert found == 3 * CHUNK
+    holder.rollback()
+    waiting.join(30)
+    reader.close()
+
+
+def test_a_standby_that_replays_a_migration_does_not_wait_for_our_reads(
+    standby17: Replicated, database_factory: DatabaseFactory
+) -> None:
+    """It would wait for 30 s (max_standby_streaming_delay), and so would commits with remote_apply."""
+    primary = database_factory(cluster=standby17.primary)
+    fill(primary, 3 * CHUNK)
+    standby17.wait_replayed()
+    reader = database_of(primary.on(standby17.standby).url)
+    with watched(reader):
+        chunks = reader.read().chunks()
+        next(chunks)
+        primary.execute("ALTER TABLE accounts ADD COLUMN note TEXT")
+        began = time.monotonic()
+        standby17.wait_replayed()
+        assert time.monotonic() - began < 5
+        with pytest.raises(SourceError):
+            for _ in chunks:
+                pass
+    reader.close()
+
+
+def test_an_index_that_is_built_beside_the_writers_does_not_wait_for_our_reads(
+    database: postgres.Database,
+) -> None:
+    """It waits for every transaction that may still see the table without it."""
+    fill(database, 3 * CHUNK)
+    reader = database_of(database.url)
+    with watched(reader):
+        chunks = reader.read().chunks()
+        next(chunks)
+        began = time.monotonic()
+        database.execute("CREATE INDEX CONCURRENTLY ON portal_applications (account_id)")
+        assert time.monotonic() - began < 5
+        with pytest.raises(SourceError):
+            for _ in chunks:
+                pass
+    reader.close()
+
+
+@pytest.mark.slow
+def test_reads_are_ended_later_and_later_and_never_after_more_than_some(
+    database: postgres.Database,
+) -> None:
+    """Whoever migrates again and again would keep a long read from ever getting through."""
+    fill(database, 3 * CHUNK)
+    reader = database_of(database.url)
+    ending = threading.Event()
+
+    def read_slowly() -> None:
+        while not ending.is_set():
+            with suppress(PadsCdcError), reader.read() as read:
+                for _ in read.chunks(100):
+                    ending.wait(0.3)  # each chunk is being applied: 15 s in all
+
+    thread = threading.Thread(target=read_slowly)
+    held = "SELECT count(*) FROM pg_locks WHERE relation = 'accounts'::regclass AND granted"
+    with watched(reader):
+        thread.start()
+        waits = []
+        for number in range(5):
+            wait_until(lambda: database.value(held) > 0, "it reads")
+            began = time.monotonic()
+            database.execute(f"ALTER TABLE accounts ALTER plan_type SET DEFAULT 'plan_{number}'")
+            waits.append(time.monotonic() - began)
+        ending.set()
+    thread.join(30)
+    assert waits[0] < 2, waits
+    assert max(waits[2:]) > 2, waits
+    assert max(waits) < 5, waits
+    reader.close()
+
+
+_HOLDER = """
+import sys
+from cdc.mapping.mapping import load
+from cdc.postgres.connection import Address
+from cdc.postgres.database import Database
+database = Database(Address(lambda: sys.argv[1], "TEST"), load("grove"), "public", repr)
+database.query("SELECT pg_sleep(50) FROM (SELECT count(*) FROM public.accounts) AS rows")
+"""
+
+
+def test_a_statement_of_a_process_that_was_killed_ends(database: postgres.Database) -> None:
+    """The server looks whether its client is still there: a lock is not held to the statement's end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, database.url()],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    held = "SELECT count(*) FROM pg_locks WHERE relation = 'accounts'::regclass AND granted"
+    wait_until(lambda: database.value(held) > 0, "it holds the lock")
+    process.kill()
+    process.communicate()
+    began = time.monotonic()
+    database.execute("ALTER TABLE accounts ADD COLUMN note TEXT")
+    assert time.monotonic() - began < 5
