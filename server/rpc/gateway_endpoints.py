@@ -20,6 +20,7 @@ from pads_cdc_client.pb.gateway_endpoint_pb2 import AuthDataRequest, AuthDataUpd
 from cdc.store.log import OutlivedError
 from cdc.store.replay import Replay
 from server.rpc.calls import NOT_READY, OTHER_MAP, READY_SECONDS, counted, unavailable
+from server.rpc.fetches import Fetches
 from server.wire import field
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class GatewayEndpoints:
         self._hub = hub
         self._subscribers = subscribers
         self._metrics = metrics
+        self._fetches = Fetches()
         self._warned = False
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -77,19 +79,32 @@ class GatewayEndpoints:
         """Return the whole map as an ``AuthDataResponse``."""
         with counted(self._metrics, "FetchAuthDataSync", context):
             await self._ready(context)
-            parts: list[bytes] = []
-            for index, entry in enumerate(self._store.live()):
-                if entry.payload is not None:
-                    parts.append(_map_entry(entry.id, entry.payload))
-                if index % _SLICE == _SLICE - 1:
-                    await asyncio.sleep(0)  # others are served in between
-            response = b"".join(parts)
+            await self._fetches.turn(context)
+            await self._ready(context)  # a turn may take its time
+            response = await self._everything()
+            self._fetches.answered(len(response))
             if len(response) > DEFAULT_CLIENT_BYTES and not self._warned:
                 self._warned = True
                 _log.warning(
-                    "fetch is larger than default clients accept", bytes=len(response), endpoints=len(parts)
+                    "fetch is larger than default clients accept",
+                    bytes=len(response),
+                    endpoints=len(self._store),
                 )
             return response
+
+    async def _everything(self) -> bytes:
+        slices: list[bytes] = []
+        live = self._store.live()
+        for start in range(0, len(live), _SLICE):
+            slices.append(
+                b"".join(
+                    _map_entry(entry.id, entry.payload)
+                    for entry in live[start : start + _SLICE]
+                    if entry.payload is not None
+                )
+            )
+            await asyncio.sleep(0)  # others are served in between
+        return b"".join(slices)
 
     async def stream(self, _: AuthDataUpdatesRequest, context: _Context) -> AsyncIterator[bytes]:
         """Yield ``AuthDataUpdate``s for ever: deletes and upserts of everything, and before those what

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+import grpc
 import pytest
+from pads_cdc_client.pb.gateway_endpoint_pb2 import AuthDataRequest
+from pads_cdc_client.pb.gateway_endpoint_pb2_grpc import GatewayEndpointsStub
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
-from tests.plugins.server import fill, wait_equal, wait_until
+from tests.plugins.server import DEADLINE, fill, wait_equal, wait_until
+from tests.support.crowd import Stalled
 
 if TYPE_CHECKING:
     from tests.plugins.figures import Figure
@@ -43,6 +50,35 @@ WHERE database = current_database()
 def resident(server: Server) -> int:
     """Return the bytes of memory that the server's process has now."""
     return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * _PAGE
+
+
+class Peak:
+    """Looks at a server's memory while the context lasts."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._before = resident(server)
+        self.most = 0
+        """The most that there was beyond what there was before."""
+        self._stopped = threading.Event()
+        self._looking = threading.Thread(target=self._look)
+
+    @property
+    def shown(self) -> str:
+        """The most, for people."""
+        return f"{self.most / MIB:.0f} MiB"
+
+    def __enter__(self) -> Self:
+        self._looking.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._looking.join(DEADLINE)
+
+    def _look(self) -> None:
+        while not self._stopped.wait(0.02):
+            self.most = max(self.most, resident(self._server) - self._before)
 
 
 def commit(database: Database, transactions: int) -> None:
@@ -131,3 +167,190 @@ def test_small_transactions_while_the_standby_that_is_queried_does_not_replay(
     wait_equal(client, primary, deadline=120)
     assert grown < 150 * MIB
     assert server.stop() == 0
+
+
+def fill_many(database: Database, applications: int) -> None:
+    """As `fill`, beyond the statement timeout of the tests' sessions."""
+    with closing(database.connect()) as session, session.cursor() as cursor:
+        cursor.execute("SET statement_timeout = 0")
+        cursor.execute(
+            """
+            INSERT INTO pay_plans SELECT 'plan_' || g, g * 1000, g FROM generate_series(0, 9) g;
+            INSERT INTO accounts SELECT 'acc_' || g, 'plan_' || (g %% 10)
+                FROM generate_series(0, %(count)s / 10) g;
+            INSERT INTO portal_applications SELECT 'app_' || g, 'acc_' || (g / 10)
+                FROM generate_series(1, %(count)s) g;
+            INSERT INTO portal_application_settings (application_id, secret_key, secret_key_required)
+                SELECT 'app_' || g, 'key_' || g, true FROM generate_series(1, %(count)s) g;
+            ANALYZE
+            """,
+            {"count": applications},
+        )
+
+
+_MANY = 300_000
+
+
+def test_a_transaction_of_more_rows_than_are_named(
+    database: Database, serve: ServerFactory, gateway: GatewayFactory, figure: Figure
+) -> None:
+    """1.2 million rows of 300,000 endpoints, twice over."""
+    fill_many(database, _MANY)
+    server = serve(database).wait_ready()
+    client = gateway(server)
+    wait_equal(client, database, deadline=300)
+    with Peak(server) as watched:
+        with closing(database.connect()) as session, session.cursor() as cursor:
+            cursor.execute("SET statement_timeout = 0; BEGIN")
+            for number in range(4):
+                cursor.execute(
+                    "UPDATE portal_application_settings SET secret_key = md5(%s || id)", (str(number),)
+                )
+            cursor.execute("COMMIT")
+        wait_equal(client, database, deadline=300)
+    figure(f"one transaction of {4 * _MANY:,} rows: {watched.shown}")
+    assert watched.most < 300 * MIB
+    assert server.stop() == 0
+
+
+def test_a_transaction_of_ten_thousand_subtransactions(
+    database: Database, serve: ServerFactory, gateway: GatewayFactory, figure: Figure
+) -> None:
+    fill(database, _APPLICATIONS)
+    server = serve(database).wait_ready()
+    client = gateway(server)
+    wait_equal(client, database)
+    before = resident(server)
+    database.execute(
+        """
+        DO $$ BEGIN
+            FOR number IN 1..10000 LOOP
+                BEGIN
+                    UPDATE portal_application_settings SET secret_key = md5('sub' || number)
+                        WHERE application_id = 'app_' || (1 + number % 2000);
+                EXCEPTION WHEN division_by_zero THEN NULL;
+                END;
+            END LOOP;
+        END $$
+        """
+    )
+    wait_equal(client, database)
+    grown = resident(server) - before
+    figure(f"one transaction of 10,000 subtransactions: {grown / MIB:.0f} MiB")
+    assert grown < 50 * MIB
+    assert server.stop() == 0
+
+
+def test_clients_that_take_nothing_of_what_they_fetch(
+    database: Database, serve: ServerFactory, figure: Figure
+) -> None:
+    fill_many(database, _MANY)
+    server = serve(database).wait_ready()
+    with grpc.insecure_channel(
+        f"127.0.0.1:{server.grpc}", options=[("grpc.max_receive_message_length", -1)]
+    ) as channel:
+        fetch = GatewayEndpointsStub(channel).FetchAuthDataSync
+        size = fetch(AuthDataRequest()).ByteSize()
+        with Peak(server) as watched, Stalled(server.grpc) as stalled:
+            stalled.connect(50, lambda one: one.call(1, b"/proto.GatewayEndpoints/FetchAuthDataSync"))
+            stalled.wait(count=2)
+            waiting = fetch.future(AuthDataRequest(), timeout=10 * DEADLINE)
+            wait_until(lambda: watched.most > 2 * size, "answers wait to be taken")
+            stalled.close()
+            assert len(waiting.result().endpoints) == _MANY, "who takes its answer gets it once they are gone"
+    figure(f"50 clients that take nothing of {size / MIB:.0f} MiB that they fetch: {watched.shown}")
+    assert watched.most < 256 * MIB + 4 * size
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "opening"),
+    [
+        pytest.param(
+            b"/pads.cdc.v1.EndpointFeedService/Watch",
+            pb.WatchRequest(open=pb.Open(client_id="stalled")).SerializeToString(),
+            id="feed",
+        ),
+        pytest.param(b"/proto.GatewayEndpoints/StreamAuthDataUpdates", b"", id="old contract"),
+    ],
+)
+def test_a_thousand_subscribers_that_take_nothing(
+    database: Database,
+    serve: ServerFactory,
+    gateway: GatewayFactory,
+    figure: Figure,
+    path: bytes,
+    opening: bytes,
+    request: pytest.FixtureRequest,
+) -> None:
+    """They stall in the midst of what they are sent first, while all of it changes and a tenth is deleted."""
+    fill_many(database, 50_000)
+    server = serve(database, MAX_CONCURRENT_SNAPSHOTS="1000").wait_ready()
+    database.execute("DELETE FROM portal_applications WHERE id LIKE '%7'")
+    wait_until(lambda: server.metric("pads_cdc_endpoints") == 45_000, "tombstones")
+    before = resident(server)
+    with Stalled(server.grpc) as stalled:
+        stalled.connect(1_000, lambda one: one.call(1, path, message=opening, more=bool(opening)))
+        stalled.wait()
+        assert server.metric("pads_cdc_subscribers") == 1_000
+        database.execute("UPDATE pay_plans SET throughput_limit = throughput_limit + 1")
+        wait_equal(gateway(server, fetch=False), database, deadline=120)
+        grown = resident(server) - before
+    each = f"{grown / 1000 / 1024:.0f} KiB each"
+    figure(f"1,000 subscribers ({request.node.callspec.id}) that take nothing: {each}")
+    assert grown < 600 * MIB
+    wait_until(lambda: server.metric("pads_cdc_subscribers") == 1, "they are gone")
+    assert server.stop() == 0
+
+
+def test_ten_thousand_idle_connections(
+    database: Database, serve: ServerFactory, gateway: GatewayFactory, figure: Figure
+) -> None:
+    fill(database, _APPLICATIONS)
+    server = serve(database).wait_ready()
+    client = gateway(server)
+    wait_equal(client, database)
+    before = resident(server)
+    with Stalled(server.grpc) as idle:
+        idle.connect(10_000)
+        grown = resident(server) - before
+        database.execute("UPDATE pay_plans SET throughput_limit = throughput_limit + 1")
+        wait_equal(client, database)
+        assert server.get("/livez")[0] == 200
+    figure(f"10,000 idle connections: {grown / 10_000 / 1024:.0f} KiB each")
+    assert grown < 1_000 * MIB
+    assert server.stop() == 0
+
+
+def test_a_standby_that_is_frozen_while_the_table_is_locked(
+    database: Database, serve: ServerFactory, gateway: GatewayFactory, figure: Figure, tmp_path: Path
+) -> None:
+    """The leader's memory of parents has news that its mirror does not take."""
+    database.execute("ALTER TABLE portal_application_settings REPLICA IDENTITY DEFAULT")
+    fill(database, _APPLICATIONS)
+    leader = serve(database, PEER_ADDRESS="127.0.0.1:1").wait_ready()
+    standby = serve(
+        database,
+        PEER_ADDRESS=f"127.0.0.1:{leader.grpc}",
+        STATE_FILE=str(tmp_path / "standby"),
+        SLOT_NAME="pads_cdc",
+    )
+    wait_until(lambda: leader.metric("pads_cdc_peer_connected") == 1, "it is mirrored")
+    client = gateway(leader)
+    wait_equal(client, database)
+    before = resident(leader)
+    standby.process.send_signal(signal.SIGSTOP)
+    try:
+        with closing(database.connect()) as session, session.cursor() as locking:
+            locking.execute("BEGIN; LOCK TABLE pay_plans IN ACCESS EXCLUSIVE MODE")
+            commit(database, 400_000)
+            wait_steady(leader, database)
+            grown = resident(leader) - before
+            locking.execute("COMMIT")
+    finally:
+        standby.process.send_signal(signal.SIGCONT)
+    figure(f"400,000 transactions behind a locked table, the standby is frozen: {grown / MIB:.0f} MiB")
+    wait_equal(client, database, deadline=120)
+    assert grown < 200 * MIB
+    assert standby.stop() == 0
+    assert leader.stop() == 0

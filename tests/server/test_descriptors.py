@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import socket
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
@@ -13,6 +11,7 @@ from pads_cdc_client.pb.gateway_endpoint_pb2 import AuthDataRequest
 from pads_cdc_client.pb.gateway_endpoint_pb2_grpc import GatewayEndpointsStub
 
 from tests.plugins.server import DEADLINE, Server, end, fill, wait_equal, wait_until
+from tests.support.crowd import Strangers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,47 +63,6 @@ def limited(database: Database, tmp_path: Path, request: pytest.FixtureRequest) 
     end(server)
 
 
-class Crowd:
-    """Connections that somebody holds."""
-
-    def __init__(self, port: int, say: bytes = b"") -> None:
-        self._port = port
-        self._say = say
-        self._sockets: list[socket.socket] = []
-
-    def come(self, count: int) -> None:
-        """Connect so often; those that are refused are not counted."""
-        for _ in range(count):
-            one = socket.create_connection(("127.0.0.1", self._port), DEADLINE)
-            one.setblocking(False)
-            with suppress(OSError):
-                one.send(self._say)
-            self._sockets.append(one)
-
-    @property
-    def standing(self) -> int:
-        """Connections that the server has not closed."""
-        return sum(map(_stands, self._sockets))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for one in self._sockets:
-            one.close()
-
-
-def _stands(one: socket.socket) -> bool:
-    try:
-        while one.recv(65536):
-            pass
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 @pytest.mark.parametrize("limited", [(64, 4_096), (1_024, 4_096)], indirect=True)
 def test_the_soft_limit_is_raised(limited: Limited) -> None:
     assert limited.limit == 4_096
@@ -117,7 +75,7 @@ def test_clients_of_grpc_take_all_that_they_can_have(
 ) -> None:
     client = gateway(limited)
     wait_equal(client, database)
-    with Crowd(limited.grpc, _PREFACE) as crowd:
+    with Strangers(limited.grpc, _PREFACE) as crowd:
         crowd.come(limited.limit + 100)
         wait_until(lambda: crowd.standing < limited.limit, "some are refused")
         assert crowd.standing > 4
@@ -143,7 +101,10 @@ def test_strangers_at_the_metrics_port_make_room_for_who_asks(
 ) -> None:
     client = gateway(limited)
     wait_equal(client, database)
-    with Crowd(limited.http) as silent, Crowd(limited.http, b"GET /livez HTTP/1.1\r\nHost: x") as slow:
+    with (
+        Strangers(limited.http) as silent,
+        Strangers(limited.http, b"GET /livez HTTP/1.1\r\nHost: x") as slow,
+    ):
         for _ in range(5):
             silent.come(limited.limit // 4)
             slow.come(limited.limit // 4)
@@ -158,7 +119,7 @@ def test_strangers_at_the_metrics_port_make_room_for_who_asks(
 def test_both_ports_are_taken_at_once(limited: Limited, database: Database, gateway: GatewayFactory) -> None:
     client = gateway(limited)
     wait_equal(client, database)
-    with Crowd(limited.http) as strangers, Crowd(limited.grpc, _PREFACE) as crowd:
+    with Strangers(limited.http) as strangers, Strangers(limited.grpc, _PREFACE) as crowd:
         for _ in range(3):
             crowd.come(100)
             strangers.come(100)

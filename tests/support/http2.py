@@ -28,8 +28,15 @@ class Connection:
         plain.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         self._send(SETTINGS, 0, 0, b"")
 
-    def call(self, stream: int, path: bytes, *headers: tuple[bytes, bytes]) -> None:
-        """Open a stream and send an empty message."""
+    def call(
+        self,
+        stream: int,
+        path: bytes,
+        *headers: tuple[bytes, bytes],
+        message: bytes = b"",
+        more: bool = False,
+    ) -> None:
+        """Open a stream and send a message; ``more`` says that it is not the last one."""
         fields = (
             (b":method", b"POST"),
             (b":scheme", b"http"),
@@ -41,7 +48,7 @@ class Connection:
         )
         block = b"".join(b"\0" + _string(name) + _string(value) for name, value in fields)
         self._send(HEADERS, 4, stream, block)
-        self._send(DATA, 1, stream, bytes(5))
+        self._send(DATA, 0 if more else 1, stream, struct.pack(">BI", 0, len(message)) + message)
 
     def ping(self) -> None:
         """Send a ping."""
@@ -66,9 +73,23 @@ class Connection:
         while self._receive(until - time.monotonic()):
             pass
 
+    def pump(self) -> bool:
+        """Take what is there of a socket that does not block; False where the connection is closed."""
+        try:
+            return self._take()
+        except BlockingIOError:
+            return True
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
     def _receive(self, seconds: float) -> bool:
         assert seconds > 0, f"only these within {DEADLINE:.0f} s: {self.frames}"
         self._socket.settimeout(seconds)
+        return self._take()
+
+    def _take(self) -> bool:
         try:
             more = self._socket.recv(65536)
         except ConnectionResetError:
