@@ -63,7 +63,7 @@ class Security:
             ConfigurationError: one of them is not good.
 
         """
-        logging.getLogger("grpc._cython.cygrpc").addFilter(_quotes_no_metadata)
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_tells_of_faults)
         self._observer = observer
         self._certificates = _certificates(settings)
         self._clients_need_certificate = settings.tls_client_ca_file is not None
@@ -125,9 +125,15 @@ class Security:
         self._observer.trouble("auth_tokens", _kept(tokens.fault))
 
 
-def _quotes_no_metadata(record: logging.LogRecord) -> bool:
-    """Drop gRPC's traceback about metadata that is not UTF-8: it quotes them, such as a mangled token."""
-    return not str(record.msg).startswith("Invalid encoding on")
+_OF_CLIENTS: Final = (
+    "Invalid encoding on",  # metadata that are not UTF-8, which it quotes: such as a mangled token
+    "ExecuteBatchError raised in core",  # a client went away while it was sent something
+)
+"""How gRPC's lines begin, each with a traceback, about what clients may do."""
+
+
+def _tells_of_faults(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_OF_CLIENTS)
 
 
 async def _look(files: Reloaded[Any]) -> bool:

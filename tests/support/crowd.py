@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_WINDOW = 65_535
+
+
 class Strangers:
     """Connections on which something is said once, or nothing, and nothing is read."""
 
@@ -81,7 +84,15 @@ class Stalled:
     def wait(self, kind: int = DATA, count: int | None = None) -> None:
         """Return once so many of them, or all, have been sent a frame of a kind."""
         wanted = len(self.connections) if count is None else count
-        wait_until(lambda: self._met(kind) >= wanted, f"frames of the kind {kind}", 4 * DEADLINE)
+        wait_until(lambda: self._met(kind) >= wanted, f"frames of the kind {kind}", 10 * DEADLINE)
+
+    def wait_full(self) -> None:
+        """Return once no window has room for more."""
+
+        def full(one: Connection) -> bool:
+            return sum(len(payload) for kind, _, payload in tuple(one.frames) if kind == DATA) >= _WINDOW
+
+        wait_until(lambda: all(map(full, self.connections)), "all windows are full", 10 * DEADLINE)
 
     def _met(self, kind: int) -> int:
         return sum(any(each == kind for each, _, _ in tuple(one.frames)) for one in self.connections)

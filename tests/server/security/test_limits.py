@@ -15,6 +15,7 @@ from pads_cdc_client.pb.gateway_endpoint_pb2_grpc import GatewayEndpointsStub
 
 from tests.plugins.server import DEADLINE, expected, fill, wait_equal, wait_until
 from tests.support.certificates import Authority, write_secret
+from tests.support.crowd import Stalled
 from tests.support.http2 import ACK, GOAWAY, HEADERS, PING, SETTINGS, connected
 
 if TYPE_CHECKING:
@@ -107,6 +108,19 @@ def test_a_flood_of_strangers_that_hang_up_leaves_nothing_behind(
     assert server.stop() == 0
     refused = [line for line in server.logs if line["event"] == "call refused"]
     assert len(refused) < 20
+
+
+def test_a_client_that_goes_while_it_is_sent_something_is_no_fault(
+    server: Server, database: Database
+) -> None:
+    """GRPC wrote an error with a traceback for each; the fixture holds the log against that."""
+    fill_more = "INSERT INTO portal_applications SELECT 'more_' || g, 'acc_0' FROM generate_series(1, 5000) g"
+    database.execute(fill_more)
+    wait_until(lambda: server.metric("pads_cdc_endpoints") > 5_000, "more than a window holds")
+    with Stalled(server.grpc) as stalled:
+        stalled.connect(5, lambda one: one.call(1, b"/proto.GatewayEndpoints/StreamAuthDataUpdates"))
+        stalled.wait_full()
+    wait_until(lambda: server.metric("pads_cdc_subscribers") == 0, "they are gone")
 
 
 def test_pings_that_come_too_often_end_the_connection(server: Server) -> None:
