@@ -40,7 +40,8 @@ def try_plugin(source: Address, query: str, plugin: str) -> Trial:
     """
     connection = source.connect()
     try:
-        brief = f"SET LOCAL statement_timeout = '{_TRY_SECONDS}s';\n"
+        # Running transactions are waited for by their locks.
+        brief = f"SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = '{_TRY_SECONDS}s';\n"
         ask(connection, brief + query, {"slot": f"pads_cdc_check_{os.getpid()}", "plugin": plugin})
     except psycopg2.Error as error:
         found = translate(error, source.setting)
