@@ -1,8 +1,12 @@
 """``proto.GatewayEndpoints``: the contract that deployed clients speak, unchanged.
 
 Those clients cannot say what they hold, never fetch twice (the oldest), and crash on an empty map. So a
-stream begins with everything they may lack, calls wait for the first complete map, and a stream never ends
-with OK (it would be reopened in a hot loop).
+stream begins with everything they may lack, and calls wait for the first complete map.
+
+A stream ends with OK when the server shuts down, and only then. The oldest clients open it again at once, and
+would do so in a loop if they could have another one; but a server that shuts down refuses it, and they wait
+2 s after the error. For the newest ones an end with OK is the only thing that takes their delay, which grows
+to 30 s, back to the least.
 
 Messages are put together from bytes: the payload of an endpoint was serialized once, in the store, and a
 protobuf message is the concatenation of its fields.
@@ -118,6 +122,8 @@ class GatewayEndpoints:
             try:
                 while True:
                     changed = self._hub.changed
+                    if self._hub.stopping:  # no stream that is asked for now will be served
+                        return
                     if self._hub.ending is not None:
                         await unavailable(context, self._hub.ending)
                     entries = replay.read(_CHUNK)

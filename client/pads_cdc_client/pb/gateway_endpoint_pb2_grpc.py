@@ -57,7 +57,8 @@ class GatewayEndpointsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamAuthDataUpdates(self, request, context):
-        """Deletes and upserts, for ever: this stream ends only with an error status.
+        """Deletes and upserts, for ever. It ends with OK when the server shuts down, and otherwise with an error only: clients
+        built before May 2025 open a stream that has ended with OK again at once, in a loop while they can.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,13 +1,23 @@
-// Command old-client speaks the old contract as deployed clients do: one fetch, then the stream, opened again 2 s after
-// it ends, and never another fetch. It prints one JSON line an event; never a key.
+// Command old-client speaks the old contract as deployed clients do, of the generation that is asked for. It prints one
+// JSON line an event; never a key.
 //
-//	old-client [-ca FILE [-token FILE] [-cert FILE -key FILE]] HOST:PORT
+//	old-client [-generation 1|2|3] [-ca FILE [-token FILE] [-cert FILE -key FILE]] HOST:PORT
+//
+//	generation        | 1                  | 2               | 3
+//	------------------|--------------------|-----------------|----------------------------------------------------
+//	the first fetch   | fatal if it fails  | again every 2 s | again after 0.5 s, then half as long again, ten times
+//	each stream       |                    |                 | is preceded by another fetch, which may fail
+//	it ends with OK   | opened at once     | opened at once  | opened after 0.1 s
+//	... with an error | opened after 2 s   | opened after 2 s| opened after 2 s, then half as long again, up to 30 s;
+//	                  |                    |                 | only an end with OK brings the 2 s back
 package main
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
+	"io"
 	"log"
 	"os"
 	"os/signal"
@@ -21,6 +31,14 @@ import (
 	gateway "pads-cdc/gen/proto"
 )
 
+const (
+	delay      = 2 * time.Second
+	longest    = 30 * time.Second
+	afterOK    = 100 * time.Millisecond
+	firstFetch = 500 * time.Millisecond
+	fetches    = 10
+)
+
 type client struct {
 	server    gateway.GatewayEndpointsClient
 	endpoints map[string]*gateway.GatewayEndpoint
@@ -30,9 +48,10 @@ type client struct {
 
 func main() {
 	options := connect.Flags()
+	generation := flag.Int("generation", 1, "how to behave, from 1 to 3")
 	flag.Parse()
-	if flag.NArg() != 1 {
-		log.Fatal("old-client: where is the server? For example: old-client 127.0.0.1:10002")
+	if flag.NArg() != 1 || *generation < 1 || *generation > 3 {
+		log.Fatal("old-client: where is the server? For example: old-client -generation 3 127.0.0.1:10002")
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -45,24 +64,60 @@ func main() {
 		endpoints: map[string]*gateway.GatewayEndpoint{},
 		out:       json.NewEncoder(os.Stdout),
 	}
-	if err := c.fetch(ctx); err != nil {
-		log.Fatal("old-client: ", err)
-	}
+	c.start(ctx, *generation)
+	retry := delay
 	for ctx.Err() == nil {
-		err := c.follow(ctx)
-		c.tell("lost", err.Error())
-		select {
-		case <-ctx.Done():
-		case <-time.After(2 * time.Second):
+		if *generation == 3 {
+			if err := c.fetch(ctx); err != nil {
+				c.tell("unfetched", err.Error())
+			}
+		}
+		switch err := c.follow(ctx); {
+		case !errors.Is(err, io.EOF):
+			c.tell("lost", err.Error())
+			sleep(ctx, retry)
+			if *generation == 3 {
+				retry = min(retry*3/2, longest)
+			}
+		case *generation == 3:
+			c.tell("ended", "")
+			sleep(ctx, afterOK)
+			retry = delay
+		default:
+			c.tell("ended", "")
 		}
 	}
 }
 
-// fetch fills the map. gRPC's limit of 4 MiB a message stands, as it does in deployed clients.
+// start fetches for the first time.
+func (c *client) start(ctx context.Context, generation int) {
+	retry := firstFetch
+	for attempt := 1; ; attempt++ {
+		err := c.fetch(ctx)
+		if err == nil {
+			return
+		}
+		if generation == 1 || ctx.Err() != nil || (generation == 3 && attempt == fetches) {
+			log.Fatal("old-client: ", err)
+		}
+		c.tell("unfetched", err.Error())
+		if generation == 2 {
+			sleep(ctx, delay)
+		} else {
+			sleep(ctx, retry)
+			retry = retry * 3 / 2
+		}
+	}
+}
+
+// fetch replaces the map. gRPC's limit of 4 MiB a message stands, as it does in deployed clients.
 func (c *client) fetch(ctx context.Context) error {
 	response, err := c.server.FetchAuthDataSync(ctx, &gateway.AuthDataRequest{})
 	if err != nil {
 		return err
+	}
+	for id := range c.endpoints {
+		c.remove(id)
 	}
 	for id, endpoint := range response.Endpoints {
 		c.put(id, endpoint)
@@ -71,11 +126,15 @@ func (c *client) fetch(ctx context.Context) error {
 	return nil
 }
 
-// follow returns when the stream ends, with what it ended with.
+// follow returns when the stream ends, with what it ended with: io.EOF for OK.
 func (c *client) follow(ctx context.Context) error {
+	c.tell("opening", "")
 	stream, err := c.server.StreamAuthDataUpdates(ctx, &gateway.AuthDataUpdatesRequest{})
 	if err != nil {
 		return err
+	}
+	if header, err := stream.Header(); err == nil && header != nil { // there is none where the call is refused
+		c.tell("opened", "")
 	}
 	for {
 		update, err := stream.Recv()
@@ -89,6 +148,20 @@ func (c *client) follow(ctx context.Context) error {
 		}
 		c.tell("updated", update.EndpointId)
 	}
+}
+
+func sleep(ctx context.Context, duration time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(duration):
+	}
+}
+
+func min(a, b time.Duration) time.Duration { // Debian 12's Go has none
+	if a < b {
+		return a
+	}
+	return b
 }
 
 func (c *client) put(id string, endpoint *gateway.GatewayEndpoint) {
@@ -117,6 +190,7 @@ func hash(id string, endpoint *gateway.GatewayEndpoint) feed.Sum {
 func (c *client) tell(event, detail string) {
 	err := c.out.Encode(map[string]any{
 		"event": event, "detail": detail, "endpoints": len(c.endpoints), "digest": c.digest.String(),
+		"at": time.Now().UTC().Format(time.RFC3339Nano),
 	})
 	if err != nil {
 		log.Fatal("old-client: ", err) // nobody reads it any more
