@@ -128,7 +128,8 @@ postgres:
 	@scripts/install-postgres
 
 # For the tests on standbys and through a pooler, whose timeouts must not include a slow mirror. Whatever is missing
-# after this is fetched by the tests that need it, which fail where it cannot be had.
+# after this is fetched by the tests that need it, which fail where it cannot be had; those on 18 alone, which a mirror
+# may not have, are skipped then.
 .PHONY: replicas
 replicas:
 	@for version in 17 18; do scripts/fetch-postgres $$version >/dev/null || true; done
