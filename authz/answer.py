@@ -7,6 +7,7 @@ the moment (a staleness, a ``Retry-After``) is joined to what does not.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -74,8 +75,8 @@ class Answers:
         return answer
 
     def with_staleness(self, answer: bytes, outcome: Outcome, staleness: float) -> bytes:
-        """Add the response header that says how old the map may be; ``staleness`` in seconds."""
-        if self._staleness_header is None:
+        """Add the response header that says how old the map may be, in seconds, if that is known."""
+        if self._staleness_header is None or math.isinf(staleness):
             return answer
         header = _header(self._staleness_header, f"{staleness:.1f}")
         if outcome is Outcome.ALLOWED:

@@ -31,10 +31,9 @@ _VISIBLE: Final = re.compile(r"[!-~]*")
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _DOTS: Final = re.compile(rb"(?:^|[/\\])\.{1,2}(?=[/\\;?#\0- ]|$)")
 """A dot segment, also with what some readers cut off behind it: parameters, a query, blanks, a NUL."""
-_SLASHES: Final = re.compile(rb"(?:(?:[;\0- ][^/\\]*)?[/\\])+")
-"""What some readers take for one slash: several, each with parameters or blanks before it."""
-_ADDRESS: Final = re.compile(rb"/(?:[;\0- ][^/\\]*)?[/\\]")
-"""//host/path is an address to some."""
+_TAIL: Final = re.compile(rb"[;\0- ][^/\\]*")
+"""What some readers cut off a segment: parameters, and what begins with a blank."""
+_SLASHES: Final = re.compile(rb"[/\\]+")
 _DECODINGS: Final = 4
 """Times that a path may be percent-encoded; nobody needs more, and each costs a pass over the path."""
 
@@ -96,14 +95,17 @@ def _from_path(path: str, prefix: str) -> str | Unidentified | None:
         return Unidentified.UNCLEAR
     literal = path.partition("?")[0]
     decoded = _decoded(literal)
-    if decoded is None or _DOTS.search(decoded) or _ADDRESS.match(decoded):
+    if decoded is None or _DOTS.search(decoded):
+        return Unidentified.UNCLEAR
+    cut = _TAIL.sub(b"", decoded)
+    if cut[1:2] in (b"/", b"\\"):  # //host/path is an address to some
         return Unidentified.UNCLEAR
     if literal.startswith(prefix):
         segment = literal[len(prefix) :].partition("/")[0]
         if not segment and literal == prefix:
             return None
         return segment if is_nameable(segment) else Unidentified.UNCLEAR
-    lenient = _SLASHES.sub(b"/", decoded).lower()
+    lenient = _SLASHES.sub(b"/", cut).lower()
     return Unidentified.UNCLEAR if lenient.startswith(prefix.lower().encode()) else None
 
 

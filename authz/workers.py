@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 import time
@@ -51,23 +52,25 @@ _LASTED_SECONDS: Final = 60.0
 @asynccontextmanager
 async def reporting(registry: CollectorRegistry, health: Health) -> AsyncIterator[Callable[[int], None]]:
     """Report while the context lasts; see `authz.serve.Expose`."""
-    port = 0
+    port, out = 0, sys.stdout.fileno()
+    os.set_blocking(out, False)
 
     def serving(served: int) -> None:
         nonlocal port
         port = served
 
     async def report() -> None:
-        told, due = None, 0.0
+        told, due, unsent = None, 0.0, b""
         while True:
             now = time.monotonic()
             state = (port, health.unready(), health.reasons())
-            if state != told or now >= due:
+            if not unsent and (state != told or now >= due):
                 line = {"port": port, "unready": state[1], "reasons": state[2]}
                 line["metrics"] = generate_latest(registry).decode()
-                sys.stdout.write(json.dumps(line) + "\n")
-                sys.stdout.flush()
+                unsent = json.dumps(line).encode() + b"\n"
                 told, due = state, now + _REPORT_SECONDS
+            with suppress(BlockingIOError, BrokenPipeError):  # a supervisor that hangs must not halt checks
+                unsent = unsent[os.write(out, unsent) :]
             await asyncio.sleep(_LOOK_SECONDS)
 
     task = asyncio.create_task(report())
@@ -198,7 +201,8 @@ class Supervisor:
                 return
             if not line:
                 return
-            worker.report = json.loads(line)
+            with suppress(ValueError):  # a library that prints is no report
+                worker.report = json.loads(line)
 
 
 class _Together(Collector):

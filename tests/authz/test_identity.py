@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import posixpath
 import re
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -117,6 +118,17 @@ def test_settings(places: Places, path: str, named: list[str], found: object) ->
 
 def test_a_long_path_that_is_encoded_without_end_is_refused_at_once() -> None:
     assert identify("/v1/app/%" + "25" * 30_000 + "2e", [], PLACES) is Unidentified.UNCLEAR
+
+
+@pytest.mark.parametrize(
+    "part", [";", "%20", "/", "/;", ";x", "a;", "/.", "%2f", "%", "%25", "..", "\\", "/%20"]
+)
+@pytest.mark.parametrize("head", ["/", "/v1/", "/v1/app/", "/V1", "/v2/"])
+def test_no_path_takes_more_than_a_pass_or_two(head: str, part: str) -> None:
+    """Envoy lets 60 kB through. With a rule that looks at each rest of a path anew, that is a minute."""
+    began = time.process_time()
+    identify(head + part * (60_000 // len(part)), [], PLACES)
+    assert time.process_time() - began < 1
 
 
 def test_what_is_nameable() -> None:

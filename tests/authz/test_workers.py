@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,23 @@ def test_one_that_hangs_is_not_ready_for_long(
     os.kill(victim, signal.SIGSTOP)
     authorizer.wait_log("a worker hangs and is killed")
     wait_until(lambda: victim not in workers(authorizer), "it is gone")
+
+
+def test_a_supervisor_that_hangs_does_not_halt_its_workers(
+    database: Database, serve: ServerFactory, authorize: AuthorizerFactory
+) -> None:
+    fill(database, 5)
+    authorizer = authorize(serve(database), WORKERS="2").wait_ready()
+    os.kill(authorizer.process.pid, signal.SIGSTOP)
+    try:
+        until = time.monotonic() + 12  # by then reports have filled the pipe
+        while time.monotonic() < until:
+            assert authorizer.check("/v1/app_1", KEY).code == 200
+            time.sleep(0.2)
+    finally:
+        os.kill(authorizer.process.pid, signal.SIGCONT)
+    wait_until(lambda: authorizer.get("/readyz")[0] == 200, "it is heard again")
+    assert authorizer.stop() == 0
 
 
 def test_they_do_not_outlive_the_one_that_started_them(
