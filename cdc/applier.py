@@ -299,21 +299,24 @@ class Applier(threading.Thread):
         known, store = self._known, self._store
         switch = history.left_at(known)
         if not history.continues(known, store.position, store.seen):
-            self._break_with_the_past()
-        elif switch is not None:  # beyond it the old timeline was followed, and nothing was read there
+            self._break_with_the_past(history)
+        elif switch is None or history.promoted_from(known):
+            store.turn(history)
+        else:  # beyond the switch the old timeline was followed, and nothing was read there
+            store.turn(history, switch)
             self._freshness.rewound()
-            store.turn(switch)
             self._requery.reached = min(self._requery.reached, switch)
+        if switch is not None:
+            self._origin.turned()
             self._database.close()  # of several hosts another one may fit now
         self._requery.history = history
-        self._origin.following(history)
         self._ledger.note(system=history.system, timeline=history.timeline)
 
-    def _break_with_the_past(self) -> None:
+    def _break_with_the_past(self, history: Timeline) -> None:
         """Start a new epoch: positions and tokens of the history that was left mean nothing here."""
         self._requery.rewind()
         self._freshness.rewound()
-        self._store.rewind()
+        self._store.rewind(history)
         self._requery.reached = 0
         self._origin.broken()
         self._ledger.new_epoch(self._store)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from cdc.lsn import Lsn
     from cdc.pair.mirrored_parents import ParentsPart
+    from cdc.postgres.timeline import Timeline
     from cdc.state.ledger import Ledger
     from cdc.state.origin import CurrentOrigin
     from cdc.store.log import Entry
@@ -44,7 +45,7 @@ class PeerState:
     """What the peer says of its map at a moment; see ``MirrorState`` in the protocol."""
 
     point: Point
-    system: str
+    history: Timeline
     position: Lsn
     followed_since: Lsn
     whole: bool
@@ -136,7 +137,12 @@ class Mirrored:
     def _adopt(self, coming: dict[str, Entry], state: PeerState, seen: Lsn) -> None:
         self.point = None
         self._store.adopt(
-            coming.values(), state.point.revision, whole=state.whole, position=state.position, seen=seen
+            coming.values(),
+            state.point.revision,
+            history=state.history,
+            whole=state.whole,
+            position=state.position,
+            seen=seen,
         )
         self._ledger.new_epoch(self._store)
         kept = self._ledger.kept
@@ -170,8 +176,8 @@ class Mirrored:
             self._owed = state.owed
             self._ledger.note(owed=state.owed)
         kept = self._ledger.kept
-        if (kept.system, kept.timeline) != (state.system, state.point.timeline):
-            kept.system, kept.timeline = state.system, state.point.timeline
+        if (kept.system, kept.timeline) != (state.history.system, state.history.timeline):
+            kept.system, kept.timeline = state.history.system, state.history.timeline
             self._ledger.note(system=kept.system, timeline=kept.timeline)
         self.parents.followed(state.point.followed)
         self._origin.mirrored(state.followed_since)

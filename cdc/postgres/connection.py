@@ -147,7 +147,9 @@ def identify(cursor: ReplicationCursor) -> Timeline:
         cursor.execute(f"TIMELINE_HISTORY {int(timeline)}")
         [(_, content)] = cursor.fetchall()
         switches = parse_switches(bytes(content).decode() if not isinstance(content, str) else content)
-    return Timeline(system, int(timeline), lsn.parse(end), switches)
+    cursor.execute("SELECT extract(epoch FROM pg_catalog.pg_postmaster_start_time())")
+    [(instance,)] = cursor.fetchall()
+    return Timeline(system, int(timeline), lsn.parse(end), switches, str(instance))
 
 
 def cancel_soon(connection: PlainConnection) -> None:

@@ -28,6 +28,8 @@ class Timeline:
     """How far the server's WAL goes."""
     switches: tuple[tuple[int, Lsn], ...] = ()
     """For each earlier timeline, the position at which it was left."""
+    instance: str = ""
+    """Names one run of the server that was asked, from its start to its end; a promotion does not end it."""
 
     def good_until(self, timeline: int) -> Lsn | None:
         """Return up to where positions of a timeline are positions of this history; None if it is not part of
@@ -36,6 +38,13 @@ class Timeline:
         if timeline == self.timeline:
             return self.end
         return dict(self.switches).get(timeline)
+
+    def lost(self, timeline: int, seen: Lsn) -> bool:
+        """Tell whether what an earlier timeline had at ``seen`` is certainly no part of this history."""
+        if not 0 < timeline < self.timeline or not self.switches:
+            return False
+        until = self.good_until(timeline)
+        return until is None or seen > until
 
     def continues(self, before: Timeline, position: Lsn, seen: Lsn) -> bool:
         """Tell whether what was read up to ``seen`` on an earlier history is still true here.
@@ -55,6 +64,13 @@ class Timeline:
         if not before.system or before.timeline == self.timeline:
             return None
         return dict(self.switches).get(before.timeline)
+
+    def promoted_from(self, before: Timeline) -> bool:
+        """Tell whether it is the same run of one server that was on an earlier timeline before.
+
+        Then whatever it has ever delivered is of this history, also beyond the switch.
+        """
+        return bool(self.instance) and (self.system, self.instance) == (before.system, before.instance)
 
     def lags(self, before: Timeline, position: Lsn) -> bool:
         """Tell whether this is the same line, not yet as far as what was read on it up to ``position``.

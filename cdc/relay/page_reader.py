@@ -13,7 +13,6 @@ import time
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from cdc.postgres.timeline import Timeline
 from cdc.state.origin import Origin
 from cdc.state.token import Behind, Here, Token, judge
 from cdc.store.digest import DIGEST_BYTES, entry_digest
@@ -51,11 +50,13 @@ class PageReader:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._origin = Origin("0" * 32, Timeline(), 0)
+        self._origin = Origin("0" * 32, None)
         self.line = ""
         """Of the map that is held; empty while there is none."""
         self.exact = 0
         """The revision at which the map was last the leader's."""
+        self.position: Lsn = 0
+        """That of the newest checkpoint: positions up to here have come."""
         self._page_line = ""
         self._page_number = 0
         """Of the newest page."""
@@ -71,6 +72,11 @@ class PageReader:
     def origin(self) -> Origin:
         """Return by what tokens are made and judged here: the leader's, as of the newest checkpoint."""
         return self._origin
+
+    @property
+    def timeline(self) -> int:
+        """Return what the positions are of."""
+        return self._store.history.timeline
 
     @property
     def wanting(self) -> bool:
@@ -140,12 +146,13 @@ class PageReader:
         self._store.adopt(
             coming.values(),
             checkpoint.revision,
+            history=checkpoint.history,
             whole=checkpoint.consistent,
             position=checkpoint.position,
             seen=checkpoint.seen,
             along=lambda: setattr(self, "_origin", checkpoint.origin),
         )
-        self.line, self.exact = line, checkpoint.revision
+        self.line, self.exact, self.position = line, checkpoint.revision, checkpoint.position
         self._distrusted = False
         return Outcome.ARRIVED
 
@@ -158,15 +165,22 @@ class PageReader:
             return (checkpoint.seen, checkpoint.revision) < (store.seen, self.exact)
         token = Token(
             epoch=held.epoch,
-            system=held.history.system,
-            timeline=held.history.timeline,
+            system=store.history.system,
+            timeline=store.history.timeline,
             revision=self.exact,
             position=store.position,
             seen=store.seen,
             issued=0,
             encoding=held.encoding,
         )
-        here = Here(checkpoint.origin, checkpoint.revision, checkpoint.position, now=0.0, retention=0.0)
+        here = Here(
+            checkpoint.origin,
+            checkpoint.history,
+            checkpoint.revision,
+            checkpoint.position,
+            now=0.0,
+            retention=0.0,
+        )
         return isinstance(judge(token.encode(), here, opened=time.monotonic()), Behind)
 
     def _apply(self, page: Page) -> Outcome:
@@ -203,7 +217,7 @@ class PageReader:
             self.start_over()
             return Outcome.MISMATCH
         batch.revision = max(store.head, checkpoint.revision)
-        self.exact, self._origin = batch.revision, checkpoint.origin
+        self.exact, self.position, self._origin = batch.revision, checkpoint.position, checkpoint.origin
         store.publish(batch, whole=checkpoint.consistent, position=checkpoint.position, seen=checkpoint.seen)
         return Outcome.ARRIVED
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cdc.lsn import Lsn
+    from cdc.postgres.timeline import Timeline
     from cdc.state.origin import Origin
     from cdc.store.log import Entry
 
@@ -37,6 +38,8 @@ class Checkpoint:
     revision: int
     origin: Origin
     """By what its tokens are made and judged."""
+    history: Timeline
+    """What the positions are of."""
     position: Lsn
     """Every transaction up to here is in the map."""
     seen: Lsn

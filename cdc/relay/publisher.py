@@ -91,8 +91,7 @@ class Publisher:
 
     def resume(self, last: Page | None) -> bool:
         """Go on behind the stream's last page; False, and a new line with a generation, if that cannot be."""
-        store, origin = self._store, self._origin()
-        of = origin.epoch, origin.history.timeline
+        store, of = self._store, self._present()
         self.close()
         if last is None or (last.epoch, last.timeline) != of or last.reached > store.head:
             self._open_line(of)
@@ -152,8 +151,7 @@ class Publisher:
 
     def take(self) -> list[Page]:
         """Return the next pages, in their order; [] when there is nothing to say now."""
-        origin = self._origin()
-        of = origin.epoch, origin.history.timeline
+        of = self._present()
         if of != self._of:  # revisions or positions mean something else now
             self._open_line(of)
         if self._tail is None:
@@ -194,6 +192,9 @@ class Publisher:
             self._tail = None
             with self._store.lock:
                 self._store.movements[:] = [one for one in self._store.movements if one is not self._moved]
+
+    def _present(self) -> tuple[str, int]:
+        return self._origin().epoch, self._store.history.timeline
 
     def _open_line(self, of: tuple[str, int]) -> None:
         self.close()
@@ -263,6 +264,7 @@ class Publisher:
         pages[-1].checkpoint = Checkpoint(
             arrival.revision,
             self._origin(),
+            arrival.history,
             arrival.position,
             arrival.seen,
             arrival.whole,

@@ -17,11 +17,12 @@ from cdc.errors import PadsCdcError, gives_way
 from cdc.failpoints import reach
 from cdc.observer import ReconcileSeen
 from cdc.postgres.gate import Gate
-from cdc.postgres.timeline import check_evidence
+from cdc.postgres.timeline import Timeline, check_evidence
 from cdc.requery.consistency import Consistency
 from cdc.requery.monotonic_reads import MonotonicReads
 from cdc.requery.odd_rows import OddRows
 from cdc.requery.task import OpenRead, Task, merged
+from cdc.state.origin import Reread
 from cdc.store.express import FEW
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from cdc.observer import Observer
     from cdc.postgres.database import Database, Read, Row
     from cdc.postgres.gate import Evidence
-    from cdc.postgres.timeline import Timeline
     from cdc.replication.assembler import Transaction
     from cdc.replication.catalog import Catalog
     from cdc.requery.audit import Audit
@@ -505,7 +505,9 @@ class Requery:
     def _tell_origin(self, read: OpenRead) -> None:
         evidence = read.read.evidence
         covers = evidence.flushed if evidence.replayed is None else evidence.replayed
-        self._origin.reread(read.began, covers, evidence.system)
+        if not self._store.history.system:  # there was no slot yet to tell
+            self._store.turn(Timeline(evidence.system))
+        self._origin.reread(Reread(read.began, covers, evidence.timeline))
         self._origin.gap(read.task.end)
 
     def _open_tasks(self) -> list[Task]:

@@ -1,7 +1,7 @@
-"""Where the map comes from: by what revisions it is counted, which history of which database it follows, and
-since where without a gap.
+"""Where the map comes from: by what revisions it is counted, and since where it is followed without a gap.
 
-That is what resume tokens are made of and judged by. The follower's thread tells, the feed asks.
+With the store's positions that is what resume tokens are made of and judged by. The applier's thread tells,
+the feed asks.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-from cdc.postgres.timeline import Timeline
 
 if TYPE_CHECKING:
     from cdc.lsn import Lsn
@@ -25,6 +23,9 @@ class Reread:
     """Monotonic time before it."""
     covers: Lsn
     """It showed the database as it was at this position, or newer."""
+    timeline: int | None = None
+    """The timeline that the server wrote which was read; None where that was a standby, which does not say.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,10 @@ class Origin:
 
     epoch: str
     """Names the unbroken line of revisions, 32 hexadecimal digits."""
-    history: Timeline
-    followed_since: Lsn
-    """Each transaction from here on has marked the entries that it names with its position."""
+    followed_since: Lsn | None
+    """Each transaction from here on has marked the entries that it names with its position; None where
+    nothing has been followed yet.
+    """
     reread: Reread | None = None
     """The newest that is in the store."""
     left: frozenset[str] = frozenset()
@@ -52,17 +54,17 @@ class CurrentOrigin:
         self._ledger = ledger
         self._lock = threading.Lock()
         # What an earlier process followed without a gap is not known; that it ended here is.
-        self._now = Origin(ledger.epoch, Timeline(), ledger.kept.position, encoding=encoding)
+        self._now = Origin(ledger.epoch, ledger.kept.position or None, encoding=encoding)
 
     def now(self) -> Origin:
         """Read it; waits for nobody."""
         # The ledger has a new epoch whenever the state file fails, and tells nobody.
         return replace(self._now, epoch=self._ledger.epoch)
 
-    def following(self, history: Timeline) -> None:
-        """Note whose slot is read from now on."""
+    def turned(self) -> None:
+        """Note that the database goes on on another timeline: what was read on the last one may be undone."""
         with self._lock:
-            self._now = replace(self._now, history=history)
+            self._now = replace(self._now, reread=None)
 
     def gap(self, up_to: Lsn) -> None:
         """Note that what transactions before ``up_to`` named is not known one by one.
@@ -71,20 +73,20 @@ class CurrentOrigin:
         now but not what had changed and changed back: another server's client may hold the state in between.
         """
         with self._lock:
-            self._now = replace(self._now, followed_since=max(self._now.followed_since, up_to))
+            self._now = replace(self._now, followed_since=max(self._now.followed_since or 0, up_to))
 
     def mirrored(self, followed_since: Lsn) -> None:
         """Note that the map is a peer's, with the positions that transactions from there on have marked."""
         with self._lock:
-            self._now = replace(self._now, followed_since=followed_since)
+            self._now = replace(self._now, followed_since=followed_since or None)
 
-    def reread(self, began: float, covers: Lsn, system: str) -> None:
-        """Note that the whole mapping was read, on a server of ``system``, and is in the store."""
+    def reread(self, reread: Reread) -> None:
+        """Note that the whole mapping was read, and is in the store."""
         with self._lock:
-            history = self._now.history if self._now.history.system else Timeline(system)
-            self._now = replace(self._now, history=history, reread=Reread(began, covers))
+            self._now = replace(self._now, reread=reread)
 
     def broken(self) -> None:
         """Note that the database has gone back; to be called before the ledger begins another epoch."""
         with self._lock:
-            self._now = replace(self._now, left=self._now.left | {self._ledger.epoch}, followed_since=0)
+            left = self._now.left | {self._ledger.epoch}
+            self._now = replace(self._now, left=left, followed_since=None, reread=None)

@@ -4,6 +4,10 @@ Its own server serves what has a greater *revision*. Revisions mean nothing to a
 do: there the client gets every entry that a transaction beyond the token's position has named. That is right
 if that server has followed without a gap since, and if its map is not older than anything in the client's.
 
+Positions are of one timeline. WAL of other databases and other tables carries a token's position far beyond
+anything that was read for it; after a promotion the same positions come again with other content. So a token
+of an earlier timeline is judged by where that was left.
+
 A client also gets a token with what is no complete map yet: that one says how new the newest endpoint is that
 the client may hold, so that no server takes it back.
 
@@ -20,7 +24,8 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from cdc.lsn import Lsn
-    from cdc.state.origin import Origin
+    from cdc.postgres.timeline import Timeline
+    from cdc.state.origin import Origin, Reread
 
 _VERSION = 1
 _LAYOUT = struct.Struct(">B16sQIQQQQB")
@@ -55,6 +60,7 @@ class Token:
     """Names the unbroken line of revisions, 32 hexadecimal digits: a server's identity."""
     system: str
     timeline: int
+    """What the two positions are of; 0 where the server did not know."""
     revision: int
     position: Lsn
     """Every transaction up to here is in the map."""
@@ -83,6 +89,19 @@ class Token:
         have changed there.
         """
         return replace(self, epoch=_NOBODY, revision=0)
+
+    def on(self, history: Timeline) -> Token | None:
+        """Return the token with its positions as this history has them; None where they are not of it.
+
+        Example: a token of timeline 1 has position 1000 and seen 500. Timeline 2 left it at 600, so the
+        map is one of timeline 2, too, of position 600. With seen 700 it holds what timeline 2 never had.
+        """
+        if self.timeline and (self.system, self.timeline) == (history.system, history.timeline):
+            return self
+        until = history.good_until(self.timeline) if self.system == history.system else None
+        if until is None or self.seen > until:
+            return None
+        return replace(self, timeline=history.timeline, position=min(self.position, until))
 
     def encode(self) -> bytes:
         """Return what the client keeps."""
@@ -116,6 +135,8 @@ class Here:
     """The server that judges, at one moment."""
 
     origin: Origin
+    history: Timeline
+    """What its position is of."""
     revision: int
     """The newest that it has."""
     position: Lsn
@@ -170,14 +191,16 @@ def judge(raw: bytes, here: Here, *, opened: float) -> Verdict:
     token = Token.parse(raw)
     if token is None:
         return Reset("malformed")
-    if token.epoch == here.origin.epoch:
-        verdict: Verdict
-        if token.revision <= here.revision:
-            verdict = Resume(token.revision)
-        else:
-            verdict = Reset("unknown_revision") if here.reached_at > opened else Behind(token.seen)
-    else:
+    verdict: Verdict
+    if token.epoch != here.origin.epoch:
         verdict = _judge_foreign(token, here, opened)
+    elif token.revision <= here.revision:
+        verdict = Resume(token.revision)
+    elif here.reached_at <= opened:
+        verdict = Behind(token.seen)
+    else:  # of our future, as our state file was replaced by an older one
+        foreign = _judge_foreign(token, here, opened)
+        verdict = foreign if isinstance(foreign, Behind) else Reset("unknown_revision")
     if isinstance(verdict, Behind):
         return verdict
     if not token.complete:
@@ -191,20 +214,30 @@ def judge(raw: bytes, here: Here, *, opened: float) -> Verdict:
 
 
 def _judge_foreign(token: Token, here: Here, opened: float) -> Verdict:
-    history, reread = here.origin.history, here.origin.reread
+    history = here.history
     if history.system and token.system != history.system:
         return Reset("other_system")
     if token.epoch in here.origin.left:
         return Reset("timeline")
-    if token.timeline < history.timeline:
-        until = history.good_until(token.timeline)
-        if until is None or token.seen > until:
-            return Reset("timeline")
-    if token.timeline > history.timeline or here.position < token.seen:
+    if history.lost(token.timeline, token.seen):
+        return Reset("timeline")
+    known = token.on(history)
+    if known is None or here.position < token.seen:
         # Even a reset would take the client back. But where there is no stream to catch up with, a whole
-        # reading that began after the client came and has reached its position is not older than its map.
-        comparable = token.timeline <= history.timeline or not history.timeline
-        if comparable and reread is not None and reread.began > opened and reread.covers >= token.seen:
+        # reading that began after the client came may show that our map is not older than its map.
+        reread = here.origin.reread
+        if reread is not None and reread.began > opened and _reaches(reread, token, history):
             return Reset("gap")
+        if known is None and not token.timeline and here.position >= token.seen:
+            return Reset("timeline")
         return Behind(token.seen)
-    return Rejoin(token.position) if token.position >= here.origin.followed_since else Reset("gap")
+    since = here.origin.followed_since
+    return Rejoin(known.position) if since is not None and known.position >= since else Reset("gap")
+
+
+def _reaches(reread: Reread, token: Token, history: Timeline) -> bool:
+    """Tell whether a whole reading cannot be older than the token's map."""
+    timeline = reread.timeline or history.timeline  # 0 where nobody knows
+    if reread.timeline is not None and 0 < token.timeline < reread.timeline:
+        return True  # of the token's timeline a later one has all that was not lost
+    return (not timeline or token.timeline <= timeline) and reread.covers >= token.seen

@@ -17,6 +17,7 @@ from cdc.store.express import Overtaking
 from cdc.store.log import OutlivedError, Place
 
 if TYPE_CHECKING:
+    from cdc.postgres.timeline import Timeline
     from cdc.store.log import Entry
     from cdc.store.store import Store
 
@@ -28,9 +29,11 @@ _revision = attrgetter("revision")
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The map that a walk has arrived at: what a token stands for."""
+    """The map that the store holds at one moment: what a token stands for once a walk has arrived there."""
 
     revision: int
+    history: Timeline
+    """The line of WAL that the two positions are of."""
     position: int
     seen: int
     count: int
@@ -110,9 +113,7 @@ class Cursor(Place):
             more = self.revision < store.head
             if more:  # what an older head was like is not kept; the walk to the present one follows at once
                 return Part(entries, more, arrival=None)
-            count, digest = len(store), store.digest
-            arrival = Cut(self.revision, store.position, store.seen, count, digest, store.whole)
-            return Part(entries, more, arrival)
+            return Part(entries, more, store.cut())
 
     def _overtake(self, overtaking: Overtaking, limit: int) -> list[Entry]:
         """Take what goes before its turn; nothing if all that there is comes now in any case."""

@@ -18,7 +18,9 @@ from itertools import repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from cdc.postgres.timeline import Timeline
 from cdc.store.compaction import Compaction
+from cdc.store.cursor import Cut
 from cdc.store.digest import DIGEST_BYTES, entry_digest
 from cdc.store.entry_columns import GONE, EntryColumns
 from cdc.store.express import Express
@@ -79,12 +81,12 @@ class Store:
         """
         self.ready = False
         """Whether a complete mapping has been loaded since the start."""
+        self.history = Timeline()
+        """The line of WAL that all positions here are of; unknown before any slot was read."""
         self.position: Lsn = 0
         """Every transaction up to here is in the map."""
         self.seen: Lsn = 0
         """Nothing in the map is newer than this."""
-        self.adopted = 0
-        """How often another map has taken the place of this one: revisions of before mean nothing since."""
         self.log: list[Entry] = []
         self.entries: dict[str, Entry] = {}
         """Everything by id, tombstones too: an entry in the log is dead when it is not the one in here."""
@@ -112,6 +114,10 @@ class Store:
     def digest(self) -> bytes:
         """The state digest of the live endpoints, 16 bytes."""
         return self._digest.to_bytes(DIGEST_BYTES, "big")
+
+    def cut(self) -> Cut:
+        """Describe the map of this moment; to be called under the lock."""
+        return Cut(self.head, self.history, self.position, self.seen, len(self), self.digest, self.whole)
 
     def live(self) -> list[Entry]:
         """Return all live entries at one moment."""
@@ -167,6 +173,7 @@ class Store:
         entries: Iterable[Entry],
         head: int,
         *,
+        history: Timeline,
         whole: bool,
         position: Lsn = 0,
         seen: Lsn = 0,
@@ -186,10 +193,10 @@ class Store:
             self.tombstones = {entry.id: entry for entry in log if entry.payload is None}
             self._unverified = {}
             self._digest = digest
-            self.head, self.whole, self.position, self.seen = head, whole, position, seen
+            self.history, self.head, self.whole = history, head, whole
+            self.position, self.seen = position, seen
             for place in self.places:
                 place.outlived = True
-            self.adopted += 1
             along()
             wakes = tuple(self._wakes)
         for wake in wakes:  # so that whoever walks finds out
@@ -219,17 +226,24 @@ class Store:
             count += (entry.payload is not None) - (old is not None and entry.id not in self.tombstones)
         return count, ((self._digest + batch.delta) % _MODULUS).to_bytes(DIGEST_BYTES, "big")
 
-    def rewind(self) -> None:
-        """Forget positions, whose history has ended; the map and its revisions stay."""
+    def rewind(self, history: Timeline) -> None:
+        """Forget positions, since another history has taken the place of theirs; the map and its revisions
+        stay.
+        """
         with self.lock:
+            self.history, self.whole = history, False
             self.position = self.seen = 0
             for entry in self.entries.values():
                 entry.position = 0
 
-    def turn(self, switch: Lsn) -> None:
-        """Forget how far a timeline was followed beyond the ``switch`` at which it was left."""
+    def turn(self, history: Timeline, switch: Lsn | None = None) -> None:
+        """Be of another history that goes on from ours; forget how far ours was followed beyond the
+        ``switch`` at which it was left.
+        """
         with self.lock:
-            self.position = min(self.position, switch)
+            self.history = history
+            if switch is not None:
+                self.position = min(self.position, switch)
 
     def kept_digest(self, entry: Entry) -> bytes:
         """Return the digest to remember: `GONE` for a tombstone, as restored while not yet verified."""

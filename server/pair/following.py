@@ -108,10 +108,10 @@ class Following(threading.Thread):
 
     def _opening(self) -> pb.MirrorRequest:
         opening = pb.MirrorOpen(client_id=f"relay {socket.gethostname()}"[:128], relay=True)
-        origin = self._reader.origin()
-        if self._line and self._reader.line == self._line and not self._reader.wanting:
-            opening.epoch, opening.timeline = origin.epoch, origin.history.timeline
-            opening.revision, opening.followed = self._reader.exact, origin.history.end
+        reader = self._reader
+        if self._line and reader.line == self._line and not reader.wanting:
+            opening.epoch, opening.timeline = reader.origin().epoch, reader.timeline
+            opening.revision, opening.followed = reader.exact, reader.position
         return pb.MirrorRequest(open=opening)
 
     def _take(self, message: pb.MirrorResponse) -> None:

@@ -21,7 +21,7 @@ from pads_cdc_client.retry import Backoff, Remedy, remedy
 
 from cdc.pair.mirrored import MirrorLost, MirrorOpened, MirrorPart, PeerState, Point
 from cdc.pair.mirrored_parents import ParentsPart
-from server.rpc.map_messages import entries_of
+from server.rpc.map_messages import entries_of, history_of
 
 if TYPE_CHECKING:
     from cdc.observer import Observer
@@ -130,7 +130,7 @@ class Mirror(threading.Thread):
                 return self._answer(opened.reply)
             case "batch":
                 part = part_of(message.batch)
-                if part.state is not None and part.state.system != self._system:
+                if part.state is not None and part.state.history.system != self._system:
                     self._observer.trouble(_TROUBLE, "PEER_ADDRESS leads to a server of another database")
                     return False
                 self._backlog.tell(part)
@@ -188,7 +188,7 @@ def _parents(parents: pb.MirrorParents) -> ParentsPart:
 def _state(state: pb.MirrorState) -> PeerState:
     return PeerState(
         point=Point(state.epoch, state.timeline, state.revision, state.followed),
-        system=state.system,
+        history=history_of(state),
         position=state.position,
         followed_since=state.followed_since,
         whole=state.whole,

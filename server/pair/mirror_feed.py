@@ -120,8 +120,7 @@ class MirrorFeed:
         yield from self._messages(part, cut if news else None, done)
 
     def _present(self) -> tuple[str, int]:
-        origin = self._origin.now()
-        return origin.epoch, origin.history.timeline
+        return self._origin.now().epoch, self._store.history.timeline
 
     @property
     def patience(self) -> float:
@@ -197,11 +196,11 @@ class MirrorFeed:
         state = pb.MirrorState(
             epoch=self._line[0],
             revision=cut.revision,
-            system=origin.history.system,
+            system=cut.history.system,
             timeline=self._line[1],
             position=cut.position,
             followed=done.followed,
-            followed_since=origin.followed_since,
+            followed_since=origin.followed_since or 0,
             whole=cut.whole,
             count=cut.count,
             digest=cut.digest,
@@ -211,7 +210,7 @@ class MirrorFeed:
             server_end=positions.server_end,
             encoding=origin.encoding,
         )
-        for timeline, position in origin.history.switches:
+        for timeline, position in cut.history.switches:
             state.switches.add(timeline=timeline, position=position)
         return state
 

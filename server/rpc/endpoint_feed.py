@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from cdc.freshness import Freshness
     from cdc.state.origin import Origin
-    from cdc.state.token import Rejoin, Resume
     from cdc.store.store import Store
     from server.config.settings import Serving
     from server.observe.metrics import Metrics
@@ -131,8 +130,7 @@ class EndpointFeed:
             wake = self._hub.attach()
             stream = _Stream(context, feed, subscriber, wake)
             try:
-                verdict, adopted = await self._judged(opened.resume_token, context, wake)
-                await self._send_opened(stream, verdict, opened.resume_token, adopted)
+                await stream.send(await self._open(feed, opened.resume_token, context, wake))
                 stream.listen()
                 await self._serve(stream)
             except OutlivedError:
@@ -142,16 +140,21 @@ class EndpointFeed:
                 self._hub.detach(wake)
                 self._subscribers.remove(subscriber)
 
-    async def _judged(
-        self, token: bytes, context: Context, wake: asyncio.Event
-    ) -> tuple[Resume | Rejoin | Reset, int]:
+    async def _open(
+        self, feed: Feed, token: bytes, context: Context, wake: asyncio.Event
+    ) -> pb.WatchResponse:
         opened = time.monotonic()
         while True:
             wake.clear()
-            place, adopted = here(self._store, self._origin, self._retention, self._reached_at())
-            verdict = judge(token, place, opened=opened)
+            around = here(self._store, self._origin, self._retention, self._reached_at())
+            verdict = judge(token, around, opened=opened)
             if not isinstance(verdict, Behind):
-                return verdict, adopted
+                message = feed.open(verdict, token)
+                if self._store.history is not around.history:
+                    continue  # judged by positions, or by revisions, that mean something else now
+                if isinstance(verdict, Reset):
+                    self._metrics.feed_reset(verdict.reason)
+                return message
             if self._hub.ending is not None:
                 await unavailable(context, self._hub.ending)
             if time.monotonic() - opened > _BEHIND_SECONDS:
@@ -161,17 +164,6 @@ class EndpointFeed:
                     " and try again here or there",
                 )
             await wait(wake, _LOOK_SECONDS)
-
-    async def _send_opened(
-        self,
-        stream: _Stream,
-        verdict: Resume | Rejoin | Reset,
-        token: bytes = b"",
-        adopted: int | None = None,
-    ) -> None:
-        if isinstance(verdict, Reset):
-            self._metrics.feed_reset(verdict.reason)
-        await stream.send(stream.feed.open(verdict, token, adopted))
 
     async def _serve(self, stream: _Stream) -> None:
         feed, wake = stream.feed, stream.wake
@@ -184,7 +176,8 @@ class EndpointFeed:
             if stream.misuse is not None:
                 await abort(stream.context, grpc.StatusCode.INVALID_ARGUMENT, stream.misuse)
             if feed.mismatched:
-                await self._send_opened(stream, Reset("digest_mismatch"))
+                self._metrics.feed_reset("digest_mismatch")
+                await stream.send(feed.open(Reset("digest_mismatch")))
             may_read = stream.has_turn(self._turns) if feed.catching_up else stream.end_turn()
             idle = True
             if may_read:

@@ -16,7 +16,6 @@ from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 from cdc.state.token import Here, Rejoin, Reset, Resume, Token
 from cdc.store.catchup import Catchup
 from cdc.store.cursor import Cursor, Cut
-from cdc.store.log import OutlivedError
 from server.rpc.feed_requests import MisuseError
 
 if TYPE_CHECKING:
@@ -66,7 +65,9 @@ class Feed:
         self._walk: Cursor | Catchup | None = None
         self._resetting = False
         self._token: Token | None = None
-        """What the client's map was at last; None while it must be had anew."""
+        """What the client's map was at last, and how new it may be by now; None while it must be had anew."""
+        self._epoch = ""
+        """Our epoch when the client was last told anything."""
         self._told = -1
         """Revision of the newest token since `open`."""
         self._told_most = -1
@@ -78,16 +79,8 @@ class Feed:
         self.more = True
         """There may be more to `take` at once."""
 
-    def open(
-        self, verdict: Resume | Rejoin | Reset, token: bytes = b"", adopted: int | None = None
-    ) -> pb.WatchResponse:
-        """Begin to serve the client with this token, or begin again; returns what to say of it.
-
-        Raises:
-            OutlivedError: the verdict is of a map that was replaced since: `Store.adopted` is not
-            ``adopted``.
-
-        """
+    def open(self, verdict: Resume | Rejoin | Reset, token: bytes = b"") -> pb.WatchResponse:
+        """Begin to serve the client with this token, or begin again; returns what to say of it."""
         self.close()
         self._as_of = self._origin()
         opened = pb.Opened(progress_interval=duration(self._progress_interval))
@@ -109,8 +102,6 @@ class Feed:
                 self.acknowledged = 0
                 name = f"RESET_REASON_{reason.upper()}"
                 opened.reset.CopyFrom(pb.Reset(reason=name, count=len(self._store)))
-        if adopted is not None and adopted != self._store.adopted:
-            raise OutlivedError
         opened.token = self._present()
         return pb.WatchResponse(opened=opened)
 
@@ -146,6 +137,7 @@ class Feed:
                 yield pb.WatchResponse(batch=batch)
                 batch = pb.Batch()
             batch.checkpoint.CopyFrom(self._checkpoint(checkpoint))
+            batch.token = self._made(checkpoint).encode()
             batch.snapshot_end = self._resetting
             self._resetting = False
             if isinstance(walk, Catchup):
@@ -153,7 +145,7 @@ class Feed:
         elif arrival is not None and isinstance(walk, Cursor):
             self._token = self._made(arrival)
         if checkpoint is not None or batch.changes:
-            batch.token = self._present()
+            batch.token = batch.token or self._present()
             yield pb.WatchResponse(batch=batch)
 
     def progress(self, *, queued: bool = False) -> pb.WatchResponse:
@@ -164,7 +156,8 @@ class Feed:
             arrival = self._walk.read(0).arrival
             if arrival is not None and self._proves(arrival):
                 progress.checkpoint.CopyFrom(self._checkpoint(arrival))
-        progress.token = self._present()
+                progress.token = self._made(arrival).encode()
+        progress.token = progress.token or self._present()
         return pb.WatchResponse(progress=progress)
 
     def acknowledge(self, acknowledge: pb.Acknowledge) -> None:
@@ -192,22 +185,29 @@ class Feed:
 
     def _present(self) -> bytes:
         """Return the token for what has been sent now: where to resume, and how new the newest of it is."""
-        seen = self._store.seen
+        with self._store.lock:
+            now = self._store.cut()
+        origin = self._origin()
+        if self._epoch in origin.left:  # the client may hold what the database has lost
+            self._token = None
+        self._epoch = origin.epoch
         if self._token is not None:
-            return replace(self._token, seen=max(self._token.seen, seen)).encode()
-        return self._made(Cut(0, 0, seen, 0, b"", whole=False)).incomplete().encode()
+            self._token = self._token.on(now.history)
+        if self._token is not None:
+            self._token = replace(self._token, seen=max(self._token.seen, now.seen))
+            return self._token.encode()
+        return self._made(replace(now, revision=0, position=0)).incomplete().encode()
 
     def _made(self, cut: Cut) -> Token:
-        origin = self._as_of
         return Token(
-            epoch=origin.epoch,
-            system=origin.history.system,
-            timeline=origin.history.timeline,
+            epoch=self._as_of.epoch,
+            system=cut.history.system,
+            timeline=cut.history.timeline,
             revision=cut.revision,
             position=cut.position,
             seen=cut.seen,
             issued=int(self._wall()),
-            encoding=origin.encoding,
+            encoding=self._as_of.encoding,
         )
 
     def _proves(self, arrival: Cut) -> bool:
@@ -235,13 +235,11 @@ def here(
     retention: float,
     reached_at: float = inf,
     wall: Callable[[], float] = time.time,
-) -> tuple[Here, int]:
-    """Describe this server to `cdc.state.token.judge`; ``retention`` is TOMBSTONE_RETENTION in seconds.
-
-    Returns `Store.adopted` of the same moment, too.
-    """
+) -> Here:
+    """Describe this server to `cdc.state.token.judge`; ``retention`` is TOMBSTONE_RETENTION in seconds."""
     with store.lock:
-        return Here(origin(), store.head, store.position, wall(), retention, reached_at), store.adopted
+        now = store.cut()
+        return Here(origin(), now.history, now.revision, now.position, wall(), retention, reached_at)
 
 
 def _add(batch: pb.Batch, entry: Entry) -> None:

@@ -32,17 +32,15 @@ def entries_of(messages: Iterable[pb.MirrorEntry]) -> tuple[list[Entry], list[tu
 
 def checkpoint_of(state: pb.MirrorState, seen: int) -> Checkpoint:
     """Read a leader's state."""
-    switches = tuple((switch.timeline, switch.position) for switch in state.switches)
-    timeline = Timeline(state.system, state.timeline, state.position, switches)
     return Checkpoint(
         revision=state.revision,
         origin=Origin(
             state.epoch,
-            timeline,
-            state.followed_since,
+            state.followed_since or None,
             left=frozenset(state.left),
             encoding=state.encoding or 1,
         ),
+        history=history_of(state),
         position=state.position,
         seen=seen,
         consistent=state.whole,
@@ -51,22 +49,28 @@ def checkpoint_of(state: pb.MirrorState, seen: int) -> Checkpoint:
     )
 
 
+def history_of(state: pb.MirrorState) -> Timeline:
+    """Read which history a state's positions are of."""
+    switches = tuple((switch.timeline, switch.position) for switch in state.switches)
+    return Timeline(state.system, state.timeline, state.position, switches)
+
+
 def state_of(checkpoint: Checkpoint) -> pb.MirrorState:
     """Make the message of a leader's state."""
     origin = checkpoint.origin
     state = pb.MirrorState(
         epoch=origin.epoch,
         revision=checkpoint.revision,
-        system=origin.history.system,
-        timeline=origin.history.timeline,
+        system=checkpoint.history.system,
+        timeline=checkpoint.history.timeline,
         position=checkpoint.position,
-        followed_since=origin.followed_since,
+        followed_since=origin.followed_since or 0,
         whole=checkpoint.consistent,
         count=checkpoint.count,
         digest=checkpoint.digest,
         left=sorted(origin.left),
         encoding=origin.encoding,
     )
-    for timeline, position in origin.history.switches:
+    for timeline, position in checkpoint.history.switches:
         state.switches.add(timeline=timeline, position=position)
     return state

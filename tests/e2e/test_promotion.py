@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
+from pads_cdc_client import Replica
 from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
@@ -16,7 +17,7 @@ from cdc.state.token import Token
 from server.commands.demo.cluster import ephemeral_standby
 from tests.e2e.test_gate import local, standby_away
 from tests.plugins.feed import opening
-from tests.plugins.server import fill, wait_equal, wait_until
+from tests.plugins.server import expected, fill, wait_equal, wait_until
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -219,3 +220,58 @@ def test_queries_that_move_from_a_standby_to_its_primary_never_go_back(
         wait_equal(client, database)
         wait_until(lambda: server.get("/healthz") == (200, "ok"), "all is well")
         assert numbers(client) == sorted(numbers(client)), "it went back"
+
+
+def test_a_token_from_beyond_the_switch_hides_nothing_of_the_new_timeline(
+    replicated: Replicated,
+    database_factory: DatabaseFactory,
+    serve: ServerFactory,
+    gateway: GatewayFactory,
+    stream: StreamFactory,
+    tmp_path: Path,
+) -> None:
+    """WAL of another database carries a token beyond the switch; the same positions come again on the new
+    timeline, and a key is rotated there. A client that brings the token to another server is sent that key.
+    """
+    primary = database_factory(cluster=replicated.primary)
+    elsewhere = database_factory(cluster=replicated.primary)
+    fill(primary, 50)
+    replicated.wait_replayed()
+    standby = primary.on(replicated.standby)
+    server = serve(primary, PROGRESS_INTERVAL="200ms")
+    other = serve(
+        standby,
+        PRIMARY_CONNECTION_STRING=primary.url(),
+        STATE_FILE=str(tmp_path / "other"),
+        PROGRESS_INTERVAL="200ms",
+    )
+    wait_until(lambda: other.metric("pads_cdc_source_mode", mode="streaming") == 1, "its slot is made")
+    abroad = gateway(other)
+    primary.execute(SET_KEY, ("v1",))
+    abroad.wait(lambda one: newest(one) == 1, "what both have")
+    replicated.wait_replayed()
+
+    standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
+    standby.cluster.reload()
+    wait_until(lambda: not standby.rows("SELECT FROM pg_stat_wal_receiver"), "the standby is cut off")
+    elsewhere.execute("CREATE TABLE bulk AS SELECT repeat('x', 1000) FROM generate_series(1, 3000)")
+    end = primary.value("SELECT pg_current_wal_flush_lsn() - '0/0'")
+    replica, watching = Replica(), stream(server, opening())
+    while (held := Token.parse(replica.token)) is None or held.position < end:
+        replica.apply(watching.read())
+    assert replica.complete
+    watching.close()
+
+    replicated.primary.crash()
+    standby.cluster.promote()
+    other.wait_metric(1, "pads_cdc_reconcile_total", reason="timeline")
+    standby.execute(SET_KEY, ("v2",))
+    abroad.wait(lambda one: newest(one) == 2, "the rotated key")
+    assert held.seen < standby.value("SELECT pg_current_wal_flush_lsn() - '0/0'") < held.position
+    watching = stream(other, opening(replica.token))
+    opened = watching.read()
+    assert opened.opened.HasField("resumed"), "nothing that it holds was lost"
+    replica.apply(opened)
+    while replica.endpoints != expected(standby):
+        replica.apply(watching.read())
+        assert not replica.mismatches

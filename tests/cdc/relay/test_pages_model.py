@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cdc.relay.pages import Page
 
 IDS = st.sampled_from([f"app_{number}" for number in range(6)])
+HISTORY = Timeline("7", 1, end=1 << 60)
 PAYLOADS = st.one_of(st.none(), st.sampled_from([b"a", b"b", b"c" * 30, b"d" * 70]))
 
 
@@ -37,7 +38,8 @@ class Leader:
     now: float = 0.0
 
     def __post_init__(self) -> None:
-        self.origin = Origin(self.epoch, Timeline("7", 1, end=1 << 60), 0)
+        self.store.turn(HISTORY)
+        self.origin = Origin(self.epoch, 0)
         self.publisher = self.published_by()
         self.note()
 
@@ -165,7 +167,12 @@ class Relaying(RuleBasedStateMachine):
             Entry(one.id, one.revision + 5, one.position, one.payload) for one in old.store.entries.values()
         ]
         new.store.adopt(
-            entries, old.store.head + 5, whole=True, position=old.store.position, seen=old.store.seen
+            entries,
+            old.store.head + 5,
+            history=HISTORY,
+            whole=True,
+            position=old.store.position,
+            seen=old.store.seen,
         )
         new.note()
         old.publisher.close()

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 OURS, THEIRS = "a" * 32, "b" * 32
 HERE = Here(
-    origin=Origin(
-        OURS, Timeline("7", 3, end=900, switches=((1, 100), (2, 300))), followed_since=400, encoding=2
-    ),
+    origin=Origin(OURS, followed_since=400, encoding=2),
+    history=Timeline("7", 3, end=900, switches=((1, 100), (2, 300))),
     revision=50,
     position=800,
     now=10_000.0,
@@ -94,7 +93,11 @@ def test_a_bit_that_flips_is_noticed(token: Token, data: st.DataObject) -> None:
         # An earlier timeline is good up to where it was left.
         (replace(FOREIGN, timeline=2, position=250, seen=300), Reset("gap")),
         (replace(FOREIGN, timeline=2, seen=301), Reset("timeline")),
+        # Where its server did not know the timeline, its positions are only good to wait for.
         (replace(FOREIGN, timeline=0), Reset("timeline")),
+        (replace(FOREIGN, timeline=0, seen=801), Behind(801)),
+        # Of our future, as our state file was replaced by an older one: even so the client is not taken back.
+        (replace(TOKEN, revision=51, seen=801), Behind(801)),
         # What has not changed would keep bytes of another encoding: everything is sent, and never too early.
         (replace(TOKEN, encoding=1), Reset("malformed")),
         (replace(TOKEN, encoding=3), Reset("malformed")),
@@ -110,22 +113,32 @@ def test_each_kind_has_its_verdict(token: Token, expected: Verdict) -> None:
 def test_an_earlier_timeline_resumes_where_it_was_followed() -> None:
     here = replace(HERE, origin=replace(HERE.origin, followed_since=200))
     assert verdict(replace(FOREIGN, timeline=2, position=250, seen=300), here) == Rejoin(250)
+    beyond = replace(FOREIGN, timeline=2, position=700, seen=300)
+    assert verdict(beyond, here) == Rejoin(300), "WAL of others has carried it beyond the switch"
 
 
 def test_a_server_without_a_stream_starts_a_client_over_once_it_has_read_everything_since() -> None:
     ahead = replace(FOREIGN, seen=850)
 
-    def polled(began: float, covers: int, timeline: int = 3) -> Here:
-        history = replace(HERE.origin.history, timeline=timeline)
-        return replace(HERE, origin=replace(HERE.origin, history=history, reread=Reread(began, covers)))
+    def polled(reread: Reread, history: Timeline = HERE.history) -> Here:
+        return replace(HERE, history=history, origin=replace(HERE.origin, reread=reread))
 
-    assert verdict(ahead, polled(6.0, 850)) == Reset("gap")
-    assert verdict(ahead, polled(4.0, 850)) == Behind(850), "begun before the client came"
-    assert verdict(ahead, polled(6.0, 849)) == Behind(850), "not as far as the client"
-    assert verdict(ahead, polled(6.0, 850, timeline=0)) == Reset("gap"), "never followed any stream"
-    assert verdict(replace(ahead, timeline=4), polled(6.0, 900)) == Behind(850), (
-        "another timeline's positions"
+    assert verdict(ahead, polled(Reread(6.0, 850))) == Reset("gap")
+    assert verdict(ahead, polled(Reread(4.0, 850))) == Behind(850), "begun before the client came"
+    assert verdict(ahead, polled(Reread(6.0, 849))) == Behind(850), "not as far as the client"
+    assert verdict(ahead, polled(Reread(6.0, 850), Timeline("7"))) == Reset("gap"), "never followed a stream"
+    elsewhere = replace(ahead, timeline=4)
+    assert verdict(elsewhere, polled(Reread(6.0, 900))) == Behind(850), "another timeline's positions"
+    assert verdict(elsewhere, polled(Reread(6.0, 900, 3), Timeline("7"))) == Behind(850), "likewise"
+    assert verdict(elsewhere, polled(Reread(6.0, 10, 5), Timeline("7"))) == Reset("gap"), (
+        "the primary of a later timeline has all that was not lost"
     )
+
+
+def test_a_history_whose_switches_nobody_told_loses_nothing_by_guessing() -> None:
+    """A server that has never had a slot knows the timeline of what it reads at most."""
+    here = replace(HERE, history=Timeline("7", 3), position=400)
+    assert verdict(replace(FOREIGN, timeline=2), here) == Behind(520)
 
 
 def test_a_history_that_was_left_is_not_waited_for() -> None:
@@ -146,19 +159,19 @@ class Silent:
 def test_a_lineage_only_ever_knows_less_of_the_past(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "state", "7", Silent())  # type: ignore[arg-type]  # it reports nothing else
     origin = CurrentOrigin(ledger)
-    assert origin.now() == Origin(ledger.epoch, Timeline(), 0)
-    origin.reread(1.0, 100, "7")
-    assert origin.now().history == Timeline("7")
-    origin.following(Timeline("7", 3))
+    assert origin.now() == Origin(ledger.epoch, None)
+    origin.reread(Reread(1.0, 100))
     origin.gap(200)
     origin.gap(150)
-    now = origin.now()
-    assert (now.followed_since, now.history.timeline, now.reread) == (200, 3, Reread(1.0, 100))
+    assert origin.now() == Origin(ledger.epoch, 200, Reread(1.0, 100))
+    origin.turned()
+    assert origin.now() == Origin(ledger.epoch, 200)
+    origin.reread(Reread(2.0, 100))
     before = ledger.epoch
     origin.broken()
     ledger.epoch = "c" * 32
     now = origin.now()
-    assert (now.epoch, now.left, now.followed_since) == ("c" * 32, frozenset({before}), 0)
+    assert now == Origin("c" * 32, None, left=frozenset({before}))
     ledger.close()
 
 

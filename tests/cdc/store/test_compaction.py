@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdc.postgres.timeline import Timeline
 from cdc.store.compaction import Compaction
 from cdc.store.cursor import Cursor
 from cdc.store.log import Entry, Place
@@ -54,7 +55,8 @@ def test_a_copy_of_another_map_ends_it() -> None:
         if store._compaction is not None:
             break
     assert store._compaction is not None
-    store.adopt([Entry(f"other_{number}", number, 0, b"y") for number in range(1, 6)], 5, whole=True)
+    others = [Entry(f"other_{number}", number, 0, b"y") for number in range(1, 6)]
+    store.adopt(others, 5, history=Timeline("7", 1), whole=True)
     for number in range(40):
         store.publish(store.prepare([("more", bytes([number]))], number), whole=True)
         store.tend()

@@ -30,32 +30,61 @@ if TYPE_CHECKING:
 
     from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
+State = tuple[int, int]
+"""A timeline, counted from 0, and a position on it."""
+
 IDS = st.integers(0, 3).map(lambda number: f"app_{number}")
 RETENTION = 1000.0
 
 
 class Database:
-    """What was committed, in order; a position is the number of transactions up to it."""
+    """What was committed on each timeline, in order; a position is the number of transactions up to it.
+
+    A transaction without changes is somebody else's WAL.
+    """
 
     def __init__(self) -> None:
-        self.transactions: list[dict[str, bytes | None]] = []
-        self.values: dict[str, list[bytes | None]] = {}
-        """Every value that an id has had, in order; the first is None."""
+        self.lines: list[list[dict[str, bytes | None]]] = [[]]
+        self.switches: list[int] = []
+        """Where each timeline but the last was left."""
 
-    def commit(self, changes: dict[str, bytes | None]) -> None:
-        self.transactions.append(changes)
-        for endpoint_id, value in changes.items():
-            self.values.setdefault(endpoint_id, [None]).append(value)
+    def commit(self, changes: dict[str, bytes | None], line: int = -1) -> None:
+        self.lines[line].append(changes)
+
+    def promote(self, switch: int) -> None:
+        """Have a standby take over that has replayed so much."""
+        self.lines.append(self.lines[-1][:switch])
+        self.switches.append(switch)
 
     @property
-    def end(self) -> int:
-        return len(self.transactions)
+    def newest(self) -> int:
+        return len(self.lines) - 1
 
-    def at(self, position: int) -> dict[str, bytes]:
+    def end(self, line: int) -> int:
+        return len(self.lines[line])
+
+    def at(self, position: int, line: int) -> dict[str, bytes]:
         found: dict[str, bytes | None] = {}
-        for changes in self.transactions[:position]:
+        for changes in self.lines[line][:position]:
             found.update(changes)
         return {key: value for key, value in found.items() if value is not None}
+
+    def history(self, line: int) -> Timeline:
+        switches = tuple(enumerate(self.switches[:line], 1))
+        return Timeline("7", line + 1, self.end(line), switches)
+
+    def not_before(self, endpoint_id: str, value: bytes | None, line: int, oldest: State) -> State | None:
+        """Return the oldest state of a line that has this value and is not older than another state; None
+        where there is none.
+        """
+        known, position = oldest
+        if known > line and position > min(self.switches[line:known]):
+            return None  # it is of a later timeline, which this one has not got
+        for number in range(known, line):
+            position = min(position, self.switches[number])
+        ends = range(position, self.end(line) + 1)
+        found = (one for one in ends if self.at(one, line).get(endpoint_id) == value)
+        return next(((line, one) for one in found), None)
 
 
 class Server:
@@ -65,8 +94,10 @@ class Server:
         self.name = name
         self.database = database
         self.epochs = 0
+        self.line = 0
         self.store = Store()
-        self.origin = Origin(self.new_epoch(), Timeline("7", 1), 0)
+        self.store.turn(database.history(0))
+        self.origin = Origin(self.new_epoch(), 0)
         self.maps: dict[int, dict[str, bytes]] = {}
         """What was published, by revision."""
         self.settled: set[int] = set()
@@ -75,6 +106,10 @@ class Server:
         """Parts of a ripple that are still to be published."""
         self.read_at = 0
         self.bootstrap(0)
+
+    @property
+    def end(self) -> int:
+        return self.database.end(self.line)
 
     def new_epoch(self) -> str:
         self.epochs += 1
@@ -93,7 +128,7 @@ class Server:
         rows: dict[str, bytes | None] = dict.fromkeys(
             self.store.entries.keys() - self.store.tombstones.keys()
         )
-        rows.update(self.database.at(read_at))
+        rows.update(self.database.at(read_at, self.line))
         self.publish(rows, read_at, named=False, whole=False)
 
     def publish(self, rows: dict[str, bytes | None], position: int, *, named: bool, whole: bool) -> None:
@@ -106,11 +141,14 @@ class Server:
 
     def apply(self, up_to: int, read_at: int, parts: int) -> None:
         """Re-query what transactions have named, at a time that may be later than theirs."""
-        names = [
-            name for changes in self.database.transactions[self.store.position : up_to] for name in changes
-        ]
+        came = self.database.lines[self.line][self.store.position : up_to]
+        names = [name for changes in came for name in changes]
+        if not names:  # somebody else's WAL
+            self.store.settle(up_to)
+            self.note()
+            return
         self.read_at = max(self.read_at, read_at)
-        now = self.database.at(self.read_at)
+        now = self.database.at(self.read_at, self.line)
         rows = {name: now.get(name) for name in names}
         if parts == 1:
             self.publish(rows, up_to, named=True, whole=True)
@@ -132,7 +170,7 @@ class Server:
         """Answer for transactions by comparing everything: what they named is not known."""
         self.read_at = max(self.read_at, read_at)
         self.compare(self.read_at)
-        self.origin = replace(self.origin, followed_since=max(self.origin.followed_since, up_to))
+        self.origin = replace(self.origin, followed_since=max(self.origin.followed_since or 0, up_to))
         self.store.settle(up_to)
         self.note()
 
@@ -142,21 +180,48 @@ class Server:
         self.compare(self.read_at)
         self.store.settle(self.store.position)
         self.note()
-        self.origin = replace(self.origin, reread=Reread(now, self.read_at))
+        self.origin = replace(self.origin, reread=Reread(now, self.read_at, self.line + 1))
+
+    def turn(self, line: int, confirmed: int) -> None:
+        """Follow another timeline from now on, from where its slot is confirmed."""
+        history = self.database.history(line)
+        store, before = self.store, self.store.history
+        if not history.continues(before, store.position, store.seen):
+            store.rewind(history)
+            self.origin = replace(
+                self.origin,
+                left=self.origin.left | {self.origin.epoch},
+                epoch=self.new_epoch(),
+                followed_since=None,
+            )
+            self.read_at = 0
+        else:
+            store.turn(history, history.left_at(before))
+        self.origin = replace(self.origin, reread=None)
+        self.line = line
+        self.pending.clear()
+        if confirmed > store.position:
+            since = max(self.origin.followed_since or 0, confirmed)
+            self.origin = replace(self.origin, followed_since=since)
+        self.read_at = max(self.read_at, confirmed)
+        self.compare(self.read_at)
+        store.settle(confirmed)
+        self.note()
 
     def restart(self, *, forgetful: bool) -> None:
         """End the process, and start another with the state file, or without."""
         old, self.store, self.pending = self.store, Store(), []
+        self.store.history = old.history
         if forgetful:
-            self.origin = Origin(self.new_epoch(), self.origin.history, 0)
+            self.origin = Origin(self.new_epoch(), None)
             self.maps, self.settled = {}, set()
         else:
             kept = EntryColumns(
                 (e.id, e.revision, e.position, old.kept_digest(e)) for e in old.entries.values()
             )
             self.store.restore(kept, old.head, old.position, old.seen)
-            self.origin = Origin(self.origin.epoch, self.origin.history, old.position)
-        self.bootstrap(self.database.end)
+            self.origin = Origin(self.origin.epoch, old.position)
+        self.bootstrap(self.end)
 
 
 @dataclass
@@ -164,8 +229,8 @@ class Client:
     """Holds a map, or is about to; at most one stream at a time."""
 
     replica: Replica = field(default_factory=Replica)
-    oldest: dict[str, int] = field(default_factory=dict)
-    """The oldest state of each id, as an index of its values, that what the client holds can be."""
+    oldest: dict[str, State] = field(default_factory=dict)
+    """The oldest state that what the client holds of each id can be of."""
     server: Server | None = None
     feed: Feed | None = None
     messages: Iterator[pb.WatchResponse] = field(default_factory=lambda: iter(()))
@@ -186,24 +251,51 @@ class Feeds(RuleBasedStateMachine):
         self.database = Database()
         self.servers = [Server("a", self.database), Server("b", self.database)]
         self.clients = [Client(), Client()]
-        self.saved: list[tuple[dict[str, bytes], bytes, dict[str, int]]] = []
+        self.saved: list[tuple[dict[str, bytes], bytes, dict[str, State]]] = []
         self.now = 0.0
+        self.unique = 0
 
     # --- the database and the servers
 
-    @rule(changes=st.dictionaries(IDS, st.sampled_from([None, b"1", b"2", "new"]), min_size=1, max_size=3))
-    def commit(self, changes: dict[str, bytes | str | None]) -> None:
-        unique = str(self.database.end).encode()
-        self.database.commit({k: unique if isinstance(v, str) else v for k, v in changes.items()})
+    @rule(
+        changes=st.dictionaries(IDS, st.sampled_from([None, b"1", b"2", "new"]), max_size=3),
+        old=st.booleans(),
+    )
+    def commit(self, changes: dict[str, bytes | str | None], old: bool = False) -> None:
+        """Also on a timeline that was left: nobody there knows."""
+        self.unique += 1
+        unique = f"new {self.unique}".encode()
+        line = -2 if old and self.database.newest else -1
+        self.database.commit({k: unique if isinstance(v, str) else v for k, v in changes.items()}, line)
+
+    @precondition(lambda self: self.database.newest < 2)
+    @rule(data=st.data())
+    def promote(self, data: st.DataObject) -> None:
+        line = self.database.newest
+        at_least = self.database.switches[-1] if line else 0
+        self.database.promote(data.draw(st.integers(at_least, self.database.end(line))))
+
+    @rule(which=st.integers(0, 1), data=st.data())
+    def turn(self, which: int, data: st.DataObject) -> None:
+        """Have a server learn of a promotion; its slot there may be new."""
+        server, database = self.servers[which], self.database
+        if server.line < database.newest:
+            line = data.draw(st.integers(server.line + 1, database.newest))
+            history = database.history(line)
+            goes_on = history.continues(server.store.history, server.store.position, server.store.seen)
+            known = min(server.store.position, history.left_at(server.store.history) or 0)
+            known = max(known, server.store.seen) if goes_on else 0
+            confirmed = data.draw(st.sampled_from([known, database.end(line)]))
+            server.turn(line, confirmed)
 
     @rule(which=st.integers(0, 1), data=st.data(), parts=st.integers(1, 2))
     def apply(self, which: int, data: st.DataObject, parts: int) -> None:
         server = self.servers[which]
         if server.pending:
             server.proceed()
-        elif server.store.position < self.database.end:
-            up_to = data.draw(st.integers(server.store.position + 1, self.database.end))
-            server.apply(up_to, data.draw(st.integers(up_to, self.database.end)), parts)
+        elif server.store.position < server.end:
+            up_to = data.draw(st.integers(server.store.position + 1, server.end))
+            server.apply(up_to, data.draw(st.integers(up_to, server.end)), parts)
 
     @rule(
         which=st.integers(0, 1),
@@ -212,7 +304,7 @@ class Feeds(RuleBasedStateMachine):
     )
     def trouble(self, which: int, kind: str, data: st.DataObject) -> None:
         """Have one of the rarer things happen: one rule, so that they stay rarer than the common ones."""
-        server, end = self.servers[which], self.database.end
+        server, end = self.servers[which], self.servers[which].end
         self.now += 1
         match kind:
             case "reconcile" if not server.pending and server.store.position < end:
@@ -247,7 +339,7 @@ class Feeds(RuleBasedStateMachine):
             return
         server, opened = client.trying
         token = client.replica.opening("client").open.resume_token
-        around = here(server.store, lambda: server.origin, RETENTION, wall=lambda: self.now)[0]
+        around = here(server.store, lambda: server.origin, RETENTION, wall=lambda: self.now)
         verdict = judge(token, around, opened=opened)
         if isinstance(verdict, Behind):
             assert token, "who holds nothing is never behind"
@@ -320,10 +412,11 @@ class Feeds(RuleBasedStateMachine):
             assert client.feed.acknowledged == checkpoint.revision
 
     def never_older(self, client: Client, endpoint_id: str, after: bytes | None) -> None:
-        values = self.database.values.get(endpoint_id, [None])
-        oldest = client.oldest.get(endpoint_id, 0)
-        assert after in values[oldest:], f"{endpoint_id} went back to {after!r} from {values[oldest]!r}"
-        client.oldest[endpoint_id] = values.index(after, oldest)
+        assert client.server is not None
+        oldest = client.oldest.get(endpoint_id, (0, 0))
+        found = self.database.not_before(endpoint_id, after, client.server.line, oldest)
+        assert found is not None, f"{endpoint_id} went back to {after!r} from {oldest}"
+        client.oldest[endpoint_id] = found
 
     @rule(who=st.integers(0, 1))
     def save(self, who: int) -> None:
@@ -346,7 +439,7 @@ class Feeds(RuleBasedStateMachine):
             damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= 1 << data.draw(st.integers(0, 7))
             around = here(
                 self.servers[0].store, lambda: self.servers[0].origin, RETENTION, wall=lambda: self.now
-            )[0]
+            )
             assert judge(bytes(damaged), around, opened=self.now) == Reset("malformed")
 
     @invariant()
@@ -360,10 +453,12 @@ class Feeds(RuleBasedStateMachine):
         for server in self.servers:
             while server.pending:
                 server.proceed()
-            if server.store.position < self.database.end:
-                server.apply(self.database.end, self.database.end, 1)
-            if server.read_at < self.database.end:
-                server.poll(self.database.end, self.now)
+            if server.line < self.database.newest:
+                server.turn(self.database.newest, self.database.end(self.database.newest))
+            if server.store.position < server.end:
+                server.apply(server.end, server.end, 1)
+            if server.read_at < server.end:
+                server.poll(server.end, self.now)
         for who, client in enumerate(self.clients):
             if client.feed is None:
                 self.connect(who, who)
@@ -371,7 +466,8 @@ class Feeds(RuleBasedStateMachine):
             while self.take(client, progress=False):
                 pass
             self.take(client, progress=True)
-            assert client.replica.endpoints == self.database.at(self.database.end)
+            newest = self.database.newest
+            assert client.replica.endpoints == self.database.at(self.database.end(newest), newest)
             assert client.replica.complete
             client.disconnect()
 
@@ -426,7 +522,7 @@ def test_a_token_says_how_new_the_newest_is_that_was_sent(feeds: Feeds) -> None:
     feeds.servers[1].apply(2, 2, 1)
     feeds.retry(0)
     feeds.drain(0)
-    assert feeds.clients[0].replica.endpoints == feeds.database.at(2)
+    assert feeds.clients[0].replica.endpoints == feeds.database.at(2, 0)
 
 
 def test_who_was_cut_off_in_a_snapshot_gets_another_one(feeds: Feeds) -> None:
@@ -438,7 +534,7 @@ def test_who_was_cut_off_in_a_snapshot_gets_another_one(feeds: Feeds) -> None:
     assert "app_0" in feeds.clients[0].replica.endpoints
     feeds.connect(0, 0)
     feeds.drain(0)
-    assert feeds.clients[0].replica.endpoints == feeds.database.at(2)
+    assert feeds.clients[0].replica.endpoints == feeds.database.at(2, 0)
 
 
 def test_who_holds_something_of_another_server_goes_by_positions_at_home_too(feeds: Feeds) -> None:
@@ -451,4 +547,4 @@ def test_who_holds_something_of_another_server_goes_by_positions_at_home_too(fee
     feeds.servers[0].apply(3, 3, 1)
     feeds.connect(0, 0)
     feeds.drain(0)
-    assert feeds.clients[0].replica.endpoints == feeds.database.at(3)
+    assert feeds.clients[0].replica.endpoints == feeds.database.at(3, 0)
