@@ -32,3 +32,63 @@ SELECT
     NULL AS throughput_limit,
     NULL AS capacity_limit
 WHERE pg_backend_pid() IS NOT NULL;
+
+-- name: OutsideTypes :many
+-- The mapping's columns whose type has its operators outside of pg_catalog (citext, for example), in which schema, and, where
+-- others than a superuser or the owners of that schema and of the tables can have put an operator there or can do so: what of,
+-- and what to type against it. Enums, ranges, arrays and domains need no operators of their own.
+WITH RECURSIVE mapped AS (
+    SELECT c.oid, c.relname, c.relowner
+    FROM pg_class c
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = @schema AND c.relname = ANY (@tables::text[])
+),
+typed (column_name, type) AS (
+    SELECT concat(mapped.relname, '.', a.attname), a.atttypid
+    FROM mapped
+    JOIN pg_attribute a ON a.attrelid = mapped.oid AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE concat(mapped.relname, '.', a.attname) = ANY (@columns::text[])
+    UNION ALL
+    SELECT typed.column_name, t.typbasetype
+    FROM typed
+    JOIN pg_type t ON t.oid = typed.type
+    WHERE t.typtype = 'd'
+)
+SELECT
+    n.nspname::text AS schema_name,
+    typed.column_name,
+    t.typname::text AS type_name,
+    others.fault,
+    others.remedy
+FROM typed
+JOIN pg_type t ON t.oid = typed.type AND t.typtype = 'b' AND t.typcategory <> 'A'
+JOIN pg_namespace n ON n.oid = t.typnamespace AND n.nspname <> 'pg_catalog'
+LEFT JOIN LATERAL (
+    SELECT found.fault, found.remedy
+    FROM (
+        SELECT
+            1 AS place,
+            entry.grantee AS who,
+            concat(coalesce(r.rolname, 'PUBLIC'), ' may create others') AS fault,
+            format('REVOKE CREATE ON SCHEMA %I FROM %s;', n.nspname, coalesce(quote_ident(r.rolname), 'PUBLIC')) AS remedy
+        FROM aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) AS entry
+        LEFT JOIN pg_roles r ON r.oid = entry.grantee
+        WHERE entry.privilege_type = 'CREATE'
+        UNION ALL
+        SELECT 2, o.oprowner, concat(r.rolname, ' has made the operator ', o.oprname), format('DROP OPERATOR %s;', o.oid::regoperator)
+        FROM pg_operator o
+        JOIN pg_roles r ON r.oid = o.oprowner
+        WHERE o.oprnamespace = n.oid
+        UNION ALL
+        SELECT 3, p.proowner, concat(r.rolname, ' has made the function ', p.proname), format('DROP ROUTINE %s;', p.oid::regprocedure)
+        FROM pg_proc p
+        JOIN pg_roles r ON r.oid = p.proowner
+        WHERE p.pronamespace = n.oid
+    ) AS found
+    WHERE found.who <> n.nspowner
+        AND found.who NOT IN (SELECT mapped.relowner FROM mapped)
+        AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = found.who AND r.rolsuper)
+    ORDER BY found.place, found.fault, found.remedy
+    LIMIT 1
+) AS others ON true
+ORDER BY 1, 2;

@@ -29,7 +29,8 @@ NECESSARY: tuple[Check[Site], ...] = (
     Check("select", mapping.select, _FOUND),
     Check("row_security", mapping.row_security, _FOUND),
     Check("soft_delete", mapping.soft_delete, _FOUND),
-    Check("statements", mapping.statements, (*_FOUND, "select", "row_security")),
+    Check("operators", mapping.operators, _FOUND),
+    Check("statements", mapping.statements, (*_FOUND, "select", "row_security", "operators")),
 )
 
 FURTHER: tuple[Check[Deployment], ...] = (

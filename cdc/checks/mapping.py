@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _NO_ROWS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 
-_SHORT_NAME = re.compile(r"\b(?:FROM|JOIN)\s+(\w+)\s+AS\s+(\w+)", re.IGNORECASE)
+_SHORT_NAME = re.compile(r'\b(?:FROM|JOIN)\s+(?:"(?:[^"]|"")+"\.)?(\w+)\s+AS\s+(\w+)', re.IGNORECASE)
 
 _COUNT = """
 SELECT
@@ -118,6 +118,18 @@ def soft_delete(site: Site) -> Iterator[Finding]:
         yield good("no table marks rows as deleted that the mapping would serve")
 
 
+def operators(site: Site) -> Iterator[Finding]:
+    """Judge the types whose operators are not in ``pg_catalog``: others could put operators beside them."""
+    types = site.database.outside_types()
+    for one in types:
+        if one.fault is not None:
+            yield fail(str(one), one.remedy or "")
+    if not types:
+        yield good("all operators are those of pg_catalog")
+    elif all(one.fault is None for one in types):
+        yield good("; ".join(map(str, types)))
+
+
 def statements(site: Site) -> Iterator[Finding]:
     """Plan every query of the mapping, which reads no row but finds what is missing."""
     mapping = site.database.mapping
@@ -125,7 +137,8 @@ def statements(site: Site) -> Iterator[Finding]:
     wrong: dict[str, None] = {}  # a set that keeps its order
     for statement in mapping.queries.values():
         try:
-            site.database.query(f"SELECT * FROM ({statement}) probed LIMIT 0", keys)
+            probe = f"{site.database.names()}SELECT * FROM ({statement}) probed LIMIT 0"
+            site.database.query(probe, keys)
         except Refusal as error:
             wrong.setdefault(_by_tables(str(error), statement))
     for text in wrong:
@@ -152,7 +165,9 @@ def _by_tables(text: str, statement: str) -> str:
 def endpoints(site: Site) -> Iterator[Finding]:
     """Count the endpoints whose settings say less than their owners may think. Reads the whole mapping."""
     statement = _COUNT.format(endpoints=site.database.mapping.queries["Endpoints"], without_key=_WITHOUT_KEY)
-    [(number, open_to_all, first_open, without_key, first_without)] = site.database.query(statement, {})
+    [(number, open_to_all, first_open, without_key, first_without)] = site.database.query(
+        site.database.names() + statement, {}
+    )
     if open_to_all:
         yield warn(
             f"{open_to_all} of {number} endpoints have no settings that say whether a key is required, so"

@@ -6,27 +6,30 @@ A mapping is a folder, bundled under ``sql/`` or anybody's own:
     the tables that it expects, one ``CREATE TABLE`` each, with all columns that are used;
 ``queries.sql``
     `Endpoints` with the columns of `COLUMNS` and any of `OPTIONAL_COLUMNS`, named one by one,
-    ``EndpointsOf...(@keys)`` and ``ParentsOf...``, each with a line ``-- name: X :many`` as sqlc has it;
+    ``EndpointsOf...(@keys)`` and ``ParentsOf...``, each with a line ``-- name: X :many`` as sqlc has it.
+    Names are found in ``pg_catalog`` and in ``reads`` alone; whatever else a query uses (a function, an
+    operator, a type) it names with its schema, for which ``:"schema"`` stands if it is the tables' own;
 ``affects.toml``
     the tables it ``reads``, those that others refer to first, the ``signals`` that it hears, whose
     ``deleted`` columns it honours (``honours_deleted``), the query whose keys are endpoint ids
     (``endpoint_keys``, if any), those whose keys stand in a column of `Endpoints` (``key_columns``), and an
     ``[[affects]]`` entry for each `Rule`;
 ``setup.sql``
-    grants, indexes and replica identities. ``:"role"`` and ``:"schema"`` stand for names, as psql has it, so
-    that ``psql -v role=... -v schema=...`` runs it too.
+    grants, indexes and replica identities. ``:"role"`` and ``:"schema"`` stand for names, ``:'schema'`` for
+    text, as psql has it, so that ``psql -v role=... -v schema=...`` runs it too; tables have their schema.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdc.errors import ConfigurationError
 from cdc.mapping import sql_text
 from cdc.mapping.affects_file import AffectsFile, Rule
+from cdc.mapping.table_names import qualify
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -54,7 +57,7 @@ one (NULL is a month), and what the contract's ``Metadata`` has beside the accou
 """
 
 _NOT_IN = "NOT EXISTS (SELECT 1 FROM {0} WHERE {0}.endpoint_id = {1}.endpoint_id)"
-_PLACEHOLDER = re.compile(r':"(role|schema)"')
+_PLACEHOLDER = re.compile(r""":(?P<quote>["'])(?P<what>role|schema)(?P=quote)""")
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,25 @@ class Mapping:
     queries: Map[str, str] = field(repr=False)
     """By name. The parameter of an ``EndpointsOfX`` is ``%(EndpointsOfX)s``, so that several fit together."""
     header: str = field(repr=False)
+    outside_types: str = field(repr=False)
+    """The query that finds the columns whose types have their operators outside of ``pg_catalog``, with the
+    parameters ``schema``, ``tables`` and ``columns``.
+    """
+    db_schema: str | None = None
+    """The schema that the tables are in; None before `within` has said it, and then nothing finds them."""
+
+    def within(self, schema: str) -> Mapping:
+        """Return this mapping for tables in a schema: its statements name them with it, whatever the search
+        path is.
+        """
+        named = schema.replace("%", "%%")
+        queries = {
+            name: qualify(
+                _PLACEHOLDER.sub(lambda found: _quoted(named, found["quote"]), query), self.reads, named
+            )
+            for name, query in self.queries.items()
+        }
+        return replace(self, queries=queries, db_schema=schema)
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -107,7 +129,10 @@ class Mapping:
         condition that is never true would not do here, for which they would be left out.
         (LOCK TABLE would need a grant on the whole table.)
         """
-        tables = map(sql_text.quote_name, self.reads)
+        tables = [sql_text.quote_name(table) for table in self.reads]
+        if self.db_schema is not None:
+            schema = sql_text.quote_name(self.db_schema.replace("%", "%%"))
+            tables = [f"{schema}.{table}" for table in tables]
         return "\nUNION ALL\n".join(f"SELECT FROM {table}" for table in tables) + "\nLIMIT 0"
 
     @property
@@ -191,14 +216,18 @@ INNER JOIN (
     def setup_statements(self, schema: str, role: str | None) -> list[str]:
         """Return what makes a database ready, one statement each, for the owner of the tables.
 
-        They are to be executed one by one in autocommit (an index is built CONCURRENTLY) with ``search_path``
-        set to ``schema``, as often as one likes. Without a role those that grant it something are left out.
+        They are to be executed one by one, in one session and in autocommit (an index is built CONCURRENTLY),
+        as often as one likes. Without a role those that grant it something are left out.
         """
-        names = {"schema": sql_text.quote_name(schema), "role": sql_text.quote_name(role or "")}
+        names = {"schema": schema, "role": role or ""}
+
+        def named(found: re.Match[str]) -> str:
+            return _quoted(names[found["what"]], found["quote"])
+
         return [
-            _PLACEHOLDER.sub(lambda match: names[match[1]], statement)
+            _PLACEHOLDER.sub(named, statement)
             for statement in sql_text.statements(self.setup)
-            if role is not None or "role" not in _PLACEHOLDER.findall(statement)
+            if role is not None or not any(one["what"] == "role" for one in _PLACEHOLDER.finditer(statement))
         ]
 
 
@@ -218,6 +247,11 @@ def load(name_or_path: str) -> Mapping:
     optional = tuple(column for column in OPTIONAL_COLUMNS if column in has)
     path = folder / "affects.toml"
     affects = AffectsFile(path, _read(path), sql_text.tables(schema), queries)
+    for name, query in queries.items():
+        try:
+            qualify(query, affects.reads, "")
+        except ValueError as error:
+            raise ConfigurationError(f"{folder / 'queries.sql'}: the query {name}: {error}") from error
     return Mapping(
         name=folder.name,
         folder=folder,
@@ -232,6 +266,7 @@ def load(name_or_path: str) -> Mapping:
         columns=COLUMNS + optional,
         queries={name: sql_text.bind(query, name) for name, query in queries.items()},
         header=_header(optional),
+        outside_types=sql_text.bind(_queries(_bundled() / "read.sql")["OutsideTypes"]),
     )
 
 
@@ -239,6 +274,11 @@ def server_queries() -> dict[str, str]:
     """Return the queries that any server answers, in psycopg2's form, with their parameters' own names."""
     queries = _queries(_bundled() / "server.sql")
     return {name: sql_text.bind(query) for name, query in queries.items()}
+
+
+def _quoted(text: str, quote: str) -> str:
+    """Quote a name or a text for SQL. Backslashes mean nothing: standard_conforming_strings is on."""
+    return quote + text.replace(quote, quote * 2) + quote
 
 
 def _header(optional: Sequence[str]) -> str:

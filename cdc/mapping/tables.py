@@ -27,7 +27,8 @@ _LENGTHS = re.compile(r"\(\s*\d+(?:\s*,\s*\d+)*\s*\)")
 _KEY_OF_COLUMN = re.compile(r"(?:^|,)\s*(\w+)\s+[^,]*?\b(?:PRIMARY\s+KEY|UNIQUE)\b(?!\s*\()", re.IGNORECASE)
 _KEY_OF_TABLE = re.compile(r"\b(?:PRIMARY\s+KEY|UNIQUE)\s*\(([^)]*)\)", re.IGNORECASE)
 _CREATE_INDEX = re.compile(
-    r"CREATE\s+INDEX\s+CONCURRENTLY\s+IF\s+NOT\s+EXISTS\s+(\w+)\s+ON\s+(\w+)\s*\(([\w\s,]+)\)\s*",
+    r'CREATE\s+INDEX\s+CONCURRENTLY\s+IF\s+NOT\s+EXISTS\s+(\w+)\s+ON\s+(?::"schema"\s*\.\s*)?(\w+)'
+    r"\s*\(([\w\s,]+)\)\s*",
     re.IGNORECASE,
 )
 _SCHEMA = re.compile(r'("(?:[^"]|"")*"|[^".]+)\.')

@@ -26,11 +26,13 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psycopg2
-from psycopg2.extensions import BYTES, new_array_type, new_type, quote_ident, register_type
+from psycopg2.extensions import BYTES, new_array_type, new_type, register_type
 
 from cdc import lsn
 from cdc.errors import Refusal, SourceError
+from cdc.mapping.outside_types import OutsideType, search_path
 from cdc.mapping.row_rule import TWICE, Oddity, OddRow, check_id, shown
+from cdc.mapping.sql_text import tables
 from cdc.postgres.connection import cancel_soon
 from cdc.postgres.encoding import Encoding
 from cdc.postgres.errors import translate
@@ -126,8 +128,8 @@ class Database:
         ``wake`` is called, from other threads, when something is there that was waited for (`Read.waiting`).
         """
         self.address = address
-        self.mapping = mapping
-        self._schema = schema
+        self.mapping = mapping.within(schema)
+        self._names: str | None = None
         self._encode = encode
         self.wake = wake
         self._idle: list[Connection] = []
@@ -158,12 +160,15 @@ class Database:
 
         """
         if keys is None:
+            self._names = None
             statement, parameters = self.mapping.full, {}
         else:
             statement = self.mapping.compose(keys)
             parameters = {kind: list(values) for kind, values in keys.items()}
         first = FIRST_CHUNK if at_once else 0
-        return Read(self, f"{self._locks}{_declare(statement)}", parameters, self._encode, first)
+        return Read(
+            self, f"{self.names()}{self._locks}{_declare(statement)}", parameters, self._encode, first
+        )
 
     @property
     def _locks(self) -> str:
@@ -227,11 +232,12 @@ class Database:
         return found
 
     def _all_parents(self, query: str) -> list[tuple[str, str]]:
+        declare = f"{self.names()}{self._locks}{_declare(query)}"
         connection = self.take()
         found: list[tuple[str, str]] = []
         with self.or_closed(connection):
             with self.running(connection) as cursor:
-                cursor.execute(f"{self.begin(connection)}{self._locks}{_declare(query)}", {})
+                cursor.execute(self.begin(connection) + declare, {})
             more = True
             while more:
                 with self.running(connection) as cursor:
@@ -242,6 +248,39 @@ class Database:
                 cursor.execute("COMMIT")
         self.give_back(connection)
         return found
+
+    def names(self) -> str:
+        """Return what a statement of the mapping begins with where its columns have types of other schemas.
+
+        It is looked up anew for each read of everything.
+
+        Raises:
+            Refusal: somebody else could have operators run there. SourceError: nobody answers.
+
+        """
+        if self._names is None:
+            types = self.outside_types()
+            for one in types:
+                if one.fault is not None:
+                    raise Refusal(f"{one}; {one.remedy}")
+            path = search_path(types)
+            self._names = f"SET LOCAL search_path = {path};\n".replace("%", "%%") if path else ""
+        return self._names
+
+    def outside_types(self) -> list[OutsideType]:
+        """Look for columns whose types have their operators in other schemas than ``pg_catalog``.
+
+        Raises:
+            SourceError, Refusal: nothing was read.
+
+        """
+        columns = tables(self.mapping.schema)
+        parameters = {
+            "schema": self.mapping.db_schema,
+            "tables": list(self.mapping.reads),
+            "columns": [f"{table}.{column}" for table in self.mapping.reads for column in columns[table]],
+        }
+        return [OutsideType(*row) for row in self.query(self.mapping.outside_types, parameters)]
 
     def query(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Run one statement of ours in the same setting as the reads, and return all rows.
@@ -281,8 +320,7 @@ class Database:
 
     def begin(self, connection: Connection) -> str:
         """Return the statements that a read begins with; to be executed together with what follows."""
-        search_path = f"{quote_ident(self._schema, connection)}, pg_temp".replace("%", "%%")
-        return f"{begin(connection)}{_LIMITS}SET LOCAL search_path = {search_path};{_BEFORE}"
+        return f"{begin(connection)}{_LIMITS}{_BEFORE}"
 
     def take(self) -> Connection:
         """Return a connection that nobody uses."""

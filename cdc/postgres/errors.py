@@ -88,6 +88,8 @@ PLUGIN_REMEDY = (
 )
 """What lets a server load our plugin, for everybody or for one role (quoted)."""
 
+_OUTSIDE = "give it its schema in the mapping's query, or a cast: only pg_catalog is looked into without"
+
 _REMEDIES = (
     (
         "55000",
@@ -107,7 +109,10 @@ _REMEDIES = (
     ),
     ("42501", "check_enable_rls", "ALTER ROLE {role} BYPASSRLS; (hidden rows would be taken for deletes)"),
     ("42501", "", "run pads-cdc setup, which grants what is missing, or pads-cdc check, which names it"),
-    ("42P01", "", "create it, or correct MAPPING and DB_SCHEMA"),
+    ("42P01", "", "create it, name it in `reads` of affects.toml, or correct MAPPING and DB_SCHEMA"),
+    ("42704", "", _OUTSIDE),
+    ("42883", "", _OUTSIDE),
+    ("55000", "ApplyRetrieveRule", "a view's owner would read as us: put its query into the mapping"),
     ("3F000", "", "create it, or correct MAPPING and DB_SCHEMA"),
     ("42703", "", "add the column, or correct MAPPING"),
     (

@@ -49,18 +49,26 @@ class Pin:
     name: str
     value: str
     scope: Scope = Scope.TRANSACTION
-    since: int = 0
-    """The version that knows it, as ``server_version_num`` has it."""
+    since: tuple[int, ...] = ()
+    """The first versions that know it, one a major release (``server_version_num``); all know it if empty."""
+
+    def known(self, version: int) -> bool:
+        """Tell whether a server of this version has the setting."""
+        if not self.since or version >= self.since[-1]:
+            return True
+        return any(first <= version and first // 10_000 == version // 10_000 for first in self.since)
 
 
 PINS: Final = (
     # What happens before the first statement.
     Pin("local_preload_libraries", "", Scope.START),
-    Pin("transaction_timeout", "0", since=170000),  # it runs already
+    Pin("transaction_timeout", "0", since=(170000,)),  # it runs already
     # Which objects a name means, and what we may see.
     Pin("search_path", SEARCH_PATH),
     Pin("role", "none"),
     Pin("row_security", "off"),  # hidden rows become an error, and no policy's function runs
+    # A view reads with its owner's eyes and calls functions with our hands: none is a table of a mapping.
+    Pin("restrict_nonsystem_relation_kind", "view, foreign-table", since=(150008, 160004, 170000)),
     # What a statement means.
     Pin("transform_null_equals", "off"),
     Pin("gin_fuzzy_search_limit", "0"),
@@ -137,7 +145,7 @@ def at_start(given: str = "", version: int = 0, *, decoding: bool = False) -> st
     ``version`` is the server's, as far as that is known before it has let us in.
     """
     pins = (*PINS, *_DECODING) if decoding else PINS
-    ours = (f"-c {pin.name}={_escaped(pin.value)}" for pin in pins if pin.since <= version)
+    ours = (f"-c {pin.name}={_escaped(pin.value)}" for pin in pins if pin.known(version))
     return " ".join(filter(None, (given, *ours)))
 
 
@@ -147,7 +155,7 @@ def for_good(connection: Connection) -> str:
     return "; ".join(
         f"SET {_assignment(pin)}"
         for pin in pins
-        if pin.scope >= Scope.SESSION and pin.since <= connection.server_version
+        if pin.scope >= Scope.SESSION and pin.known(connection.server_version)
     )
 
 
@@ -157,7 +165,7 @@ def begin(connection: Connection, isolation: str = "READ COMMITTED") -> str:
     They are to be executed together with what follows, which costs no round trip of its own (and 40 us).
     """
     version = connection.server_version
-    pins = [pin for pin in (*PINS, *LIMITS) if pin.scope is Scope.TRANSACTION and pin.since <= version]
+    pins = [pin for pin in (*PINS, *LIMITS) if pin.scope is Scope.TRANSACTION and pin.known(version)]
     settings = "; ".join(f"SET LOCAL {_assignment(pin)}" for pin in pins)
     return f"BEGIN ISOLATION LEVEL {isolation} READ ONLY NOT DEFERRABLE; {settings};\n"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
-from psycopg2.errors import InsufficientPrivilege
+from psycopg2.errors import InsufficientPrivilege, UndefinedTable
 from psycopg2.extensions import encrypt_password
 
 from cdc.checks import NECESSARY, Site, Verdict, run
@@ -178,8 +178,11 @@ def _execute(connection: Connection, statement: str, site: Site) -> None:
         with translated(site.source.setting), connection.cursor() as cursor:
             cursor.execute(statement)
     except Refusal as error:
+        text = str(error).partition("; ")[0]
+        if isinstance(error.__cause__, UndefinedTable):
+            folder = site.database.mapping.folder
+            raise Refusal(f'{text}; in {folder / "setup.sql"} write :"schema".NAME for a table') from error
         if isinstance(error.__cause__, InsufficientPrivilege):
-            text = str(error).partition("; ")[0]
             raise Refusal(
                 f"{text}; give in {ADMIN} one who owns the tables and may create roles with REPLICATION (a"
                 " superuser, or the managed service's administrator)"

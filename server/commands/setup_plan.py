@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cdc.mapping.sql_text import quote_name
 from cdc.mapping.tables import column_to_name, followed, wanted_indexes
+from cdc.postgres.session import SEARCH_PATH
 from cdc.replication import wal2json
 from cdc.replication.publication_plan import Kind, repairs
 from server.commands.setup_marks import (
@@ -78,7 +79,7 @@ def setup(site: Site, name: str, role: Role | None, password: Statement | None) 
     steps += [password] if password else []
     steps += _grants(site, name, role)
     steps += _indexes(site)
-    yield from _session(site, steps, [*_identities_and_publication(site)])
+    yield from _session(steps, [*_identities_and_publication(site)])
 
 
 def publishes(site: Site) -> bool:
@@ -96,7 +97,7 @@ def teardown(site: Site, name: str, role: Role | None) -> Iterator[Statement]:
         steps += [statement for (statement,) in site.ask("Grants", role=name)]
         if not site.ask("Belongings", role=name):
             steps.append(f"DROP ROLE {quote_name(name)};")
-    yield from _session(site, steps, identities)
+    yield from _session(steps, identities)
 
 
 def _role(site: Site, name: str, role: Role | None) -> Iterator[str]:
@@ -218,11 +219,11 @@ def _indexes_back(tables: Iterable[Table]) -> Iterator[str]:
                 yield f"DROP INDEX CONCURRENTLY {index.full_name};"
 
 
-def _session(site: Site, steps: Iterable[str | Statement], locking: Iterable[str]) -> Iterator[Statement]:
+def _session(steps: Iterable[str | Statement], locking: Iterable[str]) -> Iterator[Statement]:
     """Yield the steps with the settings that they want, so that psql can run what is printed as well."""
     steps, locking = [*steps], [*locking]
     if steps or locking:
-        yield Statement(f"SET search_path = {quote_name(site.schema)}, pg_temp;")
+        yield Statement(f"SET search_path = {SEARCH_PATH};")
         # An index is built for as long as it takes.
         yield Statement("SET statement_timeout = 0;")
     yield from (step if isinstance(step, Statement) else Statement(step) for step in steps)

@@ -1,18 +1,23 @@
 -- Makes a database ready for the mapping `grove_jwt`: `psql -v schema=public -v role=streamer -f setup.sql`, as the owner
 -- of the tables, as often as one likes. `pads-cdc setup` takes the GRANT and CREATE INDEX statements from here and does the
--- rest in its own, more careful way. All of it makes the server faster or lets it read; none of it makes it right. Names are
--- found by search_path.
+-- rest in its own, more careful way. All of it makes the server faster or lets it read; none of it makes it right.
+
+-- Every table is named with its schema. A session that looked into that schema would also find the functions and operators
+-- that others may have put there, and run them with the administrator's rights.
+SELECT
+    pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),
+    pg_catalog.set_config('pads_cdc.schema', :'schema', false);
 
 -- The least that the server's role needs, beside REPLICATION.
 GRANT USAGE ON SCHEMA :"schema" TO :"role";
-GRANT SELECT ON 
-    portal_applications,
-    portal_application_settings,
-    accounts,
-    pay_plans,
-    account_users,
-    users,
-    user_auth_providers
+GRANT SELECT ON
+    :"schema".portal_applications,
+    :"schema".portal_application_settings,
+    :"schema".accounts,
+    :"schema".pay_plans,
+    :"schema".account_users,
+    :"schema".users,
+    :"schema".user_auth_providers
 TO :"role";
 
 -- An index whose concurrent build was cut short stays behind, invalid, and IF NOT EXISTS would pass it by.
@@ -23,7 +28,8 @@ BEGIN
     FOR broken IN
         SELECT pg_index.indexrelid::REGCLASS
         FROM unnest(ARRAY['portal_applications_account_id_idx', 'accounts_plan_type_idx', 'account_users_account_id_idx']) AS ours (index_name)
-        INNER JOIN pg_index ON pg_index.indexrelid = to_regclass(ours.index_name)
+        INNER JOIN pg_index ON pg_index.indexrelid
+            = to_regclass(format('%I.%I', current_setting('pads_cdc.schema'), ours.index_name))
         WHERE NOT pg_index.indisvalid
     LOOP
         EXECUTE format('DROP INDEX %s', broken);
@@ -32,9 +38,9 @@ END
 $$;
 
 -- A change of an account, or of a plan, finds its applications by these. CONCURRENTLY keeps nobody from writing.
-CREATE INDEX CONCURRENTLY IF NOT EXISTS portal_applications_account_id_idx ON portal_applications (account_id);
-CREATE INDEX CONCURRENTLY IF NOT EXISTS accounts_plan_type_idx ON accounts (plan_type);
-CREATE INDEX CONCURRENTLY IF NOT EXISTS account_users_account_id_idx ON account_users (account_id);
+CREATE INDEX CONCURRENTLY IF NOT EXISTS portal_applications_account_id_idx ON :"schema".portal_applications (account_id);
+CREATE INDEX CONCURRENTLY IF NOT EXISTS accounts_plan_type_idx ON :"schema".accounts (plan_type);
+CREATE INDEX CONCURRENTLY IF NOT EXISTS account_users_account_id_idx ON :"schema".account_users (account_id);
 
 -- Updates and deletes name the key that affects others if the replica identity is a unique index that has it: then nothing has to be
 -- remembered. Such an index must be unique, complete, immediate and without nullable columns. An identity that names it
@@ -55,7 +61,8 @@ BEGIN
                 ('account_users', 'account_id'),
                 ('user_auth_providers', 'user_id')
         ) AS identities (table_name, key_column)
-        INNER JOIN pg_class ON pg_class.oid = to_regclass(identities.table_name)
+        INNER JOIN pg_class ON pg_class.oid
+            = to_regclass(format('%I.%I', current_setting('pads_cdc.schema'), identities.table_name))
         WHERE
             pg_class.relreplident <> 'f'
             AND NOT EXISTS (

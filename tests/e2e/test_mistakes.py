@@ -90,10 +90,7 @@ def listening() -> Iterator[int]:
 def streamer(database: Database) -> Role:
     """The role that setup.sql is written for."""
     role = database.create_role("REPLICATION")
-    session = database.connect()
-    with session.cursor() as cursor:
-        for statement in load("grove").setup_statements("public", role.name):
-            cursor.execute(statement)
+    database.set_up(load("grove"), role.name)
     return role
 
 

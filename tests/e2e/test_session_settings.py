@@ -70,10 +70,7 @@ def streamer(database: Database) -> Role:
 
 def make_streamer(database: Database) -> Role:
     role = database.create_role("REPLICATION")
-    session = database.connect()
-    with session.cursor() as cursor:
-        for statement in load("grove").setup_statements("public", role.name):
-            cursor.execute(statement)
+    database.set_up(load("grove"), role.name)
     return role
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection, cursor
     from psycopg2.sql import Composed
 
+    from cdc.mapping.mapping import Mapping as MappingFolder
     from server.commands.demo.cluster import Cluster
 
     Arguments = Sequence[Any] | Mapping[str, Any]
@@ -80,6 +81,12 @@ class Database:
         """Run one or more statements in a session of their own; several together are one transaction."""
         with closing(_connect(self.url())) as session, session.cursor() as cursor:
             cursor.execute(statement, arguments)
+
+    def set_up(self, mapping: MappingFolder, role: str | None = None, schema: str = "public") -> None:
+        """Run the mapping's setup.sql, in one session, as an administrator would."""
+        with closing(_connect(self.url())) as session, session.cursor() as cursor:
+            for statement in mapping.setup_statements(schema, role):
+                cursor.execute(statement)
 
     def rows(self, query: str, arguments: Arguments | None = None) -> list[tuple[Any, ...]]:
         """Return what one query finds, in a session of its own."""

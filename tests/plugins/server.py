@@ -345,7 +345,7 @@ def endpoints_of(rows: Iterable[tuple[Any, ...]]) -> dict[str, bytes]:
 
 @cache
 def _endpoints_query(mapping: str) -> str:
-    return load(mapping).queries["Endpoints"]
+    return load(mapping).within("public").queries["Endpoints"]
 
 
 def wait_equal(

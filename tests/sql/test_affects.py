@@ -75,8 +75,7 @@ def test_whatever_changes_was_affected(name: str, identity: str, database_factor
     database, mapping = database_factory(name), load(name)
     if identity == "index":
         role = database.create_role()
-        for statement in mapping.setup_statements("public", role.name):
-            database.execute(statement)
+        database.set_up(mapping, role.name)
     elif identity == "full":
         for table in mapping.tables:
             database.execute(f"ALTER TABLE {table} REPLICA IDENTITY FULL")

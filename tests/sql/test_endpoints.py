@@ -108,8 +108,7 @@ def test_few_keys_of_all_kinds_read_no_table_whole(name: str, database_factory: 
         """
     )
     role = database.create_role()
-    for statement in mapping.setup_statements("public", role.name):
-        database.execute(statement)
+    database.set_up(mapping, role.name)
     database.execute("ANALYZE")
     keys = {"EndpointsOfApplications": ["app9"], "EndpointsOfAccounts": ["a7"], "EndpointsOfPlans": ["p8"]}
     with database.connect().cursor() as cursor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 
-from cdc.mapping.mapping import Mapping, load
+from cdc.mapping.mapping import load
 from tests.sql.test_endpoints import MAPPINGS, affected, full
 
 if TYPE_CHECKING:
@@ -41,14 +41,6 @@ KEYS = {
 }
 
 
-def run(database: Database, mapping: Mapping, role: str | None, schema: str = "public") -> None:
-    """Run the setup the way the command does: one by one in autocommit, in the schema."""
-    with database.connect().cursor() as cursor:
-        cursor.execute("SELECT set_config('search_path', quote_ident(%s), false)", (schema,))
-        for statement in mapping.setup_statements(schema, role):
-            cursor.execute(statement)
-
-
 def state(database: Database) -> list[tuple[Any, ...]]:
     """Return all that setup changes, as far as a second run could change it again."""
     return database.rows(
@@ -66,10 +58,10 @@ def identities(database: Database) -> list[str]:
 def test_setup_may_run_again(name: str, database_factory: DatabaseFactory) -> None:
     database, mapping = database_factory(name), load(name)
     role = database.create_role().name
-    run(database, mapping, role)
+    database.set_up(mapping, role)
     once = state(database)
     assert identities(database) == IDENTITIES.get(name, ["portal_application_settings"])
-    run(database, mapping, role)
+    database.set_up(mapping, role)
     assert state(database) == once
 
 
@@ -78,13 +70,13 @@ def test_the_role_can_read_the_mapping_and_nothing_more(name: str, database_fact
     database, mapping = database_factory(name), load(name)
     database.execute("REVOKE ALL ON SCHEMA public FROM public")
     role = database.create_role()
-    run(database, mapping, None)
+    database.set_up(mapping)
     with (
         database.connect(*role).cursor() as cursor,
         pytest.raises(psycopg2.Error, match=r"pay_plans|relation"),
     ):
         full(cursor, mapping)
-    run(database, mapping, role.name)
+    database.set_up(mapping, role.name)
     with database.connect(*role).cursor() as cursor:
         assert full(cursor, mapping) == {}
         for query in mapping.queries:
@@ -98,18 +90,18 @@ def test_the_role_can_read_the_mapping_and_nothing_more(name: str, database_fact
 
 def test_an_index_that_was_cut_short_is_built_again(database: Database) -> None:
     mapping = load("grove")
-    run(database, mapping, None)
+    database.set_up(mapping)
     database.execute(
         "UPDATE pg_index SET indisvalid = false"
         " WHERE indexrelid = 'portal_applications_account_id_idx'::regclass"
     )
-    run(database, mapping, None)
+    database.set_up(mapping)
     assert all(valid is not False for *_, valid, _ in state(database))
 
 
 def test_an_identity_that_names_more_stays(database: Database) -> None:
     database.execute("ALTER TABLE portal_application_settings REPLICA IDENTITY FULL")
-    run(database, load("grove"), None)
+    database.set_up(load("grove"))
     assert identities(database) == []
 
 
@@ -125,7 +117,7 @@ def test_an_identity_that_names_more_stays(database: Database) -> None:
 def test_without_a_fit_unique_index_it_says_what_to_add(database: Database, change: str) -> None:
     database.execute(f"ALTER TABLE portal_application_settings {change}")
     with pytest.raises(psycopg2.Error, match="can carry application_id") as raised:
-        run(database, load("grove"), None)
+        database.set_up(load("grove"))
     assert "unique constraint" in str(raised.value.diag.message_hint)
 
 
@@ -139,7 +131,7 @@ def test_an_unusual_name_of_the_constraint_schema_and_role_does_not_matter(datab
         f"ALTER TABLE {quoted}.portal_application_settings"
         " RENAME CONSTRAINT portal_application_settings_application_id_key TO odd"
     )
-    run(database, load("grove"), odd, schema=odd)
+    database.set_up(load("grove"), odd, schema=odd)
     assert (
         database.value(
             "SELECT relname FROM pg_class JOIN pg_index ON indexrelid = pg_class.oid"
@@ -154,7 +146,7 @@ def test_after_setup_a_key_reads_no_table_from_end_to_end(
     name: str, database_factory: DatabaseFactory
 ) -> None:
     database, mapping = database_factory(name), load(name)
-    run(database, mapping, None)
+    database.set_up(mapping)
     database.execute(FILL)
     kinds = [kind for kind in KEYS if kind in mapping.queries]
     with database.connect().cursor() as cursor:

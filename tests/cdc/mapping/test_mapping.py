@@ -211,8 +211,9 @@ def test_kinds_in_any_order_make_the_same_statement() -> None:
 
 def test_setup_names_schema_and_role() -> None:
     statements = load("grove").setup_statements('my "schema"', "me")
-    assert statements[0] == 'GRANT USAGE ON SCHEMA "my ""schema""" TO "me"'
-    assert not any(':"' in statement for statement in statements)
+    assert statements[1] == 'GRANT USAGE ON SCHEMA "my ""schema""" TO "me"'
+    assert "set_config('pads_cdc.schema', 'my \"schema\"', false)" in statements[0]
+    assert not any(':"' in statement or ":'" in statement for statement in statements)
     assert len(load("grove").setup_statements("public", None)) == len(statements) - 2
 
 

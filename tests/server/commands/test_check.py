@@ -52,8 +52,7 @@ ALTER TABLE pay_plans REPLICA IDENTITY USING INDEX pay_plans_other_key
 def ready(database: Database) -> Database:
     """A database in which nothing is left to find but what every test cluster has."""
     fill(database, 6)
-    for statement in load("grove").setup_statements("public", None):
-        database.execute(statement)
+    database.set_up(load("grove"))
     return database
 
 
@@ -201,8 +200,7 @@ def test_what_only_a_person_can_mend(
 ) -> None:
     database = database_factory()
     fill(database, 6)
-    for statement in load("grove").setup_statements("public", None):
-        database.execute(statement)
+    database.set_up(load("grove"))
     # pay_plans has one row, so that a column with a default can be unique.
     database.execute("DELETE FROM pay_plans WHERE plan_type <> 'plan_0'")
     database.execute(damage)

@@ -1,0 +1,139 @@
+"""Where a query names tables, each name gets its schema, since no search path leads to the mapped tables.
+
+Whoever may create objects in a schema of the search path can have an operator or a function of theirs run in
+place of a built-in one: ``=`` for two ``varchar`` is found there, while the built-in one takes two ``text``.
+So a session of ours looks into ``pg_catalog`` alone, and the tables of a mapping have to be told by name.
+
+A name that is overlooked here is one that the server does not find: an error, never another table.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cdc.mapping.sql_text import quote_name
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+_TOKEN: Final = re.compile(
+    r"""
+      (?P<text> '(?:[^']|'')*' | \$(?P<tag>(?:[A-Za-z_]\w*)?)\$ .*? \$(?P=tag)\$ )
+    | (?P<name> "(?:[^"]|"")+" )
+    | (?P<word> [^\W\d][\w$]* )
+    | (?P<mark> [(),.] )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_BEHIND_TABLES: Final = frozenset(
+    {"WHERE", "GROUP", "HAVING", "WINDOW", "ORDER", "LIMIT", "OFFSET", "FETCH", "FOR"}
+    | {"UNION", "INTERSECT", "EXCEPT"}
+)
+"""Words that end a list of tables. All words looked for here are reserved: no table is called like that."""
+
+
+@dataclass
+class _Level:
+    """One level of parentheses."""
+
+    select: bool = False
+    """It has a SELECT: a FROM is a clause of it, and no part of ``extract(epoch FROM x)``."""
+    tables: bool = False
+    """We are in the list of tables, where a comma is followed by one."""
+    table: bool = False
+    """What comes next is a table, or a parenthesis around some."""
+
+    def keyword(self, word: str, *, compares: bool) -> bool:
+        """Take a word, in capitals; tells whether it is a keyword that matters here.
+
+        ``compares`` says that it would be the end of ``IS DISTINCT FROM``.
+        """
+        if word == "SELECT":
+            self.select, self.tables, self.table = True, False, False
+        elif word in _BEHIND_TABLES:
+            self.tables = self.table = False
+        elif word == "FROM" and self.select and not compares:
+            self.tables = self.table = True
+        elif word == "JOIN":
+            self.table = self.tables
+        elif word == "TABLE":
+            self.table = True
+        else:
+            return self.table and word in {"ONLY", "LATERAL"}
+        return True
+
+
+def qualify(query: str, tables: Collection[str], schema: str) -> str:
+    """Return a query in which these tables have their schema, wherever a name stands for a table.
+
+    ``tables`` are names as they are stored. Columns and short names that are spelled alike stay as they are,
+    as do functions, and names that have a schema.
+
+    Raises:
+        ValueError: a WITH gives the name of a table to something else.
+
+    """
+    tokens = [*_TOKEN.finditer(query)]
+    levels = [_Level()]
+    qualified, last = "", 0
+    for number, token in enumerate(tokens):
+        level = levels[-1]
+        match token["mark"]:
+            case "(":
+                levels.append(_Level(tables=level.table, table=level.table))
+                level.table = False
+            case ")":
+                levels = levels[:-1] or [_Level()]
+            case ",":
+                level.table = level.tables
+        name = _stored(token)
+        if name is None or level.keyword(
+            (token["word"] or "").upper(), compares=_is_comparison(tokens, number)
+        ):
+            continue
+        if name in tables and _is_defined(tokens, number):
+            raise ValueError(f"WITH {token[0]}: that is the name of a table, call it something else")
+        if name in tables and level.table and not _follows(tokens, number, "(", "."):
+            qualified += f"{query[last : token.start()]}{quote_name(schema)}."
+            last = token.start()
+        level.table = False
+    return qualified + query[last:]
+
+
+def _stored(token: re.Match[str]) -> str | None:
+    """Return a name as the catalog has it; None for what is no name."""
+    if token["name"]:
+        return token["name"][1:-1].replace('""', '"')
+    return token["word"].lower() if token["word"] else None
+
+
+def _follows(tokens: list[re.Match[str]], number: int, *what: str) -> bool:
+    """Tell whether one of these words or marks is the next token."""
+    return number + 1 < len(tokens) and tokens[number + 1][0].upper() in what
+
+
+def _is_comparison(tokens: list[re.Match[str]], number: int) -> bool:
+    """Tell whether this FROM belongs to ``IS DISTINCT FROM``."""
+    before = [token[0].upper() for token in tokens[max(0, number - 2) : number]]
+    return before in (["IS", "DISTINCT"], ["NOT", "DISTINCT"])
+
+
+def _is_defined(tokens: list[re.Match[str]], number: int) -> bool:
+    """Tell whether this name is what a WITH defines: ``name (columns) AS MATERIALIZED (``."""
+    before = tokens[number - 1][0].upper() if number else ""
+    if before not in {"WITH", "RECURSIVE", ","}:
+        return False
+    if _follows(tokens, number, "("):
+        while not _follows(tokens, number, ")"):
+            number += 1
+            if number >= len(tokens):
+                return False
+        number += 1
+    if not _follows(tokens, number, "AS"):
+        return False
+    number += 1
+    while _follows(tokens, number, "NOT", "MATERIALIZED"):
+        number += 1
+    return _follows(tokens, number, "(")
