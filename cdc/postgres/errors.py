@@ -215,7 +215,10 @@ def _refused_remedy(
     if refused.code == _NO_RIGHT:
         return f"GRANT CONNECT ON DATABASE {database} TO {role};"
     if refused.code in _FROM_A_POOLER and decoding:
-        return f"give the server's own address in {setting}: a pooler will do only in QUERY_CONNECTION_STRING"
+        return (
+            f"give the server's own address in {setting}: poolers, and PgBouncer before 1.23, will do only in"
+            " QUERY_CONNECTION_STRING"
+        )
     return None
 
 

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from server.commands.demo.cluster import ephemeral_standby
-from tests.plugins.server import fill, wait_equal
+from tests.plugins.server import fill, wait_equal, wait_until
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -59,5 +59,35 @@ def test_re_queries_through_a_pooler_before_two_servers(
         refused = pads_cdc("serve", POSTGRES_CONNECTION_STRING=alone)
     assert refused.returncode == 1
     [line] = refused.stderr.strip().splitlines()
-    assert "pooler" in line
+    assert "PgBouncer before 1.23" in line
     assert "QUERY_CONNECTION_STRING" in line
+
+
+def test_everything_through_a_pooler_that_passes_replication_on(
+    cluster_factory: ClusterFactory,
+    database_factory: DatabaseFactory,
+    serve: ServerFactory,
+    gateway: GatewayFactory,
+    pooler: PoolerFactory,
+    pads_cdc: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """PgBouncer 1.23 and later, in transaction mode: the slot, the queries, and a restart."""
+    database = database_factory(cluster=cluster_factory())
+    fill(database, 300)
+    url = pooler(database, database.cluster.port, replication=True)
+    checked = pads_cdc("check", POSTGRES_CONNECTION_STRING=url)
+    assert checked.returncode == 0, checked.stdout
+    server = serve(database, POSTGRES_CONNECTION_STRING=url)
+    client = gateway(server)
+    for number in range(20):
+        database.execute(
+            "UPDATE portal_application_settings SET secret_key = %s WHERE application_id = 'app_1'",
+            (f"v{number}",),
+        )
+    wait_equal(client, database)
+    wait_until(lambda: server.metric("pads_cdc_source_mode", mode="streaming") == 1, "the slot is read")
+    assert server.stop() == 0
+    database.execute("DELETE FROM portal_applications WHERE id = 'app_2'")
+    server = serve(database, POSTGRES_CONNECTION_STRING=url, PORT=str(server.grpc)).wait_ready()
+    wait_equal(client, database)
+    wait_until(lambda: server.metric("pads_cdc_source_mode", mode="streaming") == 1, "the slot is read again")

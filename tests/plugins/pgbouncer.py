@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from contextlib import ExitStack
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 import psycopg2
@@ -23,16 +24,19 @@ if TYPE_CHECKING:
 
 
 class PoolerFactory(Protocol):
-    """Puts a pooler before the server that listens on ``port``; returns the database's connection string."""
+    """Puts a pooler before the server that listens on ``port``; returns the database's connection string.
 
-    def __call__(self, database: Database, port: int) -> str: ...
+    ``replication`` asks for one that passes replication connections on.
+    """
+
+    def __call__(self, database: Database, port: int, *, replication: bool = False) -> str: ...
 
 
-@pytest.fixture(scope="session")
-def pgbouncer() -> str:
-    """The program, fetched where it is not installed; a failure is no skip."""
+@cache
+def fetched(*arguments: str) -> str:
+    """Return the program, fetched where it is not installed; a failure is no skip."""
     fetch = subprocess.run(
-        [ROOT / "scripts/fetch-pgbouncer"], cwd=ROOT, check=False, capture_output=True, text=True
+        [ROOT / "scripts/fetch-pgbouncer", *arguments], cwd=ROOT, check=False, capture_output=True, text=True
     )
     if fetch.returncode != 0:
         pytest.fail(f"scripts/fetch-pgbouncer: {fetch.stderr.strip()}")
@@ -40,11 +44,12 @@ def pgbouncer() -> str:
 
 
 @pytest.fixture
-def pooler(pgbouncer: str) -> Iterator[PoolerFactory]:
+def pooler() -> Iterator[PoolerFactory]:
     """Poolers of a test's own."""
     with ExitStack() as poolers:
 
-        def start(database: Database, port: int) -> str:
+        def start(database: Database, port: int, *, replication: bool = False) -> str:
+            pgbouncer = fetched("replication") if replication else fetched()
             own, cluster = free_port(), database.cluster
             users = _own(cluster.folder / "users.txt", f'"postgres" "{cluster.password}"\n')
             configuration = _own(
@@ -69,7 +74,7 @@ def pooler(pgbouncer: str) -> Iterator[PoolerFactory]:
                 command[:0] = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
             process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
             poolers.callback(process.wait, 30)
-            poolers.callback(process.terminate)
+            poolers.callback(process.kill)  # asked to end, a newer one waits for its clients
             url = f"postgresql://postgres:{cluster.password}@127.0.0.1:{own}/{database.name}"
             wait_until(lambda: _answers(url), "the pooler answers")
             return url
