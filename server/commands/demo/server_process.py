@@ -23,6 +23,9 @@ _PAGE_SECONDS: Final = 1.0
 _KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
 """Of our environment; settings in it are meant for another server."""
 
+_CALLED: Final = {"serve": "server", "relay": "relay", "authorize": "authorizer"}
+"""What people call what a command runs."""
+
 
 @dataclass(frozen=True)
 class Gauges:
@@ -82,7 +85,7 @@ class _Process:
         if self._process.poll() is not None:
             lines = self._log.read_text().strip().split("\n")
             said = lines[-1].removeprefix("pads-cdc: ") or f"exit code {self._process.returncode}"
-            raise PadsCdcError(f"the demo's pads-cdc {self._command} has ended: {said}")
+            raise PadsCdcError(f"the demo's {_CALLED[self._command]} has ended: {said}")
 
     def _page(self, path: str) -> tuple[int, str]:
         """Ask for a page; raises OSError or HTTPException if it does not answer within a second."""
