@@ -110,7 +110,8 @@ class Pipeline:
         self.parents = Parents()
         system = database.evidence().system
         ledger = Ledger(settings.state_file, system, observer)
-        self.origin = CurrentOrigin(ledger, ENCODING)
+        [(oid,)] = database.query(queries["DatabaseId"])
+        self.origin = CurrentOrigin(ledger, ENCODING, mapping.fingerprint(str(oid), settings.db_schema))
         requery = Requery(
             database=database,
             catalog=catalog,

@@ -419,3 +419,7 @@ WHERE d.refclassid = 'pg_authid'::regclass
     AND d.refobjid = (SELECT oid FROM pg_roles WHERE rolname = @role)
     AND (d.deptype = 'o' OR d.dbid NOT IN (0, here.oid))
 ORDER BY 2, 1;
+
+-- name: DatabaseId :many
+-- The database: on a standby it has the same number.
+SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database();

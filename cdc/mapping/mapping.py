@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,6 +118,30 @@ class Mapping:
     def tables(self) -> tuple[str, ...]:
         """Every table whose rows matter."""
         return self.reads + self.signals
+
+    def fingerprint(self, *place: str) -> int:
+        """Return 32 bits that are others for another mapping, and in another ``place`` (database, schema).
+
+        Everything counts that decides which endpoints there are, what is in them, and which transactions name
+        them; comments and file names do not.
+        """
+        rules = sorted(
+            repr((table, rule.column, rule.query, rule.row, rule.parents, sorted(rule.actions)))
+            for table, some in self.rules.items()
+            for rule in some
+        )
+        said = (
+            place,
+            sorted(self.queries.items()),
+            self.columns,
+            self.reads,
+            self.signals,
+            sorted(self.honours_deleted),
+            self.endpoint_keys,
+            sorted(self.key_columns.items()),
+            rules,
+        )
+        return int.from_bytes(blake2b(repr(said).encode(), digest_size=4).digest(), "big")
 
     @property
     def locks(self) -> str:

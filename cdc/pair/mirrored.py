@@ -52,6 +52,9 @@ class PeerState:
     count: int
     digest: bytes
     owed: str
+    encoding: int = 1
+    mapping: int = 0
+    """As in `cdc.state.origin.Origin`."""
 
 
 @dataclass(slots=True)
@@ -98,6 +101,10 @@ class Mirrored:
         """Of the moment up to which `point` has followed the slot."""
         self.point: Point | None = None
         """The state that the store holds; None where it is none of the peer's, or is not any more."""
+        self.ours = False
+        """Whether that was made as we would make it, by the same mapping and encoding. If not, its positions
+        and tombstones are worth something, and the rest must be read anew before anybody is served.
+        """
 
     def begin(self, *, reset: bool) -> bool:
         """Prepare for what follows; False if it cannot follow what we hold."""
@@ -181,4 +188,6 @@ class Mirrored:
             self._ledger.note(system=kept.system, timeline=kept.timeline)
         self.parents.followed(state.point.followed)
         self._origin.mirrored(state.followed_since)
+        origin = self._origin.now()
+        self.ours = (state.encoding, state.mapping) == (origin.encoding, origin.mapping)
         self.point = state.point

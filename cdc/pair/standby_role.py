@@ -35,6 +35,10 @@ Longer than the server takes to end the connection of one that is frozen (wal_se
 _LEADERLESS = 10.0
 """Likewise, where the peer says that it does not read the slot either."""
 TROUBLE = "peer"
+_OTHER = (
+    "the peer makes its map by another MAPPING, DB_SCHEMA or version: whoever takes over reads everything"
+    " before it serves; start both servers with the same ones"
+)
 
 
 class StandbyRole:
@@ -58,6 +62,8 @@ class StandbyRole:
         self._alone_at = time.monotonic() + _UNHEARD
         self._ready_at: int | None = None
         """Once everything up to here is in the map, it can be served."""
+        self._told_other = False
+        """It was said that the peer's map is made in another way."""
         self.owed: Gate | None = None
         """What the peer owes, and we do when we have taken over."""
 
@@ -115,14 +121,21 @@ class StandbyRole:
         if opened.reset:
             self._freshness.rewound()
         self._observer.trouble(TROUBLE, None)
+        self._told_other = False
         return True
 
     def _take(self, part: MirrorPart) -> None:
         self._mirrored.take(part)
         if part.state is not None:
+            self._tell_of_another_making()
             self._requery.reached = part.state.point.followed
             self.owed = Gate.parse(part.state.owed)
             self._freshness.applied(part.state.point.followed)
+
+    def _tell_of_another_making(self) -> None:
+        if self._told_other is self._mirrored.ours:
+            self._told_other = not self._mirrored.ours
+            self._observer.trouble(TROUBLE, _OTHER if self._told_other else None)
 
     def lost(self, lost: Lost) -> bool:
         """Note that the slot is not ours; tells whether that is as it should be: the peer has it."""
@@ -145,7 +158,7 @@ class StandbyRole:
                 self._store.loaded()
         elif self._pair.standing_by and not self.waiting:
             self._pair.standing_by = False
-            if self._mirrored.point is not None:
+            if self._mirrored.point is not None and self._mirrored.ours:
                 self._store.loaded()  # the last that is known; staleness says how old it is
 
     def take_over(self, started: Started, rules: Iterable[Rule]) -> Memory | None:
@@ -158,9 +171,14 @@ class StandbyRole:
         self._pair.mirroring = False
         point, self._ready_at = self._mirrored.point, None
         self._mirrored.part_ways()
+        if self._told_other:
+            self._told_other = False
+            self._observer.trouble(TROUBLE, None)
         if point is None:
             return None
         self._requery.rewind(self._store.seen)
+        if not self._mirrored.ours:
+            return None
         if self._requery.reached != point.followed or self.owed is not None:
             return None  # the history is another one, or has left the peer's before that
         if not (started.found and 0 < started.confirmed <= point.followed):

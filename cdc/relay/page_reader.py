@@ -170,6 +170,7 @@ class PageReader:
             revision=self.exact,
             position=store.position,
             seen=store.seen,
+            mapping=held.mapping,
             issued=0,
             encoding=held.encoding,
         )

@@ -44,17 +44,19 @@ class Origin:
     """Epochs of this process whose history the database has gone back on."""
     encoding: int = 1
     """The rules by which the map's payloads are made (`server.payload.ENCODING`), 1 to 255."""
+    mapping: int = 0
+    """By which mapping of what they are made (`cdc.mapping.mapping.Mapping.fingerprint`)."""
 
 
 class CurrentOrigin:
     """Holds the present `Origin`; each change replaces it, so that a reading is consistent."""
 
-    def __init__(self, ledger: Ledger, encoding: int = 1) -> None:
-        """``encoding`` is what `Origin.encoding` says."""
+    def __init__(self, ledger: Ledger, encoding: int = 1, mapping: int = 0) -> None:
+        """``encoding`` and ``mapping`` are what `Origin` says of them."""
         self._ledger = ledger
         self._lock = threading.Lock()
         # What an earlier process followed without a gap is not known; that it ended here is.
-        self._now = Origin(ledger.epoch, ledger.kept.position or None, encoding=encoding)
+        self._now = Origin(ledger.epoch, ledger.kept.position or None, encoding=encoding, mapping=mapping)
 
     def now(self) -> Origin:
         """Read it; waits for nobody."""

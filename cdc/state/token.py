@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from cdc.state.origin import Origin, Reread
 
 _VERSION = 1
-_LAYOUT = struct.Struct(">B16sQIQQQQB")
-"""Version, epoch, system, timeline, revision, position, seen, issued, encoding or 0 where it is incomplete.
+_LAYOUT = struct.Struct(">B16sQIQQQIIB")
+"""Version, epoch, system, timeline, revision, position, seen, mapping, issued, encoding or 0 where it is
+incomplete.
 
 Servers of the first encoding read and wrote the last byte as a truth value: theirs say 1, which is right, and
-they take ours for complete ones.
+they take ours for complete ones. They also read mapping and issued as one number of seconds: theirs come with
+mapping 0, and they take ours for tokens of a far future, which do not expire.
 """
 _CHECKSUM = struct.Struct(">I")
 _NOBODY = "0" * 32
@@ -66,6 +68,8 @@ class Token:
     """Every transaction up to here is in the map."""
     seen: Lsn
     """Nothing in the map is newer than this."""
+    mapping: int
+    """By which mapping of what the map was made (`Origin.mapping`); 0 where the server did not say."""
     issued: int
     """Unix seconds."""
     encoding: int
@@ -113,6 +117,7 @@ class Token:
             self.revision,
             self.position,
             self.seen,
+            self.mapping,
             self.issued,
             self.encoding,
         )
@@ -205,8 +210,9 @@ def judge(raw: bytes, here: Here, *, opened: float) -> Verdict:
         return verdict
     if not token.complete:
         return Reset("incomplete")
-    if token.encoding != here.origin.encoding and isinstance(verdict, Resume | Rejoin):
-        # What has not changed would keep the bytes of the other encoding, and no digest would match.
+    same = (token.encoding, token.mapping) == (here.origin.encoding, here.origin.mapping)
+    if not same and isinstance(verdict, Resume | Rejoin):
+        # What has not changed would keep what another encoding or mapping has made of it.
         return Reset("malformed")
     if isinstance(verdict, Resume | Rejoin) and here.now - token.issued > here.retention:
         return Reset("expired")

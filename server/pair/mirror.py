@@ -195,4 +195,6 @@ def _state(state: pb.MirrorState) -> PeerState:
         count=state.count,
         digest=state.digest,
         owed=state.owed,
+        encoding=state.encoding or 1,
+        mapping=state.mapping,
     )

@@ -209,6 +209,7 @@ class MirrorFeed:
             staleness=self._freshness.staleness(),
             server_end=positions.server_end,
             encoding=origin.encoding,
+            mapping=origin.mapping,
         )
         for timeline, position in cut.history.switches:
             state.switches.add(timeline=timeline, position=position)

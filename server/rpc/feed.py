@@ -206,6 +206,7 @@ class Feed:
             revision=cut.revision,
             position=cut.position,
             seen=cut.seen,
+            mapping=self._as_of.mapping,
             issued=int(self._wall()),
             encoding=self._as_of.encoding,
         )

@@ -39,6 +39,7 @@ def checkpoint_of(state: pb.MirrorState, seen: int) -> Checkpoint:
             state.followed_since or None,
             left=frozenset(state.left),
             encoding=state.encoding or 1,
+            mapping=state.mapping,
         ),
         history=history_of(state),
         position=state.position,
@@ -70,6 +71,7 @@ def state_of(checkpoint: Checkpoint) -> pb.MirrorState:
         digest=checkpoint.digest,
         left=sorted(origin.left),
         encoding=origin.encoding,
+        mapping=origin.mapping,
     )
     for timeline, position in checkpoint.history.switches:
         state.switches.add(timeline=timeline, position=position)

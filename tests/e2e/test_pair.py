@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import shutil
 import signal
 import socket
 import threading
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -20,12 +22,11 @@ from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 from tests.plugins.feed import opening, status, wait_exact
 from tests.plugins.server import DEADLINE, expected, fill, wait_equal, wait_until
 from tests.server.rpc.test_endpoint_feed import follow, settled
+from tests.support import ROOT
 from tests.support.certificates import Authority, write_secret
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pads_cdc_client import EndpointFeed
     from pads_cdc_client.replica import Change
 
@@ -339,6 +340,80 @@ def test_a_peer_is_shown_what_it_asks_for_and_a_wrong_token_is_told(
     wait_until(lambda: standby.metric("pads_cdc_endpoints") == 20, "the map")
     for token in (good, wrong):
         assert token not in leader.output + standby.output
+
+
+def another_mapping(folder: Path) -> str:
+    """Return a mapping that makes other endpoints of the same rows."""
+    other = Path(shutil.copytree(ROOT / "sql/grove", folder / "another"))
+    text = (other / "queries.sql").read_text()
+    assert "    settings.secret_key,\n" in text
+    text = text.replace("    settings.secret_key,\n", "    upper(settings.secret_key) AS secret_key,\n")
+    (other / "queries.sql").write_text(text)
+    return str(other)
+
+
+def test_a_pair_that_is_moved_to_another_mapping_one_by_one(
+    database: Database, serve: ServerFactory, stream: StreamFactory, gateway: GatewayFactory, tmp_path: Path
+) -> None:
+    """The standby has the new one already, and a copy that the old one has made: nobody is served that."""
+    fill(database, 300)
+    other = another_mapping(tmp_path)
+    leader, standby = start_pair(serve, database, tmp_path)
+    client, replica = gateway(leader), Replica()
+    follow(stream(leader, opening()), replica)
+    assert standby.stop() == 0
+    standby = serve(database, **{**standby.environment, "PORT": str(standby.grpc), "MAPPING": other})
+    wait_mirrored(leader, standby)
+    assert "MAPPING" in standby.get("/healthz")[1]
+    database.execute("DELETE FROM portal_applications WHERE id = 'app_50'")
+    wait_equal(client, database)
+    wait_mirrored(leader, standby)
+
+    leader.kill()
+    wait_ready(standby)
+    first = gateway(standby)
+    assert first.map == expected(database, other), "what is served first is what the new mapping makes"
+    deleted = gateway(standby, fetch=False)
+    deleted.wait(lambda one: ("app_50", None) in one.updates, "the delete that the old leader has sent")
+    opened = stream(standby, opening(replica.token)).read().opened
+    assert opened.reset.reason == pb.RESET_REASON_MALFORMED, "its map is of the other mapping"
+    assert reconciles(standby) == 1
+    wait_until(lambda: standby.get("/healthz") == (200, "ok"), f"all is well: {standby.get('/healthz')}")
+
+    again = serve(database, **{**leader.environment, "PORT": str(leader.grpc), "MAPPING": other})
+    wait_mirrored(standby, again)
+    assert again.get("/healthz") == (200, "ok")
+    standby.kill()
+    wait_ready(again)
+    assert reconciles(again) == 0, "the copy of a server with the same mapping is good"
+    assert gateway(again).map == expected(database, other)
+
+
+def test_a_restart_with_another_mapping_tells_everybody_what_is_different(
+    database: Database, serve: ServerFactory, stream: StreamFactory, gateway: GatewayFactory, tmp_path: Path
+) -> None:
+    """The state file is of the other mapping: it has the digests of what that has made."""
+    fill(database, 300)
+    other = another_mapping(tmp_path)
+    server = serve(database)
+    settled(server, database)
+    client, replica = gateway(server), Replica()
+    follow(stream(server, opening()), replica)
+    wait_equal(client, database)
+    before = status(server)
+    assert server.stop() == 0
+    database.execute("DELETE FROM portal_applications WHERE id = 'app_50'")
+    again = serve(database, PORT=str(server.grpc), MAPPING=other).wait_ready()
+    wait_equal(client, database, other)
+    assert status(again).epoch == before.epoch
+    assert status(again).revision > before.revision
+    same = {key for key, value in expected(database).items() if expected(database, other)[key] == value}
+    sent = {key for key, _ in client.updates}
+    assert same
+    opened = stream(again, opening(replica.token)).read().opened
+    assert opened.reset.reason == pb.RESET_REASON_MALFORMED
+    assert sent >= {"app_50"} | (expected(database).keys() - same)
+    assert again.metric("pads_cdc_audit_drift_total") == 0
 
 
 def proved(client: EndpointFeed, often: int) -> bool:

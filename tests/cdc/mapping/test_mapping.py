@@ -226,3 +226,32 @@ def test_the_servers_own_queries_keep_their_parameters_names() -> None:
     queries = server_queries()
     assert "%(schema)s" in queries["Relations"]
     assert "@" not in queries["Relations"]
+
+
+def test_mappings_are_told_apart_by_what_they_make_and_not_by_their_comments(
+    own: Path, tmp_path: Path
+) -> None:
+    """Tokens, and the second server of a pair, go by it: of another mapping nothing may be taken over."""
+    grove = load("grove").fingerprint("1", "public")
+    assert load(str(own)).fingerprint("1", "public") == grove == load("grove").fingerprint("1", "public")
+    assert (
+        len({grove, load("grove").fingerprint("2", "public"), load("grove").fingerprint("1", "other")}) == 3
+    )
+    replace(own / "queries.sql", "-- An application is its endpoint.", "-- Another comment.")
+    replace(own / "affects.toml", "# An operator, or", "# Somebody, or")
+    assert load(str(own)).fingerprint("1", "public") == grove
+    for file, old, new in (
+        ("queries.sql", "    settings.secret_key,", "    upper(settings.secret_key) AS secret_key,"),
+        ("queries.sql", "account_id = ANY(@keys::TEXT[])", "account_id = ANY(@keys::VARCHAR[])"),
+        ("affects.toml", 'actions = ["insert"]', 'actions = ["insert", "update"]'),
+        ("affects.toml", 'signals = ["portal_application_changes"]', "signals = []"),
+        ("affects.toml", ', EndpointsOfPlans = "plan_type" }', " }"),
+    ):
+        other = tmp_path / "other"
+        shutil.copytree(GROVE, other)
+        replace(other / file, old, new)
+        if new == "signals = []":
+            text = (other / file).read_text()
+            (other / file).write_text(text[: text.index("# An operator")])
+        assert load(str(other)).fingerprint("1", "public") != grove, new
+        shutil.rmtree(other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 
 OURS, THEIRS = "a" * 32, "b" * 32
 HERE = Here(
-    origin=Origin(OURS, followed_since=400, encoding=2),
+    origin=Origin(OURS, followed_since=400, encoding=2, mapping=5),
     history=Timeline("7", 3, end=900, switches=((1, 100), (2, 300))),
     revision=50,
     position=800,
     now=10_000.0,
     retention=1_000.0,
 )
-TOKEN = Token(OURS, "7", 3, revision=40, position=500, seen=520, issued=9_500, encoding=2)
+TOKEN = Token(OURS, "7", 3, revision=40, position=500, seen=520, mapping=5, issued=9_500, encoding=2)
 FOREIGN = replace(TOKEN, epoch=THEIRS, revision=4000)
 
 NUMBERS = st.integers(0, 2**64 - 1)
@@ -39,7 +40,8 @@ TOKENS = st.builds(
     revision=NUMBERS,
     position=NUMBERS,
     seen=NUMBERS,
-    issued=NUMBERS,
+    mapping=st.integers(0, 2**32 - 1),
+    issued=st.integers(0, 2**32 - 1),
     encoding=st.integers(0, 255),
 )
 
@@ -103,6 +105,9 @@ def test_a_bit_that_flips_is_noticed(token: Token, data: st.DataObject) -> None:
         (replace(TOKEN, encoding=3), Reset("malformed")),
         (replace(FOREIGN, encoding=1), Reset("malformed")),
         (replace(FOREIGN, encoding=1, seen=801), Behind(801)),
+        (replace(TOKEN, mapping=0), Reset("malformed")),
+        (replace(FOREIGN, mapping=6), Reset("malformed")),
+        (replace(FOREIGN, mapping=6, seen=801), Behind(801)),
         (replace(FOREIGN, encoding=1, position=399), Reset("gap")),
     ],
 )
@@ -177,8 +182,20 @@ def test_a_lineage_only_ever_knows_less_of_the_past(tmp_path: Path) -> None:
 
 def test_servers_of_the_first_encoding_and_we_read_each_other_s_tokens() -> None:
     """They had a truth value where the encoding stands: a client goes back and forth during an upgrade."""
-    theirs = replace(TOKEN, encoding=1).encode()
-    assert Token.parse(theirs) == replace(TOKEN, encoding=1)
+    first = replace(TOKEN, encoding=1, mapping=0)
+    body = struct.pack(
+        ">B16sQIQQQQ?",
+        1,
+        bytes.fromhex(OURS),
+        7,
+        3,
+        first.revision,
+        first.position,
+        first.seen,
+        first.issued,
+        True,
+    )
+    assert Token.parse(body + struct.pack(">I", zlib.crc32(body))) == first
     as_they_read = struct.unpack(">B16sQIQQQQ?", TOKEN.encode()[:-4])
     assert as_they_read[-1] is True
     assert struct.unpack(">B16sQIQQQQ?", TOKEN.incomplete().encode()[:-4])[-1] is False

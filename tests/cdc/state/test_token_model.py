@@ -170,6 +170,7 @@ class Server:
             self.revision,
             self.position,
             self.seen,
+            mapping=0,
             issued=0,
             encoding=1,
         )

@@ -442,7 +442,9 @@ def test_a_promotion_between_the_verdict_and_the_first_message_is_judged_anew(
     after = Timeline("7", 2, end=700, switches=((1, 600),))
     store.turn(before)
     store.publish(store.prepare([("app_1", b"1")], 500), whole=True, position=900, seen=500)
-    token = Token("b" * 32, "7", 1, revision=9, position=900, seen=500, issued=int(time.time()), encoding=1)
+    token = Token(
+        "b" * 32, "7", 1, revision=9, position=900, seen=500, mapping=0, issued=int(time.time()), encoding=1
+    )
     verdicts: list[Verdict] = []
 
     def judge_slowly(*arguments: Any, **options: Any) -> Verdict:
