@@ -1,5 +1,5 @@
 # Everything sets itself up at its first use: the virtual environment from the hashed lock files, and PostgreSQL with
-# wal2json from Debian's packages (as root; otherwise one line says what to install).
+# wal2json (for the tests) from Debian's packages (as root; otherwise one line says what to install).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -23,7 +23,7 @@ help: ## Show what there is to make
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 .PHONY: demo
-demo: $(RUNTIME) $(if $(findstring --envoy,$(DEMO_ARGS))$(findstring --relays,$(DEMO_ARGS)),$(DEV)) postgres ## Run the whole thing on a throw-away database; DEMO_ARGS="--seconds 20 --plain --envoy --relays 2"
+demo: $(RUNTIME) $(if $(findstring --envoy,$(DEMO_ARGS))$(findstring --relays,$(DEMO_ARGS)),$(DEV)) any-postgres ## Run the whole thing on a throw-away database; DEMO_ARGS="--seconds 20 --plain --envoy --relays 2"
 	@$(BIN)/pads-cdc demo $(DEMO_ARGS)
 
 .PHONY: test
@@ -123,9 +123,12 @@ observers: # those who look at us in the tests: a Prometheus and a browser
 	@scripts/fetch-prometheus >/dev/null
 	@scripts/install-chromium
 
-.PHONY: postgres
+.PHONY: postgres any-postgres
 postgres:
 	@scripts/install-postgres
+
+any-postgres:
+	@scripts/install-postgres any
 
 # For the tests on standbys and through a pooler, whose timeouts must not include a slow mirror. Whatever is missing
 # after this is fetched by the tests that need it, which fail where it cannot be had; those on 18 alone, which a mirror

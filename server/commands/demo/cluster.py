@@ -1,4 +1,5 @@
-"""An ephemeral Postgres cluster that decodes with wal2json: for ``pads-cdc demo`` and for the tests.
+"""An ephemeral Postgres cluster that decodes, by wal2json too where that is installed: for ``pads-cdc demo``
+and for the tests.
 
 ``ephemeral_cluster`` and ``ephemeral_standby`` are context managers. The server listens on 127.0.0.1 only,
 asks for a random password, keeps everything in one temporary folder, and is gone when the context ends.
@@ -171,7 +172,8 @@ def ephemeral_cluster(
         )
         programs.run("initdb", "-D", str(cluster.data), "-U", "postgres", *how, cwd=folder)
         password_file.unlink()
-        plugins = _PLUGINS if programs.knows_setting("output_plugin_libraries") else {}
+        listed = programs.has_wal2json() and programs.knows_setting("output_plugin_libraries")
+        plugins = _PLUGINS if listed else {}
         cluster.configure(_SETTINGS | plugins | {"port": str(cluster.port)} | dict(settings or {}))
         cluster.start()
         yield cluster

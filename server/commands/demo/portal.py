@@ -12,13 +12,23 @@ import psycopg2
 from pads_cdc_client.pb.gateway_endpoint_pb2 import CAPACITY_LIMIT_PERIOD_MONTHLY, GatewayEndpoint
 from psycopg2.sql import SQL, Identifier, Literal
 
-from cdc.mapping.mapping import load
+from cdc.checks import Site
+from cdc.mapping.mapping import load, server_queries
+from cdc.postgres.connection import Address
+from cdc.postgres.database import Database
+from cdc.replication import pgoutput
+from server.commands import setup_plan
+from server.payload import encoder
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
     from psycopg2.extensions import cursor as Cursor  # noqa: N812 - it is a class
 
     from server.commands.demo.cluster import Cluster
+    from server.commands.setup_plan import Statement
+
+PLUGIN = pgoutput.NAME
+"""The one that every server has, and with which no key enters the replication stream."""
 
 _NAME = "portal"
 _STREAMER = "streamer"
@@ -54,9 +64,27 @@ def create(cluster: Cluster) -> Portal:
     with closing(_administer(portal.owner)) as session, session.cursor() as cursor:
         cursor.execute(_MAPPING.schema)
         cursor.execute((Path(__file__).parent / "fill.sql").read_text(encoding="utf-8"))
-        for statement in _MAPPING.setup_statements("public", _STREAMER):
-            cursor.execute(statement)
+        for statement in _setup(portal):
+            cursor.execute(statement.sql.replace("%", "%%"), ())
     return portal
+
+
+def _setup(portal: Portal) -> list[Statement]:
+    """Return what `pads-cdc setup` would do: grants, indexes, replica identities and the publication."""
+    address = Address(lambda: portal.owner, "ADMIN_CONNECTION_STRING")
+    site = Site(
+        source=address,
+        database=Database(address, _MAPPING, "public", encoder(_MAPPING.columns)),
+        queries=server_queries(),
+        schema="public",
+        slot_name="pads_cdc",
+        plugin=PLUGIN,
+        publication_name="pads_cdc",
+    )
+    try:
+        return [*setup_plan.setup(site, _STREAMER, setup_plan.Role.ask(site, _STREAMER), None)]
+    finally:
+        site.database.close()
 
 
 def endpoints(cursor: Cursor, column: str | None = None, value: str | None = None) -> Endpoints:

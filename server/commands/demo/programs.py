@@ -65,7 +65,12 @@ class Programs:
             library = (
                 self.folder.parent / "lib"
             )  # Debian's place; pg_config is not always installed with the server
-        return (self.folder / "initdb").exists() and (library / "wal2json.so").exists()
+        return self.complete and (library / "wal2json.so").exists()
+
+    @property
+    def complete(self) -> bool:
+        """Whether a cluster can be made with them."""
+        return (self.folder / "initdb").exists()
 
     def knows_setting(self, name: str) -> bool:
         """Tell whether this minor release has the setting: with an unknown one it would not start."""
@@ -74,19 +79,25 @@ class Programs:
 
 
 def find_programs() -> Programs:
-    """Find the programs: ``PADS_PG_BIN``, or Debian's newest with wal2json. ClusterError names the remedy."""
+    """Find the programs: ``PADS_PG_BIN``, or Debian's newest with wal2json, or else its newest.
+
+    Raises:
+        ClusterError: there are none; it names the remedy.
+
+    """
     if named := os.environ.get("PADS_PG_BIN"):
         programs = Programs(Path(named).absolute())
-        if not programs.has_wal2json():
-            raise ClusterError("PADS_PG_BIN does not name a folder with PostgreSQL's initdb and its wal2json")
+        if not programs.complete:
+            raise ClusterError("PADS_PG_BIN does not name a folder with PostgreSQL's initdb")
         return programs
     installed = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if path.parent.name.isdigit()]
-    for path in sorted(installed, key=lambda path: int(path.parent.name), reverse=True):
-        if (programs := Programs(path)).has_wal2json():
-            return programs
+    newest = sorted(installed, key=lambda path: int(path.parent.name), reverse=True)
+    complete = [programs for programs in map(Programs, newest) if programs.complete]
+    for programs in (*filter(Programs.has_wal2json, complete), *complete):
+        return programs
     raise ClusterError(
-        "PostgreSQL with wal2json is not installed: apt-get install postgresql-15 postgresql-15-wal2json "
-        "(or another version's), or name its bin folder in PADS_PG_BIN",
+        "PostgreSQL is not installed: apt-get install postgresql-15 (or another version's), or name its bin"
+        " folder in PADS_PG_BIN"
     )
 
 

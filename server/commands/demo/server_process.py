@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from cdc.errors import PadsCdcError
+from server.commands.demo import portal
 from server.commands.interrupt import uninterrupted
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class ServerProcess(_Process):
             folder,
             POSTGRES_CONNECTION_STRING=connection_string,
             STATE_FILE=state,
+            PLUGIN=portal.PLUGIN,
             BROKER_URL=broker,
         )
 

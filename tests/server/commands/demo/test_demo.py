@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.plugins.server import wait_until
+from tests.support import ROOT
 from tests.support.command import Command, processes_of
 from tests.support.terminal import Terminal
 
@@ -53,6 +55,32 @@ def process(folder: Path, name: str) -> int:
         if name in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     ]
     return pid
+
+
+KEY = re.compile(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
+"""An API key, as the demo's portal makes them."""
+
+
+@pytest.mark.parametrize(("plugin", "keys"), [("pgoutput", False), ("wal2json", True)])
+def test_no_api_key_enters_the_replication_stream(
+    folder: Path, tmp_path: Path, plugin: str, keys: bool
+) -> None:
+    """With pgoutput; that wal2json's stream is full of them shows that the capture is one."""
+    captured = tmp_path / "captured"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.captured_demo", captured, plugin],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert EQUAL.search(done.stdout)
+    content = captured.read_bytes()
+    assert content.count(b"app_") > 50, "the rows of applications are in it"
+    assert bool(KEY.search(content)) is keys
 
 
 def test_it_shows_what_it_did_and_proves_that_the_maps_are_equal(folder: Path) -> None:
