@@ -29,8 +29,7 @@ CHECKS = {
 def ready(database: Database) -> Database:
     """A database in which nothing is left to find but what every test cluster has."""
     fill(database, 6)
-    for statement in load("grove").setup_statements("public", None):
-        database.execute(statement)
+    database.set_up(load("grove"))
     return database
 
 
