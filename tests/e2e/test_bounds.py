@@ -30,12 +30,16 @@ _APPLICATIONS = 2_000
 
 _SMALL = """
 DO $$ BEGIN
-    FOR number IN 1..%(count)s LOOP
-        UPDATE portal_application_settings SET secret_key = md5(%(round)s || number)
-            WHERE application_id = 'app_' || (1 + number %% 2000);
+    FOR number IN 1..{count} LOOP
+        {statement};
         COMMIT;
     END LOOP;
 END $$
+"""
+_SIGNAL = "INSERT INTO portal_application_changes (portal_app_id) VALUES ('app_' || (1 + number % 2000))"
+_UPDATE = """
+UPDATE portal_application_settings SET secret_key = md5(clock_timestamp()::text)
+WHERE application_id = 'app_' || (1 + number % 2000)
 """
 _SENT = """
 SELECT sent_lsn - '0/0' FROM pg_stat_replication JOIN pg_replication_slots ON active_pid = pid
@@ -81,11 +85,11 @@ class Peak:
             self.most = max(self.most, resident(self._server) - self._before)
 
 
-def commit(database: Database, transactions: int) -> None:
-    """Commit so many small transactions, one after the other."""
+def commit(database: Database, transactions: int, statement: str = _SIGNAL) -> None:
+    """Commit so many small transactions, one after the other, and then one that changes what is served."""
     for start in range(0, transactions, 25_000):
-        database.execute(_SMALL, {"count": min(25_000, transactions - start), "round": str(start)})
-        database.execute("VACUUM portal_application_settings")
+        database.execute(_SMALL.format(count=min(25_000, transactions - start), statement=statement))
+    database.execute("UPDATE portal_application_settings SET secret_key = md5(clock_timestamp()::text)")
 
 
 def wait_steady(server: Server, database: Database) -> None:
@@ -343,7 +347,7 @@ def test_a_standby_that_is_frozen_while_the_table_is_locked(
     try:
         with closing(database.connect()) as session, session.cursor() as locking:
             locking.execute("BEGIN; LOCK TABLE pay_plans IN ACCESS EXCLUSIVE MODE")
-            commit(database, 400_000)
+            commit(database, 400_000, _UPDATE)
             wait_steady(leader, database)
             grown = resident(leader) - before
             locking.execute("COMMIT")
