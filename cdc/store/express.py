@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 FEW: Final = 100
 """Entries of one publication that may go before others; more of them are a ripple of their own."""
+_OVERTAKEN: Final = 10_000
+"""Entries that one walk hands out before others, until it has handed out everything. A client that is slow
+for so long gets the next ones in their turn.
+"""
 _KEPT: Final = 4096
 """Entries that are remembered at least. A walk that is further behind finds the others in the log."""
 
@@ -65,7 +69,7 @@ class Overtaking:
 
     def take(self, limit: int, live: dict[str, Entry]) -> list[Entry]:
         """Take the next entries that are ``live``, the oldest first; empty when there are none."""
-        while limit and self._next < self._express.end:
+        while limit and self._next < self._express.end and len(self._sent) < _OVERTAKEN:
             found, self._next = self._express.after(self._next, limit)
             entries = [entry for entry in found if live.get(entry.id) is entry]
             if entries:
@@ -85,3 +89,4 @@ class Overtaking:
         """Forget what was handed out: there is nothing left in the log that could be met again."""
         if self._sent:
             self._sent = {}
+            self.skip()  # what there was no room for came in its turn

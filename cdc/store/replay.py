@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from cdc.store.log import Entry
     from cdc.store.store import Store
 
+_SLICE = 2_000
+"""Places that are searched for tombstones at a time: the lock is never held for long."""
+_SEARCHED = 50_000
+"""Places that one read searches for tombstones, which may be few among many."""
 _DEPTH = 16
 """Stretches that are kept apart; more are joined, at the price of sending some entries twice."""
 
@@ -30,7 +34,10 @@ class Replay:
     def __init__(self, store: Store) -> None:
         self._store = store
         with store.lock:
-            self._deletes = list(store.tombstones.values())
+            # Tombstones are searched for in the log: each client would have a list of all of them otherwise.
+            self._deletes = _Stretch(store, 0, len(store.log))
+            self._left = len(store.tombstones)
+            """Tombstones that there may still be."""
             self._everything = _Stretch(store, 0, len(store.log))
             self._newer: list[_Stretch] = []
             self._covered = Place(len(store.log), store.places)
@@ -40,7 +47,7 @@ class Replay:
 
     def read(self, limit: int) -> list[Entry]:
         """Take at most ``limit`` entries to send next; empty when there is nothing until the store wakes
-        us.
+        us, unless there is `more`.
 
         Raises:
             OutlivedError: the store has adopted another map.
@@ -56,20 +63,25 @@ class Replay:
                 entries = self._newer[-1].take(limit, self._overtaking)
                 if not self._newer[-1]:
                     self._newer.pop().forget()
-        while not entries and self._deletes:
+        if not entries and self.more:
             entries = self._take_deletes(limit)
-        while not entries and self._everything:
+        while not entries and not self.more and self._everything:
             with self._store.lock:
                 taken = self._everything.take(limit, self._overtaking)
                 entries = [entry for entry in taken if entry.payload is not None]
-        if not entries:
+        if not entries and not self.more:
             self._overtaking.arrived()
         return entries
+
+    @property
+    def more(self) -> bool:
+        """Whether `read` may have more at once, though it found nothing: the log is still being searched."""
+        return self._left > 0 and bool(self._deletes)
 
     def close(self) -> None:
         """Let the store forget this walk."""
         with self._store.lock:
-            for stretch in (*self._newer, self._everything):
+            for stretch in (*self._newer, self._deletes, self._everything):
                 stretch.forget()
             self._covered.leave()
 
@@ -86,10 +98,14 @@ class Replay:
         self._covered.index = len(store.log)
 
     def _take_deletes(self, limit: int) -> list[Entry]:
-        taken = self._deletes[-limit:]
-        del self._deletes[-limit:]
-        with self._store.lock:
-            return [entry for entry in reversed(taken) if self._store.entries[entry.id] is entry]
+        found: list[Entry] = []
+        for _ in range(0, _SEARCHED, _SLICE):
+            if found or not self.more:
+                break
+            with self._store.lock:
+                found = self._deletes.find_deletes(_SLICE, limit)
+        self._left -= len(found)
+        return found
 
 
 class _Stretch:
@@ -116,6 +132,18 @@ class _Stretch:
             if store.entries[entry.id] is entry and not overtaking.has_sent(entry):
                 entries.append(entry)
         return entries
+
+    def find_deletes(self, places: int, limit: int) -> list[Entry]:
+        """Look for tombstones, the newest first, in so many places; may be none though more are left."""
+        store, top = self._store, self.top
+        found: list[Entry] = []
+        stop = max(self._bottom.index, top.index - places)
+        while top.index > stop and len(found) < limit:
+            top.index -= 1
+            entry = store.log[top.index]
+            if entry.payload is None and store.tombstones.get(entry.id) is entry:
+                found.append(entry)
+        return found
 
     def forget(self) -> None:
         """Let the store forget both ends."""

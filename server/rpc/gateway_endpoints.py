@@ -132,7 +132,9 @@ class GatewayEndpoints:
                         if self._store.entries.get(entry.id) is entry:
                             yield _update(entry)
                             subscriber.sent += 1
-                    if not entries:
+                    if not entries and replay.more:
+                        await asyncio.sleep(0)  # others are served in between
+                    elif not entries:
                         subscriber.revision = replay.revision
                         await changed.wait()
             except OutlivedError:

@@ -97,3 +97,24 @@ def test_what_is_forgotten_comes_with_the_rest(monkeypatch: pytest.MonkeyPatch) 
         found = [endpoint_id for _ in range(100) for endpoint_id in read()]
         assert sorted(found) == sorted([*keys, *RIPPLE])
         assert found[0] in keys[-8:]
+
+
+def test_who_is_overtaken_too_often_gets_the_rest_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What went before is remembered until a walk has arrived, which may take a slow client for ever."""
+    monkeypatch.setattr(express_module, "_OVERTAKEN", 40)
+    store = Store()
+    publish(store, {f"app_{number}": b"x" for number in range(500)})
+    walk = Replay(store)
+    order: list[str] = []
+    for number in range(100):
+        publish(store, {f"key_{number}": b"k"}, express=True)
+        order += [entry.id for entry in walk.read(1)]
+        assert len(walk._overtaking._sent) <= 40
+    assert order[:40] == [f"key_{number}" for number in range(40)]
+    while entries := walk.read(LIMIT):
+        order += [entry.id for entry in entries]
+    assert len(set(order)) == 600, "nothing is missing; stretches that were joined bring some twice"
+    assert walk.read(LIMIT) == [], "what came in its turn does not come again"
+    publish(store, {"app_1": b"y", "app_2": b"y"})
+    publish(store, KEY, express=True)
+    assert [entry.id for entry in walk.read(1)] == ["app"], "once it has arrived it is overtaken again"

@@ -303,3 +303,35 @@ def test_a_replay_sends_nothing_that_has_moved_on() -> None:
         sent += [(entry.id, entry.payload) for entry in entries]
     assert sent == [("moves", b"2"), ("back", b"2"), ("stays", b"1")]
     replay.close()
+
+
+def test_tombstones_are_searched_for_and_no_client_has_a_list_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They may be few, far down in the log: each read looks at some places, and others are served between."""
+    monkeypatch.setattr("cdc.store.replay._SLICE", 10)
+    monkeypatch.setattr("cdc.store.replay._SEARCHED", 40)
+    store = Store()
+    publish(store, {f"gone_{number}": b"1" for number in range(30)})
+    publish(store, {f"gone_{number}": None for number in range(30)})
+    publish(store, {f"app_{number}": b"1" for number in range(1_000)})
+    replay = Replay(store)
+    publish(store, {"gone_7": b"2"})
+    assert [entry.id for entry in replay.read(4)] == ["gone_7"]
+    reads = []
+    while (entries := replay.read(4)) or replay.more:
+        reads.append(entries)
+    assert reads[:20] == [[]] * 20, "a thousand places are not searched at once"
+    order = [entry.id for entries in reads for entry in entries]
+    gone = [f"gone_{number}" for number in reversed(range(30)) if number != 7]
+    assert order == [*gone, *(f"app_{number}" for number in reversed(range(1_000)))]
+    replay.close()
+    assert not store.places
+
+
+def test_without_tombstones_nothing_is_searched() -> None:
+    store = Store()
+    publish(store, {f"app_{number}": b"1" for number in range(10)})
+    replay = Replay(store)
+    assert not replay.more
+    assert len(replay.read(16)) == 10
