@@ -57,6 +57,8 @@ class PageReader:
         """The revision at which the map was last the leader's."""
         self.position: Lsn = 0
         """That of the newest checkpoint: positions up to here have come."""
+        self._ahead = False
+        """Something newer than that has been applied as well."""
         self._page_line = ""
         self._page_number = 0
         """Of the newest page."""
@@ -118,8 +120,9 @@ class PageReader:
         if page.opening and not (follows and self._completed):
             coming.clear()
             self._opened, self._completed = True, False
-        elif not (self._opened and follows):
-            self._opened = False  # this generation has a gap; the next one may be whole
+        elif not (self._opened and follows) or not (self._completed or page.complete or page.generating):
+            # It has a gap, or its leader has not gone on with it: the next one may be whole.
+            self._opened = False
             return Outcome.IGNORED
         for entry in page.entries:
             held = coming.get(entry.id)
@@ -153,6 +156,7 @@ class PageReader:
             along=lambda: setattr(self, "_origin", checkpoint.origin),
         )
         self.line, self.exact, self.position = line, checkpoint.revision, checkpoint.position
+        self._ahead = False
         self._distrusted = False
         return Outcome.ARRIVED
 
@@ -186,7 +190,7 @@ class PageReader:
 
     def _apply(self, page: Page) -> Outcome:
         checkpoint = page.checkpoint
-        if checkpoint is not None and checkpoint.revision < self.exact:
+        if checkpoint is not None and checkpoint.revision < self.exact + self._ahead:
             checkpoint = None  # a run that was taken already comes once more
         return self._publish(self._newer(page.entries), page.moved, checkpoint)
 
@@ -210,6 +214,7 @@ class PageReader:
         if checkpoint is None:
             # Of the newest revision there may be more: a token must not say that all of it is held.
             batch.revision = max(store.head, news[-1].revision - 1) if news else store.head
+            self._ahead = self._ahead or bool(news)
             if news or moved:
                 store.publish(batch, whole=False, seen=max((entry.position for entry in news), default=0))
             return Outcome.TAKEN
@@ -219,6 +224,7 @@ class PageReader:
             return Outcome.MISMATCH
         batch.revision = max(store.head, checkpoint.revision)
         self.exact, self.position, self._origin = batch.revision, checkpoint.position, checkpoint.origin
+        self._ahead = False
         store.publish(batch, whole=checkpoint.consistent, position=checkpoint.position, seen=checkpoint.seen)
         return Outcome.ARRIVED
 

@@ -75,6 +75,8 @@ class Page:
     """In an opening page: how many entries are to come, as far as is known."""
     generation: int = 0
     """Number of the page that opened the newest complete generation of the line; 0 while there is none."""
+    generating: bool = False
+    """A generation is under way: its end is still to come."""
     older: bool = False
     """Its entries are a part of the generation: a reader that has a map has them."""
     entries: list[Entry] = field(default_factory=list)

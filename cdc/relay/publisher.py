@@ -303,6 +303,7 @@ class Publisher:
             total=self._generation if opening else 0,
             older=older,
             generation=self._newest,
+            generating=self._back is not None,
         )
 
     def _outdated(self, arrival: Cut) -> bool:

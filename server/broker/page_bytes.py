@@ -23,6 +23,7 @@ def encode(page: Page) -> bytes:
         timeline=page.timeline,
         position=page.position,
         generation=page.generation,
+        generating=page.generating,
     )
     for entry in page.entries:
         if entry.payload is None:
@@ -64,6 +65,7 @@ def decode(raw: bytes) -> Page:
         opening=message.opening,
         total=message.total,
         generation=message.generation,
+        generating=message.generating,
         older=message.older,
         entries=entries,
         moved=moved,

@@ -158,6 +158,7 @@ class Following(threading.Thread):
             position=0,
             first=first,
             opening=opening,
+            generating=self._resetting,
         )
 
     def _look(self) -> None:

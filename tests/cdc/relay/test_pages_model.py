@@ -7,9 +7,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from cdc.freshness import Freshness
 from cdc.postgres.timeline import Timeline
@@ -133,6 +141,15 @@ class Relaying(RuleBasedStateMachine):
         if self.read < len(self.stream):
             del self.stream[data.draw(st.integers(self.read, len(self.stream) - 1))]
 
+    @rule(rows=st.dictionaries(IDS, PAYLOADS, min_size=3, max_size=6), data=st.data())
+    def lose_a_part_of_a_run(self, rows: dict[str, bytes | None], data: st.DataObject) -> None:
+        self.change(rows)
+        before = len(self.stream)
+        self.publish(4)
+        if len(self.stream) > before:
+            del self.stream[data.draw(st.integers(before, len(self.stream) - 1))]
+        self.deliver(len(self.stream))
+
     @rule()
     def repeat(self) -> None:
         """The consumer is made anew, a little before where it was."""
@@ -146,7 +163,7 @@ class Relaying(RuleBasedStateMachine):
     def come_back_older(self, data: st.DataObject) -> None:
         """The broker is restored from an older copy; the leader goes on behind its last page."""
         self.stream = list(data.draw(st.sampled_from(self.copies)))
-        self.read = min(self.read, len(self.stream))
+        self.read = 0  # it is shorter than what was read: from its beginning
         self.leader.publisher.resume(self.last())
 
     @rule()
@@ -193,6 +210,9 @@ class Relaying(RuleBasedStateMachine):
     def come_to_rest(self) -> None:
         """Once all that there is has come, and a generation where the relay wants one, it holds the map."""
         for _ in range(2):
+            last, publisher = self.last(), self.leader.publisher
+            if last is None or (last.line, last.number) != (publisher.line, publisher.number):
+                publisher.resume(last)  # the leader looks now and then whether its last page is there
             while self.leader.publisher.more:
                 self.publish(1)
             self.publish(3)
@@ -213,6 +233,16 @@ class Relaying(RuleBasedStateMachine):
             [leader] = [one for one in self.leaders if one.epoch == epoch]
             assert contents(self.relay) == leader.maps[self.relay.head]
 
+    @invariant()
+    def a_token_of_here_misses_nothing_at_the_leader(self) -> None:
+        """Whatever has a revision up to the relay's head is at the relay: a leader sends only what is
+        beyond.
+        """
+        if self.reader.line and self.reader.origin().epoch == self.leader.epoch:
+            for entry in self.leader.store.entries.values():
+                if entry.revision <= self.relay.head:
+                    assert self.relay.entries[entry.id].revision >= entry.revision
+
     def teardown(self) -> None:
         if hasattr(self, "leaders"):
             self.leader.publisher.close()
@@ -221,3 +251,12 @@ class Relaying(RuleBasedStateMachine):
 
 TestRelaying = Relaying.TestCase
 TestRelaying.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+def test_relaying_for_long() -> None:
+    """The same, ten times as often: two of its findings took more than 300 histories."""
+    run_state_machine_as_test(
+        Relaying, settings=settings(max_examples=3000, stateful_step_count=40, deadline=None)
+    )

@@ -302,7 +302,7 @@ class TimelineSwitch(_message.Message):
     def __init__(self, timeline: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
 
 class Page(_message.Message):
-    __slots__ = ("line", "number", "start", "first", "opening", "total", "older", "entries", "checkpoint", "seen", "complete", "epoch", "timeline", "position", "generation")
+    __slots__ = ("line", "number", "start", "first", "opening", "total", "older", "entries", "checkpoint", "seen", "complete", "epoch", "timeline", "position", "generation", "generating")
     LINE_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -318,6 +318,7 @@ class Page(_message.Message):
     TIMELINE_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    GENERATING_FIELD_NUMBER: _ClassVar[int]
     line: str
     number: int
     start: int
@@ -333,7 +334,8 @@ class Page(_message.Message):
     timeline: int
     position: int
     generation: int
-    def __init__(self, line: _Optional[str] = ..., number: _Optional[int] = ..., start: _Optional[int] = ..., first: _Optional[bool] = ..., opening: _Optional[bool] = ..., total: _Optional[int] = ..., older: _Optional[bool] = ..., entries: _Optional[_Iterable[_Union[MirrorEntry, _Mapping]]] = ..., checkpoint: _Optional[_Union[MirrorState, _Mapping]] = ..., seen: _Optional[int] = ..., complete: _Optional[bool] = ..., epoch: _Optional[str] = ..., timeline: _Optional[int] = ..., position: _Optional[int] = ..., generation: _Optional[int] = ...) -> None: ...
+    generating: bool
+    def __init__(self, line: _Optional[str] = ..., number: _Optional[int] = ..., start: _Optional[int] = ..., first: _Optional[bool] = ..., opening: _Optional[bool] = ..., total: _Optional[int] = ..., older: _Optional[bool] = ..., entries: _Optional[_Iterable[_Union[MirrorEntry, _Mapping]]] = ..., checkpoint: _Optional[_Union[MirrorState, _Mapping]] = ..., seen: _Optional[int] = ..., complete: _Optional[bool] = ..., epoch: _Optional[str] = ..., timeline: _Optional[int] = ..., position: _Optional[int] = ..., generation: _Optional[int] = ..., generating: _Optional[bool] = ...) -> None: ...
 
 class Head(_message.Message):
     __slots__ = ("line", "revision", "staleness", "at", "server_end", "position", "seen", "consistent")
