@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from authz.config import Config
 
+    _Request = health_pb2.HealthCheckRequest
+    _Context = grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
     Feed = Callable[[Callable[[Change], object]], EndpointFeed]
     """Makes the client, given what it is to call at each change."""
     Expose = Callable[[CollectorRegistry, Health], AbstractAsyncContextManager[Callable[[int], None]]]
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("pads_cdc")
 
 _HEALTH_SECONDS: Final = 0.2
-"""Between looks at whether we are ready."""
+"""Between looks at whether we are ready, for those who watch our health."""
 _GRACE_SECONDS: Final = 1.0
 """What checks get that are under way when the server ends; they take microseconds."""
 OPTIONS: Final = (
@@ -118,7 +120,7 @@ async def serve(
             return
         server = lent.server((*OPTIONS, ("grpc.so_reuseport", int(config.share_port))))
         lent.register(server, authorization.handler(), service.DESCRIPTOR)
-        statuses = HealthServicer()
+        statuses = _Statuses(health)
         health_pb2_grpc.add_HealthServicer_to_server(statuses, server)
         names = (service.SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
@@ -127,7 +129,7 @@ async def serve(
             lent.listen_unix(server, config.unix_socket)
         await server.start()
         background = [
-            asyncio.create_task(_tell_health(statuses, health)),
+            asyncio.create_task(statuses.keep_telling()),
             asyncio.create_task(lent.watch()),
         ]
         serving(port)
@@ -182,17 +184,36 @@ async def _ready(held: Held, stop: _Stop) -> bool:
     return held.ready
 
 
-async def _tell_health(statuses: HealthServicer, health: Health) -> None:
-    """Keep ``grpc.health.v1`` at what `/readyz` says, for the server as a whole and for the service."""
-    told = None
-    while True:
+class _Statuses(HealthServicer):
+    """``grpc.health.v1``, with what `/readyz` says at that moment, for server and service.
+
+    Envoy checks when it starts and then each second: a map that was complete a moment before must be known.
+    """
+
+    def __init__(self, health: Health) -> None:
+        super().__init__()
+        self._health = health
+        self._told: int | None = None
+
+    async def Check(  # noqa: N802 (the name of the call)
+        self, request: _Request, context: _Context
+    ) -> health_pb2.HealthCheckResponse:
+        await self._tell()
+        return await super().Check(request, context)
+
+    async def keep_telling(self) -> None:
+        """Tell those who watch, for ever."""
+        while True:
+            await self._tell()
+            await asyncio.sleep(_HEALTH_SECONDS)
+
+    async def _tell(self) -> None:
         status = (
             health_pb2.HealthCheckResponse.NOT_SERVING
-            if health.unready()
+            if self._health.unready()
             else health_pb2.HealthCheckResponse.SERVING
         )
-        if status != told:
+        if status != self._told:
+            self._told = status
             for name in ("", service.SERVICE):
-                await statuses.set(name, status)
-            told = status
-        await asyncio.sleep(_HEALTH_SECONDS)
+                await self.set(name, status)

@@ -600,18 +600,18 @@ def test_identifiers_that_need_escaping(
             "TRUNCATE portal_application_settings",
         ):
             cursor.execute(statement, ())
-            _wait_for_schema(client, session)
+            _wait_for_schema(client, session, schema)
         database.execute("DELETE FROM public.portal_applications")
         cursor.execute("INSERT INTO portal_applications VALUES ('last', NULL)")
-        _wait_for_schema(client, session)
+        _wait_for_schema(client, session, schema)
     assert server.metric("pads_cdc_decode_errors_total") == 0
     assert server.metric("pads_cdc_source_mode", mode="streaming") == 1, "polling would hide it all"
     assert server.metric("pads_cdc_reconcile_total", reason="polling") == 0
 
 
-def _wait_for_schema(client: Gateway, session: connection) -> None:
-    """Wait until the client holds what the session finds by its own path."""
-    oracle = expected_by(session)
+def _wait_for_schema(client: Gateway, session: connection, schema: str) -> None:
+    """Wait until the client holds what the session finds in this schema."""
+    oracle = expected_by(session, schema=schema)
     client.wait(lambda one: one.map == oracle, "the rows of the tables in our schema")
 
 

@@ -322,10 +322,10 @@ def expected(database: Database, mapping: str = "grove") -> dict[str, bytes]:
         return expected_by(session, mapping)
 
 
-def expected_by(session: connection, mapping: str = "grove") -> dict[str, bytes]:
+def expected_by(session: connection, mapping: str = "grove", schema: str = "public") -> dict[str, bytes]:
     """Return the oracle as a session sees it now."""
     with session.cursor() as cursor:
-        cursor.execute(_endpoints_query(mapping), {})
+        cursor.execute(_endpoints_query(mapping, schema), {})
         return endpoints_of(cursor)
 
 
@@ -344,8 +344,8 @@ def endpoints_of(rows: Iterable[tuple[Any, ...]]) -> dict[str, bytes]:
 
 
 @cache
-def _endpoints_query(mapping: str) -> str:
-    return load(mapping).within("public").queries["Endpoints"]
+def _endpoints_query(mapping: str, schema: str) -> str:
+    return load(mapping).within(schema).queries["Endpoints"]
 
 
 def wait_equal(

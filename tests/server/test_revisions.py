@@ -17,18 +17,18 @@ from hypothesis import given
 from pads_cdc_client.pb import gateway_endpoint_pb2 as pb
 
 from cdc.mapping.mapping import COLUMNS, OPTIONAL_COLUMNS
-from server.payload import ENCODING, encode, encoder
+from server.payload import ENCODING
 from tests.plugins.server import fill, wait_until
-from tests.server.test_payload import ROWS
+from tests.server.test_payload import ROWS, encode, encoder
 from tests.support import ROOT
 from tests.support.revisions import second_revision, second_revision_descriptors
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from server.payload import Row
     from tests.plugins.postgres import Database
     from tests.plugins.server import ServerFactory
+    from tests.server.test_payload import Row
 
 TESTDATA: Final = ROOT / "examples/go/revisions/testdata"
 ALL_COLUMNS: Final = (*COLUMNS, *OPTIONAL_COLUMNS)
