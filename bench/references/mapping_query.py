@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg2
 
 from cdc.mapping.mapping import load
+from cdc.postgres.database import come_as_printed
 
 if TYPE_CHECKING:
     from bench.rig import Database
@@ -29,8 +30,9 @@ def fetch(database: Database, plan: str | None = None) -> float:
 
 
 def rows(database: Database, plan: str) -> list[tuple[Any, ...]]:
-    """Return a plan's rows, in the mapping's columns."""
+    """Return a plan's rows, in the mapping's columns, as the database prints them."""
     with closing(psycopg2.connect(database.url)) as session, session.cursor() as cursor:
+        come_as_printed(cursor)
         cursor.execute(_query(plan))
         return cursor.fetchall()
 

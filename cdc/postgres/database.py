@@ -62,9 +62,6 @@ _AS_PRINTED = new_type(
     "AS_PRINTED",
     BYTES,
 )
-"""Has values of the built-in types come as the bytes that the server prints. What they mean is decided in one
-place, row by row (`cdc.mapping.row_rule`): a driver's conversion fails for all rows at once.
-"""
 _LISTS_AS_PRINTED = new_array_type((1003, 1009, 1014, 1015), "LISTS_AS_PRINTED", _AS_PRINTED)
 _FOUND = b"t"
 
@@ -108,6 +105,16 @@ SELECT pg_catalog.set_config('statement_timeout', pg_catalog.current_setting('pa
 SELECT pg_catalog.set_config('statement_timeout', '60s', true);
 """
 """All locks of a read together are waited for as long as one."""
+
+
+def come_as_printed(cursor: Cursor) -> None:
+    """Have values of the built-in types come as the bytes that the server prints.
+
+    What they mean is decided in one place, row by row (`cdc.mapping.row_rule`): a driver's conversion fails
+    for all rows at once.
+    """
+    register_type(_AS_PRINTED, cursor)
+    register_type(_LISTS_AS_PRINTED, cursor)
 
 
 class Database:
@@ -569,8 +576,7 @@ class Read:
             raise SourceError("closed", "the read was closed")
         try:
             with self._database.or_closed(connection), self._database.running(connection) as cursor:
-                register_type(_AS_PRINTED, cursor)
-                register_type(_LISTS_AS_PRINTED, cursor)
+                come_as_printed(cursor)
                 cursor.execute(statement, parameters)
                 return cursor.fetchall()
         except BaseException:
