@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.only_with("wal2json")  # which is not there: no test has made a publication
 
 
-@pytest.fixture(params=["15", "17", "18"])
+@pytest.fixture(params=["15", pytest.param("17", marks=pytest.mark.soak), "18"])
 def stock(request: pytest.FixtureRequest) -> Iterator[Programs]:
     """One installation without the plugin; the files are links to the fetched one's."""
     programs = fetched(request.param)

@@ -193,11 +193,11 @@ def _name(message: Message) -> tuple[Any, ...]:
     return type(message), getattr(message, "schema", None), getattr(message, "table", None)
 
 
-@pytest.mark.slow
-def test_both_plugins_say_the_same_of_whatever_is_done(slots: Cursor) -> None:
+@pytest.mark.parametrize("examples", [25, pytest.param(150, marks=pytest.mark.soak)])
+def test_both_plugins_say_the_same_of_whatever_is_done(slots: Cursor, examples: int) -> None:
     kinds: Counter[type] = Counter()
 
-    @settings(deadline=None, max_examples=60)
+    @settings(deadline=None, max_examples=examples)
     @given(transactions=TRANSACTIONS)
     def judge(transactions: list[tuple[list[str], str]]) -> None:
         schema = f"example_{next(_numbers)}"

@@ -61,7 +61,9 @@ KEY = re.compile(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
 """An API key, as the demo's portal makes them."""
 
 
-@pytest.mark.parametrize(("plugin", "keys"), [("pgoutput", False), ("wal2json", True)])
+@pytest.mark.parametrize(
+    ("plugin", "keys"), [("pgoutput", False), pytest.param("wal2json", True, marks=pytest.mark.soak)]
+)
 def test_no_api_key_enters_the_replication_stream(
     folder: Path, tmp_path: Path, plugin: str, keys: bool
 ) -> None:
