@@ -58,7 +58,7 @@ class Affected(msgspec.Struct):
     """The reason why keys do not suffice (a truncate, too many rows, ...); they are not collected any more
     then.
     """
-    _room: int = 0
+    _room: int = msgspec.field(default_factory=lambda: LIMIT // _MOST)
     """Rows that may surely be added before there can be more than `LIMIT`."""
 
     def __len__(self) -> int:
@@ -132,12 +132,14 @@ class Affected(msgspec.Struct):
             self.moves.append(Move(rule, _row(row.columns, rule), parent, known=True))
 
     def _updated(self, row: Update, rule: Rule) -> None:
-        now, before = _find(row.columns, rule.column), _find(row.identity, rule.column)
+        now = _find(row.columns, rule.column)
+        before = now if row.identity is row.columns else _find(row.identity, rule.column)
         # An unchanged TOASTed value is left out of the new row; the identity always has its columns in full.
         parent = _text(now or before, rule.table, rule.column)
         if parent is not None:
             self.name(rule.query, parent)
-        self._left(before, row.identity, rule, parent, row.columns)
+        if now is None or now is not before or rule.parents is not None:
+            self._left(before, row.identity, rule, parent, row.columns)
 
     def _left(
         self,

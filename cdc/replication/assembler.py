@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cdc.changes import Begin, Commit, Delete, Insert, Note, Place, Truncate, Update
+from cdc.changes import Begin, Commit, Delete, Insert, Place, Truncate, Update
 from cdc.errors import MessageError
 from cdc.mapping.affected import Affected
 
@@ -82,6 +82,9 @@ class Assembler:
                 belongs to, and the stream goes on: confirmed, never a reconnect loop.
 
         """
+        if isinstance(message, (Update, Insert, Delete, Truncate)):  # first: nearly all of a backlog
+            self._row(message)
+            return None
         match message:
             case Begin():
                 cut_short, self._open = (
@@ -93,10 +96,7 @@ class Assembler:
                 return cut_short
             case Commit():
                 return self._commit(message)
-            case Note():
-                return None
             case _:
-                self._row(message)
                 return None
 
     def spoil(self, reason: str, place: Place) -> Transaction | None:

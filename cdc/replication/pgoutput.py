@@ -48,9 +48,12 @@ _COLUMN: Final = Struct(">Ii")
 """A column's type and its modifier."""
 
 _BY_COMMIT, _BY_ROW = b"C", b"BRYOIUDT"
-_INSERT, _UPDATE, _DELETE = b"IUD"
+_ROWS: Final = b"IUD"
+_INSERT, _, _DELETE = _ROWS
 _NEW, _OLD_KEY, _OLD_ROW = b"NKO"
-_TEXT, _NULL, _UNCHANGED = b"tnu"
+_TEXT, _NULL = b"tn"
+_NO_VALUE: Final = b"nu"
+"""NULL, or a TOASTed value that has not changed."""
 
 _UTF8: Final = Encoding.named("UTF8")
 
@@ -80,10 +83,18 @@ class _Relation(msgspec.Struct, frozen=True):
     table: str
     columns: tuple[str | None, ...]
     """By position; None for what nobody wants."""
-    identity: tuple[int, ...]
-    """Positions of the replica identity's columns."""
-    no_keys: dict[int, Callable[[str], Value]]
-    """By position, for columns of types that are no text."""
+    identity: frozenset[str]
+    """Which of the wanted columns are in the replica identity."""
+    all_identity: bool
+    """All of them are, as with a publication that `setup` made for a table without parents."""
+    no_keys: dict[str, Callable[[str], Value]]
+    """For columns of types that are no text."""
+
+    def identity_of(self, columns: tuple[Column, ...]) -> tuple[Column, ...]:
+        """Return those that are in the replica identity."""
+        if self.all_identity:
+            return columns
+        return tuple([column for column in columns if column.name in self.identity])
 
 
 class Decoder:
@@ -101,8 +112,8 @@ class Decoder:
         self._wanted = wanted
         self._encoding = encoding
         self._text = bytes.decode if encoding.utf8 else encoding.text
-        self._relations: dict[int, _Relation | None] = {}
-        """By OID; None for a table that nobody wants."""
+        self._relations: dict[bytes, _Relation | None] = {}
+        """By OID, as it comes; None for a table that nobody wants."""
 
     def decode(self, raw: bytes) -> Sequence[Message]:
         """Return what a message says.
@@ -113,7 +124,10 @@ class Decoder:
         """
         # Without a cause, which may quote the message; a UnicodeDecodeError is a ValueError.
         try:
-            return self._decode(raw)
+            if raw[0] not in _ROWS:
+                return self._no_row(raw)
+            relation = self._relations[raw[1:5]]  # nearly all of a backlog gets here
+            return () if relation is None else (self._row(raw, relation),)
         except KeyError:
             raise MessageError("undecodable", "pgoutput named a table that it has not described") from None
         except (struct.error, IndexError, ValueError):
@@ -127,11 +141,7 @@ class Decoder:
             return Place.END
         return Place.WITHIN if kind and kind in _BY_ROW else Place.ANYWHERE
 
-    def _decode(self, raw: bytes) -> Sequence[Message]:
-        kind = raw[0]
-        if kind in (_UPDATE, _INSERT, _DELETE):  # nearly all of a backlog
-            relation = self._relations[_OID.unpack_from(raw, 1)[0]]
-            return () if relation is None else (self._row(kind, raw, relation),)
+    def _no_row(self, raw: bytes) -> Sequence[Message]:
         match raw[:1]:
             case b"B":
                 commit, at, xid = _BEGIN.unpack(raw)
@@ -153,91 +163,99 @@ class Decoder:
             case _:
                 raise MessageError("unknown_action", "pgoutput sent a message that is not in its protocol 1")
 
-    def _row(self, kind: int, raw: bytes, relation: _Relation) -> Message:
-        before: Sequence[Column | None] | None = None
-        at, which = 6, raw[5]
+    def _row(self, raw: bytes, relation: _Relation) -> Message:
+        kind, which, at = raw[0], raw[5], 6
+        before: tuple[Column, ...] | None = None
         if kind != _INSERT and which in (_OLD_KEY, _OLD_ROW):
-            before, at = self._values(raw, at, relation)
-            if which == _OLD_KEY:
-                # What is not in the identity comes as NULL there, and what is in it cannot be NULL.
-                before = [one if one is None or one.value is not None else None for one in before]
+            before, at = self._values(raw, at, relation, old_key=which == _OLD_KEY)
             if kind == _DELETE:
                 _ends(raw, at)
-                return Delete(relation.schema, relation.table, _identity(before, relation))
+                return Delete(relation.schema, relation.table, relation.identity_of(before))
             at, which = at + 1, raw[at]
         if which != _NEW or kind == _DELETE:
             raise ValueError
-        after, at = self._values(raw, at, relation)
+        columns, at = self._values(raw, at, relation)
         _ends(raw, at)
-        columns = tuple([one for one in after if one is not None])
         if kind == _INSERT:
             return Insert(relation.schema, relation.table, columns)
         # Without an old row the identity has stayed as it is.
-        identity = _identity(after if before is None else before, relation)
+        identity = relation.identity_of(columns if before is None else before)
         return Update(relation.schema, relation.table, columns, identity)
 
-    def _values(self, raw: bytes, at: int, relation: _Relation) -> tuple[list[Column | None], int]:
-        """Read a row from a place on; returns its columns by position, and the place behind it.
+    def _values(
+        self, raw: bytes, at: int, relation: _Relation, *, old_key: bool = False
+    ) -> tuple[tuple[Column, ...], int]:
+        """Read a row from a place on; returns its columns that are wanted, and the place behind it.
 
-        A column is None where it is not wanted, or a TOASTed value that has not changed.
+        A TOASTed value that has not changed is left out, and so is NULL in an ``old_key``: that is what comes
+        there for a column outside of the identity, and within it there can be none.
         """
-        columns, text = relation.columns, self._text
-        (count,) = _COUNT.unpack_from(raw, at)
-        if count != len(columns):
+        text = self._text
+        if _COUNT.unpack_from(raw, at)[0] != len(relation.columns):
             raise ValueError
         at += 2
-        found: list[Column | None] = []
-        for name in columns:
+        found: list[Column] = []
+        for name in relation.columns:
             kind = raw[at]
             if kind == _TEXT:
                 start = at + 5
                 at = start + _OID.unpack_from(raw, at + 1)[0]
-                if name is None:
-                    found.append(None)
-                else:
+                if name is not None:
                     found.append(Column(name, text(raw[start:at])))
             else:
-                if kind not in (_NULL, _UNCHANGED):  # binary values were not asked for
+                if kind not in _NO_VALUE:  # binary values were not asked for
                     raise ValueError
                 at += 1
-                found.append(None if name is None or kind == _UNCHANGED else Column(name))
-        for position, convert in relation.no_keys.items():
-            column = found[position]
-            if column is not None and isinstance(column.value, str):
-                found[position] = Column(column.name, convert(column.value))
-        return found, at
+                if name is not None and kind == _NULL and not old_key:
+                    found.append(Column(name))
+        if relation.no_keys:
+            found = [_converted(column, relation.no_keys.get(column.name)) for column in found]
+        return tuple(found), at
 
     def _describe(self, raw: bytes) -> None:
-        (oid,) = _OID.unpack_from(raw, 1)
+        oid = raw[1:5]
         self._relations.pop(oid, None)  # whatever follows is not the old one
         schema, at = self._name(raw, 5)
         table, at = self._name(raw, at)
         (count,) = _COUNT.unpack_from(raw, at + 1)  # before it, the kind of the identity
         at += 3
-        wanted = None if self._wanted is None else self._wanted.get((schema or "pg_catalog", table))
+        schema = schema or "pg_catalog"
+        wanted = None if self._wanted is None else self._wanted.get((schema, table), ())
         columns: list[str | None] = []
-        identity, no_keys = [], {}
-        for position in range(count):
+        identity, no_keys = set(), {}
+        for _ in range(count):
             in_identity = raw[at] & 1
             name, at = self._name(raw, at + 1)
-            type_oid, _ = _COLUMN.unpack_from(raw, at)
+            type_oid, _modifier = _COLUMN.unpack_from(raw, at)
             at += _COLUMN.size
-            if wanted is None or name in wanted:
-                columns.append(name)
-                if in_identity:
-                    identity.append(position)
-                if type_oid in _NO_KEYS:
-                    no_keys[position] = _NO_KEYS[type_oid]
-            else:
+            if wanted is not None and name not in wanted:
                 columns.append(None)
+                continue
+            columns.append(name)
+            if in_identity:
+                identity.add(name)
+            if type_oid in _NO_KEYS:
+                no_keys[name] = _NO_KEYS[type_oid]
         _ends(raw, at)
-        relation = _Relation(schema or "pg_catalog", table, tuple(columns), tuple(identity), no_keys)
-        self._relations[oid] = None if self._wanted is not None and wanted is None else relation
+        nobodys = self._wanted is not None and (schema, table) not in self._wanted
+        self._relations[oid] = (
+            None
+            if nobodys
+            else _Relation(
+                schema,
+                table,
+                tuple(columns),
+                frozenset(identity),
+                identity.issuperset(name for name in columns if name is not None),
+                no_keys,
+            )
+        )
 
     def _truncated(self, raw: bytes) -> Sequence[Message]:
         count, _ = _TRUNCATE.unpack_from(raw)
         _ends(raw, _TRUNCATE.size + count * _OID.size)
-        relations = [self._relations[oid] for (oid,) in _OID.iter_unpack(raw[_TRUNCATE.size :])]
+        oids = [raw[at : at + _OID.size] for at in range(_TRUNCATE.size, len(raw), _OID.size)]
+        relations = [self._relations[oid] for oid in oids]
         return [Truncate(one.schema, one.table) for one in relations if one is not None]
 
     def _name(self, raw: bytes, at: int) -> tuple[str, int]:
@@ -246,8 +264,10 @@ class Decoder:
         return self._encoding.key(raw[at:end]), end + 1
 
 
-def _identity(columns: Sequence[Column | None], relation: _Relation) -> tuple[Column, ...]:
-    return tuple([one for position in relation.identity if (one := columns[position]) is not None])
+def _converted(column: Column, convert: Callable[[str], Value] | None) -> Column:
+    if convert is None or not isinstance(column.value, str):
+        return column
+    return Column(column.name, convert(column.value))
 
 
 def _ends(raw: bytes, at: int) -> None:
