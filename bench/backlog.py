@@ -11,6 +11,8 @@ from bench.references import reader, recvlogical
 from bench.results import OURS, Result
 from bench.rig import wait_until
 from cdc import lsn
+from cdc.replication import wal2json
+from cdc.replication.own_slot import PLUGINS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +25,7 @@ _CASES: Final = {
     "settings": ("portal_application_settings", "application_id"),
     "nothing of ours": ("noise", "id"),
 }
+_CONTENDERS: Final = (OURS, "pg_recvlogical", "bare reader")
 _SMALL: Final = """
 DO $$ BEGIN
     FOR number IN {first}..{last} LOOP
@@ -34,38 +37,51 @@ END $$
 _BULK: Final = "UPDATE {table} SET secret_key = md5('{round}' || id) WHERE id BETWEEN {first} AND {last}"
 _CONFIRMED: Final = "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE slot_name = 'pads_cdc'"
 _TRANSACTIONS: Final = "pads_cdc_transactions_total"
+_WITH_WAL2JSON: Final = "ours with wal2json"
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Halt our server, let changes pile up, and let it go on; the references have slots of their own."""
+    """Halt our server, let changes pile up, and let it go on; the references have slots of their own.
+
+    The plugins take turns, so that neither has a quieter machine than the other.
+    """
     sizes = rig.sizes
     size = (
         f"{sizes.transactions + 1:,} transactions, {sizes.transactions + sizes.bulk:,} updates, "
         f"{sizes.endpoints:,} endpoints"
     )
-    with rig.database(sizes.endpoints) as database, rig.serve(database) as served:
-        for case in _CASES:
-            taken: dict[str, list[float]] = {}
-            for number in range(sizes.runs):
-                for contender, seconds in _round(rig, database, served, case, number):
-                    taken.setdefault(contender, []).append(seconds)
-            for contender, samples in taken.items():
-                yield Result("backlog", case, contender, "s", tuple(samples), size)
+    taken: dict[tuple[str, str, str], list[float]] = {}
+    with rig.database(sizes.endpoints) as database:
+        for number in range(sizes.runs):
+            for plugin in PLUGINS:
+                with rig.serve(database, PLUGIN=plugin) as served:
+                    for case in _CASES:
+                        for contender, seconds in _round(rig, database, served, plugin, case, number):
+                            taken.setdefault((plugin, case, contender), []).append(seconds)
+                database.drop_slots()
+    for case in _CASES:
+        for plugin in PLUGINS:
+            named = case if plugin == wal2json.NAME else f"{case}, {plugin}"
+            found = {contender: taken[plugin, case, contender] for contender in _CONTENDERS}
+            if plugin != wal2json.NAME:
+                found[_WITH_WAL2JSON] = taken[wal2json.NAME, case, OURS]
+            for contender, samples in found.items():
+                yield Result("backlog", named, contender, "s", tuple(samples), size)
 
 
 def _round(
-    rig: Rig, database: Database, served: Served, case: str, number: int
+    rig: Rig, database: Database, served: Served, plugin: str, case: str, number: int
 ) -> Iterator[tuple[str, float]]:
     # The rounds before have left what autovacuum would have cleared away.
     database.execute("VACUUM (ANALYZE)")
     with ExitStack() as slots:
-        limit, bare = (slots.enter_context(database.slot(name)) for name in ("limit", "bare"))
+        limit, bare = (slots.enter_context(database.slot(name, plugin)) for name in ("limit", "bare"))
         before = served.metric(_TRANSACTIONS)
         served.process.send_signal(signal.SIGSTOP)
-        rig.say(f"backlog, {case}: changes pile up")
-        _pile_up(database, rig.sizes, case, f"{case}{number}")
+        rig.say(f"backlog, {case}, {plugin}: changes pile up")
+        _pile_up(database, rig.sizes, case, f"{case}{number}{plugin}")
         end = database.wal_end()
-        rig.say(f"backlog, {case}: {OURS}")
+        rig.say(f"backlog, {case}, {plugin}: {OURS}")
         began = time.monotonic()
         served.process.send_signal(signal.SIGCONT)
         with closing(database.connect()) as session, session.cursor() as cursor:
@@ -80,10 +96,10 @@ def _round(
             seen = served.metric(_TRANSACTIONS) - before
             if seen <= rig.sizes.transactions:
                 raise RuntimeError(f"confirmed after {seen:.0f} transactions: the rest was not taken")
-        rig.say(f"backlog, {case}: pg_recvlogical")
-        yield "pg_recvlogical", recvlogical.read(database, limit, end)
-        rig.say(f"backlog, {case}: bare reader")
-        yield "bare reader", reader.read(database.url, bare, lsn.parse(end))
+        rig.say(f"backlog, {case}, {plugin}: pg_recvlogical")
+        yield "pg_recvlogical", recvlogical.read(database, limit, end, plugin)
+        rig.say(f"backlog, {case}, {plugin}: bare reader")
+        yield "bare reader", reader.read(database.url, bare, lsn.parse(end), plugin)
 
 
 def _pile_up(database: Database, sizes: Sizes, case: str, round_name: str) -> None:

@@ -33,6 +33,15 @@ CREATE TABLE noise (id INT PRIMARY KEY, secret_key TEXT, secret_key_required BOO
 INSERT INTO noise SELECT number, md5('key' || number), true FROM generate_series(0, %(last)s) AS number;
 """
 """A table that is none of ours, as large as one of them."""
+_PUBLICATION: Final = """
+CREATE PUBLICATION pads_cdc FOR TABLE
+    public.pay_plans (plan_type),
+    public.accounts (id),
+    public.portal_applications (id),
+    public.portal_application_settings (id, application_id),
+    public.portal_application_changes (id, portal_app_id);
+"""
+"""As `pads-cdc setup` makes it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class Portal:
                     cursor.execute(_FILL, {"plan": plan, "first": numbers[0], "last": numbers[-1]})
             cursor.execute(_NOISE, {"last": self.endpoints - 1})
             cursor.execute("SET session_replication_role = origin")
-            for statement in mapping.setup_statements("public", None):
+            for statement in (*mapping.setup_statements("public", None), _PUBLICATION):
                 cursor.execute(statement)
             cursor.execute("VACUUM (FREEZE, ANALYZE)")
 

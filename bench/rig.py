@@ -17,6 +17,7 @@ import psycopg2
 
 from bench.portal import Portal
 from bench.served import Served
+from cdc.replication import wal2json
 from server.commands.demo.cluster import ephemeral_cluster
 
 if TYPE_CHECKING:
@@ -89,9 +90,9 @@ class Database:
         return str(self.value("SELECT pg_current_wal_flush_lsn()"))
 
     @contextmanager
-    def slot(self, name: str) -> Iterator[str]:
+    def slot(self, name: str, plugin: str = wal2json.NAME) -> Iterator[str]:
         """Have a slot like ours, from now on."""
-        self.execute("SELECT pg_create_logical_replication_slot(%s, 'wal2json')", (name,))
+        self.execute("SELECT pg_create_logical_replication_slot(%s, %s)", (name, plugin))
         try:
             yield name
         finally:

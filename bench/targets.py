@@ -42,6 +42,8 @@ class Target:
 
 TARGETS: Final = (
     Target("backlog", "settings", "pg_recvlogical", 2.0),
+    Target("backlog", "settings, pgoutput", "pg_recvlogical", 2.0),
+    Target("backlog", "settings, pgoutput", "ours with wal2json", 0.75),
     Target("backlog", "nothing of ours", "pg_recvlogical", 1.1),
     Target("ripple", "a plan", "plain fetch", 2.5),
     Target("ripple", "every plan", "plain fetch", 2.5),

@@ -61,14 +61,15 @@ def follow_and_query(notebook: Notebook, url: str, slot: str) -> None:
                 affected.clear()
 
 
-def read(url: str, slot: str, end: int) -> float:
+def read(url: str, slot: str, end: int, plugin: str) -> float:
     """Read a slot up to a position, look at nothing, and return how long that took, in seconds."""
     began = time.monotonic()
     with closing(psycopg2.connect(url, connection_factory=LogicalReplicationConnection)) as connection:
         cursor = connection.cursor()
-        cursor.start_replication(slot_name=slot, decode=False, options=options())
+        cursor.start_replication(slot_name=slot, decode=False, options=options(plugin))
         while cursor.wal_end < end:
-            if cursor.read_message() is None:
+            # A keepalive, which is no message, says how far the stream is as well.
+            if cursor.read_message() is None and cursor.wal_end < end:
                 select.select([cursor], [], [], _WAIT)
         cursor.send_feedback(flush_lsn=end, force=True)
     return time.monotonic() - began

@@ -8,25 +8,26 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from cdc.mapping.mapping import load
-from cdc.replication import wal2json
+from cdc.replication import pgoutput, wal2json
 
 if TYPE_CHECKING:
     from bench.rig import Database
 
 
-def options() -> dict[str, str]:
+def options(plugin: str = wal2json.NAME) -> dict[str, str]:
     """Return the plugin's options, exactly as our server sets them."""
-    tables = ",".join(f"public.{table}" for table in load("grove").tables)
-    return {**wal2json.OPTIONS, "add-tables": tables}
+    if plugin == pgoutput.NAME:
+        return pgoutput.options("pads_cdc")
+    return wal2json.options(("public", table) for table in load("grove").tables)
 
 
 _STATUS_SECONDS: Final = "1"
 
 
-def read(database: Database, slot: str, end: str) -> float:
+def read(database: Database, slot: str, end: str, plugin: str) -> float:
     """Read a slot up to a position, and return how long that took, in seconds, with the program's start."""
     cluster = database.cluster
-    given = [f"--option={name}={value}" for name, value in options().items()]
+    given = [f"--option={name}={value}" for name, value in options(plugin).items()]
     source = [
         "--host=127.0.0.1",
         f"--port={cluster.port}",
