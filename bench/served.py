@@ -107,8 +107,7 @@ class Served:
 
     def cpu_seconds(self) -> float:
         """Return what all its threads have used, in the kernel and outside."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        return cpu_seconds(self.process.pid)
 
     def resident_bytes(self, *, peak: bool = False) -> int:
         """Return what it holds in memory, or the most it has held since `forget_peak`."""
@@ -146,3 +145,9 @@ class Served:
             return answer.status, answer.read().decode()
         finally:
             connection.close()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return what a process has used of the processors, in the kernel and outside."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS

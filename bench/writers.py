@@ -14,13 +14,17 @@ from bench.references import pgbench, reader, triggers
 from bench.results import OURS, Result, percentile
 from bench.rig import PLAN
 from bench.ripple import RAISE
+from bench.served import cpu_seconds
+from cdc.replication import pgoutput, wal2json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bench.rig import Database, Rig
 
-_CONTENDERS: Final = ("nobody", OURS, "bare reader", "triggers")
+_WITH_PGOUTPUT: Final = "ours with pgoutput"
+_CONTENDERS: Final = ("nobody", OURS, _WITH_PGOUTPUT, "bare reader", "triggers")
+_SENDER: Final = "the wal sender, of a core"
 _PAUSE: Final = 0.3
 """Seconds before each of those, so that nobody's processors are warmer than another's."""
 
@@ -35,7 +39,12 @@ def run(rig: Rig) -> Iterator[Result]:
             for contender in _CONTENDERS:
                 with _following(rig, database, contender) as followers:
                     rig.say(f"writers: {contender}")
+                    senders, before = _senders(database)
                     found = pgbench.run(database, sizes.writer_rate, sizes.writer_seconds)
+                    if senders:
+                        used = _senders(database)[1] - before
+                        share = 100 * used / sizes.writer_seconds
+                        taken.setdefault((_SENDER, contender), []).append(share)
                     taken.setdefault(("mean", contender), []).append(statistics.mean(found))
                     taken.setdefault(("p99", contender), []).append(percentile(found, 0.99))
                     # The triggers take long, and are far off.
@@ -45,15 +54,17 @@ def run(rig: Rig) -> Iterator[Result]:
     small = f"{sizes.writer_rate:,} updates a second for {sizes.writer_seconds:.0f} s"
     for (case, contender), samples in taken.items():
         size = f"an update, {count:,} endpoints on the plan" if case == "a plan" else small
-        yield Result("writers", case, contender, "ms", tuple(samples), size)
+        unit = "%" if case == _SENDER else "ms"
+        yield Result("writers", case, contender, unit, tuple(samples), size)
 
 
 @contextmanager
 def _following(rig: Rig, database: Database, contender: str) -> Iterator[list[Follower]]:
     with ExitStack() as stack:
         followers: list[Follower] = []
-        if contender == OURS:
-            served = stack.enter_context(rig.serve(database))
+        if contender in (OURS, _WITH_PGOUTPUT):
+            plugin = wal2json.NAME if contender == OURS else pgoutput.NAME
+            served = stack.enter_context(rig.serve(database, PLUGIN=plugin))
             followers.append(stack.enter_context(Follower(subscribers.feed, served.target)))
         elif contender == "bare reader":
             slot = stack.enter_context(database.slot("bench"))
@@ -64,6 +75,12 @@ def _following(rig: Rig, database: Database, contender: str) -> Iterator[list[Fo
         yield followers
     # A slot that nobody reads would have the next contender pay for what is retained.
     database.drop_slots()
+
+
+def _senders(database: Database) -> tuple[int, float]:
+    """Return how many wal senders there are, and what they have used of the processors, in seconds."""
+    pids = database.value("SELECT coalesce(array_agg(pid), '{}') FROM pg_stat_replication")
+    return len(pids), sum(map(cpu_seconds, pids))
 
 
 def _change_plan(database: Database, followers: list[Follower], count: int, times: int) -> float:
