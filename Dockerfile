@@ -15,7 +15,7 @@ COPY requirements.txt requirements-build.txt ./
 RUN /opt/build/bin/pip install --no-cache-dir --only-binary=:all: --require-hashes -r requirements-build.txt \
  && /opt/build/bin/pip --python /opt/pads-cdc/bin/python install --no-cache-dir --only-binary=:all: \
     --require-hashes -r requirements.txt
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY sql sql
 COPY deploy/envoy deploy/envoy
 COPY authz authz
