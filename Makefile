@@ -60,6 +60,12 @@ bench-full: $(DEV) postgres ## Measure for the record (docs/performance.md): 26 
 	$(BIN)/python -m bench --size full
 	$(BIN)/python -m bench.document
 
+OLD ?= HEAD~1
+NEW ?= HEAD
+.PHONY: bench-compare
+bench-compare: $(DEV) postgres ## Measure two commits in turns: OLD=v1.0 NEW=HEAD BENCH_ARGS="latency --rounds 5"
+	$(BIN)/python -m bench.compare $(OLD) $(NEW) $(BENCH_ARGS)
+
 .PHONY: picture
 picture: $(DEV) postgres ## Draw docs/demo.svg and docs/demo-envoy.svg anew, from runs of the demo
 	$(BIN)/python -m tests.picture docs/demo.svg

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+import timeit
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 FOLDER: Final = Path(__file__).with_name("results")
+_STEPS: Final = 1_000_000
+_REPEATS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Record:
     machine: str
     postgres: str
     results: tuple[Result, ...]
+    loop: float = 0.0
+    """Millions of steps a second of an empty loop in Python: it tells records of two machines apart."""
 
     def write(self, path: Path) -> None:
         """Put it into a file."""
@@ -53,7 +58,13 @@ def make(size: str, postgres: str, seconds: float, results: Iterable[Result]) ->
         machine=f"{os.cpu_count()} cores ({_processor()}), Python {platform.python_version()}",
         postgres=postgres,
         results=tuple(results),
+        loop=round(_loop(), 1),
     )
+
+
+def _loop() -> float:
+    best = min(timeit.repeat(f"for _ in range({_STEPS}): pass", number=1, repeat=_REPEATS))
+    return _STEPS / best / 1e6
 
 
 def _processor() -> str:

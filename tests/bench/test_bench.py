@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from bench import document, plot, record
+from bench import compare, document, plot, record
 from bench.cli import BENCHMARKS, main
 from bench.report import growths, lines
 from bench.results import OURS, Point, Result, percentile
@@ -98,3 +98,30 @@ def test_the_document_is_the_record_s() -> None:
     assert document.renewed(made, RECORD) == made
     with pytest.raises(ValueError, match="substring not found"):
         document.renewed("no marks", RECORD)
+
+
+def test_two_commits_are_compared_by_the_medians_of_all_rounds() -> None:
+    old: dict[compare.Key, Result] = {}
+    new: dict[compare.Key, Result] = {}
+    for found, scale in ((old, 1.0), (new, 0.5), (old, 1.0), (new, 0.5)):
+        compare.gather(
+            found, [replace(one, samples=tuple(scale * each for each in one.samples)) for one in RESULTS]
+        )
+    assert [len(one.samples) for one in old.values()] == [6, 6], "curves are left out"
+    table = compare.compared(old, new, "v1", "v2")
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[2:] == [[OURS, "COPY"], ["3.00 s", "1.00 s"], ["1.50 s", "0.500 s"], ["0.50", "0.50"]]
+
+
+def test_a_commit_that_does_not_exist() -> None:
+    done = CliRunner().invoke(compare.main, ["HEAD", "no-such-commit"])
+    assert done.exit_code == 2
+    assert "git has no commit 'no-such-commit'" in done.output
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_a_commit_beside_itself() -> None:
+    done = CliRunner().invoke(compare.main, ["HEAD", "HEAD~0", "start", "--size", "tiny", "--rounds", "1"])
+    assert done.exit_code == 0, done.output
+    assert "without a state file" in done.output
