@@ -15,8 +15,8 @@ DEV := .venv/dev.stamp
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
-# Two at a time: most of a test is waiting for servers to start and stop. `-n 0` in TEST_ARGS runs them in one process.
-PYTEST := $(BIN)/pytest -n 2 --dist worksteal
+# Three at a time, on two cores: most of a test is waiting for servers. `-n 0` in TEST_ARGS runs them in one process.
+PYTEST := $(BIN)/pytest -n 3 --dist worksteal
 
 .PHONY: help
 help: ## Show what there is to make

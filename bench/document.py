@@ -44,7 +44,7 @@ def renewed(text: str, record: Record) -> str:
 def _made(record: Record) -> str:
     what = (
         f"\nThe {record.size} run of {record.made}, {record.minutes:.0f} minutes on {record.machine}, "
-        f"PostgreSQL {record.postgres}; an empty loop of Python makes {record.loop:.0f} million steps a second."
+        f"PostgreSQL {record.postgres}; an empty loop takes {record.loop:.0f} million steps a second."
         f"\n\n{_PICTURE}\n\n"
     )
     return "".join([what, *_compared(record.results), *map(_growth, growths(record.results))])

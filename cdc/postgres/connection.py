@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 """Weaker than what the connection string says itself."""
 
+_ASK_AGAIN = 0.1
 _OPTIONS_REFUSED = frozenset({"08P01", "0A000", "42704"})
 """Answers of poolers to startup options that they do not pass on, and of servers to unknown settings."""
 
@@ -152,13 +154,17 @@ def identify(cursor: ReplicationCursor) -> Timeline:
     return Timeline(system, int(timeline), lsn.parse(end), switches, str(instance))
 
 
-def cancel_soon(connection: PlainConnection) -> None:
+def cancel_soon(connection: PlainConnection, ended: Callable[[], bool] = lambda: True) -> None:
     """Ask the server to end what runs on a connection, without waiting: a frozen server would not even answer
-    that.
+    that. It is asked again until ``ended``: a statement that has not arrived yet is not cancelled.
     """
 
     def cancel() -> None:
-        with suppress(psycopg2.Error):  # it has ended by itself
-            connection.cancel()
+        while True:
+            with suppress(psycopg2.Error):  # it has ended by itself
+                connection.cancel()
+            if ended():
+                return
+            time.sleep(_ASK_AGAIN)
 
     threading.Thread(target=cancel, name="cancel", daemon=True).start()

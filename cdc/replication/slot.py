@@ -141,7 +141,7 @@ class SlotReader(threading.Thread):
         self._stopping.set()
         connection = self._connection
         if self.creating and connection is not None:
-            cancel_soon(connection)
+            cancel_soon(connection, lambda: not self.creating)
 
     # --- for the probe's thread
 

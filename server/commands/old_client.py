@@ -126,7 +126,7 @@ class Subscriber:
         """
         retry, heard = _FIRST_RETRY, False
         while not self._closed.is_set():
-            reason = "the server ended the stream with OK, which this contract does not know"
+            reason = "the server ended the stream, as it does when it shuts down"
             try:
                 for event in self._connected():
                     retry, heard = _FIRST_RETRY, True

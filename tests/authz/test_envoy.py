@@ -134,7 +134,7 @@ def test_two_are_restarted_in_turn_and_no_request_is_refused(
 ) -> None:
     """As a Deployment does it: another one is ready before one goes."""
     fill(database, 10)
-    server = serve(database)
+    server = serve(database, SLOT_NAME=database.name)  # the table's server follows the usual one
     ending, staying = (authorize(server, DRAIN_TIME="3s").wait_ready() for _ in range(2))
     address = "socket_address: {{address: 127.0.0.1, port_value: {}}}".format
     behind = "\n              - endpoint:\n                  address:\n                    "

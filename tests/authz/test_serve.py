@@ -140,6 +140,7 @@ def test_without_its_feed_it_goes_on_and_says_how_old_its_map_is(
     assert again.process.poll() is None
 
 
+@pytest.mark.soak
 def test_beyond_max_staleness_everything_is_refused_until_the_feed_is_back(
     database: Database, serve: ServerFactory, authorize: AuthorizerFactory
 ) -> None:

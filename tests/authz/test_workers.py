@@ -93,6 +93,7 @@ def test_one_that_hangs_is_not_ready_for_long(
     wait_until(lambda: victim not in workers(authorizer), "it is gone")
 
 
+@pytest.mark.soak
 def test_a_supervisor_that_hangs_does_not_halt_its_workers(
     database: Database, serve: ServerFactory, authorize: AuthorizerFactory
 ) -> None:

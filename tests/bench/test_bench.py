@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.slow
+def test_a_run_of_some_measures_what_is_named(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["ripple_old", "start", "--size", "tiny", "--folder", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    results = record.read(tmp_path / "some.json").results
+    assert {one.benchmark for one in results} == {"ripple_old", "start"}
+
+
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_one_run_measures_every_row(tmp_path: Path) -> None:
     arguments = ["--size", "tiny", "--folder", str(tmp_path)]

@@ -63,6 +63,7 @@ def colour(scraping: Prometheus, title: str) -> str:
     return str([step["color"] for step in steps if step["value"] is None or value >= step["value"]][-1])
 
 
+@pytest.mark.soak
 def test_idle_is_no_lag_even_in_a_busy_cluster_and_alerts_nobody(
     database: Database,
     database_factory: DatabaseFactory,
@@ -188,6 +189,7 @@ def test_a_state_file_that_cannot_be_written_is_counted_and_alerted_and_no_lag(
     scraping.wait_alerts("PadsCdcStateFileFails", "PadsCdcStateFileLost")
 
 
+@pytest.mark.soak
 def test_a_standby_says_the_same(
     standby17: Replicated,
     database_factory: DatabaseFactory,

@@ -307,7 +307,7 @@ def _peak_memory(server: Server) -> int:
     return int(line.split()[1]) * 1024
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(170)
 def test_a_load_of_100_000_rows_and_a_transaction_of_1_000_000_changes(
     database: Database, scene: Callable[..., Scene]

@@ -65,6 +65,7 @@ def is_a_state_that_existed(endpoints: dict[str, bytes]) -> bool:
     return total == ENDPOINTS * AMOUNT and all(len(of_plan) == 1 for of_plan in limits.values())
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(170)
 def test_every_proof_of_a_client_that_is_cut_off_a_hundred_times(
     database: Database, serve: ServerFactory

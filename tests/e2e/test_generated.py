@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tests.plugins.server import ServerFactory
 
 SEEDS = st.integers(0, 2**32 - 1)
-EXAMPLES, STEPS = 5, 30
+EXAMPLES, STEPS = 3, 30
 
 
 class GeneratedHistory(RuleBasedStateMachine):

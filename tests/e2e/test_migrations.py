@@ -92,7 +92,9 @@ def caught_reading(database: Database, server: Server) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["tcp", "socket", "pooler"])
+@pytest.mark.parametrize(
+    "way", ["tcp", *(pytest.param(way, marks=pytest.mark.soak) for way in ("socket", "pooler"))]
+)
 def test_a_process_that_is_frozen_within_a_read_delays_nobody_for_long(
     large: Database, serve: ServerFactory, gateway: GatewayFactory, pooler: PoolerFactory, way: str
 ) -> None:
@@ -171,7 +173,7 @@ def _migrating(database: Database) -> Iterator[list[float]]:
         thread.join(60)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_migrations_beside_ripples_and_audits_wait_for_seconds_at_most_and_all_arrives(
     large: Database, serve: ServerFactory, gateway: GatewayFactory
 ) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", ["17", "18"])
+@pytest.mark.parametrize("version", [pytest.param("17", marks=pytest.mark.soak), "18"])
 def test_a_storm_with_a_promotion_in_the_middle_of_it(
     cluster_factory: ClusterFactory, tmp_path: Path, plugin: str, version: str
 ) -> None:

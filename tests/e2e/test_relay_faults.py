@@ -477,7 +477,7 @@ def test_a_snapshot_that_a_ripple_overtakes(
     assert one.metric("pads_cdc_relay_digest_mismatches_total") == 0
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_cluster_of_three_loses_one_after_the_other(
     database: Database,
     serve: ServerFactory,

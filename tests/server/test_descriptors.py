@@ -69,7 +69,9 @@ def test_the_soft_limit_is_raised(limited: Limited) -> None:
     assert limited.stop() == 0
 
 
-@pytest.mark.parametrize("limited", [(64, 64), (1_024, 1_024)], indirect=True)
+@pytest.mark.parametrize(
+    "limited", [(64, 64), pytest.param((1_024, 1_024), marks=pytest.mark.soak)], indirect=True
+)
 def test_clients_of_grpc_take_all_that_they_can_have(
     limited: Limited, database: Database, gateway: GatewayFactory
 ) -> None:

@@ -240,6 +240,7 @@ def test_a_read_that_keeps_nobody_waiting_goes_on(database: postgres.Database) -
     reader.close()
 
 
+@pytest.mark.soak
 def test_a_standby_that_replays_a_migration_does_not_wait_for_our_reads(
     standby17: Replicated, database_factory: DatabaseFactory
 ) -> None:

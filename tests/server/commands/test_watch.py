@@ -75,7 +75,9 @@ def test_the_old_one_comes_back_when_the_server_does(database: Database, serve: 
     with watch(server.grpc, *OLD) as command:
         seen = command.wait_line("fetched 10 endpoints")
         assert server.stop() == 0
-        seen = command.wait_line("shutting down; reconnect; trying again in 0.5 s", seen)
+        seen = command.wait_line(
+            "the server ended the stream, as it does when it shuts down; trying again in 0.5 s", seen
+        )
         seen = command.wait_line("nothing answers: Connection refused; trying again in 1 s", seen)
         database.execute("DELETE FROM portal_applications WHERE id = 'app_1'")
         again = serve(database, PORT=str(server.grpc))

@@ -243,6 +243,7 @@ def drop_lines(server: Unread, database: Database) -> None:
     wait_until(dropped, "lines are dropped", deadline=60)
 
 
+@pytest.mark.soak
 def test_a_server_whose_log_nobody_reads_goes_on_serving(
     unread: Unread, database: Database, gateway: GatewayFactory
 ) -> None:

@@ -34,7 +34,7 @@ def test_headers_come_before_there_is_anything_to_say(
         assert call.is_active(), "headers that come with the end are none"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_client_that_is_gone_without_a_word_is_found_out(database: Database, serve: ServerFactory) -> None:
     server = serve(database)
     with Proxy(server.grpc) as proxy, grpc.insecure_channel(f"127.0.0.1:{proxy.port}") as channel:

@@ -133,7 +133,7 @@ def test_pings_that_come_too_often_end_the_connection(server: Server) -> None:
         impatient.wait_end()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_pings_from_every_10_s_on_are_welcome(server: Server) -> None:
     with connected(server.grpc) as patient:
         for number in range(5):

@@ -81,7 +81,7 @@ def test_no_api_key_enters_the_replication_stream(
     assert (done.returncode, done.stderr) == (0, "")
     assert EQUAL.search(done.stdout)
     content = captured.read_bytes()
-    assert content.count(b"app_") > 50, "the rows of applications are in it"
+    assert content.count(b"app_") > 10, "the rows of applications are in it"
     assert bool(KEY.search(content)) is keys
 
 
