@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.plugins.authorizer import Checks, wait_answer
 from tests.plugins.server import fill, wait_until
 
