@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-FOLDERS = (ROOT / "cdc", ROOT / "server", ROOT / "client" / "pads_cdc_client")
+FOLDERS = (ROOT / "authz", ROOT / "cdc", ROOT / "server", ROOT / "client" / "pads_cdc_client")
 
 
 def modules() -> dict[str, Path]:
@@ -75,7 +77,8 @@ def test_the_imports_between_packages_form_no_circle(root: str) -> None:
     ("importer", "never"),
     [
         ("cdc", {"server", "pads_cdc_client", "grpc", "prometheus_client", "google"}),
-        ("pads_cdc_client", {"server", "cdc", "psycopg2", "pydantic"}),
+        ("authz", {"server", "cdc", "psycopg2"}),
+        ("pads_cdc_client", {"server", "cdc", "authz", "psycopg2", "pydantic"}),
     ],
 )
 def test_inner_packages_import_nothing_of_outer_ones(importer: str, never: set[str]) -> None:
@@ -83,3 +86,70 @@ def test_inner_packages_import_nothing_of_outer_ones(importer: str, never: set[s
     assert len(ours) > 3
     for module in ours:
         assert not never & {name.split(".")[0] for name in imports(module)}, module
+
+
+def drawn() -> dict[str, set[str]]:
+    """Return the arrows of the picture in ARCHITECTURE.md, between the packages that it names."""
+    picture = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("```mermaid")[1].split("```")[0]
+    names = dict(re.findall(r"(\w+)\[([\w.]+)\]", picture))
+    arrows: dict[str, set[str]] = {name: set() for name in names.values()}
+    for one, other in re.findall(r"^ +(\w+)(?:\[[\w.]+\])? --> (\w+)", picture, re.MULTILINE):
+        arrows[names[one]].add(names[other])
+    return arrows
+
+
+def imported(packages: set[str]) -> dict[str, set[str]]:
+    """Return which of these packages imports which."""
+
+    def package_of(name: str) -> str | None:
+        return next((each for each in packages if name == each or name.startswith(f"{each}.")), None)
+
+    arrows: dict[str, set[str]] = {name: set() for name in packages}
+    for module in MODULES:
+        if (package := package_of(module)) is not None:
+            arrows[package] |= {target for name in imports(module) if (target := package_of(name))}
+            arrows[package].discard(package)
+    return arrows
+
+
+def reachable(arrows: dict[str, set[str]], start: str) -> set[str]:
+    """Return what a walk along the arrows comes to."""
+    found: set[str] = set()
+    ahead = set(arrows[start])
+    while ahead:
+        found |= ahead
+        ahead = set().union(*(arrows[name] for name in ahead)) - found
+    return found
+
+
+def test_the_picture_in_the_document_is_the_import_graph() -> None:
+    picture = drawn()
+    real = imported(set(picture))
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in ROOT.glob("[cs]*/*/__init__.py")}
+    assert {name for name in folders if name.startswith(("cdc.", "server."))} <= set(picture)
+    for name, arrows in picture.items():
+        assert arrows <= real[name], f"{name} does not import {arrows - real[name]}"
+        missing = real[name] - reachable(picture, name)
+        assert not missing, f"{name} imports {missing}, which the picture does not show"
+        for arrow in arrows:
+            others = set().union(*(reachable(picture, other) for other in arrows - {arrow}))
+            assert arrow not in others, f"the arrow from {name} to {arrow} is implied by others"
+
+
+def test_every_file_that_the_architecture_names_is_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:authz|cdc|server|tests|docs|sql)/[\w/]+\.\w+)`", text))
+    assert len(named) > 50
+    assert {name for name in named if not (ROOT / name).is_file()} == set()
+
+
+def test_the_architecture_says_why_each_dependency_is_there() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("## Dependencies")[1]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = {re.split(r"[<>=]", each)[0] for each in project["dependencies"]}
+    explained = {
+        name.strip()
+        for row in re.findall(r"^\| ([\w, -]+) \|", text, re.MULTILINE)
+        for name in row.split(",")
+    }
+    assert names <= explained
