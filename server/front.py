@@ -26,6 +26,7 @@ from server.observe.recent import Recent
 from server.observe.status_page import StatusPage
 from server.rpc.hub import Hub
 from server.security.security import Security
+from server.signals import pass_by
 from server.subscribers import Subscribers
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class Front:
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.stop.set)
+        pass_by(signal.SIGHUP, then=lambda: self._loop.call_soon_threadsafe(_say_reload))
 
     def stop_soon(self) -> None:
         """Have the process end; for any thread."""
@@ -155,3 +157,10 @@ class Front:
             raise PadsCdcError(
                 "the gRPC server ended by itself: this is a bug, please report it with the log"
             )
+
+
+def _say_reload() -> None:
+    _log.info(
+        "hangup",
+        message="nothing to reload: certificates, tokens and connection strings are read anew when used",
+    )

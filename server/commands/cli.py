@@ -7,6 +7,7 @@ when it runs, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import traceback
 from importlib.metadata import version
@@ -17,6 +18,7 @@ import click
 
 from cdc.errors import ConfigurationError, PadsCdcError
 from server.config.redaction import Redactor
+from server.signals import ignore_what_passes_by, pass_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,10 +33,13 @@ _INTERRUPTED: Final = 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code; expected errors never show a traceback."""
-    sys.exit(_run(sys.argv[1:] if arguments is None else list(arguments)))
+    code = _run(sys.argv[1:] if arguments is None else list(arguments))
+    ignore_what_passes_by()
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
+    pass_by(signal.SIGUSR1, signal.SIGUSR2)
     secrets: list[ConnectionString] = []  # a command adds those that it has, so that no message shows them
 
     def complain(text: str, code: int) -> int:
@@ -156,6 +161,7 @@ def cli() -> None:
 @click.pass_obj
 def serve(secrets: list[ConnectionString], /, **flags: Any) -> int | None:
     """Follow the database and serve gateways. Options are environment variables too; an option wins."""
+    pass_by(signal.SIGHUP)
     from server.config.settings import Settings  # noqa: PLC0415
 
     settings = Settings.load(flags)
@@ -169,6 +175,7 @@ def serve(secrets: list[ConnectionString], /, **flags: Any) -> int | None:
 @click.pass_obj
 def relay(_: list[ConnectionString], /, **flags: Any) -> int | None:
     """Serve a leader's map, from a broker or from the leader itself. Needs no database."""
+    pass_by(signal.SIGHUP)
     from server.config.settings import RelaySettings  # noqa: PLC0415
 
     settings = RelaySettings.load(flags)
@@ -181,6 +188,7 @@ def relay(_: list[ConnectionString], /, **flags: Any) -> int | None:
 @click.pass_obj
 def authorize(_secrets: list[ConnectionString], /, **flags: Any) -> int:
     """Answer Envoy's ext_authz from the feed. Options are environment variables too; an option wins."""
+    pass_by(signal.SIGHUP)
     from server.config.authorize_settings import AuthorizeSettings  # noqa: PLC0415
 
     settings = AuthorizeSettings.load(flags)

@@ -161,10 +161,14 @@ def test_ctrl_c_that_is_hit_again_and_again_changes_nothing(folder: Path) -> Non
         assert EQUAL.fullmatch(command.lines[-1]), command.told()
 
 
-def test_sigterm_ends_it_as_ctrl_c_does(folder: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_the_terminal_s_end_do_as_ctrl_c_does(folder: Path, number: signal.Signals) -> None:
     with demo(folder) as command:
         command.wait_line(COMMIT)
-        command.process.terminate()
+        for meaningless in (signal.SIGUSR1, signal.SIGUSR2):
+            command.process.send_signal(meaningless)
+        command.wait_line(COMMIT, command.wait_line(COMMIT))
+        command.process.send_signal(number)
         assert command.end() == 0, command.told()
         assert EQUAL.fullmatch(command.lines[-1]), command.told()
 
