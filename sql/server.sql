@@ -10,6 +10,17 @@ WITH RECURSIVE tree (mapped, relid) AS (
     FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = @schema AND c.relname = ANY (@tables) AND c.relkind IN ('r', 'p')
+        -- Whoever may create objects here could bring in a signal table where there is none, and have us recompute.
+        AND (
+            c.relname <> ALL (@signals::text[])
+            OR c.relowner = n.nspowner
+            OR EXISTS (SELECT FROM pg_roles r WHERE r.oid = c.relowner AND r.rolsuper)
+            OR EXISTS (
+                SELECT FROM pg_class read
+                WHERE read.relnamespace = n.oid AND read.relowner = c.relowner
+                    AND read.relname = ANY (@tables) AND read.relname <> ALL (@signals::text[])
+            )
+        )
     UNION ALL
     SELECT tree.mapped, i.inhrelid
     FROM tree
@@ -284,6 +295,17 @@ WITH RECURSIVE tree (mapped, relid, top) AS (
     FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = @schema AND c.relname = ANY (@tables) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+        -- Whoever may create objects here could bring in a signal table where there is none, and have us recompute.
+        AND (
+            c.relname <> ALL (@signals::text[])
+            OR c.relowner = n.nspowner
+            OR EXISTS (SELECT FROM pg_roles r WHERE r.oid = c.relowner AND r.rolsuper)
+            OR EXISTS (
+                SELECT FROM pg_class read
+                WHERE read.relnamespace = n.oid AND read.relowner = c.relowner
+                    AND read.relname = ANY (@tables) AND read.relname <> ALL (@signals::text[])
+            )
+        )
     UNION ALL
     SELECT tree.mapped, i.inhrelid, false
     FROM tree

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cdc.checks.finding import Finding, Site
 
 _NO_ROWS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
+_UNHEARD = "it is not there, or belongs neither to the schema's owner nor to that of a mapped table"
 
 _SHORT_NAME = re.compile(r'\b(?:FROM|JOIN)\s+(?:"(?:[^"]|"")+"\.)?(\w+)\s+AS\s+(\w+)', re.IGNORECASE)
 
@@ -50,25 +51,29 @@ def tables(site: Site) -> Iterator[Finding]:
         )
         return
     found = {table.mapped for table in site.tables}
-    missing = [f"{site.schema}.{table}" for table in mapping.tables if table not in found]
+    missing = [f"{site.schema}.{table}" for table in mapping.reads if table not in found]
     if missing:
         yield fail(
             f"the mapping {mapping.name} needs {', '.join(missing)}, which does not exist",
             f"create it (see {mapping.name}/schema.sql), or correct MAPPING and DB_SCHEMA",
         )
     for table in site.tables:
+        # Nobody needs a signal table, and whoever puts something else in its place must not stop us by that.
+        judge = fail if table.mapped in mapping.reads else warn
         if table.kind in _NO_ROWS:
-            yield fail(
+            yield judge(
                 f"{table.name} is {_NO_ROWS[table.kind]}: its changes are not in the WAL",
                 "map the tables behind it, with a MAPPING of your own",
             )
         elif not table.logged:
-            yield fail(
+            yield judge(
                 f"{table.name} is unlogged: its changes are not in the WAL",
                 f"ALTER TABLE {table.name} SET LOGGED;",
             )
     if not missing and all(t.logged and t.kind not in _NO_ROWS for t in site.tables):
-        yield good(f"the mapping {mapping.name} finds its {len(mapping.tables)} tables in {site.schema}")
+        unheard = [table for table in mapping.signals if table not in found]
+        less = f"; {', '.join(unheard)} is not heard: {_UNHEARD}" if unheard else ""
+        yield good(f"the mapping {mapping.name} finds its {len(found)} tables in {site.schema}{less}")
 
 
 def select(site: Site) -> Iterator[Finding]:

@@ -141,7 +141,7 @@ class WantedIndex:
 
 def look(ask: Ask, mapping: Mapping, schema: str) -> tuple[Table, ...]:
     """Read the mapping's tables and their partitions with all indexes: two queries."""
-    rows = ask("MappedTables", schema=schema, tables=list(mapping.tables))
+    rows = ask("MappedTables", schema=schema, tables=list(mapping.tables), signals=list(mapping.signals))
     of_table: dict[int, list[Index]] = {}
     for table, *index in ask("MappedIndexes", tables=[row[0] for row in rows]):
         of_table.setdefault(table, []).append(Index(*_fields(index)))

@@ -219,5 +219,6 @@ class Catalog:
         return {
             "schema": self._schema,
             "tables": list(self._mapping.tables),
+            "signals": list(self._mapping.signals),
             "publication": self._publication if self._published else None,
         }

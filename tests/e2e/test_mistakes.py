@@ -245,7 +245,7 @@ def test_rows_that_are_hidden_from_us(refused: Refused, streamer: Role, database
 # --- the tables
 
 
-@pytest.mark.parametrize("table", ["portal_application_settings", "portal_application_changes"])
+@pytest.mark.parametrize("table", ["portal_application_settings", "accounts"])
 def test_a_table_is_missing(refused: Refused, database: Database, table: str) -> None:
     database.execute(f"DROP TABLE {table} CASCADE")
     assert_says(refused(database.url()), rf"\b{table}\b", "create it .*or correct MAPPING and DB_SCHEMA")

@@ -166,7 +166,12 @@ def remember(cursor: cursor, mapping: Mapping) -> Parents:
     """Load the memory of parents that the replica identities make necessary."""
     cursor.execute(
         server_queries()["Relations"],
-        {"schema": "public", "tables": list(mapping.tables), "publication": None},
+        {
+            "schema": "public",
+            "tables": list(mapping.tables),
+            "signals": list(mapping.signals),
+            "publication": None,
+        },
     )
     nameless = Relations.of(cursor.fetchall()).nameless(mapping.rules)
     memory = {}
