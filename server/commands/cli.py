@@ -6,10 +6,13 @@ when it runs, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import signal
 import sys
 import traceback
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from math import inf, nan
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -21,7 +24,7 @@ from server.config.redaction import Redactor
 from server.signals import ignore_what_passes_by, pass_by
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from server.commands.setup import Target
     from server.config.connection_string import ConnectionString
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
 _FAILED: Final = 1
 _MISUSED: Final = 2
 _INTERRUPTED: Final = 130
+
+_UNWRITABLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE})
+"""What is wrong with a standard output that takes no more."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,12 +49,14 @@ def _run(arguments: list[str]) -> int:
     secrets: list[ConnectionString] = []  # a command adds those that it has, so that no message shows them
 
     def complain(text: str, code: int) -> int:
-        for line in Redactor(secrets)(text).strip().splitlines():
-            click.echo(f"pads-cdc: {line}", err=True)
+        with suppress(OSError):  # nobody can be told
+            for line in Redactor(secrets)(text).strip().splitlines():
+                click.echo(f"pads-cdc: {line}", err=True)
         return code
 
     try:
-        return int(cli.main(arguments, prog_name="pads-cdc", standalone_mode=False, obj=secrets) or 0)
+        with _written():
+            return int(cli.main(arguments, prog_name="pads-cdc", standalone_mode=False, obj=secrets) or 0)
     except ConfigurationError as error:
         return complain(str(error), _MISUSED)
     except PadsCdcError as error:
@@ -64,6 +72,28 @@ def _run(arguments: list[str]) -> int:
         return _INTERRUPTED
     except Exception:  # noqa: BLE001 (the last boundary: a fault of ours, shown without secrets)
         return complain(f"this is a bug, please report it:\n{traceback.format_exc()}", _FAILED)
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """Write what a command has printed, to the last byte.
+
+    Raises:
+        PadsCdcError: the standard output takes no more. Whoever closes a pipe knows it: then we end quietly.
+
+    """
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in _UNWRITABLE or error.filename is not None:
+            raise
+        # What it still holds would be tried again, in vain, when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:
+            sys.exit(_FAILED)
+        raise PadsCdcError(f"cannot write to the standard output: {error.strerror}") from error
 
 
 _BROKER: Final = (

@@ -204,3 +204,25 @@ def test_a_reader_that_has_had_enough_is_no_traceback() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait(timeout=30) == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check"], ["check", "--json"]])
+def test_an_output_that_takes_no_more_is_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [COMMAND, *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+            env=os.environ | {"POSTGRES_CONNECTION_STRING": URL},
+        )
+    assert done.returncode == 1
+    assert done.stderr == "pads-cdc: cannot write to the standard output: No space left on device\n"
+
+
+def test_errors_that_nobody_can_be_told_are_an_exit_code() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([COMMAND, "serv"], stdout=full, stderr=full, check=False, timeout=60)
+    assert done.returncode == 2
