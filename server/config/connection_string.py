@@ -5,6 +5,7 @@ Files are read again at each use, so that a rotated password needs no restart.
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,12 @@ from psycopg2.extensions import parse_dsn
 from cdc.errors import ConfigurationError
 
 _URL_SCHEMES: Final = ("postgres://", "postgresql://")
+_INSTEAD: Final = {
+    "schema": "take it out, and set DB_SCHEMA",
+    "currentSchema": "take it out, and set DB_SCHEMA",
+    "pgbouncer": "take it out: poolers are recognized, and will do in QUERY_CONNECTION_STRING",
+}
+"""What to do about parameters of other drivers (Prisma, JDBC) that are often met."""
 FORMS: Final = "postgresql://USER:PASSWORD@HOST:5432/DATABASE, or host=... dbname=... user=..."
 
 
@@ -82,12 +89,18 @@ class ConnectionString:
 
 
 def _fault(text: str) -> str | None:
-    """Say what is wrong without quoting any of it: the fault can sit inside the password."""
+    """Say what is wrong without quoting any of it but the name of a parameter: the fault can sit inside the
+    password.
+    """
     if not text:
         return f"is empty; give {FORMS}"
     try:
         fields = parse_dsn(text)
-    except (psycopg2.Error, ValueError):  # ValueError: escapes that are not UTF-8, a NUL
+    except (psycopg2.Error, ValueError) as error:  # ValueError: escapes that are not UTF-8, a NUL
+        foreign = _foreign_parameter(text, str(error))
+        if foreign is not None:
+            remedy = _INSTEAD.get(foreign, "take it out")
+            return f"has the parameter {foreign}, which Postgres does not know; {remedy}"
         return f"is not a connection string that Postgres understands; give {FORMS}"
     if text.startswith(_URL_SCHEMES) and any("@" in fields.get(part, "") for part in ("host", "dbname")):
         # libpq would look for a host called "word@host" and quote a piece of the password in its error.
@@ -95,6 +108,24 @@ def _fault(text: str) -> str | None:
     if any(port and not port.isdigit() for port in fields.get("port", "").split(",")):
         return f"has a port that is not a number (a / in a password is written %2F); give {FORMS}"
     return None
+
+
+def _foreign_parameter(text: str, said: str) -> str | None:
+    """Return the name of the parameter that libpq refuses; None where that is not what is wrong, or where it
+    could be a part of the password.
+
+    ``said`` is libpq's text, which quotes it.
+    """
+    quoted = re.search(r'"([A-Za-z_]{1,40})"', said)
+    if quoted is None:
+        return None
+    url, _, query = text.partition("?")
+    authority = url.partition("://")[2].partition("/")[0]
+    # A question mark in a password looks like the beginning of the parameters; its @ follows then. An
+    # ampersand in a password that is a parameter itself looks like the beginning of the next one.
+    safe = "@" not in query and "password" not in query.lower() and ("@" in authority or ":" not in authority)
+    safe = safe and text.startswith(_URL_SCHEMES) and quoted[1] in query
+    return quoted[1] if safe or quoted[1] in _INSTEAD else None
 
 
 def _parts(text: str) -> set[str]:

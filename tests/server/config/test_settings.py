@@ -256,6 +256,36 @@ def test_a_peer_is_anywhere() -> None:
         assert Settings.load({**given, "peer_token_file": "token", "allow_insecure": True})
 
 
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (
+            f"{URL}?schema=public",
+            "has the parameter schema, which Postgres does not know; take it out, and set DB_",
+        ),
+        (
+            f"{URL}?sslmode=require&pgbouncer=true",
+            "has the parameter pgbouncer, which Postgres does not know; take",
+        ),
+        (
+            f"{URL}?connection_limit=5",
+            "has the parameter connection_limit, which Postgres does not know; take it out",
+        ),
+        ("host=h user=u password=hunter22secret schema=public", "has the parameter schema"),
+        # Here it could be a part of the password.
+        ("postgresql://u:pa?hunter22secret=x@h/d?foreign=1", "is not a connection string"),
+        ("postgresql://h/d?user=u&password=pa&hunter22secret=x", "is not a connection string"),
+        ("postgresql://u:pa/?hunter22secret=x", "is not a connection string"),
+        ("host=h user=u password=pa hunter22secret=x", "is not a connection string"),
+    ],
+)
+def test_a_parameter_of_another_driver_is_named_unless_it_could_be_a_secret(value: str, says: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        ConnectionString("POSTGRES_CONNECTION_STRING", value=value).read()
+    assert says in str(refused.value)
+    assert SECRET not in str(refused.value)
+
+
 def test_a_secret_comes_from_exactly_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "dsn"
     file.write_text(URL + "\n")
