@@ -388,6 +388,18 @@ ORDER BY 2, 1;
 -- Make a slot that ends with the session: it fails where the plugin cannot be loaded, before it waits for transactions.
 SELECT pg_create_logical_replication_slot(@slot, @plugin, true)::text;
 
+-- name: RoleSetting :many
+-- What a role has set for its sessions in this database; no row where that is nothing.
+SELECT substr(given.assignment, length(@name::text) + 2) AS setting
+FROM pg_db_role_setting s
+JOIN pg_roles r ON r.oid = s.setrole
+CROSS JOIN unnest(s.setconfig) AS given (assignment)
+WHERE r.rolname = @role
+    AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+    AND starts_with(given.assignment, concat(@name::text, '='))
+ORDER BY s.setdatabase DESC
+LIMIT 1;
+
 -- name: Role :many
 -- A role and what it lacks: no row where there is none.
 SELECT

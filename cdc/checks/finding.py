@@ -116,6 +116,8 @@ class Site:
     """Of use where the plugin is pgoutput."""
     failover: bool = False
     """Standbys are to keep the slot."""
+    service_role: str | None = None
+    """The role that `serve` is going to have, where that is another one than ours."""
 
     def ask(self, query: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """Ask the slot's server, in a session of its own.
@@ -145,6 +147,16 @@ class Site:
         """The slot's server."""
         [row] = self.ask("Server")
         return Server(*row)
+
+    @cached_property
+    def output_plugins(self) -> str | None:
+        """The plugins that may be loaded for the service's role; None where any may, or we are not told."""
+        listed = self.server.output_plugins
+        if listed is None or self.service_role is None:
+            return listed
+        name = "output_plugin_libraries"
+        of_role = self.ask("RoleSetting", role=self.service_role, name=name)
+        return str(of_role[0][0]) if of_role else listed
 
     def servers(self) -> Iterator[tuple[str, Server]]:
         """Look at each host of the slot's connection string, whatever it says of which one to take.

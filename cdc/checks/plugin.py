@@ -25,7 +25,7 @@ _SETUP = "run pads-cdc setup, which makes the publication that pgoutput needs"
 
 def output_plugin_libraries(site: Site) -> Iterator[Finding]:
     """Judge the allow-list of minors from 15.19, 16.15, 17.11 and 18.6 on."""
-    listed = site.server.output_plugins
+    listed = site.output_plugins
     slot = site.slot.plugin if site.slot is not None else None
     plugin = site.plugin if site.plugin != AUTO else slot or wal2json.NAME
     settled = site.plugin != AUTO or slot is not None
@@ -124,4 +124,4 @@ def _names(listed: str) -> set[str]:
 
 
 def _allow(site: Site) -> str:
-    return PLUGIN_REMEDY.format(role=quote_name(site.server.role))
+    return PLUGIN_REMEDY.format(role=quote_name(site.service_role or site.server.role))

@@ -73,6 +73,7 @@ class Target:
             slot_name=self.slot_name,
             plugin=self.plugin,
             publication_name=self.publication,
+            service_role=self.role,
         )
 
 
