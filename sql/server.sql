@@ -400,6 +400,19 @@ WHERE r.rolname = @role
 ORDER BY s.setdatabase DESC
 LIMIT 1;
 
+-- name: EventTriggers :many
+-- The event triggers whose functions an error's context names: what disables each, and what enables it again.
+SELECT
+    format('ALTER EVENT TRIGGER %I DISABLE;', e.evtname) AS disable,
+    concat('ALTER EVENT TRIGGER ', quote_ident(e.evtname), ' ENABLE', CASE e.evtenabled
+        WHEN 'A' THEN ' ALWAYS'
+        WHEN 'R' THEN ' REPLICA'
+    END, ';') AS enable
+FROM pg_event_trigger e
+JOIN pg_proc p ON p.oid = e.evtfoid
+WHERE e.evtenabled <> 'D' AND strpos(@context, concat(p.proname, '(')) > 0
+ORDER BY e.evtname;
+
 -- name: Role :many
 -- A role and what it lacks: no row where there is none.
 SELECT

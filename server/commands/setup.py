@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
+import psycopg2
 from psycopg2.errors import InsufficientPrivilege, UndefinedTable
 from psycopg2.extensions import encrypt_password
 
@@ -18,7 +19,7 @@ from cdc.checks.plugin import (
     published_columns,
     refused_changes,
 )
-from cdc.errors import Refusal
+from cdc.errors import PadsCdcError, Refusal
 from cdc.mapping.mapping import load, server_queries
 from cdc.mapping.sql_text import quote_name
 from cdc.postgres.connection import Address
@@ -178,8 +179,9 @@ def _execute(connection: Connection, statement: str, site: Site) -> None:
     try:
         with translated(site.source.setting), connection.cursor() as cursor:
             cursor.execute(statement)
-    except Refusal as error:
+    except PadsCdcError as error:
         text = str(error).partition("; ")[0]
+        _blame_event_trigger(error, site)
         if isinstance(error.__cause__, UndefinedTable):
             folder = site.database.mapping.folder
             raise Refusal(f'{text}; in {folder / "setup.sql"} write :"schema".NAME for a table') from error
@@ -189,6 +191,25 @@ def _execute(connection: Connection, statement: str, site: Site) -> None:
                 " superuser, or the managed service's administrator)"
             ) from error
         raise
+
+
+def _blame_event_trigger(error: PadsCdcError, site: Site) -> None:
+    """Say it if an event trigger has refused a statement: no other function runs for one of ours.
+
+    Raises:
+        Refusal: one has.
+
+    """
+    cause = error.__cause__
+    if not isinstance(cause, psycopg2.Error) or not cause.diag.context:
+        return
+    triggers = site.ask("EventTriggers", context=cause.diag.context)
+    if triggers:
+        off, on = (" ".join(statements) for statements in zip(*triggers, strict=True))
+        raise Refusal(
+            f"an event trigger of this database refuses that: {cause.diag.message_primary}; let it pass, or"
+            f" switch it off for as long as this takes: {off} (and then {on})"
+        ) from error
 
 
 def _drop_slot(address: Address, site: Site, name: str, *, dry_run: bool) -> bool:
