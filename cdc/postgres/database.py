@@ -317,12 +317,14 @@ class Database:
         except Exception as error:  # also what is no text in our encoding, in either direction
             with self._lock:
                 ended = connection in self._ended
+            # Before it is closed: what to type names our role, which a closed connection does not know.
+            ours = translate(error, self.address.setting) if isinstance(error, psycopg2.Error) else None
             self.discard(connection)
             if ended:
                 text = "a read was ended so that somebody gets a lock on a table of the mapping"
                 raise SourceError("gave_way", text) from error
-            if isinstance(error, psycopg2.Error):
-                raise translate(error, self.address.setting) from error
+            if ours is not None:
+                raise ours from error
             raise
 
     def begin(self, connection: Connection) -> str:

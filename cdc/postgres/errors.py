@@ -50,6 +50,8 @@ _WAITING_HELPS = {
 
 _NO_SUCH_USER = "28000"
 _NO_RIGHT = "42501"
+_NO_CONNECT = "CheckMyDatabase"
+"""The server's function that finds the right CONNECT missing."""
 _FROM_A_POOLER = {"08P01", "0A000"}
 """A pooler's answer to what it does not know; a server has no reason for it."""
 
@@ -210,7 +212,7 @@ def _refused_remedy(
         if "pg_hba.conf" in refused.text:
             return f"add to pg_hba.conf, and reload: {hba_line(refused.text, given)}"
         return f"correct the user in {setting}, or create the role with LOGIN"
-    if refused.code == _NO_RIGHT and decoding:
+    if refused.code == _NO_RIGHT and decoding and refused.function != _NO_CONNECT:
         return f"ALTER ROLE {role} REPLICATION; (on RDS: GRANT rds_replication TO {role};)"
     if refused.code == _NO_RIGHT:
         return f"GRANT CONNECT ON DATABASE {database} TO {role};"

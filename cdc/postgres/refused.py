@@ -31,6 +31,7 @@ _VERBOSE: Final = 2
 _ANSWER: Final = re.compile(r":  (?=\S)")
 """How libpq separates a severity, in any language, from the rest; nothing of its own looks like that."""
 _CODED: Final = re.compile(r":  (?P<code>[0-9A-Z]{5}): (?P<text>[^\n]*)")
+_LOCATION: Final = re.compile(r":  (?P<function>\w+), \w+\.c:\d+$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Refused:
     """The SQLSTATE."""
     text: str
     """The server's words, one line, in its language."""
+    function: str = ""
+    """The function of the server's source that says it; empty where a pooler does."""
 
 
 def answered(error: psycopg2.Error) -> bool:
@@ -61,7 +64,10 @@ def why(parameters: Mapping[str, Any]) -> Refused | None:
     if said is None:
         return LET_IN
     found = [*_CODED.finditer(said)]
-    return Refused(found[-1]["code"], found[-1]["text"]) if found else None
+    if not found:
+        return None
+    location = _LOCATION.search(said, found[-1].end())
+    return Refused(found[-1]["code"], found[-1]["text"], location["function"] if location else "")
 
 
 def _try(conninfo: bytes) -> str | None:
