@@ -231,11 +231,15 @@ SELECT pg_log_standby_snapshot()::text;
 
 -- name: OldestTransactions :many
 -- Whom the creation of a slot waits for: transactions that are running or prepared, oldest first.
-SELECT concat('process ', pid, ' (', usename, ', ', state, ', since ', xact_start::timestamptz(0), ')')
+SELECT
+    concat('process ', pid, ' (', usename, ', ', state, ', since ', xact_start::timestamptz(0), ')') AS whom,
+    format('SELECT pg_terminate_backend(%s);', pid) AS remedy
 FROM pg_stat_activity
 WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
 UNION ALL
-SELECT concat('prepared transaction ', quote_literal(gid), ' (', owner, ', since ', prepared::timestamptz(0), ')')
+SELECT
+    concat('prepared transaction ', quote_literal(gid), ' (', owner, ', since ', prepared::timestamptz(0), ')'),
+    format('ROLLBACK PREPARED %L;', gid)
 FROM pg_prepared_xacts
 LIMIT 5;
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cdc.checks.finding import fail, good, warn
+from cdc.mapping.sql_text import quote_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,8 +76,9 @@ def _judge(host: str, standby: Server, waited_for: set[str]) -> Iterator[Finding
         )
     if standby.names_database is None:
         yield warn(
-            f"whether primary_conninfo on {host} names a database is not shown to our role",
-            "GRANT pg_read_all_settings TO our role, or look: SHOW primary_conninfo;",
+            f"whether primary_conninfo on {host} names a database is not shown to {standby.role}",
+            f"on the primary: GRANT pg_read_all_settings TO {quote_name(standby.role)}; or look on {host}:"
+            " SHOW primary_conninfo;",
         )
     elif not standby.names_database:
         yield fail(

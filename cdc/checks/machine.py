@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import time
 from pathlib import Path
@@ -43,7 +44,9 @@ def state_file(site: Deployment) -> Iterator[Finding]:
     path = site.state_file.absolute()
     folder = path.parent
     if not folder.is_dir():
-        yield fail(f"STATE_FILE: there is no folder {folder}", f"install -d -m 0700 -o OUR_USER {folder}")
+        yield fail(
+            f"STATE_FILE: there is no folder {folder}", f"install -d -m 0700 -o {_our_user()} {folder}"
+        )
         return
     if path.exists() and not path.is_file():
         yield fail(
@@ -58,7 +61,7 @@ def state_file(site: Deployment) -> Iterator[Finding]:
                 "mount it for writing, or choose another STATE_FILE",
             )
         else:
-            what, remedy = "its owner or mode forbids it", f"chown OUR_USER {refused}"
+            what, remedy = "its owner or mode forbids it", f"chown {_our_user()} {refused}"
         yield fail(f"STATE_FILE: we may not write to {refused}: {what}", remedy)
         return
     if path.exists() and is_foreign(path):
@@ -75,6 +78,14 @@ def state_file(site: Deployment) -> Iterator[Finding]:
         )
     else:
         yield good(f"the state file {path} can be kept" + (f", on {kind}" if kind else ""))
+
+
+def _our_user() -> str:
+    """Return the name that we run under, or the number where it has no name, as in many containers."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def filesystem(folder: Path, mounts: str) -> str | None:

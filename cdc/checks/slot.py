@@ -138,11 +138,11 @@ def _waits(site: Deployment) -> Iterator[Finding]:
             "when the server starts for the first time, on the primary: SELECT pg_log_standby_snapshot();",
         )
         return
-    whom = [text for (text,) in site.ask("OldestTransactions")]
-    if whom:
+    waited_for = site.ask("OldestTransactions")
+    if waited_for:
         yield warn(
-            f"making the slot waits for {', '.join(whom)}",
-            "let them end: COMMIT, ROLLBACK PREPARED, or SELECT pg_terminate_backend(...);",
+            f"making the slot waits for {', '.join(whom for whom, _ in waited_for)}",
+            f"let them end, or end them: {' '.join(remedy for _, remedy in waited_for)}",
         )
 
 

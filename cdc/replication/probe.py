@@ -142,7 +142,7 @@ class Probe(threading.Thread):
         if not self._said_creating:
             self._observer.trouble(_TROUBLE, None)
             return
-        whom = "; ".join(one for (one,) in ask(connection, self._queries["OldestTransactions"]))
+        whom = "; ".join(one for one, _ in ask(connection, self._queries["OldestTransactions"]))
         text = f"the slot is made once these have ended: {whom or 'transactions that are not shown to us'}"
         if ask(connection, self._queries["InRecovery"]) == [(True,)]:
             text = f"the slot is made once the primary has logged its running transactions, {self._say_how()}"

@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from cdc.errors import PadsCdcError
+from cdc.mapping.sql_text import quote_name
 from cdc.postgres.errors import translated
 from cdc.postgres.session import ask
 
@@ -38,13 +39,15 @@ class StandbySnapshotRequest:
             self._asking.start()
 
     def _ask(self) -> None:
+        role = ""
         try:
             with closing(self._primary.connect()) as connection, translated(self._primary.setting):
+                role = quote_name(connection.info.user)
                 ask(connection, self._query)
         except PadsCdcError as error:
             fault, _, remedy = str(error).partition("; ")
             if _FUNCTION in fault:
-                remedy = f"type there: GRANT EXECUTE ON FUNCTION {_FUNCTION}() TO our role"
+                remedy = f"type there: GRANT EXECUTE ON FUNCTION {_FUNCTION}() TO {role};"
             self.fault = f"{fault}; {remedy}" if remedy else fault
         else:
             self.fault = None

@@ -69,8 +69,12 @@ def test_it_may_go_and_come_back(
     "instead",
     [
         AGAIN,
-        "CREATE UNLOGGED TABLE portal_application_changes (portal_app_id INT[])",
-        "CREATE VIEW portal_application_changes AS SELECT 1 AS portal_app_id",
+        pytest.param(
+            "CREATE UNLOGGED TABLE portal_application_changes (portal_app_id INT[])", marks=pytest.mark.soak
+        ),
+        pytest.param(
+            "CREATE VIEW portal_application_changes AS SELECT 1 AS portal_app_id", marks=pytest.mark.soak
+        ),
     ],
 )
 def test_nobody_else_brings_one_in(
