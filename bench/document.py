@@ -44,10 +44,14 @@ def renewed(text: str, record: Record) -> str:
 def _made(record: Record) -> str:
     what = (
         f"\nThe {record.size} run of {record.made}, {record.minutes:.0f} minutes on {record.machine}, "
-        f"PostgreSQL {record.postgres}; an empty loop takes {record.loop:.0f} million steps a second."
-        f"\n\n{_PICTURE}\n\n"
+        f"PostgreSQL {record.postgres}.{_loop(record)}\n\n{_PICTURE}\n\n"
     )
     return "".join([what, *_compared(record.results), *map(_growth, growths(record.results))])
+
+
+def _loop(record: Record) -> str:
+    """Say how fast the machine was, where the record knows."""
+    return f" An empty loop of Python takes {record.loop:.0f} million steps a second." if record.loop else ""
 
 
 def _compared(results: Sequence[Result]) -> Iterable[str]:
