@@ -126,6 +126,7 @@ def one_table(database: Database, tmp_path: Path) -> Path:
     """A mapping of one table without constraints, and some endpoints in it."""
     folder = make_one_table(tmp_path / "one_table")
     database.execute((folder / "schema.sql").read_text())
+    database.publish(mapping=str(folder))
     database.execute(
         "INSERT INTO endpoints (id, secret_key, required, account_id, plan_type, throughput, capacity)"
         " SELECT 'app_' || g, 'key_' || g, true, 'acc', 'plan', 1, 2 FROM generate_series(1, 20) g"

@@ -108,13 +108,14 @@ class Database:
         _administer(self.cluster, create + SQL(options))
         return role
 
-    def publish(self, schema: str = "public") -> None:
+    def publish(self, schema: str = "public", mapping: str | None = None) -> None:
         """Bring the publication up to the tables as they are, as `setup` would; with wal2json there is none.
+        ``mapping`` is another one than the database was made for.
 
         Replica identities that a test chooses have to be covered, or Postgres takes no updates any more.
         """
         if self.plugin == pgoutput.NAME:
-            publish(self.url(), self.mapping, schema)
+            publish(self.url(), mapping or self.mapping, schema)
 
     def unpublish(self) -> None:
         """Drop the publication."""
