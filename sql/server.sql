@@ -155,6 +155,32 @@ SELECT
     ARRAY(SELECT prrelid::bigint FROM pg_publication_rel WHERE prpubid = publication.oid) AS members
 FROM publication;
 
+-- name: Restrictions :many
+-- Which publications, ours and others', send updates or deletes of these tables (by oid), themselves or through a table that they are a
+-- partition of. Postgres refuses such an UPDATE, to everybody, while the table has no replica identity, while the list of columns (NULL
+-- without one) lacks a column of it, or while the condition has one that is not in it.
+SELECT
+    given.oid::bigint AS oid,
+    pub.pubname::text AS publication,
+    CASE WHEN rel.prattrs IS NOT NULL THEN ARRAY(
+        SELECT a.attname::text FROM pg_attribute a
+        WHERE a.attrelid = rel.prrelid AND a.attnum = ANY (rel.prattrs)
+        ORDER BY a.attnum
+    ) END AS columns,
+    rel.prqual IS NOT NULL AS filtered
+FROM unnest(@tables::oid[]) AS given (oid)
+CROSS JOIN LATERAL (
+    SELECT given.oid AS relid
+    UNION
+    SELECT relid FROM pg_partition_ancestors(given.oid)
+) AS named
+JOIN pg_class c ON c.oid = named.relid
+CROSS JOIN pg_publication pub
+LEFT JOIN pg_publication_rel rel ON rel.prpubid = pub.oid AND rel.prrelid = c.oid
+LEFT JOIN pg_publication_namespace space ON space.pnpubid = pub.oid AND space.pnnspid = c.relnamespace
+WHERE (pub.pubupdate OR pub.pubdelete) AND (rel.oid IS NOT NULL OR space.oid IS NOT NULL OR pub.puballtables)
+ORDER BY 1, 2;
+
 -- name: Holder :many
 -- Who a backend belongs to, as far as we may see it.
 SELECT concat_ws(', ',

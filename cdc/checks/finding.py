@@ -15,10 +15,10 @@ from cdc.postgres.errors import translated
 from cdc.postgres.session import ask
 from cdc.postgres.slot_state import SlotState
 from cdc.replication.own_slot import AUTO, PLUGINS
-from cdc.replication.publication import Publication
+from cdc.replication.publication import Publication, Restriction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from cdc.mapping.tables import Table
@@ -213,6 +213,23 @@ class Site:
         return Publication.of(
             name, self.ask("Publication", publication=name, slot=self.slot_name, tables=None)
         )
+
+    @cached_property
+    def restrictions(self) -> tuple[Restriction, ...]:
+        """What publications, ours and others', demand of the tables' replica identities."""
+        rows = self.ask("Restrictions", tables=[table.oid for table in self.tables])
+        return tuple(
+            Restriction(oid, name, None if columns is None else tuple(columns), filtered)
+            for oid, name, columns, filtered in rows
+        )
+
+    def refusing(self, table: Table, identity: Collection[str] | None) -> list[str]:
+        """Name the publications because of which Postgres would refuse updates of a table with an identity;
+        None is FULL.
+        """
+        return [
+            one.publication for one in self.restrictions if one.oid == table.oid and one.refuses(identity)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

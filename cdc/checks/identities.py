@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cdc.checks.finding import Finding, Site
-    from cdc.mapping.tables import Table
+    from cdc.mapping.tables import Index, Table
 
 
 def replica_identity(site: Site) -> Iterator[Finding]:
@@ -21,8 +21,10 @@ def replica_identity(site: Site) -> Iterator[Finding]:
     sound = True
     for table in followed(site.tables, mapping):
         parent = column_to_name(mapping, table.mapped)
-        finding = _lost(table) or (_nameless(table, parent) if parent else None)
-        finding = finding or _misses(table, [rule.column for rule in mapping.rules[table.mapped]], parent)
+        finding = _lost(table) or (_nameless(site, table, parent) if parent else None)
+        finding = finding or _misses(
+            site, table, [rule.column for rule in mapping.rules[table.mapped]], parent
+        )
         if finding is not None:
             sound = False
             yield finding
@@ -102,13 +104,13 @@ def _lost(table: Table) -> Finding | None:
     return fail(f"{table.name} {why[table.identity_kind]}: its updates and deletes are lost", remedy)
 
 
-def _nameless(table: Table, parent: str) -> Finding | None:
+def _nameless(site: Site, table: Table, parent: str) -> Finding | None:
     """Judge an identity that does not have the parent's key, so that parents have to be remembered."""
     if parent in table.identity:
         return None
     index = table.identifier(parent)
     remedy = (
-        f"ALTER TABLE {table.name} REPLICA IDENTITY USING INDEX {index.name};"
+        _identify(site, table, index)
         if index
         else f"add a unique index that has {quote_name(parent)}, over columns that are NOT NULL"
     )
@@ -118,7 +120,7 @@ def _nameless(table: Table, parent: str) -> Finding | None:
     )
 
 
-def _misses(table: Table, affecting: list[str], parent: str | None) -> Finding | None:
+def _misses(site: Site, table: Table, affecting: list[str], parent: str | None) -> Finding | None:
     """Judge an identity by another index, without a column that nothing remembers."""
     missing = [column for column in affecting if column != parent and column not in table.identity]
     if not missing or parent is not None:
@@ -126,7 +128,18 @@ def _misses(table: Table, affecting: list[str], parent: str | None) -> Finding |
     index = table.identifier(missing[0])
     return warn(
         f"updates and deletes of {table.name} do not name their {missing[0]}: each one costs a full re-read",
-        f"ALTER TABLE {table.name} REPLICA IDENTITY USING INDEX {index.name};"
-        if index
-        else f"ALTER TABLE {table.name} REPLICA IDENTITY FULL;",
+        _identify(site, table, index) if index else f"ALTER TABLE {table.name} REPLICA IDENTITY FULL;",
+    )
+
+
+def _identify(site: Site, table: Table, index: Index) -> str:
+    """Return what chooses an identity. Where a publication is in the way, all updates would be refused."""
+    choose = f"ALTER TABLE {table.name} REPLICA IDENTITY USING INDEX {index.name};"
+    names = site.refusing(table, index.columns)
+    if not names:
+        return choose
+    columns = ", ".join(map(quote_name, index.columns))
+    return (
+        f"leave it so while the publication {names[0]} does not send {columns} of every row of {table.name}:"
+        f" Postgres would refuse every UPDATE; else {choose}"
     )

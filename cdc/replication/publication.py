@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cdc.postgres.gate import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from cdc.mapping.mapping import Rule
 
@@ -110,6 +110,29 @@ class Publication:
     def unsent(self) -> list[str]:
         """The actions that are left out."""
         return [action for action in _ACTIONS if action not in self.actions]
+
+
+@dataclass(frozen=True)
+class Restriction:
+    """What a publication, anybody's, asks of a table's replica identity. While the identity does not comply,
+    Postgres refuses every UPDATE of the table, whoever reads the publication.
+    """
+
+    oid: int
+    publication: str
+    columns: tuple[str, ...] | None
+    """The list that all of the identity has to be in; None without one."""
+    filtered: bool
+    """It has a condition, whose columns have to be in the identity. They are not looked for."""
+
+    def refuses(self, identity: Collection[str] | None) -> bool:
+        """Tell whether updates would be refused, or might be, with an identity of these columns; None is
+        REPLICA IDENTITY FULL, which goes with no list.
+        """
+        if identity is None:
+            return self.columns is not None
+        listed = self.columns is None or set(identity) <= set(self.columns)
+        return not identity or self.filtered or not listed
 
 
 def fault(

@@ -121,6 +121,9 @@ def teardown(target: Target, slot: ConnectionString | None) -> int:
         _run(connection, setup_plan.teardown(site, target.role, role), site, dry_run=target.dry_run)
     finally:
         connection.close()
+    for table, name in setup_plan.staying(site):
+        _note(f"the replica identity of {table.name} stays: with the one before, the publication {name}")
+        _note("would have every UPDATE of the table refused; change it, then run teardown again")
     if not dropped and slot is None:
         _note(f"no slot {target.slot_name} here; if it is on a standby, give an admin's {SLOT} to that")
     if role is not None and not made(role.comment):

@@ -26,7 +26,7 @@ from server.commands.setup_marks import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from collections.abc import Mapping as Map
 
     from cdc.checks import Site
@@ -83,13 +83,16 @@ def setup(site: Site, name: str, role: Role | None, password: Statement | None) 
 
 
 def publishes(site: Site) -> bool:
-    """Tell whether a publication is needed: where wal2json is not loaded, or could not be tried."""
-    return site.chosen != wal2json.NAME
+    """Tell whether the publication is kept up: where wal2json is not loaded, or could not be tried, or where
+    `setup` has made one before, which would otherwise have Postgres refuse updates with another identity.
+    """
+    ours = site.publication is not None and made(site.publication.comment)
+    return site.chosen != wal2json.NAME or ours
 
 
 def teardown(site: Site, name: str, role: Role | None) -> Iterator[Statement]:
     """Yield what undoes `setup`; the slot is not in it, as it may be on another server."""
-    steps, identities = [*_indexes_back(site.tables)], [*_identities_back(site.tables)]
+    steps, identities = [*_indexes_back(site.tables)], [*_identities_back(site)]
     if site.publication is not None and made(site.publication.comment):
         # Before the identities: its lists of columns may not cover those that were there before.
         identities.insert(0, f"DROP PUBLICATION {quote_name(site.publication_name)};")
@@ -173,8 +176,17 @@ def _chosen(site: Site) -> Iterator[tuple[int, Index]]:
         if column in table.identity:
             continue
         index = table.identifier(column) or (None if table.identity else table.identifier())
-        if index is not None:  # else `check` tells a person which key is missing
+        # Else `check` tells a person which key is missing, or whose publication is in the way.
+        if index is not None and not _in_the_way(site, table, index.columns, kept_up=publishes(site)):
             yield table.oid, index
+
+
+def _in_the_way(site: Site, table: Table, identity: Collection[str] | None, *, kept_up: bool) -> list[str]:
+    """Name the publications because of which Postgres would refuse updates of a table with an identity; None
+    is FULL. Ours is none of them where it is ``kept_up``: changed, or dropped, before the identity is.
+    """
+    names = site.refusing(table, identity)
+    return [name for name in names if not (kept_up and name == site.publication_name)]
 
 
 def _with(tables: Iterable[Table], chosen: Map[int, Index]) -> Iterator[Table]:
@@ -201,11 +213,33 @@ def _choice(index: Index) -> str:
     return "DEFAULT" if index.primary else f"USING INDEX {index.name}"
 
 
-def _identities_back(tables: Iterable[Table]) -> Iterator[str]:
-    for table in tables:
+def staying(site: Site) -> Iterator[tuple[Table, str]]:
+    """Yield the tables whose identity `teardown` cannot take back, and the publication that is in the way."""
+    dropped = site.publication is not None and made(site.publication.comment)
+    for table in site.tables:
+        index = table.identity_index
+        before = identity_before(index.comment) if index is not None else None
+        if before is not None:
+            columns = _columns(table, before)
+            yield from ((table, name) for name in _in_the_way(site, table, columns, kept_up=dropped)[:1])
+
+
+def _columns(table: Table, identity: str) -> Collection[str] | None:
+    """Return the columns of an identity that is written as ALTER TABLE takes it; None for FULL."""
+    if identity == "FULL":
+        return None
+    for index in table.indexes:
+        if index.primary if identity == "DEFAULT" else identity == f"USING INDEX {index.name}":
+            return index.columns
+    return ()
+
+
+def _identities_back(site: Site) -> Iterator[str]:
+    stay = {table.oid for table, _ in staying(site)}
+    for table in site.tables:
         for index in table.indexes:
             before = identity_before(index.comment)
-            if before is None:
+            if before is None or (index == table.identity_index and table.oid in stay):
                 continue
             if index == table.identity_index:
                 yield f"ALTER TABLE {table.name} REPLICA IDENTITY {before};"

@@ -101,6 +101,24 @@ BEGIN
                     wanted.key_column, wanted.table_name
                 );
         END IF;
+        -- Postgres refuses every UPDATE while a publication's list of columns lacks one of the identity.
+        IF EXISTS (
+            SELECT 1
+            FROM pg_publication_rel
+            INNER JOIN pg_publication ON pg_publication.oid = pg_publication_rel.prpubid
+            INNER JOIN pg_index ON pg_index.indrelid = wanted.oid
+            INNER JOIN pg_class AS index_class ON index_class.oid = pg_index.indexrelid AND index_class.relname = found
+            WHERE
+                pg_publication_rel.prrelid = wanted.oid
+                AND (pg_publication.pubupdate OR pg_publication.pubdelete)
+                AND (
+                    pg_publication_rel.prqual IS NOT NULL
+                    OR NOT pg_index.indkey::SMALLINT [] <@ pg_publication_rel.prattrs::SMALLINT []
+                )
+        ) THEN
+            RAISE WARNING 'the replica identity of % stays: a publication does not send all columns of %', wanted.table_name, found;
+            CONTINUE;
+        END IF;
         EXECUTE format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', wanted.table_name, found);
     END LOOP;
 END

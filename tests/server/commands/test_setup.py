@@ -13,6 +13,7 @@ import psycopg2
 import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
+from cdc.mapping.mapping import load
 from tests.plugins.decoding import plugin_settings
 from tests.plugins.server import fill, wait_equal, wait_until
 
@@ -204,6 +205,60 @@ def test_an_identity_by_an_index_comes_back(admin: Admin) -> None:
     assert admin.catalog() != before
     admin.teardown()
     assert admin.catalog() == before
+
+
+UPDATE = "UPDATE portal_application_settings SET secret_key = secret_key || 'x'"
+THEIRS = {
+    "a list": "CREATE PUBLICATION theirs FOR TABLE portal_application_settings (id, secret_key_required)",
+    "a condition": "CREATE PUBLICATION theirs FOR TABLE portal_application_settings WHERE (id IS NOT NULL)",
+}
+
+
+@pytest.mark.both_plugins
+@pytest.mark.parametrize("theirs", THEIRS.values(), ids=THEIRS)
+def test_no_identity_is_chosen_with_which_others_publications_would_refuse_updates(
+    admin: Admin, check: Check, theirs: str
+) -> None:
+    database = admin.database
+    fill(database, 5)
+    database.execute(theirs)
+    admin.setup()
+    database.execute(UPDATE)
+    finding = check(database).the("replica_identity", "warn")
+    assert finding.remedy.startswith("leave it so while the publication theirs does not send")
+    database.set_up(load("grove"))
+    database.execute(UPDATE)
+    database.execute("DROP PUBLICATION theirs")
+    assert any("REPLICA IDENTITY USING INDEX" in statement for statement in admin.setup())
+    database.execute(UPDATE)
+
+
+def test_our_publication_is_kept_up_where_wal2json_decodes(admin: Admin) -> None:
+    """It stays behind on the way from pgoutput to wal2json, and would have updates refused as any other."""
+    database = admin.database
+    fill(database, 5)
+    admin.setup(PLUGIN="pgoutput")
+    database.execute(
+        "ALTER TABLE portal_application_settings REPLICA IDENTITY DEFAULT;"
+        "ALTER PUBLICATION pads_cdc SET TABLE portal_application_settings (id)"
+    )
+    assert any("REPLICA IDENTITY USING INDEX" in statement for statement in admin.setup(PLUGIN="wal2json"))
+    database.execute(UPDATE)
+    assert admin.setup(PLUGIN="wal2json") == []
+
+
+def test_an_identity_stays_while_others_publications_go_with_it_alone(admin: Admin) -> None:
+    database = admin.database
+    fill(database, 5)
+    admin.setup()
+    database.execute("CREATE PUBLICATION theirs FOR TABLE portal_application_settings (application_id)")
+    done = admin.run("teardown")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "with the one before, the publication theirs" in done.stdout
+    database.execute(UPDATE)
+    database.execute("DROP PUBLICATION theirs")
+    assert any("REPLICA IDENTITY DEFAULT" in statement for statement in admin.teardown())
+    database.execute(UPDATE)
 
 
 def test_an_index_whose_build_was_cut_short_is_built_anew(admin: Admin) -> None:
