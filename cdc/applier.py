@@ -259,6 +259,7 @@ class Applier(threading.Thread):
         self._owed = self._standby_role.inherit(self._owed)
         self._requery.abandon()
         self._session = started.session
+        self._database.forget_types()
         self._adopt(started.history)
         memory = self._standby_role.take_over(started, chain(*self._database.mapping.rules.values()))
         if memory is not None:  # a copy of the peer's, which has not been compared with the database yet

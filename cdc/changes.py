@@ -7,7 +7,7 @@ wal2json's rows right into them: each one's tag is wal2json's ``action``.
 from __future__ import annotations
 
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
     from cdc.lsn import Lsn
 
-Value = str | int | float | bool | None
-"""What a column can hold. Keys are strings or integers; the rest is never looked at."""
+Value: TypeAlias = Any
+"""What a column can hold: text, an integer, a boolean or None. Numbers that are no integers are text, as the
+server prints them: a float would be another number.
+"""
 
 Action = Literal["insert", "update", "delete", "truncate"]
 

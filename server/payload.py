@@ -29,18 +29,19 @@ client, a state file, a pair's other server) cannot compare digests with ours. N
 in field 3. To be raised with every change of the bytes; 1 to 255, since a token has one byte for it.
 """
 
+_Limit: TypeAlias = int | bytes | None
 Row: TypeAlias = tuple[
     bytes | None,
     bytes | None,
-    bytes | None,
+    bool | bytes | None,
     list[bytes] | None,
     bytes | None,
     bytes | None,
-    bytes | None,
-    bytes | None,
+    _Limit,
+    _Limit,
 ]
-"""The mapping's columns as the database prints them, text in UTF-8: endpoint_id, secret_key,
-secret_key_required, authorized_users, account_id, plan_type, throughput_limit, capacity_limit.
+"""The mapping's columns: endpoint_id, secret_key, secret_key_required, authorized_users, account_id,
+plan_type, throughput_limit, capacity_limit. Text is in UTF-8; other types than the usual ones come as text.
 """
 _ROW: Final = 8
 
@@ -92,7 +93,7 @@ class _Plan(NamedTuple):
 
 _PLANS: Final = 4096
 """Plans and limits that are remembered: endpoints share few, unless each one has its own."""
-_plans: dict[tuple[bytes | None, bytes | None, bytes | None], _Plan] = {}
+_plans: dict[tuple[bytes | None, _Limit, _Limit], _Plan] = {}
 
 
 def encoder(columns: Sequence[str]) -> Callable[[tuple[Any, ...]], bytes]:
@@ -131,7 +132,7 @@ def encode(row: Row) -> bytes:
         known = _of_plan(plan_type, throughput, capacity)
     usual, plan, numbers, _ = known
     # As usual: all there, and nothing of it long. What stands between is looked up, not put together.
-    if usual and required == b"t" and users is None and name and key and account:
+    if usual and required is True and users is None and name and key and account:
         length = len(account) + len(plan)
         short = len(name) < _LONG and len(key) < _LONG and length < _LONG
         if short and name.isascii() and key.isascii() and account.isascii():
@@ -190,8 +191,12 @@ def _encode(row: Row, of_plan: _Plan, more: Mapping[str, bytes | None]) -> bytes
 
 
 def _bytes(value: Any) -> Any:
-    """Return what the driver has made text of, such as an enum, as it was printed."""
-    return value.encode() if isinstance(value, str) else value
+    """Return a value of any type as the server prints it."""
+    if value is None or isinstance(value, bytes | list):
+        return value
+    if isinstance(value, bool):
+        return b"t" if value else b"f"
+    return str(value).encode()
 
 
 def _jwt(users: Iterable[bytes]) -> bytes:
@@ -211,21 +216,19 @@ def _period(name: bytes | None) -> int:
         raise OddRow(Oddity("not_a_period", text)) from None
 
 
-def _of_plan(
-    plan_type: bytes | None, throughput: bytes | None, capacity: bytes | None, period: int = _MONTH
-) -> _Plan:
-    plan_type, throughput, capacity = _bytes(plan_type), _bytes(throughput), _bytes(capacity)
+def _of_plan(plan_type: bytes | None, throughput: _Limit, capacity: _Limit, period: int = _MONTH) -> _Plan:
     try:
+        plan_type = _bytes(plan_type)
         check_text("plan_type", (plan_type or b"",))
         plan = _text(_PLAN_TYPE, plan_type)
-        most_calls, odd = limit("throughput_limit", throughput)
-        most_use, odd_use = limit("capacity_limit", capacity)
+        most_calls, odd = limit("throughput_limit", _bytes(throughput))
+        most_use, odd_use = limit("capacity_limit", _bytes(capacity))
         numbers = _number(_THROUGHPUT_LIMIT, most_calls) + _number(_CAPACITY_LIMIT, most_use)
         numbers += _number(_CAPACITY_LIMIT_PERIOD, period if most_use > 0 else 0)
         known = _Plan(odd is odd_use is None and plan.isascii(), plan, numbers, odd or odd_use)
     except OddRow as meaningless:
         known = _Plan(usual=False, plan=b"", numbers=b"", odd=meaningless)
-    length = len(plan_type or b"") + len(throughput or b"") + len(capacity or b"")
+    length = sum(len(_bytes(value) or b"") for value in (plan_type, throughput, capacity))
     if period == _MONTH and length < _LONG:
         if len(_plans) >= _PLANS:
             _plans.clear()

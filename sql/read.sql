@@ -92,3 +92,20 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) AS others ON true
 ORDER BY 1, 2;
+
+-- name: Types :many
+-- What types are, given by oid, as the query KeyColumns has it; the collation is that of a value, as pg_collation_for names it.
+SELECT
+    t.oid,
+    CASE n.nspname
+        WHEN 'pg_catalog' THEN format_type(t.oid, CASE t.typname WHEN 'bpchar' THEN coalesce(@length + 4, -1) END)
+        ELSE format('%I.%I', n.nspname, t.typname)
+    END AS type_name,
+    t.typcategory::text AS category,
+    t.typname NOT IN ('bpchar', 'numeric', 'float4', 'float8', 'interval', 'timetz', 'jsonb', 'citext', 'inet')
+        AND t.typcategory NOT IN ('A', 'R', 'C') AND coalesce(k.collisdeterministic, true) AS exact,
+    CASE WHEN NOT k.collisdeterministic THEN @collation END AS collation_name
+FROM pg_type t
+JOIN pg_namespace n ON n.oid = t.typnamespace
+LEFT JOIN pg_collation k ON k.oid = to_regcollation(@collation)
+WHERE t.oid = ANY (@types::oid[]);

@@ -500,3 +500,45 @@ ORDER BY 2, 1;
 -- name: DatabaseId :many
 -- The database: on a standby it has the same number.
 SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database();
+
+-- name: KeyColumns :many
+-- The types of the columns of mapped tables that have one of these names: of a domain what it is made of, its name as SQL
+-- writes it, whether values are equal only if they are spelled alike, and otherwise the collation, if it is that; and whether
+-- the column is NOT NULL.
+WITH RECURSIVE typed (mapped, column_name, type_oid, modifier, collation_oid, not_null) AS (
+    SELECT c.relname, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull
+    FROM pg_class c
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE n.nspname = @schema AND c.relname = ANY (@tables) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+        AND a.attname = ANY (@columns)
+    UNION ALL
+    SELECT typed.mapped, typed.column_name, t.typbasetype, t.typtypmod, typed.collation_oid, typed.not_null OR t.typnotnull
+    FROM typed
+    JOIN pg_type t ON t.oid = typed.type_oid AND t.typtype = 'd'
+)
+SELECT
+    typed.mapped::text AS mapped,
+    typed.column_name::text AS column_name,
+    CASE n.nspname
+        WHEN 'pg_catalog' THEN format_type(t.oid, typed.modifier)
+        ELSE format('%I.%I', n.nspname, t.typname)
+    END AS type_name,
+    t.typcategory::text AS category,
+    t.typname NOT IN ('bpchar', 'numeric', 'float4', 'float8', 'interval', 'timetz', 'jsonb', 'citext', 'inet')
+        AND t.typcategory NOT IN ('A', 'R', 'C') AND coalesce(k.collisdeterministic, true) AS exact,
+    CASE WHEN NOT k.collisdeterministic THEN format('%I.%I', kn.nspname, k.collname) END AS collation_name,
+    typed.not_null
+FROM typed
+JOIN pg_type t ON t.oid = typed.type_oid AND t.typtype <> 'd'
+JOIN pg_namespace n ON n.oid = t.typnamespace
+LEFT JOIN pg_collation k ON k.oid = typed.collation_oid
+LEFT JOIN pg_namespace kn ON kn.oid = k.collnamespace
+ORDER BY 1, 2;
+
+-- name: ColumnName :many
+-- A column of a table, given by oid and number.
+SELECT format('%I.%I', c.relname, a.attname)
+FROM pg_attribute a
+JOIN pg_class c ON c.oid = a.attrelid
+WHERE a.attrelid = @table::oid AND a.attnum = @number;

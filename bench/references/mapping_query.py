@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg2
 
 from cdc.mapping.mapping import load
-from cdc.postgres.database import come_as_printed
+from cdc.postgres.column_types import as_bytes
 
 if TYPE_CHECKING:
     from bench.rig import Database
@@ -30,9 +30,9 @@ def fetch(database: Database, plan: str | None = None) -> float:
 
 
 def rows(database: Database, plan: str) -> list[tuple[Any, ...]]:
-    """Return a plan's rows, in the mapping's columns, as the database prints them."""
+    """Return a plan's rows, in the mapping's columns, text as bytes."""
     with closing(psycopg2.connect(database.url)) as session, session.cursor() as cursor:
-        come_as_printed(cursor)
+        as_bytes(cursor)
         cursor.execute(_query(plan))
         return cursor.fetchall()
 

@@ -7,14 +7,16 @@ for, and nothing that anybody should find out by themselves.
 
 from __future__ import annotations
 
-from cdc.checks import failover, identities, machine, mapping, plugin, slot, source
+from cdc.checks import failover, identities, machine, mapping, plugin, slot, source, types
 from cdc.checks.finding import Check, Deployment, Finding, Site, Verdict, run
 
 __all__ = ["FURTHER", "NECESSARY", "Check", "Deployment", "Finding", "Site", "Verdict", "run"]
 
 _CONNECTED = ("connection",)
 _FOUND = ("connection", "tables")
-_READ = ("connection", "tables", "select", "row_security", "statements")
+_READABLE = (*_FOUND, "select", "row_security", "operators")
+_TYPED = (*_READABLE, "statements")
+_READ = (*_TYPED, "column_types")
 
 NECESSARY: tuple[Check[Site], ...] = (
     Check("connection", source.connection),
@@ -24,13 +26,16 @@ NECESSARY: tuple[Check[Site], ...] = (
     Check("replication_right", source.replication_right, _CONNECTED),
     Check("slot_failover", failover.slot_failover, _CONNECTED),
     Check("query_server", source.query_server, _CONNECTED),
+    Check("encoding", types.encoding, _CONNECTED),
     Check("tables", mapping.tables, _CONNECTED),
     Check("publication", plugin.publication, (*_FOUND, "wal_level", "replication_right")),
     Check("select", mapping.select, _FOUND),
     Check("row_security", mapping.row_security, _FOUND),
     Check("soft_delete", mapping.soft_delete, _FOUND),
     Check("operators", mapping.operators, _FOUND),
-    Check("statements", mapping.statements, (*_FOUND, "select", "row_security", "operators")),
+    Check("statements", mapping.statements, _READABLE),
+    Check("column_types", types.column_types, _TYPED),
+    Check("key_types", types.key_types, _TYPED),
 )
 
 FURTHER: tuple[Check[Deployment], ...] = (
@@ -54,7 +59,9 @@ FURTHER: tuple[Check[Deployment], ...] = (
     Check("unique_keys", identities.unique_keys, _CONNECTED),
     Check("indexes", identities.indexes, _CONNECTED),
     Check("legacy_triggers", identities.legacy_triggers, _CONNECTED),
+    Check("limits", types.limits, _READ),
     Check("endpoints", mapping.endpoints, _READ),
+    Check("odd_rows", mapping.odd_rows, _READ),
     Check("clock", machine.clock, _CONNECTED),
     Check("state_file", machine.state_file),
 )

@@ -8,6 +8,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from cdc.checks.census import Census
 from cdc.checks.trial import Trial, try_plugin
 from cdc.errors import PadsCdcError
 from cdc.mapping import tables
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cdc.mapping.tables import Table
+    from cdc.postgres.column_types import ColumnTypes
     from cdc.postgres.connection import Address
     from cdc.postgres.database import Database
 
@@ -173,6 +175,22 @@ class Site:
         """The server that the mapping is read from, and our role there."""
         [row] = self.read("Server")
         return Server(*row)
+
+    @cached_property
+    def types(self) -> ColumnTypes:
+        """The types of what the mapping reads."""
+        return self.database.types
+
+    def described(self, column: str) -> str:
+        """Name a column of `Endpoints`, and the column of a table that it is, if it is one."""
+        table, number = self.types.sources.get(column, (0, 0))
+        found = self.read("ColumnName", table=table, number=number)
+        return f"{column}, from {found[0][0]}," if found else column
+
+    @cached_property
+    def census(self) -> Census:
+        """What there is to say of all rows of the mapping."""
+        return Census.take(self.database)
 
     @cached_property
     def tables(self) -> tuple[Table, ...]:

@@ -7,31 +7,20 @@ from typing import TYPE_CHECKING
 
 from cdc.checks.finding import fail, good, warn
 from cdc.errors import Refusal
+from cdc.mapping.row_rule import in_short
 from cdc.mapping.sql_text import quote_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cdc.checks.finding import Finding, Site
+    from cdc.errors import PadsCdcError
 
 _NO_ROWS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 _UNHEARD = "it is not there, or belongs neither to the schema's owner nor to that of a mapped table"
 
+_ABOUT_TYPES = re.compile(r"\btype|operator|function|collation|coerce|cast")
 _SHORT_NAME = re.compile(r'\b(?:FROM|JOIN)\s+(?:"(?:[^"]|"")+"\.)?(\w+)\s+AS\s+(\w+)', re.IGNORECASE)
-
-_COUNT = """
-SELECT
-    count(*),
-    count(*) FILTER (WHERE endpoint.secret_key_required IS NULL),
-    min(endpoint.endpoint_id) FILTER (WHERE endpoint.secret_key_required IS NULL),
-    count(*) FILTER (WHERE {without_key}),
-    min(endpoint.endpoint_id) FILTER (WHERE {without_key})
-FROM (
-{endpoints}
-) AS endpoint"""
-_WITHOUT_KEY = """\
-endpoint.secret_key_required AND endpoint.authorized_users IS NULL
-    AND coalesce(endpoint.secret_key, '') = ''"""
 
 
 def tables(site: Site) -> Iterator[Finding]:
@@ -145,7 +134,7 @@ def statements(site: Site) -> Iterator[Finding]:
             probe = f"{site.database.names()}SELECT * FROM ({statement}) probed LIMIT 0"
             site.database.query(probe, keys)
         except Refusal as error:
-            wrong.setdefault(_by_tables(str(error), statement))
+            wrong.setdefault(_by_tables(with_place(error), statement))
     for text in wrong:
         fault, _, remedy = text.partition("; ")
         yield fail(fault, remedy)
@@ -161,6 +150,13 @@ def statements(site: Site) -> Iterator[Finding]:
         yield good(f"all {len(mapping.queries)} queries fit the tables")
 
 
+def with_place(error: PadsCdcError) -> str:
+    """Return an error's text with the line of SQL that it is about: in a check there are no keys in it."""
+    line = re.search(r"^LINE \d+: +(.*)$", str(error.__cause__), re.MULTILINE)
+    fault, separator, remedy = str(error).partition("; ")
+    return f"{fault}, in: {line[1]}{separator}{remedy}" if line and _ABOUT_TYPES.search(fault) else str(error)
+
+
 def _by_tables(text: str, statement: str) -> str:
     """Name tables where an error has the statement's short names for them."""
     named = {short: table for table, short in _SHORT_NAME.findall(statement)}
@@ -169,21 +165,36 @@ def _by_tables(text: str, statement: str) -> str:
 
 def endpoints(site: Site) -> Iterator[Finding]:
     """Count the endpoints whose settings say less than their owners may think. Reads the whole mapping."""
-    statement = _COUNT.format(endpoints=site.database.mapping.queries["Endpoints"], without_key=_WITHOUT_KEY)
-    [(number, open_to_all, first_open, without_key, first_without)] = site.database.query(
-        site.database.names() + statement, {}
-    )
-    if open_to_all:
+    census = site.census
+    number, open_to_all, without_key = census.endpoints, census.open_to_all, census.without_key
+    if open_to_all.number:
         yield warn(
-            f"{open_to_all} of {number} endpoints have no settings that say whether a key is required, so"
-            f" that anybody may call them; the first is {first_open}",
+            f"{open_to_all.number} of {number} endpoints have no settings that say whether a key is required,"
+            f" so that anybody may call them; the first is {open_to_all.first}",
             "if that is not meant, insert their settings, with secret_key_required = true",
         )
-    if without_key:
+    if without_key.number:
         yield warn(
-            f"{without_key} of {number} endpoints require a key and have none, so that nobody may call them;"
-            f" the first is {first_without}",
+            f"{without_key.number} of {number} endpoints require a key and have none, so that nobody may call"
+            f" them; the first is {without_key.first}",
             "set their secret_key, or secret_key_required = false",
         )
-    if not open_to_all and not without_key:
+    if not open_to_all.number and not without_key.number:
         yield good(f"{number} endpoints, and the settings of each say who may call")
+
+
+def odd_rows(site: Site) -> Iterator[Finding]:
+    """Find the rows that are no endpoints as they stand. Reads the whole mapping."""
+    census = site.census
+    for served, what in ((False, "are left out"), (True, "are served with another limit")):
+        if census.odd_rows[served]:
+            odd = [item for item in census.odd.items() if item[1].served == served]
+            named = "; ".join(f"{in_short(name)} ({oddity.text})" for name, oddity in odd)
+            more = census.odd_rows[served] - len(odd)
+            yield warn(
+                f"{census.odd_rows[served]:,} rows {what}: {named}"
+                + (f"; and {more:,} more" if more else ""),
+                "mend them, and keep such values out by a type or a CHECK; docs/operate.md has the rule",
+            )
+    if not census.odd:
+        yield good("each row is an endpoint as it stands")

@@ -125,9 +125,9 @@ class Affected(msgspec.Struct):
             self.give_up("large")
 
     def _inserted(self, row: Insert, rule: Rule) -> None:
-        parent = _text(_find(row.columns, rule.column), rule.table, rule.column)
+        parent = _key(_find(row.columns, rule.column), rule)
         if parent is not None:
-            self.name(rule.query, parent)
+            self.name(rule.kind, parent)
         if rule.parents is not None:
             self.moves.append(Move(rule, _row(row.columns, rule), parent, known=True))
 
@@ -135,9 +135,9 @@ class Affected(msgspec.Struct):
         now = _find(row.columns, rule.column)
         before = now if row.identity is row.columns else _find(row.identity, rule.column)
         # An unchanged TOASTed value is left out of the new row; the identity always has its columns in full.
-        parent = _text(now or before, rule.table, rule.column)
+        parent = _key(now or before, rule)
         if parent is not None:
-            self.name(rule.query, parent)
+            self.name(rule.kind, parent)
         if now is None or now is not before or rule.parents is not None:
             self._left(before, row.identity, rule, parent, row.columns)
 
@@ -151,9 +151,9 @@ class Affected(msgspec.Struct):
     ) -> None:
         """Name the parent that the row had ``before``, or else let memory name it."""
         if before is not None:
-            left = _text(before, rule.table, rule.column)
+            left = _key(before, rule)
             if left is not None and left != parent:
-                self.name(rule.query, left)
+                self.name(rule.kind, left)
         if rule.parents is not None:
             self._remember(identity, rule, parent, now, known=before is not None)
         elif before is None:
@@ -200,6 +200,13 @@ def _row(columns: Iterable[Column], rule: Rule) -> str:
     if row is None:
         raise MessageError("key_shape", f"a row of {rule.table} came with NULL in {rule.row}")
     return row
+
+
+def _key(column: Column | None, rule: Rule) -> str | None:
+    key = _text(column, rule.table, rule.column)
+    if key is None and rule.hides_nan:
+        raise MessageError("key_shape", f"a row of {rule.table} came without a number in {rule.column}")
+    return key
 
 
 def _text(column: Column | None, table: str, name: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from cdc.errors import ConfigurationError
@@ -33,6 +33,16 @@ class Rule:
     parents: str | None = None
     """The query that lists (row id, key), for the memory of rows that are deleted by id."""
     actions: frozenset[str] = ACTIONS
+    kind: str = field(default="", compare=False)
+    """The kind of the keys: the query, and what they are compared as if that is not text
+    (`cdc.mapping.key_types`); known of the rules of a stream. A rule is the same one whatever that is.
+    """
+    hides_nan: bool = field(default=False, compare=False)
+    """A key that comes as null is none."""
+
+    def __post_init__(self) -> None:
+        if not self.kind:
+            object.__setattr__(self, "kind", self.query)
 
 
 class AffectsFile:

@@ -30,6 +30,16 @@ from typing import TYPE_CHECKING
 from cdc.errors import ConfigurationError
 from cdc.mapping import sql_text
 from cdc.mapping.affects_file import AffectsFile, Rule
+from cdc.mapping.key_types import (
+    NOTHING_KNOWN,
+    TEXT,
+    KeyType,
+    collation_of,
+    is_exact,
+    keys_of,
+    parameter,
+    query_of,
+)
 from cdc.mapping.table_names import qualify
 
 if TYPE_CHECKING:
@@ -57,8 +67,13 @@ OPTIONAL_COLUMNS = ("capacity_limit_period", "name", "user_id", "email", "enviro
 one (NULL is a month), and what the contract's ``Metadata`` has beside the account and the plan.
 """
 
+_AS_THEY_ARE = frozenset({"secret_key_required", "throughput_limit", "capacity_limit"})
+"""Columns whose integers and booleans come as such; everything else is text, or a list of it."""
+
 _NOT_IN = "NOT EXISTS (SELECT 1 FROM {0} WHERE {0}.endpoint_id = {1}.endpoint_id)"
 _PLACEHOLDER = re.compile(r""":(?P<quote>["'])(?P<what>role|schema)(?P=quote)""")
+_KEYS = re.compile(r"%\(\w+\)s(?P<text>\s*::\s*TEXT\s*\[\](?!\s*::))?", re.IGNORECASE)
+"""The parameter of a query; one that is cast to anything but text is left to its author."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +113,8 @@ class Mapping:
     """The query that finds the columns whose types have their operators outside of ``pg_catalog``, with the
     parameters ``schema``, ``tables`` and ``columns``.
     """
+    types: str = field(repr=False)
+    """The query that says what types are, with the parameters ``types``, ``length`` and ``collation``."""
     db_schema: str | None = None
     """The schema that the tables are in; None before `within` has said it, and then nothing finds them."""
 
@@ -160,13 +177,22 @@ class Mapping:
             tables = [f"{schema}.{table}" for table in tables]
         return "\nUNION ALL\n".join(f"SELECT FROM {table}" for table in tables) + "\nLIMIT 0"
 
-    @property
-    def full(self) -> str:
-        """The statement that reads the whole mapping."""
-        return f"{self.header}\nUNION ALL\n{self._found(self.queries['Endpoints'])}"
+    def full(self, types: Map[str, KeyType] = NOTHING_KNOWN, id_type: KeyType = TEXT) -> str:
+        """Return the statement that reads the whole mapping.
 
-    def compose(self, kinds: Collection[str]) -> str:
-        """Return the statement that reads what keys of these kinds affect; each kind's keys are a parameter.
+        ``types`` are those of the columns of `Endpoints`, ``id_type`` is that of its ids with all that
+        decides how they compare.
+        """
+        return f"{self.header}\nUNION ALL\n{self._found(self.queries['Endpoints'], types, id_type)}"
+
+    def compose(
+        self,
+        kinds: Collection[str],
+        types: Map[str, KeyType] = NOTHING_KNOWN,
+        id_type: KeyType = TEXT,
+    ) -> str:
+        """Return the statement that reads what keys of these kinds affect; each kind's keys are a parameter
+        (`key_types.parameter`). Types are those of `full`.
 
         Each wanted id comes once, also where no endpoint has it any more. Keys of `key_columns` are a
         condition on the mapping, which a plan's ripple is through with in half the time, and of which the
@@ -183,27 +209,32 @@ class Mapping:
         """
         if not kinds:
             raise ValueError("nothing is wanted")
-        by_id = sorted(kind for kind in kinds if kind not in self.key_columns)
-        by_column = sorted(kind for kind in kinds if kind in self.key_columns)
+        by_id = sorted(kind for kind in kinds if query_of(kind) not in self.key_columns)
+        by_column = sorted(kind for kind in kinds if query_of(kind) in self.key_columns)
+        collations = {id_type.collation, *map(collation_of, by_id)} - {None}
+        if not id_type.exact or not all(map(is_exact, by_id)):
+            id_type = replace(id_type, exact=False, collation=next(iter(collations), None))
         parts = [self.header]
         if by_id:
-            parts += [self._found("SELECT * FROM endpoint"), self._gone()]
+            parts += [self._found("SELECT * FROM endpoint", types, id_type), self._gone(id_type)]
         # A part each, as no index helps with an OR over the columns of two tables. Later ones leave out what
         # earlier ones bring.
         brought = [_NOT_IN.format("wanted", "mapping")] if by_id else []
         for kind in by_column:
-            having = f"mapping.{self.key_columns[kind]} = ANY(%({kind})s::TEXT[])"
+            having = f"mapping.{self.key_columns[query_of(kind)]} = ANY({keys_of(kind)})"
             conditions = "\nAND ".join([having, *brought])
-            parts.append(
-                self._found(f"SELECT * FROM (\n{self.queries['Endpoints']}\n) AS mapping\nWHERE {conditions}")
-            )
+            having_keys = f"SELECT * FROM (\n{self.queries['Endpoints']}\n) AS mapping\nWHERE {conditions}"
+            parts.append(self._found(having_keys, types, id_type))
             brought.append(f"({having}) IS NOT TRUE")
-        return (self._wanted(by_id) if by_id else "") + "\nUNION ALL\n".join(parts)
+        return (self._wanted(by_id, id_type) if by_id else "") + "\nUNION ALL\n".join(parts)
 
-    def _wanted(self, kinds: Sequence[str]) -> str:
+    def _wanted(self, kinds: Sequence[str], id_type: KeyType) -> str:
         """Return the ids that queries find, and what the mapping has of them, as tables of a statement."""
+        if not id_type.exact:
+            return self._wanted_as_spelled(kinds, id_type)
         wanted = "\nUNION\n".join(
-            f"SELECT {kind}.endpoint_id FROM (\n{self.queries[kind]}\n) AS {kind}" for kind in kinds
+            f"SELECT wants.endpoint_id{id_type.cast} AS endpoint_id FROM (\n{self._ids(kind)}\n) AS wants"
+            for kind in kinds
         )
         # A UNION leaves out duplicates, and so must this. Keys that are ids are a set already, of which the
         # planner knows how many there are: with DISTINCT it would look up 300,000 one by one.
@@ -222,18 +253,58 @@ INNER JOIN (
 )
 """
 
-    def _found(self, endpoints: str) -> str:
-        """Return a part of a statement: the endpoints that a query has."""
-        return (
-            f"SELECT NULL, NULL, found.endpoint_id, true, {self._columns('found')}\n"
-            f"FROM (\n{endpoints}\n) AS found"
+    def _wanted_as_spelled(self, kinds: Sequence[str], id_type: KeyType) -> str:
+        """Return the same where ids or keys are equal that are not spelled alike. Each spelling that is
+        wanted counts, once: of two that are equal an endpoint has one, and the other one is gone.
+        """
+        wants = "\nUNION ALL\n".join(
+            f"SELECT wants.endpoint_id{id_type.cast} AS endpoint_id FROM (\n{self._ids(kind)}\n) AS wants"
+            for kind in kinds
+        )
+        return f"""\
+WITH wanted AS MATERIALIZED (
+SELECT spelt.spelling, spelt.spelling{id_type.cast} AS endpoint_id
+FROM (
+SELECT DISTINCT {id_type.printed("wants.endpoint_id")} AS spelling
+FROM (
+{wants}
+) AS wants
+WHERE wants.endpoint_id IS NOT NULL
+) AS spelt
+),
+endpoint AS MATERIALIZED (
+SELECT {self._columns("mapping")}
+FROM (
+{self.queries["Endpoints"]}
+) AS mapping
+WHERE mapping.endpoint_id IN (SELECT wanted.endpoint_id FROM wanted)
+)
+"""
+
+    def _ids(self, kind: str) -> str:
+        """Return the query that turns keys of a kind into ids."""
+        return _KEYS.sub(
+            lambda found: keys_of(kind) if found["text"] else f"%({parameter(kind)})s",
+            self.queries[query_of(kind)],
         )
 
-    def _gone(self) -> str:
+    def _found(self, endpoints: str, types: Map[str, KeyType], id_type: KeyType) -> str:
+        """Return a part of a statement: the endpoints that a query has."""
+        name = id_type.printed("found.endpoint_id")
+        columns = ", ".join(
+            types.get(column, TEXT).sent(f"found.{column}", as_text=column not in _AS_THEY_ARE)
+            for column in self.columns
+        )
+        return f"SELECT NULL, NULL, {name}, true, {columns}\nFROM (\n{endpoints}\n) AS found"
+
+    def _gone(self, id_type: KeyType) -> str:
         """Return a part of a statement: the ids that were wanted, and that no endpoint has."""
         nothing = ", NULL" * len(self.columns)
-        missing = _NOT_IN.format("endpoint", "wanted")
-        return f"SELECT NULL, NULL, wanted.endpoint_id, false{nothing}\nFROM wanted\nWHERE {missing}"
+        name, missing = id_type.printed("wanted.endpoint_id"), _NOT_IN.format("endpoint", "wanted")
+        if not id_type.exact:
+            name, spelling = "wanted.spelling", id_type.printed("endpoint.endpoint_id")
+            missing = f"NOT EXISTS (SELECT 1 FROM endpoint WHERE {spelling} = {name})"
+        return f"SELECT NULL, NULL, {name}, false{nothing}\nFROM wanted\nWHERE {missing}"
 
     def _columns(self, table: str) -> str:
         return ", ".join(f"{table}.{column}" for column in self.columns)
@@ -291,7 +362,8 @@ def load(name_or_path: str) -> Mapping:
         columns=COLUMNS + optional,
         queries={name: sql_text.bind(query, name) for name, query in queries.items()},
         header=_header(optional),
-        outside_types=sql_text.bind(_queries(_bundled() / "read.sql")["OutsideTypes"]),
+        outside_types=_read_query("OutsideTypes"),
+        types=_read_query("Types"),
     )
 
 
@@ -308,9 +380,13 @@ def _quoted(text: str, quote: str) -> str:
 
 def _header(optional: Sequence[str]) -> str:
     """Return the part that every statement begins with, with a NULL for each further column."""
-    header = sql_text.bind(_queries(_bundled() / "read.sql")["Header"])
+    header = _read_query("Header")
     last = f"NULL AS {COLUMNS[-1]}"
     return header.replace(last, ",\n    ".join((last, *(f"NULL AS {column}" for column in optional))))
+
+
+def _read_query(name: str) -> str:
+    return sql_text.bind(_queries(_bundled() / "read.sql")[name])
 
 
 def _queries(path: Path) -> dict[str, str]:

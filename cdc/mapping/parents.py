@@ -158,7 +158,7 @@ class Parents:
             if move.known:
                 continue
             if before is not None:
-                affected.name(move.rule.query, before)
+                affected.name(move.rule.kind, before)
             elif end > self._covered:
                 affected.give_up("unknown_row")
                 return

@@ -122,18 +122,18 @@ def limit(column: str, value: bytes | None) -> tuple[int, Oddity | None]:
     return number, Oddity("fraction", f"{column} is {_shown(value)}, no whole number: served as {number}")
 
 
-def flag(column: str, value: bytes | None) -> bool:
-    """Return whether a boolean is true, as Postgres prints it or reads it from text; a number, too. NULL is
-    not.
+def flag(column: str, value: bool | bytes | None) -> bool:
+    """Return whether a boolean is true, also as Postgres prints it or reads it from text; a number, too.
+    NULL is not.
 
     Raises:
         OddRow: it is neither.
 
     """
-    if value is None or value == b"f":
-        return False
-    if value == b"t":
-        return True
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if value in (b"t", b"f"):
+        return value == b"t"
     word = value.strip().lower()
     if word and (b"true".startswith(word) or b"yes".startswith(word) or word == b"on"):
         return True

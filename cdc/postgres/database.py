@@ -26,13 +26,15 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psycopg2
-from psycopg2.extensions import BYTES, new_array_type, new_type, register_type
+from psycopg2.extensions import AsIs
 
 from cdc import lsn
 from cdc.errors import Refusal, SourceError
+from cdc.mapping.key_types import literal, parameter
 from cdc.mapping.outside_types import OutsideType, search_path
 from cdc.mapping.row_rule import TWICE, Oddity, OddRow, check_id, shown
 from cdc.mapping.sql_text import tables
+from cdc.postgres.column_types import ColumnTypes, as_bytes, as_printed, describe
 from cdc.postgres.connection import cancel_soon
 from cdc.postgres.encoding import Encoding
 from cdc.postgres.errors import translate
@@ -40,7 +42,7 @@ from cdc.postgres.gate import Evidence, Snapshot
 from cdc.postgres.session import begin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
     from psycopg2.extensions import cursor as Cursor  # noqa: N812 - it is a class
@@ -54,16 +56,6 @@ _Result = TypeVar("_Result")
 Row = tuple[str, bytes | None]
 """An endpoint's id, and its payload, or None where the mapping has no such endpoint."""
 
-_AS_PRINTED = new_type(
-    (
-        *(16, 17, 18, 19, 20, 21, 23, 25, 26, 114, 142, 650, 700, 701, 774, 790, 829, 869, 1042, 1043, 1082),
-        *(1083, 1114, 1184, 1186, 1266, 1560, 1562, 1700, 2950, 3802),
-    ),
-    "AS_PRINTED",
-    BYTES,
-)
-_LISTS_AS_PRINTED = new_array_type((1003, 1009, 1014, 1015), "LISTS_AS_PRINTED", _AS_PRINTED)
-_FOUND = b"t"
 
 FIRST_CHUNK = 1_000
 """Rows that come with the first round trip: most reads end there."""
@@ -107,16 +99,6 @@ SELECT pg_catalog.set_config('statement_timeout', '60s', true);
 """All locks of a read together are waited for as long as one."""
 
 
-def come_as_printed(cursor: Cursor) -> None:
-    """Have values of the built-in types come as the bytes that the server prints.
-
-    What they mean is decided in one place, row by row (`cdc.mapping.row_rule`): a driver's conversion fails
-    for all rows at once.
-    """
-    register_type(_AS_PRINTED, cursor)
-    register_type(_LISTS_AS_PRINTED, cursor)
-
-
 class Database:
     """The server that is queried. One thread reads, and has rows fetched ahead; `cancel` may come from
     another.
@@ -136,8 +118,9 @@ class Database:
         """
         self.address = address
         self.mapping = mapping.within(schema)
+        self.schema = schema
         self._names: str | None = None
-        self._encode = encode
+        self.encode = encode
         self.wake = wake
         self._idle: list[Connection] = []
         self._ended: set[Connection] = set()
@@ -154,6 +137,7 @@ class Database:
         self._running: dict[Connection, float] = {}
         """What a statement runs on, and since when (monotonic)."""
         self._lock = threading.Lock()
+        self._types: ColumnTypes | None = None
 
     def read(self, keys: Mapping[str, Collection[str]] | None = None, *, at_once: bool = True) -> Read:
         """Read what the keys affect (by kind), or with None the whole mapping.
@@ -168,14 +152,16 @@ class Database:
         """
         if keys is None:
             self._names = None
-            statement, parameters = self.mapping.full, {}
+        types = self.types
+        if keys is None:
+            statement, parameters = self.mapping.full(types.columns, types.id_type), {}
         else:
-            statement = self.mapping.compose(keys)
-            parameters = {kind: list(values) for kind, values in keys.items()}
+            statement = self.mapping.compose(keys, types.columns, types.id_type)
+            parameters = {
+                parameter(kind): [literal(kind, value) for value in values] for kind, values in keys.items()
+            }
         first = FIRST_CHUNK if at_once else 0
-        return Read(
-            self, f"{self.names()}{self._locks}{_declare(statement)}", parameters, self._encode, first
-        )
+        return Read(self, f"{self.names()}{self._locks}{_declare(statement)}", parameters, first)
 
     @property
     def _locks(self) -> str:
@@ -222,7 +208,7 @@ class Database:
             SourceError, Refusal: the server does not answer.
 
         """
-        with Read(self, _declare(self.mapping.header), {}, self._encode) as read:
+        with Read(self, _declare(self.mapping.header), {}) as read:
             return read.evidence
 
     def parents(self, rules: Collection[Rule]) -> dict[Rule, list[tuple[str, str]]]:
@@ -239,17 +225,21 @@ class Database:
         return found
 
     def _all_parents(self, query: str) -> list[tuple[str, str]]:
-        declare = f"{self.names()}{self._locks}{_declare(query)}"
+        """Return the row ids and keys that a query lists, as the slot names them."""
+        declare = f"{self.names()}{self._locks}{_declare(self.types.list_as_printed(query))}"
         connection = self.take()
         found: list[tuple[str, str]] = []
         with self.or_closed(connection):
+            encoding = Encoding.of(connection)
+            begin, key = self.begin(connection) + _unconverted(encoding), encoding.key
             with self.running(connection) as cursor:
-                cursor.execute(self.begin(connection) + declare, {})
+                cursor.execute(begin + declare, {})
             more = True
             while more:
                 with self.running(connection) as cursor:
+                    as_bytes(cursor)
                     cursor.execute(f"FETCH FORWARD {self.most_at_once} FROM pads_cdc_read")
-                    found += ((str(row), str(parent)) for row, parent in cursor)
+                    found += ((key(as_printed(row)), key(as_printed(parent))) for row, parent in cursor)
                     more = cursor.rowcount > 0
             with self.running(connection) as cursor:
                 cursor.execute("COMMIT")
@@ -265,14 +255,15 @@ class Database:
             Refusal: somebody else could have operators run there. SourceError: nobody answers.
 
         """
-        if self._names is None:
+        names = self._names
+        if names is None:
             types = self.outside_types()
             for one in types:
                 if one.fault is not None:
                     raise Refusal(f"{one}; {one.remedy}")
             path = search_path(types)
-            self._names = f"SET LOCAL search_path = {path};\n".replace("%", "%%") if path else ""
-        return self._names
+            names = self._names = f"SET LOCAL search_path = {path};\n".replace("%", "%%") if path else ""
+        return names
 
     def outside_types(self) -> list[OutsideType]:
         """Look for columns whose types have their operators in other schemas than ``pg_catalog``.
@@ -303,6 +294,44 @@ class Database:
             cursor.execute("COMMIT")
         self.give_back(connection)
         return rows
+
+    def plan(self, statement: str, parameters: Mapping[str, Any]) -> None:
+        """Have a statement planned as a read's, without reading.
+
+        Raises:
+            SourceError, Refusal: it cannot be.
+
+        """
+        names, connection = self.names(), self.take()
+        with self.or_closed(connection), self.running(connection) as cursor:
+            begin = self.begin(connection) + names
+            cursor.execute(f"{begin}{self._locks}{_declare(statement)}", {**parameters})
+            cursor.execute("COMMIT")
+        self.give_back(connection)
+
+    @property
+    def types(self) -> ColumnTypes:
+        """The types of what the mapping reads, by which statements are composed.
+
+        They are looked up before the first read, and then when somebody had them forgotten.
+
+        Raises:
+            SourceError, Refusal: they cannot be looked up.
+
+        """
+        if (known := self._types) is not None:
+            return known
+        names, connection = self.names(), self.take()
+        with self.or_closed(connection), self.running(connection) as cursor:
+            cursor.execute(self.begin(connection) + names + self._locks, {})
+            types = self._types = describe(self.mapping, cursor)
+            cursor.execute("COMMIT")
+        self.give_back(connection)
+        return types
+
+    def forget_types(self) -> None:
+        """Have `types` look anew: the tables may be others by now."""
+        self._types = None
 
     @contextmanager
     def or_closed(self, connection: Connection) -> Iterator[None]:
@@ -428,13 +457,12 @@ class Read:
         self,
         database: Database,
         declare: str,
-        parameters: Mapping[str, Any],
-        encode: Callable[[tuple[Any, ...]], bytes],
+        parameters: Mapping[str, Sequence[str]],
         first: int = FIRST_CHUNK,
     ) -> None:
         """Begin; ``first`` rows come with the evidence, which is the first row of the statement itself."""
         self._database = database
-        self._encode = encode
+        self._encode = database.encode
         self._connection: Connection | None = database.take()
         try:
             self._encoding = Encoding.of(self._connection)
@@ -442,8 +470,13 @@ class Read:
             database.discard(self._connection)
             raise
         first = min(first, database.most_at_once)
-        fetch = f"FETCH FORWARD {first + 1} FROM pads_cdc_read"
-        rows = self._fetch(database.begin(self._connection) + f"{declare}{fetch}", parameters)
+        begin = database.begin(self._connection) + _unconverted(self._encoding)
+        statement = f"{begin}{declare}FETCH FORWARD {first + 1} FROM pads_cdc_read"
+        if self._encoding.utf8:
+            rows = self._fetch(statement, parameters)
+        else:
+            arrays = {name: AsIs(self._encoding.array(keys)) for name, keys in parameters.items()}
+            rows = self._fetch(statement, arrays)
         header = rows.pop(0) if rows else (None,)
         if header[0] is None:
             self.close()
@@ -455,7 +488,13 @@ class Read:
         """What is odd about the rows of the newest chunk, by id. None: no row has that id, which is none that
         an endpoint can have.
         """
+        self.again: set[str] = set()
+        """The ids of the newest chunk that have come more than once."""
+        self.passed: set[str] = set()
+        """The ids that were met and passed over."""
+        self._passed_over: set[str] = set()
         self._left_out: set[str] = set()
+        """Ids whose rows are odd, so that they are not in the store for another one to be compared with."""
         self._rows: list[tuple[Any, ...]] | None = rows
         self._ahead: Future[list[tuple[Any, ...]]] | None = None
 
@@ -498,9 +537,9 @@ class Read:
             self.complete = len(rows) < size
         self.close()
 
-    def leave_out(self, ids: Iterable[str]) -> None:
-        """Take these ids for such that come twice from now on, each row with one for gone."""
-        self._left_out.update(ids)
+    def pass_over(self, ids: Collection[str]) -> None:
+        """Hand out no more rows of these ids: this read is not the one to judge them."""
+        self._passed_over.update(ids)
 
     def _encoded(self, rows: list[tuple[Any, ...]]) -> list[Row]:
         """Return ids and payloads, each id once, and note what is odd."""
@@ -510,7 +549,7 @@ class Read:
             rows = [tuple(map(self._encoding.in_utf8, row)) for row in rows]
         for row in rows:
             try:
-                if row[3] == _FOUND:
+                if row[3]:
                     payload = encode(row[4:])
                 else:
                     payload = None
@@ -518,12 +557,23 @@ class Read:
                 encoded.append((row[2].decode(), payload))
             except OddRow as error:
                 name = row[2].decode() if error.named else shown(row[2])
-                odd[name] = error.oddity if row[3] == _FOUND else None
+                odd[name] = error.oddity if row[3] else None
                 if error.named:
                     encoded.append((name, error.payload))
+        self.again = set()
+        if self._passed_over:
+            encoded = self._without(encoded, odd)
         if self._left_out or odd or len(dict(encoded)) < len(encoded):
             return self._once(encoded)
         return encoded
+
+    def _without(self, rows: list[Row], odd: dict[str, Oddity | None]) -> list[Row]:
+        """Return the rows without those that are passed over."""
+        met = self._passed_over.intersection(name for name, _ in rows)
+        self.passed |= met
+        for name in met:
+            odd.pop(name, None)
+        return [row for row in rows if row[0] not in met]
 
     def _once(self, rows: list[Row]) -> list[Row]:
         """Return each id once. Of rows that contradict each other nobody knows which one counts, and so none
@@ -531,9 +581,11 @@ class Read:
         """
         once: dict[str, bytes | None] = {}
         for endpoint_id, payload in rows:
-            if endpoint_id in self._left_out or once.setdefault(endpoint_id, payload) != payload:
-                once[endpoint_id] = None
-                self.odd[endpoint_id] = TWICE
+            if endpoint_id in once or endpoint_id in self._left_out:
+                self.again.add(endpoint_id)
+                if once.get(endpoint_id) != payload:
+                    payload, self.odd[endpoint_id] = None, TWICE  # noqa: PLW2901
+            once[endpoint_id] = payload
         self._left_out.update(name for name in self.odd if once.get(name, b"") is None)
         return list(once.items())
 
@@ -578,7 +630,7 @@ class Read:
             raise SourceError("closed", "the read was closed")
         try:
             with self._database.or_closed(connection), self._database.running(connection) as cursor:
-                come_as_printed(cursor)
+                as_bytes(cursor)
                 cursor.execute(statement, parameters)
                 return cursor.fetchall()
         except BaseException:
@@ -594,6 +646,11 @@ def _cut(connection: Connection) -> None:
     """Hang up, so that both ends notice; the connection is closed by whoever uses it."""
     with suppress(psycopg2.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
         line.shutdown(socket.SHUT_RDWR)
+
+
+def _unconverted(encoding: Encoding) -> str:
+    """Return the statement after which rows of this transaction come as the database holds them."""
+    return "" if encoding.utf8 else "SET LOCAL client_encoding = 'SQL_ASCII';"
 
 
 def _evidence(header: tuple[bytes, ...]) -> Evidence:

@@ -11,16 +11,18 @@ text are kept in it as surrogates, as Python keeps file names.
 
 from __future__ import annotations
 
+import string
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from cdc.errors import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
 
+_AS_IT_IS: Final = frozenset((string.ascii_letters + string.digits + "_-. ").encode())
 _ESCAPED: Final = "surrogateescape"
 
 _CODECS: Final[Mapping[str, str]] = {
@@ -122,6 +124,14 @@ class Encoding:
             return self.text(raw)
         except UnicodeDecodeError:
             return raw.decode("ascii", _ESCAPED)
+
+    def array(self, keys: Iterable[str]) -> str:
+        """Write keys as an array of SQL in ASCII, so that nobody converts them on their way."""
+        return f"ARRAY[{', '.join(map(self._literal, keys))}]::TEXT[]"
+
+    def _literal(self, key: str) -> str:
+        bytes_of_key = "".join(chr(byte) if byte in _AS_IT_IS else f"\\x{byte:02x}" for byte in self.raw(key))
+        return f"E'{bytes_of_key}'"
 
     def raw(self, key: str) -> bytes:
         """Return the bytes that the database holds for a key.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager, suppress
 from ipaddress import ip_network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import psycopg2
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from cdc.postgres.refused import Refused
 
 _IN_USE = "55006"
+
+ABOUT_A_ROW: Final = "about_a_row"
+"""The reason of an error about what is in a row, or in a key."""
 
 _ABOUT_DATA = ("22", "23", "P0")
 """Classes of errors whose text quotes values: one may be an API key."""
@@ -91,6 +94,7 @@ PLUGIN_REMEDY = (
 """What lets a server load our plugin, for everybody or for one role (quoted)."""
 
 _OUTSIDE = "give it its schema in the mapping's query, or a cast: only pg_catalog is looked into without"
+_ONE_TYPE = "give the columns that are compared one type, or cast them in a mapping of your own"
 
 _REMEDIES = (
     (
@@ -113,10 +117,12 @@ _REMEDIES = (
     ("42501", "", "run pads-cdc setup, which grants what is missing, or pads-cdc check, which names it"),
     ("42P01", "", "create it, name it in `reads` of affects.toml, or correct MAPPING and DB_SCHEMA"),
     ("42704", "", _OUTSIDE),
+    ("42883", "op_error", f"{_ONE_TYPE}; or {_OUTSIDE}"),
     ("42883", "", _OUTSIDE),
     ("55000", "ApplyRetrieveRule", "a view's owner would read as us: put its query into the mapping"),
     ("3F000", "", "create it, or correct MAPPING and DB_SCHEMA"),
     ("42703", "", "add the column, or correct MAPPING"),
+    *((code, "", _ONE_TYPE) for code in ("42804", "42846", "42P18", "42P21", "42P22")),
     (
         "53400",
         "temp_file_limit",
@@ -141,7 +147,7 @@ def translate(error: psycopg2.Error, setting: str) -> PadsCdcError:
         return SourceError(reason, f"{what} ({setting}): {text}")
     if code.startswith(_ABOUT_DATA):
         return SourceError(
-            "query_failed", f"a query of the mapping fails on what is in a row ({setting}, {code})"
+            ABOUT_A_ROW, f"a query of the mapping fails on what is in a row ({setting}, {code})"
         )
     if code == _IN_USE:  # in any language of the server
         pid = re.search(r"PID\s*(\d+)", text)
@@ -216,6 +222,8 @@ def _refused_remedy(
         return f"ALTER ROLE {role} REPLICATION; (on RDS: GRANT rds_replication TO {role};)"
     if refused.code == _NO_RIGHT:
         return f"GRANT CONNECT ON DATABASE {database} TO {role};"
+    if refused.code == "0A000" and "UTF8" in refused.text:  # MULE_INTERNAL alone has no conversion
+        return "copy the database (pg_dump) into one that is in UTF8"
     if refused.code in _FROM_A_POOLER and decoding:
         return (
             f"give the server's own address in {setting}: poolers, and PgBouncer before 1.23, will do only in"

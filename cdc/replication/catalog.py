@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cdc.errors import Refusal, SourceError
+from cdc.mapping.key_types import TEXT, KeyType, of_columns
 from cdc.postgres.encoding import Encoding
 from cdc.replication import pgoutput, wal2json
 from cdc.replication.assembler import Assembler
@@ -51,15 +52,17 @@ class Relations:
     """Changes with everything about the publication; None where there is none, or it is not asked for."""
     next_xid: int = field(default=0, compare=False)
     """32 bits: no transaction had it yet."""
+    types: Mapping[tuple[str, str], KeyType] = field(default_factory=dict)
+    """Of the columns that rules name, by table and column."""
 
     @classmethod
-    def of(cls, rows: Iterable[Sequence[Any]]) -> Relations:
-        """Read the rows of the query ``Relations``."""
+    def of(cls, rows: Iterable[Sequence[Any]], columns: Iterable[Sequence[Any]] = ()) -> Relations:
+        """Read the rows of the queries ``Relations`` and ``KeyColumns``."""
         relations, of_all = [], (None, 0)
         for oid, mapped, schema, table, partitioned, identity, shape, published_as, next_xid in rows:
             relations.append(Relation(oid, mapped, schema, table, partitioned, tuple(identity), shape))
             of_all = published_as, next_xid
-        return cls(tuple(relations), *of_all)
+        return cls(tuple(relations), *of_all, of_columns(columns))
 
     def names(self) -> dict[tuple[str, str], str]:
         """Return (schema, table) as the plugin says it, to the mapping's table."""
@@ -71,7 +74,7 @@ class Relations:
         """
         return [
             rule
-            for table, of_table in rules.items()
+            for table, of_table in self._typed(rules).items()
             for rule in of_table
             if rule.parents is not None
             and any(one.mapped == table and rule.column not in one.identity for one in self.all)
@@ -88,8 +91,16 @@ class Relations:
             table: tuple(
                 rule if rule in nameless else replace(rule, row=None, parents=None) for rule in of_table
             )
-            for table, of_table in rules.items()
+            for table, of_table in self._typed(rules).items()
         }
+
+    def _typed(self, rules: Mapping[str, Sequence[Rule]]) -> dict[str, tuple[Rule, ...]]:
+        """Return the rules with what their keys are compared as."""
+        return {table: tuple(map(self._with_type, of_table)) for table, of_table in rules.items()}
+
+    def _with_type(self, rule: Rule) -> Rule:
+        of_column = self.types.get((rule.table, rule.column), TEXT)
+        return replace(rule, kind=of_column.kind(rule.query), hides_nan=of_column.hides_nan)
 
     def lossy(self, rules: Mapping[str, Sequence[Rule]]) -> list[str]:
         """Return the tables whose updates or deletes matter, and which the plugin loses without a word."""
@@ -135,8 +146,10 @@ class Catalog:
 
         """
         self._published = plugin == pgoutput.NAME
+        cursor.execute(self._queries["KeyColumns"], self._parameters())
+        columns = cursor.fetchall()
         cursor.execute(self._queries["Relations"], self._parameters())
-        relations = Relations.of(cursor.fetchall())
+        relations = Relations.of(cursor.fetchall(), columns)
         found = {one.mapped for one in relations.all}
         for table in self._mapping.reads:  # a signal table may be missing
             if table not in found:
@@ -145,10 +158,10 @@ class Catalog:
                     " which is not there: create it, or correct MAPPING and DB_SCHEMA"
                 )
         names, rules = relations.names(), relations.rules(self._mapping.rules)
-        stream = Stream(Assembler(names, rules), wal2json.Decoder(), wal2json.options(names))
+        encoding = Encoding.of(cursor.connection)
+        stream = Stream(Assembler(names, rules), wal2json.Decoder(encoding), wal2json.options(names))
         if self._published:
             publication = self._sound(cursor, relations)
-            encoding = Encoding.of(cursor.connection)
             wanted = {name: needed(rules[table]) for name, table in names.items()}
             stream = Stream(
                 stream.assembler,
@@ -184,10 +197,12 @@ class Catalog:
         unless the stream needs other tables or rules, or goes by another publication.
         """
         relations, rules, streamed = self.ask(database), self._mapping.rules, self._streamed
-        if (relations.names(), relations.rules(rules), relations.published_as) == (
+        database.forget_types()
+        if (relations.names(), relations.rules(rules), relations.published_as, relations.types) == (
             streamed.names(),
             streamed.rules(rules),
             streamed.published_as,
+            streamed.types,
         ):
             self._streamed = relations
         return relations
@@ -213,12 +228,17 @@ class Catalog:
 
     def ask(self, database: Database) -> Relations:
         """Return how the tables are now."""
-        return Relations.of(database.query(self._queries["Relations"], self._parameters()))
+        rows, columns = (
+            database.query(self._queries[name], self._parameters()) for name in ("Relations", "KeyColumns")
+        )
+        return Relations.of(rows, columns)
 
     def _parameters(self) -> dict[str, Any]:
+        columns = {rule.column for of_table in self._mapping.rules.values() for rule in of_table}
         return {
             "schema": self._schema,
             "tables": list(self._mapping.tables),
             "signals": list(self._mapping.signals),
+            "columns": sorted(columns),
             "publication": self._publication if self._published else None,
         }

@@ -66,8 +66,8 @@ def _is_true(text: str) -> bool:
     return text == "t"
 
 
-_NO_KEYS: Final[dict[int, Callable[[str], Value]]] = {16: _is_true, 700: float, 701: float, 1700: float}
-"""boolean, real, double precision, numeric: what is no key comes as the value that it is, as in JSON."""
+_NO_KEYS: Final[dict[int, Callable[[str], Value]]] = {16: _is_true}
+"""boolean: what is no key comes as the value that it is, as in JSON."""
 
 
 def options(publication: str) -> dict[str, str]:

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from cdc import lsn
-from cdc.changes import Begin, Commit, Delete, Insert, Message, Note, Place, Truncate, Update
+from cdc.changes import Begin, Column, Commit, Delete, Insert, Message, Note, Place, Truncate, Update
 from cdc.errors import MessageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from cdc.changes import Value
+    from cdc.postgres.encoding import Encoding
 
 NAME: Final = "wal2json"
 
@@ -53,16 +56,26 @@ class _Commit(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="C"
     nextlsn: str
 
 
-_Said = _Begin | _Commit | Insert | Update | Delete | Truncate | Note
-_decoder: msgspec.json.Decoder[_Said] = msgspec.json.Decoder(_Said)
+_Row = Insert | Update | Delete | Truncate | Note
+_Said = _Begin | _Commit | _Row
+_decoder: msgspec.json.Decoder[_Said] = msgspec.json.Decoder(_Said, float_hook=str)
 
 
 class Decoder:
     """Reads a stream. Nothing has to be remembered: each row says its table and its columns."""
 
+    def __init__(self, encoding: Encoding | None = None) -> None:
+        """``encoding`` is the database's, which the plugin writes in; UTF-8 if not given."""
+        self._encoding = None if encoding is None or encoding.utf8 else encoding
+
     def decode(self, raw: bytes) -> Sequence[Message]:
         """Return what a message says; see `parse`."""
-        return (parse(raw),)
+        if self._encoding is None or raw.isascii():
+            return (parse(raw),)
+        # JSON is UTF-8. A character for each byte makes it that, and in no encoding of a server is a byte of
+        # a longer character one that JSON knows. Then each text is decoded by itself: one may be none.
+        message = parse(raw.decode("latin-1").encode())
+        return (message if isinstance(message, Begin | Commit) else _decoded(message, self._encoding),)
 
     def place(self, raw: bytes) -> Place:
         """Tell where a message stands, by how it begins."""
@@ -95,6 +108,30 @@ def parse(raw: bytes) -> Message:
     if isinstance(said, _Commit):
         return Commit(said.xid, _end(said), _seconds(said))
     return said
+
+
+def _decoded(message: _Row, encoding: Encoding) -> _Row:
+    """Return a message of which each character stands for a byte as what it says."""
+
+    def text(value: Value) -> Value:
+        if isinstance(value, str) and not value.isascii():
+            return encoding.key(value.encode("latin-1"))
+        return value
+
+    def columns(row: Iterable[Column]) -> tuple[Column, ...]:
+        return tuple(Column(text(column.name), text(column.value)) for column in row)
+
+    match message:
+        case Note():
+            return message
+        case Insert(schema, table, row):
+            return Insert(text(schema), text(table), columns(row))
+        case Update(schema, table, row, identity):
+            return Update(text(schema), text(table), columns(row), columns(identity))
+        case Delete(schema, table, identity):
+            return Delete(text(schema), text(table), columns(identity))
+        case Truncate(schema, table):
+            return Truncate(text(schema), text(table))
 
 
 def _seconds(said: _Begin | _Commit) -> float:

@@ -49,10 +49,10 @@ class Audit:
         store: Store,
         odd_rows: OddRows,
         check_evidence: Callable[[Read], Read],
-        leave_out: Iterable[str] = (),
+        doubtful: frozenset[str] = frozenset(),
     ) -> None:
-        """Take a whole read that is being opened; ``check_evidence`` raises if it is not to be trusted. Ids
-        to ``leave_out`` are known to come twice.
+        """Take a whole read that is being opened; ``check_evidence`` raises if it is not to be trusted. The
+        ``doubtful`` ids are passed over.
 
         Whatever is read from now on may be older or newer than it.
         """
@@ -60,7 +60,7 @@ class Audit:
         self._check_evidence = check_evidence
         self._store = store
         self._odd_rows = odd_rows
-        self._leave_out = leave_out
+        self._doubtful = doubtful
         self._read: Read | None = None
         self._chunks: Iterator[list[Row]] = iter(())
         self._began = time.monotonic()
@@ -109,7 +109,7 @@ class Audit:
         """
         if self._read is None:
             self._read = self._check_evidence(self._opening.result())
-            self._read.leave_out(self._leave_out)
+            self._read.pass_over(self._doubtful)
             self._chunks = self._read.chunks(_CHUNK)
             self.seen = self._until = self._read.evidence.seen
             self._bound = self._read.evidence.bound
@@ -119,6 +119,7 @@ class Audit:
                 self._compare(chunk, self._read)
                 return None
             self._find_missing()
+            self._odd_rows.passed_over(self._doubtful, self._reading)
             self._odd_rows.end(self._reading)
             for name in self._overtaken:
                 self._differing.pop(name, None)
@@ -139,25 +140,28 @@ class Audit:
         self._opening.add_done_callback(_close)
 
     def _compare(self, rows: list[Row], read: Read) -> None:
-        odd = dict(read.odd)
+        odd, again = dict(read.odd), set(read.again)
         for endpoint_id, payload in rows:
             entry = self._store.entries.get(endpoint_id)
             held = entry.payload if entry is not None else None
             if endpoint_id in self._differing or (entry is not None and entry.reading == self._reading):
+                again.add(endpoint_id)
                 if payload == self._differing.get(endpoint_id, held):
                     continue
                 odd[endpoint_id], payload = TWICE, None  # noqa: PLW2901 - of two rows neither counts
-                read.leave_out((endpoint_id,))
             if entry is not None:
                 entry.reading = max(entry.reading, self._reading)
             if held != payload:
                 self._differing[endpoint_id] = payload
             else:
                 self._differing.pop(endpoint_id, None)
+        read.pass_over(again)
+        self._odd_rows.doubt(again)
         self._odd_rows.take(rows, odd, self._reading, overtaken=self._overtaken, whole=True)
 
     def _find_missing(self) -> None:
-        self._differing.update(dict.fromkeys(self._store.not_read(self._reading)))
+        missing = self._store.not_read(self._reading)
+        self._differing.update(dict.fromkeys(name for name in missing if name not in self._doubtful))
 
 
 def _close(opening: Future[Read]) -> None:

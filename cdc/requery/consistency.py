@@ -16,7 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from cdc.lsn import Lsn
     from cdc.requery.task import Task
@@ -30,9 +30,9 @@ backlog is read each read is ahead of the slot, so that there would be no end to
 class Consistency:
     """Remembers what was brought by reads that are ahead of the slot."""
 
-    def __init__(self, endpoint_keys: str | None) -> None:
-        """``endpoint_keys`` is the kind of keys that are endpoint ids, if the mapping has one."""
-        self._endpoint_keys = endpoint_keys
+    def __init__(self, are_ids: Callable[[str], bool]) -> None:
+        """``are_ids`` tells whether keys of a kind are endpoint ids, spelled as those are."""
+        self._are_ids = are_ids
         self._ahead: deque[tuple[Lsn, set[str] | None]] = deque()
         """How new each read was, and the endpoints that it brought; None for too many of them."""
         self._held = 0
@@ -84,7 +84,9 @@ class Consistency:
 
     def _meets(self, task: Task) -> bool:
         keys = task.affected.keys
-        if any(kind != self._endpoint_keys for kind in keys):
+        if not all(map(self._are_ids, keys)):
             return True  # which endpoints these are only a read can tell
-        ids = keys.get(self._endpoint_keys or "", set())
-        return any(ahead is None or not ahead.isdisjoint(ids) for _, ahead in self._ahead)
+        return any(
+            ahead is None or any(not ahead.isdisjoint(ids) for ids in keys.values())
+            for _, ahead in self._ahead
+        )

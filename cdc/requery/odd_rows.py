@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from cdc.mapping.row_rule import TWICE, in_short, shown
+from cdc.mapping.row_rule import in_short, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -39,22 +39,36 @@ class OddRows:
         """By id: what is odd, and the newest reading that has said so."""
         self._more: Counter[Reason] = Counter()
         """Reasons of the rows beyond `_MOST`, as counted by the newest whole read."""
+        self._counted = 0
+        """The whole read that has counted them."""
         self._counting: dict[int, Counter[Reason]] = {}
         """The same, for the whole reads that run."""
-        self._twice = False
-        """Some may come twice."""
+        self.doubtful: set[str] = set()
+        """Ids that have come more than once in a read. A read by another key than the id may find one of the
+        rows only, so that a short read by id has to judge them.
+        """
         self._changed = False
         self._reported_at = -_PACE
 
     def __len__(self) -> int:
         return len(self._known) + self._more.total()
 
-    @property
-    def twice(self) -> frozenset[str]:
-        """The ids that are known to come twice. A read by another key may find one of the two rows only."""
-        if not self._twice:
-            return frozenset()
-        return frozenset(name for name, (oddity, _) in self._known.items() if oddity is TWICE)
+    def doubt(self, ids: Iterable[str]) -> None:
+        """Note that these ids have come more than once."""
+        for endpoint_id in ids:
+            if len(self.doubtful) < _MOST:
+                self.doubtful.add(endpoint_id)
+
+    def judge(self, rows: Iterable[Row], again: Collection[str]) -> None:
+        """Note what a read by id has brought: of these ids all rows that there are."""
+        if self.doubtful:
+            self.doubtful.difference_update(name for name, _ in rows if name not in again)
+
+    def passed_over(self, ids: Iterable[str], reading: int) -> None:
+        """Note that a whole read has met these ids, and not judged them."""
+        for endpoint_id in ids:
+            if endpoint_id in self._known:
+                self._known[endpoint_id] = self._known[endpoint_id][0], reading
 
     @property
     def nameless(self) -> bool:
@@ -89,7 +103,6 @@ class OddRows:
             elif name in known or len(known) < _MOST:
                 self._changed |= name not in known or known[name][0] != oddity
                 known[name] = oddity, reading
-                self._twice = self._twice or oddity is TWICE
             elif whole:
                 self._counting.setdefault(reading, Counter())[oddity.reason] += 1
 
@@ -98,10 +111,11 @@ class OddRows:
         gone = [name for name, (_, newest) in self._known.items() if newest < reading]
         for name in gone:
             del self._known[name]
-        self._twice = bool(self.twice)
         more = self._counting.pop(reading, Counter())
-        self._changed = self._changed or bool(gone) or more != self._more
-        self._more = more
+        self._changed = self._changed or bool(gone)
+        if reading > self._counted:  # an older one, which younger ones have overtaken, has not met all
+            self._changed = self._changed or more != self._more
+            self._more, self._counted = more, reading
         self._counting = {other: counted for other, counted in self._counting.items() if other > reading}
 
     def report(self) -> None:

@@ -13,9 +13,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from cdc.errors import PadsCdcError, gives_way
+from cdc.errors import PadsCdcError, SourceError, gives_way
 from cdc.failpoints import reach
+from cdc.mapping.key_types import is_exact, query_of
+from cdc.mapping.row_rule import TWICE
 from cdc.observer import ReconcileSeen
+from cdc.postgres.errors import ABOUT_A_ROW
 from cdc.postgres.gate import Gate
 from cdc.postgres.timeline import Timeline, check_evidence
 from cdc.requery.consistency import Consistency
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from cdc.requery.audit import Audit
     from cdc.state.ledger import Ledger
     from cdc.state.origin import CurrentOrigin
-    from cdc.store.store import Store
+    from cdc.store.store import Batch, Store
 
 _WAIT_FIRST, _WAIT_MOST = 0.0005, 0.02
 """Seconds between looks at a gate that is shut: a commit becomes visible within microseconds, or it hangs."""
@@ -67,6 +70,7 @@ _CHUNK = 5_000
 _TROUBLE = "query"
 _LOSSY = "replica_identity"
 _REFUSED = "publication"
+_KEY_SHAPE = "key_shape"
 
 
 class Requery:
@@ -107,7 +111,7 @@ class Requery:
         """The history of the slot's server, once that is known: reads of any other do not count."""
         self.read_up_to: Lsn = 0
         """How new the newest read was: an older standby would go back."""
-        self._consistency = Consistency(database.mapping.endpoint_keys)
+        self._consistency = Consistency(self._are_ids)
         self.reached: Lsn = 0
         """End of the last transaction that was taken from the backlog."""
         self._let_go_to: Lsn = 0
@@ -230,11 +234,11 @@ class Requery:
             self.audit = None
 
     def doubtful(self) -> frozenset[str]:
-        """Return the ids that come twice, which only a short read by id may judge."""
-        return self.odd_rows.twice if self._database.mapping.endpoint_keys else frozenset()
+        """Return the ids that only a short read by id may judge."""
+        return frozenset(self.odd_rows.doubtful if self._database.mapping.endpoint_keys else ())
 
     def settle_doubts(self) -> None:
-        """Read again what a long read, or one by other keys, has left out because it came twice before."""
+        """Read what other reads have passed over."""
         kind, doubtful = self._database.mapping.endpoint_keys, self.doubtful()
         if kind and doubtful:
             self.add(Task.settling(kind, doubtful, self.reached))
@@ -320,7 +324,13 @@ class Requery:
         return self._is_by_id(affected) and len(affected) < self._database.at_once
 
     def _is_by_id(self, affected: Affected) -> bool:
-        return affected.reconcile is None and affected.keys.keys() <= {self._database.mapping.endpoint_keys}
+        queries = {query_of(kind) for kind in affected.keys}
+        return affected.reconcile is None and queries <= {self._database.mapping.endpoint_keys}
+
+    def _are_ids(self, kind: str) -> bool:
+        """Tell whether keys of a kind are endpoint ids, and equal to those only if they are spelled alike."""
+        exact = is_exact(kind) and self._database.types.id_type.exact
+        return exact and query_of(kind) == self._database.mapping.endpoint_keys
 
     def _open_gates(self, evidence: Evidence) -> list[Task]:
         """Return the tasks whose gate is open; a second reconcile waits for the first one to end."""
@@ -344,8 +354,16 @@ class Requery:
         if task.reason is not None:
             self._load_parents()
         keys = None if task.reason is not None else task.affected.keys
-        # What may take the database a while is awaited while others are read.
-        read = self.checked(self._database.read(keys, at_once=self._is_short(task.affected)))
+        try:
+            # What may take the database a while is awaited while others are read.
+            read = self.checked(self._database.read(keys, at_once=self._is_short(task.affected)))
+        except SourceError as error:
+            if error.reason != ABOUT_A_ROW or task.reason is not None:
+                raise
+            # A key that its type does not take, such as what a signal's row makes up: without it all is read.
+            self._observer.decode_error(_KEY_SHAPE, f"keys cannot be asked for: {error}")
+            task.affected.give_up(_KEY_SHAPE)
+            return False
         self._recovered()
         if not task.gate.opens(read.evidence):
             read.close()
@@ -361,9 +379,10 @@ class Requery:
         reach("read")
         in_parts = task.reason is not None or not read.complete
         opened = OpenRead(task, read, began, self._store.begin_reading() if in_parts else 0)
-        if not task.settles and (in_parts or not self._is_by_id(task.affected)):
+        opened.judges = task.settles or (not in_parts and self._is_by_id(task.affected))
+        if not opened.judges:
             opened.doubtful = self.doubtful()
-            read.leave_out(opened.doubtful)
+            read.pass_over(opened.doubtful)
         self._reads.append(opened)
         if task.reason is None and not self._is_by_id(task.affected):
             # A read by a plan leaves out what is on it no more: there it tears what nobody can name.
@@ -399,16 +418,13 @@ class Requery:
         )
         read.upserts += batch.upserts
         read.deletes += batch.deletes
-        if batch.twice:
-            odd = {**odd, **read.came_twice(batch.twice)}
-        self.odd_rows.take(
-            rows, odd, read.reading or self._store.reading, overtaken=read.overtaken, whole=not named
-        )
+        self._note_odd(read, rows, dict(odd), batch)
         for older in self._reads[: self._reads.index(read)]:
             older.overtake(rows)
         if self.audit is not None:
             self.audit.overtake(rows)
-        self._consistency.read(seen, (row[0] for row in rows) if by_id else None)
+        spelled = by_id and all(map(self._are_ids, task.affected.keys))
+        self._consistency.read(seen, (row[0] for row in rows) if spelled else None)
         last = named and read.read.complete and self._reads == [read] and not self._waiting
         last = last and not self._consistency.shows(self.reached, ())
         position = self.reached if last else 0
@@ -420,6 +436,16 @@ class Requery:
         if express and len(self._reads) > 1:
             time.sleep(_GIVE_WAY)
         reach("published")
+
+    def _note_odd(self, read: OpenRead, rows: list[Row], odd: dict[str, Oddity | None], batch: Batch) -> None:
+        """Note what is odd about rows, and which ids have come more than once."""
+        odd_rows, reading = self.odd_rows, read.reading or self._store.reading
+        odd.update(dict.fromkeys(batch.twice, TWICE))
+        odd_rows.take(rows, odd, reading, overtaken=read.overtaken, whole=read.task.reason is not None)
+        if read.judges:
+            odd_rows.judge(rows, read.read.again)
+        odd_rows.doubt((*read.read.again, *batch.again))
+        read.came_again(batch.again)
 
     def _finish(self, read: OpenRead) -> None:
         task = read.task
@@ -433,6 +459,7 @@ class Requery:
             if not read.overtaken:
                 self._consistency.mend()
             self.exact_at = read.began
+            self.odd_rows.passed_over(read.doubtful, read.reading)
             self.odd_rows.end(read.reading)
             self._store.loaded()
             self._tell_origin(read)
@@ -440,7 +467,7 @@ class Requery:
             self._observer.reconciled(
                 ReconcileSeen(task.reason, len(self._store), read.upserts, read.deletes, seconds)
             )
-        if read.doubtful and (task.reason is not None or read.met_doubtful):
+        if read.read.passed or (task.reason is not None and self.odd_rows.doubtful):
             self.settle_doubts()
         self.settle()
         if task.transactions:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cdc.mapping.affected import LIMIT, Affected
-from cdc.mapping.row_rule import TWICE
+from cdc.mapping.key_types import query_of
 from cdc.observer import BatchSeen, TransactionSeen
 from cdc.postgres.gate import Gate
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from cdc.changes import Action
     from cdc.lsn import Lsn
-    from cdc.mapping.row_rule import Oddity
     from cdc.postgres.database import Read, Row
     from cdc.replication.assembler import Transaction
     from cdc.store.store import Store
@@ -96,15 +95,16 @@ class Task:
         return cls(Affected({kind: set(ids)}), Gate(), since, settles=True)
 
     def apart(self, ids: str | None, few: int) -> list[Task]:
-        """Return it as one task, or as two if it has fewer than ``few`` keys of the kind ``ids``, which are
+        """Return it as one task, or as two if it has fewer than ``few`` keys of the query ``ids``, which are
         endpoint ids, beside others: what is named by its id must not wait for a ripple's rows.
 
         The transactions are reported with the second one, when all of them is in the store.
         """
         keys = self.affected.keys
-        if ids not in keys or len(keys) == 1 or len(keys[ids]) >= few:
+        by_id = [kind for kind in keys if query_of(kind) == ids]
+        if not by_id or len(by_id) == len(keys) or sum(len(keys[kind]) for kind in by_id) >= few:
             return [self]
-        named = Affected(keys={ids: keys.pop(ids)})
+        named = Affected(keys={kind: keys.pop(kind) for kind in by_id})
         return [replace(self, affected=named, transactions=[]), self]
 
     @property
@@ -161,9 +161,10 @@ class OpenRead:
         self._overtaken: set[str] = set()
         self._left_out = False
         """Some rows may not be live, or may have come twice."""
-        self.doubtful: frozenset[str] = frozenset()
-        """What it leaves out, since it is not the one to judge whether these ids still come twice."""
-        self.met_doubtful = False
+        self.judges = False
+        """It has all rows of the ids that it brings, at once."""
+        self.doubtful: Collection[str] = ()
+        """Ids that it passes over, since others judge them."""
         self.reading = reading
         self.upserts = self.deletes = self.rows = 0
 
@@ -173,9 +174,7 @@ class OpenRead:
         if chunk is None:
             return None
         self.rows += len(chunk)
-        if self.read.odd:
-            self._left_out = True
-            self.met_doubtful = self.met_doubtful or not self.doubtful.isdisjoint(self.read.odd)
+        self._left_out = self._left_out or bool(self.read.odd)
         if self._overtaken:
             return [row for row in chunk if row[0] not in self._overtaken]
         return chunk
@@ -185,11 +184,10 @@ class OpenRead:
         """What a younger read has brought meanwhile."""
         return self._overtaken
 
-    def came_twice(self, ids: Collection[str]) -> Mapping[str, Oddity]:
-        """Note that some ids have come in more than one part, and say what is odd about that."""
-        self.read.leave_out(ids)
+    def came_again(self, ids: Collection[str]) -> None:
+        """Note that some ids have come in more than one part."""
+        self.read.pass_over(ids)
         self._left_out = self._left_out or bool(ids)
-        return dict.fromkeys(ids, TWICE)
 
     def overtake(self, rows: Iterable[Row]) -> None:
         """Leave these ids alone from now on: a younger read has brought them."""
@@ -197,12 +195,12 @@ class OpenRead:
 
     def missing(self, store: Store) -> list[Row]:
         """Return the deletes that a whole read of the mapping amounts to, once all of it is in the store."""
-        if not self._overtaken and not self._left_out and self.rows == len(store):
+        if not self._overtaken and not self._left_out and not self.doubtful and self.rows == len(store):
             return []  # each of them is live, and so there is no other
         return [
             (endpoint_id, None)
             for endpoint_id in store.not_read(self.reading)
-            if endpoint_id not in self._overtaken
+            if endpoint_id not in self._overtaken and endpoint_id not in self.doubtful
         ]
 
     def seen(self, revision: int) -> BatchSeen:

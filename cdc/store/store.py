@@ -50,8 +50,10 @@ class Batch:
     """Named by a transaction, with the same bytes (and their digest) as before: only the position moves."""
     verified: list[tuple[Entry, bytes]] = field(default_factory=list)
     """Known from the state file, and found unchanged in the first reconcile: the entry and its payload."""
+    again: list[str] = field(default_factory=list)
+    """Ids that this reading has brought before."""
     twice: list[str] = field(default_factory=list)
-    """Ids that this reading has brought before, with other bytes: they are gone."""
+    """Those of them that have come with other bytes: they are gone."""
     delta: int = 0
     """What the digest of the whole map changes by."""
     upserts: int = 0
@@ -295,6 +297,7 @@ class Store:
         for endpoint_id, payload in rows:
             old = entries.get(endpoint_id)
             if reading and old is not None and old.reading == reading:
+                batch.again.append(endpoint_id)
                 if payload != old.payload:
                     batch.twice.append(endpoint_id)
                     self._compare_gone(batch, endpoint_id, old, named=named, reading=reading)

@@ -161,7 +161,7 @@ def assert_the_look_alikes_would_run(poisoned: Poisoned) -> None:
     kinds = [kind for kind in mapping.queries if kind.startswith("EndpointsOf")]
     for statement in (
         mapping.queries["Endpoints"],
-        mapping.full,
+        mapping.full(),
         *(mapping.compose([kind]) for kind in kinds),
     ):
         before = len(poisoned.ran())

@@ -41,16 +41,14 @@ Row = tuple[str, str | None, bool | None, list[str] | None, str | None, str | No
 
 
 def printed(value: Any) -> Any:
-    """Return a value as the database prints it."""
+    """Return a value as the driver has it: text as bytes."""
     match value:
-        case None | bytes():
-            return value
-        case bool():
-            return b"t" if value else b"f"
+        case str():
+            return value.encode()
         case list() | tuple():
             return type(value)(map(printed, value))
         case _:
-            return str(value).encode()
+            return value
 
 
 def encode(row: tuple[Any, ...]) -> bytes:
@@ -228,6 +226,12 @@ def test_a_row_without_a_meaning_has_no_payload(column: int, value: Any, reason:
         assert odd.value.oddity.reason == reason
         assert odd.value.named == (column != 0)
         assert "secret" not in odd.value.oddity.text.replace("secret_key", "")
+
+
+@given(ROWS)
+def test_flags_and_limits_that_come_as_text_are_the_same(row: Row) -> None:
+    as_text = [None if value is None else str(value) for value in row]
+    assert encode((*row[:2], as_text[2], *row[3:6], *as_text[6:])) == encode(row)
 
 
 def test_what_is_remembered_of_plans_is_bounded() -> None:

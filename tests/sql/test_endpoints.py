@@ -169,7 +169,7 @@ def test_an_unenforced_reference_to_nothing_is_no_reference(database: Database) 
 
 def full(cursor: cursor, mapping: Mapping) -> model.Endpoints:
     """Read the whole mapping."""
-    cursor.execute(mapping.full, {})
+    cursor.execute(mapping.full(), {})
     header, *rows = cursor.fetchall()
     assert header[0] is not None
     assert all(row[:2] == (None, None) and row[3] is True and row[2] == row[4] for row in rows)

@@ -68,7 +68,7 @@ def test_the_header_comes_first_when_everything_is_parallel(database: Database, 
             "SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0;"
             "SET max_parallel_workers_per_gather = 4"
         )
-        reads: list[tuple[str, dict[str, list[str]]]] = [(mapping.full, {}), (mapping.compose(KEYS), KEYS)]
+        reads: list[tuple[str, dict[str, list[str]]]] = [(mapping.full(), {}), (mapping.compose(KEYS), KEYS)]
         for statement, parameters in reads:
             cursor.execute(f"EXPLAIN {statement}", parameters)
             [top, *_] = cursor.fetchall()
@@ -91,6 +91,6 @@ def sees(database: Database, xid: str, snapshot: str) -> bool:
 def test_no_statement_of_ours_has_a_backslash() -> None:
     """Whether it escapes anything is a setting, which may not be ours yet when the statement is read."""
     mappings = [load(name) for name in ("grove", "grove_jwt", "grove_soft_delete")]
-    ours = [*server_queries().values(), *(mapping.full for mapping in mappings)]
+    ours = [*server_queries().values(), *(mapping.full() for mapping in mappings)]
     ours += [query for mapping in mappings for query in mapping.queries.values()]
     assert not [statement for statement in ours if "\\" in statement]

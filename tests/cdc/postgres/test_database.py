@@ -33,8 +33,8 @@ IN_TRANSACTION = OPEN + " AND state <> 'idle'"
 
 
 def encode(columns: tuple[Any, ...]) -> bytes:
-    """Make a payload that people can read; columns come as the server prints them."""
-    return b"|".join(b"None" if column is None else column for column in columns)
+    """Make a payload that people can read; text comes as bytes."""
+    return b"|".join(one if isinstance(one, bytes) else str(one).encode() for one in columns)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_key_that_is_gone_is_a_delete_and_other_kinds_find_what_there_is(
     both = rows(read, EndpointsOfPlans={"plan_0"}, EndpointsOfApplications={"app_4", "gone", "app_1"})
     assert {"gone", "app_1", "app_4"} <= both.keys()
     assert both["gone"] is None
-    assert both["app_4"] == b"app_4|key_4|t|None|acc_0|plan_0|0|0"
+    assert both["app_4"] == b"app_4|key_4|True|None|acc_0|plan_0|0|0"
 
 
 def test_the_evidence_of_a_primary(database: postgres.Database, reading: Callable[..., Database]) -> None:
@@ -110,7 +110,7 @@ def test_the_evidence_of_a_primary(database: postgres.Database, reading: Callabl
     with read.read() as late:
         writer.commit()
         assert not gate.opens(late.evidence)
-        assert dict(next(late.chunks()))["app_1"] == b"app_1|key_1|t|None|acc_0|plan_0|0|0"
+        assert dict(next(late.chunks()))["app_1"] == b"app_1|key_1|True|None|acc_0|plan_0|0|0"
     evidence = read.evidence()
     assert gate.opens(evidence)
     assert evidence.system == database.value("SELECT system_identifier::text FROM pg_control_system()")

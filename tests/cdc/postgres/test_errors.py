@@ -89,7 +89,7 @@ def test_what_is_not_there(database: Database, statement: str, remedy: str) -> N
 def test_values_of_rows_are_not_quoted(database: Database, statement: str) -> None:
     error = said(database, statement)
     assert isinstance(error, SourceError)
-    assert error.reason == "query_failed"
+    assert error.reason == "about_a_row"
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_what_has_its_schema_is_used(
     )
     named = ":\"schema\".twice(OPERATOR(public.#!) settings.secret_key) || 'auth0_google'::public.auth_type"
     found = rows(reading(own("settings.secret_key,", f"{named} AS secret_key,")))
-    assert found["app_1"] == b"app_1|key_1key_1key_1key_1auth0_google|t|None|acc_0|plan_0|0|0"
+    assert found["app_1"] == b"app_1|key_1key_1key_1key_1auth0_google|True|None|acc_0|plan_0|0|0"
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_type_is_compared_by_its_own_operators(
             """
         )
     read = reading()
-    assert rows(read)["app_2"] == b"app_2|key_2|t|None|acc_2|PLAN_2|2|2000"
+    assert rows(read)["app_2"] == b"app_2|key_2|True|None|acc_2|PLAN_2|2|2000"
     finding = check(database).the("operators", "pass")
     assert "accounts.plan_type is of type citext, whose operators are in the schema public" in finding.text
     assert check(database).the("statements", "pass")

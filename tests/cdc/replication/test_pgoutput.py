@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import string
 from struct import pack
 
@@ -106,8 +105,8 @@ def same(one: Value, other: Value) -> bool:
         return one is other
     if isinstance(one, int | float) and other is not None:
         return float(one) == float(other)
-    if isinstance(other, float) and not math.isfinite(other):
-        return one is None  # JSON has no such numbers
+    if other in ("NaN", "Infinity", "-Infinity") and one is None:
+        return True  # JSON has no such numbers
     # wal2json takes the \x from a bytea.
     return other in (one, f"\\x{one}")
 
@@ -268,7 +267,7 @@ def test_a_null_in_an_old_key_is_no_value() -> None:
     [
         (16, "t", True),
         (16, "f", False),
-        (1700, "1.50", 1.5),
+        (1700, "1.50", "1.50"),
         (23, "5", "5"),
         (25, "t", "t"),
         (2950, "6f", "6f"),

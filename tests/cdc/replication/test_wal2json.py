@@ -37,7 +37,7 @@ def columns(**values: str | float | None) -> tuple[Column, ...]:
 def test_every_recorded_message_is_read_as_it_is(sample: Sample) -> None:
     """The standard library's reader is the judge."""
     for raw in sample.stream():
-        said, read = json.loads(raw), wal2json.parse(raw)
+        said, read = json.loads(raw, parse_float=str), wal2json.parse(raw)
         assert type(read) is TYPES[said["action"]]
         for field in ("schema", "table"):
             assert getattr(read, field, None) == said.get(field)
@@ -124,7 +124,6 @@ def test_an_unknown_action_is_an_error_and_not_a_shrug(action: str) -> None:
         b"[" * 100_000,
         b'{"action":"I","x":' + b"[" * 100_000,
         b'{"action":"I","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-        b'{"action":"I","schema":"s","table":"t","columns":[{"name":"a","value":1e999}]}',
         b'{"action":"I","schema":"s","table":"t","columns":[{"name":"a","value":"\xff"}]}',
         b'{"action":"I","schema":"s","table":"t","columns":[{"name":"a","value":"\\ud800"}]}',
         b'{"action":"I","schema":"s","table":"t","columns":{"a":1}}',

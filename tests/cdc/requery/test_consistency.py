@@ -14,7 +14,7 @@ def task(since: int, end: int, *ids: str) -> Task:
 
 def test_a_later_one_that_was_applied_before_one_that_waits() -> None:
     """The map is not the one at any position, so no position may be told for it."""
-    tear = Consistency("endpoint")
+    tear = Consistency("endpoint".__eq__)
     tear.read(200, ["b"])
     tear.done(200)
     assert tear.shows(300, [task(0, 100, "a")])
@@ -22,7 +22,7 @@ def test_a_later_one_that_was_applied_before_one_that_waits() -> None:
 
 
 def test_a_read_of_too_many_to_remember_may_have_brought_anything() -> None:
-    tear = Consistency("endpoint")
+    tear = Consistency("endpoint".__eq__)
     tear.read(200)
     tear.done(100)
     assert tear.shows(200, [task(100, 200, "a")])
@@ -30,7 +30,7 @@ def test_a_read_of_too_many_to_remember_may_have_brought_anything() -> None:
 
 
 def test_a_ripple_is_remembered_as_a_whole() -> None:
-    tear = Consistency("endpoint")
+    tear = Consistency("endpoint".__eq__)
     for start in range(0, 20_000, 5_000):
         tear.read(200, [str(number) for number in range(start, start + 5_000)])
     tear.done(100)
@@ -39,7 +39,7 @@ def test_a_ripple_is_remembered_as_a_whole() -> None:
 
 def test_a_backlog_does_not_fill_the_memory() -> None:
     """Each of its reads is ahead of the slot, for hours perhaps."""
-    tear = Consistency("endpoint")
+    tear = Consistency("endpoint".__eq__)
     for number in range(1, 201):
         tear.read((1 << 40) + number, [f"{number} {one}" for one in range(1_000)])
         tear.done(number)
@@ -52,7 +52,7 @@ def test_a_backlog_does_not_fill_the_memory() -> None:
 
 
 def test_without_keys_that_are_ids_nothing_can_be_told_apart() -> None:
-    tear = Consistency(None)
+    tear = Consistency(lambda _: False)
     tear.read(200, ["b"])
     tear.done(100)
     assert tear.shows(200, [task(100, 200, "a")])

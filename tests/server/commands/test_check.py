@@ -198,6 +198,27 @@ def test_a_remedy_mends_what_was_found(
             "warn",
             "the first is app_1",
         ),
+        (
+            "ALTER TABLE pay_plans ALTER monthly_relay_limit TYPE BIGINT",
+            "limits",
+            "warn",
+            "capacity_limit, from pay_plans.monthly_relay_limit, is bigint",
+        ),
+        (
+            """
+            ALTER TABLE pay_plans ALTER monthly_relay_limit TYPE BIGINT;
+            UPDATE pay_plans SET monthly_relay_limit = 5000000000
+            """,
+            "odd_rows",
+            "warn",
+            "6 rows are served with another limit: app_1 (capacity_limit is 5000000000, beyond 32 bits",
+        ),
+        (
+            "ALTER TABLE portal_application_settings ALTER secret_key TYPE BYTEA USING secret_key::BYTEA",
+            "column_types",
+            "fail",
+            "secret_key, from portal_application_settings.secret_key, is bytea, and no text",
+        ),
     ],
 )
 def test_what_only_a_person_can_mend(

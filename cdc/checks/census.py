@@ -1,0 +1,88 @@
+"""All rows of the mapping, read once as the server reads them, and what `check` says of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from cdc.mapping.row_rule import OddRow, flag
+from cdc.postgres.database import Database
+
+if TYPE_CHECKING:
+    from cdc.mapping.row_rule import Oddity
+
+_NAMED: Final = 10
+"""Odd rows of each kind that are kept by name."""
+
+
+@dataclass
+class Some:
+    """How many there are, and the id of the first."""
+
+    number: int = 0
+    first: str = ""
+
+    def add(self, endpoint_id: bytes) -> None:
+        """Count one more."""
+        self.number += 1
+        self.first = self.first or endpoint_id.decode()
+
+
+@dataclass
+class Census:
+    """What was counted."""
+
+    endpoints: int = 0
+    open_to_all: Some = field(default_factory=Some)
+    """Endpoints without settings that say whether a key is required."""
+    without_key: Some = field(default_factory=Some)
+    """Endpoints that require a key and have none."""
+    odd: dict[str, Oddity] = field(default_factory=dict)
+    """Some of the rows that are no endpoints as they stand, by id."""
+    odd_rows: Counter[bool] = field(default_factory=Counter)
+    """How many rows are served nevertheless (True), and how many are left out."""
+
+    @classmethod
+    def take(cls, database: Database) -> Census:
+        """Read the whole mapping.
+
+        Raises:
+            SourceError, Refusal: it cannot be read.
+
+        """
+        census = cls()
+
+        def encode(row: tuple[Any, ...]) -> bytes:
+            try:
+                payload = database.encode(row)
+            except OddRow as odd:
+                if odd.payload is not None:
+                    census._count(row)
+                raise
+            census._count(row)
+            return payload
+
+        reading = Database(database.address, database.mapping, database.schema, encode)
+        try:
+            with reading.read() as read:
+                for _ in read.chunks():
+                    for name, oddity in read.odd.items():
+                        if oddity is not None:
+                            census._keep(name, oddity)
+        finally:
+            reading.close()
+        return census
+
+    def _count(self, row: tuple[Any, ...]) -> None:
+        endpoint_id, secret_key, required, users, *_ = row
+        self.endpoints += 1
+        if required is None:
+            self.open_to_all.add(endpoint_id)
+        elif users is None and not secret_key and flag("secret_key_required", required):
+            self.without_key.add(endpoint_id)
+
+    def _keep(self, name: str, oddity: Oddity) -> None:
+        self.odd_rows[oddity.served] += 1
+        if self.odd_rows[oddity.served] <= _NAMED:
+            self.odd[name] = oddity

@@ -1,0 +1,121 @@
+"""Questions about encoding and types: can all of it be decoded, compared, and sent to gateways?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from cdc.checks.finding import fail, good, warn
+from cdc.checks.mapping import with_place
+from cdc.errors import PadsCdcError
+from cdc.mapping.key_types import TEXT, of_columns, parameter
+from cdc.postgres.encoding import Encoding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cdc.checks.finding import Finding, Site
+    from cdc.mapping.key_types import KeyType
+    from cdc.mapping.mapping import Rule
+    from cdc.postgres.connection import Address
+
+_LIMITS: Final = frozenset({"throughput_limit", "capacity_limit"})
+_INT32: Final = frozenset({"smallint", "integer"})
+_TEXT, _ENUM, _NUMBER, _BOOLEAN, _LIST, _NOTHING = "SENBAX"
+"""Categories of types. A NULL that nobody has given a type is of the last one."""
+
+
+def encoding(site: Site) -> Iterator[Finding]:
+    """Judge the database's encoding, where the slot is and where the mapping is read."""
+    found = dict.fromkeys(_encoding_at(address) for address in (site.source, site.database.address))
+    yield good(f"the database is in the encoding {' and '.join(found)}")
+
+
+def _encoding_at(address: Address) -> str:
+    connection = address.connect()
+    try:
+        return Encoding.of(connection).name
+    finally:
+        connection.close()
+
+
+def column_types(site: Site) -> Iterator[Finding]:
+    """Judge the types of the columns of `Endpoints`: gateways are told text, lists of it, and numbers."""
+    types = site.types
+    wrong = {
+        column: wanted
+        for column in site.database.mapping.columns
+        if (wanted := _lacks(column, types.columns[column])) is not None
+    }
+    for column, wanted in wrong.items():
+        yield fail(
+            f"{site.described(column)} is {types.columns[column].name}, and no {wanted}",
+            f"make it a column of {wanted}; or cast it, in the query Endpoints of a mapping of your own",
+        )
+    if not wrong:
+        yield good("what gateways are told is text, lists and numbers")
+
+
+def _lacks(column: str, of_column: KeyType) -> str | None:
+    """Say what a column has to be, if it is not that."""
+    category, name = of_column.category, of_column.name
+    if category == _NOTHING:
+        return None
+    if column == "authorized_users":
+        return None if category == _LIST else "list of text"
+    if column in _LIMITS:
+        return None if category in (_NUMBER, _TEXT) and name != "money" else "number"
+    if column == "secret_key_required":
+        return None if category in (_BOOLEAN, _NUMBER, _TEXT) and name != "money" else "boolean"
+    return None if category in (_TEXT, _ENUM, _NUMBER) or name == "uuid" else "text"
+
+
+def limits(site: Site) -> Iterator[Finding]:
+    """Name the limits that may hold what the wire cannot carry."""
+    sound = True
+    for column, of_column in site.types.columns.items():
+        if column in _LIMITS and of_column.name not in _INT32 and of_column.category != _NOTHING:
+            sound = False
+            yield warn(
+                f"{site.described(column)} is {of_column.name}: a limit beyond 32 bits is served as the"
+                " nearest within, and where it is no number the endpoint is left out",
+                "make it INT; or keep such limits out by a CHECK",
+            )
+    if sound:
+        yield good("limits are whole numbers of 32 bits")
+
+
+def key_types(site: Site) -> Iterator[Finding]:
+    """Plan the very statements that look up what changes, with keys of the types that the tables have."""
+    database = site.database
+    mapping, types = database.mapping, (site.types.columns, site.types.id_type)
+    wrong = False
+    kinds = _kinds(site)
+    for kind, (rule, of_column) in kinds.items():
+        try:
+            database.plan(mapping.compose([kind], *types), {parameter(kind): []})
+        except PadsCdcError as error:
+            wrong = True
+            yield fail(
+                f"keys of {rule.table}.{rule.column}, which is {of_column.name}, cannot be looked up by"
+                f" {rule.query}: {with_place(error).partition('; ')[0]}",
+                "give the columns that are compared one type, or cast them in a mapping of your own",
+            )
+    if not wrong:
+        database.plan(mapping.compose(kinds, *types), {parameter(kind): [] for kind in kinds})
+        database.plan(mapping.full(*types), {})
+        yield good("what changes can be looked up by its keys")
+
+
+def _kinds(site: Site) -> dict[str, tuple[Rule, KeyType]]:
+    """Return the kinds of keys that changes name, each with a rule that it comes from."""
+    mapping = site.database.mapping
+    rules = [rule for of_table in mapping.rules.values() for rule in of_table]
+    columns = sorted({rule.column for rule in rules})
+    types = of_columns(
+        site.read("KeyColumns", schema=site.schema, tables=list(mapping.tables), columns=columns)
+    )
+    kinds: dict[str, tuple[Rule, KeyType]] = {}
+    for rule in rules:
+        of_column = types.get((rule.table, rule.column), TEXT)
+        kinds.setdefault(of_column.kind(rule.query), (rule, of_column))
+    return kinds

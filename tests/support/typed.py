@@ -1,0 +1,146 @@
+"""The tables of the mapping `grove`, without constraints, with columns of any type, and values for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+VALUES: Final = 5
+"""Values of each type."""
+
+PREPARE: Final = """
+CREATE EXTENSION citext;
+CREATE TYPE mood AS ENUM ('glad', 'sad', 'MAD', 'so so', 'none');
+CREATE DOMAIN word AS VARCHAR(20) CHECK (VALUE <> 'forbidden');
+CREATE DOMAIN padded AS CHAR(12);
+CREATE DOMAIN loose AS CITEXT;
+CREATE COLLATION caseless (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+"""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type, and how its values are spelled."""
+
+    sql: str
+    spelled: Callable[[int], str]
+    again: Callable[[int], str] | None = None
+    """Other spellings of the same values: equal in the database, or the same once stored."""
+
+
+def _word(number: int) -> str:
+    return f"Word {number}"
+
+
+def _loud(number: int) -> str:
+    return f"WORD {number}"
+
+
+def _padded(number: int) -> str:
+    return f"Word {number}   "
+
+
+def _uuid(number: int) -> str:
+    return f"a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a1{number}"
+
+
+KINDS: Final[Mapping[str, Kind]] = {
+    "smallint": Kind("SMALLINT", lambda number: str(number + 1)),
+    "integer": Kind("INTEGER", lambda number: str(number - 2)),
+    "bigint": Kind("BIGINT", lambda number: str(number + 2**53)),
+    "numeric": Kind("NUMERIC", lambda number: f"{number}.50", lambda number: f"{number}.5"),
+    "numeric(30,20)": Kind("NUMERIC(30,20)", lambda number: f"{number}.12345678901234567890"),
+    "real": Kind("REAL", lambda number: f"{number}.1"),
+    "double precision": Kind("DOUBLE PRECISION", lambda number: f"{number + 1}e300"),
+    "text": Kind("TEXT", lambda number: f'it\'s "{number}" \\ %s é'),
+    "varchar": Kind("VARCHAR(24)", _word),
+    "varchar without length": Kind("VARCHAR", _word),
+    "name": Kind("NAME", _word),
+    "char": Kind("CHAR(12)", _word, _padded),
+    "char without length": Kind("BPCHAR", _padded, _word),
+    "citext": Kind("CITEXT", _word, _loud),
+    "domain": Kind("WORD", _word),
+    "domain of char": Kind("PADDED", _word, _padded),
+    "domain of citext": Kind("LOOSE", _word, _loud),
+    "enum": Kind("MOOD", lambda number: ("glad", "sad", "MAD", "so so", "none")[number]),
+    "uuid": Kind("UUID", _uuid, lambda number: _uuid(number).upper()),
+    "collation C": Kind('TEXT COLLATE "C"', _word),
+    "caseless": Kind("TEXT COLLATE caseless", _word, _loud),
+    "bytea": Kind("BYTEA", lambda number: f"\\x00ff4{number}"),
+    "json": Kind("JSON", lambda number: f'"{number}"'),
+    "jsonb": Kind("JSONB", lambda number: f'{{"a": {number}.0}}', lambda number: f'{{"a":{number}.00}}'),
+    "list": Kind("TEXT[]", lambda number: f"{{a,{number}}}"),
+    "date": Kind("DATE", lambda number: f"2026-01-0{number + 1}"),
+    "timestamp": Kind("TIMESTAMPTZ", lambda number: f"2026-01-0{number + 1} 03:04:05.6+02"),
+    "interval": Kind(
+        "INTERVAL", lambda number: f"{number + 1} days", lambda number: f"{(number + 1) * 24} hours"
+    ),
+    "inet": Kind("INET", lambda number: f"10.0.0.{number}"),
+    "boolean": Kind("BOOLEAN", lambda number: "ft"[number % 2]),
+    "bit": Kind("BIT(8)", lambda number: f"0000000{number % 2}"),
+    "money": Kind("MONEY", lambda number: f"{number}.50"),
+    "oid": Kind("OID", str),
+}
+NUMBERS: Final = ("smallint", "integer", "bigint", "numeric", "real", "double precision", "text", "oid")
+SENDABLE: Final = (
+    *("smallint", "integer", "bigint", "numeric", "numeric(30,20)", "real", "double precision", "text"),
+    *("varchar", "varchar without length", "name", "char", "char without length", "citext", "domain"),
+    *("domain of char", "domain of citext", "enum", "uuid", "collation C", "caseless", "oid"),
+)
+"""Those that can be sent to gateways."""
+TEXTS: Final = ("text", "varchar", "char", "citext", "domain", "caseless", "enum")
+"""Those that people may well have mixed. (Of two collations beside the default one no comparison knows which
+to take, be it ours or anybody's.)
+"""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The types of the columns that decide what is an endpoint, by their names in `KINDS`."""
+
+    id: str = "varchar"
+    settings_id: str = "varchar"
+    signal_id: str = "varchar"
+    account: str = "varchar"
+    app_account: str = "varchar"
+    plan: str = "varchar"
+    account_plan: str = "varchar"
+    key: str = "text"
+    limit: str = "integer"
+
+    def value(self, column: str, number: int, *, again: bool = False) -> str:
+        """Return a value for a column, perhaps as it is spelled otherwise."""
+        kind = KINDS[getattr(self, column)]
+        return (kind.again or kind.spelled)(number) if again else kind.spelled(number)
+
+    @property
+    def schema(self) -> str:
+        """The statements that make the tables."""
+        of = {name: KINDS[kind].sql for name, kind in vars(self).items()}
+        return f"""{PREPARE}
+            CREATE TABLE pay_plans (
+                number SERIAL PRIMARY KEY,
+                plan_type {of["plan"]},
+                monthly_relay_limit {of["limit"]},
+                throughput_limit INT
+            );
+            CREATE TABLE accounts (
+                number SERIAL PRIMARY KEY, id {of["account"]}, plan_type {of["account_plan"]}
+            );
+            CREATE TABLE portal_applications (
+                number SERIAL PRIMARY KEY, id {of["id"]}, account_id {of["app_account"]}
+            );
+            CREATE TABLE portal_application_settings (
+                id SERIAL PRIMARY KEY,
+                application_id {of["settings_id"]},
+                secret_key {of["key"]},
+                secret_key_required BOOLEAN
+            );
+            CREATE TABLE portal_application_changes (id SERIAL PRIMARY KEY, portal_app_id {of["signal_id"]});
+            ALTER TABLE pay_plans REPLICA IDENTITY FULL;
+            ALTER TABLE accounts REPLICA IDENTITY FULL;
+            ALTER TABLE portal_applications REPLICA IDENTITY FULL;
+        """
