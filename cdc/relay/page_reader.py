@@ -106,7 +106,8 @@ class PageReader:
         if self._coming is not None:
             return self._collect(self._coming, page, follows=follows)
         if page.first:
-            self._running = page.start <= self.exact
+            # Positions move without a revision: what was missed is seen by the checkpoint that had them.
+            self._running = page.start <= self.exact and page.position <= self.position
         elif not follows:
             self._running = False
         if page.opening or page.older:
@@ -122,7 +123,7 @@ class PageReader:
             self._opened, self._completed = True, False
         elif not (self._opened and follows) or not (self._completed or page.complete or page.generating):
             # It has a gap, or its leader has not gone on with it: the next one may be whole.
-            self._opened = False
+            self._opened = self._completed = False
             return Outcome.IGNORED
         for entry in page.entries:
             held = coming.get(entry.id)
@@ -138,7 +139,7 @@ class PageReader:
         return self._complete(page.line, coming, page.checkpoint)
 
     def _complete(self, line: str, coming: dict[str, Entry], checkpoint: Checkpoint) -> Outcome:
-        if checkpoint.revision < self.exact if line == self.line else self._is_older(checkpoint):
+        if self._is_passed(checkpoint) if line == self.line else self._is_older(checkpoint):
             return Outcome.OLDER
         if _proof(coming.values()) != (checkpoint.count, checkpoint.digest):
             return Outcome.MISMATCH
@@ -159,6 +160,10 @@ class PageReader:
         self._ahead = False
         self._distrusted = False
         return Outcome.ARRIVED
+
+    def _is_passed(self, checkpoint: Checkpoint) -> bool:
+        """Tell whether something newer of its line is held, as when pages come once more."""
+        return checkpoint.revision < self.exact + self._ahead
 
     def _is_older(self, checkpoint: Checkpoint) -> bool:
         """Tell whether a map of another line is older than the one that is served."""
@@ -190,7 +195,7 @@ class PageReader:
 
     def _apply(self, page: Page) -> Outcome:
         checkpoint = page.checkpoint
-        if checkpoint is not None and checkpoint.revision < self.exact + self._ahead:
+        if checkpoint is not None and self._is_passed(checkpoint):
             checkpoint = None  # a run that was taken already comes once more
         return self._publish(self._newer(page.entries), page.moved, checkpoint)
 

@@ -250,7 +250,8 @@ class Relaying(RuleBasedStateMachine):
 
 
 TestRelaying = Relaying.TestCase
-TestRelaying.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+# The same histories in each run of `make test`; `test_relaying_for_long` looks for others.
+TestRelaying.settings = settings(max_examples=300, stateful_step_count=40, deadline=None, derandomize=True)
 
 
 @pytest.mark.soak
