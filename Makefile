@@ -45,6 +45,13 @@ test-matrix: $(DEV) postgres replicas observers go ## Run the tests on PostgreSQ
 bounds: $(DEV) postgres replicas ## Measure how much memory the server takes at its bounds, for docs/operate.md
 	$(BIN)/pytest -n 0 tests/e2e/test_bounds.py
 
+MUTANTS ?=
+.PHONY: mutants
+mutants: $(DEV) ## Break the pure modules of cdc/ in each small way, and list what no test notices; MUTANTS="cdc.postgres.gate*"
+	@$(PIP) install --require-hashes -r requirements-mutants.txt
+	nice $(BIN)/mutmut run $(MUTANTS)
+	$(BIN)/mutmut results | grep -v 'not checked'
+
 SECONDS ?= 3600
 SOAK_ARGS ?=
 .PHONY: soak
