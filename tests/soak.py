@@ -25,6 +25,7 @@ from cdc.replication.own_slot import PLUGINS
 from server.commands.demo.cluster import Cluster, ephemeral_cluster, ephemeral_standby
 from tests.history.faults import (
     FAULTS,
+    FREEZING,
     PUBLICATION_FAULTS,
     STANDBY_FAULTS,
     moved_to_a_standby,
@@ -32,6 +33,7 @@ from tests.history.faults import (
 )
 from tests.history.operations import PREPARE, Writer, chooser
 from tests.history.relays import RELAY_FAULTS, Relays
+from tests.history.waits import MOST, Waits
 from tests.history.witness import GENERATIONS, Generation, Versions, Witness
 from tests.plugins.decoding import plugin_settings
 from tests.plugins.postgres import Database
@@ -41,6 +43,8 @@ from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
     from random import Random
+
+    from tests.history.faults import Fault
 
 WRITERS = 3
 APPLICATIONS = 80
@@ -104,6 +108,8 @@ class Storm:
             for server in self.relays.servers:  # old clients at a relay must be told of deletes, too
                 self._join("fetches_once", server.grpc)
             self.relays.begin(lambda: self._port, closing, lambda: chooser(self.choose.random()))
+        self.waits = Waits(lambda: [self.read.url()])
+        closing.callback(self.waits.stop)
         self._writing = threading.Event()
         self._ending = threading.Event()
         self._turns = threading.Condition()
@@ -166,8 +172,7 @@ class Storm:
                 promote = False
                 fault = standby_promoted if self.primary is not self.cluster else moved_to_a_standby
             self._look_at_counters()
-            fault(self)
-            self.faults[fault.__name__] += 1
+            self._befall(fault)
         with self._turns:
             self._writing.clear()
             assert self._turns.wait_for(lambda: self._busy == 0, SETTLE), "the writers do not end"
@@ -182,6 +187,19 @@ class Storm:
         for judge in self._judges:
             assert not judge.faults, judge.faults[:10]
         assert "Traceback" not in self.server.output
+
+    def _befall(self, fault: Fault) -> None:
+        self.waits.during = lambda: fault.__name__.replace("_", " ")
+        if fault in FREEZING:
+            self.waits.excused.set()
+        try:
+            fault(self)
+        finally:
+            self.waits.excused.clear()
+        self.faults[fault.__name__] += 1
+        longest, who = self.waits.longest, self.waits.who
+        assert longest < MOST, f"somebody waited for us for {longest:.1f} s: {who}"
+        assert not self.waits.victims, self.waits.victims[0]
 
     def _look_at_counters(self) -> None:
         for counter in ("audit_drift", "decode_errors"):
@@ -208,7 +226,9 @@ class Storm:
             "faults": self.faults.total(),
             **{f"  {name.replace('_', ' ')}": number for name, number in sorted(self.faults.items())},
         }
-        return "\n".join(f"{number:>12,} {name}" for name, number in counts.items())
+        counted = "\n".join(f"{number:>12,} {name}" for name, number in counts.items())
+        waited = f"{self.waits.longest:>12.2f} s is the longest that anybody waited for us ({self.waits.who})"
+        return f"{counted}\n{waited}"
 
     def _hops(self) -> dict[str, int]:
         hoppers = [] if self.relays is None else self.relays.hoppers
@@ -269,7 +289,12 @@ class Storm:
                 cursor.execute(f"{'COMMIT' if choose.random() < 0.7 else 'ROLLBACK'} PREPARED 'w{number}'")
             else:
                 cursor.execute("ROLLBACK" if end < 0.1 else "COMMIT")
-        except (psycopg2.IntegrityError, psycopg2.errors.DeadlockDetected, psycopg2.errors.LockNotAvailable):
+        except (
+            psycopg2.IntegrityError,
+            psycopg2.errors.DeadlockDetected,
+            psycopg2.errors.LockNotAvailable,
+        ) as error:
+            self.waits.blame(error)
             cursor.execute("ROLLBACK")
             self.counts["transactions refused"] += 1
         else:

@@ -4,17 +4,23 @@ itself.
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import tempfile
 import time
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg2
 
 from cdc.replication import pgoutput
+from server.commands.demo.programs import give_to_owner
 from tests.plugins.server import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.soak import Storm
 
@@ -183,6 +189,100 @@ def moved_to_a_standby(storm: Storm) -> None:
     storm.follow_a_standby()
 
 
+def synchronous_names_set(storm: Storm) -> None:
+    """Have commits wait for any standby at all: there is one, and we are none."""
+    names = storm.choose.choice(("*", "FIRST 1 (*)", "ANY 1 (*)", '"pads-cdc", pg_receivewal'))
+    with _receiving(storm):
+        storm.primary.configure({"synchronous_standby_names": names})
+        storm.primary.reload()
+        _linger(storm, 4)
+        storm.primary.configure({"synchronous_standby_names": ""})
+        storm.primary.reload()
+
+
+@contextmanager
+def _receiving(storm: Storm) -> Iterator[None]:
+    """Have a standby that holds no database, only WAL: it counts as a synchronous one."""
+    primary = storm.primary
+    with tempfile.TemporaryDirectory(prefix="received-", dir=primary.folder) as folder:
+        give_to_owner(Path(folder))
+        where = ("-h", "127.0.0.1", "-p", str(primary.port), "-U", "postgres")
+        receive = primary.programs.command(
+            "pg_receivewal", "-D", folder, *where, "--synchronous", "--no-loop"
+        )
+        environment = {**os.environ, "PGPASSWORD": primary.password}
+        with subprocess.Popen(
+            receive, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as standby:
+            counts = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'pg_receivewal'"
+            wait_until(lambda: storm.database.value(counts) > 0, "a standby")
+            yield
+            standby.terminate()
+
+
+def tables_migrated(storm: Storm) -> None:
+    """Change tables in any order within a transaction, as a migration does that knows nothing of us."""
+    tables = ["pay_plans", "accounts", "portal_applications", "portal_application_settings"]
+    storm.choose.shuffle(tables)
+    with closing(psycopg2.connect(storm.database.url())) as session, session.cursor() as cursor:
+        try:
+            cursor.execute("SET lock_timeout = '3s'")
+            for table in tables[: storm.choose.randint(2, 4)]:
+                cursor.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+                time.sleep(storm.choose.uniform(0.0, 0.4))
+            session.commit()
+        except psycopg2.errors.LockNotAvailable:
+            pass  # a writer has it
+        except psycopg2.errors.DeadlockDetected as error:
+            storm.waits.blame(error)
+
+
+def tables_locked(storm: Storm) -> None:
+    """Have somebody keep a table to themselves, for longer than anybody waits for us."""
+    table = storm.choose.choice(("pay_plans", "accounts", "portal_applications"))
+    with closing(psycopg2.connect(storm.database.url())) as session, session.cursor() as cursor:
+        with suppress(psycopg2.errors.LockNotAvailable, psycopg2.errors.DeadlockDetected):
+            cursor.execute("SET lock_timeout = '2s'")
+            cursor.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+            _linger(storm, 7)
+        session.rollback()
+
+
+def wal_sender_stopped(storm: Storm) -> None:
+    """Freeze the process that sends the slot's stream, at times for so long that it is given up."""
+    find = (
+        "SELECT active_pid FROM pg_replication_slots WHERE slot_type = 'logical' AND active_pid IS NOT NULL"
+    )
+    rows = storm.read.rows(find)
+    for (pid,) in rows:
+        with _stopped(pid):
+            _linger(storm, storm.choose.choice((2, 2, 30)))
+
+
+def our_process_stopped(storm: Storm) -> None:
+    """Freeze the server, within a read if it can be caught there: its locks must not keep anybody."""
+    held = f"SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE granted AND {_OURS}"
+    within = f"{held} AND relation = 'accounts'::regclass"
+    until = time.monotonic() + 2
+    while time.monotonic() < until:
+        with _stopped(storm.server.process.pid):
+            if storm.read.value(within) > 0:
+                _linger(storm, 7)
+                return
+        time.sleep(0.003)
+
+
+@contextmanager
+def _stopped(pid: int) -> Iterator[None]:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
 FAULTS: dict[Fault, int] = {
     postgres_stopped_fast: 2,
     postgres_stopped_immediately: 2,
@@ -203,6 +303,11 @@ FAULTS: dict[Fault, int] = {
     column_added: 2,
     table_rewritten: 2,
     checkpoint: 4,
+    synchronous_names_set: 3,
+    tables_migrated: 6,
+    tables_locked: 2,
+    wal_sender_stopped: 2,
+    our_process_stopped: 4,
 }
 """What may go wrong, and how often."""
 
@@ -211,6 +316,9 @@ PUBLICATION_FAULTS: dict[Fault, int] = {
     publication_made_anew: 2,
 }
 """What may go wrong where pgoutput decodes."""
+
+FREEZING = frozenset({postgres_frozen, primary_frozen})
+"""What makes everybody wait who has anything to do with the database."""
 
 STANDBY_FAULTS: dict[Fault, int] = {
     primary_stopped_fast: 2,
