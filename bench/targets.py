@@ -54,6 +54,7 @@ TARGETS: Final = (
     Target("writers", "mean", "nobody", 1.1),
     Target("writers", "p99", "nobody", 1.1),
     Target("writers", "a plan", "nobody", 1.1),
+    Target("writers", "longest wait, a migration each second", None, 5_000.0),
     Target("reconnect", "a revocation at the feed, p99", None, 50.0),
     Target("reconnect", "a revocation at the old contract, p99", None, 50.0),
     Target("revocation", "beside a ripple at the feed, p99", None, 50.0),

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _WITH_PGOUTPUT: Final = "ours with pgoutput"
 _CONTENDERS: Final = ("nobody", OURS, _WITH_PGOUTPUT, "bare reader", "triggers")
 _SENDER: Final = "the wal sender, of a core"
+_MIGRATED: Final = ("nobody", OURS)
+_LONGEST: Final = "longest wait, a migration each second"
+_MIGRATE: Final = "ALTER TABLE accounts ALTER plan_type SET DEFAULT %s"
 _PAUSE: Final = 0.3
 """Seconds before each of those, so that nobody's processors are warmer than another's."""
 
@@ -51,9 +54,15 @@ def run(rig: Rig) -> Iterator[Result]:
                     times = 1 if contender == "triggers" else sizes.plan_updates
                     plan = _change_plan(database, followers, count, times)
                     taken.setdefault(("a plan", contender), []).append(plan)
+                    if contender in _MIGRATED:
+                        longest = _beside_migrations(database, sizes.writer_seconds)
+                        taken.setdefault((_LONGEST, contender), []).append(longest)
     small = f"{sizes.writer_rate:,} updates a second for {sizes.writer_seconds:.0f} s"
     for (case, contender), samples in taken.items():
-        size = f"an update, {count:,} endpoints on the plan" if case == "a plan" else small
+        size = {
+            "a plan": f"an update, {count:,} endpoints on the plan",
+            _LONGEST: f"of {sizes.writer_seconds:.0f} s, while {count:,} endpoints ripple all the time",
+        }.get(case, small)
         unit = "%" if case == _SENDER else "ms"
         yield Result("writers", case, contender, unit, tuple(samples), size)
 
@@ -97,3 +106,33 @@ def _change_plan(database: Database, followers: list[Follower], count: int, time
             for follower in followers:
                 follower.wait(count)
     return statistics.median(found)
+
+
+def _beside_migrations(database: Database, seconds: float) -> float:
+    """Return milliseconds of a writer's longest statement, while a plan ripples and a table is migrated.
+
+    A migration waits for all who read its table, and whoever comes after it waits behind it.
+    """
+    until = time.monotonic() + seconds
+    waits = [0.0]
+
+    def repeat(pause: float, statement: str, *values: str) -> None:
+        with closing(database.connect()) as session, session.cursor() as cursor:
+            while time.monotonic() < until:
+                began = time.monotonic()
+                cursor.execute(statement, values or None)
+                waits.append(1000 * (time.monotonic() - began))
+                threading.Event().wait(pause)
+
+    threads = [
+        threading.Thread(target=repeat, args=(1.0, _MIGRATE, PLAN)),
+        threading.Thread(target=repeat, args=(0.1, RAISE, PLAN)),
+        threading.Thread(
+            target=repeat, args=(0.01, "UPDATE accounts SET plan_type = plan_type WHERE id = ''")
+        ),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return max(waits)
