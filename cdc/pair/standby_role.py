@@ -33,7 +33,7 @@ _UNHEARD = 90.0
 Longer than the server takes to end the connection of one that is frozen (wal_sender_timeout, 5 s).
 """
 _LEADERLESS = 10.0
-"""Likewise, where the peer says that it does not read the slot either."""
+"""Seconds likewise, where the peer says that it does not read the slot either."""
 TROUBLE = "peer"
 _OTHER = (
     "the peer makes its map by another MAPPING, DB_SCHEMA or version: whoever takes over reads everything"

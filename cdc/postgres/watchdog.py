@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 _LIMIT = 75.0
 """Seconds that nothing takes where `statement_timeout` is 60 s and `lock_timeout` 5 s."""
 _TICK = 1.0
+"""Seconds between looks."""
 
 
 class QueryWatchdog(threading.Thread):

@@ -280,6 +280,27 @@ def test_an_index_that_is_built_beside_the_writers_does_not_wait_for_our_reads(
     reader.close()
 
 
+@pytest.mark.soak
+def test_after_a_minute_it_counts_no_more_that_reads_were_ended(database: postgres.Database) -> None:
+    fill(database, 3 * CHUNK)
+    reader = database_of(database.url)
+    with watched(reader) as watch:
+        for number, rest in enumerate((0.0, 0.0, 61.0)):
+            until = time.monotonic() + rest
+            wait_until(lambda to=until: time.monotonic() >= to, "the minute", 90)  # type: ignore[misc]
+            chunks = reader.read().chunks(100)
+            next(chunks)
+            began = time.monotonic()
+            database.execute(f"ALTER TABLE accounts ALTER plan_type SET DEFAULT 'plan_{number}'")
+            waited = time.monotonic() - began
+            with suppress(PadsCdcError):
+                for _ in chunks:
+                    pass
+        assert waited < 2
+        assert watch._patience == 1.0, "one was ended since"
+    reader.close()
+
+
 @pytest.mark.slow
 def test_reads_are_ended_later_and_later_and_never_after_more_than_some(
     database: postgres.Database,
