@@ -37,6 +37,10 @@ PLUGINS = (wal2json.NAME, pgoutput.NAME)
 AUTO = "auto"
 """Stands for whichever of them it is."""
 
+_ENDS = 3
+"""How many streams of a slot the server ends at the same place before the slot is given up."""
+_CANNOT = ("22", "53200", "54", "XX")
+"""SQLSTATEs, or their classes, by which a server says that it cannot send something."""
 _REMAKES = 3
 """How often in an hour a lost slot is made anew before a person has to look."""
 
@@ -88,6 +92,8 @@ class OwnSlot:
         self._remade: list[float] = []
         self._unpublished = False
         """It holds changes that are older than the publication, at which every stream of it ends."""
+        self._ends: list[tuple[Lsn, str]] = []
+        """From where the last streams were begun that the server ended, and by which SQLSTATE."""
         self.creating = False
         """The slot is being made, which waits for every transaction that runs."""
 
@@ -122,6 +128,19 @@ class OwnSlot:
             f"the slot {self._name} holds changes from a time without the publication ({said}): once there is"
             " one, the slot is made anew, and everything read again",
         )
+
+    def ended(self, error: psycopg2.Error, confirmed: Lsn) -> None:
+        """Note that the server ended a stream that was begun from ``confirmed``.
+
+        A change that the plugin cannot write, such as a value of 200 MB that is 1.2 GB of JSON, ends every
+        stream of the slot at the same place, and its WAL would be held for ever. So it is given up then.
+        """
+        code = error.pgcode or ""
+        self._ends = [*self._ends[1 - _ENDS :], (confirmed, code)] if code.startswith(_CANNOT) else []
+
+    @property
+    def _stuck(self) -> bool:
+        return len(self._ends) == _ENDS and len(set(self._ends)) == 1
 
     def _stream(self, cursor: ReplicationCursor, slot: SlotState) -> Stream:
         """Return what the slot is read with. While it cannot be read it must not fill the disk."""
@@ -170,6 +189,11 @@ class OwnSlot:
             self._assemble(cursor, slot.plugin)  # which fails for as long as the publication is not there
             self._drop_lost(cursor, "holds changes that are older than the publication")
             return None
+        if self._stuck:
+            self._drop_lost(
+                cursor, f"holds a change that the server cannot send (SQLSTATE {self._ends[0][1]})"
+            )
+            return None
         if self._failover and not slot.failover:
             cursor.execute(f"ALTER_REPLICATION_SLOT {quote_ident(self._name, cursor)} (FAILOVER true)")
         return slot
@@ -213,7 +237,7 @@ class OwnSlot:
             )
         self._remade.append(now)
         cursor.execute("SELECT pg_drop_replication_slot(%s)", (self._name,))
-        self._unpublished = False
+        self._unpublished, self._ends = False, []
         self._observer.reconnecting("slot_lost", f"the slot {self._name} {what}; making a new one")
 
     def _make(

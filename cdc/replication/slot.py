@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import psycopg2
 from psycopg2.errors import UndefinedObject
 from psycopg2.extensions import quote_ident
 
@@ -227,6 +228,9 @@ class SlotReader(threading.Thread):
                 self._read(connection, cursor, stream, feedback)
             except UndefinedObject as error:
                 raise self._slot.unpublished(error) from error
+            except psycopg2.Error as error:
+                self._slot.ended(error, opened.confirmed)
+                raise
             finally:
                 last = self._may_confirm
                 if last and not connection.closed and not _stands_aside(self._dropping):
