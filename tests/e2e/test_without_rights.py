@@ -70,8 +70,13 @@ def notifications_and_locks(session: psycopg2.extensions.cursor) -> None:
 
 @pytest.mark.parametrize(
     "harm",
-    [messages, temporary_tables, look_alikes, comments, notifications_and_locks],
-    ids=lambda harm: harm.__name__,
+    [
+        messages,
+        look_alikes,
+        pytest.param(temporary_tables, marks=pytest.mark.soak),
+        pytest.param(comments, marks=pytest.mark.soak),
+        pytest.param(notifications_and_locks, marks=pytest.mark.soak),
+    ],
 )
 def test_nobody_without_rights_stops_or_grows_the_server(
     database: Database,
@@ -133,6 +138,7 @@ def test_what_owners_say_of_mapped_tables_and_what_triggers_on_events_do_changes
     assert server.stop() == 0
 
 
+@pytest.mark.soak
 def test_a_flood_of_the_signal_table_is_bounded(
     database: Database, serve: ServerFactory, gateway: GatewayFactory
 ) -> None:
