@@ -271,10 +271,10 @@ LIMIT 5;
 
 -- name: SoftDeleted :many
 -- The mapping's tables that mark rows as deleted: a mapping that ignores the mark would authorize them for ever.
-SELECT c.relname::text
+SELECT DISTINCT c.relname::text
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'deleted' AND NOT a.attisdropped
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname IN ('deleted', 'deleted_at') AND NOT a.attisdropped
 WHERE n.nspname = @schema AND c.relname = ANY (@tables);
 
 -- name: Server :many

@@ -98,14 +98,14 @@ def row_security(site: Site) -> Iterator[Finding]:
 
 
 def soft_delete(site: Site) -> Iterator[Finding]:
-    """Hold columns called ``deleted`` against the mapping."""
+    """Hold columns that mark rows as deleted against the mapping."""
     mapping = site.database.mapping
     marked = site.read("SoftDeleted", schema=site.schema, tables=list(mapping.reads))
     ignored = [table for (table,) in marked if table not in mapping.honours_deleted]
     if ignored:
         yield fail(
-            f"{site.schema}.{ignored[0]} has a column deleted, which the mapping {mapping.name} ignores: it"
-            " would authorize what is deleted",
+            f"{site.schema}.{ignored[0]} marks rows as deleted (a column deleted or deleted_at), which the"
+            f" mapping {mapping.name} ignores: it would authorize what is deleted",
             "use MAPPING=grove_soft_delete, or a mapping of your own",
         )
     else:

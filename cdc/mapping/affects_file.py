@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cdc.errors import ConfigurationError
 from cdc.mapping import sql_text
+from cdc.mapping.query_shape import takes_away, uses
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from collections.abc import Mapping as Map
     from pathlib import Path
 
+DELETED = ("deleted", "deleted_at")
+"""Columns by which portals mark rows as deleted."""
 ACTIONS = frozenset({"insert", "update", "delete"})
 
 _FILE_KEYS = frozenset({"reads", "signals", "honours_deleted", "endpoint_keys", "key_columns", "affects"})
@@ -65,21 +68,32 @@ class AffectsFile:
         self._no_other_keys("the file", self._toml, _FILE_KEYS)
         self.reads = self._tables("reads")
         self.signals = self._tables("signals")
-        self.honours_deleted = frozenset(self._tables("honours_deleted"))
+        self.honours_deleted = frozenset(self._tables("honours_deleted")) | self._marked()
+        for table in sorted(self.honours_deleted):
+            if not self._columns[table].intersection(DELETED):
+                raise self._wrong(f"honours_deleted: {table}", f"it has no column {' or '.join(DELETED)}")
         if not self.reads:
             raise self._wrong("reads", "names no table: list those that the queries read")
-        for table in sorted(self.honours_deleted):
-            self._column(f"honours_deleted: {table}", table, "deleted")
         self.endpoint_keys: str | None = None
         if "endpoint_keys" in self._toml:
             self.endpoint_keys = self._text("the file", self._toml, "endpoint_keys")
             self._query("endpoint_keys", self.endpoint_keys, {"keys"})
+
+    def _marked(self) -> frozenset[str]:
+        """Return the tables whose marks of deleted rows Endpoints looks at."""
+        query = self._queries.get("Endpoints", "")
+        return frozenset(
+            table
+            for table, columns in self._columns.items()
+            if any(mark in columns and uses(query, table, mark, self._columns) for mark in DELETED)
+        )
 
     def key_columns(self, columns: Collection[str]) -> dict[str, str]:
         """Return the kinds whose keys stand in one of these columns of Endpoints, and which that is."""
         where, given = "key_columns", self._toml.get("key_columns", {})
         if not isinstance(given, dict):
             raise self._wrong(where, 'must be a table, { query = "column" }')
+        removing = takes_away(self._queries["Endpoints"], self._columns)
         found = {query: self._text(where, given, query) for query in given}
         for query, column in found.items():
             self._query(where, query, {"keys"})
@@ -88,8 +102,11 @@ class AffectsFile:
             if column not in columns:
                 raise self._wrong(f"{where} {query}", f"Endpoints has no column {column}")
             for rule in self._rules():
-                if rule.query == query and rule.table in self.honours_deleted:
-                    text = f"{rule.table} with deleted set take endpoints away, which only ids can name"
+                if rule.query == query and rule.table in removing:
+                    text = (
+                        f"rows of {rule.table} can take endpoints away (by a WHERE or an inner join of"
+                        " Endpoints), which only ids can name: leave this query out of key_columns"
+                    )
                     raise self._wrong(f"{where} {query}", text)
         return found
 

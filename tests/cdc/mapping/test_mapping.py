@@ -123,11 +123,21 @@ def test_a_missing_file(own: Path, file: str) -> None:
         ('"portal_applications", ', "5, ", "the file reads", "must be a list of names"),
         ('signals = ["portal_application_changes"]', "signals = 1", "the file signals", "must be a list"),
         ('signals = ["portal_application_changes"]', 'signals = ["users"]', "[[affects]] 5 table", "neither"),
-        ("signals = [", 'honours_deleted = ["accounts"]\nsignals = [', "accounts", "no column deleted"),
+        (
+            "signals = [",
+            'honours_deleted = ["accounts"]\nsignals = [',
+            "accounts",
+            "no column deleted or deleted_at",
+        ),
         ('table = "accounts"\n', "", "[[affects]] 3 table", "is missing"),
         ('table = "accounts"', 'table = ["accounts"]', "[[affects]] 3 table", "must be a name"),
         ('table = "accounts"', 'table = "users"', "[[affects]] 3 table", "users is neither in reads nor in"),
-        ('table = "accounts"', 'table = "portal_applications"', "accounts", "no [[affects]] says what"),
+        (
+            '[[affects]]\ntable = "accounts"\ncolumn = "id"\nquery = "EndpointsOfAccounts"\n',
+            "",
+            "accounts",
+            "no [[affects]] says what",
+        ),
         (
             'column = "plan_type"',
             'column = "plan"',
@@ -158,7 +168,7 @@ def test_keys_in_a_column_are_refused_where_rows_can_take_endpoints_away(tmp_pat
     """Such a delete would name no id, and only an audit would find it."""
     own = Path(shutil.copytree(GROVE.parent / "grove_soft_delete", tmp_path / "own"))
     replace(own / "affects.toml", "key_columns = {", 'key_columns = { EndpointsOfAccounts = "account_id",')
-    complain(own, "key_columns EndpointsOfAccounts", "accounts with deleted set take endpoints away")
+    complain(own, "key_columns EndpointsOfAccounts", "rows of accounts can take endpoints away")
 
 
 @pytest.mark.parametrize("text", ["affects = 5", 'affects = ["x"]', "[affects]\ntable = 5"])

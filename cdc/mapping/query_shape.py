@@ -1,0 +1,177 @@
+"""What the text of the query `Endpoints` says of its tables: which of them can take endpoints away.
+
+A change of a row whose table only adds columns to endpoints (by a LEFT JOIN) leaves every endpoint there. A
+change of a row that stands in a WHERE, or in an inner join, may take endpoints away, and those are then
+named by ids only: no condition on a column of the mapping finds what the mapping has no more.
+
+The grammar is not parsed. What is not understood counts as "can take away".
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+_TOKEN: Final = re.compile(
+    r"""
+      (?P<comment> --[^\n]* | /\*.*?\*/ )
+    | (?P<text> '(?:[^']|'')*' | \$(?P<tag>(?:[A-Za-z_]\w*)?)\$ .*? \$(?P=tag)\$ )
+    | (?P<name> (?:"(?:[^"]|"")+" | [^\W\d]\w*) (?:\s*\.\s*(?:"(?:[^"]|"")+" | [^\W\d]\w* | \*))* )
+    | (?P<mark> [(),] )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_CLAUSES: Final = {"select", "from", "where", "group", "having", "order", "limit", "offset", "fetch", "for"}
+_UNCLEAR: Final = {
+    "with",
+    "union",
+    "intersect",
+    "except",
+    "having",
+    "limit",
+    "offset",
+    "fetch",
+    "right",
+    "full",
+    "natural",
+    "distinct",
+    "group",
+    "window",
+    "tablesample",
+}
+"""Words at the top of a query whose effect on its rows is not looked into."""
+_JOINS: Final = {"join", "inner", "left", "outer", "cross", "on", "using", "as", "only", "lateral"}
+
+
+@dataclass
+class _Item:
+    """A table, or something in parentheses, of the FROM clause."""
+
+    outer: bool
+    """It comes by a LEFT JOIN: its rows add columns."""
+    tables: set[str] = field(default_factory=set)
+    condition: list[tuple[str, ...]] = field(default_factory=list)
+    """The names in its ON."""
+
+
+def takes_away(query: str, columns: Mapping[str, Iterable[str]]) -> frozenset[str]:
+    """Return the tables whose rows can take rows away from what a query finds, of those with these
+    ``columns``.
+    """
+    tokens = list(_tokens(query))
+    if any(depth == 0 and len(name) == 1 and name[0] in _UNCLEAR for depth, name in tokens):
+        return frozenset(columns)
+    items, where, aliases = _clauses(tokens, columns)
+    removing: set[str] = set()
+    for item in items:
+        if not item.outer:
+            removing |= item.tables
+            removing |= _named(item.condition, columns, aliases)
+    return frozenset(removing | _named(where, columns, aliases))
+
+
+def uses(query: str, table: str, column: str, columns: Mapping[str, Iterable[str]]) -> bool:
+    """Tell whether a query names a column of a table, anywhere in it."""
+    tokens = list(_tokens(query))
+    _, _, aliases = _clauses(tokens, columns)
+    everywhere = {**aliases, **_aliases(tokens, columns)}
+    return any(
+        name[-1] == column and (len(name) == 1 or table in everywhere.get(name[-2], {name[-2]}))
+        for _, name in tokens
+    )
+
+
+def _tokens(query: str) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield names by their parts, as they are stored, and commas; each with the depth of parentheses around
+    it.
+    """
+    depth = 0
+    for token in _TOKEN.finditer(query):
+        if token["mark"] == "(":
+            depth += 1
+            yield depth, ("(",)
+        elif token["mark"] == ")":
+            yield depth, (")",)
+            depth -= 1
+        elif token["mark"] == ",":
+            yield depth, (",",)
+        elif token["name"]:
+            parts = re.findall(r'"(?:[^"]|"")+"|[^\s."]+', token["name"])
+            yield (
+                depth,
+                tuple(
+                    part[1:-1].replace('""', '"') if part.startswith('"') else part.lower() for part in parts
+                ),
+            )
+
+
+def _clauses(
+    tokens: list[tuple[int, tuple[str, ...]]], columns: Mapping[str, Iterable[str]]
+) -> tuple[list[_Item], list[tuple[str, ...]], dict[str, set[str]]]:
+    """Return the items of the FROM at the top, the names in the WHERE, and what aliases stand for."""
+    clause, in_from, where = "", list[tuple[str, tuple[str, ...]]](), list[tuple[str, ...]]()
+    for depth, name in tokens:
+        word = name[0] if len(name) == 1 and depth == 0 else ""
+        if word in _CLAUSES:
+            clause = word
+        if clause == "where":
+            where.append(name)
+        elif clause == "from":
+            in_from.append((word, name))
+    return _items(in_from, columns), where, _aliases(tokens, columns)
+
+
+def _items(
+    in_from: Iterable[tuple[str, tuple[str, ...]]], columns: Mapping[str, Iterable[str]]
+) -> list[_Item]:
+    """Return the items of a FROM, of its names with the word that each is at the top of the query."""
+    items, outer, conditional = list[_Item](), False, False
+    for word, name in in_from:
+        if word in {"from", "join", ","}:
+            items.append(_Item(outer=outer and word == "join"))
+            outer = conditional = False
+        elif word in {"left", "on", "using"}:
+            outer, conditional = word == "left", word != "left"
+        elif conditional:
+            items[-1].condition.append(name)
+        elif name[-1] in columns:
+            items[-1].tables.add(name[-1])
+    return items
+
+
+def _aliases(
+    tokens: list[tuple[int, tuple[str, ...]]], columns: Mapping[str, Iterable[str]]
+) -> dict[str, set[str]]:
+    """Return the tables that each name stands for, anywhere in a query: its own name, and ``table [AS]
+    name``.
+    """
+    found = {table: {table} for table in columns}
+    for at, (_, name) in enumerate(tokens):
+        if name[-1] in columns:
+            following = [one for _, one in tokens[at + 1 : at + 3]]
+            if following[:1] == [("as",)]:
+                following = following[1:]
+            if following and len(following[0]) == 1:
+                alias = following[0][0]
+                if alias not in _CLAUSES | _JOINS | _UNCLEAR and alias.isidentifier():
+                    found.setdefault(alias, set()).add(name[-1])
+    return found
+
+
+def _named(
+    names: Iterable[tuple[str, ...]], columns: Mapping[str, Iterable[str]], aliases: Mapping[str, set[str]]
+) -> set[str]:
+    """Return the tables that names are of: by their alias, or for a bare column each table that has one."""
+    found: set[str] = set()
+    for name in names:
+        if len(name) > 1:
+            found |= aliases.get(name[-2], set())
+        elif name[0] in columns:
+            found.add(name[0])
+        else:
+            found |= {table for table, of_table in columns.items() if name[0] in of_table}
+    return found
