@@ -1,4 +1,4 @@
-"""A mapping, all of it data: which tables make an endpoint, by which query, and what a changed row affects.
+r"""A mapping, all of it data: which tables make an endpoint, by which query, and what a changed row affects.
 
 A mapping is a folder, bundled under ``sql/`` or anybody's own:
 
@@ -17,10 +17,15 @@ A mapping is a folder, bundled under ``sql/`` or anybody's own:
 ``setup.sql``
     grants, indexes and replica identities. ``:"role"`` and ``:"schema"`` stand for names, ``:'schema'`` for
     text, as psql has it, so that ``psql -v role=... -v schema=...`` runs it too; tables have their schema.
+
+A line ``-- include: FILE`` in an .sql file, or ``\ir FILE`` as psql has it, stands for another file, by its
+path from there: what several mappings share is written once. A copy of a bundled mapping still finds what
+that one shares with others.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -71,6 +76,7 @@ _AS_THEY_ARE = frozenset({"secret_key_required", "throughput_limit", "capacity_l
 """Columns whose integers and booleans come as such; everything else is text, or a list of it."""
 
 _NOT_IN = "NOT EXISTS (SELECT 1 FROM {0} WHERE {0}.endpoint_id = {1}.endpoint_id)"
+_INCLUDE = re.compile(r"^(?:-- include: |\\ir )(\S+)[ \t\r]*$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r""":(?P<quote>["'])(?P<what>role|schema)(?P=quote)""")
 _KEYS = re.compile(r"%\(\w+\)s(?P<text>\s*::\s*TEXT\s*\[\](?!\s*::))?", re.IGNORECASE)
 """The parameter of a query; one that is cast to anything but text is left to its author."""
@@ -335,14 +341,19 @@ def load(name_or_path: str) -> Mapping:
 
     """
     folder = _folder(name_or_path)
-    schema, setup = _read(folder / "schema.sql"), _read(folder / "setup.sql")
+    schema, setup = _read_sql(folder / "schema.sql"), _read_sql(folder / "setup.sql")
     queries = _queries(folder / "queries.sql")
     if "Endpoints" not in queries or sql_text.parameters(queries["Endpoints"]):
         raise ConfigurationError(f"{folder / 'queries.sql'}: needs a query Endpoints without parameters")
     has = sql_text.columns(queries["Endpoints"])
     optional = tuple(column for column in OPTIONAL_COLUMNS if column in has)
-    path = folder / "affects.toml"
-    affects = AffectsFile(path, _read(path), sql_text.tables(schema), queries)
+    path, columns = folder / "affects.toml", sql_text.tables(schema)
+    affects = AffectsFile(path, _read(path), columns, queries)
+    for index, table, of_index in sql_text.indexes(setup):
+        for column in of_index:
+            if column not in columns.get(table, ()):
+                where = f"{folder / 'setup.sql'}: the index {index}"
+                raise ConfigurationError(f"{where}: {table} has no column {column} in schema.sql")
     for name, query in queries.items():
         try:
             qualify(query, affects.reads, "")
@@ -391,7 +402,7 @@ def _read_query(name: str) -> str:
 
 def _queries(path: Path) -> dict[str, str]:
     try:
-        return sql_text.named_queries(_read(path))
+        return sql_text.named_queries(_read_sql(path))
     except ValueError as error:
         raise ConfigurationError(f"{path}: {error}") from error
 
@@ -418,6 +429,17 @@ def _folder(name_or_path: str) -> Path:
     raise ConfigurationError(
         f"MAPPING: there is no mapping {name_or_path!r}: choose {', '.join(names)}, or a folder's path"
     )
+
+
+def _read_sql(path: Path) -> str:
+    """Return a file's text, in which the files that it includes stand where it does so."""
+
+    def included(line: re.Match[str]) -> str:
+        beside, bundled = path.parent / line[1], _bundled() / path.parent.name / line[1]
+        shared = Path(os.path.normpath(bundled))
+        return _read(shared if shared.is_file() and not beside.exists() else beside)
+
+    return _INCLUDE.sub(included, _read(path))
 
 
 def _read(path: Path) -> str:

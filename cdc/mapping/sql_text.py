@@ -7,10 +7,14 @@ string, a quoted name or a comment. Backslash escapes (``E'...'``) are not: writ
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _TOKEN = re.compile(
     r"""
-      (?P<comment> --[^\n]* | /\*.*?\*/ )
+      (?P<comment> --[^\n]* | /\*.*?\*/ | (?m:^)[ \t]*\\[^\n]* )
     | (?P<quoted> '(?:[^']|'')*' | "(?:[^"]|"")*" | \$(?P<tag>(?:[A-Za-z_]\w*)?)\$ .*? \$(?P=tag)\$ )
     | (?P<end> ; )
     | (?<![\w<>@!~&|\#*/+=%^?-]) @(?P<parameter>[A-Za-z_]\w*)
@@ -25,15 +29,32 @@ _WORD = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-_NAME = re.compile(r"^-- name: (\w+) :many[ \t]*$", re.MULTILINE)
+_NAMED = re.compile(r"^[ \t]*--[ \t]*name[ \t]*:.*$", re.MULTILINE | re.IGNORECASE)
+_NAME = re.compile(r"-- name: (\w+) :many[ \t\r]*")
+_WORD_OR_QUOTED = r'(?:\w+|"(?:[^"]|"")+")'
 _TABLE = re.compile(
-    r"\bCREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(\w+)\s*\((.*)\)", re.IGNORECASE | re.DOTALL
+    rf"CREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(?:{_WORD_OR_QUOTED}\s*\.\s*)?({_WORD_OR_QUOTED})\s*\(",
+    re.IGNORECASE,
 )
+_KEY = re.compile(
+    rf"ALTER\s+TABLE\s+(?:ONLY\s+)?(?:{_WORD_OR_QUOTED}\s*\.\s*)?({_WORD_OR_QUOTED})\s+"
+    r"ADD\s+(CONSTRAINT\s.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+_INDEX = re.compile(
+    r'CREATE\s+INDEX\s+CONCURRENTLY\s+IF\s+NOT\s+EXISTS\s+(\w+)\s+ON\s+(?::"schema"\s*\.\s*)?(\w+)'
+    r"\s*\(([\w\s,]+)\)\s*",
+    re.IGNORECASE,
+)
+_KEY_OF_COLUMN = re.compile(r"\b(?:PRIMARY\s+KEY|UNIQUE)\b", re.IGNORECASE)
+_KEY_OF_TABLE = re.compile(r"^(?:CONSTRAINT\s+\S+\s+)?(?:PRIMARY\s+KEY|UNIQUE)\s*\(([^)]*)\)", re.IGNORECASE)
 _NO_COLUMN = frozenset({"constraint", "primary", "unique", "foreign", "check", "exclude", "like"})
 
 
 def statements(text: str) -> list[str]:
-    """Return the statements of a file in order, without comments, semicolons and blank lines."""
+    """Return the statements of a file in order, without comments, semicolons, blank lines and psql's own
+    commands.
+    """
     found, current, last = [], "", 0
     for token in _TOKEN.finditer(text):
         if token["comment"] or token["end"]:
@@ -51,17 +72,29 @@ def named_queries(text: str) -> dict[str, str]:
     """Return the queries of a file by the names in sqlc's ``-- name: X :many`` lines.
 
     Raises:
-        ValueError: a name is given twice, or does not stand before exactly one statement.
+        ValueError: a name is given twice, or does not stand before exactly one statement, or a statement has
+            none: what to write, and where.
 
     """
-    _, *parts = _NAME.split(text)
+    lines = [*_NAMED.finditer(text)]
+    if statements(text[: lines[0].start() if lines else None]):
+        raise ValueError("the first statement has no name: write a line `-- name: X :many` before it")
     queries: dict[str, str] = {}
-    for name, body in zip(parts[::2], parts[1::2], strict=True):
+    for line, following in zip(lines, [*lines[1:], None], strict=True):
+        named = _NAME.fullmatch(line[0])
+        if named is None:
+            raise ValueError(f"the line `{line[0].strip()}`: write it as `-- name: X :many`")
+        name = named[1]
         if name in queries:
             raise ValueError(f"the query {name} is there twice")
-        found = statements(body)
-        if len(found) != 1:
-            raise ValueError(f"the query {name} has {len(found)} statements instead of one")
+        found = statements(text[line.end() : following.start() if following else None])
+        if len(found) > 1:
+            raise ValueError(
+                f"the query {name} has {len(found)} statements instead of one: has the second one no line"
+                " `-- name: X :many` before it?"
+            )
+        if not found:
+            raise ValueError(f"the query {name} has no statement")
         queries[name] = found[0]
     return queries
 
@@ -111,15 +144,42 @@ def columns(query: str) -> tuple[str, ...]:
 
 
 def tables(schema: str) -> dict[str, frozenset[str]]:
-    """Return the columns of each table that a schema creates: names as they are stored, in lower case."""
+    """Return the columns of each table that a schema creates: names as they are stored."""
     found: dict[str, frozenset[str]] = {}
-    for statement in statements(schema):
-        table = _TABLE.match(statement)
-        if table:
-            words = (part.split() for part in _split_columns(table[2]))
-            names = (of_column[0].strip('"').lower() for of_column in words if of_column)
-            found[table[1].lower()] = frozenset(names) - _NO_COLUMN
+    for table, definitions in _created(schema):
+        first = (re.match(_WORD_OR_QUOTED, definition) for definition in definitions)
+        found[table] = frozenset(stored(name[0]) for name in first if name) - _NO_COLUMN
     return found
+
+
+def keys(schema: str) -> Iterator[tuple[str, frozenset[str]]]:
+    """Yield (table, columns) for each primary key and UNIQUE that a schema gives a table."""
+    added = (_KEY.fullmatch(statement) for statement in statements(schema))
+    of_tables = [*_created(schema), *((stored(one[1]), [one[2]]) for one in added if one)]
+    for table, definitions in of_tables:
+        for definition in definitions:
+            listed = _KEY_OF_TABLE.search(definition)
+            if listed:
+                yield table, frozenset(stored(part.strip()) for part in listed[1].split(","))
+            elif _KEY_OF_COLUMN.search(definition) and (column := re.match(_WORD_OR_QUOTED, definition)):
+                yield table, frozenset({stored(column[0])})
+
+
+def indexes(setup: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yield (name, table, columns) for each index that a ``setup.sql`` makes."""
+    for statement in statements(setup):
+        index = _INDEX.fullmatch(statement)
+        if index:
+            yield (
+                index[1].lower(),
+                index[2].lower(),
+                tuple(part.strip().lower() for part in index[3].split(",")),
+            )
+
+
+def stored(name: str) -> str:
+    """Return a name as the catalog has it."""
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name.lower()
 
 
 def quote_name(name: str) -> str:
@@ -127,13 +187,23 @@ def quote_name(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _split_columns(body: str) -> list[str]:
-    """Split at commas that are in no parentheses."""
+def _created(schema: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each table that a schema creates with what stands in its parentheses."""
+    for statement in statements(schema):
+        table = _TABLE.match(statement)
+        if table:
+            yield stored(table[1]), _listed(statement[table.end() :])
+
+
+def _listed(text: str) -> list[str]:
+    """Split at commas that are in no parentheses, up to the parenthesis that closes the list."""
     parts, depth = [""], 0
-    for character in body:
+    for character in text:
         depth += (character == "(") - (character == ")")
+        if depth < 0:
+            break
         if character == "," and depth == 0:
             parts.append("")
         else:
             parts[-1] += character
-    return parts
+    return [part.strip() for part in parts]

@@ -20,17 +20,6 @@ if TYPE_CHECKING:
     Ask = Callable[..., list[tuple[Any, ...]]]
     """Runs a query of sql/server.sql by its name, with its parameters as keywords."""
 
-_CREATE_TABLE = re.compile(
-    r"CREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(\w+)\s*\((.*)\)", re.IGNORECASE | re.DOTALL
-)
-_LENGTHS = re.compile(r"\(\s*\d+(?:\s*,\s*\d+)*\s*\)")
-_KEY_OF_COLUMN = re.compile(r"(?:^|,)\s*(\w+)\s+[^,]*?\b(?:PRIMARY\s+KEY|UNIQUE)\b(?!\s*\()", re.IGNORECASE)
-_KEY_OF_TABLE = re.compile(r"\b(?:PRIMARY\s+KEY|UNIQUE)\s*\(([^)]*)\)", re.IGNORECASE)
-_CREATE_INDEX = re.compile(
-    r'CREATE\s+INDEX\s+CONCURRENTLY\s+IF\s+NOT\s+EXISTS\s+(\w+)\s+ON\s+(?::"schema"\s*\.\s*)?(\w+)'
-    r"\s*\(([\w\s,]+)\)\s*",
-    re.IGNORECASE,
-)
 _SCHEMA = re.compile(r'("(?:[^"]|"")*"|[^".]+)\.')
 
 
@@ -118,9 +107,12 @@ class WantedIndex:
     columns: tuple[str, ...]
 
     def lacked_by(self, tables: Iterable[Table]) -> Iterator[Table]:
-        """Yield the table if it has none like it; of a partitioned one, the partitions that have none."""
+        """Yield the table if it has none like it; of a partitioned one, the partitions that have none. One
+        without the columns cannot have it.
+        """
         for table in tables:
-            if table.mapped == self.table and table.kind == "r" and self.answered_by(table) is None:
+            ours = table.mapped == self.table and table.kind == "r"
+            if ours and {*self.columns} <= {*table.columns} and self.answered_by(table) is None:
                 yield table
 
     def name_on(self, table: Table) -> str:
@@ -167,21 +159,12 @@ def keys(mapping: Mapping) -> Iterator[tuple[str, frozenset[str]]]:
     """Yield (table, columns) for each primary key and UNIQUE that ``schema.sql`` gives a table that is
     read.
     """
-    for statement in sql_text.statements(mapping.schema):
-        table = _CREATE_TABLE.match(statement)
-        if table and table[1].lower() in mapping.reads:
-            body = _LENGTHS.sub("", table[2])
-            for key in (*_KEY_OF_COLUMN.findall(body), *_KEY_OF_TABLE.findall(body)):
-                yield table[1].lower(), frozenset(part.strip().lower() for part in key.split(","))
+    return ((table, columns) for table, columns in sql_text.keys(mapping.schema) if table in mapping.reads)
 
 
 def wanted_indexes(mapping: Mapping) -> Iterator[WantedIndex]:
     """Yield the indexes that ``setup.sql`` makes."""
-    for statement in sql_text.statements(mapping.setup):
-        index = _CREATE_INDEX.fullmatch(statement)
-        if index:
-            columns = tuple(part.strip().lower() for part in index[3].split(","))
-            yield WantedIndex(index[1].lower(), index[2].lower(), columns)
+    return (WantedIndex(*index) for index in sql_text.indexes(mapping.setup))
 
 
 def _fields(row: Iterable[Any]) -> list[Any]:

@@ -1,5 +1,5 @@
--- What the mapping `grove` expects of the database: the portal's entity relationship diagram, with keys and cascades.
--- Names are unqualified on purpose: which schema the tables are in is a setting, DB_SCHEMA.
+-- What the mappings `grove` and `grove_jwt` expect of the database: the portal's entity relationship diagram, with keys and
+-- cascades. Names are unqualified on purpose: which schema the tables are in is a setting, DB_SCHEMA.
 
 CREATE TABLE pay_plans (
     plan_type VARCHAR(25) PRIMARY KEY,

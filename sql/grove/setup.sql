@@ -6,7 +6,9 @@
 -- that others may have put there, and run them with the administrator's rights.
 SELECT
     pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),
-    pg_catalog.set_config('pads_cdc.schema', :'schema', false);
+    pg_catalog.set_config('pads_cdc.schema', :'schema', false),
+    pg_catalog.set_config('pads_cdc.indexes', 'portal_applications_account_id_idx accounts_plan_type_idx', false),
+    pg_catalog.set_config('pads_cdc.identities', 'portal_application_settings.application_id', false);
 
 -- The least that the server's role needs, beside REPLICATION.
 GRANT USAGE ON SCHEMA :"schema" TO :"role";
@@ -17,103 +19,10 @@ GRANT SELECT ON
     :"schema".pay_plans
 TO :"role";
 
--- An index whose concurrent build was cut short stays behind, invalid, and IF NOT EXISTS would pass it by.
-DO $$
-DECLARE
-    broken REGCLASS;
-BEGIN
-    FOR broken IN
-        SELECT pg_index.indexrelid::REGCLASS
-        FROM unnest(ARRAY['portal_applications_account_id_idx', 'accounts_plan_type_idx']) AS ours (index_name)
-        INNER JOIN pg_index ON pg_index.indexrelid
-            = to_regclass(format('%I.%I', current_setting('pads_cdc.schema'), ours.index_name))
-        WHERE NOT pg_index.indisvalid
-    LOOP
-        EXECUTE format('DROP INDEX %s', broken);
-    END LOOP;
-END
-$$;
+\ir ../shared/broken_indexes.sql
 
 -- A change of an account, or of a plan, finds its applications by these. CONCURRENTLY keeps nobody from writing.
 CREATE INDEX CONCURRENTLY IF NOT EXISTS portal_applications_account_id_idx ON :"schema".portal_applications (account_id);
 CREATE INDEX CONCURRENTLY IF NOT EXISTS accounts_plan_type_idx ON :"schema".accounts (plan_type);
 
--- Updates and deletes name the application that settings belong to if the replica identity is a unique index that has it: then nothing has to be
--- remembered. Such an index must be unique, complete, immediate and without nullable columns. An identity that names it
--- already (FULL, for example) stays.
-DO $$
-DECLARE
-    wanted RECORD;
-    found NAME;
-BEGIN
-    FOR wanted IN
-        SELECT
-            pg_class.oid,
-            pg_class.oid::REGCLASS::TEXT AS table_name,
-            identities.key_column
-        FROM (
-            VALUES
-                ('portal_application_settings', 'application_id')
-        ) AS identities (table_name, key_column)
-        INNER JOIN pg_class ON pg_class.oid
-            = to_regclass(format('%I.%I', current_setting('pads_cdc.schema'), identities.table_name))
-        WHERE
-            pg_class.relreplident <> 'f'
-            AND NOT EXISTS (
-                SELECT 1
-                FROM pg_index
-                INNER JOIN pg_attribute
-                    ON pg_attribute.attrelid = pg_index.indrelid AND pg_attribute.attnum = ANY(pg_index.indkey)
-                WHERE
-                    pg_index.indrelid = pg_class.oid
-                    AND pg_class.relreplident = 'i'
-                    AND pg_index.indisreplident
-                    AND pg_attribute.attname = identities.key_column
-            )
-    LOOP
-        SELECT index_class.relname INTO found
-        FROM pg_index
-        INNER JOIN pg_class AS index_class ON index_class.oid = pg_index.indexrelid
-        INNER JOIN pg_attribute
-            ON pg_attribute.attrelid = pg_index.indrelid AND pg_attribute.attnum = ANY(pg_index.indkey)
-        WHERE
-            pg_index.indrelid = wanted.oid
-            AND pg_index.indisunique AND pg_index.indimmediate AND pg_index.indisvalid
-            AND pg_index.indnkeyatts = pg_index.indnatts
-            AND pg_index.indpred IS NULL
-            AND pg_index.indexprs IS NULL
-        GROUP BY index_class.relname, pg_index.indnatts
-        HAVING
-            bool_or(pg_attribute.attname = wanted.key_column)
-            AND bool_and(pg_attribute.attnotnull)
-        ORDER BY pg_index.indnatts, index_class.relname
-        LIMIT 1;
-        IF found IS NULL THEN
-            RAISE EXCEPTION 'no unique index of % can carry %', wanted.table_name, wanted.key_column
-                USING HINT = format(
-                    'Add a unique constraint that has the column %I to %s, and set no column of it nullable.',
-                    wanted.key_column, wanted.table_name
-                );
-        END IF;
-        -- Postgres refuses every UPDATE while a publication's list of columns lacks one of the identity.
-        IF EXISTS (
-            SELECT 1
-            FROM pg_publication_rel
-            INNER JOIN pg_publication ON pg_publication.oid = pg_publication_rel.prpubid
-            INNER JOIN pg_index ON pg_index.indrelid = wanted.oid
-            INNER JOIN pg_class AS index_class ON index_class.oid = pg_index.indexrelid AND index_class.relname = found
-            WHERE
-                pg_publication_rel.prrelid = wanted.oid
-                AND (pg_publication.pubupdate OR pg_publication.pubdelete)
-                AND (
-                    pg_publication_rel.prqual IS NOT NULL
-                    OR NOT pg_index.indkey::SMALLINT [] <@ pg_publication_rel.prattrs::SMALLINT []
-                )
-        ) THEN
-            RAISE WARNING 'the replica identity of % stays: a publication does not send all columns of %', wanted.table_name, found;
-            CONTINUE;
-        END IF;
-        EXECUTE format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', wanted.table_name, found);
-    END LOOP;
-END
-$$;
+\ir ../shared/identities.sql

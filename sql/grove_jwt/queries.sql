@@ -1,9 +1,9 @@
 -- The mapping `grove_jwt`: as `grove`, but where a key is required and the account has users, those users call by JWT.
 --
--- `Endpoints` is the mapping. `EndpointsOf...` find the endpoints that a changed row affects, by the keys that
--- affects.toml names. `ParentsOf...` fill the memory of rows whose deletes name only their own id. All of them are
--- subqueries of larger statements (cdc/mapping/mapping.py), so the planner decides on the whole, and for a few keys every
--- table is reached through an index.
+-- `Endpoints` is the mapping. The other queries find the endpoints that a changed row affects, by the keys that affects.toml
+-- names, and fill the memory of rows whose deletes name only their own id.
+
+-- include: ../shared/endpoints_of.sql
 
 -- name: Endpoints :many
 -- Every endpoint as it is now, each once. `authorized_users` is NULL where the static key rules, and empty where the
@@ -43,24 +43,6 @@ LEFT JOIN portal_application_settings AS settings
 LEFT JOIN accounts ON accounts.id = applications.account_id
 LEFT JOIN pay_plans ON pay_plans.plan_type = accounts.plan_type;
 
--- name: EndpointsOfApplications :many
--- An application is its endpoint. The ids are returned even where no application has them any more: those are deletes.
-SELECT key::TEXT AS endpoint_id
-FROM unnest(@keys::TEXT[]) AS key;
-
--- name: EndpointsOfAccounts :many
--- The applications of accounts.
-SELECT applications.id AS endpoint_id
-FROM portal_applications AS applications
-WHERE applications.account_id = ANY(@keys::TEXT[]);
-
--- name: EndpointsOfPlans :many
--- The applications of all accounts on pay plans: the largest ripple there is.
-SELECT applications.id AS endpoint_id
-FROM accounts
-INNER JOIN portal_applications AS applications ON applications.account_id = accounts.id
-WHERE accounts.plan_type = ANY(@keys::TEXT[]);
-
 -- name: EndpointsOfUsers :many
 -- The applications of all accounts that users are in. A deleted user is in none any more: those accounts are named by
 -- the rows of account_users that went with it.
@@ -68,13 +50,6 @@ SELECT applications.id AS endpoint_id
 FROM account_users
 INNER JOIN portal_applications AS applications ON applications.account_id = account_users.account_id
 WHERE account_users.user_id = ANY(@keys::TEXT[]);
-
--- name: ParentsOfSettings :many
--- With the default replica identity, a deleted or moved settings row names its serial id, but not its application.
-SELECT
-    settings.id AS row_id,
-    settings.application_id AS parent
-FROM portal_application_settings AS settings;
 
 -- name: ParentsOfAccountUsers :many
 -- As for settings: the account that a user was in.

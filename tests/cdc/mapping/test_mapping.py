@@ -171,6 +171,17 @@ def test_keys_in_a_column_are_refused_where_rows_can_take_endpoints_away(tmp_pat
     complain(own, "key_columns EndpointsOfAccounts", "rows of accounts can take endpoints away")
 
 
+def test_an_index_is_on_columns_that_there_are(own: Path) -> None:
+    replace(own / "setup.sql", "(plan_type)", "(plan)")
+    complain(own, "setup.sql", "the index accounts_plan_type_idx: accounts has no column plan in schema.sql")
+
+
+def test_tables_may_have_their_schema(own: Path) -> None:
+    """As pg_dump writes them."""
+    replace(own / "schema.sql", "CREATE TABLE accounts", "CREATE TABLE public.accounts")
+    assert load(str(own)).reads == load("grove").reads
+
+
 @pytest.mark.parametrize("text", ["affects = 5", 'affects = ["x"]', "[affects]\ntable = 5"])
 def test_affects_of_another_shape(own: Path, text: str) -> None:
     (own / "affects.toml").write_text(f'reads = ["accounts"]\n{text}\n')
@@ -187,13 +198,27 @@ def test_a_mapping_reads_something(own: Path) -> None:
     [
         ("-- name: Endpoints :many", "-- name: All :many", "needs a query Endpoints"),
         ("NULL::TEXT[]", "@keys", "needs a query Endpoints without parameters"),
-        ("-- name: EndpointsOfAccounts", "-- name: Endpoints", "the query Endpoints is there twice"),
-        ("AS key;", "AS key; SELECT 1;", "EndpointsOfApplications has 2 statements"),
+        ("-- name: Endpoints :many", "-- name: EndpointsOfPlans :many", "EndpointsOfPlans is there twice"),
+        (
+            "-- name: Endpoints :many",
+            "-- name: Endpoints :one",
+            "the line `-- name: Endpoints :one`",
+        ),
+        ("-- name: Endpoints :many", "", "the query ParentsOfSettings has 2 statements"),
+        ("pay_plans.plan_type = accounts.plan_type;", "true; SELECT 1;", "Endpoints has 2 statements"),
     ],
 )
 def test_whatever_is_wrong_with_the_queries(own: Path, old: str, new: str, what: str) -> None:
     replace(own / "queries.sql", old, new)
     complain(own, "queries.sql", what)
+
+
+def test_what_a_mapping_includes_must_be_there(own: Path) -> None:
+    """A copy of a bundled mapping finds what it shares with others; anything else lies where it says."""
+    replace(own / "queries.sql", "../shared/endpoints_of.sql", "more.sql")
+    complain(own, "more.sql: cannot be read: No such file")
+    (own / "more.sql").write_text((GROVE.parent / "shared" / "endpoints_of.sql").read_text())
+    assert load(str(own)).queries == load("grove").queries
 
 
 def complain(own: Path, *words: str) -> None:

@@ -38,7 +38,16 @@ def test_queries_have_names() -> None:
     [
         ("-- name: A :many\nSELECT 1;\n-- name: A :many\nSELECT 2;", "A is there twice"),
         ("-- name: A :many\nSELECT 1; SELECT 2;", "A has 2 statements"),
-        ("-- name: A :many\n-- only words", "A has 0 statements"),
+        ("-- name: A :many\n-- only words", "A has no statement"),
+        ("SELECT 1;\n-- name: A :many\nSELECT 2;", "the first statement has no name"),
+        ("SELECT 1;", "the first statement has no name"),
+        ("-- name: A :many\nSELECT 1;\n\nSELECT 2;", "2 statements .* no line `-- name: X :many`"),
+        (
+            "-- name: A :many\nSELECT 1;\n-- name: B :one\nSELECT 2;",
+            "the line `-- name: B :one`",
+        ),
+        ("--name: A :many\nSELECT 1;", "the line `--name: A :many`: write it as"),
+        ("\n  -- name: A\nSELECT 1;", "the line `-- name: A`: write it as"),
     ],
 )
 def test_queries_that_are_none(text: str, complaint: str) -> None:
@@ -76,8 +85,39 @@ def test_columns_of_tables() -> None:
         );
         create table if not exists two (id INT);
         INSERT INTO three (id) VALUES (1);
+        CREATE TABLE public.Four (id INT, "Key" TEXT) PARTITION BY RANGE (id);
+        CREATE TABLE "my schema"."Five" (
+            a INT DEFAULT ((1)), b TEXT
+        );
     """
-    assert sql_text.tables(schema) == {"one": {"id", "of"}, "two": {"id"}}
+    assert sql_text.tables(schema) == {
+        "one": {"id", "of"},
+        "two": {"id"},
+        "four": {"id", "Key"},
+        "Five": {"a", "b"},
+    }
+
+
+def test_keys_of_tables_as_people_and_pg_dump_write_them() -> None:
+    schema = """
+        \\restrict abc
+        CREATE TABLE one (id VARCHAR(10) UNIQUE, at NUMERIC(1, 2) PRIMARY KEY, x INT, UNIQUE (id, x));
+        CREATE TABLE public.two (
+            id integer NOT NULL,
+            "Key" text
+        );
+        ALTER TABLE ONLY public.two
+            ADD CONSTRAINT two_pkey PRIMARY KEY (id);
+        ALTER TABLE ONLY public.two ADD CONSTRAINT u UNIQUE (id, "Key");
+        ALTER TABLE ONLY public.two ADD CONSTRAINT f FOREIGN KEY (id) REFERENCES public.one(id);
+    """
+    assert list(sql_text.keys(schema)) == [
+        ("one", {"id"}),
+        ("one", {"at"}),
+        ("one", {"id", "x"}),
+        ("two", {"id"}),
+        ("two", {"id", "Key"}),
+    ]
 
 
 def test_names_are_quoted() -> None:
