@@ -47,6 +47,11 @@ class Rule:
         if not self.kind:
             object.__setattr__(self, "kind", self.query)
 
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """The names of the queries that it uses."""
+        return (self.query,) if self.parents is None else (self.query, self.parents)
+
 
 class AffectsFile:
     """One such file, held against schema and queries beside it; complaints name the file and the key."""

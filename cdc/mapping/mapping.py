@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from collections.abc import Mapping as Map
 
-__all__ = ["COLUMNS", "Mapping", "Rule", "load", "server_queries"]
+__all__ = ["COLUMNS", "Mapping", "Rule", "bundled", "load", "server_queries"]
 
 _FILES = ("affects.toml", "queries.sql", "schema.sql", "setup.sql")
 
@@ -113,7 +113,9 @@ class Mapping:
     columns: tuple[str, ...]
     """`COLUMNS`, and those of `OPTIONAL_COLUMNS` that `Endpoints` has."""
     queries: Map[str, str] = field(repr=False)
-    """By name. The parameter of an ``EndpointsOfX`` is ``%(EndpointsOfX)s``, so that several fit together."""
+    """Those that are used, by name. The parameter of an ``EndpointsOfX`` is ``%(EndpointsOfX)s``, so that
+    several fit together.
+    """
     header: str = field(repr=False)
     outside_types: str = field(repr=False)
     """The query that finds the columns whose types have their operators outside of ``pg_catalog``, with the
@@ -359,6 +361,8 @@ def load(name_or_path: str) -> Mapping:
             qualify(query, affects.reads, "")
         except ValueError as error:
             raise ConfigurationError(f"{folder / 'queries.sql'}: the query {name}: {error}") from error
+    rules = affects.rules()
+    used = {"Endpoints", *(name for of_table in rules.values() for one in of_table for name in one.queries)}
     return Mapping(
         name=folder.name,
         folder=folder,
@@ -369,18 +373,23 @@ def load(name_or_path: str) -> Mapping:
         honours_deleted=affects.honours_deleted,
         endpoint_keys=affects.endpoint_keys,
         key_columns=affects.key_columns(COLUMNS + optional),
-        rules=affects.rules(),
+        rules=rules,
         columns=COLUMNS + optional,
-        queries={name: sql_text.bind(query, name) for name, query in queries.items()},
+        queries={name: sql_text.bind(queries[name], name) for name in queries if name in used},
         header=_header(optional),
         outside_types=_read_query("OutsideTypes"),
         types=_read_query("Types"),
     )
 
 
+def bundled() -> list[str]:
+    """Return the names of the mappings that come along. Reads a folder."""
+    return sorted(path.parent.name for path in _sql().glob("*/affects.toml"))
+
+
 def server_queries() -> dict[str, str]:
     """Return the queries that any server answers, in psycopg2's form, with their parameters' own names."""
-    queries = _queries(_bundled() / "server.sql")
+    queries = _queries(_sql() / "server.sql")
     return {name: sql_text.bind(query) for name, query in queries.items()}
 
 
@@ -407,7 +416,7 @@ def _queries(path: Path) -> dict[str, str]:
         raise ConfigurationError(f"{path}: {error}") from error
 
 
-def _bundled() -> Path:
+def _sql() -> Path:
     """Return the folder ``sql``: within the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "sql"
@@ -415,9 +424,9 @@ def _bundled() -> Path:
 
 
 def _folder(name_or_path: str) -> Path:
-    names = sorted(path.parent.name for path in _bundled().glob("*/affects.toml"))
+    names = bundled()
     if name_or_path in names:
-        return _bundled() / name_or_path
+        return _sql() / name_or_path
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         if not any((folder / file).exists() for file in _FILES):
@@ -435,8 +444,8 @@ def _read_sql(path: Path) -> str:
     """Return a file's text, in which the files that it includes stand where it does so."""
 
     def included(line: re.Match[str]) -> str:
-        beside, bundled = path.parent / line[1], _bundled() / path.parent.name / line[1]
-        shared = Path(os.path.normpath(bundled))
+        beside = path.parent / line[1]
+        shared = Path(os.path.normpath(_sql() / path.parent.name / line[1]))
         return _read(shared if shared.is_file() and not beside.exists() else beside)
 
     return _INCLUDE.sub(included, _read(path))

@@ -217,7 +217,7 @@ class Settings(Serving):
     mapping: Annotated[str, Field(min_length=1)] = setting(
         "grove",
         "grove_soft_delete",
-        "How rows become endpoints: grove, grove_soft_delete, grove_jwt, or a folder's path.",
+        "How rows become endpoints: a bundled mapping (README.md lists them), or a folder's path.",
     )
     db_schema: Identifier = setting("public", "public", "Schema that holds the mapping's tables.")
     slot_name: Annotated[str, AfterValidator(_slot_name)] = setting(

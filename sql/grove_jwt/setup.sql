@@ -1,14 +1,22 @@
--- Makes a database ready for the mapping `grove_jwt`: `psql -v schema=public -v role=streamer -f setup.sql`, as the owner
--- of the tables, as often as one likes. `pads-cdc setup` takes the GRANT and CREATE INDEX statements from here and does the
--- rest in its own, more careful way. All of it makes the server faster or lets it read; none of it makes it right.
+-- Makes a database ready for the mapping `grove_jwt`, as often as one likes, for the owner of the tables:
+-- `psql -v schema=public -v role=streamer -f setup.sql`. `pads-cdc setup` takes the GRANT and CREATE INDEX statements from
+-- here and does the rest more carefully. All of it lets the server read or makes it faster; none makes it right.
 
 -- Every table is named with its schema. A session that looked into that schema would also find the functions and operators
 -- that others may have put there, and run them with the administrator's rights.
 SELECT
     pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),
     pg_catalog.set_config('pads_cdc.schema', :'schema', false),
-    pg_catalog.set_config('pads_cdc.indexes', 'portal_applications_account_id_idx accounts_plan_type_idx account_users_account_id_idx', false),
-    pg_catalog.set_config('pads_cdc.identities', 'portal_application_settings.application_id account_users.account_id user_auth_providers.user_id', false);
+    pg_catalog.set_config(
+        'pads_cdc.indexes',
+        'portal_applications_account_id_idx accounts_plan_type_idx account_users_account_id_idx',
+        false
+    ),
+    pg_catalog.set_config(
+        'pads_cdc.identities',
+        'portal_application_settings.application_id account_users.account_id user_auth_providers.user_id',
+        false
+    );
 
 -- The least that the server's role needs, beside REPLICATION.
 GRANT USAGE ON SCHEMA :"schema" TO :"role";

@@ -1,6 +1,6 @@
--- Makes a database ready for the mapping `grove_soft_delete`: `psql -v schema=public -v role=streamer -f setup.sql`, as the owner
--- of the tables, as often as one likes. `pads-cdc setup` takes the GRANT and CREATE INDEX statements from here and does the
--- rest in its own, more careful way. All of it makes the server faster or lets it read; none of it makes it right.
+-- Makes a database ready for the mapping `grove_soft_delete`, as often as one likes, for the owner of the tables:
+-- `psql -v schema=public -v role=streamer -f setup.sql`. `pads-cdc setup` takes the GRANT and CREATE INDEX statements from
+-- here and does the rest more carefully. All of it lets the server read or makes it faster; none makes it right.
 
 -- Every table is named with its schema. A session that looked into that schema would also find the functions and operators
 -- that others may have put there, and run them with the administrator's rights.

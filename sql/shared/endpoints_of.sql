@@ -1,4 +1,4 @@
--- What the mappings of the predecessor's schemas have in common: how keys find endpoints, and the memory of parents. They are
+-- What mappings of the portal of PADS have in common: how keys find endpoints, and the memory of parents. All of it is
 -- subqueries of larger statements (cdc/mapping/mapping.py), so the planner decides on the whole, and for a few keys every
 -- table is reached through an index.
 

@@ -30,7 +30,7 @@ say packages "$(/opt/pads-cdc/bin/python -c '
 import importlib.metadata as m
 print(*sorted(d.name.lower() for d in m.distributions()
               if d.name.lower() in {"pip", "setuptools", "wheel", "hatchling", "pytest", "grpcio-tools"}))')"
-for mapping in grove grove_soft_delete grove_jwt; do
+for mapping in grove grove_soft_delete grove_jwt pads_soft_delete pads_without_plans portal_db; do
   python -c "from cdc.mapping.mapping import load; load('$mapping')" || say mapping "$mapping is not there"
 done
 say unset "$(POSTGRES_CONNECTION_STRING= $ENTRYPOINT $CMD 2>&1; echo "exit $?")"

@@ -299,7 +299,7 @@ def _ensure_template(cluster: Cluster, mapping: str, plugin: str) -> str:
             return template
         cursor.execute(SQL("CREATE DATABASE {}").format(Identifier(template)))
     with closing(_connect(cluster.url(template))) as session, session.cursor() as cursor:
-        cursor.execute((folder / "schema.sql").read_text())
+        cursor.execute(load(mapping).schema)
     if plugin == pgoutput.NAME:
         publish(cluster.url(template), mapping)
     return template

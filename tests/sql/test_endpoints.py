@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
     from tests.plugins.postgres import Database, DatabaseFactory
 
-MAPPINGS = ("grove", "grove_soft_delete", "grove_jwt")
+MAPPINGS = (
+    "grove",
+    "grove_soft_delete",
+    "grove_jwt",
+    pytest.param("pads_soft_delete", marks=pytest.mark.soak),
+    "pads_without_plans",
+)
+"""Those with the tables of PADS. `portal_db` has tests of its own, and of two that are alike one is quick."""
 PEOPLE: dict[str, list[list[str]]] = {
     "none": [],
     "one": [["github|1"]],
@@ -80,6 +87,7 @@ def test_each_kind_of_key_finds_the_same_rows_as_the_whole(
                 )
                 for user in tables["users"]
             }
+        everybody = {kind: wanted for kind, wanted in everybody.items() if kind in mapping.queries}
         for kind, wanted in everybody.items():
             if kind in mapping.key_columns:  # these name none that is gone
                 wanted.update({key: ids & whole.keys() for key, ids in wanted.items()})
@@ -98,9 +106,10 @@ def test_each_kind_of_key_finds_the_same_rows_as_the_whole(
 def test_few_keys_of_all_kinds_read_no_table_whole(name: str, database_factory: DatabaseFactory) -> None:
     """A batch of accounts and plans is usual; by an OR over both tables it would be a join of everything."""
     database, mapping = database_factory(name), load(name)
+    if "pay_plans" in mapping.reads:
+        database.execute("INSERT INTO pay_plans SELECT 'p' || i, i, i FROM generate_series(1, 5000) AS i")
     database.execute(
         """
-        INSERT INTO pay_plans SELECT 'p' || i, i, i FROM generate_series(1, 5000) AS i;
         INSERT INTO accounts (id, plan_type) SELECT 'a' || i, 'p' || i FROM generate_series(1, 5000) AS i;
         INSERT INTO portal_applications (id, account_id)
         SELECT 'app' || i, 'a' || i FROM generate_series(1, 5000) AS i;
@@ -110,12 +119,14 @@ def test_few_keys_of_all_kinds_read_no_table_whole(name: str, database_factory: 
     role = database.create_role()
     database.set_up(mapping, role.name)
     database.execute("ANALYZE")
-    keys = {"EndpointsOfApplications": ["app9"], "EndpointsOfAccounts": ["a7"], "EndpointsOfPlans": ["p8"]}
+    keys = {"EndpointsOfApplications": ["app9"], "EndpointsOfAccounts": ["a7"]}
+    if "EndpointsOfPlans" in mapping.queries:
+        keys["EndpointsOfPlans"] = ["p8"]
     with database.connect().cursor() as cursor:
         cursor.execute(f"EXPLAIN {mapping.compose(keys)}", keys)
         plan = "\n".join(row for (row,) in cursor.fetchall())
         found = affected(cursor, mapping, keys)
-    assert set(found) == {"app9", "app7", "app8"}
+    assert set(found) == ({"app9", "app7", "app8"} if len(keys) == 3 else {"app9", "app7"})
     for table in ("portal_applications", "accounts", "portal_application_settings"):
         assert f"Seq Scan on {table}" not in plan, plan
 
@@ -193,24 +204,26 @@ def affected(
 
 def fill(database: Database, name: str) -> None:
     """Write an application for every combination of account, users, settings and deletion."""
-    soft = name == "grove_soft_delete"
+    reads = load(name).reads
+    soft = load(name).honours_deleted
     with database.connect().cursor() as cursor:
-        cursor.execute("INSERT INTO pay_plans VALUES ('FREE', 0, 0), ('PAID', 7, 30), ('NOBODYS', 1, 1)")
+        if "pay_plans" in reads:
+            cursor.execute("INSERT INTO pay_plans VALUES ('FREE', 0, 0), ('PAID', 7, 30), ('NOBODYS', 1, 1)")
         accounts: list[str | None] = [None]
         for number, (plan, people, deleted) in enumerate(
-            itertools.product(("FREE", "PAID"), PEOPLE, (False, True) if soft else (False,))
+            itertools.product(("FREE", "PAID"), PEOPLE, (False, True) if "accounts" in soft else (False,))
         ):
             accounts.append(f"account{number}")
             cursor.execute("INSERT INTO accounts (id, plan_type) VALUES (%s, %s)", (accounts[-1], plan))
             if deleted:
                 cursor.execute("UPDATE accounts SET deleted = true WHERE id = %s", (accounts[-1],))
-            for user, logins in enumerate(PEOPLE[people]):
+            for user, logins in enumerate(PEOPLE[people] if "users" in reads else ()):
                 add_user(cursor, f"u{number}-{user}", accounts[-1], logins)
-        # One user in two accounts, one in none.
-        cursor.execute(
-            "INSERT INTO account_users (user_id, account_id) SELECT min(id), 'account0' FROM users;"
-            "INSERT INTO users VALUES ('lonely')"
-        )
+        if "users" in reads:  # one in two accounts, one in none
+            cursor.execute(
+                "INSERT INTO account_users (user_id, account_id) SELECT min(id), 'account0' FROM users;"
+                "INSERT INTO users VALUES ('lonely')"
+            )
         for number, (account, setting, deleted) in enumerate(
             itertools.product(accounts, SETTINGS, (False, True))
         ):

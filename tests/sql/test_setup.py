@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 
+from cdc.mapping import sql_text
 from cdc.mapping.mapping import load
 from tests.sql.test_endpoints import MAPPINGS, affected, full
 
@@ -30,7 +31,6 @@ FILL = """
     SELECT 'u' || i, 'a' || i FROM generate_series(1, 5000) AS i;
     INSERT INTO user_auth_providers (user_id, type, provider_user_id)
     SELECT 'u' || i, 'auth0_github', 'github|' || i FROM generate_series(1, 5000) AS i;
-    ANALYZE;
 """
 DROP_UNIQUE = "DROP CONSTRAINT portal_application_settings_application_id_key"
 KEYS = {
@@ -147,7 +147,8 @@ def test_after_setup_a_key_reads_no_table_from_end_to_end(
 ) -> None:
     database, mapping = database_factory(name), load(name)
     database.set_up(mapping)
-    database.execute(FILL)
+    fills = [one for one in sql_text.statements(FILL) if one.split()[2] in mapping.reads]
+    database.execute(";".join([*fills, "ANALYZE"]))
     kinds = [kind for kind in KEYS if kind in mapping.queries]
     with database.connect().cursor() as cursor:
         for some in itertools.chain.from_iterable(itertools.combinations(kinds, size) for size in (1, 2, 4)):

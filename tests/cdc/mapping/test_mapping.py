@@ -9,9 +9,9 @@ import pytest
 
 from cdc.errors import ConfigurationError
 from cdc.mapping.mapping import Mapping, Rule, load, server_queries
+from tests.support import BUNDLED, ROOT
 
-BUNDLED = ("grove", "grove_soft_delete", "grove_jwt")
-GROVE = Path(__file__).resolve().parents[3] / "sql" / "grove"
+GROVE = ROOT / "sql" / "grove"
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def test_bundled_mappings_load(name: str) -> None:
     mapping = load(name)
     assert mapping.name == name
     assert set(mapping.rules) == set(mapping.tables)
-    assert {"portal_applications", "accounts", "pay_plans"} <= set(mapping.reads)
-    assert mapping.signals == ("portal_application_changes",)
+    assert "portal_applications" in mapping.reads
+    assert mapping.signals == (() if name == "portal_db" else ("portal_application_changes",))
     for rules in mapping.rules.values():
         for rule in rules:
             assert f"%({rule.query})s" in mapping.queries[rule.query]
@@ -67,10 +67,16 @@ def test_users_matter_to_jwt_alone() -> None:
     assert not users & {*load("grove").tables, *load("grove_soft_delete").tables}
 
 
-def test_only_soft_delete_honours_deleted() -> None:
-    assert load("grove_soft_delete").honours_deleted == {"portal_applications", "accounts"}
-    assert not load("grove").honours_deleted
-    assert not load("grove_jwt").honours_deleted
+def test_which_mappings_honour_marks_of_deleted_rows() -> None:
+    honours = {name: load(name).honours_deleted for name in BUNDLED}
+    assert honours == {
+        "grove": set(),
+        "grove_jwt": set(),
+        "grove_soft_delete": {"portal_applications", "accounts"},
+        "pads_soft_delete": {"portal_applications"},
+        "pads_without_plans": {"portal_applications"},
+        "portal_db": {"portal_applications", "portal_accounts"},
+    }
 
 
 def test_a_path_is_a_mapping_too(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,12 +278,12 @@ def test_mappings_are_told_apart_by_what_they_make_and_not_by_their_comments(
     assert (
         len({grove, load("grove").fingerprint("2", "public"), load("grove").fingerprint("1", "other")}) == 3
     )
-    replace(own / "queries.sql", "-- An application is its endpoint.", "-- Another comment.")
+    replace(own / "queries.sql", "-- Every endpoint as it is now", "-- Every endpoint")
     replace(own / "affects.toml", "# An operator, or", "# Somebody, or")
     assert load(str(own)).fingerprint("1", "public") == grove
     for file, old, new in (
         ("queries.sql", "    settings.secret_key,", "    upper(settings.secret_key) AS secret_key,"),
-        ("queries.sql", "account_id = ANY(@keys::TEXT[])", "account_id = ANY(@keys::VARCHAR[])"),
+        ("queries.sql", "newer.id > settings.id", "newer.id < settings.id"),
         ("affects.toml", 'actions = ["insert"]', 'actions = ["insert", "update"]'),
         ("affects.toml", 'signals = ["portal_application_changes"]', "signals = []"),
         ("affects.toml", ', EndpointsOfPlans = "plan_type" }', " }"),

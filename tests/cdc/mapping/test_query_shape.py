@@ -7,6 +7,7 @@ import pytest
 from cdc.mapping import sql_text
 from cdc.mapping.mapping import load
 from cdc.mapping.query_shape import takes_away, uses
+from tests.support import BUNDLED
 
 COLUMNS = {
     "apps": {"id", "account_id", "gone"},
@@ -77,14 +78,16 @@ def test_a_column_is_used_where_it_is_named_with_its_table(query: str, used: boo
     assert uses(query, "accounts", "deleted_at", COLUMNS) is used
 
 
-@pytest.mark.parametrize("name", ["grove", "grove_jwt", "grove_soft_delete"])
+@pytest.mark.parametrize("name", BUNDLED)
 def test_the_bundled_mappings_condition_on_no_table_that_takes_away(name: str) -> None:
     mapping = load(name)
     removing = takes_away(mapping.queries["Endpoints"], sql_text.tables(mapping.schema))
     assert "portal_applications" in removing
     assert ("accounts" in removing) is (name == "grove_soft_delete")
+    assert ("portal_accounts" in removing) is (name == "portal_db")
     assert not removing & {
         "pay_plans",
+        "portal_plans",
         "users",
         "account_users",
         "user_auth_providers",

@@ -111,7 +111,7 @@ def test_keys_of_tables_as_people_and_pg_dump_write_them() -> None:
         ALTER TABLE ONLY public.two ADD CONSTRAINT u UNIQUE (id, "Key");
         ALTER TABLE ONLY public.two ADD CONSTRAINT f FOREIGN KEY (id) REFERENCES public.one(id);
     """
-    assert list(sql_text.keys(schema)) == [
+    assert [(table, {*columns}) for table, columns in sql_text.keys(schema)] == [
         ("one", {"id"}),
         ("one", {"at"}),
         ("one", {"id", "x"}),

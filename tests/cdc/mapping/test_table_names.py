@@ -9,6 +9,7 @@ import pytest
 
 from cdc.mapping.mapping import load
 from cdc.mapping.table_names import qualify
+from tests.support import BUNDLED
 
 if TYPE_CHECKING:
     from tests.plugins.postgres import Database
@@ -90,7 +91,7 @@ def test_a_name_that_means_something_else_is_refused(query: str) -> None:
         qualify(query, TABLES, SCHEMA)
 
 
-@pytest.mark.parametrize("name", ["grove", "grove_jwt", "grove_soft_delete"])
+@pytest.mark.parametrize("name", BUNDLED)
 def test_every_table_of_a_bundled_mapping_is_found(name: str) -> None:
     mapping = load(name)
     for query in mapping.queries.values():

@@ -18,6 +18,7 @@ from cdc.postgres.database import CHUNK, FIRST_CHUNK, Database
 from cdc.postgres.gate import Gate
 from cdc.postgres.watchdog import QueryWatchdog
 from tests.plugins.server import DEADLINE, fill, wait_until
+from tests.support import BUNDLED
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -316,7 +317,7 @@ def test_nothing_is_written_by_a_read(database: postgres.Database, reading: Call
         assert cursor.fetchall() == [(None,)]
 
 
-@pytest.mark.parametrize("mapping", ["grove", "grove_soft_delete", "grove_jwt"])
+@pytest.mark.parametrize("mapping", BUNDLED)
 def test_tables_are_locked_before_those_that_refer_to_them(
     mapping: str, database_factory: DatabaseFactory
 ) -> None:
