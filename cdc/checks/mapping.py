@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cdc.checks.finding import fail, good, warn
 from cdc.errors import Refusal
+from cdc.mapping.mapping import bundled, load
 from cdc.mapping.row_rule import in_short
 from cdc.mapping.sql_text import quote_name
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from cdc.checks.finding import Finding, Site
     from cdc.errors import PadsCdcError
+    from cdc.mapping.mapping import Mapping
 
 _NO_ROWS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 _UNHEARD = "it is not there, or belongs neither to the schema's owner nor to that of a mapped table"
@@ -106,10 +108,21 @@ def soft_delete(site: Site) -> Iterator[Finding]:
         yield fail(
             f"{site.schema}.{ignored[0]} marks rows as deleted (a column deleted or deleted_at), which the"
             f" mapping {mapping.name} ignores: it would authorize what is deleted",
-            "use MAPPING=grove_soft_delete, or a mapping of your own",
+            _that_honours(mapping, {table for (table,) in marked}),
         )
     else:
         yield good("no table marks rows as deleted that the mapping would serve")
+
+
+def _that_honours(mapping: Mapping, marked: set[str]) -> str:
+    """Return a remedy: the bundled mapping of the same tables that leaves out what is marked, if there is
+    one.
+    """
+    for name in bundled():
+        other = load(name)
+        if set(other.reads) == set(mapping.reads) and other.honours_deleted == marked:
+            return f"use MAPPING={name}, or a mapping of your own"
+    return "use a mapping of your own (docs/mappings.md)"
 
 
 def operators(site: Site) -> Iterator[Finding]:

@@ -406,7 +406,7 @@ def _header(optional: Sequence[str]) -> str:
 
 
 def _read_query(name: str) -> str:
-    return sql_text.bind(_queries(_bundled() / "read.sql")[name])
+    return sql_text.bind(_queries(_sql() / "read.sql")[name])
 
 
 def _queries(path: Path) -> dict[str, str]:

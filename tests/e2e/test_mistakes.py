@@ -273,7 +273,9 @@ def test_the_schema_is_another_one(refused: Refused, database: Database) -> None
 
 def test_a_mark_of_deletion_that_the_mapping_ignores(refused: Refused, database: Database) -> None:
     database.execute("ALTER TABLE accounts ADD COLUMN deleted BOOLEAN NOT NULL DEFAULT false")
-    assert_says(refused(database.url()), r"\baccounts\b", "deleted", "MAPPING=grove_soft_delete")
+    assert_says(refused(database.url()), r"\baccounts\b", "deleted", "mapping of your own")
+    database.execute("ALTER TABLE portal_applications ADD COLUMN deleted BOOLEAN NOT NULL DEFAULT false")
+    assert_says(refused(database.url()), "deleted", "MAPPING=grove_soft_delete")
     assert not database.rows(SLOTS)
 
 

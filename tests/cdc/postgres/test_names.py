@@ -147,10 +147,10 @@ def test_a_view_is_not_read(
 
 def test_a_with_that_hides_a_table_is_refused(own: Callable[[str, str], str]) -> None:
     folder = own(
-        "SELECT\n    settings.id AS row_id,",
-        "WITH accounts AS (SELECT 1) SELECT\n    settings.id AS row_id,",
+        "SELECT\n    applications.id AS endpoint_id,",
+        "WITH accounts AS (SELECT 1) SELECT\n    applications.id AS endpoint_id,",
     )
-    with pytest.raises(ConfigurationError, match="ParentsOfSettings: WITH accounts: that is the name of a"):
+    with pytest.raises(ConfigurationError, match="Endpoints: WITH accounts: that is the name of a"):
         load(folder)
 
 

@@ -154,7 +154,7 @@ def test_a_remedy_mends_what_was_found(
             "ALTER TABLE accounts ADD deleted BOOLEAN",
             "soft_delete",
             "fail",
-            "public.accounts has a column deleted",
+            "public.accounts marks rows as deleted",
         ),
         (
             "ALTER TABLE accounts DROP CONSTRAINT accounts_pkey CASCADE",
@@ -233,10 +233,13 @@ def test_what_only_a_person_can_mend(
     assert says in check(database).the(name, verdict).text
 
 
-def test_a_mapping_that_honours_soft_deletes(database_factory: DatabaseFactory, check: Check) -> None:
-    database = database_factory("grove_soft_delete")
-    assert check(database).the("soft_delete", "fail").remedy.startswith("use MAPPING=grove_soft_delete")
-    assert check(database, MAPPING="grove_soft_delete").the("soft_delete", "pass")
+@pytest.mark.parametrize("mapping", ["grove_soft_delete", "pads_soft_delete"])
+def test_a_mapping_that_honours_soft_deletes(
+    mapping: str, database_factory: DatabaseFactory, check: Check
+) -> None:
+    database = database_factory(mapping)
+    assert check(database).the("soft_delete", "fail").remedy.startswith(f"use MAPPING={mapping},")
+    assert check(database, MAPPING=mapping).the("soft_delete", "pass")
 
 
 def test_another_schema(database: Database, check: Check) -> None:
