@@ -39,15 +39,26 @@ def failover(site: Deployment) -> Iterator[Finding]:
         servers.append(("the query server", site.reader))
     named = ",".join(one.waited_for for _, one in servers if not one.in_recovery)
     waited_for = {name.strip() for name in named.split(",")} - {""}
+    standbys = [(host, one) for host, one in servers if one.in_recovery]
+    kept = sorted(waited_for | {one.primary_slot for _, one in standbys} - {""})
+    wait = f"ALTER SYSTEM SET synchronized_standby_slots = '{', '.join(kept)}'; {_RELOAD}"
     if not waited_for:
         yield warn(
             "synchronized_standby_slots is empty on the primary: what the server has read may be lost with"
             " it, and is taken back then",
-            f"on the primary: ALTER SYSTEM SET synchronized_standby_slots = 'PRIMARY_SLOT_NAME'; {_RELOAD}",
+            f"on the primary: {wait}"
+            if kept
+            else "name in it, on the primary, the slots that the standbys have in primary_slot_name",
         )
-    standbys = [(host, one) for host, one in servers if one.in_recovery]
-    for host, standby in standbys:
-        found = list(_judge(host, standby, waited_for))
+    for number, (host, standby) in enumerate(standbys, 1):
+        found = list(_judge(host, standby, f"standby_{number}"))
+        if waited_for and standby.primary_slot and standby.primary_slot not in waited_for:
+            found.append(
+                warn(
+                    f"synchronized_standby_slots does not name {standby.primary_slot}, the slot of {host}",
+                    f"on the primary: {wait}",
+                )
+            )
         yield from found or [good(f"{host} keeps the slot for its promotion")]
     if not standbys:
         yield warn(
@@ -56,7 +67,8 @@ def failover(site: Deployment) -> Iterator[Finding]:
         )
 
 
-def _judge(host: str, standby: Server, waited_for: set[str]) -> Iterator[Finding]:
+def _judge(host: str, standby: Server, slot: str) -> Iterator[Finding]:
+    """Look at one standby; ``slot`` is a name for a physical slot that it may lack."""
     on = f"on {host}: ALTER SYSTEM SET"
     if not standby.syncs_slots:
         yield fail(f"sync_replication_slots is off on {host}", f"{on} sync_replication_slots = on; {_RELOAD}")
@@ -65,14 +77,8 @@ def _judge(host: str, standby: Server, waited_for: set[str]) -> Iterator[Finding
     if not standby.primary_slot:
         yield fail(
             f"primary_slot_name is empty on {host}",
-            "on the primary: SELECT pg_create_physical_replication_slot('standby_1');"
-            f" {on} primary_slot_name = 'standby_1'; {_RELOAD}",
-        )
-    elif waited_for and standby.primary_slot not in waited_for:
-        yield warn(
-            f"synchronized_standby_slots does not name {standby.primary_slot}, the slot of {host}",
-            "on the primary: ALTER SYSTEM SET synchronized_standby_slots ="
-            f" '{standby.primary_slot}'; {_RELOAD}",
+            f"on the primary: SELECT pg_create_physical_replication_slot('{slot}');"
+            f" {on} primary_slot_name = '{slot}'; {_RELOAD}",
         )
     if standby.names_database is None:
         yield warn(
@@ -83,5 +89,5 @@ def _judge(host: str, standby: Server, waited_for: set[str]) -> Iterator[Finding
     elif not standby.names_database:
         yield fail(
             f"primary_conninfo on {host} names no database, by which the slots would be fetched",
-            f"{on} primary_conninfo = '... dbname=postgres'; {_RELOAD}",
+            f"on {host}: add dbname=postgres to the end of primary_conninfo, where it stands, and {_RELOAD}",
         )

@@ -98,7 +98,9 @@ def _lost(table: Table) -> Finding | None:
         "d": "has no primary key",
         "i": "has lost its identity's index",
     }
-    remedy = f"ALTER TABLE {table.name} ADD PRIMARY KEY (...); or else REPLICA IDENTITY FULL;"
+    other = table.identifier()
+    identity = f"USING INDEX {other.name}" if other else "FULL"
+    remedy = f"give it a primary key; or else ALTER TABLE {table.name} REPLICA IDENTITY {identity};"
     if any(index.primary for index in table.indexes):
         remedy = f"ALTER TABLE {table.name} REPLICA IDENTITY DEFAULT;"
     return fail(f"{table.name} {why[table.identity_kind]}: its updates and deletes are lost", remedy)

@@ -151,7 +151,7 @@ class _Plan:
             Kind.MISSED,
             f"the publication {self._name} cannot have {leaf.name}, which has no replica identity: Postgres"
             " would refuse its UPDATEs and DELETEs",
-            f"ALTER TABLE {leaf.name} ADD PRIMARY KEY (...); and run pads-cdc setup",
+            f"give {leaf.name} a primary key, and run pads-cdc setup",
             by_hand=True,
         )
 

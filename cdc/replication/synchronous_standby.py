@@ -61,6 +61,6 @@ def refusal(sender: Sender) -> str | None:
     return (
         f"synchronous_standby_names is '{sender.synchronous_names}', so Postgres would take us"
         f" ({sender.application}) for a synchronous standby, and commits would wait for us: the slot is not"
-        " read, and the mapping is polled; name the physical standbys, and only them: ALTER SYSTEM SET"
-        " synchronous_standby_names = 'FIRST 1 (...)'; SELECT pg_reload_conf();"
+        " read, and the mapping is polled; name the physical standbys in it, and only them, and reload;"
+        " SELECT application_name FROM pg_stat_replication; lists who is connected"
     )

@@ -18,6 +18,7 @@ from cdc.replication.standby_snapshot import StandbySnapshotRequest
 from server.commands.demo.programs import find_programs
 from tests.plugins.postgres import fetched
 from tests.plugins.server import fill, wait_until
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     import subprocess
@@ -67,6 +68,19 @@ def replicate(database: Database, role: Role) -> None:
 def make_slot(database: Database, role: Role) -> None:
     with closing(address(database, role).connect()) as session, translated(SETTING):
         ask(session, "SELECT pg_create_logical_replication_slot('tried', 'wal2json', true)::text")
+
+
+def test_no_statement_has_a_gap() -> None:
+    """Of all that the code could tell people to type: nobody can type dots, or a word in place of a name."""
+    gaps = {
+        f"{file.relative_to(ROOT)}: {statement}"
+        for folder in ("cdc", "server")
+        for file in (ROOT / folder).rglob("*.py")
+        for text in re.findall(r'"(?:[^"\\\n]|\\.)*"', file.read_text())
+        for statement in re.findall(r"\b(?:ALTER|GRANT|REVOKE|DROP|SELECT pg_|chown|install -d) [^;]*", text)
+        if re.search(r"\.\.\.|\bOUR_|[A-Z]_NAME'", statement)
+    }
+    assert not gaps
 
 
 def type_sql(database: Database, message: str) -> list[str]:

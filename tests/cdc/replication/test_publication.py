@@ -241,7 +241,7 @@ def test_a_table_without_an_identity_is_left_out_and_said(
     assert "portal_application_changes" not in create.remedy
     assert keyless.kind is Kind.MISSED
     assert keyless.by_hand
-    assert "ADD PRIMARY KEY" in keyless.remedy
+    assert "give public.portal_application_changes a primary key" in keyless.remedy
     database.execute(create.remedy)
     assert planned(site()) == [keyless]
     database.execute("ALTER TABLE portal_application_changes ADD PRIMARY KEY (id)")

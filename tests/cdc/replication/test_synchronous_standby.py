@@ -48,7 +48,7 @@ def test_the_names_of_a_setting(setting: str, expected: tuple[str, ...]) -> None
 def test_a_name_of_ours_in_any_case_is_refused_with_what_to_type() -> None:
     text = refusal(Sender(1, OURS, 'FIRST 1 ("PADS-CDC")'))
     assert text is not None
-    assert "ALTER SYSTEM SET synchronous_standby_names" in text
+    assert "name the physical standbys in it, and only them" in text
     assert refusal(Sender(1, OURS, "FIRST 1 (pads, cdc)")) is None
     assert refusal(Sender(1, OURS, "")) is None
 
