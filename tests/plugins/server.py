@@ -59,13 +59,14 @@ class Server:
 
     prefix: tuple[str, ...] = ()
     """A command that executes what follows, such as ``prlimit``."""
+    interpreter = sys.executable
 
     def __init__(self, environment: dict[str, str], command: str = "serve", module: str = "server") -> None:
         self.environment = environment
         self.logs: list[dict[str, Any]] = []
         self._written = threading.Condition()
         self.process = subprocess.Popen(
-            [*self.prefix, sys.executable, "-m", module, command],
+            [*self.prefix, self.interpreter, "-m", module, command],
             env={**os.environ, **environment},
             stderr=subprocess.PIPE,
             text=True,
