@@ -88,12 +88,12 @@ def test_until_the_first_complete_map_nobody_is_known_and_nobody_unknown(
     assert "no complete map" in authorizer.get("/healthz")[1]
     assert authorizer.get("/livez")[0] == 200
     assert health(authorizer) == health(authorizer, SERVICE) == HealthCheckResponse.NOT_SERVING
+    assert authorizer.metric("pads_cdc_authorize_checks_total", outcome="not_ready") == 4
     scripted.send(endpoint("app_2"), end=True)
     authorizer.wait_answer(200, "/v1/app_1")
     assert authorizer.check("/v1/app_unknown").code == 404
     authorizer.wait_ready()
     wait_until(lambda: health(authorizer, SERVICE) == HealthCheckResponse.SERVING, "health says so")
-    assert authorizer.metric("pads_cdc_authorize_checks_total", outcome="not_ready") == 4
 
 
 def test_a_map_that_differs_goes_on_being_used_until_another_one_is_whole(
