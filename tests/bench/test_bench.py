@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from bench import compare, document, plot, record
+from bench import compare, document, plot, record, scale
 from bench.cli import BENCHMARKS, main
 from bench.report import growths, lines
 from bench.results import OURS, Point, Result, percentile
 from bench.targets import TARGETS, Target
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,9 +112,9 @@ def test_the_document_is_the_record_s() -> None:
 def test_two_commits_are_compared_by_the_medians_of_all_rounds() -> None:
     old: dict[compare.Key, Result] = {}
     new: dict[compare.Key, Result] = {}
-    for found, scale in ((old, 1.0), (new, 0.5), (old, 1.0), (new, 0.5)):
+    for found, factor in ((old, 1.0), (new, 0.5), (old, 1.0), (new, 0.5)):
         compare.gather(
-            found, [replace(one, samples=tuple(scale * each for each in one.samples)) for one in RESULTS]
+            found, [replace(one, samples=tuple(factor * each for each in one.samples)) for one in RESULTS]
         )
     assert [len(one.samples) for one in old.values()] == [6, 6], "curves are left out"
     table = compare.compared(old, new, "v1", "v2")
@@ -133,3 +134,15 @@ def test_a_commit_beside_itself() -> None:
     done = CliRunner().invoke(compare.main, ["HEAD", "HEAD~0", "start", "--size", "tiny", "--rounds", "1"])
     assert done.exit_code == 0, done.output
     assert "without a state file" in done.output
+
+
+def test_the_model_of_a_fleet_is_the_one_in_the_document() -> None:
+    done = CliRunner().invoke(scale.main, [])
+    assert done.exit_code == 0
+    assert f"```text\n{done.output}```" in (ROOT / "docs/scale.md").read_text()
+
+
+def test_a_relay_is_full_where_one_server_was() -> None:
+    assert scale.Fleet(relays=1, gateways=500, endpoints=0, changes=500.0).core == 1.0
+    assert scale.Fleet(relays=4, gateways=1_000, endpoints=0, changes=500.0).core == 0.5
+    assert "too much" in dict(scale.Fleet(1, 501, 0, 500.0).rows())["a core of each relay"]

@@ -1,4 +1,4 @@
-"""The example of docs/mappings.md, as it stands there: it loads, is set up, and follows what its tables do."""
+"""The example of docs/mappings.md, as it stands there: it loads, is set up, and follows its tables."""
 
 from __future__ import annotations
 
