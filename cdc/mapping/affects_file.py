@@ -98,7 +98,9 @@ class AffectsFile:
         where, given = "key_columns", self._toml.get("key_columns", {})
         if not isinstance(given, dict):
             raise self._wrong(where, 'must be a table, { query = "column" }')
-        removing = takes_away(self._queries["Endpoints"], self._columns)
+        # A row that names its endpoint's id as well says by that what is gone.
+        named = {rule.table for rule in self._rules() if rule.query == self.endpoint_keys}
+        removing = takes_away(self._queries["Endpoints"], self._columns) - named
         found = {query: self._text(where, given, query) for query in given}
         for query, column in found.items():
             self._query(where, query, {"keys"})

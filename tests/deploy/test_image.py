@@ -66,7 +66,7 @@ def test_every_file_that_is_copied_is_let_through_and_nothing_else_is() -> None:
     assert copied == allowed
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(os.geteuid() != 0, reason="scripts/try-dockerfile mounts file systems, as root")
 def test_the_steps_make_an_image_that_serves_and_holds_nothing_else(database: Database) -> None:

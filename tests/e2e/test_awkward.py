@@ -425,6 +425,7 @@ def test_replica_identities(database: Database, scene: Callable[..., Scene], ide
     now.check_clean()
 
 
+@pytest.mark.soak
 @pytest.mark.only_with("wal2json")
 def test_a_table_that_loses_events_is_audited_and_said(
     database: Database, scene: Callable[..., Scene]
