@@ -33,8 +33,12 @@ class Health:
     def __init__(self, held: Held) -> None:
         self._held = held
         self._troubles: dict[str, str] = {}
-        self.stopping = False
+        self._stopping = False
         """Set when no new connections should come; checks go on being answered."""
+
+    def stop(self) -> None:
+        """Note that the process is being stopped: it is not ready any more."""
+        self._stopping = True
 
     def trouble(self, key: str, message: str | None) -> None:
         """Note a condition that lasts, or its end (None)."""
@@ -45,7 +49,7 @@ class Health:
 
     def unready(self) -> tuple[Reason, ...]:
         """Say why nobody should connect; nothing where all is well."""
-        if self.stopping:
+        if self._stopping:
             return (Reason("stopping", "it is being stopped"),)
         match self._held.unready():
             case Outcome.NOT_READY:

@@ -137,7 +137,7 @@ async def serve(
         asked = asyncio.create_task(stop.asked.wait())
         await asyncio.wait((ended, asked), return_when=asyncio.FIRST_COMPLETED)
         _log.info("stopping")
-        health.stopping = True
+        health.stop()
         if not ended.done():
             # Envoy sees by its health checks that it should go elsewhere, and is answered until it has.
             with suppress(TimeoutError):

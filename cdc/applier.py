@@ -175,7 +175,7 @@ class Applier(threading.Thread):
         kept = self._ledger.kept
         self._store.restore(kept.entries, kept.head, kept.position, kept.seen)
         kept.entries = EntryColumns()
-        self._requery.read_up_to = kept.seen  # of a standby that replays again nothing older counts
+        self._requery.restore(kept.seen)  # of a standby that replays again nothing older counts
         kept.position = kept.seen = 0  # the store knows, and may have to forget
         self._owed = kept.owed
         self._set_mode("waiting")
@@ -233,7 +233,7 @@ class Applier(threading.Thread):
         for transaction in transactions:
             self._parents.resolve(transaction.affected, transaction.end)
             self._schema.note(transaction)
-            self._requery.reached = max(self._requery.reached, transaction.end)
+            self._requery.advance(transaction.end)
         touching = [one for one in transactions if one.affected.reconcile or len(one.affected)]
         if touching:
             self._requery.take(touching, since)
@@ -243,7 +243,7 @@ class Applier(threading.Thread):
             case Started():
                 self._begin_stream(event)
             case Idle():
-                self._requery.reached = max(self._requery.reached, event.lsn)
+                self._requery.advance(event.lsn)
                 self._schema.note_progress(event.lsn)
             case Lost():
                 self._end_stream(event)
@@ -276,7 +276,7 @@ class Applier(threading.Thread):
         self._parents.load(memory or {}, self._held)
         if started.confirmed > self._requery.reached:  # true at the start, and with a new slot
             self._origin.gap(started.confirmed)
-        self._requery.reached = max(started.confirmed, self._held)
+        self._requery.restart_at(max(started.confirmed, self._held))
         gate = Gate(end=max(started.confirmed, self._requery.read_up_to))
         reason = self._lost_reason
         if started.created is not None:
@@ -306,11 +306,11 @@ class Applier(threading.Thread):
         else:  # beyond the switch the old timeline was followed, and nothing was read there
             store.turn(history, switch)
             self._freshness.rewound()
-            self._requery.reached = min(self._requery.reached, switch)
+            self._requery.restart_at(min(self._requery.reached, switch))
         if switch is not None:
             self._origin.turned()
             self._database.close()  # of several hosts another one may fit now
-        self._requery.history = history
+        self._requery.follow(history)
         self._ledger.note(system=history.system, timeline=history.timeline)
 
     def _break_with_the_past(self, history: Timeline) -> None:
@@ -318,7 +318,7 @@ class Applier(threading.Thread):
         self._requery.rewind()
         self._freshness.rewound()
         self._store.rewind(history)
-        self._requery.reached = 0
+        self._requery.restart_at(0)
         self._origin.broken()
         self._ledger.new_epoch(self._store)
 
@@ -356,13 +356,13 @@ class Applier(threading.Thread):
             self._let_go()
         self._standby_role.look()
         requery.settle()
-        if requery.exact_at is not None:
-            self._freshness.exact(requery.exact_at)
+        exact_at = requery.take_exact_at()
+        if exact_at is not None:
+            self._freshness.exact(exact_at)
             now = time.monotonic()
-            self._poll_at = now + max(_POLL, 3 * (now - requery.exact_at))
+            self._poll_at = now + max(_POLL, 3 * (now - exact_at))
             self._auditor.postpone()
             self._lost_reason = "reconnect"
-            requery.exact_at = None
 
     def _let_go(self) -> None:
         """Owe a reconcile rather than fill the database's disk while what is open cannot be done.

@@ -31,10 +31,6 @@ class Positions:
     received: Lsn
     applied: Lsn
     confirmed: Lsn
-    committed_at: float
-    """Commit time of the newest applied transaction by the database's clock (Unix seconds), 0.0 before the
-    first.
-    """
     replayed: Lsn | None = None
     """How far the server that is queried has replayed; None where that is the slot's, a primary, or away."""
 
@@ -57,7 +53,6 @@ class Freshness:
         self._exact_at: float | None = None
         self._reported: deque[tuple[float, Lsn]] = deque(maxlen=self._KEEP)
         self._server_end = self._received = self._applied = self._confirmed = 0
-        self._committed_at = 0.0
         self._replayed: Lsn | None = None
         self._heard_at = self._started
 
@@ -81,12 +76,11 @@ class Freshness:
         with self._lock:
             self._received = max(self._received, lsn)
 
-    def applied(self, lsn: Lsn, committed_at: float = 0.0) -> None:
+    def applied(self, lsn: Lsn) -> None:
         """Note that every transaction up to ``lsn`` is in the store."""
         with self._lock:
             self._applied = max(self._applied, lsn)
             self._received = max(self._received, lsn)
-            self._committed_at = max(self._committed_at, committed_at)
             self._settle()
 
     def confirmed(self, lsn: Lsn) -> None:
@@ -120,7 +114,6 @@ class Freshness:
                 self._received,
                 self._applied,
                 self._confirmed,
-                self._committed_at,
                 self._replayed,
             )
 

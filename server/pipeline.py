@@ -18,8 +18,7 @@ from cdc.postgres.lock_watch import LockWatch
 from cdc.postgres.watchdog import QueryWatchdog
 from cdc.replication.backlog import Backlog
 from cdc.replication.catalog import Catalog
-from cdc.replication.probe import Probe
-from cdc.replication.replay_probe import ReplayProbe
+from cdc.replication.probe import Probe, ReplayProbe
 from cdc.replication.slot import SlotReader
 from cdc.replication.standby_snapshot import StandbySnapshotRequest
 from cdc.requery.auditor import Auditor

@@ -20,7 +20,7 @@ from server.broker.gauges import PublishedGauges
 from server.broker.publishing import Publishing
 from server.broker.seal import Seal
 from server.front import Front, prepare
-from server.observe.pair_gauges import PairGauges
+from server.observe.metrics import PairGauges
 from server.pair.mirror_service import MirrorService
 from server.pipeline import Pipeline
 from server.rpc.endpoint_feed import EndpointFeed

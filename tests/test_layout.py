@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING
 
@@ -33,9 +34,15 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
+@cache
+def tree(module: str) -> ast.Module:
+    """Return the code of a module."""
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
 def imports(module: str) -> Iterator[str]:
     """Yield the modules that one imports, anywhere in it: ours by their full names."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(module)):
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
@@ -153,3 +160,61 @@ def test_the_architecture_says_why_each_dependency_is_there() -> None:
         for name in row.split(",")
     }
     assert names <= explained
+
+
+def written(module: str) -> Iterator[tuple[ast.expr, str, int]]:
+    """Yield every attribute that a module assigns: of what, its name, and the line."""
+    for node in ast.walk(tree(module)):
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.AugAssign | ast.AnnAssign):
+            targets = [node.target]
+        for target in targets:
+            for each in target.elts if isinstance(target, ast.Tuple | ast.List) else [target]:
+                if isinstance(each, ast.Attribute):
+                    yield each.value, each.attr, each.lineno
+
+
+COMPONENTS = {"backlog", "database", "freshness", "ledger", "origin", "pair", "reader", "requery", "store"}
+"""Names under which objects with a state of their own are handed around."""
+EXCEPTIONS = {
+    ("cdc.relay.publisher", "index"),  # whoever walks moves its place, under the store's lock
+    ("cdc.store.catchup", "index"),
+    ("cdc.store.replay", "index"),
+    ("cdc.state.state_file", "ids"),  # it fills in columns that it has just made, a million at a time
+    ("server.rpc.unknown_methods", "_server"),  # of a class of grpcio's
+}
+
+
+def fields() -> set[str]:
+    """Return the names that classes declare in their bodies: those of dataclasses and other values."""
+    return {
+        each.target.id
+        for module in MODULES
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.ClassDef)
+        for each in node.body
+        if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+    }
+
+
+def test_only_a_modules_own_classes_change_their_state() -> None:
+    """Whoever makes a value may fill it in; the state of an object is changed by its methods."""
+    owners: dict[str, set[str]] = {}
+    foreign: list[tuple[str, str, str]] = []
+    for module in MODULES:
+        for of, name, _ in written(module):
+            if isinstance(of, ast.Name) and of.id in ("self", "cls"):
+                owners.setdefault(name, set()).add(module)
+            else:
+                foreign.append((module, ast.unparse(of), name))
+    values = fields()
+    found = {
+        f"{module}: {of}.{name}"
+        for module, of, name in foreign
+        if of.rpartition(".")[2].lstrip("_") in COMPONENTS
+        or (name in owners and module not in owners[name] and name not in values)
+        if (module, name) not in EXCEPTIONS
+    }
+    assert found == set()
+    unused = EXCEPTIONS - {(module, name) for module, _, name in foreign}
+    assert unused == set()

@@ -1,8 +1,8 @@
-"""The pair: two servers of one slot. One reads it and leads, the other one stands by with a copy of its map.
+"""The pair: two servers of one slot. The leader reads the slot, the other stands by with a copy of its map.
 
-What the standby lacks must still come to it once it has the slot, so the leader lets the slot go only up to
-where the standby has everything. It waits for that a second at most: then it goes on alone, and the standby
-has a gap, which it finds by itself when it takes over.
+After a takeover the slot must redeliver what the standby lacks, so the leader confirms the slot only up to
+where the standby has everything. It waits for the standby for a second at most. Then it goes on alone, and
+the standby has a gap, which it notices when it takes over.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,20 +19,44 @@ if TYPE_CHECKING:
     from cdc.lsn import Lsn
 
 PATIENCE = 1.0
-"""Seconds that a standby gets to take over what the leader has, also after its connection was lost."""
+"""Seconds for which the leader waits for a standby to catch up, also after its connection was lost."""
 
 _SILENCE = 3.0
 """Seconds; the database is asked each second how far its WAL goes."""
 
 
+class Role(Enum):
+    """What a server is in its pair; one without a peer is only ever ALONE or LEADING.
+
+    ``lead`` leads to LEADING from anywhere. The other transitions::
+
+        LEADING    lose      ALONE       the slot is lost, or the process has just started
+        ALONE      stand_by  WAITING     the peer has the slot
+        ALONE      mirror    MIRRORING   the peer's stream begins
+        WAITING    mirror    MIRRORING
+        MIRRORING  peer_lost WAITING     the peer's stream has ended
+        WAITING    go_alone  ALONE       nothing was heard of the peer for too long
+        MIRRORING  go_alone  ALONE
+    """
+
+    ALONE = auto()
+    """It does not read the slot, and serves what it holds."""
+    LEADING = auto()
+    """It reads the slot."""
+    WAITING = auto()
+    """The peer leads, and its map is not mirrored here: nobody is served here."""
+    MIRRORING = auto()
+    """The peer leads, and its stream is open: nobody is served here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What the leader has come to."""
+    """How far the leader is."""
 
     followed: Lsn = 0
     """Every transaction up to here is in its map and in its state file; 0 while it owes a whole reading."""
     owed: str = ""
-    """The note of what that reading has to see (`cdc.postgres.gate.Gate.note`)."""
+    """What that whole reading has to see, as written by `cdc.postgres.gate.Gate.note`."""
 
 
 class Standby:
@@ -40,15 +65,20 @@ class Standby:
     def __init__(self, wake: Callable[[], object]) -> None:
         self.wake = wake
         self.gone = False
+        """Its stream has ended."""
         self.followed: Lsn = 0
-        """Up to here it has said that it has everything."""
+        """It has acknowledged that it has everything up to here."""
         self.in_step = False
         """It has once had everything, and since then been a second behind at most."""
         self._target: Lsn = 0
         self._since = 0.0
 
+    def acknowledge(self, followed: Lsn) -> None:
+        """Note that it has everything up to ``followed``; 0 while it does not say."""
+        self.followed = followed
+
     def bound(self, followed: Lsn, now: float) -> Lsn:
-        """Return up to where the slot may be let go; ``followed`` is our own position."""
+        """Return the position up to which the slot may be confirmed; ``followed`` is the leader's own."""
         if self.followed >= self._target:
             self._target, self._since, self.in_step = followed, now, self.followed > 0
         elif now - self._since > PATIENCE:
@@ -67,13 +97,10 @@ class Pair:
         self._standbys: set[Standby] = set()
         self._lost = threading.Event()
         self._lost.set()
+        self._role = Role.ALONE
         self.done = Done()
-        self.standing_by = False
-        """The peer leads, and we mirror it: nobody is to be served here."""
         self.asked = False
         """Whether the peer has answered, or could not be reached, since we last lost the slot."""
-        self.mirroring = False
-        """The stream from the peer stands."""
         self.led = 0
         """How often the slot has become ours."""
 
@@ -82,17 +109,27 @@ class Pair:
     @property
     def leading(self) -> bool:
         """Whether we read the slot."""
-        return not self._lost.is_set()
+        return self._role is Role.LEADING
+
+    @property
+    def standing_by(self) -> bool:
+        """Whether the peer leads, so that nobody is to be served here."""
+        return self._role in (Role.WAITING, Role.MIRRORING)
+
+    @property
+    def mirroring(self) -> bool:
+        """Whether the peer's stream is open."""
+        return self._role is Role.MIRRORING
 
     def wait_lost(self, timeout: float) -> bool:
         """Wait until we do not lead; False if not within so many seconds."""
         return self._lost.wait(timeout)
 
     def sure(self, silence: float) -> bool:
-        """Tell whether the peer cannot have taken over unnoticed, where our database has been silent for so
-        many seconds.
+        """Tell whether we may serve new clients, given for how many seconds our database has been silent.
 
-        Who was frozen finds the slot lost only after waking up, and must not serve anybody new before that.
+        A process that was frozen finds the slot lost only after it wakes up. Before that its peer may have
+        taken over, so it must not serve anybody new.
         """
         if not self.peered:
             return True
@@ -100,16 +137,39 @@ class Pair:
 
     def lead(self) -> None:
         """Note that the slot is ours."""
-        self.standing_by = False
+        self._role = Role.LEADING
         self.led += 1
         self._lost.clear()
 
     def lose(self) -> None:
-        """Note that it is not, or not any more."""
+        """Note that the slot is not ours, or not any more."""
         if self.leading:
             self.asked = False
+            self._role = Role.ALONE
         self._lost.set()
         self._wake()
+
+    def stand_by(self) -> None:
+        """Note that the peer has the slot; not while we lead."""
+        if self._role is Role.ALONE:
+            self._role = Role.WAITING
+
+    def mirror(self) -> None:
+        """Note that the peer's stream begins, and that its map takes the place of ours; not while we lead."""
+        if not self.leading:
+            self._role = Role.MIRRORING
+        self.asked = True
+
+    def peer_lost(self) -> None:
+        """Note that the peer's stream has ended, or could not be had."""
+        if self._role is Role.MIRRORING:
+            self._role = Role.WAITING
+        self.asked = True
+
+    def go_alone(self) -> None:
+        """Note that the peer was waited for in vain: what is held here may be served."""
+        if self.standing_by:
+            self._role = Role.ALONE
 
     # --- leading: what the standbys have
 
@@ -125,10 +185,10 @@ class Pair:
         standby.gone = True
 
     def confirmable(self, position: Lsn, *, exact: bool, owed: str = "") -> Lsn:
-        """Return up to where the slot may be let go, where ``position`` is up to where we are done.
+        """Return the position up to which the slot may be confirmed; we are done up to ``position``.
 
-        ``exact`` says that the map does hold everything up to there. If not, no standby can be exact either,
-        and there is nothing to wait for.
+        ``exact`` says that the map holds everything up to there. If it does not, no standby can be exact
+        either, and there is nothing to wait for.
         """
         done, now = Done(position if exact else 0, owed), self._clock()
         with self._lock:

@@ -84,7 +84,7 @@ class StandbyRole:
                     self._alone_at = time.monotonic() + patience
                 elif news.leaderless:
                     self._alone_at = min(self._alone_at, time.monotonic() + _LEADERLESS)
-                pair.mirroring, pair.asked = False, True
+                pair.peer_lost()
             case MirrorOpened():
                 news.reply.set_result(not pair.leading and self._begin(news))
             case MirrorPart():
@@ -114,10 +114,10 @@ class StandbyRole:
         pair = self._pair
         if not self._mirrored.begin(reset=opened.reset):
             return False
-        pair.standing_by = pair.mirroring = pair.asked = True
+        pair.mirror()
         self._store.withhold()
         self._requery.abandon()
-        self._requery.history = None
+        self._requery.follow(None)
         if opened.reset:
             self._freshness.rewound()
         self._observer.trouble(TROUBLE, None)
@@ -128,7 +128,7 @@ class StandbyRole:
         self._mirrored.take(part)
         if part.state is not None:
             self._tell_of_another_making()
-            self._requery.reached = part.state.point.followed
+            self._requery.restart_at(part.state.point.followed)
             self.owed = Gate.parse(part.state.owed)
             self._freshness.applied(part.state.point.followed)
 
@@ -146,7 +146,7 @@ class StandbyRole:
         self._ready_at = None
         held = pair.peered and isinstance(lost.error, SlotHeld)
         if held and not self._store.ready and not pair.standing_by:
-            pair.standing_by = True
+            pair.stand_by()
             self._store.withhold()
         return held
 
@@ -157,7 +157,7 @@ class StandbyRole:
                 self._ready_at = None
                 self._store.loaded()
         elif self._pair.standing_by and not self.waiting:
-            self._pair.standing_by = False
+            self._pair.go_alone()
             if self._mirrored.point is not None and self._mirrored.ours:
                 self._store.loaded()  # the last that is known; staleness says how old it is
 
@@ -168,7 +168,6 @@ class StandbyRole:
         begins there or before; None where there is a gap, or something else asks for a whole reading.
         """
         self._pair.lead()
-        self._pair.mirroring = False
         point, self._ready_at = self._mirrored.point, None
         self._mirrored.part_ways()
         if self._told_other:

@@ -133,7 +133,7 @@ class Database:
         self._busy: dict[Connection, float] = {}
         """Those that somebody uses, and since when (monotonic)."""
         self.longest = 0.0
-        """Seconds that the longest transaction took which was not ended, since somebody has set this to 0."""
+        """Seconds that the longest transaction took which ran to its end, since `forget_longest`."""
         self._running: dict[Connection, float] = {}
         """What a statement runs on, and since when (monotonic)."""
         self._lock = threading.Lock()
@@ -420,6 +420,10 @@ class Database:
         """Return for how long the oldest transaction has been open, in seconds; 0.0 if there is none."""
         with self._lock:
             return max((time.monotonic() - began for began in self._busy.values()), default=0.0)
+
+    def forget_longest(self) -> None:
+        """Measure `longest` anew from now on."""
+        self.longest = 0.0
 
     def give_way(self, after: float) -> None:
         """End the transactions that have been open for longer than ``after`` seconds, from another thread.

@@ -80,7 +80,7 @@ class LockWatch(threading.Thread):
         if blocked:
             self._ended_at, self._ended_age = now, max(self._ended_age, database.age())
             self._patience = min(2 * self._patience, _PATIENCE_MOST)
-            database.longest = 0.0
+            database.forget_longest()
             database.give_way(_TICK)
 
     def _close(self) -> None:

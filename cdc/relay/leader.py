@@ -78,8 +78,8 @@ class LeaderFreshness(Freshness):
         with self._heads:
             head = self._head
         if head is None:
-            return Positions(0, 0, 0, 0, 0.0)
-        return Positions(head.server_end, head.position, head.position, 0, 0.0)
+            return Positions(0, 0, 0, 0)
+        return Positions(head.server_end, head.position, head.position, 0)
 
     def _look(self) -> None:
         with self._heads:

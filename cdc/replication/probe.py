@@ -1,13 +1,17 @@
-"""The probe: asks the slot's server once a second how far its WAL goes and how the slot is.
+"""Probes: threads that ask a server once a second how far it is.
 
-The stream cannot tell: it looks the same when nothing happens and when the server is frozen. Staleness rests
-on these answers.
+`Probe` asks the slot's server how far its WAL goes and how the slot is. The stream cannot tell: it looks the
+same when nothing happens and when the server is frozen. Staleness is computed from these answers.
+
+`ReplayProbe` asks the query server how far it has replayed, where that is not the slot's server. It is a
+thread of its own, so that a query server that is frozen does not look like a source that is.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
 
     from cdc.freshness import Freshness
+    from cdc.lsn import Lsn
     from cdc.observer import Observer
     from cdc.postgres.connection import Address
     from cdc.replication.slot import SlotReader
@@ -41,33 +46,24 @@ _UNHEARD = 10.0
 _TROUBLE = "slot_creation"
 
 
-class Probe(threading.Thread):
-    """Runs until `stop`. When the server is away, it says nothing, and staleness grows."""
+class _Asking(threading.Thread, ABC):
+    """Asks once a second on one connection, until `stop`; after an error it connects anew."""
 
-    def __init__(
-        self,
-        address: Address,
-        slot_name: str,
-        queries: dict[str, str],
-        reader: SlotReader,
-        freshness: Freshness,
-        observer: Observer,
-        snapshot_request: StandbySnapshotRequest | None,
-    ) -> None:
-        """``snapshot_request`` goes to the primary of a standby that a slot is made on, if that is known."""
-        super().__init__(name="probe", daemon=True)
+    def __init__(self, name: str, address: Address, observer: Observer) -> None:
+        super().__init__(name=name, daemon=True)
         self._address = address
-        self._slot_name = slot_name
-        self._queries = queries
-        self._reader = reader
-        self._freshness = freshness
         self._observer = observer
-        self._snapshot_request = snapshot_request
         self._stopping = threading.Event()
-        self._fault = Fault(observer, "probe")
+        self._fault = Fault(observer, name.replace("-", "_"))
         self._connection: Connection | None = None
-        self._said_creating = False
-        self._history_at = 0.0
+
+    @abstractmethod
+    def _ask(self, connection: Connection) -> None:
+        """Ask, and report the answer."""
+
+    @abstractmethod
+    def _failed(self, error: Exception) -> None:
+        """Report that there is no answer."""
 
     def stop(self) -> None:
         """End the thread, even while it waits for an answer."""
@@ -81,42 +77,93 @@ class Probe(threading.Thread):
         while not self._stopping.is_set():
             began = time.monotonic()
             try:
-                self._ask()
+                if self._connection is None:
+                    self._connection = self._address.connect()
+                with translated(self._address.setting):
+                    self._ask(self._connection)
                 self._fault.over()
             except Exception as error:  # noqa: BLE001 - the thread's boundary: it must not end without a word
                 self._fault.met(error)
-                if is_shutdown(error):
-                    self._reader.drop("shutdown")  # a fast stop waits for whoever reads a slot
+                self._failed(error)
                 self._close()
             self._stopping.wait(max(0.0, _INTERVAL - (time.monotonic() - began)))
         self._close()
 
-    def _ask(self) -> None:
-        if self._connection is None:
-            self._connection = self._address.connect()
-        with translated(self._address.setting):
-            asked_at = time.monotonic()
-            [(end, timeline)] = ask(self._connection, self._queries["WalEnd"])
-            if end is not None:
-                self._freshness.reported(lsn.parse(end), asked_at)
-            self._look_at_history(None if timeline is None else int(timeline, 16))
-            self._reader.judge(Sender.of(ask(self._connection, self._queries["Sender"])))
-            self._look_at_sender(self._connection)
-            slot = SlotState.of(ask(self._connection, self._queries["Slot"], {"slot": self._slot_name}))
-            if slot is None:
-                self._observer.slot(SlotSeen(None, None, None, None, None))
-            else:
-                self._observer.slot(
-                    SlotSeen(
-                        slot.retained_bytes,
-                        slot.safe_wal_bytes,
-                        slot.wal_status,
-                        slot.catalog_xmin_age,
-                        slot.active_pid,
-                    )
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg2.Error):
+                connection.close()
+
+
+class ReplayProbe(_Asking):
+    """Reports nothing of a primary, and of a server that does not answer."""
+
+    def __init__(self, address: Address, query: str, freshness: Freshness, observer: Observer) -> None:
+        """``query`` is `WalEnd`."""
+        super().__init__("replay-probe", address, observer)
+        self._query = query
+        self._freshness = freshness
+
+    def _ask(self, connection: Connection) -> None:
+        [(end, timeline)] = ask(connection, self._query)
+        replayed: Lsn | None = lsn.parse(end) if timeline is None and end is not None else None
+        self._freshness.replayed(replayed)
+
+    def _failed(self, error: Exception) -> None:  # noqa: ARG002 - whatever it is
+        self._freshness.replayed(None)
+
+
+class Probe(_Asking):
+    """Reports nothing while the server is away: staleness grows then."""
+
+    def __init__(
+        self,
+        address: Address,
+        slot_name: str,
+        queries: dict[str, str],
+        reader: SlotReader,
+        freshness: Freshness,
+        observer: Observer,
+        snapshot_request: StandbySnapshotRequest | None,
+    ) -> None:
+        """``snapshot_request`` goes to the primary of a standby that a slot is made on, if that is known."""
+        super().__init__("probe", address, observer)
+        self._slot_name = slot_name
+        self._queries = queries
+        self._reader = reader
+        self._freshness = freshness
+        self._snapshot_request = snapshot_request
+        self._said_creating = False
+        self._history_at = 0.0
+
+    def _failed(self, error: Exception) -> None:
+        if is_shutdown(error):
+            self._reader.drop("shutdown")  # a fast stop waits for whoever reads a slot
+
+    def _ask(self, connection: Connection) -> None:
+        asked_at = time.monotonic()
+        [(end, timeline)] = ask(connection, self._queries["WalEnd"])
+        if end is not None:
+            self._freshness.reported(lsn.parse(end), asked_at)
+        self._look_at_history(None if timeline is None else int(timeline, 16))
+        self._reader.judge(Sender.of(ask(connection, self._queries["Sender"])))
+        self._look_at_sender(connection)
+        slot = SlotState.of(ask(connection, self._queries["Slot"], {"slot": self._slot_name}))
+        if slot is None:
+            self._observer.slot(SlotSeen(None, None, None, None, None))
+        else:
+            self._observer.slot(
+                SlotSeen(
+                    slot.retained_bytes,
+                    slot.safe_wal_bytes,
+                    slot.wal_status,
+                    slot.catalog_xmin_age,
+                    slot.active_pid,
                 )
-            if self._reader.creating or self._said_creating:
-                self._say_whom_the_slot_waits_for(self._connection)
+            )
+        if self._reader.creating or self._said_creating:
+            self._say_whom_the_slot_waits_for(connection)
 
     def _look_at_sender(self, connection: Connection) -> None:
         """See what keeps the wal sender from answering: it may be dead, or decode somebody else's changes."""
@@ -159,9 +206,3 @@ class Probe(threading.Thread):
         return (
             f"which it cannot be asked for: {fault}" if fault else "and those have ended; it has been asked"
         )
-
-    def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(psycopg2.Error):
-                connection.close()

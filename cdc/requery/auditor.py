@@ -91,9 +91,8 @@ class Auditor:
             return False
         self._seen_at, self._seen = time.monotonic(), requery.done_up_to
         check_evidence = partial(requery.checked, read_up_to=requery.read_up_to)
-        requery.audit = Audit(
-            self._database.open(), self._store, requery.odd_rows, check_evidence, requery.doubtful()
-        )
+        opening = self._database.open()
+        requery.begin_audit(Audit(opening, self._store, requery.odd_rows, check_evidence, requery.doubtful()))
         return True
 
     def _nameless_may_be_mended(self) -> bool:
@@ -108,7 +107,7 @@ class Auditor:
         try:
             differing = audit.turn(requery.done_up_to, requery.read_up_to)
         except PadsCdcError as error:
-            requery.audit = None
+            requery.end_audit()
             self._due_at = time.monotonic() + _AGAIN
             if gives_way(error):
                 return
@@ -120,7 +119,7 @@ class Auditor:
             self._observer.trouble(_TROUBLE, None)
         if differing is None:
             return
-        requery.audit = None
+        requery.end_audit()
         requery.settle_doubts()
         batch = self._store.prepare(differing, audit.seen, named=False)
         if batch.changed:

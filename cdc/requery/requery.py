@@ -98,8 +98,7 @@ class Requery:
         self.odd_rows = OddRows(observer)
         self._waiting: list[Task] = []
         self._reads: list[OpenRead] = []
-        self.audit: Audit | None = None
-        """Runs beside the reads, and is told of what they bring."""
+        self._audit: Audit | None = None
         self._lossy: list[str] = []
         self._refused: list[str] = []
         self._look_at = 0.0
@@ -107,17 +106,51 @@ class Requery:
         self.failing = False
         self._waits_since: float | None = None
         """When somebody else began to go first."""
-        self.history: Timeline | None = None
-        """The history of the slot's server, once that is known: reads of any other do not count."""
-        self.read_up_to: Lsn = 0
-        """How new the newest read was: an older standby would go back."""
+        self._history: Timeline | None = None
+        self._read_up_to: Lsn = 0
         self._consistency = Consistency(self._are_ids)
-        self.reached: Lsn = 0
-        """End of the last transaction that was taken from the backlog."""
+        self._reached: Lsn = 0
         self._let_go_to: Lsn = 0
         """A durable note answers for everything up to here."""
-        self.exact_at: float | None = None
-        """Monotonic time when the newest whole read began, for whoever asks next."""
+        self._exact_at: float | None = None
+
+    # --- how far it is
+
+    @property
+    def reached(self) -> Lsn:
+        """End of the last transaction that was taken from the backlog."""
+        return self._reached
+
+    @property
+    def read_up_to(self) -> Lsn:
+        """How new the newest read was: a standby that has replayed less would take the map back."""
+        return self._read_up_to
+
+    @property
+    def history(self) -> Timeline | None:
+        """The timeline of the slot's server; None until that is known. Reads of any other do not count."""
+        return self._history
+
+    def advance(self, to: Lsn) -> None:
+        """Note that every transaction up to ``to`` has been taken from the backlog."""
+        self._reached = max(self._reached, to)
+
+    def restart_at(self, position: Lsn) -> None:
+        """Note that transactions will be delivered from ``position`` on, be it further back."""
+        self._reached = position
+
+    def follow(self, history: Timeline | None) -> None:
+        """Let only reads of this timeline count; with None, any."""
+        self._history = history
+
+    def restore(self, seen: Lsn) -> None:
+        """Start with the map of the state file, which is as new as ``seen``."""
+        self._read_up_to = seen
+
+    def take_exact_at(self) -> float | None:
+        """Return the monotonic time when the newest whole read began, once for each read; else None."""
+        at, self._exact_at = self._exact_at, None
+        return at
 
     # --- what is to be done
 
@@ -190,7 +223,7 @@ class Requery:
 
     def rewind(self, to: Lsn = 0) -> None:
         """Take the map to be as new as this: 0 where the history that positions were of has been left."""
-        self.read_up_to = to
+        self._read_up_to = to
         self._consistency.mend()
         self._monotonic_reads.rewind()
         self._consistency.read(to)
@@ -226,12 +259,25 @@ class Requery:
 
     def abandon(self) -> None:
         """Forget everything that is open: it will be redelivered, or the process ends."""
-        self.reached, self._let_go_to = self.done_up_to, 0
+        self._reached, self._let_go_to = self.done_up_to, 0
         self._close_reads()
         self._waiting.clear()
-        if self.audit is not None:
-            self.audit.close()
-            self.audit = None
+        if self._audit is not None:
+            self._audit.close()
+            self._audit = None
+
+    @property
+    def audit(self) -> Audit | None:
+        """The audit that runs beside the reads, and learns what they bring."""
+        return self._audit
+
+    def begin_audit(self, audit: Audit) -> None:
+        """Tell an audit from now on what the reads bring."""
+        self._audit = audit
+
+    def end_audit(self) -> None:
+        """Forget the audit, which is over."""
+        self._audit = None
 
     def doubtful(self) -> frozenset[str]:
         """Return the ids that only a short read by id may judge."""
@@ -370,7 +416,7 @@ class Requery:
             return False
         self._waiting.remove(task)
         self._monotonic_reads.read(read.evidence)
-        self.read_up_to = max(self.read_up_to, read.evidence.seen)
+        self._read_up_to = max(self._read_up_to, read.evidence.seen)
         if task.reason is not None and self._reads:
             # Their rows are older than what this read will say of every id, also of ids that it will not
             # have.
@@ -379,10 +425,10 @@ class Requery:
         reach("read")
         in_parts = task.reason is not None or not read.complete
         opened = OpenRead(task, read, began, self._store.begin_reading() if in_parts else 0)
-        opened.judges = task.settles or (not in_parts and self._is_by_id(task.affected))
-        if not opened.judges:
-            opened.doubtful = self.doubtful()
-            read.pass_over(opened.doubtful)
+        if task.settles or (not in_parts and self._is_by_id(task.affected)):
+            opened.judge()
+        else:
+            opened.pass_over(self.doubtful())
         self._reads.append(opened)
         if task.reason is None and not self._is_by_id(task.affected):
             # A read by a plan leaves out what is on it no more: there it tears what nobody can name.
@@ -421,8 +467,8 @@ class Requery:
         self._note_odd(read, rows, dict(odd), batch)
         for older in self._reads[: self._reads.index(read)]:
             older.overtake(rows)
-        if self.audit is not None:
-            self.audit.overtake(rows)
+        if self._audit is not None:
+            self._audit.overtake(rows)
         spelled = by_id and all(map(self._are_ids, task.affected.keys))
         self._consistency.read(seen, (row[0] for row in rows) if spelled else None)
         last = named and read.read.complete and self._reads == [read] and not self._waiting
@@ -458,7 +504,7 @@ class Requery:
         if task.reason is not None:
             if not read.overtaken:
                 self._consistency.mend()
-            self.exact_at = read.began
+            self._exact_at = read.began
             self.odd_rows.passed_over(read.doubtful, read.reading)
             self.odd_rows.end(read.reading)
             self._store.loaded()

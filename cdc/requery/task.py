@@ -65,7 +65,6 @@ class Task:
     """
     transactions: list[Committed] = field(default_factory=list)
     """Those that are reported when the task is done."""
-    committed_at: float = 0.0
     settles: bool = False
     """It asks for ids that came twice, to see whether they still do."""
     asked_at: float = field(default_factory=time.monotonic)
@@ -81,8 +80,7 @@ class Task:
             rows = rows if rows == one.rows else one.rows  # most are like the one before, and share its rows
             committed.append(Committed(one.xid, one.end, one.committed_at, rows))
         gate = Gate(frozenset(one.xid for one in committed), committed[-1].end)
-        committed_at = max(one.committed_at for one in committed)
-        return cls(affected, gate, since, committed[-1].end, committed, committed_at)
+        return cls(affected, gate, since, committed[-1].end, committed)
 
     @classmethod
     def reconcile(cls, reason: str, gate: Gate, since: Lsn) -> Task:
@@ -140,7 +138,6 @@ def merged(tasks: Sequence[Task]) -> Task:
         first.since = min(first.since, task.since)
         first.end = max(first.end, task.end)
         first.transactions.extend(task.transactions)
-        first.committed_at = max(first.committed_at, task.committed_at)
         first.asked_at = min(first.asked_at, task.asked_at)
         first.settles = first.settles and task.settles
     if len(first.affected) > LIMIT:
@@ -183,6 +180,15 @@ class OpenRead:
     def overtaken(self) -> Collection[str]:
         """What a younger read has brought meanwhile."""
         return self._overtaken
+
+    def judge(self) -> None:
+        """Note that it has all rows of the ids that it brings, at once."""
+        self.judges = True
+
+    def pass_over(self, doubtful: Collection[str]) -> None:
+        """Skip these ids: a short read by id decides whether they still come twice."""
+        self.doubtful = doubtful
+        self.read.pass_over(doubtful)
 
     def came_again(self, ids: Collection[str]) -> None:
         """Note that some ids have come in more than one part."""

@@ -53,6 +53,10 @@ class Place:
         """Stand at another index of a new log."""
         self.index = index
 
+    def outlive(self) -> None:
+        """Note that the log has been replaced: whoever stands here has to begin anew."""
+        self.outlived = True
+
     def leave(self) -> None:
         """Let the store forget this place."""
         self._places.discard(self)

@@ -198,7 +198,7 @@ class Store:
             self.history, self.head, self.whole = history, head, whole
             self.position, self.seen = position, seen
             for place in self.places:
-                place.outlived = True
+                place.outlive()
             along()
             wakes = tuple(self._wakes)
         for wake in wakes:  # so that whoever walks finds out

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from cdc.freshness import Freshness
     from cdc.observer import BatchSeen, ReconcileSeen
+    from cdc.pair.pair import Pair
     from cdc.store.store import Store
     from server.subscribers import Subscribers
 
@@ -312,3 +313,28 @@ class _LiveGauges(Collector):
             if at.server_end and position:
                 family.add_metric((stage,), max(0, at.server_end - position))
         return family
+
+
+class PairGauges(Collector):
+    """The state of a pair, read at each scrape: whether the other server could take over."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the present state."""
+        pair = self._pair
+        yield GaugeMetricFamily(
+            "pads_cdc_standing_by", "1 while the peer reads the slot and serves.", value=pair.standing_by
+        )
+        yield GaugeMetricFamily(
+            "pads_cdc_peer_connected",
+            "1 while the two servers of the slot hold the same map: one mirrors the other.",
+            value=pair.in_step,
+        )
+        lag = GaugeMetricFamily(
+            "pads_cdc_peer_lag_bytes", "WAL that is in the leader's map and not in its standby's."
+        )
+        if (behind := pair.behind) is not None:
+            lag.add_metric((), behind)
+        yield lag

@@ -95,7 +95,7 @@ class MirrorFeed:
             self._walk = Cursor(store, opening.revision)
         else:
             self._walk = Catchup(store, -1)  # every position is beyond that, and tombstones count
-        self._standby.followed = 0
+        self._standby.acknowledge(0)
         if self._parents is not None:
             self._untold = self._parents.mirror(self._standby.wake)
         return pb.MirrorResponse(
@@ -138,7 +138,7 @@ class MirrorFeed:
         """
         if acknowledge.followed > self._told_most:
             raise MisuseError("acknowledged what was not sent on this stream")
-        self._standby.followed = acknowledge.followed
+        self._standby.acknowledge(acknowledge.followed)
 
     def close(self) -> None:
         """Let everybody forget this walk."""

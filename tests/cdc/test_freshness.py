@@ -151,7 +151,7 @@ def test_another_history_forgets_positions_but_not_when_we_were_exact(
     freshness.confirmed(900)
     second(900)
     freshness.rewound()
-    assert freshness.positions() == Positions(0, 0, 0, 0, 0.0)
+    assert freshness.positions() == Positions(0, 0, 0, 0)
     second(100)
     assert freshness.staleness() == 1
     freshness.applied(100)

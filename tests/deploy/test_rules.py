@@ -39,7 +39,7 @@ FOREIGN = {
     "pg_replication_slot_slot_is_active",
     "pg_replication_slot_safe_wal_size_bytes",
 }
-"""Metrics that the rules take from `server.security`, `server.observe.pair_gauges`, `server.broker.gauges`,
+"""Metrics that the rules take from `server.security`, `PairGauges`, `server.broker.gauges`,
 Prometheus, its client library and postgres_exporter.
 """
 

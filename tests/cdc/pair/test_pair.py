@@ -33,7 +33,7 @@ def test_without_a_standby_nothing_is_held_back(pair: Pair) -> None:
 def test_the_slot_is_held_where_the_standby_is_for_a_second_and_no_longer(pair: Pair, clock: Clock) -> None:
     standby = pair.join(lambda: None)
     assert pair.confirmable(1000, exact=True) == 1000, "it has nothing yet, and is not waited for"
-    standby.followed = 1000
+    standby.acknowledge(1000)
     assert pair.confirmable(1000, exact=True) == 1000
     assert pair.confirmable(2000, exact=True) == 1000
     clock.now += PATIENCE
@@ -41,7 +41,7 @@ def test_the_slot_is_held_where_the_standby_is_for_a_second_and_no_longer(pair: 
     clock.now += 0.1
     assert pair.confirmable(3000, exact=True) == 3000
     assert not standby.in_step
-    standby.followed = 3000
+    standby.acknowledge(3000)
     assert pair.confirmable(3500, exact=True) == 3000, "it has caught up, and counts again"
 
 
@@ -50,13 +50,13 @@ def test_a_standby_that_is_never_quite_there_under_steady_writes_is_in_step(pair
     for position in range(100, 10_000, 100):
         clock.now += 0.3
         bound = pair.confirmable(position, exact=True)
-        standby.followed = max(0, position - 100)
+        standby.acknowledge(max(0, position - 100))
         assert position <= 500 or bound == position - 200
 
 
 def test_a_standby_that_has_just_gone_may_be_about_to_take_over(pair: Pair, clock: Clock) -> None:
     standby = pair.join(lambda: None)
-    standby.followed = 1000
+    standby.acknowledge(1000)
     pair.confirmable(1000, exact=True)
     pair.leave(standby)
     assert pair.confirmable(2000, exact=True) == 1000
@@ -67,7 +67,7 @@ def test_a_standby_that_has_just_gone_may_be_about_to_take_over(pair: Pair, cloc
 
 def test_who_owes_a_whole_reading_tells_so_and_waits_for_nobody(pair: Pair) -> None:
     standby = pair.join(lambda: None)
-    standby.followed = 1000
+    standby.acknowledge(1000)
     pair.confirmable(1000, exact=True)
     assert pair.confirmable(2000, exact=False, owed="17") == 2000
     assert (pair.done.followed, pair.done.owed) == (0, "17")
@@ -88,6 +88,6 @@ def test_who_was_frozen_is_not_sure_to_lead_until_the_database_has_answered(pair
     assert not pair.sure(60.0)
     pair.lose()
     assert not pair.sure(0.0)
-    pair.asked = True
+    pair.peer_lost()
     assert pair.sure(60.0), "it does not lead, or cannot be reached: somebody has to serve"
     assert Pair().sure(60.0), "there is no peer"

@@ -40,14 +40,14 @@ class AuditedDesk(Desk):
         """Let the stream bring the next transaction, and do what follows from it."""
         end, affected = self._coming.pop(0)
         self.requery.add(Task(affected, Gate(), self.requery.reached, end))
-        self.requery.reached = end
+        self.requery.restart_at(end)
         self.finish()
         for _ in range(3):
             self.turn()
 
     def catch_up(self) -> None:
         """Let the stream say that nothing else has happened."""
-        self.requery.reached = self._end()
+        self.requery.restart_at(self._end())
         for _ in range(30):
             self.turn()
 
@@ -146,7 +146,7 @@ def test_what_a_ripple_has_left_out_is_no_map_that_existed(desk: AuditedDesk) ->
     xid = int(desk.database.value("SELECT txid_current() + 1000000"))
     waits = Task(affected, Gate(frozenset({xid})), desk.requery.reached, end)
     desk.requery.add(waits)
-    desk.requery.reached = max(end, desk.requery.read_up_to)
+    desk.requery.restart_at(max(end, desk.requery.read_up_to))
     for _ in range(3):
         desk.turn()
         assert not desk.store.whole
@@ -165,11 +165,11 @@ def test_a_ripple_that_finds_nothing_any_more_has_torn_as_well(desk: AuditedDesk
     [first, second] = desk._coming
     desk._coming.clear()
     desk.requery.add(Task(first[1], Gate(), desk.requery.reached, first[0]))
-    desk.requery.reached = first[0]
+    desk.requery.restart_at(first[0])
     desk.finish()
     desk.database.execute("UPDATE accounts SET plan_type = 'plan_2' WHERE plan_type = 'plan_1'")
     desk.requery.add(Task(second[1], Gate(), desk.requery.reached, second[0]))
-    desk.requery.reached = second[0]
+    desk.requery.restart_at(second[0])
     desk.finish()
     assert not desk.store.whole
     desk.requery.add(Task(Affected({"EndpointsOfPlans": {"plan_2"}}), Gate(), second[0], desk._end()))

@@ -91,7 +91,7 @@ class Desk:
         """Commit, and have the endpoints of these keys (by kind) read again; not a step of it is done yet."""
         before = self.requery.reached
         self.database.execute(statement)
-        self.requery.reached += 100
+        self.requery.advance(self.requery.reached + 100)
         affected = Affected(keys={kind: {key} for kind, key in keys.items()})
         self.requery.add(Task(affected, Gate(), before, self.requery.reached))
         if not wait:
@@ -99,7 +99,7 @@ class Desk:
 
     def take(self, since: int, end: int, **keys: str) -> None:
         """Take a transaction that was committed before: it is still to be read."""
-        self.requery.reached = end
+        self.requery.restart_at(end)
         affected = Affected(keys={kind: {key} for kind, key in keys.items()})
         self.requery.add(Task(affected, Gate(), since, end))
 
@@ -158,7 +158,7 @@ def test_a_ripple_does_not_undo_the_rotations_that_overtake_it(desk: Desk) -> No
     assert desk.requery.done_up_to == 2_100
     assert desk.map == expected(desk.database)
     assert not desk.store.whole, "the slot has not been followed up to where the reads were made"
-    desk.requery.reached = 1 << 62
+    desk.requery.restart_at(1 << 62)
     desk.requery.settle()
     assert desk.store.whole
 
@@ -177,7 +177,7 @@ def test_what_is_named_by_id_is_read_before_a_ripple_that_came_with_it(desk: Des
             run = []
             desk.requery.add(Task(Affected(keys=by_plan), Gate(), 0, 100))
             desk.requery.add(Task(Affected(keys=by_id), Gate(), 100, 200))
-    desk.requery.reached = 200
+    desk.requery.restart_at(200)
     desk.requery.take(run, 0)
     desk.requery.turn()
     news = [entry for entry in desk.store.entries.values() if entry.revision > began]
@@ -194,7 +194,7 @@ def test_a_ripple_that_cannot_be_seen_yet_does_not_hold_up_a_key_that_came_with_
     desk.database.execute(f"{KEY}'app_1'")
     xmax = int(desk.database.value("SELECT pg_snapshot_xmax(pg_current_snapshot())::text"))
     hanging = transaction(100, {"EndpointsOfPlans": {"plan_0"}}, xid=xmax + 1_000_000)
-    desk.requery.reached = 200
+    desk.requery.restart_at(200)
     desk.requery.take([hanging, transaction(200, {"EndpointsOfApplications": {"app_1"}})], 0)
     desk.requery.turn()
     assert desk.map == expected(desk.database)
@@ -300,7 +300,7 @@ def test_an_audit_finds_what_nobody_told_us_and_nothing_else(desk: Desk) -> None
         desk.turn()
     assert len(desk.told.reconciles) == 1, "not before everything that it saw is applied"
     assert desk.map != expected(desk.database)
-    desk.requery.reached = 1 << 62
+    desk.requery.restart_at(1 << 62)
     desk.turn()
     audit = desk.told.reconciles[-1]
     assert (audit.reason, audit.upserts, audit.deletes) == ("audit", 2, 1)
@@ -326,7 +326,7 @@ def test_an_audit_that_is_slow_to_open_holds_up_nobody(desk: Desk, monkeypatch: 
     desk.take(desk.requery.reached, desk.requery.reached + 1, EndpointsOfApplications="app_2")
     desk.requery.turn()
     ready.set()
-    desk.requery.reached = 1 << 62
+    desk.requery.restart_at(1 << 62)
     while desk.told.reconciles[-1].reason != "audit":
         desk.turn()
     assert desk.told.reconciles[-1].upserts + desk.told.reconciles[-1].deletes == 0
@@ -386,7 +386,7 @@ def test_an_audit_that_cannot_be_opened_is_said_and_tried_again(
     assert "accounts" in (desk.told.troubles["audit"] or "")
     assert not desk.requery.failing, "changes may still come: the re-queries find out for themselves"
     desk.database.execute("ALTER TABLE away RENAME TO accounts")
-    desk.requery.reached = 1 << 62
+    desk.requery.restart_at(1 << 62)
     desk.auditor.turn(may_start=True)
     assert desk.requery.audit is None, "not at once"
     now = time.monotonic()
@@ -408,7 +408,7 @@ def test_an_audit_under_writes_finds_nothing(desk: Desk) -> None:
         desk.finish()
         for _ in range(50):
             desk.turn()
-        desk.requery.reached += 1 << 40
+        desk.requery.advance(desk.requery.reached + (1 << 40))
         desk.turn()
         assert desk.told.reconciles[-1].reason == "audit"
         assert desk.told.reconciles[-1].upserts + desk.told.reconciles[-1].deletes == 0
@@ -439,7 +439,7 @@ def test_whatever_is_published_is_in_the_state_file_before(
     desk.finish()
     desk.database.execute("UPDATE portal_application_settings SET secret_key = 'untold' WHERE id = 4")
     assert desk.auditor.start()
-    desk.requery.reached = 1 << 62
+    desk.requery.restart_at(1 << 62)
     while desk.told.reconciles[-1].reason != "audit":
         desk.turn()
     assert desk.map == expected(desk.database)
@@ -450,7 +450,7 @@ def test_confirmation_waits_for_the_oldest_task(desk: Desk) -> None:
     """A task that waits for its gate keeps its place; later ones are done meanwhile."""
     affected = Affected(keys={"EndpointsOfApplications": {"app_1"}})
     desk.database.execute(f"{KEY}'app_1'")
-    desk.requery.reached = 100
+    desk.requery.restart_at(100)
     xmax = int(desk.database.value("SELECT pg_snapshot_xmax(pg_current_snapshot())::text"))
     hanging = Task(affected, Gate(frozenset({xmax + 1_000_000})), 0, 100)
     desk.requery.add(hanging)
@@ -471,7 +471,7 @@ def test_confirmation_waits_for_the_oldest_task(desk: Desk) -> None:
 
 def test_a_read_that_is_newer_than_the_stream_makes_no_map_that_existed(desk: Desk) -> None:
     """Two transactions share an endpoint: the first one's read brings half of the second one."""
-    desk.requery.reached = int(desk.database.value("SELECT pg_current_wal_flush_lsn() - '0/0'"))
+    desk.requery.restart_at(int(desk.database.value("SELECT pg_current_wal_flush_lsn() - '0/0'")))
     desk.requery.settle()
     assert desk.store.whole
     desk.database.execute(f"{KEY}'app_1'")
@@ -479,7 +479,8 @@ def test_a_read_that_is_newer_than_the_stream_makes_no_map_that_existed(desk: De
     desk.database.execute(f"{KEY}'app_1'; {KEY}'app_2'")
     second = int(desk.database.value("SELECT pg_current_wal_flush_lsn() - '0/0'"))
     for end, keys in ((first, {"app_1"}), (second, {"app_1", "app_2"})):
-        before, desk.requery.reached = desk.requery.reached, end
+        before = desk.requery.reached
+        desk.requery.restart_at(end)
         desk.requery.add(Task(Affected(keys={"EndpointsOfApplications": set(keys)}), Gate(), before, end))
         desk.finish()
         desk.requery.settle()
@@ -490,7 +491,7 @@ def test_a_read_that_is_newer_than_the_stream_makes_no_map_that_existed(desk: De
 def test_a_read_that_is_newer_than_the_stream_does_not_tear_what_nobody_shares(desk: Desk) -> None:
     """While one transaction follows the other, the map between two of them is known for one that existed."""
     flushed = "SELECT pg_current_wal_flush_lsn() - '0/0'"
-    desk.requery.reached = int(desk.database.value(flushed))
+    desk.requery.restart_at(int(desk.database.value(flushed)))
     desk.requery.settle()
     before = desk.requery.reached
     ends = []
@@ -514,7 +515,8 @@ def test_a_read_that_is_newer_than_the_stream_does_not_tear_what_nobody_shares(d
 def test_what_comes_next_may_be_in_the_map_already(desk: Desk, kind: str, key: str) -> None:
     """It names an endpoint that was brought, or it can: only the read for it will tell."""
     flushed = "SELECT pg_current_wal_flush_lsn() - '0/0'"
-    before = desk.requery.reached = int(desk.database.value(flushed))
+    before = int(desk.database.value(flushed))
+    desk.requery.restart_at(before)
     desk.database.execute(f"{KEY}'app_1'")
     first = int(desk.database.value(flushed))
     desk.database.execute(f"{RIPPLE}; {KEY}'app_1'; {KEY}'app_2'")
@@ -527,11 +529,11 @@ def test_what_comes_next_may_be_in_the_map_already(desk: Desk, kind: str, key: s
 
 def test_a_reconcile_that_waits_is_for_what_nobody_named(desk: Desk) -> None:
     flushed = int(desk.database.value("SELECT pg_current_wal_flush_lsn() - '0/0'"))
-    desk.requery.reached = flushed
+    desk.requery.restart_at(flushed)
     desk.requery.settle()
     desk.commit(f"{KEY}'app_1'", wait=True, EndpointsOfApplications="app_1")
     desk.finish()
-    desk.requery.reached = 1 << 61
+    desk.requery.restart_at(1 << 61)
     desk.requery.add(Task.reconcile("truncate", Gate(), desk.requery.reached))
     desk.requery.settle()
     assert not desk.store.whole
@@ -541,7 +543,7 @@ def hang(desk: Desk) -> Task:
     """Take a transaction that nobody sees, and have another one done that came after it."""
     xmax = int(desk.database.value("SELECT pg_snapshot_xmax(pg_current_snapshot())::text"))
     desk.database.execute(f"{KEY}'app_1'")
-    desk.requery.reached = 1 << 61
+    desk.requery.restart_at(1 << 61)
     affected = Affected(keys={"EndpointsOfApplications": {"app_1"}})
     desk.requery.add(Task(affected, Gate(frozenset({xmax + 1_000_000})), 0, desk.requery.reached))
     desk.turn()

@@ -111,14 +111,14 @@ def test_a_stall_is_called_one_within_seconds_and_however_quiet(scene: Scene) ->
 
 
 def test_a_server_that_stands_by_is_well_and_says_whether_it_holds_the_map(scene: Scene) -> None:
-    scene.pair.standing_by = scene.pair.mirroring = True
+    scene.pair.mirror()
     scene.caught_up()
     words = scene.words()
     assert "Standing by: the peer leads, and its map is mirrored here." in words
     assert "this server stands by both hold the same map yes" in words
     assert "source read by the peer" in words
     assert "Not ready" not in words
-    scene.pair.mirroring = False
+    scene.pair.peer_lost()
     words = scene.words()
     assert "Standing by, but there is something to look at." in words
     assert "both hold the same map no" in words
@@ -129,7 +129,7 @@ def test_who_leads_says_what_its_standby_lacks(scene: Scene) -> None:
     scene.pair.lead()
     standby = scene.pair.join(lambda: None)
     scene.pair.confirmable(100, exact=True)
-    standby.followed = 100
+    standby.acknowledge(100)
     scene.pair.confirmable(100, exact=True)
     scene.pair.confirmable(1_100, exact=True)
     words = scene.words()
