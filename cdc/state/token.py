@@ -223,10 +223,8 @@ def _judge_foreign(token: Token, here: Here, opened: float) -> Verdict:
     history = here.history
     if history.system and token.system != history.system:
         return Reset("other_system")
-    if token.epoch in here.origin.left:
-        return Reset("timeline")
-    if history.lost(token.timeline, token.seen):
-        return Reset("timeline")
+    if token.epoch in here.origin.left or history.lost(token.timeline, token.seen):
+        return _judge_lost(token, here, opened)
     known = token.on(history)
     if known is None or here.position < token.seen:
         # Even a reset would take the client back. But where there is no stream to catch up with, a whole
@@ -239,6 +237,28 @@ def _judge_foreign(token: Token, here: Here, opened: float) -> Verdict:
         return Behind(token.seen)
     since = here.origin.followed_since
     return Rejoin(known.position) if since is not None and known.position >= since else Reset("gap")
+
+
+def _judge_lost(token: Token, here: Here, opened: float) -> Verdict:
+    """Judge a token of which the database has lost something: what it has kept must not be taken back.
+
+    Example: timeline 2 has left timeline 1 at 600, and a token of timeline 1 has seen 700. The client starts
+    over, but not before this server has what there was at 600.
+    """
+    earlier = 0 < token.timeline < here.history.timeline
+    kept = here.history.good_until(token.timeline) if earlier else None
+    if kept is None:  # the database was restored: nobody knows what both have
+        return Reset("timeline")
+    kept, reread = min(kept, token.seen), here.origin.reread
+    if here.position >= kept:
+        return Reset("timeline")
+    if (
+        reread is not None
+        and reread.began > opened
+        and _reaches(reread, replace(token, seen=kept), here.history)
+    ):
+        return Reset("timeline")
+    return Behind(kept)
 
 
 def _reaches(reread: Reread, token: Token, history: Timeline) -> bool:

@@ -146,6 +146,23 @@ def test_a_history_whose_switches_nobody_told_loses_nothing_by_guessing() -> Non
     assert verdict(replace(FOREIGN, timeline=2), here) == Behind(520)
 
 
+def test_what_the_database_has_kept_of_a_lost_map_is_waited_for() -> None:
+    """Timeline 1 was left at 100, and the map has seen 150: what it had at 100 must not be taken back."""
+    token = replace(FOREIGN, timeline=1, position=90, seen=150)
+    early = replace(HERE, position=99, origin=replace(HERE.origin, reread=None))
+    assert verdict(token, early) == Behind(100)
+    assert verdict(token, replace(early, position=100)) == Reset("timeline")
+    left = replace(early, origin=replace(early.origin, left=frozenset({token.epoch})))
+    assert verdict(token, left) == Behind(100)
+    assert verdict(replace(token, seen=95), replace(left, position=94)) == Behind(95)
+    read = replace(early, origin=replace(early.origin, reread=Reread(6.0, 100)))
+    assert verdict(token, read) == Reset("timeline")
+    assert verdict(token, replace(read, origin=replace(read.origin, reread=Reread(4.0, 100)))) == Behind(100)
+    assert verdict(replace(token, timeline=3), left) == Reset("timeline"), (
+        "nobody knows what a restore has kept"
+    )
+
+
 def test_a_history_that_was_left_is_not_waited_for() -> None:
     here = replace(HERE, origin=replace(HERE.origin, left=frozenset({THEIRS})))
     assert verdict(replace(FOREIGN, seen=10_000), here) == Reset("timeline")

@@ -285,6 +285,7 @@ class Failovers(RuleBasedStateMachine):
         if isinstance(verdict, Behind):
             # It comes to an end, once the server has what there is.
             patient = copy.copy(server)
+            patient.map = dict(server.map)
             patient.line = self.lines[-1]
             patient.stream(patient.line.end, patient.line.end)
             patient.poll(patient.line.end, opened + 1, primary=True)
