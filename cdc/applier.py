@@ -418,9 +418,7 @@ class Applier(threading.Thread):
         never.
         """
         if self._streaming and self._freshness.stream_behind() < _BEHIND:
-            if self._mode != "streaming":
-                self._set_mode("streaming")
-                self._observer.trouble(_DECODING, None)
+            self._set_mode("streaming")
             return
         if self._requery.busy or len(self._backlog) or self._standby_role.waiting:
             return
@@ -443,3 +441,5 @@ class Applier(threading.Thread):
         if mode != self._mode:
             self._mode = mode
             self._observer.mode(mode)
+            if mode != "polling":  # a new stream, too, is not known to be behind
+                self._observer.trouble(_DECODING, None)

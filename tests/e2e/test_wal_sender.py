@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,14 +36,15 @@ def stopped(pid: int) -> Iterator[None]:
 
 @contextmanager
 def starved(pid: int, share: float) -> Iterator[None]:
-    """Let one process run for no more than this share of the time."""
+    """Let one process run for no more than this share of the time, while it is there."""
     fed = threading.Event()
 
     def starve() -> None:
-        while not fed.is_set():
-            with stopped(pid):
-                fed.wait(0.5 * (1 - share))
-            fed.wait(0.5 * share)
+        with suppress(ProcessLookupError):
+            while not fed.is_set():
+                with stopped(pid):
+                    fed.wait(0.5 * (1 - share))
+                fed.wait(0.5 * share)
 
     thread = threading.Thread(target=starve)
     thread.start()
@@ -119,6 +120,29 @@ def test_a_wal_sender_that_decodes_for_three_times_the_limit_is_waited_for(
     assert not polls(server)
     assert server.metric("pads_cdc_source_reconnects_total") == 0
     assert server.metric("pads_cdc_audit_drift_total") == 0
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_a_stream_that_begins_anew_ends_the_trouble_of_the_one_that_was_behind(
+    database: Database, serve: ServerFactory
+) -> None:
+    """Otherwise /healthz would say for ever that the stream is behind."""
+    fill(database, 100)
+    database.execute("CREATE TABLE foreign_rows (number INT)")
+    server = serve(database)
+    wait_healthy(server)
+    busy = sender(database)
+    with starved(busy, share=0.013):
+        database.execute("INSERT INTO foreign_rows SELECT generate_series(1, 1000000)")
+        wait_until(lambda: "decoding" in reasons(server), "the stream is behind", 120)
+        database.execute(f"SELECT pg_terminate_backend({busy})")
+        wait_until(
+            lambda: database.value("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", (busy,)) == 0,
+            "the wal sender has ended",
+        )
+    wait_until(lambda: not reasons(server), "healthy", 60)
+    assert not polls(server)
 
 
 @pytest.mark.slow
