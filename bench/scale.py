@@ -1,4 +1,4 @@
-"""``python -m bench.scale``: what relays and gateways cost, from what was measured of one."""
+"""``python -m bench.scale``: estimates the cost of a fleet of relays from measurements of one."""
 
 from __future__ import annotations
 
