@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("pads_cdc")
 
 _HEALTH_SECONDS: Final = 0.2
-"""Between looks at whether we are ready, for those who watch our health."""
+"""Between two looks at readiness, for clients that watch `grpc.health.v1`."""
 _GRACE_SECONDS: Final = 1.0
 """What checks get that are under way when the server ends; they take microseconds."""
 OPTIONS: Final = (
@@ -202,7 +202,7 @@ class _Statuses(HealthServicer):
         return await super().Check(request, context)
 
     async def keep_telling(self) -> None:
-        """Tell those who watch, for ever."""
+        """Keep the status up to date for clients that watch it. Never returns."""
         while True:
             await self._tell()
             await asyncio.sleep(_HEALTH_SECONDS)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _LIMITS: Final = frozenset({"throughput_limit", "capacity_limit"})
 _INT32: Final = frozenset({"smallint", "integer"})
 _TEXT, _ENUM, _NUMBER, _BOOLEAN, _LIST, _NOTHING = "SENBAX"
-"""Categories of types. A NULL that nobody has given a type is of the last one."""
+"""Categories of types that can be read as text. The last one is that of a NULL without a type."""
 
 
 def encoding(site: Site) -> Iterator[Finding]:

@@ -57,7 +57,7 @@ class KeyType:
 
     @property
     def cast(self) -> str:
-        """What is written behind an expression so that it is compared as this; empty for plain text."""
+        """The cast behind an expression that is compared as this type; empty for plain text."""
         if self.plain:
             return ""
         return f"{_CAST}{self.name}{_COLLATE}{self.collation}" if self.collation else f"{_CAST}{self.name}"
@@ -98,7 +98,7 @@ class KeyType:
 
 
 TEXT: Final = KeyType("text", "S", exact=True)
-"""What is taken for granted before anybody has looked."""
+"""The type that a key is assumed to have until the catalog has been read."""
 NOTHING_KNOWN: Final[Mapping[str, KeyType]] = {}
 
 

@@ -167,7 +167,7 @@ class Pair:
         self.asked = True
 
     def go_alone(self) -> None:
-        """Note that the peer was waited for in vain: what is held here may be served."""
+        """Note that the peer did not come back in time: this server may serve its own map."""
         if self.standing_by:
             self._role = Role.ALONE
 

@@ -28,12 +28,12 @@ _COLLATION: Final = f"""
 SELECT pg_catalog.pg_collation_for(described.endpoint_id)::TEXT
 FROM (VALUES (1)) AS always
 LEFT JOIN ({_DESCRIBED}) AS described ON true"""
-"""Has one row, whatever there is."""
+"""Returns one row also where the mapping has no endpoints."""
 
 
 @dataclass(frozen=True)
 class ColumnTypes:
-    """What is known of them; nothing at first."""
+    """The types of the columns of `Endpoints`; plain text until the catalog has been read."""
 
     id_type: KeyType = TEXT
     """Of the column ``endpoint_id``."""

@@ -37,6 +37,7 @@ _DEFAULTS: dict[str, Any] = {
 """Weaker than what the connection string says itself."""
 
 _ASK_AGAIN = 0.1
+"""Seconds between two requests to cancel a statement that may not have arrived yet."""
 _OPTIONS_REFUSED = frozenset({"08P01", "0A000", "42704"})
 """Answers of poolers to startup options that they do not pass on, and of servers to unknown settings."""
 

@@ -126,7 +126,7 @@ class Encoding:
             return raw.decode("ascii", _ESCAPED)
 
     def array(self, keys: Iterable[str]) -> str:
-        """Write keys as an array of SQL in ASCII, so that nobody converts them on their way."""
+        """Write keys as an SQL array in ASCII, which no client encoding changes."""
         return f"ARRAY[{', '.join(map(self._literal, keys))}]::TEXT[]"
 
     def _literal(self, key: str) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _IN_USE = "55006"
 
 ABOUT_A_ROW: Final = "about_a_row"
-"""The reason of an error about what is in a row, or in a key."""
+"""The reason of an error that a value of a row, or a key, has caused."""
 
 _ABOUT_DATA = ("22", "23", "P0")
 """Classes of errors whose text quotes values: one may be an API key."""

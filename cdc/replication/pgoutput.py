@@ -67,7 +67,7 @@ def _is_true(text: str) -> bool:
 
 
 _NO_KEYS: Final[dict[int, Callable[[str], Value]]] = {16: _is_true}
-"""boolean: what is no key comes as the value that it is, as in JSON."""
+"""Conversions by type OID: booleans that are no keys come as booleans, as from wal2json."""
 
 
 def options(publication: str) -> dict[str, str]:
@@ -113,7 +113,7 @@ class Decoder:
         self._encoding = encoding
         self._text = bytes.decode if encoding.utf8 else encoding.text
         self._relations: dict[bytes, _Relation | None] = {}
-        """By OID, as it comes; None for a table that nobody wants."""
+        """By OID, as announced by the stream; None for a table outside the mapping."""
 
     def decode(self, raw: bytes) -> Sequence[Message]:
         """Return what a message says.

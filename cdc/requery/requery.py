@@ -484,7 +484,7 @@ class Requery:
         reach("published")
 
     def _note_odd(self, read: OpenRead, rows: list[Row], odd: dict[str, Oddity | None], batch: Batch) -> None:
-        """Note what is odd about rows, and which ids have come more than once."""
+        """Record the odd rows, and the ids that came more than once."""
         odd_rows, reading = self.odd_rows, read.reading or self._store.reading
         odd.update(dict.fromkeys(batch.twice, TWICE))
         odd_rows.take(rows, odd, reading, overtaken=read.overtaken, whole=read.task.reason is not None)

@@ -54,7 +54,7 @@ class Place:
         self.index = index
 
     def outlive(self) -> None:
-        """Note that the log has been replaced: whoever stands here has to begin anew."""
+        """Note that the log has been replaced: a walk that stood at this place has to begin anew."""
         self.outlived = True
 
     def leave(self) -> None:

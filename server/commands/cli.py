@@ -34,7 +34,7 @@ _MISUSED: Final = 2
 _INTERRUPTED: Final = 130
 
 _UNWRITABLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE})
-"""What is wrong with a standard output that takes no more."""
+"""Errors of a standard output that cannot be written to."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
