@@ -536,6 +536,31 @@ LEFT JOIN pg_collation k ON k.oid = typed.collation_oid
 LEFT JOIN pg_namespace kn ON kn.oid = k.collnamespace
 ORDER BY 1, 2;
 
+-- name: UnlistedReads :many
+-- The relations that our transaction has locked and that are neither one of @tables nor a partition or child of one: planning a
+-- query locks each table that it reads, also through views and inlined functions. Works on standbys, where no view can be made.
+WITH RECURSIVE tree (relid) AS (
+    SELECT c.oid
+    FROM pg_class c
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = @schema AND c.relname = ANY (@tables::text[])
+    UNION
+    SELECT i.inhrelid
+    FROM tree
+    JOIN pg_inherits i ON i.inhparent = tree.relid
+)
+SELECT n.nspname::text AS schema_name, c.relname::text AS table_name, c.relkind::text AS kind
+FROM pg_locks l
+JOIN pg_class c ON c.oid = l.relation
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE l.locktype = 'relation'
+    AND l.pid = pg_backend_pid()
+    AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+    AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+    AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+    AND c.oid NOT IN (SELECT tree.relid FROM tree)
+ORDER BY 1, 2;
+
 -- name: ColumnName :many
 -- A column of a table, given by oid and number.
 SELECT format('%I.%I', c.relname, a.attname)

@@ -34,6 +34,7 @@ NECESSARY: tuple[Check[Site], ...] = (
     Check("soft_delete", mapping.soft_delete, _FOUND),
     Check("operators", mapping.operators, _FOUND),
     Check("statements", mapping.statements, _READABLE),
+    Check("reads", mapping.reads, _TYPED),
     Check("column_types", types.column_types, _TYPED),
     Check("key_types", types.key_types, _TYPED),
 )

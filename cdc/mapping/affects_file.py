@@ -125,7 +125,11 @@ class AffectsFile:
         }
         for table, of_table in by_table.items():
             if not of_table:
-                raise self._wrong(table, "no [[affects]] says what its rows affect")
+                raise self._wrong(
+                    table,
+                    "no [[affects]] says what its rows affect: add one with this table, the column that names"
+                    " the endpoints or their parent, and the query that finds them",
+                )
         return by_table
 
     def _rules(self) -> list[Rule]:
@@ -139,7 +143,9 @@ class AffectsFile:
         table, column, query = (self._text(where, entry, key) for key in ("table", "column", "query"))
         row, parents = (self._text(where, entry, key) if key in entry else None for key in ("row", "parents"))
         if table not in self.reads + self.signals:
-            raise self._wrong(f"{where} table", f"{table} is neither in reads nor in signals")
+            raise self._wrong(
+                f"{where} table", f'{table} is neither in reads nor in signals: add "{table}" to reads'
+            )
         self._column(f"{where} column", table, column)
         self._query(f"{where} query", query, {"keys"})
         if (row is None) != (parents is None):

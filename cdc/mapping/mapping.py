@@ -363,6 +363,11 @@ def load(name_or_path: str) -> Mapping:
             raise ConfigurationError(f"{folder / 'queries.sql'}: the query {name}: {error}") from error
     rules = affects.rules()
     used = {"Endpoints", *(name for of_table in rules.values() for one in of_table for name in one.queries)}
+    for name in sorted(used):
+        for table in sorted(columns.keys() - affects.reads):
+            if _reads(queries[name], table):
+                text = f'leaves out {table}, which the query {name} reads: add "{table}"'
+                raise ConfigurationError(f"{path}: reads: {text}")
     return Mapping(
         name=folder.name,
         folder=folder,
@@ -396,6 +401,14 @@ def server_queries() -> dict[str, str]:
 def _quoted(text: str, quote: str) -> str:
     """Quote a name or a text for SQL. Backslashes mean nothing: standard_conforming_strings is on."""
     return quote + text.replace(quote, quote * 2) + quote
+
+
+def _reads(query: str, table: str) -> bool:
+    """Tell whether a query names a table, by its text."""
+    try:
+        return qualify(query, {table}, "") != query
+    except ValueError:  # a WITH gives the name to something else
+        return False
 
 
 def _header(optional: Sequence[str]) -> str:

@@ -90,8 +90,8 @@ def named_queries(text: str) -> dict[str, str]:
         found = statements(text[line.end() : following.start() if following else None])
         if len(found) > 1:
             raise ValueError(
-                f"the query {name} has {len(found)} statements instead of one: has the second one no line"
-                " `-- name: X :many` before it?"
+                f"the statement after the query {name}, `{' '.join(found[1].split())[:40]}...`, has no name:"
+                " write a line `-- name: X :many` before it"
             )
         if not found:
             raise ValueError(f"the query {name} has no statement")

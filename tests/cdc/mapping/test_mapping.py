@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -177,6 +178,25 @@ def test_keys_in_a_column_are_refused_where_rows_can_take_endpoints_away(tmp_pat
     complain(own, "key_columns EndpointsOfAccounts", "rows of accounts can take endpoints away")
 
 
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_table_that_a_query_names_is_in_reads(name: str, tmp_path: Path) -> None:
+    """Each table is left out once, with what says what it affects."""
+    own = Path(shutil.copytree(GROVE.parent / name, tmp_path / name))
+    text = (own / "affects.toml").read_text()
+    for table in load(name).reads:
+        without = re.sub(rf'"{table}",? ?(?=[^=]*\])', "", text, count=1)
+        without = re.sub(rf'\[\[affects\]\]\ntable = "{table}"\n(?:\w+ = .*\n)*', "", without)
+        (own / "affects.toml").write_text(without)
+        complain(own, f"affects.toml: reads: leaves out {table}, which the query ", f'reads: add "{table}"')
+
+
+def test_a_name_that_a_query_gives_to_something_else_is_no_table(own: Path) -> None:
+    replace(
+        own / "queries.sql", "NULL::TEXT[] AS", "(WITH users AS (SELECT 1) SELECT NULL::TEXT[] FROM users) AS"
+    )
+    assert "users" not in load(str(own)).reads
+
+
 def test_an_index_is_on_columns_that_there_are(own: Path) -> None:
     replace(own / "setup.sql", "(plan_type)", "(plan)")
     complain(own, "setup.sql", "the index accounts_plan_type_idx: accounts has no column plan in schema.sql")
@@ -210,8 +230,16 @@ def test_a_mapping_reads_something(own: Path) -> None:
             "-- name: Endpoints :one",
             "the line `-- name: Endpoints :one`",
         ),
-        ("-- name: Endpoints :many", "", "the query ParentsOfSettings has 2 statements"),
-        ("pay_plans.plan_type = accounts.plan_type;", "true; SELECT 1;", "Endpoints has 2 statements"),
+        (
+            "-- name: Endpoints :many",
+            "",
+            "the statement after the query ParentsOfSettings, `SELECT applications.id AS endpoint_id, ",
+        ),
+        (
+            "pay_plans.plan_type = accounts.plan_type;",
+            "true; SELECT 1;",
+            "the statement after the query Endpoints, `SELECT 1...`, has no name",
+        ),
     ],
 )
 def test_whatever_is_wrong_with_the_queries(own: Path, old: str, new: str, what: str) -> None:

@@ -37,11 +37,14 @@ def test_queries_have_names() -> None:
     ("text", "complaint"),
     [
         ("-- name: A :many\nSELECT 1;\n-- name: A :many\nSELECT 2;", "A is there twice"),
-        ("-- name: A :many\nSELECT 1; SELECT 2;", "A has 2 statements"),
+        ("-- name: A :many\nSELECT 1; SELECT 2;", "statement after the query A, `SELECT 2...`, has no name"),
         ("-- name: A :many\n-- only words", "A has no statement"),
         ("SELECT 1;\n-- name: A :many\nSELECT 2;", "the first statement has no name"),
         ("SELECT 1;", "the first statement has no name"),
-        ("-- name: A :many\nSELECT 1;\n\nSELECT 2;", "2 statements .* no line `-- name: X :many`"),
+        (
+            "-- name: A :many\nSELECT 1;\n\nSELECT 2;",
+            "after the query A, .*: write a line `-- name: X :many` before it",
+        ),
         (
             "-- name: A :many\nSELECT 1;\n-- name: B :one\nSELECT 2;",
             "the line `-- name: B :one`",
