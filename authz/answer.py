@@ -24,7 +24,7 @@ from pads_cdc_client.pb.gateway_endpoint_pb2 import CapacityLimitPeriod, Gateway
 from authz.check import ANSWERS, Outcome
 
 if TYPE_CHECKING:
-    from authz.config import Upstream
+    from authz.config import UpstreamHeaders
 
 _KEPT: Final = 10_000
 """Endpoints whose answers are kept: some 2 kB each, and making one takes 15 us."""
@@ -57,7 +57,7 @@ class Prepared:
 class Answers:
     """Makes answers; called by one thread."""
 
-    def __init__(self, upstream: Upstream, staleness_header: str | None) -> None:
+    def __init__(self, upstream: UpstreamHeaders, staleness_header: str | None) -> None:
         self._upstream = upstream
         self._staleness_header = staleness_header
         self._refused = {outcome: _refused(outcome) for outcome in ANSWERS}

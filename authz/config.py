@@ -14,7 +14,7 @@ RateLimit = Literal["headers", "local"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Upstream:
+class UpstreamHeaders:
     """Headers that go upstream, by name; None leaves one out. A client's own of these names never pass."""
 
     endpoint: str | None = "Portal-Application-ID"
@@ -40,7 +40,7 @@ class Config:
     places: Places = field(default_factory=Places)
     subject_header: str | None = None
     """In lower case; None refuses every endpoint that asks for a JWT's subject."""
-    upstream: Upstream = field(default_factory=Upstream)
+    upstream: UpstreamHeaders = field(default_factory=UpstreamHeaders)
     rate_limit: RateLimit = "headers"
     max_staleness: float | None = None
     """Seconds beyond which everything is refused."""

@@ -19,15 +19,15 @@ _STALE_SECONDS: Final = 30.0
 
 
 class Reason(NamedTuple):
-    """One thing that is not as it should be."""
+    """One thing that is wrong with a server or an authorizer."""
 
     code: str
-    """``not_ready``, ``too_stale``, ``stopping``, ``stale``, or a trouble's key."""
+    """A word for machines, such as ``not_ready`` or ``stale``, or the key of a lasting trouble."""
     message: str
     """One line for people."""
 
 
-class Health:
+class AuthorizerHealth:
     """Answers from what is held; belongs to one event loop."""
 
     def __init__(self, held: Held) -> None:

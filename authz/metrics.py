@@ -34,7 +34,7 @@ _SECONDS: Final = (
 """A check takes some 20 us; what is beyond a millisecond has waited for the interpreter."""
 
 
-class Metrics:
+class CheckMetrics:
     """Counts checks; ``registry`` is what ``/metrics`` shows."""
 
     def __init__(self, version: str, held: Held) -> None:

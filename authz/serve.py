@@ -18,9 +18,9 @@ from grpc_health.v1._async import HealthServicer  # the package's asyncio servic
 from grpc_reflection.v1alpha import reflection
 
 from authz import service
-from authz.health import Health
+from authz.health import AuthorizerHealth
 from authz.held import Held
-from authz.metrics import Metrics
+from authz.metrics import CheckMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     _Context = grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
     Feed = Callable[[Callable[[Change], object]], EndpointFeed]
     """Makes the client, given what it is to call at each change."""
-    Expose = Callable[[CollectorRegistry, Health], AbstractAsyncContextManager[Callable[[int], None]]]
+    Expose = Callable[
+        [CollectorRegistry, AuthorizerHealth], AbstractAsyncContextManager[Callable[[int], None]]
+    ]
     """Shows both while its context lasts; takes the port of gRPC once that is served."""
 
 _log = structlog.get_logger("pads_cdc")
@@ -92,7 +94,7 @@ async def serve(
     *,
     version: str,
     feed: Feed,
-    transport: Callable[[CollectorRegistry, Health], Transport],
+    transport: Callable[[CollectorRegistry, AuthorizerHealth], Transport],
     expose: Expose,
     until: Awaitable[object] | None = None,
     late: bool = False,
@@ -107,7 +109,7 @@ async def serve(
     """
     stop = _Stop(until)
     held = Held(feed, config.max_staleness)
-    metrics, health = Metrics(version, held), Health(held)
+    metrics, health = CheckMetrics(version, held), AuthorizerHealth(held)
     lent = transport(metrics.registry, health)
     authorization = service.Authorization(config, held, metrics)
     # What the imports have made stays. A full collection looked through it, and held checks up for 50 ms.
@@ -190,7 +192,7 @@ class _Statuses(HealthServicer):
     Envoy checks when it starts and then each second: a map that was complete a moment before must be known.
     """
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: AuthorizerHealth) -> None:
         super().__init__()
         self._health = health
         self._told: int | None = None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from authz.config import Config
     from authz.held import Held
-    from authz.metrics import Metrics
+    from authz.metrics import CheckMetrics
 
 _log = structlog.get_logger(__name__)
 
@@ -46,7 +46,7 @@ class Authorization:
         self,
         config: Config,
         held: Held,
-        metrics: Metrics,
+        metrics: CheckMetrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._held = held

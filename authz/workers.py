@@ -29,7 +29,7 @@ from authz.metrics import PREFIX
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from authz.health import Health
+    from authz.health import AuthorizerHealth
 
     Start = Callable[[int, bool], Awaitable[asyncio.subprocess.Process]]
     """Starts the worker of a number, from 1; with True it listens once its map is complete."""
@@ -50,7 +50,9 @@ _LASTED_SECONDS: Final = 60.0
 
 
 @asynccontextmanager
-async def reporting(registry: CollectorRegistry, health: Health) -> AsyncIterator[Callable[[int], None]]:
+async def reporting(
+    registry: CollectorRegistry, health: AuthorizerHealth
+) -> AsyncIterator[Callable[[int], None]]:
     """Report while the context lasts; see `authz.serve.Expose`."""
     port, out = 0, sys.stdout.fileno()
     os.set_blocking(out, False)

@@ -21,7 +21,7 @@ from bench.results import OURS, Result, percentile
 from bench.rig import PLAN, wait_until
 from bench.ripple import RAISE
 from server.commands.demo.envoy_process import EnvoyProcess, configuration
-from server.commands.demo.upstream import Upstream
+from server.commands.demo.upstream import EchoUpstream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -174,7 +174,7 @@ def _envoy(rig: Rig, server: _Server | None) -> Iterator[int]:
         edits.append((text[begin : text.index("                  - name: envoy.filters.http.router")], ""))
     port = 9 if server is None else server.port
     with (
-        Upstream() as upstream,
+        EchoUpstream() as upstream,
         EnvoyProcess(
             rig.folder("envoy"),
             authorizer=f"socket_address: {{address: 127.0.0.1, port_value: {port}}}",

@@ -18,7 +18,7 @@ from cdc.postgres.errors import is_shutdown
 from cdc.postgres.gate import Gate
 from cdc.postgres.timeline import Timeline
 from cdc.replication.assembler import Transaction
-from cdc.replication.backlog import Idle, Lost, PeerNews, Started
+from cdc.replication.backlog import Idle, PeerNews, Started, StreamEnded
 from cdc.replication.schema_watch import SchemaWatch
 from cdc.requery.task import Task
 from cdc.requery.throttle import Throttle
@@ -147,7 +147,7 @@ class Applier(threading.Thread):
             self._restore()
             while not self._stopping.is_set():
                 try:
-                    self._turn()
+                    self._step()
                 except PadsCdcError:
                     raise  # only what cannot be mended by waiting gets here
                 except Exception as error:
@@ -180,7 +180,7 @@ class Applier(threading.Thread):
         self._owed = kept.owed
         self._set_mode("waiting")
 
-    def _turn(self) -> None:
+    def _step(self) -> None:
         """Take what has come, then do one step of everything that is open."""
         self._throttle.rest(self._stopping.wait)
         patience = 0.0 if self._tending else self._auditor.patience(self._requery.patience(_IDLE))
@@ -194,11 +194,11 @@ class Applier(threading.Thread):
             self._parents.tell()
             self._poll()
             with self._throttle.timed(self._requery):
-                self._requery.turn()
+                self._requery.step()
             self._settle()
             if self._streaming:
                 self._watch_the_schema()
-            self._auditor.turn(may_start=self._streaming and self._store.ready)
+            self._auditor.step(may_start=self._streaming and self._store.ready)
         except PadsCdcError as error:
             self._read_failed(error)
         self._tending = False
@@ -245,7 +245,7 @@ class Applier(threading.Thread):
             case Idle():
                 self._requery.advance(event.lsn)
                 self._schema.note_progress(event.lsn)
-            case Lost():
+            case StreamEnded():
                 self._end_stream(event)
             case PeerNews():
                 if self._standby_role.hear(event):
@@ -302,13 +302,13 @@ class Applier(threading.Thread):
         if not history.continues(known, store.position, store.seen):
             self._break_with_the_past(history)
         elif switch is None or history.promoted_from(known):
-            store.turn(history)
+            store.follow_timeline(history)
         else:  # beyond the switch the old timeline was followed, and nothing was read there
-            store.turn(history, switch)
+            store.follow_timeline(history, switch)
             self._freshness.rewound()
             self._requery.restart_at(min(self._requery.reached, switch))
         if switch is not None:
-            self._origin.turned()
+            self._origin.timeline_changed()
             self._database.close()  # of several hosts another one may fit now
         self._requery.follow(history)
         self._ledger.note(system=history.system, timeline=history.timeline)
@@ -322,7 +322,7 @@ class Applier(threading.Thread):
         self._origin.broken()
         self._ledger.new_epoch(self._store)
 
-    def _end_stream(self, lost: Lost) -> None:
+    def _end_stream(self, lost: StreamEnded) -> None:
         if isinstance(lost.error, Refusal | ConfigurationError) and not self._streamed:
             raise lost.error
         if self._streaming:

@@ -94,7 +94,7 @@ Row = Insert | Update | Delete | Truncate
 Message = Begin | Commit | Insert | Update | Delete | Truncate | Note
 
 
-class Place(Enum):
+class MessagePlace(Enum):
     """Where in a stream a plugin sends a kind of message: all that is known of one that cannot be read."""
 
     WITHIN = auto()
@@ -115,5 +115,5 @@ class Decoder(Protocol):
 
         """
 
-    def place(self, raw: bytes) -> Place:
+    def place(self, raw: bytes) -> MessagePlace:
         """Tell where a message stands that could not be handled."""

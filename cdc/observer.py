@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cdc.changes import Action
     from cdc.lsn import Lsn
-    from cdc.mapping.row_rule import Reason
+    from cdc.mapping.row_rule import OddReason
 
 Mode = Literal["waiting", "streaming", "polling"]
 """waiting: nothing is read yet; streaming: the slot is followed; polling: no usable slot, the mapping is
@@ -108,7 +108,7 @@ class Observer(Protocol):
     def slot(self, slot: SlotSeen) -> None:
         """Report what the server says of the slot."""
 
-    def odd_rows(self, numbers: Mapping[Reason, int]) -> None:
+    def odd_rows(self, numbers: Mapping[OddReason, int]) -> None:
         """Report how many rows there are that are no endpoints as they stand, by what is odd about them."""
 
     def trouble(self, key: str, message: str | None) -> None:

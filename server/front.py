@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from cdc.pair.pair import Pair
     from server.config.settings import Serving
     from server.observe.log_writer import LogWriter
-    from server.rpc.endpoint_feed import EndpointFeed
+    from server.rpc.endpoint_feed import FeedService
 
 _log = structlog.get_logger("pads_cdc")
 
@@ -111,7 +111,7 @@ class Front:
         self._loop.call_soon_threadsafe(self.stop.set)
 
     async def serve(
-        self, feed: EndpointFeed, start: Callable[[], object], end: Callable[[], object], **said: object
+        self, feed: FeedService, start: Callable[[], object], end: Callable[[], object], **said: object
     ) -> None:
         """Serve until `stop`. ``start`` begins to follow the source, ``end`` ends that and may block;
         ``said`` goes into the log's first line.

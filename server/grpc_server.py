@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from server.config.settings import Serving
     from server.observe.health import Health
     from server.observe.metrics import Metrics
-    from server.rpc.endpoint_feed import EndpointFeed
+    from server.rpc.endpoint_feed import FeedService
     from server.rpc.hub import Hub
     from server.security.security import Security
     from server.subscribers import Subscribers
@@ -88,7 +88,7 @@ async def start(
     subscribers: Subscribers,
     metrics: Metrics,
     health: Health,
-    feed: EndpointFeed,
+    feed: FeedService,
     security: Security,
     most: int,
 ) -> GrpcServer:

@@ -78,7 +78,7 @@ _BEFORE_LIMITS = [_RATE_LIMITING + SHORT[length + 2] for length in range(_LONG +
 """By these and the length of the serialized numbers, of which there are 24 bytes at most."""
 
 
-class _Plan(NamedTuple):
+class _PlanFields(NamedTuple):
     """What a row's plan and limits come to."""
 
     usual: bool
@@ -93,7 +93,7 @@ class _Plan(NamedTuple):
 
 _PLANS: Final = 4096
 """Plans and limits that are remembered: endpoints share few, unless each one has its own."""
-_plans: dict[tuple[bytes | None, _Limit, _Limit], _Plan] = {}
+_plans: dict[tuple[bytes | None, _Limit, _Limit], _PlanFields] = {}
 
 
 def encoder(columns: Sequence[str]) -> Callable[[tuple[Any, ...]], bytes]:
@@ -157,7 +157,7 @@ def encode(row: Row) -> bytes:
     return _encode(row, known, {})
 
 
-def _encode(row: Row, of_plan: _Plan, more: Mapping[str, bytes | None]) -> bytes:
+def _encode(row: Row, of_plan: _PlanFields, more: Mapping[str, bytes | None]) -> bytes:
     """Encode any row, with what the optional columns say of it."""
     name, key, required, users, account, *_ = map(_bytes, row)
     check_id("endpoint_id", name)
@@ -216,7 +216,9 @@ def _period(name: bytes | None) -> int:
         raise OddRow(Oddity("not_a_period", text)) from None
 
 
-def _of_plan(plan_type: bytes | None, throughput: _Limit, capacity: _Limit, period: int = _MONTH) -> _Plan:
+def _of_plan(
+    plan_type: bytes | None, throughput: _Limit, capacity: _Limit, period: int = _MONTH
+) -> _PlanFields:
     try:
         plan_type = _bytes(plan_type)
         check_text("plan_type", (plan_type or b"",))
@@ -225,9 +227,9 @@ def _of_plan(plan_type: bytes | None, throughput: _Limit, capacity: _Limit, peri
         most_use, odd_use = limit("capacity_limit", _bytes(capacity))
         numbers = _number(_THROUGHPUT_LIMIT, most_calls) + _number(_CAPACITY_LIMIT, most_use)
         numbers += _number(_CAPACITY_LIMIT_PERIOD, period if most_use > 0 else 0)
-        known = _Plan(odd is odd_use is None and plan.isascii(), plan, numbers, odd or odd_use)
+        known = _PlanFields(odd is odd_use is None and plan.isascii(), plan, numbers, odd or odd_use)
     except OddRow as meaningless:
-        known = _Plan(usual=False, plan=b"", numbers=b"", odd=meaningless)
+        known = _PlanFields(usual=False, plan=b"", numbers=b"", odd=meaningless)
     length = sum(len(_bytes(value) or b"") for value in (plan_type, throughput, capacity))
     if period == _MONTH and length < _LONG:
         if len(_plans) >= _PLANS:

@@ -19,7 +19,7 @@ from server.front import Front, prepare
 from server.pair.following import Following
 from server.pair.peer import Peer
 from server.rpc.calls import unavailable
-from server.rpc.endpoint_feed import EndpointFeed
+from server.rpc.endpoint_feed import FeedService
 
 if TYPE_CHECKING:
     from server.config.settings import RelaySettings
@@ -48,7 +48,7 @@ async def _relay(settings: RelaySettings, writer: LogWriter) -> int:
     intake = Intake(front.store, reader, freshness, front.observer, received)
     following = _following(settings, reader, intake, front, received)
     front.metrics.registry.register(ReceivedGauges(received, freshness))
-    feed = EndpointFeed(
+    feed = FeedService(
         settings,
         front.store,
         reader.origin,

@@ -23,7 +23,7 @@ from server.front import Front, prepare
 from server.observe.metrics import PairGauges
 from server.pair.mirror_service import MirrorService
 from server.pipeline import Pipeline
-from server.rpc.endpoint_feed import EndpointFeed
+from server.rpc.endpoint_feed import FeedService
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +62,7 @@ async def _serve(settings: Settings, writer: LogWriter) -> int:
     mirrors = MirrorService(
         settings, front.store, pipeline.origin, pipeline.parents, pair, front.hub, front.metrics, freshness
     )
-    feed = EndpointFeed(
+    feed = FeedService(
         settings,
         front.store,
         pipeline.origin.now,

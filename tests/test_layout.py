@@ -218,3 +218,14 @@ def test_only_a_modules_own_classes_change_their_state() -> None:
     assert found == set()
     unused = EXCEPTIONS - {(module, name) for module, _, name in foreign}
     assert unused == set()
+
+
+def test_no_two_classes_have_one_name() -> None:
+    """A name that two modules give to two things makes a reader look both up."""
+    places: dict[str, list[str]] = {}
+    for module in MODULES:
+        for node in ast.walk(tree(module)):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(module)
+    assert len(places) > 200
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Reason = Literal[
+OddReason = Literal[
     "out_of_range",
     "fraction",
     "not_a_number",
@@ -66,7 +66,7 @@ _SHOWN: Final = 40
 class Oddity:
     """What is odd about one row. The text never holds a key."""
 
-    reason: Reason
+    reason: OddReason
     text: str
     """The column, and what about it."""
 

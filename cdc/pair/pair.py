@@ -25,7 +25,7 @@ _SILENCE = 3.0
 """Seconds; the database is asked each second how far its WAL goes."""
 
 
-class Role(Enum):
+class PairRole(Enum):
     """What a server is in its pair; one without a peer is only ever ALONE or LEADING.
 
     ``lead`` leads to LEADING from anywhere. The other transitions::
@@ -97,7 +97,7 @@ class Pair:
         self._standbys: set[Standby] = set()
         self._lost = threading.Event()
         self._lost.set()
-        self._role = Role.ALONE
+        self._role = PairRole.ALONE
         self.done = Done()
         self.asked = False
         """Whether the peer has answered, or could not be reached, since we last lost the slot."""
@@ -109,17 +109,17 @@ class Pair:
     @property
     def leading(self) -> bool:
         """Whether we read the slot."""
-        return self._role is Role.LEADING
+        return self._role is PairRole.LEADING
 
     @property
     def standing_by(self) -> bool:
         """Whether the peer leads, so that nobody is to be served here."""
-        return self._role in (Role.WAITING, Role.MIRRORING)
+        return self._role in (PairRole.WAITING, PairRole.MIRRORING)
 
     @property
     def mirroring(self) -> bool:
         """Whether the peer's stream is open."""
-        return self._role is Role.MIRRORING
+        return self._role is PairRole.MIRRORING
 
     def wait_lost(self, timeout: float) -> bool:
         """Wait until we do not lead; False if not within so many seconds."""
@@ -137,7 +137,7 @@ class Pair:
 
     def lead(self) -> None:
         """Note that the slot is ours."""
-        self._role = Role.LEADING
+        self._role = PairRole.LEADING
         self.led += 1
         self._lost.clear()
 
@@ -145,31 +145,31 @@ class Pair:
         """Note that the slot is not ours, or not any more."""
         if self.leading:
             self.asked = False
-            self._role = Role.ALONE
+            self._role = PairRole.ALONE
         self._lost.set()
         self._wake()
 
     def stand_by(self) -> None:
         """Note that the peer has the slot; not while we lead."""
-        if self._role is Role.ALONE:
-            self._role = Role.WAITING
+        if self._role is PairRole.ALONE:
+            self._role = PairRole.WAITING
 
     def mirror(self) -> None:
         """Note that the peer's stream begins, and that its map takes the place of ours; not while we lead."""
         if not self.leading:
-            self._role = Role.MIRRORING
+            self._role = PairRole.MIRRORING
         self.asked = True
 
     def peer_lost(self) -> None:
         """Note that the peer's stream has ended, or could not be had."""
-        if self._role is Role.MIRRORING:
-            self._role = Role.WAITING
+        if self._role is PairRole.MIRRORING:
+            self._role = PairRole.WAITING
         self.asked = True
 
     def go_alone(self) -> None:
         """Note that the peer did not come back in time: this server may serve its own map."""
         if self.standing_by:
-            self._role = Role.ALONE
+            self._role = PairRole.ALONE
 
     # --- leading: what the standbys have
 

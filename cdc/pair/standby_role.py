@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cdc.pair.mirrored import Mirrored
     from cdc.pair.mirrored_parents import Memory
     from cdc.pair.pair import Pair
-    from cdc.replication.backlog import Lost, PeerNews, Started
+    from cdc.replication.backlog import PeerNews, Started, StreamEnded
     from cdc.requery.requery import Requery
     from cdc.store.store import Store
 
@@ -137,7 +137,7 @@ class StandbyRole:
             self._told_other = not self._mirrored.ours
             self._observer.trouble(TROUBLE, _OTHER if self._told_other else None)
 
-    def lost(self, lost: Lost) -> bool:
+    def lost(self, lost: StreamEnded) -> bool:
         """Note that the slot is not ours; tells whether that is as it should be: the peer has it."""
         pair = self._pair
         if pair.leading:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cdc.relay.page_reader import Outcome
+from cdc.relay.page_reader import PageOutcome
 
 if TYPE_CHECKING:
     from cdc.observer import Observer
@@ -64,12 +64,12 @@ class Intake:
         line = self._reader.line
         outcome = self._reader.take(page)
         match outcome:
-            case Outcome.ARRIVED:
+            case PageOutcome.ARRIVED:
                 self._arrived(other_line=self._reader.line != line)
-            case Outcome.BROKEN:
+            case PageOutcome.BROKEN:
                 self._received.breaks += 1
                 self._tell_broken("pages are missing")
-            case Outcome.MISMATCH:
+            case PageOutcome.MISMATCH:
                 self._received.mismatches += 1
                 self._tell_broken("count or digest is not the leader's")
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _MODULUS = 1 << (8 * DIGEST_BYTES)
 
 
-class Outcome(enum.Enum):
+class PageOutcome(enum.Enum):
     """What became of a page."""
 
     TAKEN = enum.auto()
@@ -96,7 +96,7 @@ class PageReader:
         self._coming, self._opened, self._completed = {}, False, False
         self._running, self._page_line = False, ""
 
-    def take(self, page: Page) -> Outcome:
+    def take(self, page: Page) -> PageOutcome:
         """Apply a page."""
         follows = page.line == self._page_line and page.number == self._page_number + 1
         self._page_line, self._page_number = page.line, page.number
@@ -111,20 +111,20 @@ class PageReader:
         elif not follows:
             self._running = False
         if page.opening or page.older:
-            return Outcome.IGNORED
+            return PageOutcome.IGNORED
         if self._running:
             return self._apply(page)
         self.start_over()
-        return Outcome.BROKEN
+        return PageOutcome.BROKEN
 
-    def _collect(self, coming: dict[str, Entry], page: Page, *, follows: bool) -> Outcome:
+    def _collect(self, coming: dict[str, Entry], page: Page, *, follows: bool) -> PageOutcome:
         if page.opening and not (follows and self._completed):
             coming.clear()
             self._opened, self._completed = True, False
         elif not (self._opened and follows) or not (self._completed or page.complete or page.generating):
             # It has a gap, or its leader has not gone on with it: the next one may be whole.
             self._opened = self._completed = False
-            return Outcome.IGNORED
+            return PageOutcome.IGNORED
         for entry in page.entries:
             held = coming.get(entry.id)
             if held is None or held.revision < entry.revision:
@@ -135,14 +135,14 @@ class PageReader:
                 moved.position = max(moved.position, position)
         self._completed = self._completed or page.complete
         if page.checkpoint is None or not self._completed:
-            return Outcome.TAKEN
+            return PageOutcome.TAKEN
         return self._complete(page.line, coming, page.checkpoint)
 
-    def _complete(self, line: str, coming: dict[str, Entry], checkpoint: Checkpoint) -> Outcome:
+    def _complete(self, line: str, coming: dict[str, Entry], checkpoint: Checkpoint) -> PageOutcome:
         if self._is_passed(checkpoint) if line == self.line else self._is_older(checkpoint):
-            return Outcome.OLDER
+            return PageOutcome.OLDER
         if _proof(coming.values()) != (checkpoint.count, checkpoint.digest):
-            return Outcome.MISMATCH
+            return PageOutcome.MISMATCH
         self._coming = None
         if line == self.line and not self._distrusted:
             news = sorted(self._newer(coming.values()), key=attrgetter("revision"))
@@ -159,7 +159,7 @@ class PageReader:
         self.line, self.exact, self.position = line, checkpoint.revision, checkpoint.position
         self._ahead = False
         self._distrusted = False
-        return Outcome.ARRIVED
+        return PageOutcome.ARRIVED
 
     def _is_passed(self, checkpoint: Checkpoint) -> bool:
         """Tell whether something newer of its line is held, as when pages come once more."""
@@ -193,7 +193,7 @@ class PageReader:
         )
         return isinstance(judge(token.encode(), here, opened=time.monotonic()), Behind)
 
-    def _apply(self, page: Page) -> Outcome:
+    def _apply(self, page: Page) -> PageOutcome:
         checkpoint = page.checkpoint
         if checkpoint is not None and self._is_passed(checkpoint):
             checkpoint = None  # a run that was taken already comes once more
@@ -212,7 +212,7 @@ class PageReader:
 
     def _publish(
         self, news: list[Entry], moved: Sequence[tuple[str, int, Lsn]], checkpoint: Checkpoint | None
-    ) -> Outcome:
+    ) -> PageOutcome:
         store = self._store
         batch = store.copied(news, store.head)
         self._move(moved)
@@ -222,16 +222,16 @@ class PageReader:
             self._ahead = self._ahead or bool(news)
             if news or moved:
                 store.publish(batch, whole=False, seen=max((entry.position for entry in news), default=0))
-            return Outcome.TAKEN
+            return PageOutcome.TAKEN
         if store.after(batch) != (checkpoint.count, checkpoint.digest):
             self._distrusted = True
             self.start_over()
-            return Outcome.MISMATCH
+            return PageOutcome.MISMATCH
         batch.revision = max(store.head, checkpoint.revision)
         self.exact, self.position, self._origin = batch.revision, checkpoint.position, checkpoint.origin
         self._ahead = False
         store.publish(batch, whole=checkpoint.consistent, position=checkpoint.position, seen=checkpoint.seen)
-        return Outcome.ARRIVED
+        return PageOutcome.ARRIVED
 
     def _move(self, moved: Sequence[tuple[str, int, Lsn]]) -> None:
         """Let positions follow of entries whose bytes stay: an entry of another revision has its own."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cdc.changes import Begin, Commit, Delete, Insert, Place, Truncate, Update
+from cdc.changes import Begin, Commit, Delete, Insert, MessagePlace, Truncate, Update
 from cdc.errors import MessageError
 from cdc.mapping.affected import Affected
 
@@ -99,7 +99,7 @@ class Assembler:
             case _:
                 return None
 
-    def spoil(self, reason: str, place: Place) -> Transaction | None:
+    def spoil(self, reason: str, place: MessagePlace) -> Transaction | None:
         """Answer a message that could not be handled: its transaction becomes a reconcile, whatever else it
         says.
 
@@ -110,7 +110,7 @@ class Assembler:
         done = self._open = self._open or Transaction(xid=0, end=0, committed_at=0.0)
         done.affected.give_up(reason)
         # Outside of a transaction, a row or a broken begin means that one is open: its commit will say which.
-        if place is Place.END if inside else place is not Place.WITHIN:
+        if place is MessagePlace.END if inside else place is not MessagePlace.WITHIN:
             self._open = None
             return done
         return None

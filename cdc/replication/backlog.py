@@ -44,7 +44,7 @@ class Idle:
 
 
 @dataclass(frozen=True)
-class Lost:
+class StreamEnded:
     """The stream is gone, or could not be had."""
 
     error: PadsCdcError
@@ -58,7 +58,7 @@ class PeerNews:
     __slots__ = ()
 
 
-Event = Transaction | Started | Idle | Lost | PeerNews
+Event = Transaction | Started | Idle | StreamEnded | PeerNews
 
 
 class Backlog:
@@ -74,7 +74,7 @@ class Backlog:
         self._size = 0
         """Bytes of the transactions in `_events`."""
         self._losses = 0
-        """`Lost` events in `_events`."""
+        """`StreamEnded` events in `_events`."""
         self._woken = False
         self._changed = threading.Condition()
 
@@ -94,21 +94,21 @@ class Backlog:
             self._put(transaction)
         return True
 
-    def tell(self, event: Started | Idle | Lost | PeerNews) -> None:
+    def tell(self, event: Started | Idle | StreamEnded | PeerNews) -> None:
         """Put something that takes no room; an `Idle` replaces the one before it."""
         with self._changed:
             if isinstance(event, Idle) and self._events and isinstance(self._events[-1], Idle):
                 self._events[-1] = event
                 return
-            self._losses += isinstance(event, Lost)
+            self._losses += isinstance(event, StreamEnded)
             self._put(event)
 
     def take(self, timeout: float, *, full: bool = False) -> list[Event]:
         """Take what there is: one transaction when quiet, many when behind, [] after ``timeout`` seconds.
 
         Transactions come in runs; any other event comes alone. With ``full`` no transaction is returned.
-        Those before a `Lost` are dropped then, so that it is returned: nobody has confirmed them, and the
-        next stream brings them again.
+        Those before a `StreamEnded` are dropped then, so that it is returned: nobody has confirmed them,
+        and the next stream brings them again.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._woken or self._ready(full=full), timeout)
@@ -140,7 +140,7 @@ class Backlog:
         event = self._events.popleft()
         if isinstance(event, Transaction):
             self._size -= event.size
-        self._losses -= isinstance(event, Lost)
+        self._losses -= isinstance(event, StreamEnded)
         return event
 
     def wake(self) -> None:

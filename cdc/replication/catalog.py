@@ -15,7 +15,7 @@ from cdc.postgres.encoding import Encoding
 from cdc.replication import pgoutput, wal2json
 from cdc.replication.assembler import Assembler
 from cdc.replication.publication import Publication, fault, needed
-from cdc.replication.stream import Stream
+from cdc.replication.stream import SlotStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -137,7 +137,7 @@ class Catalog:
         """The stream depends on the publication."""
         self._streamed = Relations(())
 
-    def assemble(self, cursor: ReplicationCursor, plugin: str) -> Stream:
+    def assemble(self, cursor: ReplicationCursor, plugin: str) -> SlotStream:
         """Return what a new stream is begun and read with.
 
         Raises:
@@ -159,13 +159,15 @@ class Catalog:
                 )
         names, rules = relations.names(), relations.rules(self._mapping.rules)
         encoding = Encoding.of(cursor.connection)
-        stream = Stream(Assembler(names, rules), wal2json.Decoder(encoding), wal2json.options(names))
+        stream = SlotStream(
+            Assembler(names, rules), wal2json.Wal2JsonDecoder(encoding), wal2json.options(names)
+        )
         if self._published:
             publication = self._sound(cursor, relations)
             wanted = {name: needed(rules[table]) for name, table in names.items()}
-            stream = Stream(
+            stream = SlotStream(
                 stream.assembler,
-                pgoutput.Decoder(wanted, encoding),
+                pgoutput.PgoutputDecoder(wanted, encoding),
                 pgoutput.options(self._publication),
                 encoding,
                 publication.version,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cdc.lsn import Lsn
     from cdc.observer import Observer
     from cdc.postgres.connection import Address
-    from cdc.replication.stream import Stream
+    from cdc.replication.stream import SlotStream
 
 PLUGINS = (wal2json.NAME, pgoutput.NAME)
 """Those that can be read, in the order in which they are tried."""
@@ -46,10 +46,10 @@ _REMAKES = 3
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedSlot:
     """A slot that can be read now."""
 
-    stream: Stream
+    stream: SlotStream
     confirmed: Lsn
     found: bool
     """It was there before."""
@@ -67,7 +67,7 @@ class OwnSlot:
         address: Address,
         name: str,
         queries: dict[str, str],
-        assemble: Callable[[ReplicationCursor, str], Stream],
+        assemble: Callable[[ReplicationCursor, str], SlotStream],
         observer: Observer,
         stopping: threading.Event,
         *,
@@ -97,7 +97,7 @@ class OwnSlot:
         self.creating = False
         """The slot is being made, which waits for every transaction that runs."""
 
-    def open(self, connection: LogicalReplicationConnection, cursor: ReplicationCursor) -> Opened:
+    def open(self, connection: LogicalReplicationConnection, cursor: ReplicationCursor) -> OpenedSlot:
         """Find the slot, or make it; ``cursor`` is of the connection that is going to read it.
 
         Raises:
@@ -113,7 +113,7 @@ class OwnSlot:
         stream = self._stream(cursor, slot)
         # A slot that is younger than the publication sends nothing that is older.
         suspects = 0 if not found and stream.published_as == published_as else stream.suspects
-        return Opened(stream, slot.confirmed, found, created, suspects)
+        return OpenedSlot(stream, slot.confirmed, found, created, suspects)
 
     def unpublished(self, error: UndefinedObject) -> SourceError:
         """Return the error for a stream that ended because the publication was not there yet, or not any
@@ -142,7 +142,7 @@ class OwnSlot:
     def _stuck(self) -> bool:
         return len(self._ends) == _ENDS and len(set(self._ends)) == 1
 
-    def _stream(self, cursor: ReplicationCursor, slot: SlotState) -> Stream:
+    def _stream(self, cursor: ReplicationCursor, slot: SlotState) -> SlotStream:
         """Return what the slot is read with. While it cannot be read it must not fill the disk."""
         try:
             return self._assemble(cursor, slot.plugin)

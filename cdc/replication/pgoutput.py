@@ -24,8 +24,8 @@ from cdc.changes import (
     Delete,
     Insert,
     Message,
+    MessagePlace,
     Note,
-    Place,
     Truncate,
     Update,
 )
@@ -97,7 +97,7 @@ class _Relation(msgspec.Struct, frozen=True):
         return tuple([column for column in columns if column.name in self.identity])
 
 
-class Decoder:
+class PgoutputDecoder:
     """Reads one stream. Rows of tables that nobody wants cost next to nothing."""
 
     def __init__(
@@ -134,12 +134,12 @@ class Decoder:
             text = f"pgoutput sent {len(raw)} bytes that are not in its format"
             raise MessageError("undecodable", text) from None
 
-    def place(self, raw: bytes) -> Place:
+    def place(self, raw: bytes) -> MessagePlace:
         """Tell where a message stands."""
         kind = raw[:1]
         if kind == _BY_COMMIT:
-            return Place.END
-        return Place.WITHIN if kind and kind in _BY_ROW else Place.ANYWHERE
+            return MessagePlace.END
+        return MessagePlace.WITHIN if kind and kind in _BY_ROW else MessagePlace.ANYWHERE
 
     def _no_row(self, raw: bytes) -> Sequence[Message]:
         match raw[:1]:

@@ -26,7 +26,7 @@ _ACTIONS: Final = ("insert", "update", "delete", "truncate")
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedTable:
     """A table that is published."""
 
     oid: int
@@ -51,7 +51,7 @@ class Publication:
     """Partitions are called by their table's name, and a TRUNCATE of one of them is not sent."""
     version: str
     comment: str | None
-    tables: tuple[Published, ...]
+    tables: tuple[PublishedTable, ...]
     """Of a partitioned table its partitions, unless `via_root`."""
     members: frozenset[int]
     """The oids of the tables that it names itself."""
@@ -76,7 +76,7 @@ class Publication:
             members,
         ) in rows:
             published = (
-                Published(oid, table, tuple(columns), *flags) for oid, table, columns, *flags in tables
+                PublishedTable(oid, table, tuple(columns), *flags) for oid, table, columns, *flags in tables
             )
             return cls(
                 name=name,
@@ -92,7 +92,7 @@ class Publication:
             )
         return None
 
-    def table(self, oid: int) -> Published | None:
+    def table(self, oid: int) -> PublishedTable | None:
         """Return a table, if it is published."""
         for one in self.tables:
             if one.oid == oid:

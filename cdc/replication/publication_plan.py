@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from cdc.mapping.mapping import Mapping as EndpointMapping
     from cdc.mapping.tables import Table
-    from cdc.replication.publication import Publication, Published
+    from cdc.replication.publication import Publication, PublishedTable
 
 _EVERYTHING = "SET (publish = 'insert, update, delete, truncate', publish_via_partition_root = false)"
 
@@ -64,10 +64,10 @@ def repairs(
 
     ``identities`` are the columns, by a table's oid, of replica identities that are going to be chosen.
     """
-    return [*_Plan(name, mapping, identities or {}).repairs(publication, tables)]
+    return [*_Planner(name, mapping, identities or {}).repairs(publication, tables)]
 
 
-class _Plan:
+class _Planner:
     def __init__(self, name: str, mapping: EndpointMapping, identities: Mapping[int, Sequence[str]]) -> None:
         self._name = name
         self._quoted = quote_name(name)
@@ -125,7 +125,7 @@ class _Plan:
         else:
             yield from self._more(published, leaf, member=member)
 
-    def _more(self, published: Published, leaf: Table, *, member: bool) -> Iterator[Repair]:
+    def _more(self, published: PublishedTable, leaf: Table, *, member: bool) -> Iterator[Repair]:
         full = leaf.identity_kind == "f"
         needless = needed(self._mapping.rules[leaf.mapped]) if full else self._columns(leaf)
         more = [column for column in published.columns if column not in needless]
@@ -155,7 +155,7 @@ class _Plan:
             by_hand=True,
         )
 
-    def _missing(self, published: Published, leaf: Table) -> str | None:
+    def _missing(self, published: PublishedTable, leaf: Table) -> str | None:
         if published.filtered:
             return f"{self._leaves_out(f'rows of {leaf.name}')}, by a WHERE"
         missing = set(self._columns(leaf)) - set(published.columns)
@@ -189,7 +189,7 @@ class _Plan:
     def _drop(self, table: str) -> str:
         return f"ALTER PUBLICATION {self._quoted} DROP TABLE {table};"
 
-    def _listed_anew(self, leaf: Table, published: Published, *, member: bool) -> str:
+    def _listed_anew(self, leaf: Table, published: PublishedTable, *, member: bool) -> str:
         """Keep what is published already: somebody else may need it. Only all of it was nobody's choice."""
         every = set(published.columns) >= set(leaf.columns)
         add = self._add(self._item(leaf, () if every else published.columns))

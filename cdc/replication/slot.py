@@ -24,7 +24,7 @@ from cdc.postgres.connection import cancel_soon, identify
 from cdc.postgres.errors import translated
 from cdc.postgres.slot_state import is_standby
 from cdc.replication import synchronous_standby
-from cdc.replication.backlog import Idle, Lost, Started
+from cdc.replication.backlog import Idle, Started, StreamEnded
 from cdc.replication.feedback import ASK, Feedback
 from cdc.replication.own_slot import AUTO, OwnSlot
 from cdc.replication.synchronous_standby import Sender
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from cdc.postgres.connection import Address
     from cdc.postgres.timeline import Timeline
     from cdc.replication.backlog import Backlog
-    from cdc.replication.stream import Stream
+    from cdc.replication.stream import SlotStream
 
 _TICK = 0.1
 """Seconds between looks at what may be confirmed."""
@@ -66,7 +66,7 @@ class SlotReader(threading.Thread):
         address: Address,
         name: str,
         queries: dict[str, str],
-        assemble: Callable[[ReplicationCursor, str], Stream],
+        assemble: Callable[[ReplicationCursor, str], SlotStream],
         backlog: Backlog,
         freshness: Freshness,
         observer: Observer,
@@ -169,7 +169,7 @@ class SlotReader(threading.Thread):
         return position if session == self._session_number else 0
 
     def run(self) -> None:
-        """Follow the slot until `stop`; each connection ends with a `Lost` in the backlog."""
+        """Follow the slot until `stop`; each connection ends with a `StreamEnded` in the backlog."""
         failures = 0
         while not self._stopping.is_set():
             started = time.monotonic()
@@ -177,7 +177,7 @@ class SlotReader(threading.Thread):
                 self._session()
             except Exception as fault:  # noqa: BLE001 - the thread's boundary: it must not end without a word
                 error = fault if isinstance(fault, PadsCdcError) else fault_of_ours(fault)
-                self._backlog.tell(Lost(error, self.history))
+                self._backlog.tell(StreamEnded(error, self.history))
                 # A stream that held for a while starts anew; a slot that another holds is asked for steadily.
                 steady = time.monotonic() - started > _HELD or isinstance(error, SlotHeld)
                 failures = 0 if steady else failures + 1
@@ -267,7 +267,7 @@ class SlotReader(threading.Thread):
         self,
         connection: LogicalReplicationConnection,
         cursor: ReplicationCursor,
-        stream: Stream,
+        stream: SlotStream,
         feedback: Feedback,
     ) -> None:
         told: Lsn = 0
@@ -312,7 +312,7 @@ class SlotReader(threading.Thread):
         if self.silence > _SILENCE and time.monotonic() - self._at_work_at > _EVIDENCE:
             raise SourceError("stalled", f"no sign of life from the server for {_SILENCE + ASK:.0f} s")
 
-    def _take(self, message: ReplicationMessage, stream: Stream, feedback: Feedback) -> None:
+    def _take(self, message: ReplicationMessage, stream: SlotStream, feedback: Feedback) -> None:
         raw, transaction = message.payload, None
         try:
             for change in stream.decoder.decode(raw):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Stream:
+class SlotStream:
     """For one connection, since the server starts over with each."""
 
     assembler: Assembler

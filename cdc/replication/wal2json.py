@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from cdc import lsn
-from cdc.changes import Begin, Column, Commit, Delete, Insert, Message, Note, Place, Truncate, Update
+from cdc.changes import Begin, Column, Commit, Delete, Insert, Message, MessagePlace, Note, Truncate, Update
 from cdc.errors import MessageError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ _Said = _Begin | _Commit | _Row
 _decoder: msgspec.json.Decoder[_Said] = msgspec.json.Decoder(_Said, float_hook=str)
 
 
-class Decoder:
+class Wal2JsonDecoder:
     """Reads a stream. Nothing has to be remembered: each row says its table and its columns."""
 
     def __init__(self, encoding: Encoding | None = None) -> None:
@@ -77,11 +77,11 @@ class Decoder:
         message = parse(raw.decode("latin-1").encode())
         return (message if isinstance(message, Begin | Commit) else _decoded(message, self._encoding),)
 
-    def place(self, raw: bytes) -> Place:
+    def place(self, raw: bytes) -> MessagePlace:
         """Tell where a message stands, by how it begins."""
         if raw.startswith(_COMMIT):
-            return Place.END
-        return Place.WITHIN if raw.startswith(_WITHIN) else Place.ANYWHERE
+            return MessagePlace.END
+        return MessagePlace.WITHIN if raw.startswith(_WITHIN) else MessagePlace.ANYWHERE
 
 
 def parse(raw: bytes) -> Message:

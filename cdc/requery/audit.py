@@ -81,7 +81,7 @@ class Audit:
 
     @property
     def waiting(self) -> bool:
-        """Whether the next `turn` would have to wait for the server."""
+        """Whether the next `step` would have to wait for the server."""
         return not self._opening.done() or (self._read is not None and self._read.waiting)
 
     @property
@@ -97,7 +97,7 @@ class Audit:
             for row in rows:
                 self._differing.pop(row[0], None)
 
-    def turn(self, applied: Lsn, read_up_to: Lsn) -> list[Row] | None:
+    def step(self, applied: Lsn, read_up_to: Lsn) -> list[Row] | None:
         """Compare the next chunk; at the end return what still differs, and None until then.
 
         ``applied`` says up to where the store holds every transaction, ``read_up_to`` how new the newest read

@@ -67,7 +67,7 @@ class Auditor:
         audit = self._requery.audit
         return 0.0 if audit is not None and audit.reading and not audit.waiting else idle
 
-    def turn(self, *, may_start: bool) -> None:
+    def step(self, *, may_start: bool) -> None:
         """Start an audit if one is due and may start, and do a step of it once its rows are there.
 
         Raises:
@@ -82,7 +82,7 @@ class Auditor:
             self.postpone()
         audit = self._requery.audit
         if audit is not None and not audit.waiting:
-            self._step(audit)
+            self._compare_some(audit)
 
     def start(self) -> bool:
         """Begin to compare everything with the database; False when that has to wait for more urgent work."""
@@ -101,11 +101,11 @@ class Auditor:
             return False
         return self._requery.done_up_to > self._seen
 
-    def _step(self, audit: Audit) -> None:
+    def _compare_some(self, audit: Audit) -> None:
         """Compare some more; once everything that the audit saw is applied, what still differs is drift."""
         requery = self._requery
         try:
-            differing = audit.turn(requery.done_up_to, requery.read_up_to)
+            differing = audit.step(requery.done_up_to, requery.read_up_to)
         except PadsCdcError as error:
             requery.end_audit()
             self._due_at = time.monotonic() + _AGAIN

@@ -15,7 +15,7 @@ from cdc.mapping.row_rule import in_short, shown
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
-    from cdc.mapping.row_rule import Oddity, Reason
+    from cdc.mapping.row_rule import Oddity, OddReason
     from cdc.observer import Observer
     from cdc.postgres.database import Row
 
@@ -37,11 +37,11 @@ class OddRows:
         self._clock = clock
         self._known: dict[str, tuple[Oddity, int]] = {}
         """By id: what is odd, and the newest reading that has said so."""
-        self._more: Counter[Reason] = Counter()
+        self._more: Counter[OddReason] = Counter()
         """Reasons of the rows beyond `_MOST`, as counted by the newest whole read."""
         self._counted = 0
         """The whole read that has counted them."""
-        self._counting: dict[int, Counter[Reason]] = {}
+        self._counting: dict[int, Counter[OddReason]] = {}
         """The same, for the whole reads that run."""
         self.doubtful: set[str] = set()
         """Ids that have come more than once in a read. A read by another key than the id may find one of the

@@ -291,7 +291,7 @@ class Requery:
 
     # --- doing it
 
-    def turn(self) -> None:
+    def step(self) -> None:
         """Do one step of everything that is open. Blocks for a round trip where something begins; rows that
         are still to come are left to the next time (see `patience`; the database wakes who waits).
 
@@ -579,7 +579,7 @@ class Requery:
         evidence = read.read.evidence
         covers = evidence.flushed if evidence.replayed is None else evidence.replayed
         if not self._store.history.system:  # there was no slot yet to tell
-            self._store.turn(Timeline(evidence.system))
+            self._store.follow_timeline(Timeline(evidence.system))
         self._origin.reread(Reread(read.began, covers, evidence.timeline))
         self._origin.gap(read.task.end)
 

@@ -63,7 +63,7 @@ class CurrentOrigin:
         # The ledger has a new epoch whenever the state file fails, and tells nobody.
         return replace(self._now, epoch=self._ledger.epoch)
 
-    def turned(self) -> None:
+    def timeline_changed(self) -> None:
         """Note that the database goes on on another timeline: what was read on the last one may be undone."""
         with self._lock:
             self._now = replace(self._now, reread=None)

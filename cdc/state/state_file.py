@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from cdc.lsn import Lsn
-    from cdc.store.entry_columns import Row
+    from cdc.store.entry_columns import EntryRow
     from cdc.store.log import Entry
     from cdc.store.store import Batch
 
@@ -322,11 +322,11 @@ class _Unusable(Exception):  # noqa: N818 - never leaves this module
     """The file is of another version or another cluster, or a checksum is off."""
 
 
-def _is_now(entry: Entry | None, row: Row) -> bool:
+def _is_now(entry: Entry | None, row: EntryRow) -> bool:
     return entry is None or (row.revision, row.position) >= (entry.revision, entry.position)
 
 
-def _overlay(entries: EntryColumns, numbers: dict[str, int], newer: Iterable[Row]) -> None:
+def _overlay(entries: EntryColumns, numbers: dict[str, int], newer: Iterable[EntryRow]) -> None:
     """Put newer values over those of the same ids."""
     for endpoint_id, revision, position, digest in newer:
         number = numbers.setdefault(endpoint_id, len(entries))

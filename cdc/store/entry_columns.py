@@ -20,7 +20,7 @@ GONE: Final = bytes(DIGEST_BYTES)
 """Stands for the digest of a tombstone: a real digest is all zeros once in 2^128."""
 
 
-class Row(NamedTuple):
+class EntryRow(NamedTuple):
     """One entry's part."""
 
     id: str
@@ -46,9 +46,9 @@ class EntryColumns:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[EntryRow]:
         for number, columns in enumerate(zip(self.ids, self.revisions, self.positions, strict=True)):
-            yield Row(*columns, self.digest(number))
+            yield EntryRow(*columns, self.digest(number))
 
     def add(self, endpoint_id: str, revision: int, position: Lsn, digest: bytes) -> None:
         """Append one that is not in here yet."""

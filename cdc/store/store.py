@@ -238,7 +238,7 @@ class Store:
             for entry in self.entries.values():
                 entry.position = 0
 
-    def turn(self, history: Timeline, switch: Lsn | None = None) -> None:
+    def follow_timeline(self, history: Timeline, switch: Lsn | None = None) -> None:
         """Be of another history that goes on from ours; forget how far ours was followed beyond the
         ``switch`` at which it was left.
         """

@@ -14,7 +14,7 @@ from nats.js.api import DiscardPolicy, StorageType
 
 from cdc.checks.finding import Finding, fail, good, warn
 from server.broker.connection import Broker, BrokerError
-from server.broker.stream import OLDEST, FencedError, Stream
+from server.broker.stream import OLDEST, FencedError, PageStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -55,7 +55,7 @@ async def _examine(settings: Serving) -> list[tuple[str, Finding]]:
 async def _ask(client: Client, settings: Serving) -> AsyncIterator[tuple[str, Finding]]:
     yield "broker_version", _version(client)
     yield "broker_payload", _payload(client)
-    stream = Stream(client, settings.broker_stream)
+    stream = PageStream(client, settings.broker_stream)
     info = await stream.info()
     if info is None:
         yield (
@@ -140,7 +140,7 @@ def _stream(info: StreamInfo, wanted: StreamConfig) -> list[Finding]:
     return found or [good(f"the stream {name}: {info.state.messages} messages, {info.state.bytes} bytes")]
 
 
-async def _rights(stream: Stream) -> Finding:
+async def _rights(stream: PageStream) -> Finding:
     try:
         await stream.publish(stream.page, b"", _IMPOSSIBLE)
     except FencedError:

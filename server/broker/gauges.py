@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from cdc.relay.intake import Received
     from cdc.relay.leader import LeaderFreshness
     from cdc.store.store import Store
-    from server.broker.publishing import Published
+    from server.broker.publishing import PublishingCounts
 
 
 class PublishedGauges(Collector):
     """A leader with a broker."""
 
-    def __init__(self, published: Published, store: Store) -> None:
+    def __init__(self, published: PublishingCounts, store: Store) -> None:
         self._published = published
         self._store = store
 

@@ -30,7 +30,7 @@ from cdc.relay.leader import HEAD_SECONDS
 from cdc.relay.publisher import Publisher
 from server.broker.page_bytes import decode, encode, encode_head
 from server.broker.seal import SealError
-from server.broker.stream import FencedError, FullError, Stream
+from server.broker.stream import FencedError, FullError, PageStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ _SURE_SECONDS: Final = 3.0
 
 
 @dataclass(slots=True)
-class Published:
+class PublishingCounts:
     """What was published, for the metrics; written by the thread alone."""
 
     connected: bool = False
@@ -103,7 +103,7 @@ class Publishing(threading.Thread):
         self._pair = pair
         self._observer = observer
         self._publisher = Publisher(store, origin, freshness)
-        self.published = Published()
+        self.published = PublishingCounts()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._stopping = False
@@ -176,7 +176,7 @@ class Publishing(threading.Thread):
 
     async def _session(self) -> None:
         async with self._broker.connected() as client:
-            stream = Stream(client, self._stream_name)
+            stream = PageStream(client, self._stream_name)
             if await stream.info() is None:
                 await stream.make(self._replicas)
             await client.subscribe(stream.wanted, cb=self._hear_wanted)
@@ -197,7 +197,7 @@ class Publishing(threading.Thread):
         self._wanted = True
         self._wake.set()
 
-    async def _ours(self, stream: Stream) -> bool:
+    async def _ours(self, stream: PageStream) -> bool:
         """Tell whether to publish: there is a map, and nobody else leads. Finds the stream's end, if so."""
         pair = self._pair
         if not self._store.ready or pair.standing_by:
@@ -214,7 +214,7 @@ class Publishing(threading.Thread):
         await self._go_on(stream, last)
         return True
 
-    async def _end(self, stream: Stream) -> tuple[Page | None, bool]:
+    async def _end(self, stream: PageStream) -> tuple[Page | None, bool]:
         """Return the stream's last page, and whether it is one that we cannot read; note where the stream
         ends.
         """
@@ -228,7 +228,7 @@ class Publishing(threading.Thread):
         except (SealError, DecodeError):
             return None, True
 
-    async def _find_end(self, stream: Stream) -> None:
+    async def _find_end(self, stream: PageStream) -> None:
         """Go on where the stream ends, or stand back: after a refusal, and whenever the broker was away."""
         before = self._sequence
         last, unreadable = await self._end(stream)
@@ -252,7 +252,7 @@ class Publishing(threading.Thread):
         )
         _log.warning("fenced", stream=self._stream_name)
 
-    async def _go_on(self, stream: Stream, last: Page | None) -> None:
+    async def _go_on(self, stream: PageStream, last: Page | None) -> None:
         if await stream.info() is None:
             await stream.make(self._replicas)
             last, self._sequence, self._head_sequence = None, 0, 0
@@ -260,7 +260,7 @@ class Publishing(threading.Thread):
         self._generation = 0
         _log.info("publishing", stream=self._stream_name, resumed=resumed)
 
-    async def _publish(self, stream: Stream) -> None:
+    async def _publish(self, stream: PageStream) -> None:
         """Publish what there is until the stream is not ours, the map is not, or the broker is gone."""
         head_at = check_at = 0.0
         while not self._stopping and self._store.ready and not self._pair.standing_by:
@@ -289,12 +289,12 @@ class Publishing(threading.Thread):
         if self._publisher.outgrown or (wanted and not self._publisher.generating):
             self._publisher.begin_generation()
 
-    async def _publish_head(self, stream: Stream) -> None:
+    async def _publish_head(self, stream: PageStream) -> None:
         content = self._seal.seal(stream.head, encode_head(self._publisher.head()))
         self._head_sequence = await stream.publish(stream.head, content, self._head_sequence)
         reach("head_stored")
 
-    async def _publish_page(self, stream: Stream, page: Page) -> None:
+    async def _publish_page(self, stream: PageStream, page: Page) -> None:
         content = self._seal.seal(stream.page, encode(page))
         reach("page_made")
         self._sequence = await stream.publish(stream.page, content, self._sequence)
@@ -312,13 +312,13 @@ class Publishing(threading.Thread):
                 await stream.purge(self._generation)
                 reach("snapshot_purged")
 
-    async def _check_end(self, stream: Stream) -> None:
+    async def _check_end(self, stream: PageStream) -> None:
         """Raise FencedError where the stream does not end with our last page."""
         stored = await stream.last(stream.page)
         if self._sequence and (stored is None or stored.sequence != self._sequence):
             raise FencedError("the stream does not end where it was left")
 
-    async def _make_room(self, stream: Stream, full: FullError) -> None:
+    async def _make_room(self, stream: PageStream, full: FullError) -> None:
         """Begin anew in an empty stream: relays keep the maps that they have."""
         if self.published.pages == self._room_made_at:
             raise full  # not even an empty one takes anything

@@ -20,7 +20,7 @@ from cdc.errors import PadsCdcError, fault_of_ours
 from cdc.failpoints import reach
 from server.broker.connection import BrokerError
 from server.broker.page_bytes import decode, decode_head
-from server.broker.stream import Stream
+from server.broker.stream import PageStream
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -108,7 +108,7 @@ class Reading(threading.Thread):
 
     async def _session(self) -> None:
         async with self._broker.connected() as client:
-            stream = Stream(client, self._stream_name)
+            stream = PageStream(client, self._stream_name)
             info = await stream.info()
             if info is None:
                 raise BrokerError(
@@ -125,7 +125,7 @@ class Reading(threading.Thread):
             self._observer.mode("streaming")
             await self._read(client, stream, incoming)
 
-    async def _consume(self, client: Client, stream: Stream, inbox: str) -> None:
+    async def _consume(self, client: Client, stream: PageStream, inbox: str) -> None:
         config = ConsumerConfig(
             deliver_subject=inbox,
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE if self._sequence else DeliverPolicy.ALL,
@@ -143,7 +143,7 @@ class Reading(threading.Thread):
             text = getattr(error, "description", None) or str(error) or type(error).__name__
             raise BrokerError(f"the broker does not let us read the stream {stream.name}: {text}") from error
 
-    async def _read(self, client: Client, stream: Stream, incoming: Subscription) -> None:
+    async def _read(self, client: Client, stream: PageStream, incoming: Subscription) -> None:
         expected, caught_up = 1, False
         while True:
             try:
@@ -173,7 +173,7 @@ class Reading(threading.Thread):
             if subject:
                 await client.publish(subject)
 
-    def _take(self, stream: Stream, message: Msg, *, live: bool) -> None:
+    def _take(self, stream: PageStream, message: Msg, *, live: bool) -> None:
         try:
             content = self._seal.open(message.subject, message.data)
             if message.subject == stream.head:
@@ -191,7 +191,7 @@ class Reading(threading.Thread):
         self._intake.page(page)
         reach("page_applied")
 
-    async def _ask_for_generation(self, client: Client, stream: Stream) -> None:
+    async def _ask_for_generation(self, client: Client, stream: PageStream) -> None:
         now = time.monotonic()
         if self._intake.wanting and now - self._asked_at > _ASK_SECONDS:
             self._asked_at = now

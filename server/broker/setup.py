@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from server.broker.connection import Broker
-from server.broker.stream import Stream
+from server.broker.stream import PageStream
 
 if TYPE_CHECKING:
     from server.config.settings import Serving
@@ -26,7 +26,7 @@ def make_stream(settings: Serving, *, dry_run: bool) -> None:
 
 async def _make(settings: Serving, *, dry_run: bool) -> None:
     async with Broker(settings, "pads-cdc setup").connected() as client:
-        stream = Stream(client, settings.broker_stream)
+        stream = PageStream(client, settings.broker_stream)
         if await stream.info() is not None:
             click.echo(f"-- the stream {stream.name} is there")
         else:

@@ -47,7 +47,7 @@ class Stored:
     content: bytes
 
 
-class Stream:
+class PageStream:
     """One stream on one connection."""
 
     def __init__(self, client: Client, name: str) -> None:

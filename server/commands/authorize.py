@@ -18,7 +18,7 @@ import structlog
 from pads_cdc_client import EndpointFeed
 
 from authz import workers
-from authz.config import Config, Upstream
+from authz.config import Config, UpstreamHeaders
 from authz.identity import Places
 from authz.serve import DesertedError, serve
 from cdc.errors import PadsCdcError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pads_cdc_client import Change
     from prometheus_client import CollectorRegistry
 
-    from authz.health import Health
+    from authz.health import AuthorizerHealth
     from server.config.authorize_settings import AuthorizeSettings
     from server.observe.log_writer import LogWriter
 
@@ -91,12 +91,14 @@ def _warn(settings: AuthorizeSettings) -> None:
 async def _serve(settings: AuthorizeSettings, writer: LogWriter, number: int, *, late: bool) -> None:
     shared = shares()
 
-    def transport(registry: CollectorRegistry, health: Health) -> _Transport:
+    def transport(registry: CollectorRegistry, health: AuthorizerHealth) -> _Transport:
         registry.register(LogCounters(lambda: writer.dropped))
         return _Transport(settings, registry, health, shared.grpc)
 
     @asynccontextmanager
-    async def expose(registry: CollectorRegistry, health: Health) -> AsyncIterator[Callable[[int], None]]:
+    async def expose(
+        registry: CollectorRegistry, health: AuthorizerHealth
+    ) -> AsyncIterator[Callable[[int], None]]:
         pages = await http.start(
             host=settings.metrics_host,
             port=settings.metrics_port,
@@ -176,7 +178,7 @@ def _config(settings: AuthorizeSettings, number: int) -> Config:
         share_port=number > 0,
         places=Places(None if header is None else header.lower(), settings.id_path_prefix),
         subject_header=None if subject is None else subject.lower(),
-        upstream=Upstream(
+        upstream=UpstreamHeaders(
             endpoint=settings.upstream_endpoint_header,
             account=settings.upstream_account_header,
             limited=settings.upstream_limited_header,
@@ -232,7 +234,7 @@ class _Transport:
     """The server's own gRPC: its methods cannot be ended by strangers, its certificates are renewed."""
 
     def __init__(
-        self, settings: AuthorizeSettings, registry: CollectorRegistry, health: Health, most: int
+        self, settings: AuthorizeSettings, registry: CollectorRegistry, health: AuthorizerHealth, most: int
     ) -> None:
         """Let ``most`` connections in."""
         self._most = most

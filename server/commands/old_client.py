@@ -1,7 +1,7 @@
 """A client of the old contract: fetches, streams, holds every endpoint, and comes back when it is cut off.
 
 It behaves as the newest of the deployed generations does: it fetches again before every stream. What the
-stream then repeats is seen to be nothing new (`Update.changed`).
+stream then repeats is seen to be nothing new (`EndpointUpdate.changed`).
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class NotGrpcError(PadsCdcError):
 
 
 @dataclass(frozen=True)
-class Fetched:
+class MapFetched:
     """The map was replaced by what the server has."""
 
     count: int
 
 
 @dataclass(frozen=True)
-class Update:
+class EndpointUpdate:
     """The stream sent an endpoint or its end, and the map has it."""
 
     endpoint_id: str
@@ -87,7 +87,7 @@ class Update:
 
 
 @dataclass(frozen=True)
-class Lost:
+class Disconnected:
     """There is no stream; the next attempt follows after ``retry_seconds``."""
 
     reason: str
@@ -95,10 +95,10 @@ class Lost:
     retry_seconds: float
 
 
-Event = Fetched | Update | Lost
+Event = MapFetched | EndpointUpdate | Disconnected
 
 
-class Subscriber:
+class LegacySubscriber:
     """A client of ``target`` (host:port). One thread walks `events`; `close` may come from another."""
 
     def __init__(self, target: str) -> None:
@@ -138,7 +138,7 @@ class Subscriber:
                 if not self._closed.is_set():
                     raise
             if not self._closed.is_set():
-                yield Lost(reason, retry)
+                yield Disconnected(reason, retry)
                 self._closed.wait(retry)
                 retry = min(2 * retry, _LAST_RETRY)
 
@@ -147,14 +147,14 @@ class Subscriber:
         self._closed.set()
         self._channel.close()
 
-    def _connected(self) -> Iterator[Fetched | Update]:
+    def _connected(self) -> Iterator[MapFetched | EndpointUpdate]:
         response = self._fetch(AuthDataRequest(), timeout=_FETCH_SECONDS)
         self.endpoints = dict(response.endpoints)
-        yield Fetched(len(self.endpoints))
+        yield MapFetched(len(self.endpoints))
         for update in self._stream(AuthDataUpdatesRequest()):
             yield self._apply(update)
 
-    def _apply(self, update: AuthDataUpdate) -> Update:
+    def _apply(self, update: AuthDataUpdate) -> EndpointUpdate:
         endpoint_id = update.endpoint_id
         before = self.endpoints.get(endpoint_id)
         after = None if update.delete else update.gateway_endpoint
@@ -162,7 +162,7 @@ class Subscriber:
             self.endpoints.pop(endpoint_id, None)
         else:
             self.endpoints[endpoint_id] = after
-        return Update(endpoint_id, before, after, time.monotonic())
+        return EndpointUpdate(endpoint_id, before, after, time.monotonic())
 
 
 def refuse_http(error: grpc.RpcError, *, heard: bool) -> None:

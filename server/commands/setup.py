@@ -31,7 +31,7 @@ from cdc.replication.own_slot import PLUGINS
 from server.commands import setup_plan
 from server.commands.role_file import RoleFile
 from server.commands.setup_marks import literal, made
-from server.commands.setup_plan import Role, Statement
+from server.commands.setup_plan import DatabaseRole, Statement
 from server.payload import encoder
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def setup(target: Target, role_file: str | None) -> int:
     site = target.site()
     _writable(site)
     _found(site)
-    role = Role.ask(site, target.role)
+    role = DatabaseRole.ask(site, target.role)
     if setup_plan.publishes(site) and site.chosen is None:
         _note(f"wal2json is not loaded ({_why(site)}): pgoutput is going to decode, by the publication")
     connection = site.source.connect()
@@ -113,7 +113,7 @@ def teardown(target: Target, slot: ConnectionString | None) -> int:
     """
     site = target.site()
     _writable(site)
-    role = Role.ask(site, target.role)
+    role = DatabaseRole.ask(site, target.role)
     slot_address = Address(slot.read, SLOT) if slot else site.source
     dropped = _drop_slot(slot_address, site, target.slot_name, dry_run=target.dry_run)
     connection = site.source.connect()
@@ -151,7 +151,7 @@ def _found(site: Site) -> None:
             raise Refusal(f"{finding.text}; {finding.remedy}")
 
 
-def _password(file: RoleFile, target: Target, role: Role | None, connection: Connection) -> Statement:
+def _password(file: RoleFile, target: Target, role: DatabaseRole | None, connection: Connection) -> Statement:
     """Return the statement that sets the role's password, as a verifier: statements end up in logs."""
     if role is not None and file.new:
         raise Refusal(

@@ -37,7 +37,7 @@ _LOCK_TIMEOUT = "SET lock_timeout = '2s';"
 
 
 @dataclass(frozen=True)
-class Role:
+class DatabaseRole:
     """A role as it is, and what it lacks."""
 
     may_login: bool
@@ -49,7 +49,7 @@ class Role:
     comment: str | None
 
     @classmethod
-    def ask(cls, site: Site, name: str) -> Role | None:
+    def ask(cls, site: Site, name: str) -> DatabaseRole | None:
         """Look the role up; None when there is none of that name."""
         mapping = site.database.mapping
         tables = [table.name for table in site.tables if table.top and table.mapped in mapping.reads]
@@ -73,7 +73,9 @@ class Statement:
         return self.shown or self.sql
 
 
-def setup(site: Site, name: str, role: Role | None, password: Statement | None) -> Iterator[Statement]:
+def setup(
+    site: Site, name: str, role: DatabaseRole | None, password: Statement | None
+) -> Iterator[Statement]:
     """Yield what is missing, in an order in which it can be run; ``password`` gives the role its password."""
     steps: list[str | Statement] = [*_role(site, name, role)]
     steps += [password] if password else []
@@ -90,7 +92,7 @@ def publishes(site: Site) -> bool:
     return site.chosen != wal2json.NAME or ours
 
 
-def teardown(site: Site, name: str, role: Role | None) -> Iterator[Statement]:
+def teardown(site: Site, name: str, role: DatabaseRole | None) -> Iterator[Statement]:
     """Yield what undoes `setup`; the slot is not in it, as it may be on another server."""
     steps, identities = [*_indexes_back(site.tables)], [*_identities_back(site)]
     if site.publication is not None and made(site.publication.comment):
@@ -103,7 +105,7 @@ def teardown(site: Site, name: str, role: Role | None) -> Iterator[Statement]:
     yield from _session(steps, identities)
 
 
-def _role(site: Site, name: str, role: Role | None) -> Iterator[str]:
+def _role(site: Site, name: str, role: DatabaseRole | None) -> Iterator[str]:
     quoted = quote_name(name)
     grants = site.server.on_rds  # there, nobody may give the attribute
     if role is None:
@@ -122,7 +124,7 @@ def _role(site: Site, name: str, role: Role | None) -> Iterator[str]:
         yield f"ALTER ROLE {quoted} BYPASSRLS;"
 
 
-def _grants(site: Site, name: str, role: Role | None) -> Iterator[str]:
+def _grants(site: Site, name: str, role: DatabaseRole | None) -> Iterator[str]:
     if not (role.may_connect if role else site.server.open_to_public):
         yield f"GRANT CONNECT ON DATABASE {quote_name(site.server.database)} TO {quote_name(name)};"
     if role is None or not role.may_use_schema or role.unreadable:

@@ -56,7 +56,7 @@ and messages about it never quote it.
 
 
 @dataclass(frozen=True)
-class Row:
+class SettingRow:
     """One thing that can be given."""
 
     field: str
@@ -79,17 +79,17 @@ class Row:
         return f"--{self.field.replace('_', '-')}"
 
 
-def rows(settings: type[CommandSettings] = Settings) -> Iterator[Row]:
+def rows(settings: type[CommandSettings] = Settings) -> Iterator[SettingRow]:
     """Yield the settings of a command: its own, then those that all have; each secret with its ``_FILE``."""
     for name in settings.names():
         field = settings.model_fields[name]
         description = field.description or ""
-        yield Row(
+        yield SettingRow(
             name, _default(field), str((field.examples or [""])[0]), description, field.annotation is bool
         )
         if is_secret(field):
             file = f"The file that holds {name.upper()}; read again at each connection."
-            yield Row(f"{name}_file", "", f"/run/secrets/{name}", file, switch=False)
+            yield SettingRow(f"{name}_file", "", f"/run/secrets/{name}", file, switch=False)
 
 
 def page() -> str:
@@ -103,7 +103,7 @@ def page() -> str:
     )
 
 
-def _table(some: Iterable[Row]) -> str:
+def _table(some: Iterable[SettingRow]) -> str:
     lines = [
         f"| `{row.environment}` | {_code(row.default)} | {_code(row.example)} | {row.description} |"
         for row in some

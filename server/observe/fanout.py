@@ -10,7 +10,7 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from cdc.mapping.row_rule import Reason
+    from cdc.mapping.row_rule import OddReason
     from cdc.observer import BatchSeen, Mode, Observer, ReconcileSeen, SlotSeen
 
 _log = structlog.get_logger(__name__)
@@ -35,7 +35,7 @@ class Listener:
 
     def slot(self, slot: SlotSeen) -> None: ...
 
-    def odd_rows(self, numbers: Mapping[Reason, int]) -> None: ...
+    def odd_rows(self, numbers: Mapping[OddReason, int]) -> None: ...
 
     def trouble(self, key: str, message: str | None) -> None: ...
 
@@ -74,7 +74,7 @@ class FanOut:
     def slot(self, slot: SlotSeen) -> None:
         self._tell(lambda observer: observer.slot(slot))
 
-    def odd_rows(self, numbers: Mapping[Reason, int]) -> None:
+    def odd_rows(self, numbers: Mapping[OddReason, int]) -> None:
         self._tell(lambda observer: observer.odd_rows(numbers))
 
     def trouble(self, key: str, message: str | None) -> None:

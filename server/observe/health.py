@@ -8,9 +8,9 @@ nothing for a person to look at.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from authz.health import Reason
 from cdc.pair.pair import Pair
 from server.observe.fanout import Listener
 
@@ -29,16 +29,6 @@ _LOSING: Final = {
     "lost": "the slot's wal_status is lost: it is made anew, and everything read again",
 }
 """What people are told of a slot that the server is about to take away, or has."""
-
-
-@dataclass(frozen=True)
-class Reason:
-    """One thing that is not as it should be."""
-
-    code: str
-    """``not_ready``, ``disconnected``, ``polling``, ``stale``, ``slot_lost``, a trouble's key"""
-    message: str
-    """One line for people."""
 
 
 class Health(Listener):

@@ -25,21 +25,15 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
     from prometheus_client import CollectorRegistry
 
+    from authz.health import Reason
     from server.observe.status_page import StatusPage
-
-
-class _Reason(Protocol):
-    @property
-    def code(self) -> str: ...
-    @property
-    def message(self) -> str: ...
 
 
 class _Health(Protocol):
     """Says why this process cannot serve, and what is not as it should be; nothing where all is well."""
 
-    def unready(self) -> Sequence[_Reason]: ...
-    def reasons(self) -> Sequence[_Reason]: ...
+    def unready(self) -> Sequence[Reason]: ...
+    def reasons(self) -> Sequence[Reason]: ...
 
 
 _log = structlog.get_logger(__name__)
@@ -175,7 +169,7 @@ async def _no_surprises(request: web.Request, handler: Handler) -> web.StreamRes
     return response
 
 
-def _answer(reasons: Sequence[_Reason]) -> web.Response:
+def _answer(reasons: Sequence[Reason]) -> web.Response:
     if not reasons:
         return web.Response(text="ok")
     body = {"reasons": [{"code": reason.code, "message": redact(reason.message)} for reason in reasons]}

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from cdc.mapping.row_rule import Reason
+from cdc.mapping.row_rule import OddReason
 from cdc.observer import Mode, SlotSeen
 from cdc.state.token import ResetReason
 from server.observe.fanout import Listener
@@ -199,9 +199,9 @@ class Metrics(Listener):
         """Count a failure of the state file."""
         self._state_file_errors.inc()
 
-    def odd_rows(self, numbers: Mapping[Reason, int]) -> None:
+    def odd_rows(self, numbers: Mapping[OddReason, int]) -> None:
         """Show how many rows of each kind there are now."""
-        for reason in get_args(Reason):
+        for reason in get_args(OddReason):
             self._odd_rows.labels(reason).set(numbers.get(reason, 0))
 
     def trouble(self, key: str, message: str | None) -> None:

@@ -23,10 +23,11 @@ from server.observe.lag_history import LagHistory
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from authz.health import Reason
     from cdc.freshness import Freshness
     from cdc.pair.pair import Pair
     from cdc.store.store import Store
-    from server.observe.health import Health, Reason
+    from server.observe.health import Health
     from server.observe.recent import Recent
     from server.subscribers import Subscribers, SubscriberSeen
 

@@ -26,7 +26,7 @@ from server.rpc.calls import (
     unavailable,
     wait,
 )
-from server.rpc.feed import Feed, duration, here
+from server.rpc.feed import FeedStream, duration, here
 from server.rpc.feed_requests import NO_OPEN, MisuseError, acknowledgement, opening
 from server.rpc.snapshot_permits import SnapshotPermits, Turn
 
@@ -52,7 +52,7 @@ _STALL_SECONDS: Final = 5.0
 """A client that takes no message for so long gives its turn at a snapshot to the next."""
 
 
-class EndpointFeed:
+class FeedService:
     """The servicer."""
 
     def __init__(
@@ -125,7 +125,7 @@ class EndpointFeed:
             opened = await first_message(context, opening, NO_OPEN)
             if not await self._hub.ready(READY_SECONDS):
                 await unavailable(context, self._hub.ending or NOT_READY)
-            feed = Feed(self._store, self._origin, self._freshness.staleness, self._interval)
+            feed = FeedStream(self._store, self._origin, self._freshness.staleness, self._interval)
             subscriber = self._subscribers.add(context.peer(), "endpoint_feed", opened.client_id)
             wake = self._hub.attach()
             stream = _Stream(context, feed, subscriber, wake)
@@ -141,7 +141,7 @@ class EndpointFeed:
                 self._subscribers.remove(subscriber)
 
     async def _open(
-        self, feed: Feed, token: bytes, context: Context, wake: asyncio.Event
+        self, feed: FeedStream, token: bytes, context: Context, wake: asyncio.Event
     ) -> pb.WatchResponse:
         opened = time.monotonic()
         while True:
@@ -196,7 +196,9 @@ class EndpointFeed:
 class _Stream:
     """One call, and what comes in on it."""
 
-    def __init__(self, context: Context, feed: Feed, subscriber: Subscriber, wake: asyncio.Event) -> None:
+    def __init__(
+        self, context: Context, feed: FeedStream, subscriber: Subscriber, wake: asyncio.Event
+    ) -> None:
         self.context = context
         self.feed = feed
         self.wake = wake

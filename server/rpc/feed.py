@@ -37,7 +37,7 @@ ENTRIES: Final = 500
 """Entries that are taken from the store at a time: more are hardly faster, and hold its lock longer."""
 
 
-class Feed:
+class FeedStream:
     """What one stream has told its client, and what comes next."""
 
     def __init__(

@@ -29,7 +29,7 @@ class Fetches:
         """Bytes of the newest answer."""
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def turn(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    async def admit(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Return when there is room for one more answer; first come, first served."""
         if self._under_way >= self._most:
             turn = asyncio.get_running_loop().create_future()

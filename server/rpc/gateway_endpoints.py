@@ -83,7 +83,7 @@ class GatewayEndpoints:
         """Return the whole map as an ``AuthDataResponse``."""
         with counted(self._metrics, "FetchAuthDataSync", context):
             await self._ready(context)
-            await self._fetches.turn(context)
+            await self._fetches.admit(context)
             await self._ready(context)  # a turn may take its time
             response = await self._everything()
             self._fetches.answered(len(response))

@@ -27,7 +27,7 @@ _TOKEN: Final = re.compile(rf"[A-Za-z0-9._~+/-]{{{MIN_LENGTH},512}}=*")  # RFC 6
 
 
 @dataclass(frozen=True)
-class Token:
+class AcceptedToken:
     """One that is let in."""
 
     name: str
@@ -37,17 +37,17 @@ class Token:
 class Tokens:
     """All that are let in at the moment."""
 
-    def __init__(self, tokens: Sequence[Token]) -> None:
+    def __init__(self, tokens: Sequence[AcceptedToken]) -> None:
         self._tokens = tuple(tokens)
         self._digests = frozenset(token.digest for token in tokens)
 
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def __contains__(self, token: Token) -> bool:
+    def __contains__(self, token: AcceptedToken) -> bool:
         return token.digest in self._digests
 
-    def find(self, presented: str) -> Token | None:
+    def find(self, presented: str) -> AcceptedToken | None:
         """Return whose token it is; how long that takes tells nothing about any token."""
         digest = _digest(presented)
         found = None
@@ -65,7 +65,7 @@ def parse(content: bytes) -> Tokens:
             would lock everybody out and is more likely a file that is being written.
 
     """
-    tokens: dict[bytes, Token] = {}
+    tokens: dict[bytes, AcceptedToken] = {}
     for number, raw in enumerate(content.split(b"\n"), 1):
         line = raw.decode("utf-8", "replace").strip()
         if not line or line.startswith("#"):
@@ -85,7 +85,7 @@ def parse(content: bytes) -> Tokens:
         digest = _digest(token)
         if digest in tokens:
             raise ConfigurationError(f"{where}: the token stands in the file twice; each client gets its own")
-        tokens[digest] = Token(name, digest)
+        tokens[digest] = AcceptedToken(name, digest)
     if not tokens:
         raise ConfigurationError(f"{SETTING}: holds no token; add a line name:token for each client")
     return Tokens(tuple(tokens.values()))

@@ -18,7 +18,7 @@ import structlog
 from grpc_health.v1 import health_pb2
 
 from server.rpc.calls import abort, admitted
-from server.security.auth_tokens import Token
+from server.security.auth_tokens import AcceptedToken
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -52,7 +52,7 @@ _MAKERS: Final[dict[tuple[bool, bool], Callable[..., _Handler]]] = {
 
 @dataclass(eq=False)
 class _Call:
-    token: Token
+    token: AcceptedToken
     task: asyncio.Task[Any]
     revoked: bool = False
 
@@ -74,7 +74,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         """Return the method's handler, guarded, or one that refuses."""
         method = handler_call_details.method
         token = self._authenticate(handler_call_details.invocation_metadata)
-        if isinstance(token, Token):
+        if isinstance(token, AcceptedToken):
             handler = await continuation(handler_call_details)
             return handler if handler is None else self._guarded(handler, token, method)
         if method == f"{_HEALTH}Check":
@@ -89,7 +89,7 @@ class Authentication(grpc.aio.ServerInterceptor):
                 call.revoked = True
                 call.task.cancel()
 
-    def _authenticate(self, metadata: tuple[tuple[str, str | bytes], ...] | None) -> Token | Failure:
+    def _authenticate(self, metadata: tuple[tuple[str, str | bytes], ...] | None) -> AcceptedToken | Failure:
         given = [value for key, value in metadata or () if key == "authorization"]
         if not given:
             return "missing"
@@ -117,7 +117,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         # The request stays bytes: reading what a stranger has sent is work, and can fail.
         return grpc.unary_unary_rpc_method_handler(check, response_serializer=handler.response_serializer)
 
-    def _guarded(self, handler: _Handler, token: Token, method: str) -> _Handler:
+    def _guarded(self, handler: _Handler, token: AcceptedToken, method: str) -> _Handler:
         serve: Any = (
             handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         )
@@ -142,7 +142,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         return make(guarded, handler.request_deserializer, handler.response_serializer)
 
     @asynccontextmanager
-    async def _admitted(self, token: Token, method: str, context: Context) -> AsyncIterator[None]:
+    async def _admitted(self, token: AcceptedToken, method: str, context: Context) -> AsyncIterator[None]:
         if token not in self._tokens():  # withdrawn while the call's first message was awaited
             await self._refuse(context, "revoked")
         task = asyncio.current_task()

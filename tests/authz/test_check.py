@@ -8,7 +8,7 @@ from pads_cdc_client.pb.gateway_endpoint_pb2 import Auth, GatewayEndpoint
 
 from authz.answer import Answers
 from authz.check import ANSWERS, Outcome, authorized
-from authz.config import Upstream
+from authz.config import UpstreamHeaders
 from tests.plugins.authorizer import read
 
 
@@ -30,7 +30,7 @@ def test_an_empty_key_authorizes_nobody() -> None:
 
 @pytest.mark.parametrize("outcome", ANSWERS)
 def test_every_refusal_is_one(outcome: Outcome) -> None:
-    answers = Answers(Upstream(), None)
+    answers = Answers(UpstreamHeaders(), None)
     answer = read(CheckResponse.FromString(answers.refused(outcome)))
     assert answer.code == ANSWERS[outcome][0] != 200
     assert answer.metadata == {"outcome": outcome.value}
@@ -41,7 +41,7 @@ def test_every_outcome_but_one_has_a_refusal() -> None:
 
 
 def test_headers_that_are_not_wanted_are_left_out_and_never_removed_twice() -> None:
-    upstream = Upstream(
+    upstream = UpstreamHeaders(
         endpoint="endpoint-id", account=None, limited=None, throughput=None, remove_authorization=False
     )
     prepared = Answers(upstream, None).prepared(GatewayEndpoint(endpoint_id="app").SerializeToString())
@@ -55,13 +55,13 @@ def test_headers_that_are_not_wanted_are_left_out_and_never_removed_twice() -> N
 def test_no_value_of_the_database_makes_a_header_of_its_own(account: str) -> None:
     endpoint = GatewayEndpoint(endpoint_id="app")
     endpoint.metadata.account_id = account
-    assert Answers(Upstream(), None).prepared(endpoint.SerializeToString()).allowed is None
+    assert Answers(UpstreamHeaders(), None).prepared(endpoint.SerializeToString()).allowed is None
 
 
 def test_no_answer_holds_a_key() -> None:
     endpoint = GatewayEndpoint(endpoint_id="app")
     endpoint.auth.static_api_key.api_key = "sesame"
-    answers = Answers(Upstream(), "x-staleness")
+    answers = Answers(UpstreamHeaders(), "x-staleness")
     prepared = answers.prepared(endpoint.SerializeToString())
     assert prepared.allowed is not None
     told = [

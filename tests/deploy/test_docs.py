@@ -9,14 +9,14 @@ import pytest
 from pads_cdc_client import EndpointFeed
 
 from authz.held import Held
-from authz.metrics import Metrics as AuthorizerMetrics
+from authz.metrics import CheckMetrics as AuthorizerMetrics
 from authz.workers import Supervisor
 from cdc.freshness import Freshness
 from cdc.relay.intake import Received
 from cdc.relay.leader import LeaderFreshness
 from cdc.store.store import Store
 from server.broker.gauges import PublishedGauges, ReceivedGauges
-from server.broker.publishing import Published
+from server.broker.publishing import PublishingCounts
 from server.observe.log_counters import LogCounters
 from server.observe.metrics import Metrics
 from server.subscribers import Subscribers
@@ -54,7 +54,7 @@ def test_metrics_that_are_named_are_there(document: Path) -> None:
         version="1", store=Store(), freshness=Freshness(), subscribers=Subscribers(), audit_interval=300.0
     ).registry
     registry.register(LogCounters(lambda: 0))
-    registry.register(PublishedGauges(Published(), Store()))
+    registry.register(PublishedGauges(PublishingCounts(), Store()))
     registry.register(ReceivedGauges(Received(), LeaderFreshness()))
     held = Held(lambda told: EndpointFeed("127.0.0.1:9", client_id="test", on_change=told), None)
     registries = (registry, AuthorizerMetrics("1", held).registry, Supervisor(1, starts_nothing).registry)

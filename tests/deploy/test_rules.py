@@ -10,7 +10,7 @@ import yaml
 from pads_cdc_client import EndpointFeed
 
 from authz.held import Held
-from authz.metrics import Metrics as AuthorizerMetrics
+from authz.metrics import CheckMetrics as AuthorizerMetrics
 from authz.workers import Supervisor
 from cdc.freshness import Freshness
 from cdc.store.store import Store

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 from server.commands.demo.envoy_process import EnvoyProcess
-from server.commands.demo.upstream import Upstream
+from server.commands.demo.upstream import EchoUpstream
 from tests.plugins.server import DEADLINE, wait_until
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def envoy(tmp_path: Path) -> Iterator[EnvoyFactory]:
 
 def start_envoy(running: ExitStack, folder: Path, authorizer: int | str, **options: Any) -> Gateway:
     """Start one that ends with the context."""
-    upstream = options.pop("upstream", None) or running.enter_context(Upstream()).port
+    upstream = options.pop("upstream", None) or running.enter_context(EchoUpstream()).port
     address = f"socket_address: {{address: 127.0.0.1, port_value: {authorizer}}}"
     process = EnvoyProcess(
         folder,

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
 
-    from server.commands.demo.workload import Commit
-    from server.commands.old_client import Update
+    from server.commands.demo.workload import WorkloadCommit
+    from server.commands.old_client import EndpointUpdate
 
 
 @dataclass(frozen=True)
 class Delivery:
     """A commit of which everything is at the subscriber."""
 
-    commit: Commit
+    commit: WorkloadCommit
     committed_at: float
     """When its COMMIT had returned, by ``time.monotonic``."""
     seconds: float | None
@@ -29,7 +29,7 @@ class Delivery:
 
 @dataclass
 class _Awaited:
-    commit: Commit
+    commit: WorkloadCommit
     missing: int
     alone: bool
     committed_at: float | None = None
@@ -45,7 +45,7 @@ class Arrivals:
         self._expected: dict[str, deque[tuple[_Awaited, GatewayEndpoint | None]]] = {}
         self._delivered: list[Delivery] = []
 
-    def expect(self, commit: Commit) -> None:
+    def expect(self, commit: WorkloadCommit) -> None:
         """Note what a commit will change; to be called before it, since the news may overtake its answer."""
         with self._lock:
             awaited = _Awaited(commit, len(commit.changes), alone=not self._awaited)
@@ -53,14 +53,14 @@ class Arrivals:
             for endpoint_id, endpoint in commit.changes.items():
                 self._expected.setdefault(endpoint_id, deque()).append((awaited, endpoint))
 
-    def committed(self, commit: Commit, at: float) -> None:
+    def committed(self, commit: WorkloadCommit, at: float) -> None:
         """Note when its COMMIT had returned."""
         with self._lock:
             awaited = self._awaited[commit.number]
             awaited.committed_at = at
             self._settle(awaited)
 
-    def arrived(self, update: Update) -> None:
+    def arrived(self, update: EndpointUpdate) -> None:
         """Note an endpoint that the subscriber has got."""
         with self._lock:
             expected = self._expected.get(update.endpoint_id)

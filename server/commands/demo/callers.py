@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
 
-    from server.commands.demo.workload import Commit
+    from server.commands.demo.workload import WorkloadCommit
 
 _PROBERS: Final = 3
 """Keys that are tried at the same time."""
@@ -34,7 +34,7 @@ _KINDS: Final = frozenset({"key rotated", "key revoked", "application deleted"})
 
 
 @dataclass(frozen=True)
-class Refusal:
+class RefusedKey:
     """A key that is refused by now."""
 
     number: int
@@ -67,7 +67,7 @@ class Callers:
         self._ending = threading.Event()
         self._lock = threading.Lock()
         self._answers: Counter[int] = Counter()
-        self._refusals: list[Refusal] = []
+        self._refusals: list[RefusedKey] = []
         self.faults: list[str] = []
         """What must not happen: keys that were let in after they had been refused, or for far too long."""
         self._threads = [
@@ -91,13 +91,13 @@ class Callers:
         with self._lock:
             return dict(sorted(self._answers.items()))
 
-    def take(self) -> list[Refusal]:
+    def take(self) -> list[RefusedKey]:
         """Return the refusals since the last time."""
         with self._lock:
             taken, self._refusals = self._refusals, []
         return taken
 
-    def expect(self, commit: Commit) -> None:
+    def expect(self, commit: WorkloadCommit) -> None:
         """Begin to use the key that a commit takes away, if it does; returns once it is in use."""
         if commit.kind not in _KINDS or len(commit.before) != 1 or len(self._busy) >= _PROBERS:
             return
@@ -109,7 +109,7 @@ class Callers:
         self._watches.put(watch)
         watch.tried.wait(_ANSWER_SECONDS)
 
-    def committed(self, commit: Commit, at: float) -> None:
+    def committed(self, commit: WorkloadCommit, at: float) -> None:
         """Note when its COMMIT had returned."""
         if (watch := self._busy.get(commit.number)) is not None:
             watch.committed_at = at
@@ -147,7 +147,7 @@ class Callers:
             return  # the key was old before: its commit's news have overtaken nobody
         watch.committed.wait(_ANSWER_SECONDS)
         with self._lock:
-            self._refusals.append(Refusal(watch.number, code, max(0.0, at - watch.committed_at)))
+            self._refusals.append(RefusedKey(watch.number, code, max(0.0, at - watch.committed_at)))
         again = self._asked(connection, watch.endpoint_id, watch.key)
         if again == 200:  # noqa: PLR2004 (503 is what Envoy says when the authorizer is late)
             self.faults.append(f"{watch.endpoint_id} was let in again after its key had been refused")

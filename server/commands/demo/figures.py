@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Row:
+class KindFigures:
     """The commits of one kind that have arrived."""
 
     commits: int = 0
@@ -30,7 +30,7 @@ class Row:
 class Figures:
     """One run's figures, which the view reads and the summary prints."""
 
-    rows: dict[str, Row] = field(default_factory=lambda: {kind: Row() for kind in KINDS})
+    rows: dict[str, KindFigures] = field(default_factory=lambda: {kind: KindFigures() for kind in KINDS})
     staleness: list[float] = field(default_factory=list)
     """Seconds, as the server said about once a second."""
     refused: list[float] = field(default_factory=list)
@@ -52,10 +52,10 @@ class Figures:
             self.staleness.append(gauges.staleness)
 
     @property
-    def total(self) -> Row:
+    def total(self) -> KindFigures:
         """All kinds together."""
         rows = self.rows.values()
-        return Row(
+        return KindFigures(
             sum(row.commits for row in rows),
             sum(row.endpoints for row in rows),
             [seconds for row in rows for seconds in row.seconds],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from server.commands.demo.callers import Callers
 from server.commands.demo.envoy_process import EnvoyProcess
 from server.commands.demo.server_process import AuthorizerProcess
-from server.commands.demo.upstream import Upstream
+from server.commands.demo.upstream import EchoUpstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Gate:
+class EnvoyStack:
     """What is there."""
 
     authorizer: AuthorizerProcess
@@ -43,7 +43,7 @@ def put_up(
     feed: str,
     endpoints: Mapping[str, GatewayEndpoint],
     wait: Callable[[Callable[[], bool], str], None],
-) -> Gate:
+) -> EnvoyStack:
     """Start all of it before the server at ``feed``; ``wait`` waits for a condition, or raises.
 
     Raises:
@@ -53,10 +53,10 @@ def put_up(
     authorizer = ending.enter_context(AuthorizerProcess(feed, folder))
     wait(authorizer.serving, "the authorizer serves")
     wait(authorizer.ready, "the authorizer holds the map")
-    upstream = ending.enter_context(Upstream())
+    upstream = ending.enter_context(EchoUpstream())
     port = authorizer.target.rpartition(":")[2]
     address = f"socket_address: {{address: 127.0.0.1, port_value: {port}}}"
     envoy = ending.enter_context(EnvoyProcess(folder, authorizer=address, upstream=upstream.port))
     wait(envoy.ready, "Envoy takes requests")
     callers = ending.enter_context(Callers(envoy.port, endpoints))
-    return Gate(authorizer, envoy, callers)
+    return EnvoyStack(authorizer, envoy, callers)

@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Self
 
 from server.commands.demo.portal import as_bytes
-from server.commands.old_client import Fetched, Lost, Subscriber, Update
+from server.commands.old_client import Disconnected, EndpointUpdate, LegacySubscriber, MapFetched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Gateway:
     """Connects to ``target`` while its context lasts; ``on_update`` is called in its thread."""
 
-    def __init__(self, target: str, on_update: Callable[[Update], None] = lambda _: None) -> None:
-        self._subscriber = Subscriber(target)
+    def __init__(self, target: str, on_update: Callable[[EndpointUpdate], None] = lambda _: None) -> None:
+        self._subscriber = LegacySubscriber(target)
         self._on_update = on_update
         self._fetched: int | None = None
         self.updates = 0
@@ -50,10 +50,10 @@ class Gateway:
     def _run(self) -> None:
         for event in self._subscriber.events():
             match event:
-                case Update():
+                case EndpointUpdate():
                     self.updates += 1
                     self._on_update(event)
-                case Fetched(count):
+                case MapFetched(count):
                     self._fetched = count
-                case Lost(reason):
+                case Disconnected(reason):
                     self.losses.append(reason)

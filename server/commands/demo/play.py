@@ -17,7 +17,7 @@ from cdc.errors import PadsCdcError
 from server.commands.demo.figures import Figures
 from server.commands.demo.portal import as_bytes, endpoints
 from server.commands.demo.stage import StoppedEarly, set_up
-from server.commands.demo.summary import Verdict, summarize
+from server.commands.demo.summary import RunSummary, summarize
 from server.commands.demo.view import GateGlance, Glance, LiveView, PlainView
 from server.commands.demo.workload import commit_until
 
@@ -90,7 +90,7 @@ class _Performance:
                 stop.set()
             committing.result()
 
-    def compare(self) -> Verdict:
+    def compare(self) -> RunSummary:
         """Hold the subscribers' maps against the database, and wait a while for them to become equal."""
         with closing(self._stage.portal.connect()) as session, session.cursor() as cursor:
             true = as_bytes(endpoints(cursor))
@@ -100,7 +100,7 @@ class _Performance:
             time.sleep(_FRAME / 4)
         self._look()
         gateways, gate, mover = self._stage.subscribers, self._stage.gate, self._stage.mover
-        return Verdict(
+        return RunSummary(
             seconds=self._elapsed,
             subscribers=len(gateways),
             updates=sum(one.updates for one in gateways),

@@ -82,7 +82,7 @@ def _setup(portal: Portal) -> list[Statement]:
         publication_name="pads_cdc",
     )
     try:
-        return [*setup_plan.setup(site, _STREAMER, setup_plan.Role.ask(site, _STREAMER), None)]
+        return [*setup_plan.setup(site, _STREAMER, setup_plan.DatabaseRole.ask(site, _STREAMER), None)]
     finally:
         site.database.close()
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import ExitStack
 
-    from server.commands.demo.gate import Gate
+    from server.commands.demo.gate import EnvoyStack
     from server.commands.demo.portal import Portal
     from server.commands.interrupt import Interrupt
 
@@ -43,7 +43,7 @@ class Stage:
     """Two, because one subscriber must not take from another what is meant for both."""
     arrivals: Arrivals
     """At the first of them."""
-    gate: Gate | None
+    gate: EnvoyStack | None
     """With ``--envoy``."""
     mover: Mover | None
     """With ``--relays``: a third subscriber, which goes from server to server."""

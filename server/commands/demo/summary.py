@@ -20,7 +20,7 @@ _NAMED: Final = 5
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RunSummary:
     """How it came out."""
 
     seconds: float
@@ -46,7 +46,7 @@ class Verdict:
     """How often that one was sent everything: once, at its start."""
 
 
-def summarize(console: Console, figures: Figures, verdict: Verdict, server_exit: int) -> int:
+def summarize(console: Console, figures: Figures, verdict: RunSummary, server_exit: int) -> int:
     """Print the summary and return the demo's exit code."""
     total, rotated = figures.total, figures.rows["key rotated"]
     console.print()

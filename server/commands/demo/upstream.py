@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
 
-class Upstream:
+class EchoUpstream:
     """An HTTP server on a port of 127.0.0.1 while its context lasts."""
 
     def __init__(self, port: int = 0) -> None:
@@ -57,5 +57,5 @@ class _Echo(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":  # in deploy/compose.yaml
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with Upstream(int(sys.argv[1])) as upstream:
+    with EchoUpstream(int(sys.argv[1])) as upstream:
         upstream.join()

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 from rich.text import Text
 
 from server.commands.demo.figures import percentile
-from server.commands.watch.feed import Feed
+from server.commands.watch.feed import FeedSubscriber
 from server.commands.watch.screen import Screen, Section
-from server.commands.watch.table import Column, Row, table
+from server.commands.watch.table import TableColumn, TableRow, table
 from server.commands.watch.view import WatchedFeed
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from server.commands.demo.arrivals import Delivery
-    from server.commands.demo.callers import Refusal
+    from server.commands.demo.callers import RefusedKey
     from server.commands.demo.figures import Figures
     from server.commands.demo.server_process import Gauges
 
@@ -36,17 +36,17 @@ _SYNC_SECONDS: Final = 5.0
 _TALL: Final = 34
 """Lines of a screen from which there is room for the latencies by kind of commit."""
 _FIGURES: Final = (
-    Column("commits by kind", 19),
-    *(Column(heading, 9, right=True) for heading in ("commits", "endpoints", "p50", "p99", "max")),
+    TableColumn("commits by kind", 19),
+    *(TableColumn(heading, 9, right=True) for heading in ("commits", "endpoints", "p50", "p99", "max")),
 )
 _COMMITS: Final = (
-    Column("at", 8, right=True),
-    Column("commit", 19),
-    Column("of", 25, folds=True),
-    Column("changed", 7, right=True),
-    Column("had it after", 12, right=True),
+    TableColumn("at", 8, right=True),
+    TableColumn("commit", 19),
+    TableColumn("of", 25, folds=True),
+    TableColumn("changed", 7, right=True),
+    TableColumn("had it after", 12, right=True),
 )
-_REFUSED: Final = Column("Envoy refused", 13, right=True)
+_REFUSED: Final = TableColumn("Envoy refused", 13, right=True)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class GateGlance:
     address: str
     answers: Mapping[int, int]
     """How often each code was answered."""
-    refusals: Sequence[Refusal]
+    refusals: Sequence[RefusedKey]
     """New since the last glance."""
 
 
@@ -123,10 +123,10 @@ class LiveView:
     """A screen: a client of the feed that looks on, as `pads-cdc watch` does, and the commits besides."""
 
     def __init__(self, console: Console, target: str) -> None:
-        self._watched = WatchedFeed(target, Feed(target), until_synced=False)
+        self._watched = WatchedFeed(target, FeedSubscriber(target), until_synced=False)
         self._screen = Screen(console, self._watched, title=f"pads-cdc demo, and watch {target}")
         self._latest: deque[Delivery] = deque(maxlen=_KEPT)
-        self._refused: dict[int, Refusal] = {}
+        self._refused: dict[int, RefusedKey] = {}
         """By the number of the commit."""
         self._reading: Future[None] = Future()
         self._ending = ExitStack()
@@ -152,7 +152,7 @@ class LiveView:
         figures = _figures(glance.figures)
         if self._screen.height < _TALL:
             figures = figures[-1:]
-        columns: Sequence[Column] = _COMMITS
+        columns: Sequence[TableColumn] = _COMMITS
         if glance.gate is not None:
             columns = (*_COMMITS, _REFUSED)
             self._refused |= {refusal.number: refusal for refusal in glance.gate.refusals}
@@ -183,11 +183,11 @@ def milliseconds(seconds: float | None) -> str:
     return "-" if seconds is None or math.isnan(seconds) else f"{1000 * seconds:,.1f} ms"
 
 
-def _figures(figures: Figures) -> list[Row]:
+def _figures(figures: Figures) -> list[TableRow]:
     rows = []
     for kind, row in (*figures.rows.items(), ("total", figures.total)):
         latencies = [milliseconds(percentile(row.seconds, share)) for share in (0.5, 0.99, 1)]
-        rows.append(Row((kind, f"{row.commits:,}", f"{row.endpoints:,}", *latencies)))
+        rows.append(TableRow((kind, f"{row.commits:,}", f"{row.endpoints:,}", *latencies)))
     return rows
 
 
@@ -210,8 +210,8 @@ def _state(glance: Glance) -> Text:
     return text
 
 
-def _commit(one: Delivery, began: float) -> Row:
-    return Row(
+def _commit(one: Delivery, began: float) -> TableRow:
+    return TableRow(
         (
             f"{one.committed_at - began:.2f} s",
             one.commit.kind,

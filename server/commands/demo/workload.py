@@ -58,7 +58,7 @@ WHERE plan_type = %(plan)s
 
 
 @dataclass(frozen=True)
-class Commit:
+class WorkloadCommit:
     """One transaction."""
 
     number: int
@@ -103,7 +103,7 @@ class Workload:
             "plan changed": self._change_plan,
         }
 
-    def prepare(self) -> Commit:
+    def prepare(self) -> WorkloadCommit:
         """Do everything of the next transaction but its COMMIT, and say what that will change."""
         number = next(self._numbers)
         kind = "plan changed"
@@ -117,7 +117,7 @@ class Workload:
         # Not all that a statement touches changes: whoever has no key cannot lose one.
         changes = {each: after.get(each) for each in before | after if before.get(each) != after.get(each)}
         changed = {each: endpoint for each, endpoint in before.items() if each in changes}
-        return Commit(number, kind, step.what, changes, changed)
+        return WorkloadCommit(number, kind, step.what, changes, changed)
 
     def commit(self) -> float:
         """Commit; returns when it had returned, by ``time.monotonic``."""
@@ -170,10 +170,10 @@ class Workload:
 class Watching(Protocol):
     """Wants to know what comes, and when it has come."""
 
-    def expect(self, commit: Commit) -> None:
+    def expect(self, commit: WorkloadCommit) -> None:
         """Be told before a commit."""
 
-    def committed(self, commit: Commit, at: float) -> None:
+    def committed(self, commit: WorkloadCommit, at: float) -> None:
         """Be told when its COMMIT had returned, by ``time.monotonic``."""
 
 

@@ -72,12 +72,12 @@ def run(
 
         show(WatchedOld(target))
         return 0
-    from server.commands.watch.feed import Feed  # noqa: PLC0415 - likewise
+    from server.commands.watch.feed import FeedSubscriber  # noqa: PLC0415 - likewise
     from server.commands.watch.view import WatchedFeed  # noqa: PLC0415 - likewise
 
     credentials = None if ca_file is None else grpc.ssl_channel_credentials(*pem)
     bearer = None if token_file is None else Path(token_file)
-    feed = Feed(target, token, credentials=credentials, bearer=bearer)
+    feed = FeedSubscriber(target, token, credentials=credentials, bearer=bearer)
     if as_json:
         write_json(feed, until_synced=until_synced)
     else:

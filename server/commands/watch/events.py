@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Opened:
+class StreamOpened:
     """A stream stands."""
 
     resumed: bool
@@ -71,7 +71,7 @@ class Changed:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CheckpointReached:
     """What was sent is a map that the server holds, as a whole."""
 
     revision: int
@@ -118,7 +118,7 @@ class Mismatched:
 
 
 @dataclass(frozen=True)
-class Lost:
+class StreamLost:
     """There is no stream; the next attempt follows after ``retry_seconds``."""
 
     reason: str
@@ -131,4 +131,4 @@ class Lost:
         return {"event": "lost", "reason": self.reason, "retry_seconds": round(self.retry_seconds, 1)}
 
 
-Event = Opened | Changed | Checkpoint | Mismatched | Lost
+Event = StreamOpened | Changed | CheckpointReached | Mismatched | StreamLost

@@ -21,7 +21,7 @@ from pads_cdc_client.retry import Backoff, Remedy, remedy
 
 from cdc.errors import PadsCdcError
 from server.commands.old_client import OPTIONS, reason_of, refuse_http
-from server.commands.watch.events import Changed, Checkpoint, Lost, Mismatched, Opened
+from server.commands.watch.events import Changed, CheckpointReached, Mismatched, StreamLost, StreamOpened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +74,7 @@ class _Tail:
         )
 
 
-class Feed:
+class FeedSubscriber:
     """A client of ``target`` (host:port). One thread walks `events`; `close` may come from another."""
 
     def __init__(
@@ -130,7 +130,7 @@ class Feed:
             if found is Remedy.STOP:
                 raise FeedRefusedError(f"the server refuses this client: {reason}")
             wait = backoff.wait(found)
-            yield Lost(reason, wait)
+            yield StreamLost(reason, wait)
             self._closed.wait(wait)
 
     def close(self) -> None:
@@ -165,7 +165,7 @@ class Feed:
             if opened.HasField("reset") and isinstance(self._map, _Tail):
                 self._map = Replica()
             resumed = opened.HasField("resumed")
-            yield Opened(resumed, "" if resumed else reset_reason(opened.reset), opened.reset.count)
+            yield StreamOpened(resumed, "" if resumed else reset_reason(opened.reset), opened.reset.count)
         initial = not self._map.complete
         applied = self._map.apply(message)
         for change in applied.changes:
@@ -177,7 +177,7 @@ class Feed:
             yield Mismatched()
             return
         at = (message.batch if message.HasField("batch") else message.progress).checkpoint
-        yield Checkpoint(
+        yield CheckpointReached(
             at.revision,
             at.count,
             at.digest.hex(),

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from server.commands.old_client import Fetched, Lost, Subscriber
+from server.commands.old_client import Disconnected, LegacySubscriber, MapFetched
 from server.commands.watch.endpoint import auth_short, printable, summary
 from server.commands.watch.lines import Line, Lines
 
 if TYPE_CHECKING:
-    from server.commands.old_client import Update
+    from server.commands.old_client import EndpointUpdate
 
 
 class WatchedOld:
@@ -21,7 +21,7 @@ class WatchedOld:
     def __init__(self, target: str) -> None:
         self.target = target
         self.lines = Lines(Line(f"connecting to {target}"))
-        self._subscriber = Subscriber(target)
+        self._subscriber = LegacySubscriber(target)
         self._state = "connecting"
         self._counts: Counter[str] = Counter()
         """Of ``upsert``, ``delete`` and ``repeated``, which said nothing new."""
@@ -32,11 +32,11 @@ class WatchedOld:
         """Follow the subscriber until it is closed."""
         for event in self._subscriber.events():
             match event:
-                case Fetched():
+                case MapFetched():
                     self._kinds = Counter(map(auth_short, self._subscriber.endpoints.values()))
                     self._state = "streaming"
                     self.lines.add(Line(f"fetched {event.count:,} endpoints, streaming"))
-                case Lost():
+                case Disconnected():
                     self._state = f"{printable(event.reason)}; trying again in {event.retry_seconds:g} s"
                     self.lines.add(Line(self._state))
                 case _:
@@ -58,7 +58,7 @@ class WatchedOld:
         )
         return head
 
-    def _updated(self, update: Update) -> None:
+    def _updated(self, update: EndpointUpdate) -> None:
         if not update.changed:
             self._counts["repeated"] += 1
             return

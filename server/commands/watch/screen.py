@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from server.commands.watch.table import Column, Row, table
+from server.commands.watch.table import TableColumn, TableRow, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from server.commands.watch.lines import Line, Lines
 
 _COLUMNS: Final = (
-    Column("at", 8),
-    Column("change", 6),
-    Column("endpoint", 12, folds=True),
-    Column("auth", 11),
-    Column("plan", 10, folds=True),
-    Column("calls/s", 7, right=True),
-    Column("capacity", 15, right=True),
+    TableColumn("at", 8),
+    TableColumn("change", 6),
+    TableColumn("endpoint", 12, folds=True),
+    TableColumn("auth", 11),
+    TableColumn("plan", 10, folds=True),
+    TableColumn("calls/s", 7, right=True),
+    TableColumn("capacity", 15, right=True),
 )
 _STYLES: Final = {"delete": "red", "upsert": ""}
 _WORDS: Final = "yellow"
@@ -55,8 +55,8 @@ class Watched(Protocol):
 class Section:
     """A table between how things stand and the changes."""
 
-    columns: Sequence[Column]
-    rows: Sequence[Row]
+    columns: Sequence[TableColumn]
+    rows: Sequence[TableRow]
     share: int
     """Of the lines that are left, against 1 for the changes; 0 for a table that is shown whole."""
 
@@ -116,8 +116,8 @@ def _cut(blocks: Sequence[tuple[list[Text], int]], room: int) -> list[list[Text]
     return cut
 
 
-def _row(line: Line) -> Row:
+def _row(line: Line) -> TableRow:
     at = f"{line.at:%H:%M:%S}"
     if not line.cells:
-        return Row((at, line.what), _WORDS, words=True)
-    return Row((at, line.what, *line.cells), _STYLES[line.what])
+        return TableRow((at, line.what), _WORDS, words=True)
+    return TableRow((at, line.what, *line.cells), _STYLES[line.what])

@@ -18,7 +18,7 @@ from server.commands.watch.screen import Screen
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from server.commands.watch.feed import Feed
+    from server.commands.watch.feed import FeedSubscriber
     from server.commands.watch.screen import Watched
 
 _FRAME: Final = 0.25
@@ -42,7 +42,7 @@ def show(watched: Watched) -> None:
         reading.result()
 
 
-def write_json(feed: Feed, *, until_synced: bool) -> None:
+def write_json(feed: FeedSubscriber, *, until_synced: bool) -> None:
     """Write one line an event to the standard output, none left out: a slow pipe slows the stream down."""
     done = Interrupt()
     reading: Future[None] = Future()

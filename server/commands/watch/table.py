@@ -19,7 +19,7 @@ _NARROWEST: Final = 6
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """One column; widths are in a terminal's cells."""
 
     heading: str
@@ -32,7 +32,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One row: a text a column; or the first one and then words, which take the room of all others."""
 
     cells: tuple[str, ...]
@@ -40,7 +40,7 @@ class Row:
     words: bool = False
 
 
-def table(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[Text]:
+def table(columns: Sequence[TableColumn], rows: Sequence[TableRow], width: int) -> list[Text]:
     """Return the heading's lines and the rows', none wider than ``width`` as far as folding can help."""
     full = [row.cells for row in rows if not row.words]
     needed = [
@@ -59,7 +59,7 @@ def table(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[Te
         if not columns[widest].folds or widths[widest] <= _NARROWEST:
             break
         widths[widest] -= min(over, max(1, widths[widest] // 8))
-    heading = Row(tuple(column.heading for column in columns), "bold")
+    heading = TableRow(tuple(column.heading for column in columns), "bold")
     return [line for row in (heading, *rows) for line in _lines(row, columns, widths, gap, width)]
 
 
@@ -67,12 +67,14 @@ def _total(widths: Sequence[int], gap: int) -> int:
     return sum(widths) + gap * (len(widths) - 1)
 
 
-def _lines(row: Row, columns: Sequence[Column], widths: Sequence[int], gap: int, width: int) -> list[Text]:
+def _lines(
+    row: TableRow, columns: Sequence[TableColumn], widths: Sequence[int], gap: int, width: int
+) -> list[Text]:
     if row.words:
         first, words = row.cells
         indent = widths[0] + gap
         folded = [chop_cells(words, max(_NARROWEST, width - indent)) or [""]]
-        columns, widths = [Column(""), Column("")], [widths[0], 0]
+        columns, widths = [TableColumn(""), TableColumn("")], [widths[0], 0]
         cells = [[first], *folded]
     else:
         cells = [
@@ -93,6 +95,6 @@ def _lines(row: Row, columns: Sequence[Column], widths: Sequence[int], gap: int,
     ]
 
 
-def _aligned(cell: str, size: int, column: Column) -> str:
+def _aligned(cell: str, size: int, column: TableColumn) -> str:
     size = max(size, cell_len(cell))
     return " " * (size - cell_len(cell)) + cell if column.right else set_cell_size(cell, size)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Final
 from rich.text import Text
 
 from server.commands.watch.endpoint import auth_short, printable, summary
-from server.commands.watch.events import Changed, Checkpoint, Lost, Mismatched, Opened
+from server.commands.watch.events import Changed, CheckpointReached, Mismatched, StreamLost, StreamOpened
 from server.commands.watch.lines import Line, Lines
 
 if TYPE_CHECKING:
-    from server.commands.watch.feed import Feed
+    from server.commands.watch.feed import FeedSubscriber
 
 _SYNCED: Final = "in sync"
 _UNSETTLED: Final = "the server's map, while changes let it come to no rest: no proof yet"
@@ -23,7 +23,7 @@ _UNSETTLED: Final = "the server's map, while changes let it come to no rest: no 
 class WatchedFeed:
     """What has been seen; written by the subscriber's thread, read by the one that shows it."""
 
-    def __init__(self, target: str, feed: Feed, *, until_synced: bool) -> None:
+    def __init__(self, target: str, feed: FeedSubscriber, *, until_synced: bool) -> None:
         self.target = target
         self.lines = Lines(Line(f"connecting to {target}"))
         self._feed = feed
@@ -31,7 +31,7 @@ class WatchedFeed:
         self._state = "connecting"
         self.synced = threading.Event()
         """It has been in sync, once."""
-        self._checkpoint: Checkpoint | None = None
+        self._checkpoint: CheckpointReached | None = None
         self._exact: tuple[float, float] | None = None
         """The newest proof: when it came (monotonic), and how stale the map was by then."""
         self._counts: Counter[str] = Counter()
@@ -43,15 +43,15 @@ class WatchedFeed:
         """Follow the feed until it is closed, or until it is in sync if that is what was asked for."""
         for event in self._feed.events():
             match event:
-                case Opened():
+                case StreamOpened():
                     self._opened(event)
                 case Changed():
                     self._changed(event)
-                case Checkpoint():
+                case CheckpointReached():
                     self._reached(event)
                 case Mismatched():
                     self._told("our map is not the server's; everything comes anew")
-                case Lost():
+                case StreamLost():
                     self._told(f"{printable(event.reason)}; trying again in {event.retry_seconds:.1f} s")
             if self._until_synced and event.synced:
                 return
@@ -87,14 +87,14 @@ class WatchedFeed:
         self._state = state
         self.lines.add(Line(state))
 
-    def _opened(self, event: Opened) -> None:
+    def _opened(self, event: StreamOpened) -> None:
         if event.resumed:
             self._told("resumed, catching up")
         else:
             self._counts["reset"] += 1
             self._told(f"receiving {event.count:,} endpoints ({event.reason.replace('_', ' ')})")
 
-    def _reached(self, checkpoint: Checkpoint) -> None:
+    def _reached(self, checkpoint: CheckpointReached) -> None:
         self._checkpoint = checkpoint
         if checkpoint.unsettled:
             if self._state != _UNSETTLED:
@@ -119,7 +119,7 @@ class WatchedFeed:
         self.lines.add(Line.of_change(event.change.endpoint_id, after))
 
 
-def _proof(checkpoint: Checkpoint) -> str:
+def _proof(checkpoint: CheckpointReached) -> str:
     if checkpoint.unsettled:
         return "unsettled"
     return "verified" if checkpoint.verified else "not verified"

@@ -43,7 +43,7 @@ def test_memory_that_was_loaded_before_a_followed_move_was_visible(
         requery.add(Task(move, Gate(frozenset({xid % 2**32})), requery.reached, end))
         requery.add(Task.reconcile("test", Gate(), requery.reached))
         while [one.reason for one in desk.told.reconciles][-1] != "test":
-            requery.turn()
+            requery.step()
         cursor.execute("COMMIT")
     database.execute("DELETE FROM portal_application_settings WHERE application_id = 'app_7'")
     gone = Affected({}, [Move(rule, row, None, known=False)])

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 
 from cdc.freshness import Freshness
 from cdc.postgres.timeline import Timeline
-from cdc.relay.page_reader import Outcome, PageReader
+from cdc.relay.page_reader import PageOutcome, PageReader
 from cdc.relay.publisher import Publisher
 from cdc.state.origin import Origin
 from cdc.store.log import Entry
@@ -46,7 +46,7 @@ class Leader:
     now: float = 0.0
 
     def __post_init__(self) -> None:
-        self.store.turn(HISTORY)
+        self.store.follow_timeline(HISTORY)
         self.origin = Origin(self.epoch, 0)
         self.publisher = self.published_by()
         self.note()
@@ -122,9 +122,9 @@ class Relaying(RuleBasedStateMachine):
             page = self.stream[self.read]
             self.read += 1
             outcome = self.reader.take(copied(page))
-            if outcome is Outcome.ARRIVED:
+            if outcome is PageOutcome.ARRIVED:
                 self.look()
-            assert outcome is not Outcome.MISMATCH
+            assert outcome is not PageOutcome.MISMATCH
 
     def look(self) -> None:
         """The relay's map is one that its leader has had, and nothing in it went back."""

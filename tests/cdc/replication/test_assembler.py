@@ -31,7 +31,7 @@ def run(machine: Assembler, stream: list[bytes]) -> list[Transaction]:
         try:
             transaction = machine.feed(wal2json.parse(raw))
         except MessageError as error:
-            transaction = machine.spoil(error.reason, wal2json.Decoder().place(raw))
+            transaction = machine.spoil(error.reason, wal2json.Wal2JsonDecoder().place(raw))
         if transaction is not None:
             done.append(transaction)
     return done

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from cdc.errors import SourceError
 from cdc.postgres.timeline import Timeline
 from cdc.replication.assembler import Transaction
-from cdc.replication.backlog import Backlog, Event, Idle, Lost, PeerNews, Started
+from cdc.replication.backlog import Backlog, Event, Idle, PeerNews, Started, StreamEnded
 from tests.plugins.server import wait_until
 
 STARTED = Started(session=1, history=Timeline("1", 1), confirmed=0)
-LOST = Lost(SourceError("unreachable", "away"))
+LOST = StreamEnded(SourceError("unreachable", "away"))
 
 
 TRANSACTION, KEY = 900, 110

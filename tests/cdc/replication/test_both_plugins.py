@@ -144,7 +144,7 @@ def said(cursor: Cursor, slot: str, options: dict[str, str]) -> Iterator[bytes]:
         yield data.encode() if isinstance(data, str) else bytes(data)
 
 
-def decoded(decoder: pgoutput.Decoder, stream: Iterable[bytes]) -> list[Message]:
+def decoded(decoder: pgoutput.PgoutputDecoder, stream: Iterable[bytes]) -> list[Message]:
     return [message for raw in stream for message in decoder.decode(raw)]
 
 
@@ -208,11 +208,11 @@ def test_both_plugins_say_the_same_of_whatever_is_done(slots: Cursor, examples: 
             theirs = [wal2json.parse(raw) for raw in said(slots, "theirs", wal2json.OPTIONS)]
             # A partitioned table has no rows of its own; wal2json names it beside its truncated partitions.
             theirs = [one for one in theirs if one != Truncate(schema, "p")]
-            ours = decoded(pgoutput.Decoder(), said(slots, "ours", EVERYTHING))
+            ours = decoded(pgoutput.PgoutputDecoder(), said(slots, "ours", EVERYTHING))
             check_equal(rows(theirs, schema), rows(ours, schema))
             kinds.update(map(type, rows(ours, schema)))
             wanted = {(schema, table): columns for table, columns in LISTED.items()}
-            listed = decoded(pgoutput.Decoder(wanted), said(slots, "listed", LISTS))
+            listed = decoded(pgoutput.PgoutputDecoder(wanted), said(slots, "listed", LISTS))
             # What is renamed stays in its publication, and is not what was wanted any more.
             if not any(" RENAME " in statement for statements, _ in transactions for statement in statements):
                 check_equal(rows(theirs, schema, LISTED), rows(listed, schema))

@@ -16,8 +16,8 @@ from cdc.changes import (
     Delete,
     Insert,
     Message,
+    MessagePlace,
     Note,
-    Place,
     Truncate,
     Update,
     Value,
@@ -31,9 +31,9 @@ SECRET = "s3cr3t-api-key"
 SHOWN = "pgoutput "
 
 
-def decoded(*stream: bytes, decoder: pgoutput.Decoder | None = None) -> list[Message]:
+def decoded(*stream: bytes, decoder: pgoutput.PgoutputDecoder | None = None) -> list[Message]:
     """Return what a stream says from its beginning on."""
-    decoder = decoder or pgoutput.Decoder()
+    decoder = decoder or pgoutput.PgoutputDecoder()
     return [message for raw in stream for message in decoder.decode(raw)]
 
 
@@ -222,7 +222,7 @@ def test_a_table_that_was_not_described_is_an_error(raw: bytes) -> None:
 
 
 def test_rows_after_a_description_that_cannot_be_read_are_not_taken_for_the_old_ones() -> None:
-    decoder = pgoutput.Decoder()
+    decoder = pgoutput.PgoutputDecoder()
     decoded(relation(1, "t", "id", "key"), decoder=decoder)
     with pytest.raises(MessageError):
         decoder.decode(relation(1, "t", "key", "id")[:-1])
@@ -285,7 +285,7 @@ def test_what_is_no_key_is_no_text(type_oid: int, written: str, value: Value) ->
 def test_values_in_the_encoding_of_the_database() -> None:
     described = relation(1, "t", "id")
     raw = insert(1, pack(">H", 1) + text("Größe", "latin-1"))
-    assert decoded(described, raw, decoder=pgoutput.Decoder(encoding=Encoding.named("LATIN1"))) == [
+    assert decoded(described, raw, decoder=pgoutput.PgoutputDecoder(encoding=Encoding.named("LATIN1"))) == [
         Insert("public", "t", columns(id="Größe"))
     ]
     with pytest.raises(MessageError):
@@ -295,7 +295,7 @@ def test_values_in_the_encoding_of_the_database() -> None:
 def test_only_what_is_wanted_is_looked_at() -> None:
     """A value that is no text, in a column or a table that nobody reads, is nobody's trouble."""
     odd = pack(">cI", b"t", 1) + b"\xff"
-    decoder = pgoutput.Decoder({("public", "t"): {"key"}})
+    decoder = pgoutput.PgoutputDecoder({("public", "t"): {"key"}})
     stream = (
         relation(1, "t", "id", "key", "name", keys=2),
         relation(2, "other", "id"),
@@ -330,10 +330,10 @@ def test_an_unknown_kind_is_an_error_and_not_a_shrug(kind: int) -> None:
 
 
 def test_where_messages_stand() -> None:
-    place = pgoutput.Decoder().place
-    assert place(commit()) is Place.END
-    assert {place(bytes([kind])) for kind in b"BIUDTRYO"} == {Place.WITHIN}
-    assert {place(raw) for raw in (b"", b"M", b"X", b"\xff", b"S")} == {Place.ANYWHERE}
+    place = pgoutput.PgoutputDecoder().place
+    assert place(commit()) is MessagePlace.END
+    assert {place(bytes([kind])) for kind in b"BIUDTRYO"} == {MessagePlace.WITHIN}
+    assert {place(raw) for raw in (b"", b"M", b"X", b"\xff", b"S")} == {MessagePlace.ANYWHERE}
 
 
 SECRETS = st.text(string.ascii_letters, min_size=12)
@@ -342,7 +342,7 @@ RECORDED = [(pair, number) for pair in PAIRS.values() for number in range(len(pa
 
 def refusal(pair: Pair, number: int, raw: bytes) -> MessageError | None:
     """Return the error that a message in a recorded message's place is answered with; None if it is read."""
-    decoder = pgoutput.Decoder()
+    decoder = pgoutput.PgoutputDecoder()
     for before in pair.pgoutput[:number]:
         decoder.decode(before)
     try:

@@ -21,10 +21,10 @@ from cdc.postgres.encoding import Encoding
 from cdc.postgres.timeline import Timeline
 from cdc.replication import pgoutput, wal2json
 from cdc.replication.assembler import Assembler, Transaction
-from cdc.replication.backlog import Backlog, Event, Lost, Started
+from cdc.replication.backlog import Backlog, Event, Started, StreamEnded
 from cdc.replication.feedback import Feedback
 from cdc.replication.slot import SlotReader
-from cdc.replication.stream import Stream
+from cdc.replication.stream import SlotStream
 from server.observe.fanout import Listener
 from tests.plugins.server import fill, wait_until
 from tests.support.proxy import Proxy
@@ -54,14 +54,16 @@ class Following:
     ) -> None:
         wanted = list(tables) if asked is None else asked
 
-        def assemble(cursor: ReplicationCursor, plugin: str) -> Stream:
+        def assemble(cursor: ReplicationCursor, plugin: str) -> SlotStream:
             rules = {table: (Rule(table, "key", "Asked"),) for table in tables.values()}
             rules |= RULES
             assembler = Assembler(tables, rules)
             if plugin == wal2json.NAME:
-                return Stream(assembler, wal2json.Decoder(), wal2json.options(wanted))
+                return SlotStream(assembler, wal2json.Wal2JsonDecoder(), wal2json.options(wanted))
             encoding = Encoding.of(cursor.connection)
-            return Stream(assembler, pgoutput.Decoder(None, encoding), pgoutput.options("asked"), encoding)
+            return SlotStream(
+                assembler, pgoutput.PgoutputDecoder(None, encoding), pgoutput.options("asked"), encoding
+            )
 
         if database.plugin == pgoutput.NAME:
             publish_only(database, wanted)
@@ -98,9 +100,9 @@ class Following:
         assert isinstance(event, Started)
         return event
 
-    def lost(self) -> Lost:
-        event = self.wait(lambda one: isinstance(one, Lost), "the loss")
-        assert isinstance(event, Lost)
+    def lost(self) -> StreamEnded:
+        event = self.wait(lambda one: isinstance(one, StreamEnded), "the loss")
+        assert isinstance(event, StreamEnded)
         return event
 
     def transaction(self) -> Transaction:
@@ -299,7 +301,7 @@ def test_a_fault_of_ours_is_a_loss_and_not_the_end_of_the_thread(
     following = follow(database)
     following.started()
 
-    def broken(_: object, __: object) -> Stream:
+    def broken(_: object, __: object) -> SlotStream:
         raise KeyError("s3cr3t")
 
     following.reader._slot._assemble, right = broken, following.reader._slot._assemble
@@ -403,13 +405,13 @@ def test_messages_are_not_asked_for(
 ) -> None:
     """Everybody may emit them, of any size: nobody's memory must be filled with them."""
     kinds: set[bytes] = set()
-    decode = pgoutput.Decoder.decode
+    decode = pgoutput.PgoutputDecoder.decode
 
-    def noting(self: pgoutput.Decoder, raw: bytes) -> Sequence[Message]:
+    def noting(self: pgoutput.PgoutputDecoder, raw: bytes) -> Sequence[Message]:
         kinds.add(raw[:1])
         return decode(self, raw)
 
-    monkeypatch.setattr(pgoutput.Decoder, "decode", noting)
+    monkeypatch.setattr(pgoutput.PgoutputDecoder, "decode", noting)
     following = follow(database)
     following.started()
     database.execute(
@@ -473,7 +475,7 @@ def test_a_slot_that_is_lost_again_and_again_is_left_to_a_person(
         lose()
         assert following.started().created is not None, "made anew"
     lose()
-    following.wait(lambda one: isinstance(one, Lost) and "3 times" in str(one.error), "it gives up")
+    following.wait(lambda one: isinstance(one, StreamEnded) and "3 times" in str(one.error), "it gives up")
     [(status,)] = database.rows("SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'pads_cdc'")
     assert status == "lost", "as it is, for whoever looks into it"
 

@@ -43,19 +43,19 @@ class AuditedDesk(Desk):
         self.requery.restart_at(end)
         self.finish()
         for _ in range(3):
-            self.turn()
+            self.step()
 
     def catch_up(self) -> None:
         """Let the stream say that nothing else has happened."""
         self.requery.restart_at(self._end())
         for _ in range(30):
-            self.turn()
+            self.step()
 
     def audit(self) -> None:
         """Begin an audit and compare everything; what differs still waits."""
         assert self.auditor.start()
         for _ in range(30):
-            self.turn()
+            self.step()
 
     def drift(self) -> int | None:
         """Return what the audit has found, None while it runs."""
@@ -148,7 +148,7 @@ def test_what_a_ripple_has_left_out_is_no_map_that_existed(desk: AuditedDesk) ->
     desk.requery.add(waits)
     desk.requery.restart_at(max(end, desk.requery.read_up_to))
     for _ in range(3):
-        desk.turn()
+        desk.step()
         assert not desk.store.whole
     assert desk.map["app_1"] == before
     waits.gate = Gate()
@@ -175,7 +175,7 @@ def test_a_ripple_that_finds_nothing_any_more_has_torn_as_well(desk: AuditedDesk
     desk.requery.add(Task(Affected({"EndpointsOfPlans": {"plan_2"}}), Gate(), second[0], desk._end()))
     desk.catch_up()
     desk.finish()
-    desk.turn()
+    desk.step()
     assert desk.store.whole
     assert desk.map == expected(desk.database)
 
@@ -219,8 +219,8 @@ def test_an_audit_does_not_wait_for_ever_for_a_replay_that_is_paused(
     desk.catch_up()
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 9)
-    desk.turn()
+    desk.step()
     assert desk.drift() is None, "it may still be replayed"
     monkeypatch.setattr(time, "monotonic", lambda: now + 11)
-    desk.turn()
+    desk.step()
     assert desk.drift() == 1

@@ -95,7 +95,7 @@ class Desk:
         affected = Affected(keys={kind: {key} for kind, key in keys.items()})
         self.requery.add(Task(affected, Gate(), before, self.requery.reached))
         if not wait:
-            self.turn()
+            self.step()
 
     def take(self, since: int, end: int, **keys: str) -> None:
         """Take a transaction that was committed before: it is still to be read."""
@@ -103,7 +103,7 @@ class Desk:
         affected = Affected(keys={kind: {key} for kind, key in keys.items()})
         self.requery.add(Task(affected, Gate(), since, end))
 
-    def turn(self) -> None:
+    def step(self) -> None:
         """Do one step of everything that is open, once rows that are on their way have come."""
         requery = self.requery
         while (requery.audit is not None and requery.audit.waiting) or any(
@@ -111,8 +111,8 @@ class Desk:
         ):
             assert self._news.wait(60)
             self._news.clear()
-        requery.turn()
-        self.auditor.turn(may_start=False)
+        requery.step()
+        self.auditor.step(may_start=False)
 
     def patience(self, idle: float) -> float:
         """Say how long there is nothing to do."""
@@ -121,7 +121,7 @@ class Desk:
     def finish(self) -> None:
         """Do everything that is open."""
         while self.requery.busy:
-            self.turn()
+            self.step()
 
     @property
     def map(self) -> dict[str, bytes]:
@@ -147,7 +147,7 @@ KEY = "UPDATE portal_application_settings SET secret_key = 'new' WHERE applicati
 def test_a_ripple_does_not_undo_the_rotations_that_overtake_it(desk: Desk) -> None:
     desk.commit(RIPPLE, EndpointsOfPlans="plan_0")
     assert desk.store.whole, "nothing of it is there yet"
-    desk.turn()
+    desk.step()
     assert desk.requery.busy, "the ripple is longer than one step"
     assert not desk.store.whole
     for number in range(1, 21):
@@ -179,7 +179,7 @@ def test_what_is_named_by_id_is_read_before_a_ripple_that_came_with_it(desk: Des
             desk.requery.add(Task(Affected(keys=by_id), Gate(), 100, 200))
     desk.requery.restart_at(200)
     desk.requery.take(run, 0)
-    desk.requery.turn()
+    desk.requery.step()
     news = [entry for entry in desk.store.entries.values() if entry.revision > began]
     assert min(news, key=lambda entry: entry.revision).id == "app_1", "before the ripple"
     assert desk.map["app_1"] == wanted["app_1"]
@@ -196,7 +196,7 @@ def test_a_ripple_that_cannot_be_seen_yet_does_not_hold_up_a_key_that_came_with_
     hanging = transaction(100, {"EndpointsOfPlans": {"plan_0"}}, xid=xmax + 1_000_000)
     desk.requery.restart_at(200)
     desk.requery.take([hanging, transaction(200, {"EndpointsOfApplications": {"app_1"}})], 0)
-    desk.requery.turn()
+    desk.requery.step()
     assert desk.map == expected(desk.database)
     assert desk.requery.busy
     assert desk.requery.done_up_to == 0
@@ -242,7 +242,7 @@ def test_a_whole_read_ends_the_older_ones(desk: Desk) -> None:
     wanted = {f"flash_{number}" for number in range(1, 51)} | {f"ghost_{number}" for number in range(200)}
     long = Task(Affected(keys={"EndpointsOfApplications": wanted}), Gate(), 0, 100)
     desk.requery.add(long)
-    desk.turn()
+    desk.step()
     desk.database.execute("DELETE FROM portal_applications WHERE starts_with(id, 'flash')")
     desk.requery.add(Task.reconcile("truncate", Gate(), desk.requery.reached))
     desk.finish()
@@ -252,7 +252,7 @@ def test_a_whole_read_ends_the_older_ones(desk: Desk) -> None:
 
 def test_a_whole_read_does_not_delete_what_was_born_meanwhile(desk: Desk) -> None:
     desk.requery.add(Task.reconcile("truncate", Gate(), desk.requery.reached))
-    desk.turn()
+    desk.step()
     assert desk.requery.busy
     desk.commit("INSERT INTO portal_applications VALUES ('born', 'acc_0')", EndpointsOfApplications="born")
     assert "born" in desk.map
@@ -266,9 +266,9 @@ def test_a_read_that_fails_half_way_is_done_again(desk: Desk) -> None:
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE pid <> pg_backend_pid() AND datname = current_database()"
     )
-    desk.turn()  # what was fetched ahead before the end still counts
+    desk.step()  # what was fetched ahead before the end still counts
     with pytest.raises(SourceError):
-        desk.turn()
+        desk.step()
     assert desk.requery.busy
     assert desk.requery.done_up_to == 0
     assert desk.told.troubles["query"]
@@ -297,11 +297,11 @@ def test_an_audit_finds_what_nobody_told_us_and_nothing_else(desk: Desk) -> None
     for number in range(10, 15):  # overtaken by what is told: no drift
         desk.commit(f"{KEY}'app_{number}'", EndpointsOfApplications=f"app_{number}")
     for _ in range(50):
-        desk.turn()
+        desk.step()
     assert len(desk.told.reconciles) == 1, "not before everything that it saw is applied"
     assert desk.map != expected(desk.database)
     desk.requery.restart_at(1 << 62)
-    desk.turn()
+    desk.step()
     audit = desk.told.reconciles[-1]
     assert (audit.reason, audit.upserts, audit.deletes) == ("audit", 2, 1)
     assert desk.map == expected(desk.database)
@@ -320,15 +320,15 @@ def test_an_audit_that_is_slow_to_open_holds_up_nobody(desk: Desk, monkeypatch: 
     assert desk.auditor.start()
     desk.database.execute(f"{KEY}'app_2'")  # nobody tells of it, and the audit may see it or not
     desk.commit(f"{KEY}'app_1'", EndpointsOfApplications="app_1", wait=True)
-    desk.requery.turn()
+    desk.requery.step()
     assert desk.map["app_1"] == expected(desk.database)["app_1"]
     assert desk.patience(9.0) == 9.0, "there is nothing to do but to wait for the audit's rows"
     desk.take(desk.requery.reached, desk.requery.reached + 1, EndpointsOfApplications="app_2")
-    desk.requery.turn()
+    desk.requery.step()
     ready.set()
     desk.requery.restart_at(1 << 62)
     while desk.told.reconciles[-1].reason != "audit":
-        desk.turn()
+        desk.step()
     assert desk.told.reconciles[-1].upserts + desk.told.reconciles[-1].deletes == 0
     assert desk.map == expected(desk.database)
 
@@ -342,9 +342,9 @@ def test_rows_that_are_still_to_come_hold_up_nobody(desk: Desk, monkeypatch: pyt
 
     monkeypatch.setattr(Read, "_fetch", slow)
     desk.commit(RIPPLE, EndpointsOfPlans="plan_0", wait=True)
-    desk.requery.turn()
+    desk.requery.step()
     desk.commit(f"{KEY}'app_1'", EndpointsOfApplications="app_1", wait=True)
-    desk.requery.turn()
+    desk.requery.step()
     assert desk.map["app_1"] == expected(desk.database)["app_1"]
     assert desk.patience(9.0) == 9.0
     assert not desk.store.whole
@@ -365,11 +365,11 @@ def test_reads_that_all_wait_for_rows_neither_spin_nor_hold_up_a_revocation(
     monkeypatch.setattr(Read, "_fetch", slow)
     for _ in range(4):  # one more than are read at a time
         desk.commit(RIPPLE, EndpointsOfPlans="plan_0", wait=True)
-        desk.requery.turn()
+        desk.requery.step()
     assert len(desk.requery._reads) == 3
     assert desk.patience(9.0) == 9.0
     desk.commit(f"{KEY}'app_1'", EndpointsOfApplications="app_1", wait=True)
-    desk.requery.turn()
+    desk.requery.step()
     assert desk.map["app_1"] == expected(desk.database)["app_1"], "a revocation does not wait with them"
     ready.set()
     desk.finish()
@@ -382,19 +382,19 @@ def test_an_audit_that_cannot_be_opened_is_said_and_tried_again(
     desk.database.execute("ALTER TABLE accounts RENAME TO away")
     assert desk.auditor.start()
     with pytest.raises(Refusal):
-        desk.turn()
+        desk.step()
     assert "accounts" in (desk.told.troubles["audit"] or "")
     assert not desk.requery.failing, "changes may still come: the re-queries find out for themselves"
     desk.database.execute("ALTER TABLE away RENAME TO accounts")
     desk.requery.restart_at(1 << 62)
-    desk.auditor.turn(may_start=True)
+    desk.auditor.step(may_start=True)
     assert desk.requery.audit is None, "not at once"
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 11)
-    desk.auditor.turn(may_start=True)
+    desk.auditor.step(may_start=True)
     monkeypatch.undo()
     while desk.told.reconciles[-1].reason != "audit":
-        desk.turn()
+        desk.step()
     assert desk.told.troubles["audit"] is None
 
 
@@ -407,9 +407,9 @@ def test_an_audit_under_writes_finds_nothing(desk: Desk) -> None:
             desk.commit(RIPPLE, EndpointsOfPlans="plan_0", wait=True)
         desk.finish()
         for _ in range(50):
-            desk.turn()
+            desk.step()
         desk.requery.advance(desk.requery.reached + (1 << 40))
-        desk.turn()
+        desk.step()
         assert desk.told.reconciles[-1].reason == "audit"
         assert desk.told.reconciles[-1].upserts + desk.told.reconciles[-1].deletes == 0
     assert desk.map == expected(desk.database)
@@ -441,7 +441,7 @@ def test_whatever_is_published_is_in_the_state_file_before(
     assert desk.auditor.start()
     desk.requery.restart_at(1 << 62)
     while desk.told.reconciles[-1].reason != "audit":
-        desk.turn()
+        desk.step()
     assert desk.map == expected(desk.database)
     assert sum(bool(batch.changed) for batch in written) >= 5
 
@@ -454,10 +454,10 @@ def test_confirmation_waits_for_the_oldest_task(desk: Desk) -> None:
     xmax = int(desk.database.value("SELECT pg_snapshot_xmax(pg_current_snapshot())::text"))
     hanging = Task(affected, Gate(frozenset({xmax + 1_000_000})), 0, 100)
     desk.requery.add(hanging)
-    desk.turn()
+    desk.step()
     desk.commit(f"{KEY}'app_2'", EndpointsOfApplications="app_2")
     for _ in range(20):
-        desk.turn()
+        desk.step()
     held = desk.map
     assert held["app_2"] == expected(desk.database)["app_2"]
     assert held["app_1"] != expected(desk.database)["app_1"]
@@ -546,7 +546,7 @@ def hang(desk: Desk) -> Task:
     desk.requery.restart_at(1 << 61)
     affected = Affected(keys={"EndpointsOfApplications": {"app_1"}})
     desk.requery.add(Task(affected, Gate(frozenset({xmax + 1_000_000})), 0, desk.requery.reached))
-    desk.turn()
+    desk.step()
     return desk.requery._waiting[0]
 
 

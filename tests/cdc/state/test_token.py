@@ -186,7 +186,7 @@ def test_a_lineage_only_ever_knows_less_of_the_past(tmp_path: Path) -> None:
     origin.gap(200)
     origin.gap(150)
     assert origin.now() == Origin(ledger.epoch, 200, Reread(1.0, 100))
-    origin.turned()
+    origin.timeline_changed()
     assert origin.now() == Origin(ledger.epoch, 200)
     origin.reread(Reread(2.0, 100))
     before = ledger.epoch

@@ -15,9 +15,9 @@ from rich.text import Text
 
 from server.commands.watch.lines import Line, Lines
 from server.commands.watch.screen import Screen, Section
-from server.commands.watch.table import Column, Row, table
+from server.commands.watch.table import TableColumn, TableRow, table
 
-COLUMNS = (Column("at", 8), Column("of", 12, folds=True), Column("number", 7, right=True))
+COLUMNS = (TableColumn("at", 8), TableColumn("of", 12, folds=True), TableColumn("number", 7, right=True))
 
 
 @given(
@@ -27,7 +27,7 @@ COLUMNS = (Column("at", 8), Column("of", 12, folds=True), Column("number", 7, ri
 def test_no_line_is_wider_than_the_terminal_and_no_letter_is_lost(
     rows: list[tuple[str, str]], width: int
 ) -> None:
-    lines = table(COLUMNS, [Row(("12:00:00", text, number)) for text, number in rows], width)
+    lines = table(COLUMNS, [TableRow(("12:00:00", text, number)) for text, number in rows], width)
     assert all(cell_len(line.plain) <= width for line in lines)
     shown = re.sub(r"\s", "", "".join(line.plain for line in lines))
     for text, number in rows:
@@ -39,7 +39,7 @@ def test_no_line_is_wider_than_the_terminal_and_no_letter_is_lost(
 
 
 def test_words_take_the_room_of_the_other_columns_and_are_folded() -> None:
-    lines = table(COLUMNS, [Row(("12:00:00", "a long story " * 5), words=True)], 40)
+    lines = table(COLUMNS, [TableRow(("12:00:00", "a long story " * 5), words=True)], 40)
     assert all(len(line.plain) <= 40 for line in lines)
     assert "".join(line.plain[10:] for line in lines[1:]).split() == ["a", "long", "story"] * 5
 
@@ -75,8 +75,8 @@ def test_it_fills_the_terminal_and_no_more(size: tuple[int, int]) -> None:
         endpoint.rate_limiting.capacity_limit_period = CAPACITY_LIMIT_PERIOD_MONTHLY
         endpoint.metadata.plan_type = "PLAN_UNLIMITED"
         watched.lines.add(Line.of_change(f"an_id_of_24_characters_{number:02}", endpoint))
-    figures = Section(COLUMNS, [Row(("total", "of all", "1,000"))], 0)
-    commits = Section(COLUMNS, [Row((f"{number} s", "app_1", "7")) for number in range(100)], 2)
+    figures = Section(COLUMNS, [TableRow(("total", "of all", "1,000"))], 0)
+    commits = Section(COLUMNS, [TableRow((f"{number} s", "app_1", "7")) for number in range(100)], 2)
     with Screen(console, watched) as screen:
         out.truncate(0)
         screen.draw(Text("and more"), (figures, commits))

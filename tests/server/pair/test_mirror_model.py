@@ -57,7 +57,7 @@ class Mirroring(RuleBasedStateMachine):
         self.store, self.parents, self.pair = Store(), Parents(), Pair()
         self.store._COMPACT_FROM, self.store._COMPACT_STEP = 3, 1
         self.origin = CurrentOrigin(Ledger(folder / "leader", "7", Listener()))
-        self.store.turn(Timeline("7", 1))
+        self.store.follow_timeline(Timeline("7", 1))
         self.end = 10
         self.store.loaded()
         self.parents.load({SETTINGS: [("1", "app_1")]}, 5)

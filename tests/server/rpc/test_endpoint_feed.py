@@ -24,8 +24,8 @@ from cdc.state.origin import Origin
 from cdc.state.token import Rejoin, Token, Verdict, judge
 from cdc.store.store import Store
 from server.rpc import endpoint_feed
-from server.rpc.endpoint_feed import EndpointFeed
-from server.rpc.feed import MESSAGE_BYTES, Feed
+from server.rpc.endpoint_feed import FeedService
+from server.rpc.feed import MESSAGE_BYTES, FeedStream
 from tests.plugins.feed import Stream, opening, status
 from tests.plugins.server import expected, fill, wait_until
 
@@ -440,7 +440,7 @@ def test_a_promotion_between_the_verdict_and_the_first_message_is_judged_anew(
     store, origin = Store(), Origin("a" * 32, followed_since=1)
     before = Timeline("7", 1, end=900)
     after = Timeline("7", 2, end=700, switches=((1, 600),))
-    store.turn(before)
+    store.follow_timeline(before)
     store.publish(store.prepare([("app_1", b"1")], 500), whole=True, position=900, seen=500)
     token = Token(
         "b" * 32, "7", 1, revision=9, position=900, seen=500, mapping=0, issued=int(time.time()), encoding=1
@@ -450,15 +450,15 @@ def test_a_promotion_between_the_verdict_and_the_first_message_is_judged_anew(
     def judge_slowly(*arguments: Any, **options: Any) -> Verdict:
         verdicts.append(judge(*arguments, **options))
         if len(verdicts) == 1:
-            store.turn(after, 600)
+            store.follow_timeline(after, 600)
             store.publish(store.prepare([("app_1", b"2")], 650), whole=True, position=650, seen=650)
         return verdicts[-1]
 
     monkeypatch.setattr(endpoint_feed, "judge", judge_slowly)
     settings = SimpleNamespace(tombstone_retention=60.0, progress_interval=5.0, max_concurrent_snapshots=1)
     none = cast("Any", None)
-    service = EndpointFeed(cast("Any", settings), store, lambda: origin, none, none, none, none, none)
-    feed = Feed(store, lambda: origin, lambda: 0.0, 5.0)
+    service = FeedService(cast("Any", settings), store, lambda: origin, none, none, none, none, none)
+    feed = FeedStream(store, lambda: origin, lambda: 0.0, 5.0)
     opened = asyncio.run(service._open(feed, token.encode(), none, asyncio.Event()))
     assert verdicts == [Rejoin(900), Rejoin(600)]
     assert opened.opened.HasField("resumed")

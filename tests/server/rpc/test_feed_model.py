@@ -23,7 +23,7 @@ from cdc.state.origin import Origin, Reread
 from cdc.state.token import Behind, Reset, judge
 from cdc.store.entry_columns import EntryColumns
 from cdc.store.store import Store
-from server.rpc.feed import Feed, here
+from server.rpc.feed import FeedStream, here
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +96,7 @@ class Server:
         self.epochs = 0
         self.line = 0
         self.store = Store()
-        self.store.turn(database.history(0))
+        self.store.follow_timeline(database.history(0))
         self.origin = Origin(self.new_epoch(), 0)
         self.maps: dict[int, dict[str, bytes]] = {}
         """What was published, by revision."""
@@ -196,7 +196,7 @@ class Server:
             )
             self.read_at = 0
         else:
-            store.turn(history, history.left_at(before))
+            store.follow_timeline(history, history.left_at(before))
         self.origin = replace(self.origin, reread=None)
         self.line = line
         self.pending.clear()
@@ -232,7 +232,7 @@ class Client:
     oldest: dict[str, State] = field(default_factory=dict)
     """The oldest state that what the client holds of each id can be of."""
     server: Server | None = None
-    feed: Feed | None = None
+    feed: FeedStream | None = None
     messages: Iterator[pb.WatchResponse] = field(default_factory=lambda: iter(()))
     trying: tuple[Server, float] | None = None
 
@@ -344,7 +344,7 @@ class Feeds(RuleBasedStateMachine):
         if isinstance(verdict, Behind):
             assert token, "who holds nothing is never behind"
             return
-        feed = Feed(
+        feed = FeedStream(
             server.store,
             lambda: server.origin,
             lambda: 0.0,

@@ -30,7 +30,7 @@ class Call:
 
 
 async def enter(turns: Fetches, calls: list[Any]) -> list[asyncio.Task[None]]:
-    tasks = [asyncio.create_task(turns.turn(call)) for call in calls]
+    tasks = [asyncio.create_task(turns.admit(call)) for call in calls]
     for _ in range(3):
         await asyncio.sleep(0)
     return tasks

@@ -7,8 +7,8 @@ from pads_cdc_client.pb.gateway_endpoint_pb2 import Auth, GatewayEndpoint, Stati
 
 from server.commands.demo.arrivals import Arrivals
 from server.commands.demo.figures import percentile
-from server.commands.demo.workload import Commit
-from server.commands.old_client import Update
+from server.commands.demo.workload import WorkloadCommit
+from server.commands.old_client import EndpointUpdate
 
 OLD = GatewayEndpoint(endpoint_id="a")
 
@@ -17,8 +17,8 @@ def keyed(endpoint_id: str, key: str) -> GatewayEndpoint:
     return GatewayEndpoint(endpoint_id=endpoint_id, auth=Auth(static_api_key=StaticAPIKey(api_key=key)))
 
 
-def commit(number: int, **changes: str | None) -> Commit:
-    return Commit(
+def commit(number: int, **changes: str | None) -> WorkloadCommit:
+    return WorkloadCommit(
         number,
         "key rotated",
         "",
@@ -27,8 +27,8 @@ def commit(number: int, **changes: str | None) -> Commit:
     )
 
 
-def update(endpoint_id: str, key: str | None, at: float) -> Update:
-    return Update(endpoint_id, OLD, None if key is None else keyed(endpoint_id, key), at)
+def update(endpoint_id: str, key: str | None, at: float) -> EndpointUpdate:
+    return EndpointUpdate(endpoint_id, OLD, None if key is None else keyed(endpoint_id, key), at)
 
 
 @pytest.fixture
