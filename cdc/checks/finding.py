@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cdc.checks.census import Census
 from cdc.checks.trial import Trial, try_plugin
-from cdc.errors import PadsCdcError
+from cdc.errors import PadsCdcError, SourceError
 from cdc.mapping import tables
 from cdc.postgres.errors import translated
 from cdc.postgres.session import ask
@@ -296,4 +296,6 @@ def run(checks: Sequence[Check[At_contra]], at: At_contra) -> Iterator[tuple[str
 def _failed(error: PadsCdcError) -> Finding:
     """Make a finding of an error, whose text is a fault, a semicolon and the remedy."""
     text, _, remedy = str(error).partition("; ")
+    if isinstance(error, SourceError):
+        remedy = remedy or "ask again once that is over"
     return fail(text, remedy)

@@ -29,6 +29,13 @@ _IN_USE = "55006"
 ABOUT_A_ROW: Final = "about_a_row"
 """The reason of an error that a value of a row, or a key, has caused."""
 
+_FAILED: Final = "query_failed"
+
+OF_THE_STATEMENT: Final = frozenset({ABOUT_A_ROW, _FAILED})
+"""The reasons of errors that a statement meets whenever it is run on the same rows. Of all others the cause
+is elsewhere, and passes.
+"""
+
 _ABOUT_DATA = ("22", "23", "P0")
 """Classes of errors whose text quotes values: one may be an API key."""
 
@@ -157,11 +164,7 @@ def translate(error: psycopg2.Error, setting: str) -> PadsCdcError:
         )
     if code:
         remedy = _remedy(error, code, text)
-        return (
-            Refusal(f"{text}; {remedy}")
-            if remedy
-            else SourceError("query_failed", f"{text} ({setting}, {code})")
-        )
+        return Refusal(f"{text}; {remedy}") if remedy else SourceError(_FAILED, f"{text} ({setting}, {code})")
     return not_connected(error, None, setting, {}, decoding=False)
 
 

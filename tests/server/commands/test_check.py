@@ -11,6 +11,8 @@ import pytest
 
 from cdc.checks import FURTHER, NECESSARY, Deployment, Verdict
 from cdc.checks.machine import clock, filesystem
+from cdc.checks.types import key_types
+from cdc.errors import SourceError
 from cdc.mapping.mapping import load, server_queries
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database as Queried
@@ -516,26 +518,43 @@ def _connects(database: Database) -> bool:
     return True
 
 
+def test_a_table_that_somebody_locks_has_no_wrong_types(ready: Database, check: Check) -> None:
+    """A server that starts waits for a lock, and would end for a wrong type."""
+    site = deployment(ready)
+    assert site.types.columns
+    session = ready.connect()
+    session.autocommit = False
+    with session.cursor() as cursor:
+        cursor.execute("LOCK TABLE accounts IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(SourceError) as error:
+            list(key_types(site))
+        assert error.value.reason == "locked"
+        assert "ask again" in check(ready).the("statements", "fail").remedy
+
+
 # --- our machine
+
+
+def deployment(database: Database, **queries: str) -> Deployment:
+    """Return what questions are asked of, in this process; with other queries than the server has."""
+    address = Address(database.url, "POSTGRES_CONNECTION_STRING")
+    return Deployment(
+        source=address,
+        database=Queried(address, load("grove"), "public", encode),
+        queries=server_queries() | queries,
+        schema="public",
+        slot_name="pads_cdc",
+        publication_name="pads_cdc",
+        max_retained_wal=1,
+        state_file=Path("state"),
+    )
 
 
 def test_the_clocks(database: Database) -> None:
     """The database's clock is moved by the query that asks for it."""
     for ahead, verdict in (("0", Verdict.PASS), ("7.5", Verdict.WARN), ("-7.5", Verdict.WARN)):
         ask = f"SELECT extract(epoch FROM clock_timestamp())::float8 + {ahead}"
-        address = Address(database.url, "POSTGRES_CONNECTION_STRING")
-        queried = Queried(address, load("grove"), "public", encode)
-        site = Deployment(
-            source=address,
-            database=queried,
-            queries=server_queries() | {"Clock": ask},
-            schema="public",
-            slot_name="pads_cdc",
-            publication_name="pads_cdc",
-            max_retained_wal=1,
-            state_file=Path("state"),
-        )
-        [finding] = clock(site)
+        [finding] = clock(deployment(database, Clock=ask))
         assert finding.verdict is verdict
         assert verdict is Verdict.PASS or "7.5 s" in finding.text
 
