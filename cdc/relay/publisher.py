@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from cdc.freshness import Freshness
     from cdc.lsn import Lsn
     from cdc.state.origin import Origin
-    from cdc.store.cursor import Cut
     from cdc.store.log import Entry
-    from cdc.store.store import Store
+    from cdc.store.store import Cut, Store
 
 PAGE_BYTES: Final = 60 * 1024
 """A page's entries take less, unless it is one entry that takes more: 64 KiB with what is around them."""

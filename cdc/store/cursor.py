@@ -17,29 +17,13 @@ from cdc.store.express import Overtaking
 from cdc.store.log import OutlivedError, Place
 
 if TYPE_CHECKING:
-    from cdc.postgres.timeline import Timeline
     from cdc.store.log import Entry
-    from cdc.store.store import Store
+    from cdc.store.store import Cut, Store
 
 SCAN = 4
 """Dead places that one read may pass over, in multiples of its limit: the lock is never held for long."""
 
 _revision = attrgetter("revision")
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """The map that the store holds at one moment: what a token stands for once a walk has arrived there."""
-
-    revision: int
-    history: Timeline
-    """The line of WAL that the two positions are of."""
-    position: int
-    seen: int
-    count: int
-    digest: bytes
-    whole: bool
-    """It is one that the database has had; otherwise an endpoint may be newer than another."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from cdc.postgres.timeline import Timeline
 from cdc.store.compaction import Compaction
-from cdc.store.cursor import Cut
 from cdc.store.digest import DIGEST_BYTES, entry_digest
 from cdc.store.entry_columns import GONE, EntryColumns
 from cdc.store.express import Express
@@ -32,6 +31,21 @@ if TYPE_CHECKING:
     from cdc.lsn import Lsn
 
 _MODULUS = 1 << 128
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The map that the store holds at one moment: what a token stands for once a walk has arrived there."""
+
+    revision: int
+    history: Timeline
+    """The line of WAL that the two positions are of."""
+    position: int
+    seen: int
+    count: int
+    digest: bytes
+    whole: bool
+    """It is one that the database has had; otherwise an endpoint may be newer than another."""
 
 
 @dataclass(slots=True)

@@ -192,7 +192,7 @@ def cli() -> None:
 def serve(secrets: list[ConnectionString], /, **flags: Any) -> int | None:
     """Follow the database and serve gateways. Options are environment variables too; an option wins."""
     pass_by(signal.SIGHUP)
-    from server.config.settings import Settings  # noqa: PLC0415
+    from server.config.commands import Settings  # noqa: PLC0415
 
     settings = Settings.load(flags)
     secrets.extend(settings.connection_strings)
@@ -206,7 +206,7 @@ def serve(secrets: list[ConnectionString], /, **flags: Any) -> int | None:
 def relay(_: list[ConnectionString], /, **flags: Any) -> int | None:
     """Serve a leader's map, from a broker or from the leader itself. Needs no database."""
     pass_by(signal.SIGHUP)
-    from server.config.settings import RelaySettings  # noqa: PLC0415
+    from server.config.commands import RelaySettings  # noqa: PLC0415
 
     settings = RelaySettings.load(flags)
     from server.relay import relay as run  # noqa: PLC0415
@@ -219,7 +219,7 @@ def relay(_: list[ConnectionString], /, **flags: Any) -> int | None:
 def authorize(_secrets: list[ConnectionString], /, **flags: Any) -> int:
     """Answer Envoy's ext_authz from the feed. Options are environment variables too; an option wins."""
     pass_by(signal.SIGHUP)
-    from server.config.authorize_settings import AuthorizeSettings  # noqa: PLC0415
+    from server.config.commands import AuthorizeSettings  # noqa: PLC0415
 
     settings = AuthorizeSettings.load(flags)
     from server.commands.authorize import authorize as run  # noqa: PLC0415
@@ -235,7 +235,7 @@ def check(secrets: list[ConnectionString], /, *, as_json: bool, **flags: Any) ->
 
     Connects as the service will. Exits with 0, with 1 when a check fails, with 2 when a setting is wrong.
     """
-    from server.config.settings import Settings  # noqa: PLC0415
+    from server.config.commands import Settings  # noqa: PLC0415
 
     settings = Settings.load(flags)
     secrets.extend(settings.connection_strings)

@@ -241,10 +241,14 @@ def _complaints(settings: type[CommandSettings], error: ValidationError) -> list
     return lines
 
 
-def _of_all_commands() -> frozenset[str]:
-    """Return what counts in the environment for some command: one file may hold the settings of several."""
-    from server.config.authorize_settings import AuthorizeSettings  # noqa: PLC0415 (they import this module)
-    from server.config.settings import RelaySettings, Settings  # noqa: PLC0415
+def _of_all_commands() -> set[str]:
+    """Return what counts in the environment for some command: one file may hold the settings of several.
 
-    commands = (Settings, RelaySettings, AuthorizeSettings)
-    return frozenset(name for command in commands for name in command.environment())
+    Only commands whose settings are imported are known; `server.config.commands` imports them all.
+    """
+    names, classes = set[str](), [CommandSettings]
+    while classes:
+        settings = classes.pop()
+        names.update(settings.environment())
+        classes += settings.__subclasses__()
+    return names

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic_core import PydanticUndefined
 
-from server.config.authorize_settings import AuthorizeSettings
 from server.config.base import CommandSettings, is_secret
-from server.config.settings import RelaySettings, Serving, Settings
+from server.config.commands import AuthorizeSettings, RelaySettings, Settings
+from server.config.settings import Serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

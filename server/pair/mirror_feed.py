@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from cdc.mapping.parents import Loaded, Parents
     from cdc.pair.pair import Done, Pair, Standby
     from cdc.state.origin import CurrentOrigin
-    from cdc.store.cursor import Cut, Part
+    from cdc.store.cursor import Part
     from cdc.store.log import Entry
-    from cdc.store.store import Store
+    from cdc.store.store import Cut, Store
 
 _PACE: Final = 0.02
 """Seconds between states at least, where nothing but positions has moved."""

@@ -15,7 +15,7 @@ from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 from cdc.state.token import Here, Rejoin, Reset, Resume, Token
 from cdc.store.catchup import Catchup
-from cdc.store.cursor import Cursor, Cut
+from cdc.store.cursor import Cursor
 from server.rpc.feed_requests import MisuseError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from cdc.state.origin import Origin
     from cdc.store.log import Entry
-    from cdc.store.store import Store
+    from cdc.store.store import Cut, Store
 
 MESSAGE_BYTES: Final = 1 << 18
 """A message is smaller, unless it is one endpoint that is not. The contract allows 1 MiB, but for each client
