@@ -1,6 +1,6 @@
-"""The state digest: one number that two maps share only if they are the same.
+"""The state digest: a number that is equal for two maps only if the maps are equal.
 
-It is the sum modulo 2^128 of a hash of each endpoint: a change costs two hashes, however large the map.
+It is the sum modulo 2^128 of a hash of each endpoint, so a change costs two hashes, however large the map is.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ _LENGTH = struct.Struct(">I")
 
 
 class Digest:
-    """Of a map that changes; starts as that of the empty map."""
+    """The digest of a map that changes. It starts as the digest of the empty map."""
 
     def __init__(self) -> None:
         self._sum = 0
 
     @classmethod
     def of(cls, endpoints: Mapping[str, bytes]) -> Digest:
-        """Compute it anew: a microsecond an endpoint."""
+        """Compute the digest of a whole map, in about a microsecond for each endpoint."""
         digest = cls()
         for endpoint_id, endpoint in endpoints.items():
             digest.add(endpoint_id, endpoint)
         return digest
 
     def add(self, endpoint_id: str, endpoint: bytes) -> None:
-        """Note that the map has this now."""
+        """Note that this endpoint was added to the map."""
         self._sum += _hash(endpoint_id, endpoint)
 
     def remove(self, endpoint_id: str, endpoint: bytes) -> None:
-        """Note that the map has this no more."""
+        """Note that this endpoint was removed from the map."""
         self._sum -= _hash(endpoint_id, endpoint)
 
     def __bytes__(self) -> bytes:

@@ -1,7 +1,7 @@
-"""A client of the endpoint feed: holds every endpoint in memory and keeps them as the database has them.
+"""A client of the endpoint feed: keeps an exact copy of every endpoint in memory.
 
-One thread reads the stream, applies it and calls back; everybody else reads a dict. Code in asyncio does the
-same, and waits by awaiting: there is no second implementation.
+One thread reads the stream, applies it and runs the callback; all other threads read a dict. Code in asyncio
+reads the same dict, and awaits where threads block: there is no second implementation.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ _log = logging.getLogger(__name__)
 
 _WATCH: Final = f"/{pb.DESCRIPTOR.services_by_name['EndpointFeedService'].full_name}/Watch"
 _OPTIONS: Final = (
-    ("grpc.max_receive_message_length", -1),  # one endpoint may be as large as it is
+    ("grpc.max_receive_message_length", -1),  # an endpoint may have any size
     ("grpc.enable_http_proxy", 0),
-    # A server that is gone without a word is noticed within half a minute.
+    # A connection that died silently is noticed within half a minute.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # a minute otherwise, whatever the line above says
+    ("grpc.http2.ping_timeout_ms", 10_000),  # otherwise a minute, in spite of the line above
     ("grpc.http2.max_pings_without_data", 0),
 )
 _FIRST_WORD_SECONDS: Final = 45.0
-"""A server that has no complete map yet says so after 30 s."""
+"""Maximum wait for the first message. A server without a complete map answers UNAVAILABLE after 30 s."""
 _SILENT_INTERVALS: Final = 3
-"""Progress messages that may be missed before the stream is given up."""
+"""The client abandons a stream after this many progress intervals without a message."""
 _MISMATCHES: Final = 2
-"""Proofs in a row that may fail before the stream is given up: the first one is answered by a snapshot."""
+"""The client abandons a stream after this many mismatches in a row. The first is answered by a snapshot."""
 
 
 class FeedStoppedError(Exception):
-    """The feed has ended for good: it was closed, or the server says that this client has a bug."""
+    """The feed has ended for good: it was closed, or the server reported a bug in this client."""
 
 
 class EndpointFeed:
-    """Every endpoint, as the database has it. Start it with `start`, ``with`` or ``async with``."""
+    """An exact copy of every endpoint. Start it with `start`, ``with`` or ``async with``."""
 
     def __init__(
         self,
@@ -65,12 +65,20 @@ class EndpointFeed:
         endpoints: Mapping[str, bytes] | None = None,
         resume_token: bytes = b"",
     ) -> None:
-        """Take the servers (``host:port``) that may be used, one after the other.
+        """Prepare the feed; `start` connects it.
 
-        ``credentials`` make it TLS, ``bearer`` returns the token to show. Functions are asked at each
-        attempt, so that renewed files count.
-        ``on_change`` is called in the feed's thread, once the map has the change; it delays the next one.
-        ``endpoints`` and ``resume_token`` are what these were when an earlier process ended.
+        Args:
+            targets: the servers, as ``host:port``. One is used at a time, and the next one if it fails.
+            client_id: the client's name on the server's status page: 1 to 128 printable ASCII characters.
+            credentials: switches TLS on. A function is called at each attempt, so it can renew certificates.
+            bearer: returns the token to send. It is called at each attempt, too.
+            on_change: called in the feed's thread, after the map has the change. It delays the next change.
+            endpoints: `endpoints` as an earlier process left it, to resume from.
+            resume_token: `resume_token` as that process left it.
+
+        Raises:
+            ValueError: no target is given.
+
         """
         if not targets:
             raise ValueError("no target given: where is the server?")
@@ -86,32 +94,32 @@ class EndpointFeed:
         self._call: grpc.Call | None = None
         self._ready: Future[None] = Future()
         self._exact: tuple[float, float] | None = None
-        """The newest proof: when it came (monotonic), and how stale the map was by then."""
+        """The newest proof: when it arrived (monotonic clock), and how stale the map was then, in seconds."""
         self._heard_at = 0.0
         self._patience = 0.0
         self.received_bytes = 0
-        """Of messages, since the start."""
+        """Bytes of messages received since the start."""
         self.attempts = 0
-        """Connections that were tried."""
+        """Connection attempts since the start."""
         self.resets = 0
-        """Times that everything was sent."""
+        """Snapshots that a server has begun to send since the start."""
         self.proofs = 0
-        """Times that the map was found, by its digest, to be one that the database has had."""
+        """How often a digest has proved that the map is one that the database has had."""
 
-    # --- the map: for any thread, without waiting
+    # --- the map: any thread may read it, without waiting
 
     @property
     def endpoints(self) -> Mapping[str, bytes]:
-        """The map as it is, each endpoint as a serialized ``proto.GatewayEndpoint``. It changes under you."""
+        """A live view of the map: serialized ``proto.GatewayEndpoint`` by id. It changes as you read it."""
         return MappingProxyType(self._replica.endpoints)
 
     @property
     def resume_token(self) -> bytes:
-        """What to keep with the map, after `close`, to go on from in another process."""
+        """The token to keep with the map, read after `close`, so that another process can resume."""
         return self._replica.token
 
     def get(self, endpoint_id: str) -> GatewayEndpoint | None:
-        """Return an endpoint; None if there is none of this id."""
+        """Return the endpoint with this id, or None."""
         endpoint = self._replica.endpoints.get(endpoint_id)
         return None if endpoint is None else GatewayEndpoint.FromString(endpoint)
 
@@ -120,31 +128,31 @@ class EndpointFeed:
 
     @property
     def ready(self) -> bool:
-        """Whether the map has been complete, once: it stays usable while the server is away."""
+        """Whether the map has been complete once. It stays usable while no server is reachable."""
         return self._replica.complete
 
     def staleness(self) -> float:
-        """Return for how many seconds at most the map has not been the database's; infinity before a proof.
+        """Return an upper bound, in seconds, of the map's age: infinity before the first proof.
 
-        It grows between signs of life, which come every few seconds, and while there is no server.
+        It grows between messages, which arrive every few seconds, and while no server is reachable.
         """
         if (exact := self._exact) is None:
             return math.inf
         at, staleness = exact
         return staleness + time.monotonic() - at
 
-    # --- its life
+    # --- start and end
 
     def start(self) -> Self:
-        """Connect, and keep connected, until `close`. Returns at once."""
+        """Connect, and reconnect as needed, until `close`. Returns at once."""
         self._thread.start()
         return self
 
     def wait_ready(self, timeout: float | None = None) -> bool:
-        """Wait until `ready`; False if not within ``timeout`` seconds.
+        """Wait until `ready`. Returns False after ``timeout`` seconds.
 
         Raises:
-            FeedStoppedError: it will never be.
+            FeedStoppedError: the feed has ended and will never be ready.
 
         """
         with suppress(TimeoutError):
@@ -153,16 +161,16 @@ class EndpointFeed:
         return False
 
     async def until_ready(self) -> None:
-        """Do as `wait_ready`, for asyncio; bound it with ``asyncio.timeout``.
+        """Wait until `ready`, in asyncio. Limit the wait with ``asyncio.timeout``.
 
         Raises:
-            FeedStoppedError: it will never be.
+            FeedStoppedError: the feed has ended and will never be ready.
 
         """
         await asyncio.shield(asyncio.wrap_future(self._ready))
 
     def close(self) -> None:
-        """End the connection and the thread; waits for a callback that runs."""
+        """End the connection and the thread. Waits for a callback that is running."""
         self._closed.set()
         with self._lock:
             if self._call is not None:
@@ -193,7 +201,7 @@ class EndpointFeed:
                 self._ready.set_exception(FeedStoppedError(why))
 
     def _follow(self) -> str:
-        """Follow one server after the other, until `close` or a bug of ours; returns why that is the end."""
+        """Follow one server after the other, until `close` or a bug of ours. Returns why it ended."""
         backoff = Backoff()
         for target in itertools.cycle(self._targets):
             found, why = self._session(target, backoff)
@@ -208,7 +216,7 @@ class EndpointFeed:
         return "it was closed"
 
     def _session(self, target: str, backoff: Backoff) -> tuple[Remedy, str]:
-        """Follow one server until that ends; returns what to do then, and why it ended."""
+        """Follow one server until its stream ends. Returns what to do next, and why the stream ended."""
         try:
             metadata = (("authorization", f"Bearer {self._bearer()}"),) if self._bearer is not None else ()
             credentials = self._credentials() if callable(self._credentials) else self._credentials
@@ -246,7 +254,7 @@ class EndpointFeed:
         return pb.WatchResponse.FromString(raw)
 
     def _take(self, message: pb.WatchResponse, outbox: Outbox[pb.WatchRequest], backoff: Backoff) -> None:
-        self._heard_at = math.inf  # while we are busy with it, silence is ours
+        self._heard_at = math.inf  # while we process the message, the server's silence does not count
         if message.HasField("opened"):
             self._patience = _SILENT_INTERVALS * message.opened.progress_interval.ToNanoseconds() / 1e9
             if message.opened.HasField("reset"):
@@ -257,14 +265,14 @@ class EndpointFeed:
         if applied.acknowledge is not None:
             outbox.put(pb.WatchRequest(acknowledge=applied.acknowledge))
             if applied.acknowledge.digest_mismatch:
-                _log.error("the map differs from the server's and is had anew")
+                _log.error("the map differs from the server's and is fetched again")
             else:
                 self._matched(applied.staleness, backoff)
         self._call_back(applied)
         self._heard_at = time.monotonic()
 
     def _matched(self, staleness: float | None, backoff: Backoff) -> None:
-        """Note that the map is the server's; only where ``staleness`` is known is it a proof."""
+        """Note that the map equals the server's. It is a proof only if ``staleness`` is known."""
         if staleness is not None:
             self._exact = time.monotonic(), staleness
             self.proofs += 1
@@ -282,7 +290,7 @@ class EndpointFeed:
                 _log.exception("a callback failed for %s", change.endpoint_id)
 
     def _watch_silence(self) -> None:
-        """Give up a server that says nothing though its connection stands."""
+        """Cancel the call if the server has been silent for too long, though the connection is open."""
         if time.monotonic() - self._heard_at > self._patience:
             with self._lock:
                 if self._call is not None:

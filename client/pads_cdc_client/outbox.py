@@ -1,4 +1,4 @@
-"""What the client has to say on one stream: its opening, then its newest acknowledgement."""
+"""The requests that a client sends on one stream: the opening, then its newest acknowledgement."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _TICK = 0.5
-"""Seconds between looks whether the server is still heard."""
+"""Seconds between two checks whether the server is still alive."""
 _PACE = 0.02
-"""Seconds between acknowledgements at least: a newer one stands for those before it."""
+"""Minimum seconds between acknowledgements. A newer one acknowledges all earlier ones."""
 
 
 _Request = TypeVar("_Request", pb.WatchRequest, pb.MirrorRequest)
 
 
 class Outbox(Generic[_Request]):
-    """An iterator of requests for gRPC, which walks it in a thread of its own; ends after `close`."""
+    """An iterator of requests for gRPC, which reads it in a thread of its own. It ends after `close`."""
 
     def __init__(self, opening: _Request, tick: Callable[[], None]) -> None:
-        """Have ``tick`` called twice a second, from gRPC's thread."""
+        """Begin with ``opening``. ``tick`` is called twice a second, in gRPC's thread."""
         self._next: _Request | None = opening
         self._tick = tick
         self._closed = threading.Event()
         self._changed = threading.Condition()
 
     def put(self, acknowledge: _Request) -> None:
-        """Send this; an acknowledgement not sent before it need not be sent any more. Does not wait."""
+        """Send this request in place of an acknowledgement that still waits to be sent. Does not block."""
         with self._changed:
             if self._next is None or self._next.HasField("acknowledge"):
                 self._next = acknowledge

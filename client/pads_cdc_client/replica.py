@@ -1,6 +1,6 @@
 """The client's map and the rules of the feed, without any I/O: messages go in, acknowledgements come out.
 
-Whoever writes a client in another language finds everything here that it must do.
+A client in another language has to do what this module does, and no more.
 """
 
 from __future__ import annotations
@@ -17,55 +17,55 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One endpoint became another one, came or went; the map has it already."""
+    """An endpoint was added, changed or removed. The map has the change already."""
 
     endpoint_id: str
-    # Not in the repr: they hold API keys.
+    # Not in the repr, because they contain API keys.
     before: bytes | None = field(repr=False)
-    """As it was, a serialized ``proto.GatewayEndpoint``; None if there was none."""
+    """The endpoint before the change, a serialized ``proto.GatewayEndpoint``; None if it was added."""
     after: bytes | None = field(repr=False)
-    """As it is; None if it is gone."""
+    """The endpoint after the change; None if it was removed."""
     revision: int
-    """The server's count; 0 for an endpoint that a snapshot did not bring."""
+    """The server's count of publications; 0 for an endpoint that was removed because a snapshot lacks it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What one message led to."""
+    """The result of one message."""
 
     changes: list[Change]
     acknowledge: pb.Acknowledge | None = None
-    """To be sent."""
+    """The acknowledgement to send."""
     staleness: float | None = None
-    """Set where the map was proved to be one that the database has had: seconds since it was known to be."""
+    """Set if the digest proved that the database has had this map: seconds since it was known to have it."""
 
 
 def reset_reason(reset: pb.Reset) -> str:
-    """Return the reason in lower case, such as ``gap``; the number of one that is newer than this client."""
+    """Return the reason in lower case, such as ``gap``, or its number if this client does not know it."""
     known = pb.ResetReason.DESCRIPTOR.values_by_number.get(reset.reason)
     return known.name.removeprefix("RESET_REASON_").lower() if known is not None else str(reset.reason)
 
 
 class Replica:
-    """Not for two threads at once, except that anyone may read `endpoints` at any time."""
+    """A copy of the server's map. Not thread-safe, except that any thread may read `endpoints`."""
 
     def __init__(self, endpoints: Mapping[str, bytes] | None = None, token: bytes = b"") -> None:
-        """Start with what was kept from before: a map, and the newest token that belongs to it."""
+        """Start with the map of an earlier process and its token, or with an empty map."""
         self.endpoints = dict(endpoints or {})
-        """By id, each a serialized ``proto.GatewayEndpoint``; changed in place."""
+        """Serialized ``proto.GatewayEndpoint`` by id; changed in place."""
         self.token = token
-        """To be sent when the feed is opened, and to be kept with the map."""
+        """The token to send when the stream is opened, and to keep with the map."""
         self.complete = False
-        """Whether the map has once been the server's, by its digest; it stays usable from then on."""
+        """Whether the map has once equalled the server's, by its digest. It stays usable from then on."""
         self.mismatches = 0
-        """Proofs that failed since one was good, or since the stream was opened."""
+        """Digests that did not match, since the last one that did, or since the stream was opened."""
         self.reset: pb.Reset | None = None
-        """Why everything is being sent anew; None while it is not."""
+        """While the server sends a snapshot: its reset message; otherwise None."""
         self._digest = Digest.of(self.endpoints)
         self._unseen: set[str] = set()
-        """Endpoints that the present snapshot has not brought yet."""
+        """Endpoints that the present snapshot has not contained so far."""
         self._reported = False
-        """The server was told of a mismatch and has not answered yet."""
+        """Whether a mismatch was reported to the server, which has not answered yet."""
 
     def opening(self, client_id: str) -> pb.WatchRequest:
         """Return the first message to send."""
@@ -74,7 +74,7 @@ class Replica:
         return pb.WatchRequest(open=pb.Open(client_id=client_id, resume_token=self.token))
 
     def apply(self, message: pb.WatchResponse) -> Applied:
-        """Take a message of the server."""
+        """Apply a message of the server."""
         match message.WhichOneof("response"):
             case "opened":
                 return self._open(message.opened)
@@ -104,7 +104,7 @@ class Replica:
             for endpoint_id in self._unseen:
                 self._put(changes, endpoint_id, None, 0)
             if self.mismatches:
-                self._digest = Digest.of(self.endpoints)  # the mistake may have been in the digest
+                self._digest = Digest.of(self.endpoints)  # the error may have been in the digest
             self._unseen, self.reset = set(), None
         if batch.HasField("checkpoint"):
             return self._check(changes, batch.checkpoint)
@@ -124,7 +124,7 @@ class Replica:
         changes.append(Change(endpoint_id, before, endpoint, revision))
 
     def _check(self, changes: list[Change], checkpoint: pb.Checkpoint) -> Applied:
-        """Compare with the server's map; a difference is never lived with."""
+        """Compare the map with the server's, and report a difference at once."""
         if self._reported:
             return Applied(changes)
         if bytes(self._digest) != checkpoint.digest or len(self.endpoints) != checkpoint.count:

@@ -1,4 +1,4 @@
-"""What to do when a stream has ended: the table of the protocol, and how long to wait."""
+"""How to go on after a stream has ended: the protocol's table of status codes, and the time to wait."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import grpc
 
 
 class Remedy(enum.Enum):
-    """What a status asks of the client."""
+    """The client's reaction to a status code."""
 
     RETRY = enum.auto()
-    """Soon, elsewhere if there is an elsewhere: servers come and go."""
+    """Retry soon, at another server if there is one."""
     BACK_OFF = enum.auto()
-    """Later: somebody has to change something, and may do so without telling us."""
+    """Retry in a minute: an operator has to change something first."""
     STOP = enum.auto()
-    """Never: this client has a bug."""
+    """Do not retry: this client has a bug."""
 
 
 _REMEDIES: Final = {
@@ -30,15 +30,15 @@ _REMEDIES: Final = {
 
 
 def remedy(code: grpc.StatusCode) -> Remedy:
-    """Look a status up; every other one is worth a retry, also OK: a feed has no end."""
+    """Look a status code up. All others are worth a retry, even OK, since a feed has no end."""
     return _REMEDIES.get(code, Remedy.RETRY)
 
 
 class Backoff:
-    """Waits that double, with jitter so that a thousand gateways do not come back at the same moment."""
+    """Waits that double, with jitter so that a thousand gateways do not reconnect at the same moment."""
 
     def __init__(self, first: float = 0.2, most: float = 30.0, late: float = 60.0) -> None:
-        """Take the first wait, the longest, and the one until somebody has changed something, in seconds."""
+        """Take, in seconds, the first wait, the longest wait, and the wait of `Remedy.BACK_OFF`."""
         self._first = first
         self._most = most
         self._late = late
