@@ -57,8 +57,8 @@ class GatewayEndpointsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamAuthDataUpdates(self, request, context):
-        """Deletes and upserts, for ever. It ends with OK when the server shuts down, and otherwise with an error only: clients
-        built before May 2025 open a stream that has ended with OK again at once, in a loop while they can.
+        """Deletes and upserts, without end. The stream ends with OK only when the server shuts down, otherwise with an error:
+        clients built before May 2025 reopen a stream that ended with OK at once, in a loop.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

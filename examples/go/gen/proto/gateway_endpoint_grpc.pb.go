@@ -24,8 +24,8 @@ const _ = grpc.SupportPackageIsVersion7
 type GatewayEndpointsClient interface {
 	// Every endpoint in one message. Default gRPC clients refuse answers above 4 MiB.
 	FetchAuthDataSync(ctx context.Context, in *AuthDataRequest, opts ...grpc.CallOption) (*AuthDataResponse, error)
-	// Deletes and upserts, for ever. It ends with OK when the server shuts down, and otherwise with an error only: clients
-	// built before May 2025 open a stream that has ended with OK again at once, in a loop while they can.
+	// Deletes and upserts, without end. The stream ends with OK only when the server shuts down, otherwise with an error:
+	// clients built before May 2025 reopen a stream that ended with OK at once, in a loop.
 	StreamAuthDataUpdates(ctx context.Context, in *AuthDataUpdatesRequest, opts ...grpc.CallOption) (GatewayEndpoints_StreamAuthDataUpdatesClient, error)
 }
 
@@ -84,8 +84,8 @@ func (x *gatewayEndpointsStreamAuthDataUpdatesClient) Recv() (*AuthDataUpdate, e
 type GatewayEndpointsServer interface {
 	// Every endpoint in one message. Default gRPC clients refuse answers above 4 MiB.
 	FetchAuthDataSync(context.Context, *AuthDataRequest) (*AuthDataResponse, error)
-	// Deletes and upserts, for ever. It ends with OK when the server shuts down, and otherwise with an error only: clients
-	// built before May 2025 open a stream that has ended with OK again at once, in a loop while they can.
+	// Deletes and upserts, without end. The stream ends with OK only when the server shuts down, otherwise with an error:
+	// clients built before May 2025 reopen a stream that ended with OK at once, in a loop.
 	StreamAuthDataUpdates(*AuthDataUpdatesRequest, GatewayEndpoints_StreamAuthDataUpdatesServer) error
 	mustEmbedUnimplementedGatewayEndpointsServer()
 }

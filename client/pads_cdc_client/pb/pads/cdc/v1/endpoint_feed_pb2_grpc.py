@@ -55,24 +55,24 @@ class EndpointFeedServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Watch(self, request_iterator, context):
-        """Snapshot (or resume), and then every change, for as long as the stream lives. The client's first message is `open`;
-        it must come within 10 s. The client may end its side at any time and still be served.
+        """Sends a snapshot (or resumes), and then every change until the stream ends. The client's first message is `open`; it
+        must arrive within 10 s. The client may half-close the stream at any time and still be served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Status(self, request, context):
-        """What the server holds now. Never waits.
+        """Returns the present state of the server's map. Never waits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Mirror(self, request_iterator, context):
-        """Between the two servers of one slot (PEER_ADDRESS), not for gateways: the server that reads the slot gives the other
-        one everything that it needs to go on in its place. The client's first message is `open`; it must come within 10 s.
-        UNAVAILABLE where this server does not read the slot. docs/deploy.md says how to run them.
+        """For the two servers of one slot (PEER_ADDRESS), not for gateways: the server that reads the slot sends the other
+        server everything that it needs to take over. The client's first message is `open`; it must arrive within 10 s.
+        UNAVAILABLE if this server does not read the slot. docs/deploy.md says how to run a pair.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,9 +1,9 @@
-// The endpoint feed: every GatewayEndpoint, and every change of one, with a snapshot that says when it is complete,
+// The endpoint feed: every GatewayEndpoint and every change of one, with a snapshot that says when it is complete,
 // tokens to resume from, and a digest by which client and server prove to each other that they hold the same map.
 //
-// What a client does is told in docs/feed.md. In short: open; apply changes as they come; keep the newest token with the
-// map; after a reset drop, at the end of the snapshot, what the snapshot did not bring; at each checkpoint compare digests
-// and acknowledge.
+// docs/feed.md describes a client. In short: open the stream; apply changes in the order in which they arrive; keep the
+// newest token with the map; after a reset, drop at the end of the snapshot every endpoint that the snapshot did not
+// contain; at each checkpoint compare digests and acknowledge.
 //
 // Status codes, and what a client does on each:
 //
@@ -13,16 +13,16 @@
 //                                  | has not yet seen what the token has seen             | jitter, at another server
 //                                  |                                                      | if there is one; keep map
 //                                  |                                                      | and token
-//   OK, CANCELLED, INTERNAL,       | a proxy, a crash; this service never ends a Watch    | retry, likewise
+//   OK, CANCELLED, INTERNAL,       | a proxy or a crash; this service never ends a Watch  | retry, likewise
 //   UNKNOWN, DEADLINE_EXCEEDED,    | with OK                                              |
 //   ABORTED                        |                                                      |
-//   UNAUTHENTICATED,               | credentials are missing, wrong or not good enough    | back off (a minute), tell
+//   UNAUTHENTICATED,               | credentials are missing, wrong or insufficient       | back off (a minute), tell
 //   PERMISSION_DENIED              |                                                      | the operator, retry
 //   RESOURCE_EXHAUSTED             | too many streams from this client, or a message that | back off, tell the
 //                                  | is too large                                         | operator, retry
-//   UNIMPLEMENTED                  | no such service here: an old server, a wrong address | back off, tell the
+//   UNIMPLEMENTED                  | no such service: an old server, or a wrong address   | back off, tell the
 //                                  |                                                      | operator, retry
-//   INVALID_ARGUMENT               | the client does not keep to this protocol            | stop: a bug in the client
+//   INVALID_ARGUMENT               | the client violates this protocol                    | stop: a bug in the client
 //
 // In every case the client goes on serving the map that it holds.
 
@@ -53,23 +53,23 @@ type ResetReason int32
 
 const (
 	ResetReason_RESET_REASON_UNSPECIFIED ResetReason = 0
-	// The client sent none.
+	// The client sent no token.
 	ResetReason_RESET_REASON_NO_TOKEN ResetReason = 1
-	// It cannot be read, or was damaged.
+	// The token cannot be read, or is damaged.
 	ResetReason_RESET_REASON_MALFORMED ResetReason = 2
-	// It is older than the server's TOMBSTONE_RETENTION.
+	// The token is older than the server's TOMBSTONE_RETENTION.
 	ResetReason_RESET_REASON_EXPIRED ResetReason = 3
-	// It is of another database cluster.
+	// The token is from another database cluster.
 	ResetReason_RESET_REASON_OTHER_SYSTEM ResetReason = 4
-	// It is of an earlier timeline: the database was promoted or restored since.
+	// The token is from an earlier timeline: the database was promoted or restored since.
 	ResetReason_RESET_REASON_TIMELINE ResetReason = 5
-	// It is of this server, but of a revision that it does not know (its state file was replaced by an older one).
+	// The token is from this server, but its revision is unknown (the state file was replaced by an older one).
 	ResetReason_RESET_REASON_UNKNOWN_REVISION ResetReason = 6
-	// It is of another server, and older than what this server has followed without a gap.
+	// The token is from another server, and older than the position since which this server has followed without a gap.
 	ResetReason_RESET_REASON_GAP ResetReason = 7
-	// The client said so.
+	// The client reported a digest mismatch.
 	ResetReason_RESET_REASON_DIGEST_MISMATCH ResetReason = 8
-	// It was given before the end of a snapshot.
+	// The token was issued before the end of a snapshot.
 	ResetReason_RESET_REASON_INCOMPLETE ResetReason = 9
 )
 
@@ -216,9 +216,9 @@ type Open struct {
 	sizeCache     protoimpl.SizeCache
 	unknownFields protoimpl.UnknownFields
 
-	// Names the client in the server's status page: 1 to 128 printable ASCII characters, such as a host's name.
+	// The client's name on the server's status page: 1 to 128 printable ASCII characters, such as a host name.
 	ClientId string `protobuf:"bytes,1,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
-	// The newest token that the client was given, by this or another server; empty if it holds nothing.
+	// The newest token that the client has received, from this or another server; empty if it holds no map.
 	ResumeToken []byte `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
 }
 
@@ -268,16 +268,16 @@ func (x *Open) GetResumeToken() []byte {
 	return nil
 }
 
-// The client's map is, or was, at a checkpoint. So the server knows who is current.
+// The client's map has reached a checkpoint. The server reports from this which clients are current.
 type Acknowledge struct {
 	state         protoimpl.MessageState
 	sizeCache     protoimpl.SizeCache
 	unknownFields protoimpl.UnknownFields
 
-	// That came with a checkpoint on this stream; none older than what has been acknowledged. It stands for those before it.
+	// The token of a checkpoint on this stream, never older than one acknowledged before. It acknowledges all earlier ones.
 	Token []byte `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	// The digest of the client's map was not the checkpoint's. The server answers with Opened (reset); until that has come
-	// the client acknowledges nothing.
+	// The digest of the client's map differs from the checkpoint's. The server answers with Opened (reset); until then the
+	// client acknowledges nothing.
 	DigestMismatch bool `protobuf:"varint,2,opt,name=digest_mismatch,json=digestMismatch,proto3" json:"digest_mismatch,omitempty"`
 }
 
@@ -327,7 +327,7 @@ func (x *Acknowledge) GetDigestMismatch() bool {
 	return false
 }
 
-// Messages are below 1 MiB, unless a single endpoint is larger; that one travels alone.
+// Messages are below 1 MiB, unless a single endpoint is larger: then it is the only one in its message.
 type WatchResponse struct {
 	state         protoimpl.MessageState
 	sizeCache     protoimpl.SizeCache
@@ -434,9 +434,10 @@ type Opened struct {
 	//	*Opened_Resumed
 	//	*Opened_Reset_
 	Outcome isOpened_Outcome `protobuf_oneof:"outcome"`
-	// How often a Progress comes, busy or idle. A client that hears nothing for three of them gives the stream up.
+	// Interval between Progress messages, busy or idle. A client that receives nothing for three intervals abandons the
+	// stream.
 	ProgressInterval *durationpb.Duration `protobuf:"bytes,3,opt,name=progress_interval,json=progressInterval,proto3" json:"progress_interval,omitempty"`
-	// Takes the place of the client's token.
+	// Replaces the client's token.
 	Token []byte `protobuf:"bytes,4,opt,name=token,proto3" json:"token,omitempty"`
 }
 
@@ -523,7 +524,7 @@ func (*Opened_Resumed) isOpened_Outcome() {}
 
 func (*Opened_Reset_) isOpened_Outcome() {}
 
-// The client keeps its map; what has changed since its token follows.
+// The client keeps its map; the changes since its token follow.
 type Resumed struct {
 	state         protoimpl.MessageState
 	sizeCache     protoimpl.SizeCache
@@ -562,8 +563,8 @@ func (*Resumed) Descriptor() ([]byte, []int) {
 	return file_pads_cdc_v1_endpoint_feed_proto_rawDescGZIP(), []int{5}
 }
 
-// A snapshot follows. The client goes on using the map that it holds, applies what comes, and at `snapshot_end` drops
-// every endpoint that has not come since this message.
+// A snapshot follows. The client goes on using the map that it holds, applies the changes that arrive, and at
+// `snapshot_end` drops every endpoint that no message has named since this one.
 type Reset struct {
 	state         protoimpl.MessageState
 	sizeCache     protoimpl.SizeCache
@@ -620,21 +621,21 @@ func (x *Reset) GetCount() uint64 {
 	return 0
 }
 
-// Changes, no endpoint twice in one message. They are applied as they come.
+// Changes, at most one of each endpoint. The client applies them at once.
 type Batch struct {
 	state         protoimpl.MessageState
 	sizeCache     protoimpl.SizeCache
 	unknownFields protoimpl.UnknownFields
 
 	Changes []*Change `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
-	// To be given to this or another server of the same database in `Open`. Opaque. It is set in every batch, also where
-	// there is no checkpoint: it says how new the client's map is, so that no server ever takes it back.
+	// For `Open`, at this or another server of the same database. Opaque. Every batch has one, also without a checkpoint:
+	// it says how new the client's map is, so that no server sends the client back to an older state.
 	Token []byte `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
-	// Set in the last part of what belongs together: with it the client's map is one that the database has had (or see
-	// `unsettled`).
+	// Set in the last batch of a group that belongs together: with it the client's map is one that the database has had
+	// (but see `unsettled`).
 	Checkpoint *Checkpoint `protobuf:"bytes,3,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
-	// After a reset: the snapshot is complete. What it did not bring is to be dropped, before anything else is done with
-	// the checkpoint, which is always there in this message.
+	// The snapshot that a reset announced is complete. The client first drops every endpoint that the snapshot did not
+	// contain, and then compares with the checkpoint, which is always set in this message.
 	SnapshotEnd bool `protobuf:"varint,4,opt,name=snapshot_end,json=snapshotEnd,proto3" json:"snapshot_end,omitempty"`
 }
 
@@ -703,7 +704,8 @@ type Change struct {
 	sizeCache     protoimpl.SizeCache
 	unknownFields protoimpl.UnknownFields
 
-	// The server's own count of publications. Comparable on one stream only, for display: order is the stream's.
+	// The server's own count of publications, for display. It is comparable within one stream only; the stream itself is
+	// in order.
 	Revision   uint64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	EndpointId string `protobuf:"bytes,2,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
 	// Types that are assignable to Outcome:
@@ -791,7 +793,7 @@ type Change_Endpoint struct {
 }
 
 type Change_Deleted struct {
-	// It is gone; that it was never there is no error.
+	// The endpoint is deleted. The client may never have had it.
 	Deleted bool `protobuf:"varint,4,opt,name=deleted,proto3,oneof"`
 }
 
@@ -810,11 +812,11 @@ type Checkpoint struct {
 	// 16 bytes, big-endian: the sum modulo 2^128 of BLAKE2b-128(length of the id as 4 bytes, big-endian || id in UTF-8 ||
 	// endpoint) over all endpoints in the map. BLAKE2b-128 is BLAKE2b without a key, with a digest size of 16 bytes.
 	Digest []byte `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
-	// How long ago, when this was sent, the map was known to be the database's. 0: it is.
+	// How long before this message was sent the map was last known to equal the database's. 0: it did then.
 	Staleness *durationpb.Duration `protobuf:"bytes,4,opt,name=staleness,proto3" json:"staleness,omitempty"`
-	// The map is what the server holds, but not one that the database has had: an endpoint may be newer than another. Such
-	// checkpoints come only while large changes, or more changes than the server can follow, have let none other come
-	// for a whole progress interval.
+	// The map is the server's, but perhaps not one that the database has had: one endpoint may be newer than another. The
+	// server sends such a checkpoint only if it could send no other for a whole progress interval, because of large
+	// changes, or of more changes than it can follow.
 	Unsettled bool `protobuf:"varint,5,opt,name=unsettled,proto3" json:"unsettled,omitempty"`
 }
 
@@ -893,9 +895,9 @@ type Progress struct {
 
 	// As in Batch.
 	Token []byte `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	// Unset while parts of a snapshot or of a batch are outstanding: nothing overtakes data.
+	// Unset while parts of a snapshot or of a group of changes are still to come.
 	Checkpoint *Checkpoint `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
-	// The snapshot waits: as many as the server makes at a time are under way.
+	// The snapshot waits until the server has finished others: it makes a limited number at a time.
 	Queued bool `protobuf:"varint,3,opt,name=queued,proto3" json:"queued,omitempty"`
 }
 
@@ -995,19 +997,19 @@ type StatusResponse struct {
 	sizeCache     protoimpl.SizeCache
 	unknownFields protoimpl.UnknownFields
 
-	// Names the unbroken line of revisions; another one after the state file was lost.
+	// Names the unbroken line of revisions. It changes if the state file is lost.
 	Epoch    string `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Endpoints in the map.
 	Count uint64 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
-	// As in Checkpoint, of the same moment as `revision` and `count`.
+	// As in Checkpoint, at the same moment as `revision` and `count`.
 	Digest    []byte               `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
 	Staleness *durationpb.Duration `protobuf:"bytes,5,opt,name=staleness,proto3" json:"staleness,omitempty"`
-	// WAL that is not in the map yet, in bytes, behind the end that the database last reported.
+	// Bytes of WAL, up to the end that the database last reported, that are not in the map yet.
 	LagBytes uint64 `protobuf:"varint,6,opt,name=lag_bytes,json=lagBytes,proto3" json:"lag_bytes,omitempty"`
-	// Open streams, of this service and of proto.GatewayEndpoints.
+	// Open streams of this service and of proto.GatewayEndpoints.
 	Subscribers uint32 `protobuf:"varint,7,opt,name=subscribers,proto3" json:"subscribers,omitempty"`
-	// Whether a complete map has been loaded; without it the other fields mean little.
+	// Whether a complete map has been loaded. While it is false the other fields mean little.
 	Ready bool `protobuf:"varint,8,opt,name=ready,proto3" json:"ready,omitempty"`
 }
 
@@ -1174,7 +1176,7 @@ type MirrorRequest_Open struct {
 }
 
 type MirrorRequest_Acknowledge struct {
-	// After each MirrorState that has been taken over, or a later one.
+	// For each MirrorState that the mirror has stored; a later one acknowledges the earlier ones too.
 	Acknowledge *MirrorAcknowledge `protobuf:"bytes,2,opt,name=acknowledge,proto3,oneof"`
 }
 
@@ -1189,14 +1191,14 @@ type MirrorOpen struct {
 
 	// As in Open.
 	ClientId string `protobuf:"bytes,1,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
-	// The newest MirrorState that the mirror has taken over, if it still holds that map: its `epoch`, `timeline`,
-	// `revision` and `followed`. Empty: everything is to be sent.
+	// From the newest MirrorState that the mirror has stored, if it still holds that map. Empty: the server is to send
+	// everything.
 	Epoch    string `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Timeline uint32 `protobuf:"varint,3,opt,name=timeline,proto3" json:"timeline,omitempty"`
 	Revision uint64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
 	Followed uint64 `protobuf:"varint,5,opt,name=followed,proto3" json:"followed,omitempty"`
-	// A relay asks: it serves gateways what it is told and never takes the slot. Nothing waits for it, and it is told
-	// nothing of parents. `followed` is then the `position` of its newest state.
+	// The client is a relay: it serves the map to gateways and never takes over the slot. The server does not wait for it
+	// and sends it no parents. `followed` is then the `position` of its newest state.
 	Relay bool `protobuf:"varint,6,opt,name=relay,proto3" json:"relay,omitempty"`
 }
 
@@ -1280,8 +1282,7 @@ type MirrorAcknowledge struct {
 	sizeCache     protoimpl.SizeCache
 	unknownFields protoimpl.UnknownFields
 
-	// That state's `followed`. The server lets the slot forget what lies before it, and waits with what lies beyond, for a
-	// second at most.
+	// `followed` of that state. The server confirms the slot up to it. It holds back anything beyond for a second at most.
 	Followed uint64 `protobuf:"varint,1,opt,name=followed,proto3" json:"followed,omitempty"`
 }
 
@@ -1411,10 +1412,10 @@ type MirrorOpened struct {
 	sizeCache     protoimpl.SizeCache
 	unknownFields protoimpl.UnknownFields
 
-	// Everything follows. With the first state it takes the place of what the mirror holds; until then the mirror keeps that.
-	// Unset: what has changed since the state that the mirror named follows.
+	// The whole map follows. It replaces the mirror's map with the first state; until then the mirror keeps its own.
+	// Unset: the changes since the state that the mirror named follow.
 	Reset_ bool `protobuf:"varint,1,opt,name=reset,proto3" json:"reset,omitempty"`
-	// How often a state comes, busy or idle.
+	// Interval between states, busy or idle.
 	ProgressInterval *durationpb.Duration `protobuf:"bytes,2,opt,name=progress_interval,json=progressInterval,proto3" json:"progress_interval,omitempty"`
 }
 
@@ -1469,13 +1470,13 @@ type MirrorBatch struct {
 	sizeCache     protoimpl.SizeCache
 	unknownFields protoimpl.UnknownFields
 
-	// In the order of their revisions, but for the first ones after a reset. `moved` come last.
+	// In the order of their revisions, except for the first ones after a reset. Entries with `moved` come last.
 	Entries []*MirrorEntry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
 	// No entry is newer than this position.
 	Seen uint64 `protobuf:"varint,2,opt,name=seen,proto3" json:"seen,omitempty"`
-	// With this batch the mirror holds what the server holds. Unset in the parts before.
+	// With this batch the mirror holds the server's map. Unset in the parts before.
 	State *MirrorState `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
-	// News of the memory of parents, in their order; they hold once the slot has been followed up to their `at`.
+	// Changes of the memory of parents, in order. Each is valid once the slot has been followed up to its `at`.
 	Parents []*MirrorParents `protobuf:"bytes,4,rep,name=parents,proto3" json:"parents,omitempty"`
 }
 
@@ -1539,23 +1540,23 @@ func (x *MirrorBatch) GetParents() []*MirrorParents {
 	return nil
 }
 
-// Where rows of a table belong whose deletes and updates do not name it in the WAL.
+// The parents of a table's rows, if the WAL does not name them in its deletes and updates.
 type MirrorParents struct {
 	state         protoimpl.MessageState
 	sizeCache     protoimpl.SizeCache
 	unknownFields protoimpl.UnknownFields
 
-	// Forget what was told before: the whole memory follows, in this message and in the next ones with the same `at`.
+	// Drop all earlier rows of this table: the whole memory follows, in this message and the next ones with the same `at`.
 	Anew bool `protobuf:"varint,1,opt,name=anew,proto3" json:"anew,omitempty"`
 	// The table and its column, as the mapping names them.
 	Table  string `protobuf:"bytes,2,opt,name=table,proto3" json:"table,omitempty"`
 	Column string `protobuf:"bytes,3,opt,name=column,proto3" json:"column,omitempty"`
-	// The memory is this only for who has followed the slot up to here.
+	// This content is valid for a server that has followed the slot up to here.
 	At uint64 `protobuf:"varint,4,opt,name=at,proto3" json:"at,omitempty"`
-	// Ids of rows, and as many parents.
+	// Ids of rows, and the parent of each.
 	Rows    []string `protobuf:"bytes,5,rep,name=rows,proto3" json:"rows,omitempty"`
 	Parents []string `protobuf:"bytes,6,rep,name=parents,proto3" json:"parents,omitempty"`
-	// Ids of rows that are gone.
+	// Ids of deleted rows.
 	Gone []string `protobuf:"bytes,7,rep,name=gone,proto3" json:"gone,omitempty"`
 }
 
@@ -1648,7 +1649,7 @@ type MirrorEntry struct {
 
 	EndpointId string `protobuf:"bytes,1,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
 	Revision   uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	// End of the last transaction that named it.
+	// End of the last transaction that named the endpoint.
 	Position uint64 `protobuf:"varint,3,opt,name=position,proto3" json:"position,omitempty"`
 	// Types that are assignable to Outcome:
 	//
@@ -1753,7 +1754,7 @@ type MirrorEntry_Deleted struct {
 }
 
 type MirrorEntry_Moved struct {
-	// A transaction named it and left it as it is: only `position` counts.
+	// A transaction named the endpoint and did not change it: only `position` is new.
 	Moved bool `protobuf:"varint,6,opt,name=moved,proto3,oneof"`
 }
 
@@ -1771,34 +1772,34 @@ type MirrorState struct {
 	// The line of revisions, as in StatusResponse.
 	Epoch    string `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	// Whose slot is followed: system identifier and timeline.
+	// The followed database: system identifier and timeline.
 	System   string `protobuf:"bytes,3,opt,name=system,proto3" json:"system,omitempty"`
 	Timeline uint32 `protobuf:"varint,4,opt,name=timeline,proto3" json:"timeline,omitempty"`
-	// Every transaction up to here is in the map, and none in parts.
+	// Every transaction up to here is in the map, and no part of a later one.
 	Position uint64 `protobuf:"varint,5,opt,name=position,proto3" json:"position,omitempty"`
-	// Every transaction up to here is in the map; of later ones there may be parts. The slot has been let go up to here at
-	// most. 0 while the server owes a reading of everything.
+	// Every transaction up to here is in the map, and perhaps parts of later ones. The slot is confirmed up to here at
+	// most. 0 while the server owes a reconcile.
 	Followed uint64 `protobuf:"varint,6,opt,name=followed,proto3" json:"followed,omitempty"`
-	// Since where each entry that a transaction named bears its position.
+	// Since this position, each entry that a transaction named has that transaction's position.
 	FollowedSince uint64 `protobuf:"varint,7,opt,name=followed_since,json=followedSince,proto3" json:"followed_since,omitempty"`
 	// Whether the map is one that the database has had.
 	Whole bool   `protobuf:"varint,8,opt,name=whole,proto3" json:"whole,omitempty"`
 	Count uint64 `protobuf:"varint,9,opt,name=count,proto3" json:"count,omitempty"`
 	// As in Checkpoint.
 	Digest []byte `protobuf:"bytes,10,opt,name=digest,proto3" json:"digest,omitempty"`
-	// What a reading of everything has still to see, as the state file notes it; empty if none is owed.
+	// What an owed reconcile has to see, as the state file notes it; empty if none is owed.
 	Owed string `protobuf:"bytes,11,opt,name=owed,proto3" json:"owed,omitempty"`
-	// For each earlier timeline, where it was left. Relays judge tokens by it.
+	// For each earlier timeline, the position at which it was left. Relays judge tokens by it.
 	Switches []*TimelineSwitch `protobuf:"bytes,12,rep,name=switches,proto3" json:"switches,omitempty"`
-	// Epochs of this server whose history the database has gone back on. Relays turn their tokens away.
+	// Epochs of this server whose history the database has gone back on. Relays refuse tokens of these epochs.
 	Left []string `protobuf:"bytes,13,rep,name=left,proto3" json:"left,omitempty"`
-	// For relays that follow this server directly: what relay.proto's Head says.
+	// For relays that follow this server directly: as in Head.
 	Staleness float64 `protobuf:"fixed64,14,opt,name=staleness,proto3" json:"staleness,omitempty"`
 	ServerEnd uint64  `protobuf:"varint,15,opt,name=server_end,json=serverEnd,proto3" json:"server_end,omitempty"`
-	// By which rules an endpoint becomes bytes; 0 is 1. Whoever takes the map over has the digests and tokens of these.
+	// Version of the rules by which an endpoint becomes bytes; 0 stands for 1. The map's digests and tokens depend on it.
 	Encoding uint32 `protobuf:"varint,16,opt,name=encoding,proto3" json:"encoding,omitempty"`
-	// By which mapping of which schema and database the endpoints were made: 32 bits of a hash. Another one's map is read
-	// anew before it is served.
+	// 32 bits of a hash over mapping, schema and database. A server with another hash reads the map anew before it serves
+	// it.
 	Mapping uint32 `protobuf:"varint,17,opt,name=mapping,proto3" json:"mapping,omitempty"`
 }
 
@@ -2009,46 +2010,46 @@ func (x *TimelineSwitch) GetPosition() uint64 {
 	return 0
 }
 
-// What travels from a leader to its relays by a broker: the map's log and its snapshots, in pages that chain. docs/scale.md
-// says how relays are run, cdc/relay/pages.py how pages are made and read. A message is at most 64 KiB, unless its page is
-// one endpoint that is larger.
+// A leader's message to its relays, sent through a broker: part of the map's log or of a snapshot of it. Pages form a
+// chain. docs/scale.md says how to run relays, cdc/relay/pages.py how pages are made and read. A message is at most 64
+// KiB, unless its page is one endpoint that is larger.
 //
-// A run of pages brings everything that has changed since the revision `start`, and ends with a checkpoint. A generation
-// brings every endpoint and tombstone; runs come in between.
+// A run of pages has every change since the revision `start`, and ends with a checkpoint. A generation has every
+// endpoint and tombstone; runs may lie between its pages.
 type Page struct {
 	state         protoimpl.MessageState
 	sizeCache     protoimpl.SizeCache
 	unknownFields protoimpl.UnknownFields
 
-	// Names an unbroken chain of pages. A leader that cannot go on where the stream ends begins another one.
+	// Names an unbroken chain of pages. A leader that cannot continue at the end of the stream begins another line.
 	Line string `protobuf:"bytes,1,opt,name=line,proto3" json:"line,omitempty"`
-	// One more than in the page before of this line.
+	// One more than in the previous page of this line.
 	Number uint64 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
-	// A reader whose map has reached this revision can take the run.
+	// A reader whose map has reached this revision can apply the run.
 	Start uint64 `protobuf:"varint,3,opt,name=start,proto3" json:"start,omitempty"`
 	// The page is the first of a run.
 	First bool `protobuf:"varint,4,opt,name=first,proto3" json:"first,omitempty"`
-	// The page begins a generation; `total` entries are to come, as far as was known.
+	// The page begins a generation of about `total` entries.
 	Opening bool   `protobuf:"varint,5,opt,name=opening,proto3" json:"opening,omitempty"`
 	Total   uint64 `protobuf:"varint,6,opt,name=total,proto3" json:"total,omitempty"`
-	// The entries are a part of the generation, and older than `start`.
+	// The entries belong to the generation, and are older than `start`.
 	Older bool `protobuf:"varint,7,opt,name=older,proto3" json:"older,omitempty"`
-	// `moved` among them: only `position` counts, and only if the reader holds that revision.
+	// For an entry with `moved` only `position` counts, and only if the reader holds that revision.
 	Entries []*MirrorEntry `protobuf:"bytes,8,rep,name=entries,proto3" json:"entries,omitempty"`
-	// The reader then holds the leader's map of that moment. Its `seen` is the page's.
+	// With this page the reader holds the leader's map of that moment. Its `seen` is the page's.
 	Checkpoint *MirrorState `protobuf:"bytes,9,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	// Nothing in the checkpoint's map is newer than this position.
 	Seen uint64 `protobuf:"varint,10,opt,name=seen,proto3" json:"seen,omitempty"`
 	// The generation is complete with this checkpoint.
 	Complete bool `protobuf:"varint,11,opt,name=complete,proto3" json:"complete,omitempty"`
-	// For the leader that goes on behind this page, perhaps in another process: of whose revisions the line is, and up to
-	// where the map of revision `start` holds every transaction.
+	// For the leader that continues after this page, perhaps in another process: the epoch and timeline of the line's
+	// revisions, and the position up to which the map of revision `start` holds every transaction.
 	Epoch    string `protobuf:"bytes,12,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Timeline uint32 `protobuf:"varint,13,opt,name=timeline,proto3" json:"timeline,omitempty"`
 	Position uint64 `protobuf:"varint,14,opt,name=position,proto3" json:"position,omitempty"`
 	// Number of the page that opened the newest complete generation of the line; 0 while there is none.
 	Generation uint64 `protobuf:"varint,15,opt,name=generation,proto3" json:"generation,omitempty"`
-	// A generation is under way: its end is still to come.
+	// A generation is in progress: its end is still to come.
 	Generating bool `protobuf:"varint,16,opt,name=generating,proto3" json:"generating,omitempty"`
 }
 
@@ -2196,7 +2197,7 @@ func (x *Page) GetGenerating() bool {
 	return false
 }
 
-// Said once a second, so that a quiet leader is told from one that is cut off.
+// Sent once a second, so that relays can tell a quiet leader from one that is cut off.
 type Head struct {
 	state         protoimpl.MessageState
 	sizeCache     protoimpl.SizeCache
@@ -2204,7 +2205,7 @@ type Head struct {
 
 	Line     string `protobuf:"bytes,1,opt,name=line,proto3" json:"line,omitempty"`
 	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	// Seconds since the leader's map was known to be the database's. 0: it is.
+	// Seconds since the leader's map was last known to equal the database's. 0: it does now.
 	Staleness float64 `protobuf:"fixed64,3,opt,name=staleness,proto3" json:"staleness,omitempty"`
 	// Unix seconds by the leader's clock.
 	At float64 `protobuf:"fixed64,4,opt,name=at,proto3" json:"at,omitempty"`

@@ -22,14 +22,14 @@ const _ = grpc.SupportPackageIsVersion7
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type EndpointFeedServiceClient interface {
-	// Snapshot (or resume), and then every change, for as long as the stream lives. The client's first message is `open`;
-	// it must come within 10 s. The client may end its side at any time and still be served.
+	// Sends a snapshot (or resumes), and then every change until the stream ends. The client's first message is `open`; it
+	// must arrive within 10 s. The client may half-close the stream at any time and still be served.
 	Watch(ctx context.Context, opts ...grpc.CallOption) (EndpointFeedService_WatchClient, error)
-	// What the server holds now. Never waits.
+	// Returns the present state of the server's map. Never waits.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
-	// Between the two servers of one slot (PEER_ADDRESS), not for gateways: the server that reads the slot gives the other
-	// one everything that it needs to go on in its place. The client's first message is `open`; it must come within 10 s.
-	// UNAVAILABLE where this server does not read the slot. docs/deploy.md says how to run them.
+	// For the two servers of one slot (PEER_ADDRESS), not for gateways: the server that reads the slot sends the other
+	// server everything that it needs to take over. The client's first message is `open`; it must arrive within 10 s.
+	// UNAVAILABLE if this server does not read the slot. docs/deploy.md says how to run a pair.
 	Mirror(ctx context.Context, opts ...grpc.CallOption) (EndpointFeedService_MirrorClient, error)
 }
 
@@ -116,14 +116,14 @@ func (x *endpointFeedServiceMirrorClient) Recv() (*MirrorResponse, error) {
 // All implementations must embed UnimplementedEndpointFeedServiceServer
 // for forward compatibility
 type EndpointFeedServiceServer interface {
-	// Snapshot (or resume), and then every change, for as long as the stream lives. The client's first message is `open`;
-	// it must come within 10 s. The client may end its side at any time and still be served.
+	// Sends a snapshot (or resumes), and then every change until the stream ends. The client's first message is `open`; it
+	// must arrive within 10 s. The client may half-close the stream at any time and still be served.
 	Watch(EndpointFeedService_WatchServer) error
-	// What the server holds now. Never waits.
+	// Returns the present state of the server's map. Never waits.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
-	// Between the two servers of one slot (PEER_ADDRESS), not for gateways: the server that reads the slot gives the other
-	// one everything that it needs to go on in its place. The client's first message is `open`; it must come within 10 s.
-	// UNAVAILABLE where this server does not read the slot. docs/deploy.md says how to run them.
+	// For the two servers of one slot (PEER_ADDRESS), not for gateways: the server that reads the slot sends the other
+	// server everything that it needs to take over. The client's first message is `open`; it must arrive within 10 s.
+	// UNAVAILABLE if this server does not read the slot. docs/deploy.md says how to run a pair.
 	Mirror(EndpointFeedService_MirrorServer) error
 	mustEmbedUnimplementedEndpointFeedServiceServer()
 }
