@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import re
 import time
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING
 from cdc.checks.finding import fail, good, warn
 from cdc.postgres.errors import translated
 from cdc.postgres.session import ask
+from cdc.state.place import find_fault
 from cdc.state.state_file import is_foreign
 
 if TYPE_CHECKING:
@@ -42,33 +41,16 @@ def clock(site: Deployment) -> Iterator[Finding]:
 def state_file(site: Deployment) -> Iterator[Finding]:
     """Judge whether the state file can be written, and will be there after a restart."""
     path = site.state_file.absolute()
-    folder = path.parent
-    if not folder.is_dir():
-        yield fail(
-            f"STATE_FILE: there is no folder {folder}", f"install -d -m 0700 -o {_our_user()} {folder}"
-        )
-        return
-    if path.exists() and not path.is_file():
-        yield fail(
-            f"STATE_FILE: {path} is not a file", f"name a file in it, for example STATE_FILE={path / 'state'}"
-        )
-        return
-    if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
-        refused = path if path.exists() else folder
-        if os.statvfs(refused).f_flag & os.ST_RDONLY:
-            what, remedy = (
-                "it is on a read-only file system",
-                "mount it for writing, or choose another STATE_FILE",
-            )
-        else:
-            what, remedy = "its owner or mode forbids it", f"chown {_our_user()} {refused}"
-        yield fail(f"STATE_FILE: we may not write to {refused}: {what}", remedy)
+    fault = find_fault(path)
+    if fault is not None:
+        yield fail(f"STATE_FILE: {fault.text}", fault.remedy)
         return
     if path.exists() and is_foreign(path):
         yield fail(
             f"STATE_FILE: {path} is no state file but something else", "name another file in STATE_FILE"
         )
         return
+    folder = path.parent
     kind = filesystem(folder, _MOUNTS.read_text(encoding="utf-8")) if _MOUNTS.exists() else None
     if kind in _EPHEMERAL:
         yield warn(
@@ -78,14 +60,6 @@ def state_file(site: Deployment) -> Iterator[Finding]:
         )
     else:
         yield good(f"the state file {path} can be kept" + (f", on {kind}" if kind else ""))
-
-
-def _our_user() -> str:
-    """Return the name that we run under, or the number where it has no name, as in many containers."""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
 
 
 def filesystem(folder: Path, mounts: str) -> str | None:

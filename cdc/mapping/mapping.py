@@ -441,7 +441,11 @@ def _folder(name_or_path: str) -> Path:
     if name_or_path in names:
         return _sql() / name_or_path
     folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
+    try:
+        found = folder.is_dir()
+    except OSError as error:  # a folder on the way is closed to us
+        raise ConfigurationError(f"MAPPING: {folder} cannot be read: {error.strerror}") from error
+    if found:
         if not any((folder / file).exists() for file in _FILES):
             raise ConfigurationError(
                 f"MAPPING: the folder {folder} is no mapping: none of {', '.join(_FILES)} is in it;"

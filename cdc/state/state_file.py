@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdc.errors import Refusal, StateFileError
 from cdc.postgres.gate import Gate, Snapshot
+from cdc.state.place import find_fault
 from cdc.store.entry_columns import GONE, EntryColumns
 
 if TYPE_CHECKING:
@@ -364,11 +365,7 @@ def _errors(path: Path) -> Iterator[None]:
 
 
 def _remedy(path: Path) -> str:
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        return f"there is no folder {folder}: make it, or correct STATE_FILE"
-    if os.statvfs(folder).f_flag & os.ST_RDONLY:
-        return f"{folder} is on a read-only file system: mount it for writing, or correct STATE_FILE"
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        return f"let our user write to {path if path.exists() else folder}, or correct STATE_FILE"
-    return "see to the disk below it, or choose another STATE_FILE"
+    fault = find_fault(path)
+    return (
+        f"{fault.text}; {fault.remedy}" if fault else "see to the disk below it, or choose another STATE_FILE"
+    )

@@ -46,7 +46,11 @@ class RoleFile:
             ConfigurationError: it cannot be read, or is for another role or without a password.
 
         """
-        if not Path(path).exists():
+        try:
+            found = Path(path).exists()
+        except OSError as error:  # a folder on the way is closed to us
+            raise ConfigurationError(f"{_NAME}: {path} cannot be read: {error.strerror}") from error
+        if not found:
             given = parse_dsn(admin.dsn)
             known = {"host": admin.info.host, "port": str(admin.info.port)}
             server = known | {name: given[name] for name in _KEPT if name in given}

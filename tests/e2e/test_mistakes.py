@@ -399,7 +399,7 @@ def test_a_state_file_in_a_folder_that_is_not_there(
     fill(database, 1)
     server = serve(database, STATE_FILE=str(tmp_path / "nowhere" / "state"), SLOTNAME="pads")
     said = server.wait_log("state file failed, clients cannot resume across a restart")["message"]
-    assert_says(said, f"there is no folder {tmp_path}/nowhere: make it, or correct STATE_FILE")
+    assert_says(said, f"there is no folder {tmp_path}/nowhere; install -d -m 0700 -o \\S+ {tmp_path}/nowhere")
     assert_says(server.wait_log("environment")["message"], "SLOTNAME .*did you mean SLOT_NAME")
 
 

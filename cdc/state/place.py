@@ -1,0 +1,94 @@
+"""Where a state file is to be: why it cannot be written there, and what to type.
+
+For `pads-cdc check`, which looks before anything is started, and for a server whose state file fails.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Fault(NamedTuple):
+    """What is wrong with a place."""
+
+    text: str
+    remedy: str
+    """What to type, in a shell or as a setting."""
+
+
+def find_fault(path: Path) -> Fault | None:
+    """Return what forbids our user to write a state file there; None if nothing does.
+
+    Folders on the way may be closed to us: `Path.is_dir` raises an error for what is inside them.
+    """
+    try:
+        return _find_fault(path.absolute())
+    except OSError as error:
+        return Fault(f"{path}: {error.strerror}", "choose another STATE_FILE")
+
+
+def _find_fault(path: Path) -> Fault | None:
+    folder = path.parent
+    if (closed := _first_closed(folder)) is not None:
+        text, at = f"we may not look into {closed}", shlex.quote(str(closed))
+        if closed.stat().st_uid == os.geteuid():
+            return Fault(text, f"chmod u+rwx {at}")
+        return Fault(text, f"choose another STATE_FILE, or let everybody through that folder: chmod o+x {at}")
+    if not folder.is_dir():
+        if (
+            other := next((one for one in path.parents if one.exists() and not one.is_dir()), None)
+        ) is not None:
+            return Fault(f"{other} is not a folder", "choose another STATE_FILE")
+        return Fault(
+            f"there is no folder {folder}", f"install -d -m 0700 -o {_our_user()} {shlex.quote(str(folder))}"
+        )
+    if path.exists() and not path.is_file():
+        return Fault(
+            f"{path} is not a file",
+            f"name a file in it, for example STATE_FILE={shlex.quote(str(path / 'state'))}",
+        )
+    # SQLite writes further files beside it.
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return _not_writable(folder)
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        return _not_writable(path)
+    return None
+
+
+def _first_closed(folder: Path) -> Path | None:
+    """Return the outermost folder that we may not look into, on the way to what is in ``folder``."""
+    for one in (*reversed(folder.parents), folder):
+        try:
+            found = one.stat()
+        except OSError:  # it is not there
+            return None
+        if stat.S_ISDIR(found.st_mode) and not os.access(one, os.X_OK):
+            return one
+    return None
+
+
+def _not_writable(refused: Path) -> Fault:
+    """Say how to get the right to write to a file or folder."""
+    text, at = f"we may not write to {refused}", shlex.quote(str(refused))
+    if os.statvfs(refused).f_flag & os.ST_RDONLY:
+        return Fault(
+            f"{text}: it is on a read-only file system", "mount it for writing, or choose another STATE_FILE"
+        )
+    if refused.stat().st_uid == os.geteuid():
+        return Fault(f"{text}: its mode forbids it", f"chmod u+rw{'x' if refused.is_dir() else ''} {at}")
+    return Fault(f"{text}: it is another user's", f"chown {_our_user()} {at}")
+
+
+def _our_user() -> str:
+    """Return the name that we run under, or the number where it has no name, as in many containers."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
