@@ -265,7 +265,10 @@ WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
 UNION ALL
 SELECT
     concat('prepared transaction ', quote_literal(gid), ' (', owner, ', since ', prepared::timestamptz(0), ')'),
-    format('ROLLBACK PREPARED %L;', gid)
+    concat(
+        format('ROLLBACK PREPARED %L;', gid),
+        CASE WHEN database <> current_database() THEN format(' (in the database %I)', database) END
+    )
 FROM pg_prepared_xacts
 LIMIT 5;
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from cdc.checks.finding import Deployment, Finding
 
 _MIB = 2**20
+_LITTLE = 32 * _MIB
+"""Bytes of WAL, two files, below which no limit of ours would let us read much before the slot is lost."""
 _LEAST_SAFE = 0.2
 """The share of max_slot_wal_keep_size below which what is left of it is little."""
 
@@ -59,11 +61,11 @@ def retained_wal(site: Deployment) -> Iterator[Finding]:
     retained = state.retained_bytes if state else None
     text = f"the slot retains {_size(retained)}" if retained is not None else "no WAL is retained"
     if keep is not None and most >= keep:
+        ours = f"MAX_RETAINED_WAL={_size(keep // 2)}, or " if keep >= _LITTLE else ""
         yield warn(
             f"MAX_RETAINED_WAL ({_size(most)}) is not below max_slot_wal_keep_size ({_size(keep)}): the slot"
             " would be lost before the server lets go of WAL",
-            f"MAX_RETAINED_WAL={_size(keep // 2)}, or ALTER SYSTEM SET max_slot_wal_keep_size ="
-            f" '{_size(most * 2)}'; SELECT pg_reload_conf();",
+            f"{ours}ALTER SYSTEM SET max_slot_wal_keep_size = '{_size(most * 2)}'; SELECT pg_reload_conf();",
         )
     if retained is not None and retained > most:
         yield warn(

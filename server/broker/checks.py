@@ -62,7 +62,7 @@ async def _ask(client: Client, settings: Serving) -> AsyncIterator[tuple[str, Fi
             "broker_stream",
             warn(
                 f"there is no stream {stream.name} yet: the first server with BROKER_URL makes it, if it may",
-                "pads-cdc setup --broker-url ... makes it beforehand",
+                "pads-cdc setup, with the same BROKER_URL, makes it beforehand",
             ),
         )
     else:

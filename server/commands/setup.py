@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -252,7 +253,7 @@ def _advise(site: Site, target: Target, file: RoleFile | None) -> None:
     if file is None:
         _note(f"{target.role} gets no password from here: give --role-file, or authenticate it otherwise")
     else:
-        _note(f"next: POSTGRES_CONNECTION_STRING_FILE={file.path} pads-cdc check")
+        _note(f"next: POSTGRES_CONNECTION_STRING_FILE={shlex.quote(str(file.path))} pads-cdc check")
 
 
 def _left(site: Site, *, dry_run: bool) -> Iterator[str]:

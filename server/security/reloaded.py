@@ -7,6 +7,7 @@ the disk is taken once two looks in a row have found the same and it is good; un
 from __future__ import annotations
 
 import hashlib
+import shlex
 import stat
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -85,7 +86,9 @@ def read_file(setting: str, path: Path, *, secret: bool = False) -> bytes:
     if len(content) > _MAX_BYTES:
         raise ConfigurationError(f"{setting}: {path} is larger than 1 MiB, which is not what it should be")
     if secret and mode & (stat.S_IROTH | stat.S_IWOTH):
-        raise ConfigurationError(f"{setting}: {path} is open to everybody on this machine; chmod o= {path}")
+        raise ConfigurationError(
+            f"{setting}: {path} is open to everybody on this machine; chmod o= {shlex.quote(str(path))}"
+        )
     return content
 
 
