@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Fault(NamedTuple):
+class PlaceFault(NamedTuple):
     """What is wrong with a place."""
 
     text: str
@@ -23,7 +23,7 @@ class Fault(NamedTuple):
     """What to type, in a shell or as a setting."""
 
 
-def find_fault(path: Path) -> Fault | None:
+def find_fault(path: Path) -> PlaceFault | None:
     """Return what forbids our user to write a state file there; None if nothing does.
 
     Folders on the way may be closed to us: `Path.is_dir` raises an error for what is inside them.
@@ -31,26 +31,28 @@ def find_fault(path: Path) -> Fault | None:
     try:
         return _find_fault(path.absolute())
     except OSError as error:
-        return Fault(f"{path}: {error.strerror}", "choose another STATE_FILE")
+        return PlaceFault(f"{path}: {error.strerror}", "choose another STATE_FILE")
 
 
-def _find_fault(path: Path) -> Fault | None:
+def _find_fault(path: Path) -> PlaceFault | None:
     folder = path.parent
     if (closed := _first_closed(folder)) is not None:
         text, at = f"we may not look into {closed}", shlex.quote(str(closed))
         if closed.stat().st_uid == os.geteuid():
-            return Fault(text, f"chmod u+rwx {at}")
-        return Fault(text, f"choose another STATE_FILE, or let everybody through that folder: chmod o+x {at}")
+            return PlaceFault(text, f"chmod u+rwx {at}")
+        return PlaceFault(
+            text, f"choose another STATE_FILE, or let everybody through that folder: chmod o+x {at}"
+        )
     if not folder.is_dir():
         if (
             other := next((one for one in path.parents if one.exists() and not one.is_dir()), None)
         ) is not None:
-            return Fault(f"{other} is not a folder", "choose another STATE_FILE")
-        return Fault(
+            return PlaceFault(f"{other} is not a folder", "choose another STATE_FILE")
+        return PlaceFault(
             f"there is no folder {folder}", f"install -d -m 0700 -o {_our_user()} {shlex.quote(str(folder))}"
         )
     if path.exists() and not path.is_file():
-        return Fault(
+        return PlaceFault(
             f"{path} is not a file",
             f"name a file in it, for example STATE_FILE={shlex.quote(str(path / 'state'))}",
         )
@@ -74,16 +76,16 @@ def _first_closed(folder: Path) -> Path | None:
     return None
 
 
-def _not_writable(refused: Path) -> Fault:
+def _not_writable(refused: Path) -> PlaceFault:
     """Say how to get the right to write to a file or folder."""
     text, at = f"we may not write to {refused}", shlex.quote(str(refused))
     if os.statvfs(refused).f_flag & os.ST_RDONLY:
-        return Fault(
+        return PlaceFault(
             f"{text}: it is on a read-only file system", "mount it for writing, or choose another STATE_FILE"
         )
     if refused.stat().st_uid == os.geteuid():
-        return Fault(f"{text}: its mode forbids it", f"chmod u+rw{'x' if refused.is_dir() else ''} {at}")
-    return Fault(f"{text}: it is another user's", f"chown {_our_user()} {at}")
+        return PlaceFault(f"{text}: its mode forbids it", f"chmod u+rw{'x' if refused.is_dir() else ''} {at}")
+    return PlaceFault(f"{text}: it is another user's", f"chown {_our_user()} {at}")
 
 
 def _our_user() -> str:

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from psycopg2.extensions import make_dsn
 
-from cdc.errors import PadsCdcError, Refusal
+from cdc.errors import ConfigurationError, PadsCdcError, Refusal
 from cdc.mapping.mapping import load, server_queries
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database as Queried
 from cdc.postgres.errors import translated
 from cdc.postgres.session import ask
 from cdc.replication.standby_snapshot import StandbySnapshotRequest
+from server.broker.seal import Seal
 from server.commands.demo.programs import find_programs
+from server.security import auth_tokens
 from tests.plugins.postgres import fetched
 from tests.plugins.server import fill, wait_until
 from tests.support import ROOT
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.plugins.check import Check
-    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory, Role
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory, Replicated, Role
+    from tests.plugins.server import ServerFactory
 
     Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -261,6 +267,101 @@ def test_limits_of_the_server(
         report = check(database)
     for name in ("replication_slots", "replication_right", "max_slot_wal_keep_size", "retained_wal"):
         assert report.the(name, "pass")
+
+
+def test_a_role_that_may_not_replicate_on_rds(
+    cluster_factory: ClusterFactory, database_factory: DatabaseFactory, check: Check
+) -> None:
+    """There nobody may give the attribute, and membership, which stands for it, is what is asked for."""
+    database = database_factory(cluster=cluster_factory())
+    database.execute("CREATE ROLE rds_replication")
+    role = database.create_role()
+    remedy = check(database.url(*role)).the("replication_right", "fail").remedy
+    assert remedy == f'GRANT rds_replication TO "{role.name}";'
+    database.execute(remedy)
+    assert database.value("SELECT pg_has_role(%s, 'rds_replication', 'MEMBER')", (role.name,))
+    # What RDS itself would have done for a member.
+    database.execute(f"ALTER ROLE {role.name} REPLICATION")
+    assert check(database.url(*role)).the("replication_right", "pass")
+
+
+@pytest.mark.soak
+def test_a_slot_on_a_standby_is_no_failover_slot(
+    standby17: Replicated, database_factory: DatabaseFactory, serve: ServerFactory, pads_cdc: Command
+) -> None:
+    primary = database_factory(cluster=standby17.primary)
+    standby17.wait_replayed()
+    standby = primary.on(standby17.standby)
+    given = {"SLOT_FAILOVER": "true", "PORT": "0", "METRICS_PORT": "0", "PLUGIN": primary.plugin}
+    done = pads_cdc("serve", POSTGRES_CONNECTION_STRING=standby.url(), **given)
+    assert done.returncode == 1
+    assert "no failover slot; give the primary in POSTGRES_CONNECTION_STRING" in done.stderr
+    serve(standby, SLOT_FAILOVER="false").wait_ready().stop()
+    hosts = make_dsn(
+        primary.url(), host="127.0.0.1,127.0.0.1", port=f"{standby17.primary.port},{standby17.standby.port}"
+    )
+    server = serve(f"{hosts} target_session_attrs=primary", SLOT_FAILOVER="true", SLOT_NAME="other")
+    server.wait_ready()
+    kept = "SELECT failover FROM pg_replication_slots WHERE slot_name = 'other'"
+    wait_until(lambda: primary.rows(kept) == [(True,)], "the slot is one for failover")
+
+
+def test_what_setup_says_is_next(database: Database, pads_cdc: Command, tmp_path: Path) -> None:
+    """Also where the file's name has a blank, and again when the file is gone and the role is not."""
+    role, file = f"{database.name}_role_service", tmp_path / "the service's.dsn"
+    given = {"ADMIN_CONNECTION_STRING": database.url(), "PLUGIN": database.plugin}
+
+    def setup() -> subprocess.CompletedProcess[str]:
+        return pads_cdc("setup", "--role", role, "--role-file", str(file), **given)
+
+    done = setup()
+    assert done.returncode == 0, done.stderr
+    [typed] = re.findall(r"^-- next: (.*)$", done.stdout, re.MULTILINE)
+    checked = typed_in_a_shell(f"{typed} --plugin {database.plugin}")
+    assert "pass  connection: connected" in checked, checked
+    assert " 0 fail" not in checked
+    file.unlink()
+    refused = setup()
+    assert "is there, but not the file" in refused.stderr
+    assert "drop the role by pads-cdc teardown" in refused.stderr
+    assert pads_cdc("teardown", "--role", role, **given).returncode == 0
+    assert setup().returncode == 0
+
+
+def typed_in_a_shell(command: str) -> str:
+    """Run a command as a person would, with our programs at hand; returns what it prints."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(  # noqa: S602 - as a person would
+        command,
+        shell=True,
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PATH": path},
+    )
+    return done.stdout
+
+
+def test_secrets_that_are_made_as_the_message_says(tmp_path: Path) -> None:
+    """Tokens, keys, and files that nobody else may read."""
+
+    def command(error: pytest.ExceptionInfo[ConfigurationError]) -> str:
+        return re.split(r"make one (?:by|with:) ", str(error.value))[1]
+
+    with pytest.raises(ConfigurationError) as short:
+        auth_tokens.parse(b"gateway:x")
+    assert auth_tokens.parse(f"gateway:{typed_in_a_shell(command(short))}".encode())
+    file = tmp_path / "the broker's keys"
+    for content in ("", "x\n"):
+        file.write_text(content)
+        file.chmod(0o644)
+        with pytest.raises(ConfigurationError) as open_to_all:
+            Seal(file)
+        typed_in_a_shell(str(open_to_all.value).rpartition("; ")[2])
+        with pytest.raises(ConfigurationError) as none:
+            Seal(file)
+        file.write_text(typed_in_a_shell(command(none)))
+        Seal(file)
 
 
 def _superuser(database: Database) -> Role:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import assume, given
@@ -13,6 +13,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from pydantic import ValidationError
 
 from cdc.errors import ConfigurationError
+from server.config.authorize_settings import AuthorizeSettings
 from server.config.connection_string import ConnectionString
 from server.config.misspelt import misspelt
 from server.config.quantities import seconds, size
@@ -371,3 +372,30 @@ def test_the_documentation_is_that_of_the_settings() -> None:
     assert written.read_text(encoding="utf-8") == page(), (
         "run: python -m server.config.settings_table > docs/configuration.md"
     )
+
+
+@pytest.mark.parametrize(
+    ("load", "given", "way_out"),
+    [
+        (Settings.load, {"broker_url": "nats://b:4222"}, "BROKER_TLS_CA_FILE"),
+        (Settings.load, {"peer_address": "p:1", "peer_token_file": "token"}, "PEER_CA_FILE"),
+        (AuthorizeSettings.load, {"feed_addresses": "f:1", "feed_token_file": "token"}, "FEED_CA_FILE"),
+        (
+            AuthorizeSettings.load,
+            {"feed_addresses": "f:1", "host": "192.0.2.1"},
+            "TLS_CERT_FILE TLS_KEY_FILE",
+        ),
+    ],
+)
+def test_secrets_go_unencrypted_on_purpose_alone(
+    load: Callable[[dict[str, Any]], object], given: dict[str, str], way_out: str
+) -> None:
+    """Both ways out that the message names are taken."""
+    if load == Settings.load:
+        given = {"postgres_connection_string": URL, **given}
+    with pytest.raises(ConfigurationError, match=r" and | set |give tls://") as refused:
+        load(given)
+    for name in ("ALLOW_INSECURE", *way_out.split()):
+        assert name in str(refused.value)
+    load({**given, "allow_insecure": "true"})
+    load({**given, **{name.lower(): "/file" for name in way_out.split()}})
