@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from cdc.checks import NECESSARY, Site, Verdict
-from cdc.errors import Refusal, SourceError
+from cdc.errors import Refusal, SourceError, gives_way
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PATIENCE = 30.0
 """Seconds for which something that passes is waited for."""
-_PASSING = {"shutdown", "locked", "cancelled", "deadlock", "recovery_conflict"}
+_PASSING = {"shutdown", "recovery_conflict"}
 """Reasons that the server itself gives; one that does not answer at all is for a person, or a supervisor."""
 
 
@@ -41,7 +41,7 @@ def check(new_site: Callable[[], Site]) -> None:
 
 
 def _passes(error: BaseException) -> bool:
-    return isinstance(error, SourceError) and error.reason in _PASSING
+    return gives_way(error) or (isinstance(error, SourceError) and error.reason in _PASSING)
 
 
 def _refuse(site: Site) -> None:

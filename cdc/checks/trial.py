@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 from cdc.errors import PadsCdcError, SourceError
-from cdc.postgres.errors import translate
+from cdc.postgres.errors import is_lasting, translate
 from cdc.postgres.session import ask
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def try_plugin(source: Address, query: str, plugin: str) -> Trial:
     """Have the server load a plugin, for a second at most; ``query`` is `TryPlugin`.
 
     Raises:
-        SourceError, Refusal: no connection could be had.
+        SourceError, Refusal: no connection could be had, or it was lost: that says nothing of the plugin.
 
     """
     connection = source.connect()
@@ -49,6 +49,8 @@ def try_plugin(source: Address, query: str, plugin: str) -> Trial:
             return Trial(loads=True)
         if error.pgcode == _NO_SLOT_FREE:
             return Trial(loads=None)
+        if not is_lasting(found):
+            raise found from error
         return Trial(False, found, error.pgcode)
     finally:
         connection.close()

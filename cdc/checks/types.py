@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 from cdc.checks.finding import fail, good, warn
 from cdc.checks.mapping import with_place
-from cdc.errors import PadsCdcError, SourceError
+from cdc.errors import PadsCdcError
 from cdc.mapping.key_types import TEXT, of_columns, parameter
 from cdc.postgres.encoding import Encoding
-from cdc.postgres.errors import OF_THE_STATEMENT
+from cdc.postgres.errors import is_lasting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,8 +95,8 @@ def key_types(site: Site) -> Iterator[Finding]:
         try:
             database.plan(mapping.compose([kind], *types), {parameter(kind): []})
         except PadsCdcError as error:
-            if isinstance(error, SourceError) and error.reason not in OF_THE_STATEMENT:
-                raise  # such as a lock: nothing is wrong with the statement
+            if not is_lasting(error):
+                raise
             wrong = True
             yield fail(
                 f"keys of {rule.table}.{rule.column}, which is {of_column.name}, cannot be looked up by"

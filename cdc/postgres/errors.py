@@ -31,10 +31,7 @@ ABOUT_A_ROW: Final = "about_a_row"
 
 _FAILED: Final = "query_failed"
 
-OF_THE_STATEMENT: Final = frozenset({ABOUT_A_ROW, _FAILED})
-"""The reasons of errors that a statement meets whenever it is run on the same rows. Of all others the cause
-is elsewhere, and passes.
-"""
+_OF_THE_STATEMENT = frozenset({ABOUT_A_ROW, _FAILED})
 
 _ABOUT_DATA = ("22", "23", "P0")
 """Classes of errors whose text quotes values: one may be an API key."""
@@ -166,6 +163,11 @@ def translate(error: psycopg2.Error, setting: str) -> PadsCdcError:
         remedy = _remedy(error, code, text)
         return Refusal(f"{text}; {remedy}") if remedy else SourceError(_FAILED, f"{text} ({setting}, {code})")
     return not_connected(error, None, setting, {}, decoding=False)
+
+
+def is_lasting(error: PadsCdcError) -> bool:
+    """Tell whether a statement that failed would fail again: a lock, or a server that is away, passes."""
+    return not isinstance(error, SourceError) or error.reason in _OF_THE_STATEMENT
 
 
 def is_shutdown(error: BaseException) -> bool:

@@ -1,0 +1,121 @@
+"""A trouble that passes is no finding: a locked table or an ended session says nothing about the mapping."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cdc.checks import NECESSARY, Site, Verdict, preflight
+from cdc.checks.trial import try_plugin
+from cdc.errors import SourceError, gives_way
+from cdc.mapping.mapping import load, server_queries
+from cdc.postgres.connection import Address
+from cdc.postgres.database import Database as Queried
+from cdc.postgres.errors import is_lasting
+from server.payload import encode
+from tests.plugins.server import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cdc.checks import Check, Finding
+    from tests.plugins.postgres import Database
+
+MAPPING = "grove"
+
+
+@contextmanager
+def a_site(database: Database) -> Iterator[Site]:
+    address = Address(database.url, "POSTGRES_CONNECTION_STRING")
+    with closing(Queried(address, load(MAPPING), "public", encode)) as reading:
+        yield Site(
+            source=address,
+            database=reading,
+            queries=server_queries(),
+            schema="public",
+            slot_name="pads_cdc",
+            publication_name="pads_cdc",
+        )
+
+
+@contextmanager
+def locked(database: Database) -> Iterator[None]:
+    """Hold the strongest lock on each of the mapping's tables, as a migration does."""
+    with closing(database.connect()) as session, session.cursor() as cursor:
+        cursor.execute("BEGIN; LOCK TABLE " + ", ".join(load(MAPPING).tables))
+        yield
+
+
+def asked(site: Site, check: Check[Site]) -> list[Finding]:
+    """Ask; nothing is found where it has to be asked again."""
+    try:
+        return list(check.ask(site))
+    except SourceError as error:
+        if gives_way(error):
+            return []
+        raise
+
+
+def test_a_lock_is_no_fault_of_the_mapping(database: Database) -> None:
+    """Each check meets the lock as if it had come right before it."""
+    with a_site(database) as site:
+        for check in NECESSARY:
+            with locked(database):
+                findings = asked(site, check)
+            failures = [finding.text for finding in findings if finding.verdict is Verdict.FAIL]
+            assert not failures, check.name
+            list(check.ask(site))
+
+
+def test_a_start_waits_for_a_lock(database: Database) -> None:
+    """A migration that ends within the half minute of patience does not end the start."""
+    sites = 0
+    with locked(database):
+        let_go = threading.Event()
+
+        def new_site() -> Site:
+            nonlocal sites
+            sites += 1
+            if sites == 3:
+                let_go.set()
+            return site
+
+        with a_site(database) as site:
+            failures: list[BaseException] = []
+
+            def start() -> None:
+                try:
+                    preflight.check(new_site)
+                except BaseException as error:  # noqa: BLE001 - the test says what it was
+                    failures.append(error)
+
+            starting = threading.Thread(target=start)
+            starting.start()
+            assert let_go.wait(20), f"the start gave up: {failures}"
+    starting.join(30)
+    assert not starting.is_alive()
+    assert not failures
+
+
+def test_a_trial_that_is_cut_off_says_nothing_of_the_plugin(database: Database) -> None:
+    """Else a server would be taken for one that does not load wal2json, and be read by another plugin."""
+    running = "SELECT active_pid FROM pg_replication_slots WHERE database = current_database() AND active"
+    ended: list[bool] = []
+
+    def end() -> None:
+        [(pid,)] = wait_until(lambda: database.rows(running), "the trial runs")
+        ended.append(database.value("SELECT pg_terminate_backend(%s)", (pid,)))
+
+    with closing(database.connect()) as session, session.cursor() as cursor:
+        cursor.execute("BEGIN; SELECT pg_current_xact_id()")  # which the slot waits for
+        ending = threading.Thread(target=end)
+        ending.start()
+        address = Address(database.url, "POSTGRES_CONNECTION_STRING")
+        with pytest.raises(SourceError) as caught:
+            try_plugin(address, server_queries()["TryPlugin"], "wal2json")
+        ending.join()
+    assert ended == [True]
+    assert not is_lasting(caught.value)
