@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from cdc.errors import ConfigurationError, PadsCdcError, Refusal, SourceError
 from cdc.failpoints import reach
 from cdc.fault import Fault
+from cdc.lsn import Lsn
 from cdc.postgres.errors import is_shutdown
 from cdc.postgres.gate import Gate
 from cdc.postgres.timeline import Timeline
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cdc.freshness import Freshness
-    from cdc.lsn import Lsn
     from cdc.mapping.parents import Parents
     from cdc.observer import Mode, Observer
     from cdc.pair.standby_role import StandbyRole
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from cdc.state.ledger import Ledger
     from cdc.state.origin import CurrentOrigin
     from cdc.store.store import Store
+    from cdc.units import Xid8
 
 _IDLE = 0.5
 """Seconds that the loop sleeps when nothing comes, to look after what can wait."""
@@ -100,7 +101,7 @@ class Applier(threading.Thread):
         self._freshness = freshness
         self._observer = observer
         self._standby_role = standby_role
-        self._held: Lsn = 0
+        self._held: Lsn = Lsn(0)
         """Transactions up to here may be delivered, and are in the map that was taken over."""
         self._max_retained_wal = max_retained_wal
         self._on_failure = on_failure
@@ -176,7 +177,7 @@ class Applier(threading.Thread):
         self._store.restore(kept.entries, kept.head, kept.position, kept.seen)
         kept.entries = EntryColumns()
         self._requery.restore(kept.seen)  # of a standby that replays again nothing older counts
-        kept.position = kept.seen = 0  # the store knows, and may have to forget
+        kept.position = kept.seen = Lsn(0)  # the store knows, and may have to forget
         self._owed = kept.owed
         self._set_mode("waiting")
 
@@ -215,7 +216,7 @@ class Applier(threading.Thread):
             self._observer.trouble(_UNPUBLISHED, None)
             self._requery.add(Task.reconcile(_UNPUBLISHED, missed, self._requery.reached))
 
-    def _suspect(self, suspects: int) -> None:
+    def _suspect(self, suspects: Xid8) -> None:
         """Have everything read once more when these are over, of which the stream may leave something out."""
         self._schema.begin(suspects)
         text = (
@@ -271,7 +272,7 @@ class Applier(threading.Thread):
             )
         # What was read before may not be all: at the start, and where a slot was made anew.
         self._gap = started.created is not None or started.confirmed > self._requery.reached
-        self._held = self._requery.reached if memory is not None else 0
+        self._held = self._requery.reached if memory is not None else Lsn(0)
         # What follows was perhaps followed already: known again with the reconcile, if nobody told us.
         self._parents.load(memory or {}, self._held)
         if started.confirmed > self._requery.reached:  # true at the start, and with a new slot
@@ -318,7 +319,7 @@ class Applier(threading.Thread):
         self._requery.rewind()
         self._freshness.rewound()
         self._store.rewind(history)
-        self._requery.restart_at(0)
+        self._requery.restart_at(Lsn(0))
         self._origin.broken()
         self._ledger.new_epoch(self._store)
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cdc.lsn import Lsn
+    from cdc.units import Xid
+
 
 Value: TypeAlias = Any
 """What a column can hold: text, an integer, a boolean or None. Numbers that are no integers are text, as the
@@ -34,7 +36,7 @@ class Column(msgspec.Struct, frozen=True, gc=False):
 class Begin(msgspec.Struct, frozen=True, gc=False):
     """A committed transaction starts."""
 
-    xid: int
+    xid: Xid
     """32 bits."""
     end: Lsn
     """A position within its commit record, or that record's end: who has read up to here has read the
@@ -47,7 +49,7 @@ class Begin(msgspec.Struct, frozen=True, gc=False):
 class Commit(msgspec.Struct, frozen=True, gc=False):
     """The transaction is whole."""
 
-    xid: int
+    xid: Xid
     """0 where the plugin does not repeat it."""
     end: Lsn
     """The end of its commit record: confirming it lets the slot forget the transaction."""

@@ -13,10 +13,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cdc.lsn import Lsn
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from cdc.lsn import Lsn
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Freshness:
         self._started = clock()
         self._exact_at: float | None = None
         self._reported: deque[tuple[float, Lsn]] = deque(maxlen=self._KEEP)
-        self._server_end = self._received = self._applied = self._confirmed = 0
+        self._server_end = self._received = self._applied = self._confirmed = Lsn(0)
         self._replayed: Lsn | None = None
         self._heard_at = self._started
 
@@ -104,7 +104,7 @@ class Freshness:
         """Forget all positions: the server's history is another one now (restore, fail-over)."""
         with self._lock:
             self._reported.clear()
-            self._server_end = self._received = self._applied = self._confirmed = 0
+            self._server_end = self._received = self._applied = self._confirmed = Lsn(0)
 
     def positions(self) -> Positions:
         """Read all positions at one moment."""

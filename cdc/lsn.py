@@ -1,11 +1,13 @@
-"""Log sequence numbers: positions in Postgres' write-ahead log, as plain integers.
+"""Log sequence numbers: positions in Postgres' write-ahead log, integers that mypy keeps apart from others.
 
 An LSN is a byte position, so two of them subtract to bytes; Postgres prints it as two hexadecimal halves.
 """
 
 from __future__ import annotations
 
-Lsn = int
+from typing import NewType
+
+Lsn = NewType("Lsn", int)
 """A position in the write-ahead log in bytes; 0 is Postgres' "invalid" (no position known)."""
 
 
@@ -19,7 +21,7 @@ def parse(text: str) -> Lsn:
     high, slash, low = text.partition("/")
     if not slash:
         raise ValueError(f"not an LSN: {text!r}")
-    return int(high, 16) << 32 | int(low, 16)
+    return Lsn(int(high, 16) << 32 | int(low, 16))
 
 
 def show(lsn: Lsn) -> str:

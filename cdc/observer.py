@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cdc.changes import Action
     from cdc.lsn import Lsn
     from cdc.mapping.row_rule import OddReason
+    from cdc.units import Revision, Xid
 
 Mode = Literal["waiting", "streaming", "polling"]
 """waiting: nothing is read yet; streaming: the slot is followed; polling: no usable slot, the mapping is
@@ -27,7 +28,7 @@ re-read.
 class TransactionSeen(msgspec.Struct, frozen=True):
     """One committed transaction, after the batch that it was in has been published."""
 
-    xid: int
+    xid: Xid
     end: Lsn
     committed_at: float
     """Unix seconds by the database's clock."""
@@ -54,7 +55,7 @@ class BatchSeen:
     """How long the gate waited until a snapshot saw every transaction of the batch; 0.0 when it need not
     wait.
     """
-    revision: int
+    revision: Revision
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from cdc.units import Revision
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -53,7 +55,7 @@ class Subscriber:
         self.client_id = client_id
         self.since = since
         self.opened = opened
-        self.revision = 0
+        self.revision = Revision(0)
         self.sent = 0
 
 
@@ -72,7 +74,7 @@ class Subscribers:
         self._wall = wall
         self._lock = threading.Lock()
         self._open: set[Subscriber] = set()
-        self._published: deque[tuple[int, float]] = deque(maxlen=self._KEEP)
+        self._published: deque[tuple[Revision, float]] = deque(maxlen=self._KEEP)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -89,7 +91,7 @@ class Subscribers:
         with self._lock:
             self._open.discard(subscriber)
 
-    def published(self, head: int) -> None:
+    def published(self, head: Revision) -> None:
         """Note that everything up to revision ``head`` can be sent from now on; repeats are ignored."""
         now = self._monotonic()
         with self._lock:

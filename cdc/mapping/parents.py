@@ -15,10 +15,11 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from cdc.lsn import Lsn
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from cdc.lsn import Lsn
     from cdc.mapping.affected import Affected
     from cdc.mapping.affects_file import Rule
 
@@ -63,8 +64,8 @@ class Parents:
 
     def __init__(self) -> None:
         self._memory: dict[Rule, dict[str, str]] = {}
-        self._covered: Lsn = 0
-        self._end: Lsn = 0
+        self._covered: Lsn = Lsn(0)
+        self._end: Lsn = Lsn(0)
         """End of the newest transaction that was followed."""
         self._lock = threading.Lock()
         self._mirrors: tuple[Untold, ...] = ()
@@ -115,7 +116,7 @@ class Parents:
         for untold in self._mirrors:
             if untold.everything:
                 at = _NEVER if self._torn else max(self._covered, self._end)
-                loaded = Loaded(at, {rule: dict(rows) for rule, rows in self._memory.items()})
+                loaded = Loaded(Lsn(at), {rule: dict(rows) for rule, rows in self._memory.items()})
                 with self._lock:
                     untold.items, untold.everything = [loaded], False  # what is older is in it
                 untold.wake()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cdc.errors import SourceError
+from cdc.lsn import Lsn
 from cdc.pair.mirrored_parents import MirroredParents
 from cdc.replication.backlog import PeerNews
 from cdc.store.digest import entry_digest
@@ -21,13 +22,13 @@ from cdc.store.store import Batch
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from cdc.lsn import Lsn
     from cdc.pair.mirrored_parents import ParentsPart
     from cdc.postgres.timeline import Timeline
     from cdc.state.ledger import Ledger
     from cdc.state.origin import CurrentOrigin
     from cdc.store.log import Entry
     from cdc.store.store import Store
+    from cdc.units import Revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Point:
 
     epoch: str
     timeline: int
-    revision: int
+    revision: Revision
     followed: Lsn
 
 
@@ -153,7 +154,7 @@ class Mirrored:
         )
         self._ledger.new_epoch(self._store)
         kept = self._ledger.kept
-        kept.position = kept.seen = 0
+        kept.position = kept.seen = Lsn(0)
         kept.bootstrap = None  # the peer's map has seen all that ours had still to see
         self._ledger.note(bootstrap="", owed=state.owed)
         self._owed = state.owed

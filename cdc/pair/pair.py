@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from cdc.lsn import Lsn
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cdc.lsn import Lsn
 
 PATIENCE = 1.0
 """Seconds for which the leader waits for a standby to catch up, also after its connection was lost."""
@@ -53,7 +54,7 @@ class PairRole(Enum):
 class Done:
     """How far the leader is."""
 
-    followed: Lsn = 0
+    followed: Lsn = Lsn(0)
     """Every transaction up to here is in its map and in its state file; 0 while it owes a whole reading."""
     owed: str = ""
     """What that whole reading has to see, as written by `cdc.postgres.gate.Gate.note`."""
@@ -66,11 +67,11 @@ class Standby:
         self.wake = wake
         self.gone = False
         """Its stream has ended."""
-        self.followed: Lsn = 0
+        self.followed: Lsn = Lsn(0)
         """It has acknowledged that it has everything up to here."""
         self.in_step = False
         """It has once had everything, and since then been a second behind at most."""
-        self._target: Lsn = 0
+        self._target: Lsn = Lsn(0)
         self._since = 0.0
 
     def acknowledge(self, followed: Lsn) -> None:
@@ -190,7 +191,7 @@ class Pair:
         ``exact`` says that the map holds everything up to there. If it does not, no standby can be exact
         either, and there is nothing to wait for.
         """
-        done, now = Done(position if exact else 0, owed), self._clock()
+        done, now = Done(position if exact else Lsn(0), owed), self._clock()
         with self._lock:
             news, self.done = done != self.done, done
             bounds = [standby.bound(position, now) for standby in self._standbys]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from cdc.lsn import Lsn
 
+
 _DEFAULTS: dict[str, Any] = {
     "application_name": "pads-cdc",
     "connect_timeout": 5,

@@ -16,10 +16,9 @@ What counts as evidence depends on the server that was asked:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from cdc.lsn import Lsn
+from cdc.lsn import Lsn
+from cdc.units import Xid, Xid8
 
 _WRAP = 1 << 32
 _NAMED = 100_000
@@ -32,23 +31,24 @@ _REACH = 1 << 30
 class Snapshot:
     """What ``pg_current_snapshot()`` returned; its transaction ids have 64 bits."""
 
-    xmin: int
+    xmin: Xid8
     """Every transaction below is over."""
-    xmax: int
+    xmax: Xid8
     """No transaction from here on is visible."""
-    running: frozenset[int]
+    running: frozenset[Xid8]
     """Those between that were in progress."""
 
     @classmethod
     def parse(cls, text: str) -> Snapshot:
         """Read the form ``xmin:xmax:xip,xip,...``."""
         xmin, xmax, running = text.split(":")
-        return cls(int(xmin), int(xmax), frozenset(map(int, running.split(","))) if running else frozenset())
+        xids = map(int, running.split(",")) if running else ()
+        return cls(Xid8(int(xmin)), Xid8(int(xmax)), frozenset(map(Xid8, xids)))
 
     def __str__(self) -> str:
         return f"{self.xmin}:{self.xmax}:{','.join(map(str, sorted(self.running)))}"
 
-    def sees(self, xid: int) -> bool:
+    def sees(self, xid: Xid) -> bool:
         """Tell whether a *committed* transaction is visible; ``xid`` has 32 bits, as wal2json gives it.
 
         The slot delivers nothing that is 2^31 transactions away from the present, so the nearest 64-bit id is
@@ -59,14 +59,14 @@ class Snapshot:
         full = self.widen(xid)
         return full < self.xmin or (full < self.xmax and full not in self.running)
 
-    def past(self, first: int, last: int) -> bool:
+    def past(self, first: Xid, last: Xid) -> bool:
         """Tell whether every transaction from ``first`` to ``last`` (32 bits each) is over."""
         start, end = self.widen(first), self.widen(last)
         return end < self.xmax and not any(start <= xid <= end for xid in self.running)
 
-    def widen(self, xid: int) -> int:
+    def widen(self, xid: Xid) -> Xid8:
         """Return the 64-bit id that 32 bits stand for: the nearest to this snapshot's end."""
-        return self.xmax - ((self.xmax - xid + _WRAP // 2) % _WRAP - _WRAP // 2)
+        return Xid8(self.xmax - ((self.xmax - xid + _WRAP // 2) % _WRAP - _WRAP // 2))
 
     def covers(self, other: Snapshot) -> bool:
         """Tell whether this snapshot sees everything that the other one sees."""
@@ -105,11 +105,11 @@ class Evidence:
 class Gate:
     """What a read must have seen to count; the empty gate lets everything through."""
 
-    xids: frozenset[int] = frozenset()
+    xids: frozenset[Xid] = frozenset()
     """Transactions of the batch, 32 bits each."""
-    end: Lsn = 0
+    end: Lsn = Lsn(0)
     """End of the batch's last transaction."""
-    span: tuple[int, int] | None = None
+    span: tuple[Xid, Xid] | None = None
     """First and last (32 bits) of transactions too many, or too long ago, to be named: all between must be
     over.
     """
@@ -148,7 +148,7 @@ class Gate:
         for xid in self.xids - {0}:
             span = (xid, xid) if span is None else (_least(span[0], xid), _greatest(span[1], xid))
         if span is not None and (span[1] - span[0]) % _WRAP > _REACH:
-            span = ((span[1] - _REACH) % _WRAP, span[1])
+            span = (Xid((span[1] - _REACH) % _WRAP), span[1])
         return Gate(end=self.end, span=span, snapshot=self.snapshot)
 
     def note(self) -> str:
@@ -161,13 +161,13 @@ class Gate:
         if not note:
             return None
         end, *span = map(int, note.split(" "))
-        return cls(end=end, span=(span[0], span[1]) if span else None)
+        return cls(end=Lsn(end), span=(Xid(span[0]), Xid(span[1])) if span else None)
 
 
-def _least(one: int, other: int) -> int:
+def _least(one: Xid, other: Xid) -> Xid:
     """Return the earlier of two 32-bit transaction ids, which are compared modulo 2^32."""
     return one if (other - one) % _WRAP < _WRAP // 2 else other
 
 
-def _greatest(one: int, other: int) -> int:
+def _greatest(one: Xid, other: Xid) -> Xid:
     return other if _least(one, other) == one else one

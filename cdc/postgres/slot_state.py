@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cdc import lsn
+from cdc.lsn import Lsn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from psycopg2.extensions import cursor as PlainCursor  # noqa: N812 - it is a class
-
-    from cdc.lsn import Lsn
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class SlotState:
             database=database,
             active_pid=active_pid,
             wal_status=wal_status,
-            confirmed=lsn.parse(confirmed) if confirmed else 0,
+            confirmed=lsn.parse(confirmed) if confirmed else Lsn(0),
             safe_wal_bytes=safe,
             catalog_xmin_age=age,
             retained_bytes=retained,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from cdc import lsn
 from cdc.errors import SourceError
+from cdc.lsn import Lsn
 
 if TYPE_CHECKING:
-    from cdc.lsn import Lsn
     from cdc.postgres.gate import Evidence
 
 
@@ -24,7 +24,7 @@ class Timeline:
     system: str = ""
     """The system identifier; empty while nothing is known."""
     timeline: int = 0
-    end: Lsn = 0
+    end: Lsn = Lsn(0)
     """How far the server's WAL goes."""
     switches: tuple[tuple[int, Lsn], ...] = ()
     """For each earlier timeline, the position at which it was left."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cdc.relay.page_reader import PageOutcome
+from cdc.units import Revision
 
 if TYPE_CHECKING:
     from cdc.observer import Observer
@@ -31,7 +32,7 @@ class Received:
     mismatches: int = 0
     restarts: int = 0
     """Connections to the broker or the leader that were lost, or could not be had."""
-    revision: int = 0
+    revision: Revision = Revision(0)
     """The leader's, of the newest checkpoint that was applied."""
 
 

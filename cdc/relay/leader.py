@@ -7,6 +7,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from cdc.freshness import Freshness, Positions
+from cdc.lsn import Lsn
+from cdc.units import Revision
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,8 +35,8 @@ class LeaderFreshness(Freshness):
         self._wall = wall
         self._heads = threading.Lock()
         self._head: Head | None = None
-        self._revision = 0
-        self._waiting: list[tuple[float, int]] = []
+        self._revision = Revision(0)
+        self._waiting: list[tuple[float, Revision]] = []
         self.reached_at = 0.0
         """Monotonic time as of which no revision is missing here."""
         self.heard_at: float | None = None
@@ -51,20 +53,20 @@ class LeaderFreshness(Freshness):
             if live:
                 self.heard_at = now
                 self._waiting = [*self._waiting[-9:], (now - _MARGIN, head.revision)]
-        self.reported(head.revision, now - age - head.staleness)
+        self.reported(Lsn(head.revision), now - age - head.staleness)
         self._look()
 
-    def arrived(self, revision: int) -> None:
+    def arrived(self, revision: Revision) -> None:
         """Note that the map is the leader's of this revision."""
         with self._heads:
             self._revision = revision
-        self.applied(revision)
+        self.applied(Lsn(revision))
         self._look()
 
     def other_line(self) -> None:
         """Forget revisions: those of another line mean something else."""
         with self._heads:
-            self._head, self._waiting, self._revision = None, [], 0
+            self._head, self._waiting, self._revision = None, [], Revision(0)
         self.rewound()
 
     @property
@@ -78,8 +80,8 @@ class LeaderFreshness(Freshness):
         with self._heads:
             head = self._head
         if head is None:
-            return Positions(0, 0, 0, 0)
-        return Positions(head.server_end, head.position, head.position, 0)
+            return Positions(Lsn(0), Lsn(0), Lsn(0), Lsn(0))
+        return Positions(head.server_end, head.position, head.position, Lsn(0))
 
     def _look(self) -> None:
         with self._heads:

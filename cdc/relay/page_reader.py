@@ -13,14 +13,15 @@ import time
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from cdc.lsn import Lsn
 from cdc.state.origin import Origin
 from cdc.state.token import Behind, Here, Token, judge
 from cdc.store.digest import DIGEST_BYTES, entry_digest
+from cdc.units import Revision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from cdc.lsn import Lsn
     from cdc.relay.pages import Checkpoint, Head, Page
     from cdc.store.log import Entry
     from cdc.store.store import Store
@@ -53,9 +54,9 @@ class PageReader:
         self._origin = Origin("0" * 32, None)
         self.line = ""
         """Of the map that is held; empty while there is none."""
-        self.exact = 0
+        self.exact = Revision(0)
         """The revision at which the map was last the leader's."""
-        self.position: Lsn = 0
+        self.position: Lsn = Lsn(0)
         """That of the newest checkpoint: positions up to here have come."""
         self._ahead = False
         """Something newer than that has been applied as well."""
@@ -211,17 +212,19 @@ class PageReader:
         return newer
 
     def _publish(
-        self, news: list[Entry], moved: Sequence[tuple[str, int, Lsn]], checkpoint: Checkpoint | None
+        self, news: list[Entry], moved: Sequence[tuple[str, Revision, Lsn]], checkpoint: Checkpoint | None
     ) -> PageOutcome:
         store = self._store
         batch = store.copied(news, store.head)
         self._move(moved)
         if checkpoint is None:
             # Of the newest revision there may be more: a token must not say that all of it is held.
-            batch.revision = max(store.head, news[-1].revision - 1) if news else store.head
+            batch.revision = max(store.head, Revision(news[-1].revision - 1)) if news else store.head
             self._ahead = self._ahead or bool(news)
             if news or moved:
-                store.publish(batch, whole=False, seen=max((entry.position for entry in news), default=0))
+                store.publish(
+                    batch, whole=False, seen=max((entry.position for entry in news), default=Lsn(0))
+                )
             return PageOutcome.TAKEN
         if store.after(batch) != (checkpoint.count, checkpoint.digest):
             self._distrusted = True
@@ -233,7 +236,7 @@ class PageReader:
         store.publish(batch, whole=checkpoint.consistent, position=checkpoint.position, seen=checkpoint.seen)
         return PageOutcome.ARRIVED
 
-    def _move(self, moved: Sequence[tuple[str, int, Lsn]]) -> None:
+    def _move(self, moved: Sequence[tuple[str, Revision, Lsn]]) -> None:
         """Let positions follow of entries whose bytes stay: an entry of another revision has its own."""
         for endpoint_id, revision, position in moved:
             entry = self._store.entries.get(endpoint_id)

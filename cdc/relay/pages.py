@@ -24,18 +24,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cdc.lsn import Lsn
+
 if TYPE_CHECKING:
-    from cdc.lsn import Lsn
     from cdc.postgres.timeline import Timeline
     from cdc.state.origin import Origin
     from cdc.store.log import Entry
+    from cdc.units import Revision
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The leader's map at one moment."""
 
-    revision: int
+    revision: Revision
     origin: Origin
     """By what its tokens are made and judged."""
     history: Timeline
@@ -60,7 +62,7 @@ class Page:
     """
     number: int
     """One more than the page before in its line."""
-    start: int
+    start: Revision
     """The revision that a reader's map must have reached for the run that this page is of."""
     epoch: str
     timeline: int
@@ -80,14 +82,14 @@ class Page:
     older: bool = False
     """Its entries are a part of the generation: a reader that has a map has them."""
     entries: list[Entry] = field(default_factory=list)
-    moved: list[tuple[str, int, Lsn]] = field(default_factory=list)
+    moved: list[tuple[str, Revision, Lsn]] = field(default_factory=list)
     """Ids, revisions and positions of entries that transactions have named and left as they are."""
     checkpoint: Checkpoint | None = None
     complete: bool = False
     """With this checkpoint the generation is complete."""
 
     @property
-    def reached(self) -> int:
+    def reached(self) -> Revision:
         """The revision that a reader's map has reached once all pages up to this one have come."""
         return self.start if self.checkpoint is None else self.checkpoint.revision
 
@@ -100,14 +102,14 @@ class Head:
     """Where the leader is, said once a second: so a quiet leader is told from one that is cut off."""
 
     line: str
-    revision: int
+    revision: Revision
     staleness: float
     """Seconds since the leader's map was known to be the database's; 0.0: it is."""
     at: float
     """Unix seconds by the leader's clock."""
-    server_end: Lsn = 0
+    server_end: Lsn = Lsn(0)
     """The newest end of WAL that the leader knows of."""
-    position: Lsn = 0
+    position: Lsn = Lsn(0)
     """As in `Checkpoint`, of the revision."""
-    seen: Lsn = 0
+    seen: Lsn = Lsn(0)
     consistent: bool = False

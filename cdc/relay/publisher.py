@@ -11,15 +11,16 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Final
 
+from cdc.lsn import Lsn
 from cdc.relay.pages import Checkpoint, Head, Page
 from cdc.store.cursor import SCAN, Cursor
 from cdc.store.log import Place
+from cdc.units import Revision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from cdc.freshness import Freshness
-    from cdc.lsn import Lsn
     from cdc.state.origin import Origin
     from cdc.store.log import Entry
     from cdc.store.store import Cut, Store
@@ -72,9 +73,9 @@ class Publisher:
         """How far the generation has come, walking back; None while there is none under way."""
         self._begun = True
         """The next entries of the tail begin a run."""
-        self._start = 0
+        self._start = Revision(0)
         """The revision of the newest checkpoint, or where the line began."""
-        self._position: Lsn = 0
+        self._position: Lsn = Lsn(0)
         """Up to where that checkpoint's map holds every transaction."""
         self._told: Cut | None = None
         """The newest checkpoint, as long as the line has been ours."""
@@ -200,8 +201,8 @@ class Publisher:
         self.line, self._of, self.number, self._begun = uuid.uuid4().hex, of, 0, True
         self._tail, self._told = Cursor(self._store), None
         self._start = self._tail.revision
-        self._position = self._opened = self._newest = 0
-        self._hear_moves(beyond=0, up_to=-1)
+        self._position = self._opened = self._newest = Lsn(0)
+        self._hear_moves(beyond=Lsn(0), up_to=-1)
         self.begin_generation()
 
     def _hear_moves(self, beyond: Lsn, up_to: int) -> None:
@@ -312,7 +313,7 @@ class Publisher:
         late = self._clock() - self._told_at >= _MOVED_SECONDS
         return late and bool(self._moved)
 
-    def _movements(self, arrival: Cut) -> list[tuple[str, int, int]]:
+    def _movements(self, arrival: Cut) -> list[tuple[str, Revision, Lsn]]:
         store = self._store
         with store.lock:
             current = [entry for entry in self._moved.values() if store.entries.get(entry.id) is entry]

@@ -13,13 +13,14 @@ import msgspec
 
 from cdc.changes import Begin, Commit, Delete, Insert, MessagePlace, Truncate, Update
 from cdc.errors import MessageError
+from cdc.lsn import Lsn
 from cdc.mapping.affected import Affected
+from cdc.units import Xid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from cdc.changes import Action, Message, Row
-    from cdc.lsn import Lsn
     from cdc.mapping.mapping import Rule
 
 _ACTIONS: dict[type[Row], Action] = {
@@ -36,7 +37,7 @@ _BYTES = 900
 class Transaction(msgspec.Struct):
     """A committed transaction, reduced to what it may have changed for us."""
 
-    xid: int
+    xid: Xid
     """32 bits, as the plugin gives it; 0, which is no transaction's, where it could not be read."""
     end: Lsn
     """End of its commit record: confirming it lets the slot forget the transaction."""
@@ -107,7 +108,7 @@ class Assembler:
         outside of any.
         """
         inside = self._open is not None
-        done = self._open = self._open or Transaction(xid=0, end=0, committed_at=0.0)
+        done = self._open = self._open or Transaction(xid=Xid(0), end=Lsn(0), committed_at=0.0)
         done.affected.give_up(reason)
         # Outside of a transaction, a row or a broken begin means that one is open: its commit will say which.
         if place is MessagePlace.END if inside else place is not MessagePlace.WITHIN:
@@ -118,7 +119,7 @@ class Assembler:
     def _commit(self, message: Commit) -> Transaction:
         done, self._open = self._open, None
         if done is None:
-            done = Transaction(0, 0, 0.0)
+            done = Transaction(Xid(0), Lsn(0), 0.0)
             done.affected.give_up("out_of_order")
         done.xid, done.end = message.xid or done.xid, message.end
         done.committed_at = done.committed_at or message.committed_at

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cdc.replication.assembler import Transaction
+from cdc.units import Xid8
 
 if TYPE_CHECKING:
     from cdc.errors import PadsCdcError
@@ -32,7 +33,7 @@ class Started:
     """Set when the slot was made just now, on a primary: the snapshot that it starts from."""
     found: bool = True
     """The slot was there before us: somebody has read it, perhaps we."""
-    suspects: int = 0
+    suspects: Xid8 = Xid8(0)
     """Transactions below this id (64 bits) may have changed rows that do not come; 0 for none."""
 
 

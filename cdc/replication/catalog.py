@@ -16,6 +16,7 @@ from cdc.replication import pgoutput, wal2json
 from cdc.replication.assembler import Assembler
 from cdc.replication.publication import Publication, fault, needed
 from cdc.replication.stream import SlotStream
+from cdc.units import Xid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -50,7 +51,7 @@ class Relations:
     all: tuple[Relation, ...]
     published_as: str | None = None
     """Changes with everything about the publication; None where there is none, or it is not asked for."""
-    next_xid: int = field(default=0, compare=False)
+    next_xid: Xid = field(default=Xid(0), compare=False)
     """32 bits: no transaction had it yet."""
     types: Mapping[tuple[str, str], KeyType] = field(default_factory=dict)
     """Of the columns that rules name, by table and column."""
@@ -58,7 +59,8 @@ class Relations:
     @classmethod
     def of(cls, rows: Iterable[Sequence[Any]], columns: Iterable[Sequence[Any]] = ()) -> Relations:
         """Read the rows of the queries ``Relations`` and ``KeyColumns``."""
-        relations, of_all = [], (None, 0)
+        relations = []
+        of_all: tuple[str | None, Xid] = (None, Xid(0))
         for oid, mapped, schema, table, partitioned, identity, shape, published_as, next_xid in rows:
             relations.append(Relation(oid, mapped, schema, table, partitioned, tuple(identity), shape))
             of_all = published_as, next_xid

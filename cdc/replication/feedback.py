@@ -20,12 +20,12 @@ import time
 from typing import TYPE_CHECKING
 
 from cdc.failpoints import reach
+from cdc.lsn import Lsn
 
 if TYPE_CHECKING:
     from psycopg2.extras import ReplicationCursor
 
     from cdc.freshness import Freshness
-    from cdc.lsn import Lsn
 
 _TICK = 0.1
 """Least seconds between two confirmations."""
@@ -47,7 +47,7 @@ class Feedback:
         self._sent_at = 0.0
         self._asked_at = time.monotonic()
         self._unanswered: float | None = None
-        self._confirmed: Lsn = 0
+        self._confirmed: Lsn = Lsn(0)
 
     def heard(self) -> None:
         """Note that the server has sent something."""
@@ -82,7 +82,7 @@ class Feedback:
             self._asked_at = now
             self._unanswered = self._unanswered or now
 
-    def confirm(self, position: Lsn, received: Lsn = 0) -> None:
+    def confirm(self, position: Lsn, received: Lsn = Lsn(0)) -> None:
         """Let the server forget everything up to ``position``; then `send`, or close the connection."""
         self._confirming.send_feedback(
             write_lsn=max(received, position), flush_lsn=position, apply_lsn=position, force=True

@@ -18,6 +18,7 @@ from cdc.postgres.gate import Snapshot
 from cdc.postgres.session import begin
 from cdc.postgres.slot_state import SlotState, is_standby
 from cdc.replication import pgoutput, wal2json
+from cdc.units import Xid8
 
 if TYPE_CHECKING:
     import threading
@@ -55,7 +56,7 @@ class OpenedSlot:
     """It was there before."""
     created: Snapshot | None
     """Set when it was made just now, on a primary: the snapshot that the stream starts from."""
-    suspects: int
+    suspects: Xid8
     """Transactions below this id (64 bits) may have changed rows that the stream leaves out."""
 
 
@@ -112,7 +113,7 @@ class OwnSlot:
             raise SourceError("slot_lost", f"the slot {self._name} vanished while it was made")
         stream = self._stream(cursor, slot)
         # A slot that is younger than the publication sends nothing that is older.
-        suspects = 0 if not found and stream.published_as == published_as else stream.suspects
+        suspects = Xid8(0) if not found and stream.published_as == published_as else stream.suspects
         return OpenedSlot(stream, slot.confirmed, found, created, suspects)
 
     def unpublished(self, error: UndefinedObject) -> SourceError:

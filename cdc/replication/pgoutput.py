@@ -31,6 +31,7 @@ from cdc.changes import (
 )
 from cdc.errors import MessageError
 from cdc.postgres.encoding import Encoding
+from cdc.units import Xid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -150,7 +151,7 @@ class PgoutputDecoder:
                 return (Begin(xid, commit + 1, _seconds(at)),)
             case b"C":
                 _, _, end, at = _COMMIT.unpack(raw)
-                return (Commit(0, end, _seconds(at)),)
+                return (Commit(Xid(0), end, _seconds(at)),)
             case b"R":
                 self._describe(raw)
                 return ()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from cdc.postgres.gate import Snapshot
+from cdc.units import Xid8
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -57,7 +58,7 @@ class Publication:
     """The oids of the tables that it names itself."""
     settled: bool = field(compare=False)
     """The slot sends no transaction any more that began before the newest change."""
-    next_xid: int = field(compare=False)
+    next_xid: Xid8 = field(compare=False)
     """64 bits: no transaction had it when this was read."""
 
     @classmethod
@@ -100,11 +101,11 @@ class Publication:
         return None
 
     @property
-    def suspects(self) -> int:
+    def suspects(self) -> Xid8:
         """Transactions below this id (64 bits) may have changed rows that are not sent; 0 if there are none
         such.
         """
-        return 0 if self.settled else self.next_xid
+        return Xid8(0) if self.settled else self.next_xid
 
     @property
     def unsent(self) -> list[str]:

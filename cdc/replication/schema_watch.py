@@ -11,14 +11,16 @@ import time
 from math import inf
 from typing import TYPE_CHECKING
 
+from cdc.lsn import Lsn
 from cdc.postgres.gate import Gate
+from cdc.units import Xid8
 
 if TYPE_CHECKING:
-    from cdc.lsn import Lsn
     from cdc.postgres.database import Database
     from cdc.postgres.gate import Evidence
     from cdc.replication.assembler import Transaction
     from cdc.replication.catalog import Catalog, Relations
+    from cdc.units import Xid
 
 _LOOK = 1.0
 """Seconds between looks at the tables' shapes."""
@@ -34,23 +36,23 @@ class SchemaWatch:
     def __init__(self, catalog: Catalog, database: Database) -> None:
         self._catalog = catalog
         self._database = database
-        self._xids: list[int] = []
+        self._xids: list[Xid] = []
         """Transactions since the last look at the tables: the next one has to see them."""
         self._gate = Gate()
         """What has to be seen of them, those in `_xids` aside."""
-        self._end: Lsn = 0
+        self._end: Lsn = Lsn(0)
         """The end of whatever has been read since, transactions or not."""
         self._progressed = False
         """Something has been read since the last look."""
-        self._unseen = 0
+        self._unseen = Xid8(0)
         """Transactions below this id (64 bits) may have changed the tables without being visible yet."""
-        self._suspects = 0
+        self._suspects = Xid8(0)
         """Transactions below this id may have changed rows that the stream leaves out."""
         self._missed: Gate | None = None
         self._look_by = inf
         self._looked_at = 0.0
 
-    def begin(self, suspects: int) -> None:
+    def begin(self, suspects: Xid8) -> None:
         """Begin with a new stream; see `cdc.replication.backlog.Started` for ``suspects``."""
         self._suspects = suspects
         self._missed = None
@@ -87,7 +89,7 @@ class SchemaWatch:
         self._looked_at = now
         evidence = self._database.evidence()
         if self._suspects and evidence.snapshot.xmin >= self._suspects:
-            self._suspects, self._missed = 0, Gate(end=evidence.bound)
+            self._suspects, self._missed = Xid8(0), Gate(end=evidence.bound)
         if not self._unlooked().opens(evidence):
             return False
         relations = self._catalog.ask(self._database)

@@ -20,6 +20,7 @@ from psycopg2.extensions import quote_ident
 from cdc import lsn
 from cdc.errors import MessageError, PadsCdcError, SlotHeld, SourceError, fault_of_ours
 from cdc.failpoints import reach
+from cdc.lsn import Lsn
 from cdc.postgres.connection import cancel_soon, identify
 from cdc.postgres.errors import translated
 from cdc.postgres.slot_state import is_standby
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from psycopg2.extras import LogicalReplicationConnection, ReplicationCursor, ReplicationMessage
 
     from cdc.freshness import Freshness
-    from cdc.lsn import Lsn
     from cdc.observer import Observer
     from cdc.postgres.connection import Address
     from cdc.postgres.timeline import Timeline
@@ -104,7 +104,7 @@ class SlotReader(threading.Thread):
         )
         self._dropping: SourceError | None = None
         self._connection: LogicalReplicationConnection | None = None
-        self._allowed: tuple[int, Lsn] = (0, 0)
+        self._allowed: tuple[int, Lsn] = (0, Lsn(0))
         """The session that the applier spoke of, and up to where it may be confirmed: one value, so that the
         other thread never sees half of it.
         """
@@ -166,7 +166,7 @@ class SlotReader(threading.Thread):
     @property
     def _may_confirm(self) -> Lsn:
         session, position = self._allowed
-        return position if session == self._session_number else 0
+        return position if session == self._session_number else Lsn(0)
 
     def run(self) -> None:
         """Follow the slot until `stop`; each connection ends with a `StreamEnded` in the backlog."""
@@ -270,7 +270,7 @@ class SlotReader(threading.Thread):
         stream: SlotStream,
         feedback: Feedback,
     ) -> None:
-        told: Lsn = 0
+        told: Lsn = Lsn(0)
         look_at = 0.0
         heard = cursor.io_timestamp
         with selectors.DefaultSelector() as selector:

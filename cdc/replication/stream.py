@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cdc.units import Xid8
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -25,7 +27,7 @@ class SlotStream:
     """The database's, for a session that asks for no conversion; None for one that asks for UTF-8."""
     published_as: str | None = None
     """The publication as it was; None where the plugin needs none."""
-    suspects: int = 0
+    suspects: Xid8 = Xid8(0)
     """Transactions below this id (64 bits) may have changed rows that the stream leaves out."""
 
     def start(self, slot: str) -> bytes:

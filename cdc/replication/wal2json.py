@@ -16,6 +16,7 @@ import msgspec
 from cdc import lsn
 from cdc.changes import Begin, Column, Commit, Delete, Insert, Message, MessagePlace, Note, Truncate, Update
 from cdc.errors import MessageError
+from cdc.units import Xid  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,7 +42,7 @@ _WITHIN: Final = tuple(b'{"action":"%c"' % action for action in b"BIUDT")
 class _Begin(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="B"):
     """``lsn`` and ``nextlsn`` are of the transaction's *commit* record, and that record's end."""
 
-    xid: int
+    xid: Xid
     timestamp: str
     lsn: str
     nextlsn: str
@@ -50,7 +51,7 @@ class _Begin(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="B")
 class _Commit(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="C"):
     """The same values as in its `_Begin`."""
 
-    xid: int
+    xid: Xid
     timestamp: str
     lsn: str
     nextlsn: str

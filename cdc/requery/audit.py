@@ -17,13 +17,13 @@ import time
 from math import inf
 from typing import TYPE_CHECKING
 
+from cdc.lsn import Lsn
 from cdc.mapping.row_rule import TWICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
 
-    from cdc.lsn import Lsn
     from cdc.postgres.database import Read, Row
     from cdc.requery.odd_rows import OddRows
     from cdc.store.store import Store
@@ -71,12 +71,12 @@ class Audit:
         self._looks = _LOOKS
         self.reading = True
         """Rows are still coming."""
-        self.seen: Lsn = 0
+        self.seen: Lsn = Lsn(0)
         """An end of WAL that was read after the snapshot. It may not be flushed yet, but is when this ends:
         everything up to it is applied then, so that tokens may name it.
         """
-        self._until: Lsn = 0
-        self._bound: Lsn = 0
+        self._until: Lsn = Lsn(0)
+        self._bound: Lsn = Lsn(0)
         self._patient_until = inf
 
     @property

@@ -10,11 +10,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cdc.errors import PadsCdcError, gives_way
+from cdc.lsn import Lsn
 from cdc.observer import ReconcileSeen
 from cdc.requery.audit import Audit
 
 if TYPE_CHECKING:
-    from cdc.lsn import Lsn
     from cdc.observer import Observer
     from cdc.postgres.database import Database
     from cdc.requery.requery import Requery
@@ -50,7 +50,7 @@ class Auditor:
         self._due_at = 0.0
         self._seen_at = 0.0
         """When the newest audit began."""
-        self._seen: Lsn = 0
+        self._seen: Lsn = Lsn(0)
         """Everything up to here was applied then."""
         self.postpone()
 
@@ -125,7 +125,7 @@ class Auditor:
         if batch.changed:
             self._ledger.append(batch, position=self._store.position, seen=audit.seen)
             whole = requery.whole
-            position = requery.done_up_to if whole else 0
+            position = requery.done_up_to if whole else Lsn(0)
             self._store.publish(batch, whole=whole, position=position, seen=audit.seen)
         seen = ReconcileSeen("audit", len(self._store), batch.upserts, batch.deletes, audit.seconds)
         self._observer.reconciled(seen)

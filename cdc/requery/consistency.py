@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+from cdc.lsn import Lsn
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from cdc.lsn import Lsn
     from cdc.requery.task import Task
 
 _MANY = 10_000
@@ -37,8 +38,8 @@ class Consistency:
         """How new each read was, and the endpoints that it brought; None for too many of them."""
         self._held = 0
         """Endpoints in all of these."""
-        self._up_to: Lsn = 0
-        self._done: Lsn = 0
+        self._up_to: Lsn = Lsn(0)
+        self._done: Lsn = Lsn(0)
 
     def read(self, flushed: Lsn, ids: Iterable[str] | None = None) -> None:
         """Note that a read, made when WAL was flushed up to there, brings these ids; None for too many."""
@@ -63,7 +64,7 @@ class Consistency:
 
     def mend(self) -> None:
         """Forget it all: the map is what one snapshot saw."""
-        self._up_to = self._done = 0
+        self._up_to = self._done = Lsn(0)
         self._ahead.clear()
         self._held = 0
 

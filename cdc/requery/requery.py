@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from cdc.errors import PadsCdcError, SourceError, gives_way
 from cdc.failpoints import reach
+from cdc.lsn import Lsn
 from cdc.mapping.key_types import is_exact, query_of
 from cdc.mapping.row_rule import TWICE
 from cdc.observer import ReconcileSeen
@@ -31,7 +32,6 @@ from cdc.store.express import FEW
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from cdc.lsn import Lsn
     from cdc.mapping.affected import Affected
     from cdc.mapping.parents import Parents
     from cdc.mapping.row_rule import Oddity
@@ -107,10 +107,10 @@ class Requery:
         self._waits_since: float | None = None
         """When somebody else began to go first."""
         self._history: Timeline | None = None
-        self._read_up_to: Lsn = 0
+        self._read_up_to: Lsn = Lsn(0)
         self._consistency = Consistency(self._are_ids)
-        self._reached: Lsn = 0
-        self._let_go_to: Lsn = 0
+        self._reached: Lsn = Lsn(0)
+        self._let_go_to: Lsn = Lsn(0)
         """A durable note answers for everything up to here."""
         self._exact_at: float | None = None
 
@@ -221,7 +221,7 @@ class Requery:
             return max(0.0, self._look_at - time.monotonic())
         return idle
 
-    def rewind(self, to: Lsn = 0) -> None:
+    def rewind(self, to: Lsn = Lsn(0)) -> None:
         """Take the map to be as new as this: 0 where the history that positions were of has been left."""
         self._read_up_to = to
         self._consistency.mend()
@@ -259,7 +259,7 @@ class Requery:
 
     def abandon(self) -> None:
         """Forget everything that is open: it will be redelivered, or the process ends."""
-        self._reached, self._let_go_to = self.done_up_to, 0
+        self._reached, self._let_go_to = self.done_up_to, Lsn(0)
         self._close_reads()
         self._waiting.clear()
         if self._audit is not None:
@@ -473,7 +473,7 @@ class Requery:
         self._consistency.read(seen, (row[0] for row in rows) if spelled else None)
         last = named and read.read.complete and self._reads == [read] and not self._waiting
         last = last and not self._consistency.shows(self.reached, ())
-        position = self.reached if last else 0
+        position = self.reached if last else Lsn(0)
         reach("prepared")
         self._ledger.append(batch, position=position or self._store.position, seen=seen)
         reach("written")
@@ -525,7 +525,7 @@ class Requery:
         self._tell_refused(self._catalog.refusing(self._database, relations))
         rules = relations.nameless(all_rules)
         if not rules:
-            self._parents.load({}, 0)
+            self._parents.load({}, Lsn(0))
             return
         before = self._database.evidence()
         rows = self._database.parents(rules)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cdc.lsn import Lsn
 from cdc.mapping.affected import LIMIT, Affected
 from cdc.mapping.key_types import query_of
 from cdc.observer import BatchSeen, TransactionSeen
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from cdc.changes import Action
-    from cdc.lsn import Lsn
     from cdc.postgres.database import Read, Row
     from cdc.replication.assembler import Transaction
     from cdc.store.store import Store
+    from cdc.units import Revision, Xid
 
 _SHARE = 0.5
 """Share of all endpoints from which on naming them one by one costs more than reading everything."""
@@ -45,7 +46,7 @@ _XID_BYTES = 70
 class Committed(msgspec.Struct, frozen=True, gc=False):
     """What is kept of a transaction until it is published, to report it: the keys are in the task."""
 
-    xid: int
+    xid: Xid
     end: Lsn
     committed_at: float
     rows: Mapping[tuple[str, Action], int]
@@ -59,7 +60,7 @@ class Task:
     gate: Gate
     since: Lsn
     """The map holds everything up to here while this is not done."""
-    end: Lsn = 0
+    end: Lsn = Lsn(0)
     """End of its last transaction: the position that the endpoints are at once it is done; 0 for a plain
     reconcile.
     """
@@ -209,7 +210,7 @@ class OpenRead:
             if endpoint_id not in self._overtaken and endpoint_id not in self.doubtful
         ]
 
-    def seen(self, revision: int) -> BatchSeen:
+    def seen(self, revision: Revision) -> BatchSeen:
         """Describe what was read; to be called when it has just been published, up to ``revision``."""
         keyed = self.task.reason is None
         return BatchSeen(

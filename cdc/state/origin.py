@@ -10,8 +10,9 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from cdc.lsn import Lsn
+
 if TYPE_CHECKING:
-    from cdc.lsn import Lsn
     from cdc.state.ledger import Ledger
 
 
@@ -75,7 +76,7 @@ class CurrentOrigin:
         now but not what had changed and changed back: another server's client may hold the state in between.
         """
         with self._lock:
-            self._now = replace(self._now, followed_since=max(self._now.followed_since or 0, up_to))
+            self._now = replace(self._now, followed_since=max(self._now.followed_since or Lsn(0), up_to))
 
     def mirrored(self, followed_since: Lsn) -> None:
         """Note that the map is a peer's, with the positions that transactions from there on have marked."""

@@ -24,14 +24,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdc.errors import Refusal, StateFileError
+from cdc.lsn import Lsn
 from cdc.postgres.gate import Gate, Snapshot
 from cdc.state.place import find_fault
 from cdc.store.entry_columns import GONE, EntryColumns
+from cdc.units import Revision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from cdc.lsn import Lsn
     from cdc.store.entry_columns import EntryRow
     from cdc.store.log import Entry
     from cdc.store.store import Batch
@@ -60,9 +61,9 @@ class Kept:
     """There was nothing to resume: no file, or one that could not be used."""
     system: str = ""
     timeline: int = 0
-    head: int = 0
-    position: Lsn = 0
-    seen: Lsn = 0
+    head: Revision = Revision(0)
+    position: Lsn = Lsn(0)
+    seen: Lsn = Lsn(0)
     bootstrap: Snapshot | None = None
     """The snapshot that the slot was created with, until the first load is done."""
     owed: Gate | None = None
@@ -132,7 +133,7 @@ class StateFile:
         with _errors(self.path), self._db:
             self._set(values)
 
-    def start_epoch(self, entries: EntryColumns, head: int, *, position: Lsn, seen: Lsn) -> str:
+    def start_epoch(self, entries: EntryColumns, head: Revision, *, position: Lsn, seen: Lsn) -> str:
         """Break with the past: tokens given out so far are worth nothing. Returns the new epoch's name."""
         self.kept.epoch = uuid.uuid4().hex
         with _errors(self.path), self._db:
@@ -268,14 +269,14 @@ class StateFile:
         columns.positions.frombytes(packed[1])
         return columns
 
-    def _replace(self, entries: EntryColumns, head: int, position: Lsn, seen: Lsn) -> None:
+    def _replace(self, entries: EntryColumns, head: Revision, position: Lsn, seen: Lsn) -> None:
         self._db.execute("DELETE FROM batches")
         self._rows, self._folded_to = 0, None
         for start in range(0, len(entries), _CHUNK):
             self._insert(entries.part(start, start + _CHUNK), head, position, seen)
 
     def _insert(
-        self, columns: EntryColumns, head: int, position: Lsn, seen: Lsn, *, number: int | None = None
+        self, columns: EntryColumns, head: Revision, position: Lsn, seen: Lsn, *, number: int | None = None
     ) -> None:
         packed = (
             "\0".join(columns.ids),  # no text in Postgres holds a NUL

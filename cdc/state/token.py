@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING, Literal
 
+from cdc.units import Revision
+
 if TYPE_CHECKING:
     from cdc.lsn import Lsn
     from cdc.postgres.timeline import Timeline
@@ -63,7 +65,7 @@ class Token:
     system: str
     timeline: int
     """What the two positions are of; 0 where the server did not know."""
-    revision: int
+    revision: Revision
     position: Lsn
     """Every transaction up to here is in the map."""
     seen: Lsn
@@ -92,7 +94,7 @@ class Token:
         Its own server must not go by revisions any more: what changed elsewhere and changed back may never
         have changed there.
         """
-        return replace(self, epoch=_NOBODY, revision=0)
+        return replace(self, epoch=_NOBODY, revision=Revision(0))
 
     def on(self, history: Timeline) -> Token | None:
         """Return the token with its positions as this history has them; None where they are not of it.
@@ -142,7 +144,7 @@ class Here:
     origin: Origin
     history: Timeline
     """What its position is of."""
-    revision: int
+    revision: Revision
     """The newest that it has."""
     position: Lsn
     """Every transaction up to here is in its map."""
@@ -160,7 +162,7 @@ class Here:
 class Resume:
     """Serve what has a revision greater than this."""
 
-    after: int
+    after: Revision
 
 
 @dataclass(frozen=True, slots=True)

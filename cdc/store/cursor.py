@@ -19,6 +19,7 @@ from cdc.store.log import OutlivedError, Place
 if TYPE_CHECKING:
     from cdc.store.log import Entry
     from cdc.store.store import Cut, Store
+    from cdc.units import Revision
 
 SCAN = 4
 """Dead places that one read may pass over, in multiples of its limit: the lock is never held for long."""
@@ -47,7 +48,7 @@ class Cursor(Place):
 
     __slots__ = ("_overtaking", "_target", "revision", "store")
 
-    def __init__(self, store: Store, after: int | None = None, *, express: bool = False) -> None:
+    def __init__(self, store: Store, after: Revision | None = None, *, express: bool = False) -> None:
         """Stand behind revision ``after``; the present head if None.
 
         ``express`` is for a client, which wants a revocation before the rest of a ripple: without it entries
@@ -56,7 +57,7 @@ class Cursor(Place):
         self.store = store
         with store.lock:
             self.revision = store.head if after is None else after
-            self._target: int | None = None
+            self._target: Revision | None = None
             self._overtaking = Overtaking(store.express) if express else None
             super().__init__(bisect_right(store.log, self.revision, key=_revision), store.places)
 

@@ -7,14 +7,16 @@ and twice the time.
 from __future__ import annotations
 
 from array import array
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from cdc.lsn import Lsn
 from cdc.store.digest import DIGEST_BYTES
+from cdc.units import Revision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from cdc.lsn import Lsn
 
 GONE: Final = bytes(DIGEST_BYTES)
 """Stands for the digest of a tombstone: a real digest is all zeros once in 2^128."""
@@ -24,7 +26,7 @@ class EntryRow(NamedTuple):
     """One entry's part."""
 
     id: str
-    revision: int
+    revision: Revision
     position: Lsn
     digest: bytes
     """`entry_digest`; `GONE` in a tombstone."""
@@ -35,7 +37,7 @@ class EntryColumns:
 
     __slots__ = ("digests", "ids", "positions", "revisions")
 
-    def __init__(self, rows: Iterable[tuple[str, int, Lsn, bytes]] = ()) -> None:
+    def __init__(self, rows: Iterable[tuple[str, Revision, Lsn, bytes]] = ()) -> None:
         self.ids: list[str] = []
         self.revisions = array("Q")
         self.positions = array("Q")
@@ -47,17 +49,18 @@ class EntryColumns:
         return len(self.ids)
 
     def __iter__(self) -> Iterator[EntryRow]:
-        for number, columns in enumerate(zip(self.ids, self.revisions, self.positions, strict=True)):
-            yield EntryRow(*columns, self.digest(number))
+        for number, endpoint_id in enumerate(self.ids):
+            revision, position = Revision(self.revisions[number]), Lsn(self.positions[number])
+            yield EntryRow(endpoint_id, revision, position, self.digest(number))
 
-    def add(self, endpoint_id: str, revision: int, position: Lsn, digest: bytes) -> None:
+    def add(self, endpoint_id: str, revision: Revision, position: Lsn, digest: bytes) -> None:
         """Append one that is not in here yet."""
         self.ids.append(endpoint_id)
         self.revisions.append(revision)
         self.positions.append(position)
         self.digests += digest
 
-    def put(self, number: int, revision: int, position: Lsn, digest: bytes) -> None:
+    def put(self, number: int, revision: Revision, position: Lsn, digest: bytes) -> None:
         """Replace what is known of an entry."""
         self.revisions[number], self.positions[number] = revision, position
         self.digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES] = digest
@@ -86,6 +89,4 @@ class EntryColumns:
         revisions = self.revisions
         if all(map(int.__le__, revisions, revisions[1:])):
             return self
-        rows = [*zip(revisions, self.ids, self.positions, range(len(self)), strict=True)]
-        rows.sort()
-        return EntryColumns((name, revision, at, self.digest(number)) for revision, name, at, number in rows)
+        return EntryColumns(sorted(self, key=attrgetter("revision")))

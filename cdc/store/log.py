@@ -8,6 +8,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from cdc.lsn import Lsn
+    from cdc.units import Revision
 
 
 class Entry(msgspec.Struct, eq=False, gc=False):
@@ -20,7 +21,7 @@ class Entry(msgspec.Struct, eq=False, gc=False):
     """
 
     id: str
-    revision: int
+    revision: Revision
     position: Lsn
     payload: bytes | None
     """The serialized ``proto.GatewayEndpoint``; None in a tombstone."""

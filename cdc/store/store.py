@@ -16,19 +16,20 @@ import threading
 from dataclasses import dataclass, field
 from itertools import repeat
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from cdc.lsn import Lsn
 from cdc.postgres.timeline import Timeline
 from cdc.store.compaction import Compaction
 from cdc.store.digest import DIGEST_BYTES, entry_digest
 from cdc.store.entry_columns import GONE, EntryColumns
 from cdc.store.express import Express
 from cdc.store.log import Entry, Place
+from cdc.units import Revision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from cdc.lsn import Lsn
 
 _MODULUS = 1 << 128
 
@@ -37,11 +38,11 @@ _MODULUS = 1 << 128
 class Cut:
     """The map that the store holds at one moment: what a token stands for once a walk has arrived there."""
 
-    revision: int
+    revision: Revision
     history: Timeline
     """The line of WAL that the two positions are of."""
-    position: int
-    seen: int
+    position: Lsn
+    seen: Lsn
     count: int
     digest: bytes
     whole: bool
@@ -52,7 +53,7 @@ class Cut:
 class Batch:
     """What one read changes: decided against the store, not yet visible."""
 
-    revision: int
+    revision: Revision
     """The head once this is published; the old head if nothing changes."""
     position: Lsn
     newest: Lsn
@@ -89,7 +90,7 @@ class Store:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.head = 0
+        self.head = Revision(0)
         """The newest published revision."""
         self.whole = False
         """Whether the map at `head` is one that existed: False between the parts of a ripple or a
@@ -99,9 +100,9 @@ class Store:
         """Whether a complete mapping has been loaded since the start."""
         self.history = Timeline()
         """The line of WAL that all positions here are of; unknown before any slot was read."""
-        self.position: Lsn = 0
+        self.position: Lsn = Lsn(0)
         """Every transaction up to here is in the map."""
-        self.seen: Lsn = 0
+        self.seen: Lsn = Lsn(0)
         """Nothing in the map is newer than this."""
         self.log: list[Entry] = []
         self.entries: dict[str, Entry] = {}
@@ -156,13 +157,15 @@ class Store:
 
     # Writing: one thread only. It may read without the lock, since nobody else writes.
 
-    def restore(self, kept: EntryColumns, head: int, position: Lsn = 0, seen: Lsn = 0) -> None:
+    def restore(self, kept: EntryColumns, head: Revision, position: Lsn = Lsn(0), seen: Lsn = Lsn(0)) -> None:
         """Take over what the state file kept, before anything else; payloads come with the first reconcile.
 
         What that reconcile finds unchanged keeps its revision, what it does not find becomes a tombstone.
         """
         kept = kept.in_order()
-        log = list(map(Entry, kept.ids, kept.revisions, kept.positions, repeat(None)))
+        revisions = cast("Iterable[Revision]", kept.revisions)
+        positions = cast("Iterable[Lsn]", kept.positions)
+        log = list(map(Entry, kept.ids, revisions, positions, repeat(None)))
         if GONE in kept.digests:  # perhaps, as two digests may have zeros where they meet
             gone = [entry for number, entry in enumerate(log) if kept.digest(number) == GONE]
         else:
@@ -187,12 +190,12 @@ class Store:
     def adopt(
         self,
         entries: Iterable[Entry],
-        head: int,
+        head: Revision,
         *,
         history: Timeline,
         whole: bool,
-        position: Lsn = 0,
-        seen: Lsn = 0,
+        position: Lsn = Lsn(0),
+        seen: Lsn = Lsn(0),
         along: Callable[[], object] = lambda: None,
     ) -> None:
         """Replace everything by another server's entries and tombstones. Takes 2 s a million.
@@ -218,11 +221,11 @@ class Store:
         for wake in wakes:  # so that whoever walks finds out
             wake()
 
-    def copied(self, entries: Iterable[Entry], head: int) -> Batch:
+    def copied(self, entries: Iterable[Entry], head: Revision) -> Batch:
         """Make a batch of another server's newer entries, in the order of their revisions, up to its
         ``head``.
         """
-        batch = Batch(max(head, self.head), 0, 0)
+        batch = Batch(max(head, self.head), Lsn(0), Lsn(0))
         for entry in entries:
             old = self.entries.get(entry.id)
             if old is not None and old.payload is not None:
@@ -248,9 +251,9 @@ class Store:
         """
         with self.lock:
             self.history, self.whole = history, False
-            self.position = self.seen = 0
+            self.position = self.seen = Lsn(0)
             for entry in self.entries.values():
-                entry.position = 0
+                entry.position = Lsn(0)
 
     def follow_timeline(self, history: Timeline, switch: Lsn | None = None) -> None:
         """Be of another history that goes on from ours; forget how far ours was followed beyond the
@@ -295,7 +298,7 @@ class Store:
         position: Lsn,
         *,
         named: bool = True,
-        seen: Lsn = 0,
+        seen: Lsn = Lsn(0),
         reading: int = 0,
     ) -> Batch:
         """Compare what was read (None: it is gone) with the map; each id at most once a call.
@@ -307,7 +310,7 @@ class Store:
         beyond that.
         """
         batch = Batch(self.head, position, max(position, seen))
-        entries, revision, newest = self.entries, self.head + 1, batch.newest
+        entries, revision, newest = self.entries, Revision(self.head + 1), batch.newest
         for endpoint_id, payload in rows:
             old = entries.get(endpoint_id)
             if reading and old is not None and old.reading == reading:
@@ -345,7 +348,7 @@ class Store:
             return
         position = max(batch.newest, old.position)  # what is redelivered is not news
         # One string an id, however often it moves.
-        batch.changed.append(Entry(old.id, self.head + 1, position, payload, old.reading))
+        batch.changed.append(Entry(old.id, Revision(self.head + 1), position, payload, old.reading))
         batch.digests.append(digest)
 
     def _compare_gone(
@@ -353,7 +356,7 @@ class Store:
     ) -> None:
         if old is None:
             if named:  # it came and went before we looked, but a client of another server may have seen it
-                batch.changed.append(Entry(endpoint_id, self.head + 1, batch.newest, None, reading))
+                batch.changed.append(Entry(endpoint_id, Revision(self.head + 1), batch.newest, None, reading))
                 batch.digests.append(b"")
             return
         old.reading = max(old.reading, reading)
@@ -364,12 +367,12 @@ class Store:
         if old.payload is not None:
             batch.delta -= int.from_bytes(entry_digest(endpoint_id, old.payload), "big")
         position = max(batch.newest, old.position)
-        batch.changed.append(Entry(old.id, self.head + 1, position, None, old.reading))
+        batch.changed.append(Entry(old.id, Revision(self.head + 1), position, None, old.reading))
         batch.digests.append(b"")
         batch.deletes += 1
 
     def publish(
-        self, batch: Batch, *, whole: bool, position: Lsn = 0, seen: Lsn = 0, express: bool = False
+        self, batch: Batch, *, whole: bool, position: Lsn = Lsn(0), seen: Lsn = Lsn(0), express: bool = False
     ) -> None:
         """Make a prepared batch visible; the state file has it already.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
+from cdc.lsn import Lsn
 from cdc.relay.pages import Head, Page
+from cdc.units import Revision
 from server.rpc.map_messages import checkpoint_of, entries_of, state_of
 
 
@@ -57,10 +59,10 @@ def decode(raw: bytes) -> Page:
     return Page(
         line=message.line,
         number=message.number,
-        start=message.start,
+        start=Revision(message.start),
         epoch=message.epoch,
         timeline=message.timeline,
-        position=message.position,
+        position=Lsn(message.position),
         first=message.first,
         opening=message.opening,
         total=message.total,
@@ -100,11 +102,11 @@ def decode_head(raw: bytes) -> Head:
     message = pb.Head.FromString(raw)
     return Head(
         line=message.line,
-        revision=message.revision,
+        revision=Revision(message.revision),
         staleness=message.staleness,
         at=message.at,
-        server_end=message.server_end,
-        position=message.position,
-        seen=message.seen,
+        server_end=Lsn(message.server_end),
+        position=Lsn(message.position),
+        seen=Lsn(message.seen),
         consistent=message.consistent,
     )

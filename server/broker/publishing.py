@@ -28,6 +28,7 @@ from cdc.errors import ConfigurationError, PadsCdcError, fault_of_ours
 from cdc.failpoints import reach
 from cdc.relay.leader import HEAD_SECONDS
 from cdc.relay.publisher import Publisher
+from cdc.units import Revision
 from server.broker.page_bytes import decode, encode, encode_head
 from server.broker.seal import SealError
 from server.broker.stream import FencedError, FullError, PageStream
@@ -74,7 +75,7 @@ class PublishingCounts:
     fenced: int = 0
     restarts: int = 0
     """Connections to the broker that were lost, or could not be had."""
-    revision: int = 0
+    revision: Revision = Revision(0)
     """Up to here everything is in the stream."""
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cdc import lsn
+from cdc.lsn import Lsn
 from server.config.redaction import redact
 from server.observe.lag_history import LagHistory
 
@@ -169,7 +170,7 @@ def _clock(unix: float) -> str:
 
 
 def _position(position: int | None) -> str:
-    return lsn.show(position) if position else "unknown"
+    return lsn.show(Lsn(position)) if position else "unknown"
 
 
 def _policy(environment: Environment) -> str:

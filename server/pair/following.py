@@ -14,7 +14,9 @@ from pads_cdc_client.outbox import Outbox
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 from pads_cdc_client.retry import Backoff, Remedy, remedy
 
+from cdc.lsn import Lsn
 from cdc.relay.pages import Head, Page
+from cdc.units import Revision
 from server.pair.mirror import MIRROR
 from server.rpc.map_messages import checkpoint_of, entries_of
 
@@ -155,7 +157,7 @@ class Following(threading.Thread):
             start=self._reader.exact,
             epoch="",
             timeline=0,
-            position=0,
+            position=Lsn(0),
             first=first,
             opening=opening,
             generating=self._resetting,
@@ -173,11 +175,11 @@ def _head(line: str, batch: pb.MirrorBatch) -> Head:
     state = batch.state
     return Head(
         line=line,
-        revision=state.revision,
+        revision=Revision(state.revision),
         staleness=state.staleness,
         at=time.time(),
-        server_end=state.server_end,
-        position=state.position,
-        seen=batch.seen,
+        server_end=Lsn(state.server_end),
+        position=Lsn(state.position),
+        seen=Lsn(batch.seen),
         consistent=state.whole,
     )

@@ -19,8 +19,10 @@ from pads_cdc_client.outbox import Outbox
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 from pads_cdc_client.retry import Backoff, Remedy, remedy
 
+from cdc.lsn import Lsn
 from cdc.pair.mirrored import MirrorLost, MirrorOpened, MirrorPart, PeerState, Point
 from cdc.pair.mirrored_parents import ParentsPart
+from cdc.units import Revision
 from server.rpc.map_messages import entries_of, history_of
 
 if TYPE_CHECKING:
@@ -172,7 +174,7 @@ def part_of(batch: pb.MirrorBatch) -> MirrorPart:
     return MirrorPart(
         entries=entries,
         moved=[(endpoint_id, position) for endpoint_id, _, position in moved],
-        seen=batch.seen,
+        seen=Lsn(batch.seen),
         state=_state(batch.state) if batch.HasField("state") else None,
         parents=[_parents(one) for one in batch.parents],
         reply=Future(),
@@ -182,15 +184,15 @@ def part_of(batch: pb.MirrorBatch) -> MirrorPart:
 def _parents(parents: pb.MirrorParents) -> ParentsPart:
     rows: list[tuple[str, str | None]] = list(zip(parents.rows, parents.parents, strict=True))
     rows += [(row, None) for row in parents.gone]
-    return ParentsPart(parents.anew, (parents.table, parents.column), parents.at, rows)
+    return ParentsPart(parents.anew, (parents.table, parents.column), Lsn(parents.at), rows)
 
 
 def _state(state: pb.MirrorState) -> PeerState:
     return PeerState(
-        point=Point(state.epoch, state.timeline, state.revision, state.followed),
+        point=Point(state.epoch, state.timeline, Revision(state.revision), Lsn(state.followed)),
         history=history_of(state),
-        position=state.position,
-        followed_since=state.followed_since,
+        position=Lsn(state.position),
+        followed_since=Lsn(state.followed_since),
         whole=state.whole,
         count=state.count,
         digest=state.digest,

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
+from cdc.lsn import Lsn
 from cdc.mapping.parents import Followed, Untold
 from cdc.store.catchup import Catchup
 from cdc.store.cursor import Cursor
+from cdc.units import Revision
 from server.rpc.feed import ENTRIES, MESSAGE_BYTES, duration
 from server.rpc.feed_requests import MisuseError
 
@@ -92,10 +94,10 @@ class MirrorFeed:
                 }
             store.movements.append(self._moved)
         if opening is not None and resumed:
-            self._walk = Cursor(store, opening.revision)
+            self._walk = Cursor(store, Revision(opening.revision))
         else:
-            self._walk = Catchup(store, -1)  # every position is beyond that, and tombstones count
-        self._standby.acknowledge(0)
+            self._walk = Catchup(store, Lsn(-1))  # every position is beyond that, and tombstones count
+        self._standby.acknowledge(Lsn(0))
         if self._parents is not None:
             self._untold = self._parents.mirror(self._standby.wake)
         return pb.MirrorResponse(
@@ -138,7 +140,7 @@ class MirrorFeed:
         """
         if acknowledge.followed > self._told_most:
             raise MisuseError("acknowledged what was not sent on this stream")
-        self._standby.acknowledge(acknowledge.followed)
+        self._standby.acknowledge(Lsn(acknowledge.followed))
 
     def close(self) -> None:
         """Let everybody forget this walk."""

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Final
 from google.protobuf.duration_pb2 import Duration
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
+from cdc.lsn import Lsn
 from cdc.state.token import Here, Rejoin, Reset, Resume, Token
 from cdc.store.catchup import Catchup
 from cdc.store.cursor import Cursor
+from cdc.units import Revision
 from server.rpc.feed_requests import MisuseError
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ class FeedStream:
         """Revision of the newest token since `open`."""
         self._told_most = -1
         """Likewise, since the stream began."""
-        self.acknowledged = 0
+        self.acknowledged = Revision(0)
         """The client holds the map of this revision; 0 if it is not known to hold any."""
         self.mismatched = False
         """The client's digest was another one: it must be opened again, with a reset."""
@@ -99,7 +101,7 @@ class FeedStream:
                 opened.resumed.SetInParent()
             case Reset(reason):
                 self._walk = Catchup(self._store)
-                self.acknowledged = 0
+                self.acknowledged = Revision(0)
                 name = f"RESET_REASON_{reason.upper()}"
                 opened.reset.CopyFrom(pb.Reset(reason=name, count=len(self._store)))
         opened.token = self._present()
@@ -196,7 +198,7 @@ class FeedStream:
         if self._token is not None:
             self._token = replace(self._token, seen=max(self._token.seen, now.seen))
             return self._token.encode()
-        return self._made(replace(now, revision=0, position=0)).incomplete().encode()
+        return self._made(replace(now, revision=Revision(0), position=Lsn(0))).incomplete().encode()
 
     def _made(self, cut: Cut) -> Token:
         return Token(

@@ -6,44 +6,48 @@ from typing import TYPE_CHECKING
 
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
+from cdc.lsn import Lsn
 from cdc.postgres.timeline import Timeline
 from cdc.relay.pages import Checkpoint
 from cdc.state.origin import Origin
 from cdc.store.log import Entry
+from cdc.units import Revision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def entries_of(messages: Iterable[pb.MirrorEntry]) -> tuple[list[Entry], list[tuple[str, int, int]]]:
+def entries_of(messages: Iterable[pb.MirrorEntry]) -> tuple[list[Entry], list[tuple[str, Revision, Lsn]]]:
     """Return entries, and the ids, revisions and positions of those that have only moved."""
     entries: list[Entry] = []
-    moved: list[tuple[str, int, int]] = []
+    moved: list[tuple[str, Revision, Lsn]] = []
     for one in messages:
         match one.WhichOneof("outcome"):
             case "moved":
-                moved.append((one.endpoint_id, one.revision, one.position))
+                moved.append((one.endpoint_id, Revision(one.revision), Lsn(one.position)))
             case "endpoint":
-                entries.append(Entry(one.endpoint_id, one.revision, one.position, one.endpoint))
+                entries.append(
+                    Entry(one.endpoint_id, Revision(one.revision), Lsn(one.position), one.endpoint)
+                )
             case _:
-                entries.append(Entry(one.endpoint_id, one.revision, one.position, None))
+                entries.append(Entry(one.endpoint_id, Revision(one.revision), Lsn(one.position), None))
     return entries, moved
 
 
 def checkpoint_of(state: pb.MirrorState, seen: int) -> Checkpoint:
     """Read a leader's state."""
     return Checkpoint(
-        revision=state.revision,
+        revision=Revision(state.revision),
         origin=Origin(
             state.epoch,
-            state.followed_since or None,
+            Lsn(state.followed_since) if state.followed_since else None,
             left=frozenset(state.left),
             encoding=state.encoding or 1,
             mapping=state.mapping,
         ),
         history=history_of(state),
-        position=state.position,
-        seen=seen,
+        position=Lsn(state.position),
+        seen=Lsn(seen),
         consistent=state.whole,
         count=state.count,
         digest=state.digest,
@@ -52,8 +56,8 @@ def checkpoint_of(state: pb.MirrorState, seen: int) -> Checkpoint:
 
 def history_of(state: pb.MirrorState) -> Timeline:
     """Read which history a state's positions are of."""
-    switches = tuple((switch.timeline, switch.position) for switch in state.switches)
-    return Timeline(state.system, state.timeline, state.position, switches)
+    switches = tuple((switch.timeline, Lsn(switch.position)) for switch in state.switches)
+    return Timeline(state.system, state.timeline, Lsn(state.position), switches)
 
 
 def state_of(checkpoint: Checkpoint) -> pb.MirrorState:

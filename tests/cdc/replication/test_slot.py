@@ -77,7 +77,7 @@ class Following:
             self.backlog,
             Freshness(),
             Listener(),
-            lambda: (Timeline(), 0),
+            lambda: (Timeline(), lsn.Lsn(0)),
             plugin=database.plugin,
         )
         self.reader.start()

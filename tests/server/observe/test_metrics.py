@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cdc.freshness import Freshness
 from cdc.observer import BatchSeen, Observer, ReconcileSeen, SlotSeen, TransactionSeen
 from cdc.store.store import Store
+from cdc.units import Revision
 from server.observe.fanout import FanOut, Listener
 from server.observe.metrics import Metrics
 from server.subscribers import Subscribers
@@ -263,7 +264,7 @@ def test_a_subscriber_lags_since_the_first_thing_that_it_lacks(scene: Scene) -> 
     subscribers, clock = scene.subscribers, scene.clock
     subscriber = subscribers.add("peer", "gateway_endpoints")
     subscribers.published(1)
-    subscriber.revision = 1
+    subscriber.revision = Revision(1)
     clock.now += 3600
     assert scene["subscriber_max_lag_seconds"] == 0.0, "idle is not late"
     subscribers.published(2)
@@ -274,9 +275,9 @@ def test_a_subscriber_lags_since_the_first_thing_that_it_lacks(scene: Scene) -> 
     assert scene["subscriber_max_lag_seconds"] == 7.0
     (seen,) = subscribers.snapshot()
     assert (seen.behind, seen.peer) == (2, "peer")
-    subscriber.revision = 2
+    subscriber.revision = Revision(2)
     assert scene["subscriber_max_lag_seconds"] == 2.0
-    subscriber.revision = 3
+    subscriber.revision = Revision(3)
     assert scene["subscriber_max_lag_seconds"] == 0.0
 
 
@@ -289,7 +290,7 @@ def test_publications_close_together_are_kept_as_one_from_the_first(scene: Scene
     assert len(subscribers._published) <= 12
     clock.now = 1010.0
     assert subscribers.snapshot()[0].lag_seconds == pytest.approx(10.0, abs=0.001)
-    subscriber.revision = 50_000
+    subscriber.revision = Revision(50_000)
     assert subscribers.snapshot()[0].lag_seconds == pytest.approx(9.5, abs=0.11)
 
 

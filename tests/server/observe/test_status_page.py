@@ -14,6 +14,7 @@ from cdc.freshness import Freshness
 from cdc.observer import BatchSeen, ReconcileSeen, SlotSeen, TransactionSeen
 from cdc.pair.pair import Pair
 from cdc.store.store import Store
+from cdc.units import Revision
 from server.observe.health import Health
 from server.observe.lag_history import LagHistory
 from server.observe.recent import Recent
@@ -152,7 +153,7 @@ def test_subscribers_are_counted_and_the_latest_comes_first(scene: Scene) -> Non
     quick = scene.subscribers.add("ipv4:10.0.0.1:1", "gateway_endpoints")
     scene.subscribers.add("ipv4:10.0.0.2:2", "endpoint_feed", "gateway<b>eu")
     scene.subscribers.published(7)
-    quick.revision = 7
+    quick.revision = Revision(7)
     scene.now += 3
     scene.caught_up()
     words = scene.words()
