@@ -87,7 +87,7 @@ class Applier(threading.Thread):
 
         ``on_failure`` is called from this thread when it ends because of an error that no retry mends.
         """
-        super().__init__(name="follower", daemon=True)
+        super().__init__(name="applier", daemon=True)
         self._backlog = backlog
         self._reader = reader
         self._requery = requery

@@ -1,6 +1,6 @@
 """What the applier tells whoever watches: the seam for metrics, logs and the status page.
 
-The domain calls these methods and knows nothing of what they do. They are called from the follower's threads,
+The domain calls these methods and knows nothing of what they do. They are called from the applier's threads,
 must not block, and must not raise. No argument ever holds a key, a payload or a connection string.
 """
 

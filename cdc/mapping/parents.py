@@ -60,7 +60,7 @@ class Untold:
 
 
 class Parents:
-    """Owned by the follower's thread, which applies transactions in the order of their commits."""
+    """Owned by the applier's thread, which applies transactions in the order of their commits."""
 
     def __init__(self) -> None:
         self._memory: dict[Rule, dict[str, str]] = {}
@@ -91,7 +91,7 @@ class Parents:
     def mirror(self, wake: Callable[[], object]) -> Untold:
         """Remember what is to be told from now on, beginning with everything; for any thread.
 
-        ``wake`` is called once that is there, from the follower's thread.
+        ``wake`` is called once that is there, from the applier's thread.
         """
         untold = Untold(wake)
         with self._lock:

@@ -89,7 +89,7 @@ class MirrorLost(PeerNews):
 
 
 class Mirrored:
-    """Owned by the follower's thread; anyone may read `point`."""
+    """Owned by the applier's thread; anyone may read `point`."""
 
     def __init__(self, store: Store, ledger: Ledger, origin: CurrentOrigin) -> None:
         self._store = store

@@ -37,7 +37,7 @@ class ParentsPart:
 
 
 class MirroredParents:
-    """Owned by the follower's thread."""
+    """Owned by the applier's thread."""
 
     def __init__(self) -> None:
         self._memory: dict[_Column, dict[str, str]] = {}

@@ -42,7 +42,7 @@ _OTHER = (
 
 
 class StandbyRole:
-    """Owned by the follower's thread."""
+    """Owned by the applier's thread."""
 
     def __init__(
         self,

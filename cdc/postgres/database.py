@@ -404,7 +404,7 @@ class Database:
             with self._lock:
                 del self._running[connection]
 
-    def hang_up(self, after: float) -> None:
+    def cut_stalled(self, after: float) -> None:
         """Cut the connections on which something has run for longer than ``after`` seconds, from another
         thread; who waits there gets a SourceError.
 

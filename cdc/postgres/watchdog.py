@@ -26,7 +26,7 @@ class QueryWatchdog(threading.Thread):
     def run(self) -> None:
         """Look until `stop`."""
         while not self._stopping.wait(min(_TICK, self._limit)):
-            self._database.hang_up(self._limit)
+            self._database.cut_stalled(self._limit)
 
     def stop(self) -> None:
         """Ask the thread to end; it does so at once."""

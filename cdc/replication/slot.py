@@ -122,7 +122,7 @@ class SlotReader(threading.Thread):
         """Whether the slot is being made, which waits for every transaction that runs."""
         return self._slot.creating
 
-    # --- for the follower's thread
+    # --- for the applier's thread
     # ---------------------------------------------------------------------------------
 
     def confirm(self, position: Lsn, session: int) -> None:

@@ -27,7 +27,7 @@ _TROUBLE = "audit"
 
 
 class Auditor:
-    """Owned by the follower's thread."""
+    """Owned by the applier's thread."""
 
     def __init__(
         self,

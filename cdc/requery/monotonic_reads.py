@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class MonotonicReads:
-    """Owned by the follower's thread. It outlives the process, in the state file: moves come with
+    """Owned by the applier's thread. It outlives the process, in the state file: moves come with
     restarts.
     """
 

@@ -74,7 +74,7 @@ _KEY_SHAPE = "key_shape"
 
 
 class Requery:
-    """Owned by the follower's thread."""
+    """Owned by the applier's thread."""
 
     def __init__(
         self,

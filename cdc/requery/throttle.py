@@ -29,7 +29,7 @@ class Reads(Protocol):
 
 
 class Throttle:
-    """The follower's; not for two threads."""
+    """Used by the applier's thread alone."""
 
     def __init__(self) -> None:
         self._until = 0.0

@@ -28,7 +28,7 @@ TROUBLE = "state_file"
 
 
 class Ledger:
-    """Used by the follower's thread alone, except for `epoch`."""
+    """Used by the applier's thread alone, except for `epoch`."""
 
     def __init__(
         self,

@@ -74,7 +74,7 @@ class Kept:
 
 
 class StateFile:
-    """An open and locked state file; used by the follower's thread alone."""
+    """An open and locked state file; used by the applier's thread alone."""
 
     def __init__(self, path: Path, system: str = "") -> None:
         """Open or create the file and read it; one of another cluster than ``system`` is set aside.

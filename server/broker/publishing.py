@@ -126,21 +126,21 @@ class Publishing(threading.Thread):
         most.
         """
         self._stopping = True
-        self._nudge()
+        self._wake_loop()
         self.join(_STOP_SECONDS)
 
     def run(self) -> None:
         """Publish until `stop`."""
         asyncio.run(self._run())
 
-    def _nudge(self) -> None:
+    def _wake_loop(self) -> None:
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._wake.set)
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
-        unsubscribe = self._store.subscribe(self._nudge)
+        unsubscribe = self._store.subscribe(self._wake_loop)
         retry = _RETRY_FIRST
         try:
             while not self._stopping:

@@ -1,5 +1,5 @@
 # ruff: noqa: D102 (what each report means stands in the Observer protocol)
-"""Tells several listeners what the applier reports: metrics, health, the journal hear what they need."""
+"""Tells several listeners what the applier reports: metrics, health, the log hear what they need."""
 
 from __future__ import annotations
 

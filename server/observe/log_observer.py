@@ -31,7 +31,7 @@ _LASTS: Final = 3.0
 
 
 class LogObserver(Listener):
-    """Writes one line a change of state, not one a report; called from any of the follower's threads."""
+    """Writes one line a change of state, not one a report; called from any of the applier's threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -159,7 +159,7 @@ class Metrics(Listener):
         """Show whether the replication connection is up."""
         self._connected.set(connected)
 
-    def reconnecting(self, reason: str, message: str) -> None:  # noqa: ARG002 (texts are for the journal)
+    def reconnecting(self, reason: str, message: str) -> None:  # noqa: ARG002 (texts are for the log)
         """Count a loss of the source."""
         self._reconnects.labels(reason).inc()
 
@@ -191,11 +191,11 @@ class Metrics(Listener):
             self._drift.inc(reconcile.upserts + reconcile.deletes)
             self._last_audit.set(self._wall())
 
-    def decode_error(self, reason: str, message: str) -> None:  # noqa: ARG002 (texts are for the journal)
+    def decode_error(self, reason: str, message: str) -> None:  # noqa: ARG002 (texts are for the log)
         """Count a message that could not be handled."""
         self._decode_errors.labels(reason).inc()
 
-    def state_file_error(self, message: str) -> None:  # noqa: ARG002 (texts are for the journal)
+    def state_file_error(self, message: str) -> None:  # noqa: ARG002 (texts are for the log)
         """Count a failure of the state file."""
         self._state_file_errors.inc()
 

@@ -46,7 +46,7 @@ class Lately:
 
 
 class Recent(Listener):
-    """Remembers; told by the follower's threads, read by the event loop."""
+    """Remembers; told by the applier's threads, read by the event loop."""
 
     def __init__(self, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall

@@ -1,7 +1,8 @@
 """``pads.cdc.v1.EndpointFeedService``: gRPC around `server.rpc.feed`.
 
-A stream waits in two places only: for the client to take a message (then nothing is read from the store, so a
-slow client costs one message of memory), and for news, its turn or the clock (then nothing is there to send).
+A stream waits in two places only. It waits for the client to take a message; then nothing is read from the
+store, so a slow client costs one message of memory. And it waits for news, its permit or the clock; then
+there is nothing to send.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from server.rpc.calls import (
 )
 from server.rpc.feed import FeedStream, duration, here
 from server.rpc.feed_requests import NO_OPEN, MisuseError, acknowledgement, opening
-from server.rpc.snapshot_permits import SnapshotPermits, Turn
+from server.rpc.snapshot_permits import SnapshotPermit, SnapshotPermits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -49,7 +50,7 @@ _BEHIND_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 0.05
 """Between looks whether we have: positions move without a publication."""
 _STALL_SECONDS: Final = 5.0
-"""A client that takes no message for so long gives its turn at a snapshot to the next."""
+"""A client that takes no message for so long gives its permit at a snapshot to the next."""
 
 
 class FeedService:
@@ -77,7 +78,7 @@ class FeedService:
         self._metrics = metrics
         self._retention = settings.tombstone_retention
         self._interval = settings.progress_interval
-        self._turns = SnapshotPermits(settings.max_concurrent_snapshots)
+        self._permits = SnapshotPermits(settings.max_concurrent_snapshots)
         self._mirror = mirror
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -178,7 +179,7 @@ class FeedService:
             if feed.mismatched:
                 self._metrics.feed_reset("digest_mismatch")
                 await stream.send(feed.open(Reset("digest_mismatch")))
-            may_read = stream.has_turn(self._turns) if feed.catching_up else stream.end_turn()
+            may_read = stream.has_permit(self._permits) if feed.catching_up else stream.give_back()
             idle = True
             if may_read:
                 for message in feed.take():
@@ -205,14 +206,14 @@ class _Stream:
         self.misuse: str | None = None
         """What the client did wrong."""
         self._subscriber = subscriber
-        self._turn: Turn | None = None
+        self._permit: SnapshotPermit | None = None
         self._listening: asyncio.Task[None] | None = None
 
     async def send(self, message: pb.WatchResponse) -> None:
         """Return once the client's connection has room for more."""
         stalled = None
-        if self._turn is not None and self._turn.held:
-            stalled = asyncio.get_running_loop().call_later(_STALL_SECONDS, self._turn.end)
+        if self._permit is not None and self._permit.held:
+            stalled = asyncio.get_running_loop().call_later(_STALL_SECONDS, self._permit.end)
         try:
             await self.context.write(message)
         finally:
@@ -221,17 +222,17 @@ class _Stream:
         self._subscriber.sent += 1
         self._subscriber.revision = self.feed.acknowledged
 
-    def has_turn(self, turns: SnapshotPermits) -> bool:
-        """Ask for a turn at reading the whole store; `wake` is set when it comes."""
-        if self._turn is None or self._turn.ended:
-            self._turn = turns.ask(self.wake)
-        return self._turn.held
+    def has_permit(self, permits: SnapshotPermits) -> bool:
+        """Ask for a permit at reading the whole store; `wake` is set when it comes."""
+        if self._permit is None or self._permit.ended:
+            self._permit = permits.ask(self.wake)
+        return self._permit.held
 
-    def end_turn(self) -> bool:
+    def give_back(self) -> bool:
         """Need none any more."""
-        if self._turn is not None:
-            self._turn.end()
-            self._turn = None
+        if self._permit is not None:
+            self._permit.end()
+            self._permit = None
         return True
 
     def listen(self) -> None:
@@ -242,7 +243,7 @@ class _Stream:
         """Let go of everything."""
         if self._listening is not None:
             self._listening.cancel()
-        self.end_turn()
+        self.give_back()
         self.feed.close()
 
     async def _listen(self) -> None:

@@ -60,7 +60,7 @@ def test_a_map_a_callback_and_how_stale_it_is(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_client_that_is_cut_off_a_hundred_times_in_a_storm_is_exact_whenever_it_says_so(
+def test_a_client_cut_off_a_hundred_times_is_exact_at_each_token(
     database: Database, serve: ServerFactory
 ) -> None:
     fill(database, 2000)

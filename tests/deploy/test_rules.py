@@ -68,7 +68,7 @@ def test_each_alert_fires_when_it_should_and_is_silent_when_it_should(prometheus
     promtool(prometheus_programs, "test", "rules", TESTS)
 
 
-def test_every_alert_has_a_test_in_which_it_fires_and_one_in_which_it_would_and_does_not() -> None:
+def test_every_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
     fired: set[str] = set()
     for test in yaml.safe_load(TESTS.read_text())["tests"]:
         checks = test.get("promql_expr_test", [])
@@ -93,7 +93,7 @@ def test_every_alert_says_what_it_is_and_has_its_section_in_the_runbook() -> Non
         assert rule["annotations"].keys() == {"summary", "description", "runbook"}
 
 
-def test_every_section_of_the_runbook_says_what_it_means_where_to_look_and_what_to_type() -> None:
+def test_every_section_of_the_runbook_has_its_three_parts() -> None:
     text = RUNBOOK.read_text()
     for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         for part in ("**Means**", "**Look at**", "**Type**"):

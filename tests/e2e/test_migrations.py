@@ -174,7 +174,7 @@ def _migrating(database: Database) -> Iterator[list[float]]:
 
 
 @pytest.mark.soak
-def test_migrations_beside_ripples_and_audits_wait_for_seconds_at_most_and_all_arrives(
+def test_migrations_beside_ripples_and_audits_wait_seconds_at_most(
     large: Database, serve: ServerFactory, gateway: GatewayFactory
 ) -> None:
     server = serve(large, AUDIT_INTERVAL="1s").wait_ready()

@@ -108,7 +108,7 @@ def test_nobody_without_rights_stops_or_grows_the_server(
     assert resident(server) - memory < 64 << 20
 
 
-def test_what_owners_say_of_mapped_tables_and_what_triggers_on_events_do_changes_nothing(
+def test_owners_settings_and_event_triggers_change_nothing(
     database: Database, serve: ServerFactory, gateway: GatewayFactory
 ) -> None:
     """No comment changes a table's shape, and no event trigger is one of ours."""

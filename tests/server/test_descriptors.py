@@ -79,8 +79,8 @@ def test_clients_of_grpc_take_all_that_they_can_have(
     wait_equal(client, database)
     with Strangers(limited.grpc, _PREFACE) as crowd:
         crowd.come(limited.limit + 100)
-        wait_until(lambda: crowd.standing < limited.limit, "some are refused")
-        assert crowd.standing > 4
+        wait_until(lambda: crowd.open < limited.limit, "some are refused")
+        assert crowd.open > 4
         assert limited.answers()
         # What we need ourselves is there too: the database hangs up, and is connected to again.
         database.rows(
@@ -111,7 +111,7 @@ def test_strangers_at_the_metrics_port_make_room_for_who_asks(
             silent.come(limited.limit // 4)
             slow.come(limited.limit // 4)
             assert limited.answers()
-        wait_until(lambda: not silent.standing and not slow.standing, "who asks nothing is sent away")
+        wait_until(lambda: not silent.open and not slow.open, "who asks nothing is sent away")
         database.execute("UPDATE pay_plans SET throughput_limit = 7")
         wait_equal(client, database)
     assert limited.stop() == 0

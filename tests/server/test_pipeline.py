@@ -172,7 +172,7 @@ def test_what_waits_for_a_locked_table_has_a_bound_and_the_rest_waits_in_the_wal
     assert "owed" not in cramped.troubles.now
 
 
-def test_beyond_max_retained_wal_all_that_waits_becomes_one_reconcile_and_reading_goes_on(
+def test_beyond_max_retained_wal_everything_becomes_one_reconcile(
     cramped: Cramped,
 ) -> None:
     with closing(cramped.database.connect()) as session, session.cursor() as locking:

@@ -113,7 +113,7 @@ def test_the_columns_are_those_that_are_promised(database: Database) -> None:
     assert MAPPING.columns == (*COLUMNS, "capacity_limit_period", "name")
 
 
-def test_after_setup_policies_hide_no_row_from_the_role_and_each_key_goes_by_an_index(
+def test_after_setup_the_role_sees_every_row_and_keys_use_indexes(
     database: Database,
 ) -> None:
     role = database.create_role()

@@ -36,7 +36,7 @@ class Strangers:
             self._sockets.append(one)
 
     @property
-    def standing(self) -> int:
+    def open(self) -> int:
         """Connections that the server has not closed."""
         return sum(map(_stands, self._sockets))
 

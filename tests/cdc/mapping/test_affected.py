@@ -96,7 +96,7 @@ def take(mapping: str, *rows: Row, memory: dict[str, dict[str, str]] | None = No
     return done.affected
 
 
-def remembered(table: Table, kind: str, **rows: str) -> dict[str, dict[str, str]]:
+def memory_of(table: Table, kind: str, **rows: str) -> dict[str, dict[str, str]]:
     """Return the memory that is needed: none where the identity names the key."""
     needed = table.primary != table.column and kind == "default"
     return {table.name: {row.removeprefix("row_"): parent for row, parent in rows.items()}} if needed else {}
@@ -107,7 +107,7 @@ def remembered(table: Table, kind: str, **rows: str) -> dict[str, dict[str, str]
 def test_insert_update_delete(mapping: str, table: Table, kind: str) -> None:
     row = table.row("one", 5)
     old = identity(table, kind, row)
-    memory = remembered(table, kind, row_5="one")
+    memory = memory_of(table, kind, row_5="one")
     one: Named = {table.kind: {"one"}}
     assert take(mapping, Insert("public", table.name, columns(row))).keys == one
     assert take(mapping, Update("public", table.name, columns(row), old), memory=memory).keys == one
@@ -120,7 +120,7 @@ def test_a_changed_key_affects_the_old_and_the_new(mapping: str, table: Table, k
     """A moved row, or a renamed parent: both must be read again."""
     row = table.row("one", 5)
     moved = Update("public", table.name, columns(table.row("two", 5)), identity(table, kind, row))
-    found = take(mapping, moved, memory=remembered(table, kind, row_5="one"))
+    found = take(mapping, moved, memory=memory_of(table, kind, row_5="one"))
     assert found.reconcile is None
     assert found.keys == {table.kind: {"one", "two"}}
 
@@ -134,7 +134,7 @@ def test_insert_and_delete_in_one_transaction(mapping: str, table: Table) -> Non
             mapping,
             Insert("public", table.name, columns(row)),
             Delete("public", table.name, identity(table, kind, row)),
-            memory=remembered(table, kind),
+            memory=memory_of(table, kind),
         )
         assert (found.keys, found.reconcile) == ({table.kind: {"one"}}, None)
 

@@ -446,7 +446,7 @@ def test_a_read_that_is_only_looked_at_slowly_is_not_hung_up(
         chunks = opened.chunks()
         found = len(next(chunks))
         wait_until(lambda: database.value(IN_TRANSACTION + " AND state = 'idle in transaction'"), "fetched")
-        read.hang_up(0.0)
+        read.cut_stalled(0.0)
         assert found + sum(map(len, chunks)) == FIRST_CHUNK + 2 * CHUNK
 
 

@@ -436,7 +436,7 @@ def test_all_of_them_at_once(
             assert following.transaction().affected.keys == {"Asked": {f"key {number}"}}
 
 
-def test_a_follower_that_hangs_holds_up_the_reader_and_does_not_cost_the_connection(
+def test_an_applier_that_hangs_holds_up_the_reader_but_no_connection(
     cluster_factory: ClusterFactory, database_factory: DatabaseFactory, follow: FollowingFactory
 ) -> None:
     """The backlog is full for longer than the server's patience: signs of life go on."""

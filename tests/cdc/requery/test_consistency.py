@@ -14,47 +14,49 @@ def task(since: int, end: int, *ids: str) -> Task:
 
 def test_a_later_one_that_was_applied_before_one_that_waits() -> None:
     """The map is not the one at any position, so no position may be told for it."""
-    tear = Consistency("endpoint".__eq__)
-    tear.read(200, ["b"])
-    tear.done(200)
-    assert tear.shows(300, [task(0, 100, "a")])
-    assert not tear.shows(300, [])
+    consistency = Consistency("endpoint".__eq__)
+    consistency.read(200, ["b"])
+    consistency.done(200)
+    assert consistency.shows(300, [task(0, 100, "a")])
+    assert not consistency.shows(300, [])
 
 
 def test_a_read_of_too_many_to_remember_may_have_brought_anything() -> None:
-    tear = Consistency("endpoint".__eq__)
-    tear.read(200)
-    tear.done(100)
-    assert tear.shows(200, [task(100, 200, "a")])
-    assert not tear.shows(200, [task(200, 300, "a")]), "it cannot have been seen by then"
+    consistency = Consistency("endpoint".__eq__)
+    consistency.read(200)
+    consistency.done(100)
+    assert consistency.shows(200, [task(100, 200, "a")])
+    assert not consistency.shows(200, [task(200, 300, "a")]), "it cannot have been seen by then"
 
 
 def test_a_ripple_is_remembered_as_a_whole() -> None:
-    tear = Consistency("endpoint".__eq__)
+    consistency = Consistency("endpoint".__eq__)
     for start in range(0, 20_000, 5_000):
-        tear.read(200, [str(number) for number in range(start, start + 5_000)])
-    tear.done(100)
-    assert tear.shows(200, [task(100, 200, "a")])
+        consistency.read(200, [str(number) for number in range(start, start + 5_000)])
+    consistency.done(100)
+    assert consistency.shows(200, [task(100, 200, "a")])
 
 
 def test_a_backlog_does_not_fill_the_memory() -> None:
     """Each of its reads is ahead of the slot, for hours perhaps."""
-    tear = Consistency("endpoint".__eq__)
+    consistency = Consistency("endpoint".__eq__)
     for number in range(1, 201):
-        tear.read((1 << 40) + number, [f"{number} {one}" for one in range(1_000)])
-        tear.done(number)
-        assert tear.shows(number, [])
-    held = sum(len(ids or ()) for _, ids in tear._ahead)
+        consistency.read((1 << 40) + number, [f"{number} {one}" for one in range(1_000)])
+        consistency.done(number)
+        assert consistency.shows(number, [])
+    held = sum(len(ids or ()) for _, ids in consistency._ahead)
     assert held <= 10_000
     last = (1 << 40) + 200
-    assert tear.shows(last + 1, [task(1 << 40, last + 1, "1 1")]), "what was brought first is not forgotten"
-    assert not tear.shows(last + 1, [task(last, last + 1, "1 1")])
+    assert consistency.shows(last + 1, [task(1 << 40, last + 1, "1 1")]), (
+        "what was brought first is not forgotten"
+    )
+    assert not consistency.shows(last + 1, [task(last, last + 1, "1 1")])
 
 
 def test_without_keys_that_are_ids_nothing_can_be_told_apart() -> None:
-    tear = Consistency(lambda _: False)
-    tear.read(200, ["b"])
-    tear.done(100)
-    assert tear.shows(200, [task(100, 200, "a")])
-    tear.mend()
-    assert not tear.shows(200, [task(100, 200, "a")])
+    consistency = Consistency(lambda _: False)
+    consistency.read(200, ["b"])
+    consistency.done(100)
+    assert consistency.shows(200, [task(100, 200, "a")])
+    consistency.mend()
+    assert not consistency.shows(200, [task(100, 200, "a")])

@@ -122,7 +122,7 @@ def test_an_earlier_timeline_resumes_where_it_was_followed() -> None:
     assert verdict(beyond, here) == Rejoin(300), "WAL of others has carried it beyond the switch"
 
 
-def test_a_server_without_a_stream_starts_a_client_over_once_it_has_read_everything_since() -> None:
+def test_after_a_full_read_a_server_without_a_stream_resets_clients() -> None:
     ahead = replace(FOREIGN, seen=850)
 
     def polled(reread: Reread, history: Timeline = HERE.history) -> Here:

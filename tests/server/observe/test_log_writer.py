@@ -132,7 +132,7 @@ def test_in_the_ordinary_case_a_line_is_out_when_write_returns(ends: Ends) -> No
     assert os.read(ends.reader, 100).rstrip() == b"the last words"
 
 
-def test_the_end_waits_a_moment_for_a_reader_that_is_slow_and_not_for_one_that_is_gone() -> None:
+def test_the_end_waits_for_a_slow_reader_and_not_for_a_gone_one() -> None:
     ends = Ends("pipe")
     unblock(ends.writer)
     writer = LogWriter(ends.writer, ends.report.append, queued=10_000)

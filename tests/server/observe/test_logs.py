@@ -253,13 +253,13 @@ def test_the_limit_remembers_a_bounded_number_of_events() -> None:
 
 def test_the_journal_tells_changes_once(console: Console) -> None:
     console.configure()
-    journal = LogObserver()
+    observer = LogObserver()
     for _ in range(3):
-        journal.mode("polling")
-        journal.connected(connected=False)
-        journal.trouble("owed", "a reconcile is owed")
-    journal.trouble("owed", None)
-    journal.trouble("owed", None)
+        observer.mode("polling")
+        observer.connected(connected=False)
+        observer.trouble("owed", "a reconcile is owed")
+    observer.trouble("owed", None)
+    observer.trouble("owed", None)
     assert [line["event"] for line in console.lines] == [
         "source mode",
         "source disconnected",
@@ -270,23 +270,23 @@ def test_the_journal_tells_changes_once(console: Console) -> None:
 
 def test_polling_that_finds_nothing_is_no_line(console: Console) -> None:
     console.configure()
-    journal = LogObserver()
+    observer = LogObserver()
     for upserts in (3, 0, 0, 1, 0):
-        journal.reconciled(ReconcileSeen("polling", endpoints=9, upserts=upserts, deletes=0, seconds=0.01))
+        observer.reconciled(ReconcileSeen("polling", endpoints=9, upserts=upserts, deletes=0, seconds=0.01))
     assert [line["upserts"] for line in console.lines] == [3, 1]
 
 
 def test_the_journal_says_the_same_of_a_source_that_stays_away_once_a_minute(console: Console) -> None:
     console.configure()
     now = 0.0
-    journal = LogObserver(lambda: now)
+    observer = LogObserver(lambda: now)
     for _ in range(300):  # a slot that another has is asked for five times a second
-        journal.reconnecting("slot_held", "active for PID 7")
+        observer.reconnecting("slot_held", "active for PID 7")
         now += 0.2
-    journal.reconnecting("slot_held", "active for PID 7")
-    journal.reconnecting("slot_held", "active for PID 8")
-    journal.connected(connected=True)
-    journal.reconnecting("slot_held", "active for PID 8")
+    observer.reconnecting("slot_held", "active for PID 7")
+    observer.reconnecting("slot_held", "active for PID 8")
+    observer.connected(connected=True)
+    observer.reconnecting("slot_held", "active for PID 8")
     lost = [line["message"] for line in console.lines if line["event"] == "source lost, reconnecting"]
     assert lost == [f"active for PID {pid}" for pid in (7, 7, 8, 8)]
 
@@ -295,15 +295,15 @@ def test_the_journal_waits_with_a_slot_s_creation(console: Console) -> None:
     """On an idle server it takes a moment, too."""
     console.configure()
     now = 0.0
-    journal = LogObserver(lambda: now)
-    journal.trouble("slot_creation", "waits for a transaction")
+    observer = LogObserver(lambda: now)
+    observer.trouble("slot_creation", "waits for a transaction")
     now = 1.0
-    journal.trouble("slot_creation", None)
+    observer.trouble("slot_creation", None)
     assert console.lines == []
     for _ in range(5):
         now += 1
-        journal.trouble("slot_creation", "waits for a transaction")
-    journal.trouble("slot_creation", None)
+        observer.trouble("slot_creation", "waits for a transaction")
+    observer.trouble("slot_creation", None)
     assert [line["event"] for line in console.lines] == ["trouble", "trouble is over"]
 
 

@@ -61,7 +61,7 @@ class Mirroring(RuleBasedStateMachine):
         self.end = 10
         self.store.loaded()
         self.parents.load({SETTINGS: [("1", "app_1")]}, 5)
-        self.memories = {self.end: self.remembered()}
+        self.memories = {self.end: self.parents_now()}
         self.settle()
         self.copy = Store()
         self.ledger = Ledger(folder / "standby", "7", Listener())
@@ -80,7 +80,7 @@ class Mirroring(RuleBasedStateMachine):
                 ), "what a restart of the standby would begin with"
             self.folder.cleanup()
 
-    def remembered(self) -> dict[str, str]:
+    def parents_now(self) -> dict[str, str]:
         return dict(self.parents._memory[SETTINGS])
 
     def settle(self) -> None:
@@ -115,7 +115,7 @@ class Mirroring(RuleBasedStateMachine):
         self.end += 10
         batch = self.store.prepare(changes.items(), self.end, named=named, seen=self.end + 3)
         self.store.publish(batch, whole=done, position=self.end if done else 0, seen=self.end + 3)
-        self.memories[self.end] = self.remembered()
+        self.memories[self.end] = self.parents_now()
         if done:
             self.settle()
 
@@ -123,7 +123,7 @@ class Mirroring(RuleBasedStateMachine):
     def move(self, row: str, parent: str | None, done: bool) -> None:
         self.end += 10
         self.parents.resolve(Affected(moves=[Move(SETTINGS, row, parent, known=True)]), self.end)
-        self.memories[self.end] = self.remembered()
+        self.memories[self.end] = self.parents_now()
         if done:
             self.settle()
 
@@ -131,8 +131,8 @@ class Mirroring(RuleBasedStateMachine):
     def load(self) -> None:
         """Load the memory anew, as it is in the database by now."""
         self.end += 10
-        self.parents.load({SETTINGS: [*self.remembered().items(), (f"new {self.end}", "app_7")]}, self.end)
-        self.memories[self.end] = self.remembered()
+        self.parents.load({SETTINGS: [*self.parents_now().items(), (f"new {self.end}", "app_7")]}, self.end)
+        self.memories[self.end] = self.parents_now()
 
     @rule(messages=st.integers(1, 5))
     def flow(self, messages: int) -> None:

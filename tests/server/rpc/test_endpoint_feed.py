@@ -193,7 +193,7 @@ def test_two_servers_of_one_database_hand_a_client_over_without_ever_going_back(
     assert resets == ["RESET_REASON_NO_TOKEN"], [line for one in servers for line in one.logs]
 
 
-def test_a_server_that_answered_for_transactions_by_comparing_everything_takes_no_older_foreign_token(
+def test_after_a_reconcile_a_server_takes_no_older_foreign_token(
     database: Database, serve: ServerFactory, stream: StreamFactory, tmp_path: Path
 ) -> None:
     fill(database, 20)

@@ -29,8 +29,8 @@ class Call:
             callback(self)
 
 
-async def enter(turns: Fetches, calls: list[Any]) -> list[asyncio.Task[None]]:
-    tasks = [asyncio.create_task(turns.admit(call)) for call in calls]
+async def enter(answers: Fetches, calls: list[Any]) -> list[asyncio.Task[None]]:
+    tasks = [asyncio.create_task(answers.admit(call)) for call in calls]
     for _ in range(3):
         await asyncio.sleep(0)
     return tasks
@@ -40,10 +40,10 @@ def test_turns_come_in_order_and_are_given_back(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(fetches, "_ROOM", 600)
 
     async def main() -> None:
-        turns = Fetches()
-        turns.answered(100)  # three of them, with gRPC's copies
+        answers = Fetches()
+        answers.answered(100)  # three of them, with gRPC's copies
         calls: list[Any] = [Call() for _ in range(8)]
-        tasks = await enter(turns, calls)
+        tasks = await enter(answers, calls)
         assert [task.done() for task in tasks] == [True] * 3 + [False] * 5
         tasks[3].cancel()
         calls[1].end()
@@ -51,7 +51,7 @@ def test_turns_come_in_order_and_are_given_back(monkeypatch: pytest.MonkeyPatch)
         await asyncio.sleep(0)
         assert [task.done() for task in tasks] == [True] * 5 + [False] * 3
         assert tasks[3].cancelled()
-        turns.answered(1_000)  # now two are too many, and yet allowed
+        answers.answered(1_000)  # now two are too many, and yet allowed
         calls[0].end()
         await asyncio.sleep(0)
         assert not tasks[5].done()
@@ -64,8 +64,8 @@ def test_turns_come_in_order_and_are_given_back(monkeypatch: pytest.MonkeyPatch)
         await asyncio.gather(*tasks[6:])
         calls[6].end()
         calls[7].end()
-        await enter(turns, [Call(), Call()])
-        assert turns._under_way == 2
+        await enter(answers, [Call(), Call()])
+        assert answers._under_way == 2
 
     asyncio.run(main())
 
@@ -75,13 +75,13 @@ def test_a_turn_that_comes_as_its_client_goes_is_given_back(monkeypatch: pytest.
     monkeypatch.setattr(fetches, "_ROOM", 0)
 
     async def main() -> None:
-        turns, first = Fetches(), Call()
+        answers, first = Fetches(), Call()
         calls: list[Any] = [first, Call(), Call()]
-        tasks = await enter(turns, calls)
+        tasks = await enter(answers, calls)
         first.end()
         tasks[1].cancel()
         await asyncio.wait_for(tasks[2], DEADLINE)
         assert tasks[1].cancelled()
-        assert turns._under_way == 1
+        assert answers._under_way == 1
 
     asyncio.run(main())

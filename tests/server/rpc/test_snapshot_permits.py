@@ -7,14 +7,14 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.rpc.snapshot_permits import SnapshotPermits, Turn
+from server.rpc.snapshot_permits import SnapshotPermit, SnapshotPermits
 
 
 def test_first_come_first_served_and_woken() -> None:
-    turns = SnapshotPermits(1)
+    permits = SnapshotPermits(1)
     wakes = [asyncio.Event() for _ in range(3)]
-    first, second, third = (turns.ask(wake) for wake in wakes)
-    assert [turn.held for turn in (first, second, third)] == [True, False, False]
+    first, second, third = (permits.ask(wake) for wake in wakes)
+    assert [permit.held for permit in (first, second, third)] == [True, False, False]
     second.end()
     first.end()
     first.end()
@@ -23,12 +23,12 @@ def test_first_come_first_served_and_woken() -> None:
 
 @given(st.integers(1, 3), st.lists(st.tuples(st.booleans(), st.integers(0, 20))))
 def test_never_more_and_never_idle(limit: int, steps: list[tuple[bool, int]]) -> None:
-    turns, asked = SnapshotPermits(limit), list[Turn]()
+    permits, asked = SnapshotPermits(limit), list[SnapshotPermit]()
     for ask, which in steps:
         if ask or not asked:
-            asked.append(turns.ask(asyncio.Event()))
+            asked.append(permits.ask(asyncio.Event()))
         else:
             asked.pop(which % len(asked)).end()
-        held = [turn.held for turn in asked]
+        held = [permit.held for permit in asked]
         assert sum(held) == min(limit, len(asked))
-        assert held == sorted(held, reverse=True), "who came first has the turn"
+        assert held == sorted(held, reverse=True), "who came first has the permit"
