@@ -1,8 +1,12 @@
 """The storm: concurrent writers, faults at random, clients of all generations; ``make soak SECONDS=3600``.
 
-Every some seconds the writers pause, and each client has to hold the mapping query's result byte for byte.
-Between, no client may see an endpoint go back. One difference ends the storm with exit code 1 and the
-server's log beside it.
+Every some seconds the writers pause, and each client has to hold the mapping query's result byte for byte,
+odd rows by their rule. Between, no client may see an endpoint go back. One difference ends the storm with
+exit code 1 and the server's log beside it.
+
+One of the writers makes odd rows. Before each round of faults there are some seconds without any, in which it
+makes odd rows half of the time, and ordinary ones of the same kind for the other half; meanwhile the time
+from COMMIT to client is measured for endpoints that have nothing to do with it.
 """
 
 from __future__ import annotations
@@ -31,28 +35,37 @@ from tests.history.faults import (
     moved_to_a_standby,
     standby_promoted,
 )
+from tests.history.odd import OddWriter, make_odd_tables
 from tests.history.operations import PREPARE, Writer, chooser
+from tests.history.pulse import Pulse
 from tests.history.relays import RELAY_FAULTS, Relays
 from tests.history.waits import MOST, Waits
 from tests.history.witness import GENERATIONS, Generation, Versions, Witness
 from tests.plugins.decoding import plugin_settings
 from tests.plugins.postgres import Database
-from tests.plugins.server import Server, expected, wait_equal
+from tests.plugins.server import Server, expected, wait_equal, wait_until
 from tests.support import ROOT
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
     from random import Random
 
+    from psycopg2.extensions import cursor
+
     from tests.history.faults import Fault
 
 WRITERS = 3
+"""Beside the one that makes odd rows."""
 APPLICATIONS = 80
 """Of each writer."""
 SETTLE = 90.0
 """Seconds after the last write within which every client must be equal."""
 REPORT = 300
 """Seconds between reports."""
+MEASURED = 3.0
+"""Seconds without faults before each round, beside odd rows and without them each."""
+PACE = 0.05
+"""Seconds between a writer's transactions meanwhile: a backlog's length is not what is measured."""
 
 
 class Storm:
@@ -68,27 +81,31 @@ class Storm:
         plugin: str = wal2json.NAME,
         standby: bool = False,
         relays: bool = False,
+        encoding: str = "UTF8",
     ) -> None:
         """``plugin`` decodes. ``standby`` puts one between the cluster, where the writers are, and the
-        server; ``relays`` puts a broker and two of them behind it.
+        server; ``relays`` puts a broker and two of them behind it. ``encoding`` is the database's.
         """
         self.primary = self.cluster = cluster
         self.choose = chooser(seed)
         self._folder = folder
         self._closing = closing
         self.plugin = plugin
-        Database(cluster, "postgres", plugin, "grove", closing).execute("CREATE DATABASE portal")
+        self._any_bytes = encoding == "SQL_ASCII"
+        create = f"CREATE DATABASE portal TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'"
+        Database(cluster, "postgres", plugin, "grove", closing).execute(create)
         self.database = self.read = Database(cluster, "portal", plugin, "grove", closing)
         """Where the writers are, and where the server is, which may be a standby of that."""
         self.database.execute((ROOT / "sql/grove/schema.sql").read_text())
         self.database.execute(PREPARE)
+        self._null_ids = make_odd_tables(self.database)
         self.database.publish()
         self.proxy = closing.enter_context(Proxy(cluster.port))
         self._primary_file.write_text(self.database.url())
         self.standbys = 0
         self._faults = FAULTS | (PUBLICATION_FAULTS if plugin == pgoutput.NAME else {})
+        self._faults |= STANDBY_FAULTS if standby else {}
         if standby:
-            self._faults |= STANDBY_FAULTS
             self.follow_a_standby()
         self.counts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
@@ -102,19 +119,23 @@ class Storm:
         closing.callback(self._end_server)
         self.clients: list[Witness] = []
         self._judges: list[Versions] = []
-        for generation in (*GENERATIONS, "fetches_once"):
+        for generation in GENERATIONS:
             self._join(generation)
+        self.pulse = Pulse()
+        self._join("fetches_once", judge=self.pulse)
         if self.relays is not None:
             for server in self.relays.servers:  # old clients at a relay must be told of deletes, too
                 self._join("fetches_once", server.grpc)
             self.relays.begin(lambda: self._port, closing, lambda: chooser(self.choose.random()))
         self.waits = Waits(lambda: [self.read.url()])
         closing.callback(self.waits.stop)
-        self._writing = threading.Event()
+        self._writing, self._odd, self._measuring = (threading.Event() for _ in range(3))
         self._ending = threading.Event()
         self._turns = threading.Condition()
         self._busy = 0
-        self._writers = [threading.Thread(target=self._write, args=(number,)) for number in range(WRITERS)]
+        self._writers = [
+            threading.Thread(target=self._write, args=(number,)) for number in range(WRITERS + 1)
+        ]
         for writer in self._writers:
             writer.start()
         closing.callback(self._end_writers)
@@ -161,9 +182,15 @@ class Storm:
             self.proxy.target = cluster.port
             self.proxy.cut()
 
-    def round(self, seconds: float, *, promote: bool = False) -> None:
-        """Let the storm rage for so long, then calm it and compare; with ``promote``, halfway."""
+    def round(self, seconds: float, *, promote: bool = False, measured: float = 0.0) -> None:
+        """Let the storm rage for so long, then calm it and compare; with ``promote``, halfway.
+
+        ``measured`` are the seconds of `_measure` before that.
+        """
         self._writing.set()
+        if measured:
+            self._measure(measured)
+        self._odd.set()
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0 or promote:
             time.sleep(self.choose.uniform(0.0, 2.5))
@@ -179,6 +206,7 @@ class Storm:
         for client in self.clients:
             wait_equal(client, self.database, deadline=SETTLE)
             self.counts["endpoints compared"] += len(expected(self.database))
+        self.counts["odd rows at quiet moments"] += int(self.server.metric("pads_cdc_odd_rows"))
         if self.relays is not None:
             held = self.relays.compare(self.server, expected(self.database), SETTLE)
             self.counts["endpoints compared at relays and hopping clients"] += held
@@ -187,6 +215,31 @@ class Storm:
         for judge in self._judges:
             assert not judge.faults, judge.faults[:10]
         assert "Traceback" not in self.server.output
+
+    def _measure(self, seconds: float) -> None:
+        """Measure for so long beside odd rows, and for so long without them, in either order.
+
+        Nobody truncates meanwhile, which takes away what is measured, or writes megabytes: those take their
+        time whether they are odd or not.
+        """
+        self._measuring.set()
+        self._odd.clear()
+        self._wait_odd_rows(some=False)
+        for odd in self.choose.sample((False, True), 2):
+            if odd:
+                self._odd.set()
+            else:
+                self._odd.clear()
+            self._wait_odd_rows(some=odd)
+            self.pulse.measure(self.database, seconds, odd=odd)
+        self._measuring.clear()
+
+    def _wait_odd_rows(self, *, some: bool) -> None:
+        wait_until(
+            lambda: (self.server.metric("pads_cdc_odd_rows") > 0) == some,
+            f"{'some' if some else 'no'} odd rows",
+            SETTLE,
+        )
 
     def _befall(self, fault: Fault) -> None:
         self.waits.during = lambda: fault.__name__.replace("_", " ")
@@ -206,12 +259,12 @@ class Storm:
             value = self.server.metric(f"pads_cdc_{counter}_total")
             assert value == 0, f"{counter}: {value:.0f}"
 
-    def _join(self, generation: Generation, port: int = 0) -> None:
-        judge = Versions()
-        client = Witness(port or self._port, generation, judge)
+    def _join(self, generation: Generation, port: int = 0, judge: Versions | Pulse | None = None) -> None:
+        observe = Versions() if judge is None else judge
+        client = Witness(port or self._port, generation, observe)
         self._closing.callback(client.stop)
         self.clients.append(client)
-        self._judges.append(judge)
+        self._judges.append(observe.judge if isinstance(observe, Pulse) else observe)
 
     def report(self) -> str:
         """Return the counts, one a line."""
@@ -228,7 +281,7 @@ class Storm:
         }
         counted = "\n".join(f"{number:>12,} {name}" for name, number in counts.items())
         waited = f"{self.waits.longest:>12.2f} s is the longest that anybody waited for us ({self.waits.who})"
-        return f"{counted}\n{waited}"
+        return f"{counted}\n{waited}\n{self.pulse.report()}"
 
     def _hops(self) -> dict[str, int]:
         hoppers = [] if self.relays is None else self.relays.hoppers
@@ -240,6 +293,12 @@ class Storm:
         }
 
     # --- the writers' threads
+
+    def _start_writers(self) -> None:
+        for number in range(WRITERS + 1):
+            writer = threading.Thread(target=self._write, args=(number,))
+            self._writers.append(writer)
+            writer.start()
 
     def _write(self, number: int) -> None:
         choose = chooser(self.choose.random() + number)
@@ -260,11 +319,12 @@ class Storm:
                     self._turns.notify_all()
 
     def _write_until_calm(self, number: int, choose: Random) -> None:
-        session = psycopg2.connect(self.database.url(), options="-c statement_timeout=20s -c lock_timeout=3s")
+        options = "-c statement_timeout=20s -c lock_timeout=3s"
+        session = psycopg2.connect(self.database.url(), options=options, client_encoding="UTF8")
         try:
             session.autocommit = True
             with session.cursor() as cursor:
-                writer = Writer(cursor, choose, number=number, writers=WRITERS, applications=APPLICATIONS)
+                writer = self._writer(cursor, choose, number)
                 cursor.execute(
                     "ROLLBACK PREPARED %s" if self._left_prepared(number) else "SELECT", (f"w{number}",)
                 )
@@ -272,9 +332,23 @@ class Storm:
                 writer.load()
                 cursor.execute("COMMIT")
                 while self._writing.is_set():
+                    writer.gentle = self._measuring.is_set()
                     self._transact(writer, number)
+                    if self._measuring.is_set():
+                        self._ending.wait(PACE)
         finally:
             session.close()
+
+    def _writer(self, cursor: cursor, choose: Random, number: int) -> Writer:
+        if number < WRITERS:
+            return Writer(cursor, choose, number=number, writers=WRITERS, applications=APPLICATIONS)
+        return OddWriter(
+            cursor,
+            choose,
+            odd=self._odd.is_set,
+            bytes_that_are_no_text=self._any_bytes,
+            null_ids=self._null_ids,
+        )
 
     def _transact(self, writer: Writer, number: int) -> None:
         cursor, choose, before = writer.cursor, writer.choose, writer.rows
@@ -327,6 +401,7 @@ def main() -> int:
     parser.add_argument("--plugin", choices=PLUGINS, default=wal2json.NAME, help="what decodes")
     parser.add_argument("--standby", action="store_true", help="read a standby (PostgreSQL 17 or 18)")
     parser.add_argument("--promote", action="store_true", help="promote it, and read a new one, in turn")
+    parser.add_argument("--encoding", default="SQL_ASCII", help="the database's: SQL_ASCII takes any bytes")
     parser.add_argument("--relays", action="store_true", help="put a broker and two relays behind the server")
     arguments = parser.parse_args()
     logging.getLogger("pads_cdc_client").setLevel(logging.ERROR)  # that a server is away is what is wanted
@@ -344,10 +419,12 @@ def main() -> int:
             plugin=arguments.plugin,
             standby=arguments.standby,
             relays=arguments.relays,
+            encoding=arguments.encoding,
         )
         try:
             while (left := until - time.monotonic()) > 0:
-                storm.round(min(storm.choose.uniform(5.0, 20.0), max(1.0, left)), promote=arguments.promote)
+                seconds = min(storm.choose.uniform(5.0, 20.0), max(1.0, left))
+                storm.round(seconds, promote=arguments.promote, measured=MEASURED)
                 if left // REPORT != (until - time.monotonic()) // REPORT:
                     _say(f"{left:.0f} s left, no difference so far\n{storm.report()}")
         except Exception as error:  # noqa: BLE001 - whatever it is, the storm has found it

@@ -116,8 +116,8 @@ def identity_changed(storm: Storm) -> None:
     if storm.plugin == pgoutput.NAME:  # at once, as the writers would be refused in between
         columns = "" if identity == "FULL" else " (id, application_id)"
         change = (
-            f"BEGIN; ALTER PUBLICATION pads_cdc DROP TABLE portal_application_settings; {change};"
-            f"ALTER PUBLICATION pads_cdc ADD TABLE portal_application_settings{columns}; COMMIT"
+            f"BEGIN; ALTER PUBLICATION pads_cdc DROP TABLE ONLY portal_application_settings; {change};"
+            f"ALTER PUBLICATION pads_cdc ADD TABLE ONLY portal_application_settings{columns}; COMMIT"
         )
     _define(storm, change)
 
@@ -125,7 +125,7 @@ def identity_changed(storm: Storm) -> None:
 def publication_narrowed(storm: Storm) -> None:
     """Let nothing of a table through for a while, or no TRUNCATE."""
     if storm.choose.choice((True, False)):
-        storm.database.execute("ALTER PUBLICATION pads_cdc DROP TABLE portal_application_settings")
+        storm.database.execute("ALTER PUBLICATION pads_cdc DROP TABLE ONLY portal_application_settings")
     else:
         storm.database.execute("ALTER PUBLICATION pads_cdc SET (publish = 'insert, update, delete')")
     _linger(storm, 2)

@@ -99,12 +99,11 @@ class Versions:
         endpoint = GatewayEndpoint.FromString(payload)
         key = endpoint.auth.static_api_key.api_key
         with self._lock:
-            if key:
+            if key.startswith("v"):
                 self._compare(endpoint_id, "key", int(key[1:]))
-            if endpoint.metadata.plan_type and endpoint.rate_limiting.throughput_limit:
-                self._compare(
-                    endpoint_id, endpoint.metadata.plan_type, endpoint.rate_limiting.throughput_limit
-                )
+            plan, limit = endpoint.metadata.plan_type, endpoint.rate_limiting.throughput_limit
+            if plan.startswith("p_") and limit:
+                self._compare(endpoint_id, plan, limit)
 
     def _compare(self, endpoint_id: str, what: str, version: int) -> None:
         before = self._newest.get((endpoint_id, what), 0)

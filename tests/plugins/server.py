@@ -325,23 +325,40 @@ def expected(database: Database, mapping: str = "grove") -> dict[str, bytes]:
 
 def expected_by(session: connection, mapping: str = "grove", schema: str = "public") -> dict[str, bytes]:
     """Return the oracle as a session sees it now."""
+    any_bytes = session.encoding in ("SQLASCII", "SQL_ASCII")
+    if any_bytes:
+        session.set_client_encoding("LATIN1")  # unconverted, and a character for each byte
     with session.cursor() as cursor:
         cursor.execute(_endpoints_query(mapping, schema), {})
-        return endpoints_of(cursor)
+        return endpoints_of(cursor, _text_of_bytes if any_bytes else None)
 
 
-def endpoints_of(rows: Iterable[tuple[Any, ...]]) -> dict[str, bytes]:
-    """Return what rows of the mapping are, by the written rule for odd ones (docs/operate.md)."""
-    found: dict[str, set[bytes | None]] = {}
+def endpoints_of(
+    rows: Iterable[tuple[Any, ...]], text_of: Callable[[Any], Any] | None = None
+) -> dict[str, bytes]:
+    """Return what rows of the mapping are, by the written rule for odd ones (docs/operate.md).
+
+    ``text_of`` makes text of each value, or raises ValueError for what is none.
+    """
+    found: dict[Any, set[tuple[str, bytes] | None]] = {}
     for row in rows:
-        payload: bytes | None = None
+        endpoint: tuple[str, bytes] | None = None
         with suppress(ValueError, TypeError, ArithmeticError, AttributeError):  # as what nobody can encode
-            payload = _encode(*row)
-            if len(payload) + len(row[0].encode()) > MESSAGE_BYTES:
-                payload = None
-        found.setdefault(row[0], set()).add(payload)
-    once = {name: payloads.pop() for name, payloads in found.items() if len(payloads) == 1 and name}
-    return {name: payload for name, payload in once.items() if payload is not None}
+            values = row if text_of is None else tuple(map(text_of, row))
+            endpoint = values[0], _encode(*values)
+            if sum(len(_as_bytes(part)) for part in endpoint) > MESSAGE_BYTES:
+                endpoint = None
+        found.setdefault(row[0], set()).add(endpoint)
+    once = [payloads.pop() for name, payloads in found.items() if len(payloads) == 1 and name]
+    return dict(endpoint for endpoint in once if endpoint is not None)
+
+
+def _as_bytes(part: str | bytes) -> bytes:
+    return part.encode() if isinstance(part, str) else part
+
+
+def _text_of_bytes(value: Any) -> Any:
+    return value.encode("latin-1").decode() if isinstance(value, str) else value
 
 
 @cache
@@ -369,7 +386,7 @@ def wait_equal(
 def _encode(
     endpoint_id: str,
     secret_key: str | None,
-    secret_key_required: bool | None,
+    secret_key_required: bool | str | None,
     authorized_users: list[str] | None,
     account_id: str | None,
     plan_type: str | None,
@@ -381,7 +398,7 @@ def _encode(
         endpoint.auth.jwt.SetInParent()
         for user in authorized_users:
             endpoint.auth.jwt.authorized_users[user].SetInParent()
-    elif secret_key_required:
+    elif _flag(secret_key_required):
         endpoint.auth.static_api_key.api_key = secret_key or ""
     else:
         endpoint.auth.no_auth.SetInParent()
@@ -397,6 +414,22 @@ def _encode(
     return _bytes(endpoint)
 
 
+def _flag(value: bool | str | None) -> bool:
+    """Return whether it is true, as Postgres reads it, or a number other than 0.
+
+    Raises:
+        ArithmeticError, ValueError: it is neither true nor false.
+
+    """
+    if not isinstance(value, str):
+        return bool(value)
+    word = value.strip().lower()
+    for meaning, words in ((True, ("true", "yes", "on")), (False, ("false", "no", "off"))):
+        if any(word and one.startswith(word) and word != "o" for one in words):
+            return meaning
+    return bool(Decimal(word))
+
+
 def _limit(value: Any) -> int:
     """Return the nearest limit that the wire carries, away from 0.
 
@@ -405,6 +438,8 @@ def _limit(value: Any) -> int:
 
     """
     if isinstance(value, str):
+        if not value.isascii() or "_" in value:  # which are numbers to Python
+            raise ValueError
         value = float(value) if "inf" in value.lower() else Decimal(value)
     if not value:
         return 0
