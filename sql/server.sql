@@ -564,6 +564,100 @@ WHERE l.locktype = 'relation'
     AND c.oid NOT IN (SELECT tree.relid FROM tree)
 ORDER BY 1, 2;
 
+-- name: ViewReads :many
+-- What a view reads, by the dependencies that Postgres itself has recorded: relations with their columns, through other views and
+-- through functions that have their body in the catalog (BEGIN ATOMIC); and the functions of which nobody knows what they read.
+WITH RECURSIVE reached (classid, objid) AS (
+    SELECT r.tableoid, r.oid
+    FROM pg_rewrite r
+    WHERE r.ev_class = @view::regclass
+    UNION
+    SELECT further.classid, further.objid
+    FROM reached
+    JOIN pg_depend d ON d.classid = reached.classid AND d.objid = reached.objid AND d.deptype = 'n'
+    CROSS JOIN LATERAL (
+        SELECT r.tableoid, r.oid
+        FROM pg_rewrite r
+        JOIN pg_class c ON c.oid = r.ev_class AND c.relkind IN ('v', 'm')
+        WHERE d.refclassid = 'pg_class'::regclass AND r.ev_class = d.refobjid
+        UNION ALL
+        SELECT d.refclassid, d.refobjid
+        WHERE d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+    ) AS further (classid, objid)
+)
+SELECT
+    n.nspname::text AS schema_name,
+    c.relname::text AS name,
+    c.relkind::text AS kind,
+    ARRAY(
+        SELECT a.attname::text
+        FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND a.attnum = ANY (array_agg(d.refobjsubid))
+        ORDER BY a.attnum
+    ) AS columns
+FROM reached
+JOIN pg_depend d ON d.classid = reached.classid AND d.objid = reached.objid AND d.deptype = 'n'
+JOIN pg_class c ON d.refclassid = 'pg_class'::regclass AND c.oid = d.refobjid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+    AND c.oid <> @view::regclass
+JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+GROUP BY c.oid, n.nspname
+UNION ALL
+SELECT n.nspname::text, p.oid::regprocedure::text, 'function', ARRAY[]::text[]
+FROM reached
+JOIN pg_proc p ON reached.classid = 'pg_proc'::regclass AND p.oid = reached.objid AND p.prosqlbody IS NULL
+JOIN pg_language l ON l.oid = p.prolang AND l.lanname NOT IN ('internal', 'c')
+JOIN pg_namespace n ON n.oid = p.pronamespace
+ORDER BY 3, 1, 2;
+
+-- name: References :many
+-- Which tables of a schema refer to which others by a foreign key.
+SELECT DISTINCT child.relname::text AS child, parent.relname::text AS parent
+FROM pg_constraint k
+JOIN pg_class child ON child.oid = k.conrelid
+JOIN pg_class parent ON parent.oid = k.confrelid
+JOIN pg_namespace n ON n.oid = child.relnamespace AND n.oid = parent.relnamespace
+WHERE k.contype = 'f' AND n.nspname = @schema AND child.oid <> parent.oid;
+
+-- name: Definitions :many
+-- The columns of tables, with all that it takes to make tables like them, and values for them: `type_name` as SQL writes it,
+-- `category` that of pg_type, also of a domain; the labels of an enum; and what a default or a generated column computes.
+SELECT
+    c.relname::text AS table_name,
+    a.attname::text AS column_name,
+    format_type(a.atttypid, a.atttypmod) AS type_name,
+    t.typcategory::text AS category,
+    CASE WHEN a.attcollation NOT IN (0, t.typcollation) THEN (
+        SELECT format('%I.%I', kn.nspname, k.collname)
+        FROM pg_collation k
+        JOIN pg_namespace kn ON kn.oid = k.collnamespace
+        WHERE k.oid = a.attcollation
+    ) END AS collation_name,
+    a.attnotnull OR (t.typtype = 'd' AND t.typnotnull) AS not_null,
+    a.attgenerated <> '' AS generated,
+    a.attidentity <> '' AS identity,
+    pg_get_expr(d.adbin, d.adrelid) AS computed,
+    ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder) AS labels,
+    EXISTS (
+        SELECT FROM pg_constraint k
+        WHERE k.conrelid = c.oid AND k.contype IN ('p', 'f', 'u') AND a.attnum = ANY (k.conkey)
+    ) AS linking
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_type t ON t.oid = a.atttypid
+LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+WHERE n.nspname = @schema AND c.relname = ANY (@tables::text[]) AND c.relkind IN ('r', 'p')
+ORDER BY c.relname, a.attnum;
+
+-- name: Constraints :many
+-- What tables demand of single rows, and which of their columns are unique together, as SQL writes it.
+SELECT c.relname::text AS table_name, pg_get_constraintdef(k.oid) AS definition
+FROM pg_constraint k
+JOIN pg_class c ON c.oid = k.conrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = @schema AND c.relname = ANY (@tables::text[]) AND k.contype IN ('c', 'p', 'u')
+ORDER BY c.relname, k.oid;
+
 -- name: ColumnName :many
 -- A column of a table, given by oid and number.
 SELECT format('%I.%I', c.relname, a.attname)

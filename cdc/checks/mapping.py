@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cdc.errors import PadsCdcError
     from cdc.mapping.mapping import Mapping
 
-_NO_ROWS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
+NO_ROWS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 _UNHEARD = "it is not there, or belongs neither to the schema's owner nor to that of a mapped table"
 
 _ABOUT_TYPES = re.compile(r"\btype|operator|function|collation|coerce|cast")
@@ -51,9 +51,9 @@ def tables(site: Site) -> Iterator[Finding]:
     for table in site.tables:
         # Nobody needs a signal table, and whoever puts something else in its place must not stop us by that.
         judge = fail if table.mapped in mapping.reads else warn
-        if table.kind in _NO_ROWS:
+        if table.kind in NO_ROWS:
             yield judge(
-                f"{table.name} is {_NO_ROWS[table.kind]}: its changes are not in the WAL",
+                f"{table.name} is {NO_ROWS[table.kind]}: its changes are not in the WAL",
                 "map the tables behind it, with a MAPPING of your own",
             )
         elif not table.logged:
@@ -61,7 +61,7 @@ def tables(site: Site) -> Iterator[Finding]:
                 f"{table.name} is unlogged: its changes are not in the WAL",
                 f"ALTER TABLE {table.name} SET LOGGED;",
             )
-    if not missing and all(t.logged and t.kind not in _NO_ROWS for t in site.tables):
+    if not missing and all(t.logged and t.kind not in NO_ROWS for t in site.tables):
         unheard = [table for table in mapping.signals if table not in found]
         less = f"; {', '.join(unheard)} is not heard: {_UNHEARD}" if unheard else ""
         yield good(f"the mapping {mapping.name} finds its {len(found)} tables in {site.schema}{less}")
@@ -195,8 +195,8 @@ def _unlisted(site: Site, *queries: str) -> list[tuple[str, str, str]]:
 
 
 def _remedy(site: Site, schema: str, table: str, kind: str) -> str:
-    if kind in _NO_ROWS:
-        return f"{_NO_ROWS[kind]} sends no changes: query the tables behind it"
+    if kind in NO_ROWS:
+        return f"{NO_ROWS[kind]} sends no changes: query the tables behind it"
     if schema != site.schema:
         return f"a mapping follows the tables of one schema: move it to {site.schema}, or do without it"
     if table in site.database.mapping.signals:
@@ -218,6 +218,25 @@ def _by_tables(text: str, statement: str) -> str:
     """Name tables where an error has the statement's short names for them."""
     named = {short: table for table, short in _SHORT_NAME.findall(statement)}
     return re.sub(r"\bcolumn (\w+)\.", lambda found: f"column {named.get(found[1], found[1])}.", text)
+
+
+def ids(site: Site) -> Iterator[Finding]:
+    """Find ids that are NULL or come twice. Reads the whole mapping."""
+    database = site.database
+    endpoints = database.mapping.queries["Endpoints"]
+    query = (
+        f"{database.names()}SELECT found.endpoint_id::TEXT, count(*) FROM (\n{endpoints}\n) AS found"
+        " GROUP BY 1 HAVING count(*) > 1 OR found.endpoint_id::TEXT IS NULL ORDER BY 1 LIMIT 3"
+    )
+    wrong = database.query(query, {})
+    for endpoint_id, number in wrong:
+        what = "is NULL" if endpoint_id is None else f"{in_short(endpoint_id)} comes"
+        yield fail(
+            f"the query Endpoints: endpoint_id {what} in {number} rows",
+            "have it return each endpoint once, with its id: a join that finds several rows returns several",
+        )
+    if not wrong:
+        yield good("each endpoint has an id, and comes once")
 
 
 def endpoints(site: Site) -> Iterator[Finding]:

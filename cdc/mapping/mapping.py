@@ -130,12 +130,19 @@ class Mapping:
         """Return this mapping for tables in a schema: its statements name them with it, whatever the search
         path is.
         """
-        named = schema.replace("%", "%%")
+        queries = {name: placed(query, self.reads, schema) for name, query in self.queries.items()}
+        return replace(self, queries=queries, db_schema=schema)
+
+    def over_copies(self, schema: str) -> Mapping:
+        """Return a mapping that `within` has made, over tables of the same names in another schema; all else
+        that it names stays where it is.
+        """
+        tables = "|".join(f'"{re.escape(table)}"|{re.escape(table)}\\b' for table in self.reads)
+        before = re.escape(sql_text.quote_name((self.db_schema or "").replace("%", "%%")))
+        name = re.compile(rf"{before}\s*\.\s*({tables})")
+        after = sql_text.quote_name(schema.replace("%", "%%"))
         queries = {
-            name: qualify(
-                _PLACEHOLDER.sub(lambda found: _quoted(named, found["quote"]), query), self.reads, named
-            )
-            for name, query in self.queries.items()
+            one: name.sub(lambda found: f"{after}.{found[1]}", query) for one, query in self.queries.items()
         }
         return replace(self, queries=queries, db_schema=schema)
 
@@ -342,7 +349,7 @@ def load(name_or_path: str) -> Mapping:
         ConfigurationError: there is none, or something in it is wrong: the file, and what.
 
     """
-    folder = _folder(name_or_path)
+    folder = folder_of(name_or_path)
     schema, setup = _read_sql(folder / "schema.sql"), _read_sql(folder / "setup.sql")
     queries = _queries(folder / "queries.sql")
     if "Endpoints" not in queries or sql_text.parameters(queries["Endpoints"]):
@@ -365,7 +372,7 @@ def load(name_or_path: str) -> Mapping:
     used = {"Endpoints", *(name for of_table in rules.values() for one in of_table for name in one.queries)}
     for name in sorted(used):
         for table in sorted(columns.keys() - affects.reads):
-            if _reads(queries[name], table):
+            if names_table(queries[name], table):
                 text = f'leaves out {table}, which the query {name} reads: add "{table}"'
                 raise ConfigurationError(f"{path}: reads: {text}")
     return Mapping(
@@ -387,6 +394,46 @@ def load(name_or_path: str) -> Mapping:
     )
 
 
+def placed(query: str, tables: Collection[str], schema: str) -> str:
+    """Return a query, in psycopg2's form, that finds tables in a schema, and ``:"schema"`` as well.
+
+    Raises:
+        ValueError: a WITH gives the name of a table to something else.
+
+    """
+    named = schema.replace("%", "%%")
+    return qualify(_PLACEHOLDER.sub(lambda found: _quoted(named, found["quote"]), query), tables, named)
+
+
+def names_table(query: str, table: str) -> bool:
+    """Tell whether a query reads a table, by its text."""
+    try:
+        return qualify(query, {table}, "") != query
+    except ValueError:  # a WITH gives the name to something else
+        return False
+
+
+def read_queries(folder: Path) -> dict[str, str]:
+    """Return all queries of a mapping's folder by name, in psycopg2's form, whatever else is in the folder.
+
+    Raises:
+        ConfigurationError: the file is not there, or something in it is wrong.
+
+    """
+    queries = _queries(folder / "queries.sql")
+    return {name: sql_text.bind(query, name) for name, query in queries.items()}
+
+
+def read_sql(path: Path) -> str:
+    """Return the text of an .sql file of a mapping, with what it includes.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+
+    """
+    return _read_sql(path)
+
+
 def bundled() -> list[str]:
     """Return the names of the mappings that come along. Reads a folder."""
     return sorted(path.parent.name for path in _sql().glob("*/affects.toml"))
@@ -401,14 +448,6 @@ def server_queries() -> dict[str, str]:
 def _quoted(text: str, quote: str) -> str:
     """Quote a name or a text for SQL. Backslashes mean nothing: standard_conforming_strings is on."""
     return quote + text.replace(quote, quote * 2) + quote
-
-
-def _reads(query: str, table: str) -> bool:
-    """Tell whether a query names a table, by its text."""
-    try:
-        return qualify(query, {table}, "") != query
-    except ValueError:  # a WITH gives the name to something else
-        return False
 
 
 def _header(optional: Sequence[str]) -> str:
@@ -436,7 +475,13 @@ def _sql() -> Path:
     return installed if installed.is_dir() else package.parent / "sql"
 
 
-def _folder(name_or_path: str) -> Path:
+def folder_of(name_or_path: str) -> Path:
+    """Return the folder of a bundled mapping by its name, or of any by its path.
+
+    Raises:
+        ConfigurationError: there is none.
+
+    """
     names = bundled()
     if name_or_path in names:
         return _sql() / name_or_path

@@ -159,7 +159,7 @@ def for_good(connection: Connection) -> str:
     )
 
 
-def begin(connection: Connection, isolation: str = "READ COMMITTED") -> str:
+def begin(connection: Connection, isolation: str = "READ COMMITTED", access: str = "READ ONLY") -> str:
     """Return the statements that each transaction of an ordinary connection begins with.
 
     They are to be executed together with what follows, which costs no round trip of its own (and 40 us).
@@ -167,7 +167,7 @@ def begin(connection: Connection, isolation: str = "READ COMMITTED") -> str:
     version = connection.server_version
     pins = [pin for pin in (*PINS, *LIMITS) if pin.scope is Scope.TRANSACTION and pin.known(version)]
     settings = "; ".join(f"SET LOCAL {_assignment(pin)}" for pin in pins)
-    return f"BEGIN ISOLATION LEVEL {isolation} READ ONLY NOT DEFERRABLE; {settings};\n"
+    return f"BEGIN ISOLATION LEVEL {isolation} {access} NOT DEFERRABLE; {settings};\n"
 
 
 def ask(
