@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -49,9 +50,9 @@ def check(settings: Settings, *, as_json: bool) -> int:
         found += examine(settings)
     redact = Redactor(settings.connection_strings)
     if as_json:
-        click.echo(_json(found, redact))
+        click.echo(in_json(found, redact))
     else:
-        _show(found, redact)
+        show(found, redact)
     return int(any(finding.verdict is Verdict.FAIL for _, finding in found))
 
 
@@ -75,7 +76,8 @@ def deployment(settings: Settings) -> Deployment:
     )
 
 
-def _json(found: Sequence[Found], redact: Redactor) -> str:
+def in_json(found: Sequence[Found], redact: Redactor) -> str:
+    """Return a report for machines."""
     findings = [
         {
             "check": name,
@@ -104,7 +106,8 @@ def _why_skipped(one: Found) -> str | None:
     return finding.text if finding.verdict is Verdict.SKIP else None
 
 
-def _show(found: Sequence[Found], redact: Redactor) -> None:
+def show(found: Sequence[Found], redact: Redactor) -> None:
+    """Print a report for people: a table on a terminal, lines elsewhere."""
     console = Console(highlight=False)
     if console.is_terminal:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -122,6 +125,6 @@ def _show(found: Sequence[Found], redact: Redactor) -> None:
         for name, finding in _shown(found):
             click.echo(f"{finding.verdict}  {name}: {redact(finding.text)}")
             if finding.remedy:
-                click.echo(f"      {redact(finding.remedy)}")
+                click.echo(textwrap.indent(redact(finding.remedy), "      "))
     counts = Counter(finding.verdict for _, finding in found)
     click.echo(", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict]))

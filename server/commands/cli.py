@@ -15,6 +15,7 @@ import traceback
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from math import inf, nan
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import click
@@ -333,6 +334,51 @@ def _connection_string(
     secrets.append(found)
     found.read()
     return found
+
+
+@cli.group()
+def mapping() -> None:
+    """Write a mapping of your own, and test it (docs/mappings.md)."""
+
+
+@mapping.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def new(folder: Path) -> int:
+    """Write a mapping into FOLDER, with comments, for you to edit. It works as it is; no file is replaced."""
+    from server.commands.mapping.new import new as run  # noqa: PLC0415
+
+    return run(folder)
+
+
+@mapping.command()
+@click.argument("folder")
+@click.option("--database", metavar="URL", help="Test on this database, in place of a throw-away server.")
+@click.option("--database-file", metavar="FILE", help="The file that holds its connection string.")
+@click.option(
+    "--db-schema",
+    envvar="DB_SCHEMA",
+    default="public",
+    show_envvar=True,
+    show_default=True,
+    help="Schema that holds the mapping's tables.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+@click.pass_obj
+def test(
+    secrets: list[ConnectionString], /, folder: str, db_schema: str, *, as_json: bool, **given: Any
+) -> int:
+    """Say whether the mapping in FOLDER is right and finds every change: each column of each table that it
+    reads is changed, and what that alters must be found.
+
+    By default on a throw-away server, with schema.sql and the rows of sample.sql (or made-up ones). With
+    --database on copies of some of its rows, in temporary tables: it reads your tables, changes no row, runs
+    no trigger, and gives up where it would wait for a lock. That takes a primary and the right TEMPORARY.
+    Exits with 0, with 1 when something is wrong, with 2 when what was typed is.
+    """
+    database = _connection_string(secrets, "DATABASE", given)
+    from server.commands.mapping.trial import test as run  # noqa: PLC0415
+
+    return run(folder, database, db_schema, as_json=as_json)
 
 
 @cli.command(cls=_WithBroker)

@@ -71,7 +71,7 @@ def test_the_example_follows(
     database: Database, serve: ServerFactory, gateway: GatewayFactory, tmp_path: Path
 ) -> None:
     files = dict(FILES.findall((ROOT / "docs/mappings.md").read_text()))
-    assert files.keys() == {"schema.sql", "queries.sql", "affects.toml", "setup.sql"}
+    assert files.keys() == {"schema.sql", "queries.sql", "affects.toml", "setup.sql", "sample.sql"}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     mapping = load(str(tmp_path))

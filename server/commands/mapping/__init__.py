@@ -1,0 +1,1 @@
+"""``pads-cdc mapping``: write a mapping of one's own, and test it."""

@@ -1,0 +1,46 @@
+"""``pads-cdc mapping new``: write a mapping's folder, to be edited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import click
+
+from cdc.errors import ConfigurationError, PadsCdcError
+
+_TEMPLATE: Final = Path(__file__).parent / "template"
+FILES: Final = ("schema.sql", "queries.sql", "affects.toml", "setup.sql", "sample.sql")
+"""In the order in which they are best edited."""
+
+
+def new(folder: Path) -> int:
+    """Write the example of docs/mappings.md with comments, which passes ``mapping test``, and say what to do
+    with it; returns the exit code. No file is replaced.
+
+    Raises:
+        ConfigurationError: one of the files is there already; nothing is written then.
+        PadsCdcError: the folder cannot be written to.
+
+    """
+    there = [name for name in FILES if (folder / name).exists()]
+    if there:
+        raise ConfigurationError(f"{folder}: {', '.join(there)} is there already: name another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            with (folder / name).open("x", encoding="utf-8") as file:
+                file.write((_TEMPLATE / name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PadsCdcError(f"{error.filename or folder}: cannot be written: {error.strerror}") from error
+    click.echo(
+        f"wrote {', '.join(FILES)} to {folder}: an example that works. Edit them in this order, and then:"
+    )
+    click.echo(
+        f"  pads-cdc mapping test {folder}                  # on a throw-away server, with sample.sql's rows"
+    )
+    click.echo(
+        f"  pads-cdc mapping test {folder} --database URL   # on your own, of which nothing is changed"
+    )
+    click.echo(f"  MAPPING={folder} pads-cdc serve")
+    return 0

@@ -1,0 +1,158 @@
+"""A throw-away database for a mapping's folder: its schema.sql, and rows from sample.sql or made up."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg2
+
+from cdc.errors import ConfigurationError, PadsCdcError
+from cdc.mapping import sql_text
+from cdc.mapping.mapping import read_sql, server_queries
+from cdc.mapping.sql_text import quote_name
+from server.commands.demo.cluster import ephemeral_cluster
+from server.commands.demo.programs import ClusterError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812 - it is a class
+
+    from cdc.mapping.mapping import Mapping
+
+_ROWS: Final = 8
+"""Rows that are made up for a table. The number of a row stands in all its columns, so that rows find each
+other by whatever they are joined. There is one for each way in which three tables can have a value or NULL.
+"""
+_TRUE: Final = (2, 5)
+"""Those in which booleans are true; at least one of them has a value in each table."""
+_OF_ROLES: Final = re.compile(r"GRANT\b|REVOKE\b|(?:ALTER\s.*\sOWNER\s+TO\s)", re.IGNORECASE | re.DOTALL)
+"""Statements of a dump that need roles which are not here."""
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """Start a server of PostgreSQL, in about 2 s, that is gone at the end; yields its connection string.
+
+    Raises:
+        PadsCdcError: it cannot be had.
+
+    """
+    try:
+        with ephemeral_cluster() as cluster:
+            yield cluster.url()
+    except ClusterError as error:
+        raise PadsCdcError(f"{error}; or give a database to test on: --database") from error
+
+
+def fill(url: str, folder: Path, schema: str) -> None:
+    """Create the folder's tables in an empty database, and put rows into them.
+
+    Raises:
+        ConfigurationError: a file is not there, or a statement in it fails.
+
+    """
+    with closing(psycopg2.connect(url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {quote_name(schema)}")
+            cursor.execute(f"SET search_path = {quote_name(schema)}, pg_catalog")
+            _run(cursor, folder / "schema.sql")
+            cursor.execute(f"SET search_path = {quote_name(schema)}, pg_catalog")
+            if (folder / "sample.sql").exists():
+                _run(cursor, folder / "sample.sql")
+            else:
+                _make_up_rows(cursor, folder, schema)
+
+
+def set_up(url: str, mapping: Mapping, schema: str) -> None:
+    """Run the mapping's setup.sql, as ``psql`` would, for our own role.
+
+    Raises:
+        ConfigurationError: a statement fails.
+
+    """
+    with closing(psycopg2.connect(url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            for statement in mapping.setup_statements(schema, connection.info.user):
+                _execute(cursor, statement, mapping.folder / "setup.sql")
+
+
+def _run(cursor: Cursor, path: Path) -> None:
+    for statement in sql_text.statements(read_sql(path)):
+        if not _OF_ROLES.match(statement):
+            _execute(cursor, statement, path)
+
+
+def _execute(cursor: Cursor, statement: str, path: Path) -> None:
+    try:
+        cursor.execute(statement)
+    except psycopg2.Error as error:
+        begins = " ".join(statement.split())[:60]
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigurationError(f"{path}: the statement `{begins}...` fails: {reason}") from error
+
+
+def _make_up_rows(cursor: Cursor, folder: Path, schema: str) -> None:
+    """Fill every table of schema.sql."""
+    tables = list(sql_text.tables(read_sql(folder / "schema.sql")))
+    cursor.execute(server_queries()["Definitions"], {"schema": schema, "tables": tables})
+    columns: dict[str, list[tuple[Any, ...]]] = {}
+    for table, *column in cursor.fetchall():
+        columns.setdefault(table, []).append(tuple(column))
+    # Neither foreign keys nor triggers: each row finds the others by its number, in whatever order they come.
+    cursor.execute("SET session_replication_role = replica")
+    for place, table in enumerate(tables):
+        for number in range(1, _ROWS + 1):
+            bare = bool(number >> place % 3 & 1)
+            values = {
+                name: value for name, *of in columns.get(table, ()) if (value := _value(of, number, bare))
+            }
+            names = ", ".join(map(quote_name, values))
+            name = f"{quote_name(schema)}.{quote_name(table)}"
+            insert = (
+                f"INSERT INTO {name} ({names}) OVERRIDING SYSTEM VALUE VALUES ({', '.join(values.values())})"
+            )
+            try:
+                cursor.execute(insert)
+            except psycopg2.Error as error:
+                reason = str(error).strip().splitlines()[0]
+                raise ConfigurationError(
+                    f"{folder / 'sample.sql'}: is not there, and no rows can be made up for {table}"
+                    f" ({reason}): write INSERT statements into it, with rows of which Endpoints finds some"
+                ) from error
+    cursor.execute("RESET session_replication_role")
+
+
+def _value(column: list[Any], number: int, bare: bool) -> str:
+    """Return the SQL of a column's value in the row with a number; nothing for what is best left out.
+
+    Rows are neither deleted nor inactive: that is a default, as a rule, or a NULL. A ``bare`` row has nothing
+    but what it must have.
+    """
+    type_name, category, _, not_null, generated, _, computed, labels, linking = column
+    constant = computed is not None and "(" not in computed
+    if generated or constant or (not not_null and not linking and (category == "D" or bare)):
+        return ""
+    texts = {
+        "E": labels[number % len(labels)] if labels else "",
+        "N": str(number),
+        "S": str(number),
+        "A": "{}",
+        "I": f"192.0.2.{number}",
+        "T": f"{number} days",
+        "B": "t" if number in _TRUE else "f",
+        "D": f"2001-01-0{number}",
+    }
+    by_name = {
+        "uuid": f"00000000-0000-4000-8000-00000000000{number}",
+        "json": "{}",
+        "jsonb": "{}",
+        "bytea": f"\\x0{number}",
+    }
+    text = by_name.get(type_name, texts.get(category))
+    return "" if text is None else f"'{text}'"
