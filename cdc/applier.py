@@ -23,6 +23,7 @@ from cdc.replication.backlog import Idle, PeerNews, Started, StreamEnded
 from cdc.replication.schema_watch import SchemaWatch
 from cdc.requery.task import Task
 from cdc.requery.throttle import Throttle
+from cdc.session import Session
 from cdc.store.entry_columns import EntryColumns
 
 if TYPE_CHECKING:
@@ -101,8 +102,6 @@ class Applier(threading.Thread):
         self._freshness = freshness
         self._observer = observer
         self._standby_role = standby_role
-        self._held: Lsn = Lsn(0)
-        """Transactions up to here may be delivered, and are in the map that was taken over."""
         self._max_retained_wal = max_retained_wal
         self._on_failure = on_failure
         self.failure: BaseException | None = None
@@ -111,17 +110,9 @@ class Applier(threading.Thread):
         """There is more to do of what can wait."""
         self._fault = Fault(observer, "follower")
         self._throttle = Throttle()
-        self._session = 0
-        self._streaming = False
-        self._streamed = False
+        self._session = Session()
         self._mode: Mode | None = None
-        self._lost_at = time.monotonic()
-        self._lost_reason = "start"
-        self._gap = True
-        """Transactions may never have come: only a reconcile makes the map exact."""
         self._poll_at = 0.0
-        self._owed: Gate | None = None
-        """What the reconcile has to see for which the slot's WAL was let go."""
 
     def stop(self) -> None:
         """Ask the thread to end; a read that runs is cancelled, and its transactions stay unconfirmed."""
@@ -152,7 +143,7 @@ class Applier(threading.Thread):
                 except PadsCdcError:
                     raise  # only what cannot be mended by waiting gets here
                 except Exception as error:
-                    if not self._streamed:
+                    if not self._session.streamed:
                         raise
                     self._begin_anew(error)
         except BaseException as error:  # noqa: BLE001 - the thread's boundary: whoever waits is told
@@ -166,8 +157,7 @@ class Applier(threading.Thread):
     def _begin_anew(self, error: Exception) -> None:
         """After a fault of ours: serve what is held, and read the stream again from what was confirmed."""
         self._fault.met(error)
-        self._streaming = False  # nothing is confirmed or paid until the stream begins again
-        self._lost_at = time.monotonic()
+        self._session.lose()  # nothing is confirmed or paid until the stream begins again
         self._requery.owe(_FAULT)
         self._reader.drop(_FAULT)
         self._stopping.wait(_POLL)
@@ -178,7 +168,7 @@ class Applier(threading.Thread):
         kept.entries = EntryColumns()
         self._requery.restore(kept.seen)  # of a standby that replays again nothing older counts
         kept.position = kept.seen = Lsn(0)  # the store knows, and may have to forget
-        self._owed = kept.owed
+        self._session.owe(kept.owed)
         self._set_mode("waiting")
 
     def _step(self) -> None:
@@ -197,9 +187,9 @@ class Applier(threading.Thread):
             with self._throttle.timed(self._requery):
                 self._requery.step()
             self._settle()
-            if self._streaming:
+            if self._session.streaming:
                 self._watch_the_schema()
-            self._auditor.step(may_start=self._streaming and self._store.ready)
+            self._auditor.step(may_start=self._session.streaming and self._store.ready)
         except PadsCdcError as error:
             self._read_failed(error)
         self._tending = False
@@ -230,7 +220,7 @@ class Applier(threading.Thread):
     def _take(self, transactions: Sequence[Transaction]) -> None:
         since = self._requery.reached
         # One without an end is what stood outside of any transaction, and could not be understood.
-        transactions = [one for one in transactions if one.end > self._held or not one.end]
+        transactions = [one for one in transactions if one.end > self._session.held or not one.end]
         for transaction in transactions:
             self._parents.resolve(transaction.affected, transaction.end)
             self._schema.note(transaction)
@@ -257,29 +247,28 @@ class Applier(threading.Thread):
     def _begin_stream(self, started: Started) -> None:
         """Begin anew from what was confirmed: one reconcile answers for everything that was open."""
         kept = self._ledger.kept
-        self._owed = self._standby_role.inherit(self._owed)
+        self._session.owe(self._standby_role.inherit(self._session.owed))
         self._requery.abandon()
-        self._session = started.session
         self._database.forget_types()
         self._adopt(started.history)
         memory = self._standby_role.take_over(started, chain(*self._database.mapping.rules.values()))
         if memory is not None:  # a copy of the peer's, which has not been compared with the database yet
             self._auditor.hurry()
-        elif started.found and kept.fresh and not self._streamed:
+        elif started.found and kept.fresh and not self._session.streamed:
             self._observer.state_file_error(
                 "the slot has been read before, and there is no state file: clients of the old contract that"
                 " missed deletes must be restarted; keep STATE_FILE on a disk that outlives the process"
             )
         # What was read before may not be all: at the start, and where a slot was made anew.
-        self._gap = started.created is not None or started.confirmed > self._requery.reached
-        self._held = self._requery.reached if memory is not None else Lsn(0)
+        gap = started.created is not None or started.confirmed > self._requery.reached
+        held = self._requery.reached if memory is not None else Lsn(0)
         # What follows was perhaps followed already: known again with the reconcile, if nobody told us.
-        self._parents.load(memory or {}, self._held)
+        self._parents.load(memory or {}, held)
         if started.confirmed > self._requery.reached:  # true at the start, and with a new slot
             self._origin.gap(started.confirmed)
-        self._requery.restart_at(max(started.confirmed, self._held))
+        self._requery.restart_at(max(started.confirmed, held))
         gate = Gate(end=max(started.confirmed, self._requery.read_up_to))
-        reason = self._lost_reason
+        reason = self._session.reason
         if started.created is not None:
             reason = "slot_created"
             kept.bootstrap = started.created
@@ -287,12 +276,12 @@ class Applier(threading.Thread):
         # Also when the process that made the slot did not live to load the map.
         if kept.bootstrap is not None:
             gate |= Gate(snapshot=kept.bootstrap)
-        if self._owed is not None:
-            gate, reason = gate | self._owed, _OWED
+        if self._session.owed is not None:
+            gate, reason = gate | self._session.owed, _OWED
         if memory is None:
             self._requery.add(Task.reconcile(reason, gate, started.confirmed))
         self._suspect(started.suspects)
-        self._streaming = self._streamed = True
+        self._session.begin(started.session, gap=gap, held=held)
         self._fault.over()
         self._set_mode("streaming")
 
@@ -324,20 +313,18 @@ class Applier(threading.Thread):
         self._ledger.new_epoch(self._store)
 
     def _end_stream(self, lost: StreamEnded) -> None:
-        if isinstance(lost.error, Refusal | ConfigurationError) and not self._streamed:
+        if isinstance(lost.error, Refusal | ConfigurationError) and not self._session.streamed:
             raise lost.error
-        if self._streaming:
-            self._lost_at = time.monotonic()
-        self._streaming = False
-        self._lost_reason = lost.error.reason if isinstance(lost.error, SourceError) else "refused"
+        reason = lost.error.reason if isinstance(lost.error, SourceError) else "refused"
+        self._session.lose(reason)
         if not self._standby_role.lost(lost):
-            self._observer.reconnecting(self._lost_reason, str(lost.error))
+            self._observer.reconnecting(reason, str(lost.error))
         if is_shutdown(lost.error):
             self._database.close()
         known, history = self._requery.history, lost.history  # none is known of the peer's map but its own
-        if self._streamed and history and known and history.left_at(known) is not None:
+        if self._session.streamed and history and known and history.left_at(known) is not None:
             self._requery.abandon()  # the server was promoted, and its slot cannot be had: it can be polled
-            self._gap = True
+            self._session.miss()
             self._adopt(history)
 
     # --- what follows from it
@@ -345,15 +332,16 @@ class Applier(threading.Thread):
     def _settle(self) -> None:
         """Let the slot go up to where everything is in the store and in the state file."""
         requery = self._requery
-        if not requery.busy and self._streaming:
+        session = self._session
+        if not requery.busy and session.streaming:
             self._pay()
-        position = requery.done_up_to
-        if self._streaming:
-            exact = self._owed is None and not self._gap  # neither is applied until a reconcile is done
-            if exact:
-                self._freshness.applied(position)
-            confirmable = self._standby_role.confirmable(requery.confirmable, exact=exact, owed=self._owed)
-            self._reader.confirm(confirmable, self._session)
+        if session.streaming:
+            if session.exact:
+                self._freshness.applied(requery.done_up_to)
+            confirmable = self._standby_role.confirmable(
+                requery.confirmable, exact=session.exact, owed=session.owed
+            )
+            self._reader.confirm(confirmable, session.number)
             self._let_go()
         self._standby_role.look()
         requery.settle()
@@ -363,7 +351,7 @@ class Applier(threading.Thread):
             now = time.monotonic()
             self._poll_at = now + max(_POLL, 3 * (now - exact_at))
             self._auditor.postpone()
-            self._lost_reason = "reconnect"
+            session.exact_again()
 
     def _let_go(self) -> None:
         """Owe a reconcile rather than fill the database's disk while what is open cannot be done.
@@ -376,11 +364,11 @@ class Applier(threading.Thread):
         if not requery.busy or end - requery.confirmable <= self._max_retained_wal:
             return
         gate = requery.open_gate()
-        gate = (gate if self._owed is None else gate | self._owed).spanned()
+        gate = (gate if self._session.owed is None else gate | self._session.owed).spanned()
         if not self._ledger.note(owed=gate.note()):
             return  # without a durable note nothing may be let go
         reach("noted")
-        self._owed = gate
+        self._session.owe(gate)
         requery.let_go()
         if full:
             requery.condense(_OWED)
@@ -390,14 +378,13 @@ class Applier(threading.Thread):
 
     def _pay(self) -> None:
         """Forget what the reconcile that has just been done was for."""
-        self._gap = False
-        if self._owed is not None:
-            self._owed = None
+        if self._session.owed is not None:
             self._ledger.note(owed="")
             self._observer.trouble(_OWED, None)
         if self._ledger.kept.bootstrap is not None:
             self._ledger.kept.bootstrap = None
             self._ledger.note(bootstrap="")
+        self._session.settled()
 
     def _read_failed(self, error: PadsCdcError) -> None:
         if self._stopping.is_set():
@@ -409,7 +396,7 @@ class Applier(threading.Thread):
             self._reader.drop(
                 "timeline"
             )  # if the slot's server was promoted, it will say so when asked again
-        if self._streaming:
+        if self._session.streaming:
             self._let_go()
         else:
             self._set_mode("waiting")
@@ -418,15 +405,15 @@ class Applier(threading.Thread):
         """Without a stream, or while it is far behind, read everything again and again: late is better than
         never.
         """
-        if self._streaming and self._freshness.stream_behind() < _BEHIND:
+        if self._session.streaming and self._freshness.stream_behind() < _BEHIND:
             self._set_mode("streaming")
             return
         if self._requery.busy or len(self._backlog) or self._standby_role.waiting:
             return
-        if time.monotonic() < max(self._poll_at, self._lost_at + _GRACE):
+        if time.monotonic() < max(self._poll_at, self._session.lost_at + _GRACE):
             return
         self._set_mode("polling")
-        if self._streaming:
+        if self._session.streaming:
             self._observer.trouble(
                 _DECODING,
                 f"the stream is more than {_BEHIND:.0f} s behind and brings nothing: the server decodes much"
