@@ -1,9 +1,9 @@
-"""From rows to keys: which endpoints may a committed transaction change?
+"""Finds the endpoints that a committed transaction may have changed, as keys.
 
-The answer comes from data (`Rule`s of the mapping: table, key column, statement), never from the code. A row
-names keys of some *kind*; the kind is the named query that turns such keys into endpoint ids at the time of
-the re-query. Both the new row and the old identity count, so that a row that moves affects the parent that it
-left too.
+The rules are data of the mapping (`Rule`: a table, its key column, a statement), not code. A row yields keys
+of some *kind*. The kind is the name of the query that turns such keys into endpoint ids when they are read.
+Both the new row and the replica identity of the old row count: a row that moves from one parent to another
+affects both parents.
 """
 
 from __future__ import annotations
@@ -22,51 +22,46 @@ if TYPE_CHECKING:
     from cdc.mapping.mapping import Rule
 
 LIMIT = 400_000
-"""Keys and moves that one transaction may name; beyond, memory matters more than precision and it is a
-reconcile.
-"""
+"""Keys and moves of one transaction. A transaction with more is answered by a reconcile, to save memory."""
 _MOST = 4
-"""Keys and moves that a row can add for one rule."""
+"""Keys and moves that one row can add for one rule, at most."""
 KEY_BYTES = 110
-"""Memory that a key takes in its set, or a move in its list."""
+"""Bytes of memory that a key takes in its set, or a move in its list."""
 
 
 class Move(msgspec.Struct, frozen=True, gc=False):
-    """A row whose old parent the WAL does not name: the memory of parents has to (invariant 7).
+    """A row of a table that `cdc.mapping.parents` tracks, because the WAL may not name the row's old parent.
 
-    There is one for almost each row of some tables, and a Struct is made in a tenth of a data class' time.
+    Some tables yield one for almost every row, and a Struct is created in a tenth of a dataclass's time.
     """
 
     rule: Rule
     row: str
     parent: str | None
-    """Where the row is now; None when it is gone."""
+    """The row's parent now; None if the row is gone."""
     known: bool
-    """The parent that it left, if any, has been named: memory need only follow. Otherwise memory must name
-    it.
-    """
+    """Whether the WAL has named the parent that the row left, if any. If not, the memory of parents must."""
 
 
 class Affected(msgspec.Struct):
-    """Keys by kind, the moves that only the memory of parents can resolve, and whether only a reconcile will
-    do.
+    """The keys of the affected endpoints by kind, moves for the memory of parents, or the need for a
+    reconcile.
     """
 
     keys: dict[str, set[str]] = msgspec.field(default_factory=dict)
     moves: list[Move] = msgspec.field(default_factory=list)
     reconcile: str | None = None
-    """The reason why keys do not suffice (a truncate, too many rows, ...); they are not collected any more
-    then.
+    """Why keys do not suffice and everything must be read: a truncate, too many rows. No keys are kept then.
     """
     _room: int = msgspec.field(default_factory=lambda: LIMIT // _MOST)
-    """Rows that may surely be added before there can be more than `LIMIT`."""
+    """Rows that can be added before `LIMIT` can be exceeded."""
 
     def __len__(self) -> int:
         return sum(map(len, self.keys.values())) + len(self.moves)
 
     @property
     def size(self) -> int:
-        """Bytes of memory that the keys and moves take, about."""
+        """Approximate memory of the keys and moves, in bytes."""
         return KEY_BYTES * len(self)
 
     def name(self, kind: str, key: str) -> None:
@@ -77,13 +72,13 @@ class Affected(msgspec.Struct):
         keys.add(key)
 
     def give_up(self, reason: str) -> None:
-        """Let a reconcile answer in place of the keys, and free them; the first reason stands."""
+        """Replace the keys by a reconcile. The first reason stays."""
         self.reconcile = self.reconcile or reason
         self.keys.clear()
         self.moves.clear()
 
     def merge(self, other: Affected) -> None:
-        """Add what a later transaction affects."""
+        """Add the keys and moves of a later transaction."""
         if other.reconcile:
             self.give_up(other.reconcile)
         if self.reconcile:
@@ -93,16 +88,16 @@ class Affected(msgspec.Struct):
         self.moves.extend(other.moves)
 
     def add(self, row: Row, rules: Sequence[Rule]) -> None:
-        """Add what one row affects.
+        """Add the keys and moves of one row.
 
         Raises:
-            MessageError: the row does not carry the key columns that the mapping names.
+            MessageError: the row lacks a key column that the mapping names.
 
         """
         if self.reconcile:
             return
         if isinstance(row, Truncate):
-            # A signal table, where only inserts count, may be emptied at will.
+            # If only inserts count, as in a signal table, a truncate changes no endpoint.
             if any("delete" in rule.actions for rule in rules):
                 self.give_up("truncate")
             return
@@ -118,7 +113,7 @@ class Affected(msgspec.Struct):
             self._count()
 
     def _count(self) -> None:
-        """Give up above `LIMIT`, or note how many rows need not be counted: that takes longer than a row."""
+        """Give up above `LIMIT`. Else compute `_room`, since counting takes longer than adding a row."""
         held = len(self)
         self._room = (LIMIT - held) // _MOST
         if held > LIMIT:
@@ -134,7 +129,7 @@ class Affected(msgspec.Struct):
     def _updated(self, row: Update, rule: Rule) -> None:
         now = _find(row.columns, rule.column)
         before = now if row.identity is row.columns else _find(row.identity, rule.column)
-        # An unchanged TOASTed value is left out of the new row; the identity always has its columns in full.
+        # The new row leaves out an unchanged TOASTed value; the identity always has all of its columns.
         parent = _key(now or before, rule)
         if parent is not None:
             self.name(rule.kind, parent)
@@ -149,7 +144,7 @@ class Affected(msgspec.Struct):
         parent: str | None,
         now: Sequence[Column] = (),
     ) -> None:
-        """Name the parent that the row had ``before``, or else let memory name it."""
+        """Add the parent that the row had ``before``, or have the memory of parents find it."""
         if before is not None:
             left = _key(before, rule)
             if left is not None and left != parent:
@@ -168,11 +163,11 @@ class Affected(msgspec.Struct):
         *,
         known: bool,
     ) -> None:
-        """Let memory follow the row, by its own key before and now."""
+        """Add moves, so that the memory of parents knows the row by its present key."""
         if _has(identity, rule.row):
             before_row = _row(identity, rule)
             now_row = _row(now, rule) if _has(now, rule.row) else before_row
-            if now_row != before_row:  # the row's own key changed: memory follows it
+            if now_row != before_row:  # the row's own key has changed
                 self.moves.append(Move(rule, before_row, None, known=known))
                 self.moves.append(Move(rule, now_row, parent, known=True))
             else:
@@ -184,7 +179,7 @@ class Affected(msgspec.Struct):
 
 
 def _find(columns: Iterable[Column], name: str | None) -> Column | None:
-    for column in columns:  # a generator in any() or next() takes twice as long, for each row of a backlog
+    for column in columns:  # any() or next() with a generator takes twice as long, and this runs for each row
         if column.name == name:
             return column
     return None

@@ -1,8 +1,8 @@
-"""The pair: two servers of one slot. The leader reads the slot, the other stands by with a copy of its map.
+"""The pair: two servers with one slot. The leader reads the slot; the standby server copies the leader's map.
 
-After a takeover the slot must redeliver what the standby lacks, so the leader confirms the slot only up to
-where the standby has everything. It waits for the standby for a second at most. Then it goes on alone, and
-the standby has a gap, which it notices when it takes over.
+After a takeover the slot must deliver again whatever the standby server lacks. So the leader confirms the
+slot only up to the position that the standby server has reached. If that falls behind by more than a second,
+the leader goes on alone. Then the standby server has a gap, which it notices when it takes over.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 
 
 PATIENCE = 1.0
-"""Seconds for which the leader waits for a standby to catch up, also after its connection was lost."""
+"""Seconds that the leader waits for a standby server to catch up, also after its connection was lost."""
 
 _SILENCE = 3.0
-"""Seconds; the database is asked each second how far its WAL goes."""
+"""Seconds without an answer from the database after which a leader may have lost the slot. It asks each
+second.
+"""
 
 
 class PairRole(Enum):
-    """What a server is in its pair; one without a peer is only ever ALONE or LEADING.
+    """The role of a server in its pair. A server without a peer is ALONE or LEADING.
 
     ``lead`` leads to LEADING from anywhere. The other transitions::
 
@@ -36,46 +38,48 @@ class PairRole(Enum):
         ALONE      mirror    MIRRORING   the peer's stream begins
         WAITING    mirror    MIRRORING
         MIRRORING  peer_lost WAITING     the peer's stream has ended
-        WAITING    go_alone  ALONE       nothing was heard of the peer for too long
+        WAITING    go_alone  ALONE       the peer has not answered for too long
         MIRRORING  go_alone  ALONE
     """
 
     ALONE = auto()
-    """It does not read the slot, and serves what it holds."""
+    """This server does not read the slot, and serves the map that it has."""
     LEADING = auto()
-    """It reads the slot."""
+    """This server reads the slot."""
     WAITING = auto()
-    """The peer leads, and its map is not mirrored here: nobody is served here."""
+    """The peer leads, and its map is not copied here. This server serves no clients."""
     MIRRORING = auto()
-    """The peer leads, and its stream is open: nobody is served here."""
+    """The peer leads, and its map is copied here. This server serves no clients."""
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How far the leader is."""
+    """The leader's progress, as it reports it to standby servers."""
 
     followed: Lsn = Lsn(0)
-    """Every transaction up to here is in its map and in its state file; 0 while it owes a whole reading."""
+    """The leader's map and state file have every transaction up to here; 0 while it owes a reconcile."""
     owed: str = ""
-    """What that whole reading has to see, as written by `cdc.postgres.gate.Gate.note`."""
+    """The gate of the owed reconcile, as written by `cdc.postgres.gate.Gate.note`; empty if none is owed."""
 
 
-class Standby:
-    """A server that mirrors us, in the eyes of `Pair`."""
+class StandbyServer:
+    """A server that copies our map: how far it is, and whether the slot waits for it."""
 
     def __init__(self, wake: Callable[[], object]) -> None:
         self.wake = wake
         self.gone = False
-        """Its stream has ended."""
+        """Whether its stream has ended."""
         self.followed: Lsn = Lsn(0)
-        """It has acknowledged that it has everything up to here."""
+        """The newest position that it has acknowledged: its copy has everything up to here."""
         self.in_step = False
-        """It has once had everything, and since then been a second behind at most."""
+        """Whether it once had everything, and has been at most `PATIENCE` seconds behind since."""
         self._target: Lsn = Lsn(0)
+        """The leader's position that it has to reach next."""
         self._since = 0.0
+        """Monotonic time since when `_target` has been waited for."""
 
     def acknowledge(self, followed: Lsn) -> None:
-        """Note that it has everything up to ``followed``; 0 while it does not say."""
+        """Note that its copy has everything up to ``followed``; 0 while that is unknown."""
         self.followed = followed
 
     def bound(self, followed: Lsn, now: float) -> Lsn:
@@ -91,30 +95,30 @@ class Pair:
     """Shared by the applier, the mirror's thread and the event loop; nothing here waits."""
 
     def __init__(self, *, peered: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
-        """``peered`` says that there is a peer to be mirrored (PEER_ADDRESS)."""
+        """``peered`` says whether there is a peer (PEER_ADDRESS)."""
         self.peered = peered
         self._clock = clock
         self._lock = threading.Lock()
-        self._standbys: set[Standby] = set()
+        self._standbys: set[StandbyServer] = set()
         self._lost = threading.Event()
         self._lost.set()
         self._role = PairRole.ALONE
         self.done = Done()
         self.asked = False
-        """Whether the peer has answered, or could not be reached, since we last lost the slot."""
+        """Whether the peer has answered, or has proved unreachable, since this server last lost the slot."""
         self.led = 0
-        """How often the slot has become ours."""
+        """How many times this server has begun to lead."""
 
     # --- who leads
 
     @property
     def leading(self) -> bool:
-        """Whether we read the slot."""
+        """Whether this server reads the slot."""
         return self._role is PairRole.LEADING
 
     @property
     def standing_by(self) -> bool:
-        """Whether the peer leads, so that nobody is to be served here."""
+        """Whether the peer leads, so that this server must not serve clients."""
         return self._role in (PairRole.WAITING, PairRole.MIRRORING)
 
     @property
@@ -123,27 +127,27 @@ class Pair:
         return self._role is PairRole.MIRRORING
 
     def wait_lost(self, timeout: float) -> bool:
-        """Wait until we do not lead; False if not within so many seconds."""
+        """Wait until this server does not lead; return False if it still does after ``timeout`` seconds."""
         return self._lost.wait(timeout)
 
     def sure(self, silence: float) -> bool:
-        """Tell whether we may serve new clients, given for how many seconds our database has been silent.
+        """Return whether this server may accept new clients, given its database has not answered for so long.
 
-        A process that was frozen finds the slot lost only after it wakes up. Before that its peer may have
-        taken over, so it must not serve anybody new.
+        ``silence`` is in seconds. A process that was frozen notices only some time after it wakes up that it
+        has lost the slot. Its peer may have taken over by then, so it must not accept clients.
         """
         if not self.peered:
             return True
         return silence < _SILENCE if self.leading else self.asked
 
     def lead(self) -> None:
-        """Note that the slot is ours."""
+        """Note that this server reads the slot now."""
         self._role = PairRole.LEADING
         self.led += 1
         self._lost.clear()
 
     def lose(self) -> None:
-        """Note that the slot is not ours, or not any more."""
+        """Note that this server does not read the slot."""
         if self.leading:
             self.asked = False
             self._role = PairRole.ALONE
@@ -151,45 +155,45 @@ class Pair:
         self._wake()
 
     def stand_by(self) -> None:
-        """Note that the peer has the slot; not while we lead."""
+        """Note that the peer has the slot. Does nothing unless this server is ALONE."""
         if self._role is PairRole.ALONE:
             self._role = PairRole.WAITING
 
     def mirror(self) -> None:
-        """Note that the peer's stream begins, and that its map takes the place of ours; not while we lead."""
+        """Note that the peer's stream begins, and its map replaces ours. A leader stays a leader."""
         if not self.leading:
             self._role = PairRole.MIRRORING
         self.asked = True
 
     def peer_lost(self) -> None:
-        """Note that the peer's stream has ended, or could not be had."""
+        """Note that the peer's stream has ended or could not be opened."""
         if self._role is PairRole.MIRRORING:
             self._role = PairRole.WAITING
         self.asked = True
 
     def go_alone(self) -> None:
-        """Note that the peer did not come back in time: this server may serve its own map."""
+        """Note that the peer has not come back in time, so that this server serves its own map."""
         if self.standing_by:
             self._role = PairRole.ALONE
 
-    # --- leading: what the standbys have
+    # --- leading: the standby servers and their progress
 
-    def join(self, wake: Callable[[], object]) -> Standby:
-        """Take in a standby; ``wake`` is called from another thread when there is news for it."""
-        standby = Standby(wake)
+    def join(self, wake: Callable[[], object]) -> StandbyServer:
+        """Add a standby server. ``wake`` is called from any thread when `done` has changed."""
+        standby = StandbyServer(wake)
         with self._lock:
             self._standbys.add(standby)
         return standby
 
-    def leave(self, standby: Standby) -> None:
-        """Note that its stream has ended; it may be back in a moment, or about to take over."""
+    def leave(self, standby: StandbyServer) -> None:
+        """Note that its stream has ended. It may come back soon, or be about to take over."""
         standby.gone = True
 
     def confirmable(self, position: Lsn, *, exact: bool, owed: str = "") -> Lsn:
-        """Return the position up to which the slot may be confirmed; we are done up to ``position``.
+        """Return the position up to which the slot may be confirmed, at most ``position``.
 
-        ``exact`` says that the map holds everything up to there. If it does not, no standby can be exact
-        either, and there is nothing to wait for.
+        ``position`` is the leader's own limit. ``exact`` says whether the map has everything up to there. If
+        not, no standby server can have it either, and there is nothing to wait for.
         """
         done, now = Done(position if exact else Lsn(0), owed), self._clock()
         with self._lock:
@@ -200,12 +204,12 @@ class Pair:
             self._wake()
         return min(bounds, default=position) if exact else position
 
-    def standbys(self) -> list[Standby]:
-        """Return those whose streams stand."""
+    def standbys(self) -> list[StandbyServer]:
+        """Return the standby servers whose streams are open."""
         with self._lock:
             return [standby for standby in self._standbys if not standby.gone]
 
-    # --- for whoever watches
+    # --- for metrics and the status page
 
     @property
     def in_step(self) -> bool:
@@ -214,7 +218,9 @@ class Pair:
 
     @property
     def behind(self) -> int | None:
-        """Bytes of WAL that are in our map and not in that of the standby; None where there is none."""
+        """Bytes of WAL by which the standby server's map is behind the leader's; None without a standby
+        server.
+        """
         followed = [one.followed for one in self.standbys() if one.followed]
         return max(0, self.done.followed - max(followed)) if followed else None
 

@@ -1,14 +1,14 @@
-"""The visibility gate: may a read count for what the slot delivered?
+"""The visibility gate: decides whether a read counts for the transactions that the slot has delivered.
 
-A logical slot delivers a transaction before other sessions can see it: the commit record is in the WAL first,
-and with a synchronous standby that is away it stays invisible for as long as that lasts. A read that was made
-too early shows the rows as they were *before* the change, and nothing would ever correct it. So each read
-carries evidence of its snapshot (`Evidence`), and counts for a batch only if that snapshot sees every
-transaction of the batch (`Gate`).
+A logical slot delivers a transaction before other sessions can see it, because the commit record is in the
+WAL first. While a synchronous standby is away, the transaction stays invisible. A read that starts too early
+shows the rows as they were *before* the change, and no later event would correct that. So each read carries
+evidence of its snapshot (`Evidence`), and it counts for a batch only if that snapshot sees every transaction
+of the batch (`Gate`).
 
-What counts as evidence depends on the server that was asked:
+The evidence depends on the server that answered:
 
-- a primary shows its snapshot, and every xid must be visible in it;
+- a primary shows its snapshot, and every transaction of the batch must be visible in it;
 - a standby's ``pg_current_snapshot()`` leaves out transactions that are in progress there, so the replay
   position, read *before* the snapshot was taken, must have reached the end of the batch.
 """
@@ -24,7 +24,7 @@ _WRAP = 1 << 32
 _NAMED = 100_000
 """Transactions that a `bounded` gate names one by one."""
 _REACH = 1 << 30
-"""No transaction runs while so many others begin: Postgres takes no more writes at twice as many."""
+"""No transaction stays open while this many others begin: at twice as many, Postgres refuses all writes."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Snapshot:
     """What ``pg_current_snapshot()`` returned; its transaction ids have 64 bits."""
 
     xmin: Xid8
-    """Every transaction below is over."""
+    """Every transaction below this id is over."""
     xmax: Xid8
-    """No transaction from here on is visible."""
+    """No transaction with this id or a higher one is visible."""
     running: frozenset[Xid8]
-    """Those between that were in progress."""
+    """The transactions between `xmin` and `xmax` that were in progress."""
 
     @classmethod
     def parse(cls, text: str) -> Snapshot:
@@ -49,10 +49,10 @@ class Snapshot:
         return f"{self.xmin}:{self.xmax}:{','.join(map(str, sorted(self.running)))}"
 
     def sees(self, xid: Xid) -> bool:
-        """Tell whether a *committed* transaction is visible; ``xid`` has 32 bits, as wal2json gives it.
+        """Return whether a *committed* transaction is visible in this snapshot.
 
-        The slot delivers nothing that is 2^31 transactions away from the present, so the nearest 64-bit id is
-        meant. 0 is no transaction's id: one that could not be read is waited for by nobody.
+        The slot delivers no transaction that is 2^31 ids or more from the present, so ``xid`` stands for the
+        nearest 64-bit id. An unknown id (0) counts as visible: nothing could ever show that it is.
         """
         if xid == 0:
             return True
@@ -60,16 +60,16 @@ class Snapshot:
         return full < self.xmin or (full < self.xmax and full not in self.running)
 
     def past(self, first: Xid, last: Xid) -> bool:
-        """Tell whether every transaction from ``first`` to ``last`` (32 bits each) is over."""
+        """Return whether every transaction from ``first`` to ``last`` is over."""
         start, end = self.widen(first), self.widen(last)
         return end < self.xmax and not any(start <= xid <= end for xid in self.running)
 
     def widen(self, xid: Xid) -> Xid8:
-        """Return the 64-bit id that 32 bits stand for: the nearest to this snapshot's end."""
+        """Return the 64-bit id that ``xid`` stands for: the one nearest to this snapshot's `xmax`."""
         return Xid8(self.xmax - ((self.xmax - xid + _WRAP // 2) % _WRAP - _WRAP // 2))
 
     def covers(self, other: Snapshot) -> bool:
-        """Tell whether this snapshot sees everything that the other one sees."""
+        """Return whether this snapshot sees every transaction that the other one sees."""
         if self.xmax < other.xmax:
             return False
         return all(xid >= other.xmax or xid in other.running for xid in self.running)
@@ -77,47 +77,49 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a read says of the server and the snapshot that it was made in."""
+    """The server that answered a read, and the snapshot in which it read."""
 
     system: str
-    """The system identifier of the cluster that answered."""
+    """The system identifier of the cluster."""
     timeline: int | None
     """The timeline that a primary writes; None in recovery."""
     instance: str
-    """Names one run of a server, from its start to its end; a promotion does not end it."""
+    """Identifies one run of the server, from its start to its end; a promotion does not end it."""
     replayed: Lsn | None
-    """On a standby: how far it had replayed *before* the snapshot; None on a primary."""
+    """On a standby: how far it had replayed *before* the snapshot was taken; None on a primary."""
     snapshot: Snapshot
     """Meaningful on a primary only."""
     seen: Lsn
-    """A position that nothing visible in the snapshot lies beyond."""
+    """No transaction that is visible in the snapshot ends beyond this position."""
     bound: Lsn
-    """Likewise, strictly: a standby shows a commit a moment before it counts it as replayed, and just then
-    wakes who has waited for its locks. It has received it by then, and perhaps much that it does not show.
+    """Like `seen`, and without exception. A standby shows a commit a moment before it counts the commit as
+    replayed. So on a standby this is the position up to which it has *received* WAL.
     """
     flushed: Lsn
-    """As `seen`, of what the slot can deliver by now: a commit is flushed before anybody sees it, unless its
-    session asked for ``synchronous_commit = off``.
+    """Like `seen`, but only of transactions that the slot can deliver by now. A commit is flushed before it
+    becomes visible, unless its session has set ``synchronous_commit = off``.
     """
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What a read must have seen to count; the empty gate lets everything through."""
+    """The transactions that a read must see to count. Every read passes the empty gate."""
 
     xids: frozenset[Xid] = frozenset()
-    """Transactions of the batch, 32 bits each."""
+    """The transactions of the batch."""
     end: Lsn = Lsn(0)
     """End of the batch's last transaction."""
     span: tuple[Xid, Xid] | None = None
-    """First and last (32 bits) of transactions too many, or too long ago, to be named: all between must be
-    over.
+    """The first and the last of a range of transactions that all must be over. It takes the place of `xids`
+    where these are too many, or too old, to be listed.
     """
     snapshot: Snapshot | None = None
-    """The snapshot that the slot was created with: what it sees is never delivered, so a load must see it."""
+    """The snapshot with which the slot was created. The slot never delivers the transactions that this
+    snapshot sees, so the first load must see them.
+    """
 
     def opens(self, evidence: Evidence) -> bool:
-        """Tell whether a read with this evidence counts."""
+        """Return whether a read with this evidence counts."""
         if evidence.replayed is not None:
             return evidence.replayed >= self.end
         if self.snapshot is not None and not evidence.snapshot.covers(self.snapshot):
@@ -127,7 +129,7 @@ class Gate:
         return all(evidence.snapshot.sees(xid) for xid in self.xids)
 
     def __or__(self, other: Gate) -> Gate:
-        """Require both."""
+        """Return a gate that requires both."""
         spans = [span for span in (self.span, other.span) if span is not None]
         if len(spans) == 2:  # noqa: PLR2004 - both have one
             spans = [(_least(spans[0][0], spans[1][0]), _greatest(spans[0][1], spans[1][1]))]
@@ -139,11 +141,11 @@ class Gate:
         )
 
     def bounded(self) -> Gate:
-        """Return the same gate, or `spanned` where it names very many transactions."""
+        """Return this gate, or its `spanned` form where it lists very many transactions."""
         return self if len(self.xids) <= _NAMED else self.spanned()
 
     def spanned(self) -> Gate:
-        """Return a gate that is no easier and takes no room: for notes that outlive the process."""
+        """Return a gate of constant size that requires at least as much: for a note in the state file."""
         span = self.span
         for xid in self.xids - {0}:
             span = (xid, xid) if span is None else (_least(span[0], xid), _greatest(span[1], xid))
@@ -152,12 +154,12 @@ class Gate:
         return Gate(end=self.end, span=span, snapshot=self.snapshot)
 
     def note(self) -> str:
-        """Write a `spanned` gate for the state file; its snapshot is not in the note."""
+        """Return a `spanned` gate as text for the state file. The note leaves out the gate's snapshot."""
         return " ".join(map(str, (self.end, *(self.span or ()))))
 
     @classmethod
     def parse(cls, note: str) -> Gate | None:
-        """Read a `note`; None where there is none."""
+        """Read a `note`; return None for an empty one."""
         if not note:
             return None
         end, *span = map(int, note.split(" "))

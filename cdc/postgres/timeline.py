@@ -1,7 +1,7 @@
-"""Which history a server is on: LSNs only mean something within one.
+"""Timelines: an LSN is a position in the WAL of one cluster, on one of its timelines.
 
-A cluster is known by its system identifier. A promotion starts a new timeline, which shares the old one's WAL
-up to the switch point; a restore from an older backup goes back on the same cluster.
+The system identifier identifies a cluster. A promotion starts a new timeline, which shares the WAL of the old
+one up to the switch point. A restore from a backup takes a cluster back to an earlier position.
 """
 
 from __future__ import annotations
@@ -19,38 +19,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A place in the history of a cluster, as ``IDENTIFY_SYSTEM`` and ``TIMELINE_HISTORY`` tell it."""
+    """A cluster's timeline with the earlier ones that lead to it, as ``IDENTIFY_SYSTEM`` and
+    ``TIMELINE_HISTORY`` report them.
+    """
 
     system: str = ""
-    """The system identifier; empty while nothing is known."""
+    """The system identifier; empty while it is unknown."""
     timeline: int = 0
     end: Lsn = Lsn(0)
-    """How far the server's WAL goes."""
+    """The end of the server's WAL."""
     switches: tuple[tuple[int, Lsn], ...] = ()
-    """For each earlier timeline, the position at which it was left."""
+    """Each earlier timeline, with its switch point: the position at which the next one began."""
     instance: str = ""
-    """Names one run of the server that was asked, from its start to its end; a promotion does not end it."""
+    """Identifies one run of the server, from its start to its end; a promotion does not end it."""
 
     def good_until(self, timeline: int) -> Lsn | None:
-        """Return up to where positions of a timeline are positions of this history; None if it is not part of
-        it.
-        """
+        """Return the last position that this history shares with ``timeline``; None if it shares none."""
         if timeline == self.timeline:
             return self.end
         return dict(self.switches).get(timeline)
 
     def lost(self, timeline: int, seen: Lsn) -> bool:
-        """Tell whether what an earlier timeline had at ``seen`` is certainly no part of this history."""
+        """Return whether this history certainly lacks what an earlier timeline had at ``seen``."""
         if not 0 < timeline < self.timeline or not self.switches:
             return False
         until = self.good_until(timeline)
         return until is None or seen > until
 
     def continues(self, before: Timeline, position: Lsn, seen: Lsn) -> bool:
-        """Tell whether what was read up to ``seen`` on an earlier history is still true here.
+        """Return whether this history contains everything that was read up to ``seen`` on an earlier one.
 
-        On another timeline it does not matter how far the slot was followed (``position``): of a line that
-        was left, nothing is in the map that was not read. On the same one, who is not there has gone back.
+        ``position`` is how far the slot was followed. It counts only on the same timeline: a server whose WAL
+        ends before it has been restored from a backup. After a switch, WAL beyond the switch point that was
+        followed but brought nothing to read is not in the map.
         """
         if not before.system:
             return True
@@ -60,23 +61,23 @@ class Timeline:
         return max(seen, position if before.timeline == self.timeline else 0) <= until
 
     def left_at(self, before: Timeline) -> Lsn | None:
-        """Return where this history has left an earlier timeline; None where it is still on it."""
+        """Return the switch point at which this history left the timeline of ``before``; None without one."""
         if not before.system or before.timeline == self.timeline:
             return None
         return dict(self.switches).get(before.timeline)
 
     def promoted_from(self, before: Timeline) -> bool:
-        """Tell whether it is the same run of one server that was on an earlier timeline before.
+        """Return whether ``before`` is the same run of the same server, which has been promoted since.
 
-        Then whatever it has ever delivered is of this history, also beyond the switch.
+        Then all WAL that it has delivered belongs to this history, also beyond the switch point.
         """
         return bool(self.instance) and (self.system, self.instance) == (before.system, before.instance)
 
     def lags(self, before: Timeline, position: Lsn) -> bool:
-        """Tell whether this is the same line, not yet as far as what was read on it up to ``position``.
+        """Return whether this server is on the same history, but has not reached ``position`` yet.
 
-        A standby that has restarted looks like that until it has replayed again. A primary that does has been
-        restored from a backup.
+        A standby that has restarted looks like that until it has replayed enough. A primary that looks like
+        that has been restored from a backup.
         """
         if self.system != before.system or self.timeline > before.timeline:
             return False
@@ -84,7 +85,7 @@ class Timeline:
 
 
 def parse_switches(content: str) -> tuple[tuple[int, Lsn], ...]:
-    """Read the content of a timeline history file: a timeline, where it was left, and why, a line."""
+    """Read a timeline history file. Each line has a timeline, its switch point, and the reason."""
     switches = []
     for line in content.splitlines():
         fields = line.split()
@@ -94,10 +95,13 @@ def parse_switches(content: str) -> tuple[tuple[int, Lsn], ...]:
 
 
 def check_evidence(evidence: Evidence, history: Timeline | None, read_up_to: Lsn) -> None:
-    """Refuse a read of a server that is not of the slot's history, or that lags behind what was read already.
+    """Refuse a read from a server on another history than the slot's, or from one that is behind earlier
+    reads.
+
+    ``history`` is the slot's; None allows any. ``read_up_to`` is the newest position that earlier reads saw.
 
     Raises:
-        SourceError: what was read does not count; its reason says why.
+        SourceError: the read does not count; ``reason`` says why.
 
     """
     if history is not None:

@@ -1,9 +1,9 @@
-"""The relay's side: pages in, the store kept as the leader's is. Nothing here waits or knows a broker.
+"""Applies a leader's pages to a relay's store. Nothing here waits, and nothing here knows a broker.
 
-Exactness does not rest on whoever carries the pages. A page may be lost, repeated or come from an older copy
-of the stream: each run says from which revision it starts, each checkpoint carries count and digest, an
-entry is taken only if its revision is newer than what is held, and a map of another line is taken only if it
-is not older than what was served. Until a new map is complete the old one goes on being served.
+The transport need not be reliable: a page may be lost, repeated, or come from an older copy of the stream.
+Each run states the revision at which it starts. Each checkpoint has the map's count and digest. An entry is
+applied only if its revision is newer than the present one. A map of another line is adopted only if it is not
+older than the map that is served. Until a new map is complete, the relay serves the old one.
 """
 
 from __future__ import annotations
@@ -30,70 +30,70 @@ _MODULUS = 1 << (8 * DIGEST_BYTES)
 
 
 class PageOutcome(enum.Enum):
-    """What became of a page."""
+    """The result of taking a page."""
 
     TAKEN = enum.auto()
-    """It was applied, or collected for a map that is not complete yet."""
+    """The page was applied, or collected for a new map that is not complete yet."""
     IGNORED = enum.auto()
-    """It brings nothing that is not held already."""
+    """The page has nothing new."""
     ARRIVED = enum.auto()
-    """With it the map is the leader's."""
+    """The map is now the leader's, as of the page's checkpoint."""
     BROKEN = enum.auto()
-    """The chain has a gap: another generation is needed. Pages before this one are of no use for that."""
+    """A page is missing. Another generation is needed, which begins after this page."""
     MISMATCH = enum.auto()
-    """The map is not the leader's, as count or digest shows: likewise."""
+    """The count or the digest differs from the leader's. Another generation is needed, as for `BROKEN`."""
     OLDER = enum.auto()
-    """A complete map of another line, older than what was served: it is not taken."""
+    """The page completed a map that is older than the one that is served. It was not adopted."""
 
 
 class PageReader:
-    """Owned by one thread, the only one that writes to the store; anyone may ask `origin`."""
+    """Used by one thread, the only one that writes to the store. Any thread may call `origin`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._origin = Origin("0" * 32, None)
         self.line = ""
-        """Of the map that is held; empty while there is none."""
+        """The line of the present map; empty while there is no map."""
         self.exact = Revision(0)
-        """The revision at which the map was last the leader's."""
+        """The revision of the newest checkpoint, at which the map was the leader's."""
         self.position: Lsn = Lsn(0)
-        """That of the newest checkpoint: positions up to here have come."""
+        """The position of the newest checkpoint: all movements of positions up to here have been applied."""
         self._ahead = False
-        """Something newer than that has been applied as well."""
+        """Whether entries newer than the newest checkpoint have been applied as well."""
         self._page_line = ""
         self._page_number = 0
-        """Of the newest page."""
+        """The line and number of the newest page."""
         self._running = False
-        """Every page of the present run has come."""
+        """Whether no page of the present run is missing so far."""
         self._coming: dict[str, Entry] | None = {}
-        """What has come since the opening of a generation, while a map is wanted; None while none is."""
+        """The entries of the new map that is being collected; None while none is needed."""
         self._opened = self._completed = False
         """Whether `_coming` began with an opening page, and whether its generation is complete."""
         self._distrusted = False
-        """What is held is not the leader's map: no entry of it is kept for its revision."""
+        """Whether the present map differs from the leader's: then none of its entries may be kept."""
 
     def origin(self) -> Origin:
-        """Return by what tokens are made and judged here: the leader's, as of the newest checkpoint."""
+        """Return the leader's origin as of the newest checkpoint: tokens are made and judged by it."""
         return self._origin
 
     @property
     def timeline(self) -> int:
-        """Return what the positions are of."""
+        """The timeline of the map's positions."""
         return self._store.history.timeline
 
     @property
     def wanting(self) -> bool:
-        """Whether a generation is needed that has not begun to come."""
+        """Whether a generation is needed whose opening page has not arrived."""
         return self._coming is not None and not self._opened
 
     def hear(self, head: Head) -> None:
-        """Take over a position that has moved while the map stayed as it is."""
+        """Adopt the leader's position, which moves even while its map does not change."""
         store = self._store
         if head.line == self.line and head.revision == self.exact and head.consistent and store.whole:
             store.settle(head.position)
 
     def start_over(self) -> None:
-        """Build a new map from the next generation that comes; what is held goes on being served."""
+        """Collect a new map from the next generation. The present map is served until that is complete."""
         self._coming, self._opened, self._completed = {}, False, False
         self._running, self._page_line = False, ""
 
@@ -102,12 +102,12 @@ class PageReader:
         follows = page.line == self._page_line and page.number == self._page_number + 1
         self._page_line, self._page_number = page.line, page.number
         if page.line != self.line and self._coming is None:
-            self.start_over()  # another leader, or the same one after a break: its generation follows
+            self.start_over()  # another leader, or the same one after a break, which sends a generation
             self._page_line, self._page_number = page.line, page.number
         if self._coming is not None:
             return self._collect(self._coming, page, follows=follows)
         if page.first:
-            # Positions move without a revision: what was missed is seen by the checkpoint that had them.
+            # Positions move without a new revision. A missed movement shows in the checkpoint's position.
             self._running = page.start <= self.exact and page.position <= self.position
         elif not follows:
             self._running = False
@@ -123,7 +123,7 @@ class PageReader:
             coming.clear()
             self._opened, self._completed = True, False
         elif not (self._opened and follows) or not (self._completed or page.complete or page.generating):
-            # It has a gap, or its leader has not gone on with it: the next one may be whole.
+            # A page is missing, or the leader has abandoned this generation. The next one may be complete.
             self._opened = self._completed = False
             return PageOutcome.IGNORED
         for entry in page.entries:
@@ -163,15 +163,15 @@ class PageReader:
         return PageOutcome.ARRIVED
 
     def _is_passed(self, checkpoint: Checkpoint) -> bool:
-        """Tell whether something newer of its line is held, as when pages come once more."""
+        """Return whether the map is newer than this checkpoint of its line, as when pages are repeated."""
         return checkpoint.revision < self.exact + self._ahead
 
     def _is_older(self, checkpoint: Checkpoint) -> bool:
-        """Tell whether a map of another line is older than the one that is served."""
+        """Return whether a map of another line is older than the one that is served."""
         store, held = self._store, self._origin
         if not self.line:
             return False
-        if checkpoint.origin.epoch == held.epoch:  # one server: what it has seen only grows
+        if checkpoint.origin.epoch == held.epoch:  # the same server: its `seen` only grows
             return (checkpoint.seen, checkpoint.revision) < (store.seen, self.exact)
         token = Token(
             epoch=held.epoch,
@@ -197,11 +197,11 @@ class PageReader:
     def _apply(self, page: Page) -> PageOutcome:
         checkpoint = page.checkpoint
         if checkpoint is not None and self._is_passed(checkpoint):
-            checkpoint = None  # a run that was taken already comes once more
+            checkpoint = None  # a repeated run
         return self._publish(self._newer(page.entries), page.moved, checkpoint)
 
     def _newer(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Return the entries that are newer than what is held; of the same revision only positions may be."""
+        """Return the entries with newer revisions than the present ones; move the positions of the others."""
         newer = []
         for entry in entries:
             held = self._store.entries.get(entry.id)
@@ -218,7 +218,7 @@ class PageReader:
         batch = store.copied(news, store.head)
         self._move(moved)
         if checkpoint is None:
-            # Of the newest revision there may be more: a token must not say that all of it is held.
+            # More entries of the newest revision may follow, so no token may claim that revision yet.
             batch.revision = max(store.head, Revision(news[-1].revision - 1)) if news else store.head
             self._ahead = self._ahead or bool(news)
             if news or moved:
@@ -237,7 +237,7 @@ class PageReader:
         return PageOutcome.ARRIVED
 
     def _move(self, moved: Sequence[tuple[str, Revision, Lsn]]) -> None:
-        """Let positions follow of entries whose bytes stay: an entry of another revision has its own."""
+        """Move the positions of entries whose payloads have not changed, if they still have that revision."""
         for endpoint_id, revision, position in moved:
             entry = self._store.entries.get(endpoint_id)
             if entry is not None and entry.revision == revision:
@@ -245,7 +245,7 @@ class PageReader:
 
 
 def _proof(entries: Iterable[Entry]) -> tuple[int, bytes]:
-    """Return count and digest of the live ones, as a checkpoint has them."""
+    """Return the count and the digest of the live entries, as a checkpoint has them."""
     digests = [entry_digest(entry.id, entry.payload) for entry in entries if entry.payload is not None]
     total = sum(int.from_bytes(digest, "big") for digest in digests) % _MODULUS
     return len(digests), total.to_bytes(DIGEST_BYTES, "big")

@@ -1,13 +1,14 @@
-"""What the map holds too early: whether that shows, or whether the map is one that existed.
+"""Whether the map is consistent: one that the database had at some moment.
 
-A read brings the newest state of its endpoints, so also parts of transactions that have not been taken yet.
-Two transactions that share an endpoint, read for the first one, show half of the second: the map is torn. It
-is whole again once the second one is applied as well, but by then a third may have been read early; while
-transactions follow each other without a pause that never ends.
+A read returns the newest state of its endpoints, which may include changes of later transactions. An example:
+transaction 1 changes endpoint A, and transaction 2 changes A and B. A read of A for transaction 1 may already
+show transaction 2, while B still is as it was before. Such a map never existed. It becomes consistent when
+transaction 2 is applied as well. By then a read may have shown a part of transaction 3, and so on, for as
+long as transactions follow each other without a pause.
 
-It need not show, though. Once the slot has been followed to where the newest read was made, everything that
-the reads can have brought too early is known. If none of it names an endpoint that they brought, then nothing
-of it is in the map, which is the one that was there before the first of them.
+Most reads show no later transaction, however. Once the slot has been followed to the position at which the
+newest read was made, all transactions that the reads can have shown too early are known. If none of them
+names an endpoint that was read, the map contains no part of them, and is consistent.
 """
 
 from __future__ import annotations
@@ -23,26 +24,30 @@ if TYPE_CHECKING:
     from cdc.requery.task import Task
 
 _MANY = 10_000
-"""Endpoints that are remembered one by one; more of them, and who tears so much waits for the end. While a
-backlog is read each read is ahead of the slot, so that there would be no end to them.
+"""Endpoints that are listed one by one. With more of them, the map counts as inconsistent until the slot has
+passed the newest read. While a backlog is read, every read is ahead of the slot, so the list would only grow.
 """
 
 
 class Consistency:
-    """Remembers what was brought by reads that are ahead of the slot."""
+    """Keeps the endpoints of the reads that are ahead of the slot."""
 
     def __init__(self, are_ids: Callable[[str], bool]) -> None:
-        """``are_ids`` tells whether keys of a kind are endpoint ids, spelled as those are."""
+        """``are_ids`` returns whether keys of a kind are endpoint ids, spelled as in the map."""
         self._are_ids = are_ids
         self._ahead: deque[tuple[Lsn, set[str] | None]] = deque()
-        """How new each read was, and the endpoints that it brought; None for too many of them."""
+        """For each read its `Evidence.flushed`, and the endpoints that it returned; None where unlisted."""
         self._held = 0
-        """Endpoints in all of these."""
+        """Number of endpoints in `_ahead`."""
         self._up_to: Lsn = Lsn(0)
+        """The newest `Evidence.flushed` of all reads."""
         self._done: Lsn = Lsn(0)
+        """The newest end of a task that has been applied."""
 
     def read(self, flushed: Lsn, ids: Iterable[str] | None = None) -> None:
-        """Note that a read, made when WAL was flushed up to there, brings these ids; None for too many."""
+        """Note the ids that a read returned, and its `Evidence.flushed`. Without ``ids`` any may have
+        changed.
+        """
         self._up_to = max(self._up_to, flushed)
         if not self._ahead or self._ahead[-1][0] != flushed:
             self._ahead.append((flushed, set()))
@@ -59,34 +64,35 @@ class Consistency:
             self._held = 0
 
     def done(self, end: Lsn) -> None:
-        """Note that a task is applied whose last transaction ended there."""
+        """Note that a task has been applied whose last transaction ends at ``end``."""
         self._done = max(self._done, end)
 
     def mend(self) -> None:
-        """Forget it all: the map is what one snapshot saw."""
+        """Forget all reads: the map is now what one snapshot saw."""
         self._up_to = self._done = Lsn(0)
         self._ahead.clear()
         self._held = 0
 
     def shows(self, reached: Lsn, waiting: Sequence[Task]) -> bool:
-        """Tell whether the map may hold a part of a transaction, with all but ``waiting`` applied up to
-        ``reached``.
+        """Return whether the map may show only a part of some transaction.
+
+        All transactions up to ``reached`` have been applied, except those of the tasks in ``waiting``.
         """
         applied = min((task.since for task in waiting), default=reached)
         while self._ahead and self._ahead[0][0] <= applied:
             self._held -= len(self._ahead.popleft()[1] or ())
         if reached < self._up_to:
-            return True  # what was brought too early is not known yet
+            return True  # the transactions that were shown too early are not all known yet
         if any(task.reason is not None for task in waiting):
-            return True  # what is missing may never have been named
+            return True  # a reconcile names no endpoints, so any of them may be missing
         if self._done > applied:
-            return True  # a later one was applied before one that waits
+            return True  # a later transaction was applied before one that waits
         return any(self._meets(task) for task in waiting) if self._ahead else False
 
     def _meets(self, task: Task) -> bool:
         keys = task.affected.keys
         if not all(map(self._are_ids, keys)):
-            return True  # which endpoints these are only a read can tell
+            return True  # only a read can find the endpoints that these keys stand for
         return any(
             ahead is None or any(not ahead.isdisjoint(ids) for ids in keys.values())
             for _, ahead in self._ahead

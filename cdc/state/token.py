@@ -1,17 +1,18 @@
-"""Resume tokens: what a client's map stands for, opaque to the client, and what a server makes of one.
+"""Resume tokens: a token identifies the map that a client holds, and a server decides how to resume from it.
 
-Its own server serves what has a greater *revision*. Revisions mean nothing to another server, WAL positions
-do: there the client gets every entry that a transaction beyond the token's position has named. That is right
-if that server has followed without a gap since, and if its map is not older than anything in the client's.
+The server that issued the token sends the entries with a greater *revision*. Other servers do not know these
+revisions, so they go by WAL position: they send every entry that a transaction beyond the token's position
+has named. This is correct if the server has followed the slot without a gap since that position, and if its
+map is not older than any endpoint in the client's map.
 
-Positions are of one timeline. WAL of other databases and other tables carries a token's position far beyond
-anything that was read for it; after a promotion the same positions come again with other content. So a token
-of an earlier timeline is judged by where that was left.
+A position belongs to one timeline. WAL of other databases and tables moves a token's position far beyond the
+newest change that was read. After a promotion, the new timeline has other content at the same positions. So a
+token of an earlier timeline is judged by the position at which that timeline ended.
 
-A client also gets a token with what is no complete map yet: that one says how new the newest endpoint is that
-the client may hold, so that no server takes it back.
+A client also gets a token while its map is incomplete. That token says how new the newest endpoint may be
+that the client holds, so that no server sends the client an older state.
 
-The checksum is there to tell damage; nothing here is secret, or proof of anything.
+The checksum detects damage. A token contains no secret and proves no identity.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ if TYPE_CHECKING:
 
 _VERSION = 1
 _LAYOUT = struct.Struct(">B16sQIQQQIIB")
-"""Version, epoch, system, timeline, revision, position, seen, mapping, issued, encoding or 0 where it is
-incomplete.
+"""Version, epoch, system, timeline, revision, position, seen, mapping, issued, and the encoding (0:
+incomplete).
 
-Servers of the first encoding read and wrote the last byte as a truth value: theirs say 1, which is right, and
-they take ours for complete ones. They also read mapping and issued as one number of seconds: theirs come with
-mapping 0, and they take ours for tokens of a far future, which do not expire.
+Servers of the first encoding used the last byte as a boolean. Their tokens say 1, which is their encoding,
+and they take all of our tokens for complete ones. They also used mapping and issued as one number of seconds.
+Their tokens have mapping 0, and they take ours for tokens of the far future, which never expire.
 """
 _CHECKSUM = struct.Struct(">I")
 _NOBODY = "0" * 32
-"""The epoch of no server."""
+"""An epoch that no server has."""
 
 ResetReason = Literal[
     "no_token",
@@ -53,54 +54,56 @@ ResetReason = Literal[
     "digest_mismatch",
     "incomplete",
 ]
-"""Why a client starts over."""
+"""Why a client is sent everything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a client's map stands for."""
+    """Identifies the map that a client holds."""
 
     epoch: str
-    """Names the unbroken line of revisions, 32 hexadecimal digits: a server's identity."""
+    """The epoch of `revision`, 32 hexadecimal digits: an unbroken line of revisions of one server."""
     system: str
     timeline: int
-    """What the two positions are of; 0 where the server did not know."""
+    """The timeline of both positions; 0 if the server did not know it."""
     revision: Revision
     position: Lsn
     """Every transaction up to here is in the map."""
     seen: Lsn
     """Nothing in the map is newer than this."""
     mapping: int
-    """By which mapping of what the map was made (`Origin.mapping`); 0 where the server did not say."""
+    """The mapping that made the map, as a number (`Origin.mapping`); 0 if the server did not say."""
     issued: int
     """Unix seconds."""
     encoding: int
-    """The rules by which the map's payloads were made (`server.payload.ENCODING`): digests of others do not
-    compare. 0 in the midst of a snapshot: the map must be had anew, and yet must not go back.
+    """The version of the rules that encoded the payloads (`server.payload.ENCODING`); digests of different
+    versions cannot be compared. 0 in the middle of a snapshot: the client must be sent everything, but
+    nothing older than it holds.
     """
 
     @property
     def complete(self) -> bool:
-        """Whether the map is one that a checkpoint has stood for."""
+        """Whether the token was issued at a checkpoint, so that the client had a complete map."""
         return self.encoding != 0
 
     def incomplete(self) -> Token:
-        """Return the token of a map of which only a part has come."""
+        """Return the token of a map that the client has received only in part."""
         return replace(self, encoding=0)
 
     def mixed(self) -> Token:
-        """Return the token of the same map with something of another server's in it.
+        """Return the token of the same map after another server has changed something in it.
 
-        Its own server must not go by revisions any more: what changed elsewhere and changed back may never
-        have changed there.
+        The server that issued it must no longer go by revisions: an endpoint that changed and changed back
+        may have got a new revision at the other server only.
         """
         return replace(self, epoch=_NOBODY, revision=Revision(0))
 
     def on(self, history: Timeline) -> Token | None:
-        """Return the token with its positions as this history has them; None where they are not of it.
+        """Return the token with positions of this history; None if the map is not part of this history.
 
-        Example: a token of timeline 1 has position 1000 and seen 500. Timeline 2 left it at 600, so the
-        map is one of timeline 2, too, of position 600. With seen 700 it holds what timeline 2 never had.
+        Example: a token of timeline 1 has position 1000 and seen 500. Timeline 2 left timeline 1 at 600. So
+        the map is also one of timeline 2, with position 600. With seen 700 it might hold changes that
+        timeline 2 does not have.
         """
         if self.timeline and (self.system, self.timeline) == (history.system, history.timeline):
             return self
@@ -110,7 +113,7 @@ class Token:
         return replace(self, timeline=history.timeline, position=min(self.position, until))
 
     def encode(self) -> bytes:
-        """Return what the client keeps."""
+        """Return the bytes that the client keeps."""
         body = _LAYOUT.pack(
             _VERSION,
             bytes.fromhex(self.epoch),
@@ -127,7 +130,7 @@ class Token:
 
     @classmethod
     def parse(cls, raw: bytes) -> Token | None:
-        """Read what a client sent; None if it is damaged or of another kind."""
+        """Read a token that a client sent; return None if it is damaged or of another version."""
         if len(raw) != _LAYOUT.size + _CHECKSUM.size or raw[0] != _VERSION:
             return None
         body, (checksum,) = raw[: _LAYOUT.size], _CHECKSUM.unpack(raw[_LAYOUT.size :])
@@ -139,49 +142,49 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """The server that judges, at one moment."""
+    """The state of the server that judges a token, at one moment."""
 
     origin: Origin
     history: Timeline
-    """What its position is of."""
+    """The history that `position` belongs to."""
     revision: Revision
-    """The newest that it has."""
+    """The server's newest revision."""
     position: Lsn
-    """Every transaction up to here is in its map."""
+    """The server's map has every transaction up to here."""
     now: float
     """Unix seconds."""
     retention: float
-    """Seconds that a token is good for."""
+    """Seconds after which a token expires."""
     reached_at: float = inf
-    """Monotonic time as of which no revision is missing here. A server that makes the revisions misses none;
-    a relay may learn of some later.
+    """Monotonic time. All revisions that the leader had made by then are here. A relay receives revisions
+    later than the leader makes them; the server that makes them always has all.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Serve what has a revision greater than this."""
+    """Send the entries with a greater revision than this."""
 
     after: Revision
 
 
 @dataclass(frozen=True, slots=True)
 class Rejoin:
-    """Serve what a transaction beyond this position has named."""
+    """Send the entries that a transaction beyond this position has named."""
 
     beyond: Lsn
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """Serve everything."""
+    """Send everything."""
 
     reason: ResetReason
 
 
 @dataclass(frozen=True, slots=True)
 class Behind:
-    """Serve nothing yet: the client may hold newer states than this server has; judge again later."""
+    """Send nothing yet and judge again later: the client may hold newer states than this server."""
 
     until: Lsn
 
@@ -190,9 +193,7 @@ Verdict = Resume | Rejoin | Reset | Behind
 
 
 def judge(raw: bytes, here: Here, *, opened: float) -> Verdict:
-    """Say how a client that sent the token ``raw`` is to be served; ``opened`` is the monotonic time when it
-    came.
-    """
+    """Decide how to serve a client that sent the token ``raw``, and came at the monotonic time ``opened``."""
     if not raw:
         return Reset("no_token")
     token = Token.parse(raw)
@@ -205,7 +206,7 @@ def judge(raw: bytes, here: Here, *, opened: float) -> Verdict:
         verdict = Resume(token.revision)
     elif here.reached_at <= opened:
         verdict = Behind(token.seen)
-    else:  # of our future, as our state file was replaced by an older one
+    else:  # beyond our newest revision: our state file has been replaced by an older one
         foreign = _judge_foreign(token, here, opened)
         verdict = foreign if isinstance(foreign, Behind) else Reset("unknown_revision")
     if isinstance(verdict, Behind):
@@ -214,7 +215,7 @@ def judge(raw: bytes, here: Here, *, opened: float) -> Verdict:
         return Reset("incomplete")
     same = (token.encoding, token.mapping) == (here.origin.encoding, here.origin.mapping)
     if not same and isinstance(verdict, Resume | Rejoin):
-        # What has not changed would keep what another encoding or mapping has made of it.
+        # Endpoints that have not changed since would keep payloads of the other encoding or mapping.
         return Reset("malformed")
     if isinstance(verdict, Resume | Rejoin) and here.now - token.issued > here.retention:
         return Reset("expired")
@@ -229,8 +230,8 @@ def _judge_foreign(token: Token, here: Here, opened: float) -> Verdict:
         return _judge_lost(token, here, opened)
     known = token.on(history)
     if known is None or here.position < token.seen:
-        # Even a reset would take the client back. But where there is no stream to catch up with, a whole
-        # reading that began after the client came may show that our map is not older than its map.
+        # Even a reset might send older states. But without a stream to catch up with, a reconcile that began
+        # after the client came can show that our map is not older than the client's.
         reread = here.origin.reread
         if reread is not None and reread.began > opened and _reaches(reread, token, history):
             return Reset("gap")
@@ -242,14 +243,14 @@ def _judge_foreign(token: Token, here: Here, opened: float) -> Verdict:
 
 
 def _judge_lost(token: Token, here: Here, opened: float) -> Verdict:
-    """Judge a token of which the database has lost something: what it has kept must not be taken back.
+    """Judge a token of a map with changes that the database has lost. States that it kept must not go back.
 
-    Example: timeline 2 has left timeline 1 at 600, and a token of timeline 1 has seen 700. The client starts
-    over, but not before this server has what there was at 600.
+    Example: timeline 2 left timeline 1 at 600, and a token of timeline 1 has seen 700. The client is sent
+    everything, but only once this server's map has reached 600.
     """
     earlier = 0 < token.timeline < here.history.timeline
     kept = here.history.good_until(token.timeline) if earlier else None
-    if kept is None:  # the database was restored: nobody knows what both have
+    if kept is None:  # the database was restored from a backup: the common part is unknown
         return Reset("timeline")
     kept, reread = min(kept, token.seen), here.origin.reread
     if here.position >= kept:
@@ -264,8 +265,8 @@ def _judge_lost(token: Token, here: Here, opened: float) -> Verdict:
 
 
 def _reaches(reread: Reread, token: Token, history: Timeline) -> bool:
-    """Tell whether a whole reading cannot be older than the token's map."""
-    timeline = reread.timeline or history.timeline  # 0 where nobody knows
+    """Return whether the map that a reconcile read cannot be older than the token's map."""
+    timeline = reread.timeline or history.timeline  # 0 if unknown
     if reread.timeline is not None and 0 < token.timeline < reread.timeline:
-        return True  # of the token's timeline a later one has all that was not lost
+        return True  # a later timeline has everything of the token's timeline that was not lost
     return (not timeline or token.timeline <= timeline) and reread.covers >= token.seen

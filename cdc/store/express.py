@@ -1,13 +1,12 @@
-"""What goes before everything else that a walk still has to hand out: entries that were named one by one.
+"""The express list: entries of small changes, which a walk sends ahead of the rest of the log.
 
-A plan's ripple puts 100,000 entries into the log, a revoked key one. A walk that hands out the log in its
-order, or in the opposite one, comes to that one entry when its neighbours are out, and a client of the old
-contract takes seconds for those. So the store keeps the newest entries of small publications in a second
-list, and a walk that has much before it takes from there first. It meets them again in the log, and passes
-them over.
+A plan's ripple adds 100,000 entries to the log, and a revoked key adds one. A walk in the log's order would
+reach the revoked key only after the ripple, for which a client of the legacy contract needs seconds. So the
+store keeps the newest entries of small batches in a second list as well. A walk that has many entries ahead
+of it takes from that list first, and skips those entries when it reaches them in the log.
 
-That is safe because only live entries are handed out, here as there: the log behind the walk has no newer
-state of the endpoint, and what it has of older ones is dead.
+This is safe because a walk sends live entries only, from either list. The live entry is the newest state of
+its endpoint, and every older entry of that endpoint is dead.
 """
 
 from __future__ import annotations
@@ -20,25 +19,25 @@ if TYPE_CHECKING:
     from cdc.store.log import Entry
 
 FEW: Final = 100
-"""Entries of one publication that may go before others; more of them are a ripple of their own."""
+"""Entries of one batch that may go ahead, at most; a larger batch is a ripple itself."""
 _OVERTAKEN: Final = 10_000
-"""Entries that one walk hands out before others, until it has handed out everything. A client that is slow
-for so long gets the next ones in their turn.
+"""Entries that one walk sends ahead, at most, before it reaches the end of the log. Further ones are sent in
+the log's order.
 """
 _KEPT: Final = 4096
-"""Entries that are remembered at least. A walk that is further behind finds the others in the log."""
+"""Entries that the list keeps, at least. A walk that is further behind finds the others in the log only."""
 
 
 class Express:
-    """The store's list; guarded by its lock."""
+    """The store's express list; guarded by the store's lock."""
 
     def __init__(self) -> None:
         self._entries: list[Entry] = []
         self._dropped = 0
-        """How many have been in the list, and are no more."""
+        """Number of entries that have been dropped from the front of the list."""
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Remember entries that are published now."""
+        """Append the entries of a small batch that is being published."""
         self._entries.extend(entries)
         if len(self._entries) > 2 * _KEPT:
             self._dropped += len(self._entries) - _KEPT
@@ -46,29 +45,31 @@ class Express:
 
     @property
     def end(self) -> int:
-        """How many there have ever been."""
+        """Number of entries that have ever been appended."""
         return self._dropped + len(self._entries)
 
     def after(self, number: int, limit: int) -> tuple[list[Entry], int]:
-        """Return at most ``limit`` entries from the number on, and the number behind them."""
+        """Return at most ``limit`` entries from number ``number`` on, and the number that follows them."""
         start = max(number - self._dropped, 0)
         found = self._entries[start : start + limit]
         return found, self._dropped + start + len(found)
 
 
 class Overtaking:
-    """One walk's place in the list, and what it has handed out from there; guarded by the store's lock."""
+    """One walk's place in the express list, and the entries that it took from there; guarded by the store's
+    lock.
+    """
 
     __slots__ = ("_express", "_next", "_sent")
 
     def __init__(self, express: Express) -> None:
-        """Stand behind everything that there is."""
+        """Start at the end of the list."""
         self._express = express
         self._next = express.end
         self._sent: dict[str, Entry] = {}
 
     def take(self, limit: int, live: dict[str, Entry]) -> list[Entry]:
-        """Take the next entries that are ``live``, the oldest first; empty when there are none."""
+        """Take the next entries that are ``live``, oldest first; return an empty list if there are none."""
         while limit and self._next < self._express.end and len(self._sent) < _OVERTAKEN:
             found, self._next = self._express.after(self._next, limit)
             entries = [entry for entry in found if live.get(entry.id) is entry]
@@ -78,15 +79,15 @@ class Overtaking:
         return []
 
     def skip(self) -> None:
-        """Stand behind everything that there is: the walk is about to hand it out in any case."""
+        """Move to the end of the list: the walk is about to send all of its entries anyway."""
         self._next = self._express.end
 
     def has_sent(self, entry: Entry) -> bool:
-        """Tell whether an entry that the walk meets in the log was handed out already."""
+        """Return whether the walk has already sent an entry that it now reaches in the log."""
         return bool(self._sent) and self._sent.get(entry.id) is entry
 
     def arrived(self) -> None:
-        """Forget what was handed out: there is nothing left in the log that could be met again."""
+        """Forget the entries that were sent ahead: the walk has reached the end of the log."""
         if self._sent:
             self._sent = {}
-            self.skip()  # what there was no room for came in its turn
+            self.skip()  # entries beyond _OVERTAKEN were sent in the log's order

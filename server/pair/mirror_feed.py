@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from cdc.freshness import Freshness
     from cdc.mapping.parents import Loaded, Parents
-    from cdc.pair.pair import Done, Pair, Standby
+    from cdc.pair.pair import Done, Pair, StandbyServer
     from cdc.state.origin import CurrentOrigin
     from cdc.store.cursor import Part
     from cdc.store.log import Entry
@@ -50,7 +50,7 @@ class MirrorFeed:
         origin: CurrentOrigin,
         parents: Parents | None,
         pair: Pair,
-        standby: Standby,
+        standby: StandbyServer,
         interval: float,
         freshness: Freshness,
         clock: Callable[[], float] = time.monotonic,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from cdc.pair.pair import Standby
+from cdc.pair.pair import StandbyServer
 from cdc.relay.leader import HEAD_SECONDS
 from cdc.store.log import OutlivedError
 from server.pair.mirror_feed import MirrorFeed
@@ -73,7 +73,7 @@ class MirrorService:
             loop, wake = asyncio.get_running_loop(), self._hub.attach()
             # A relay is told what a standby is, but nothing waits for it, and it needs no parents.
             wake_up = partial(loop.call_soon_threadsafe, wake.set)
-            standby = Standby(wake_up) if opening.relay else self._pair.join(wake_up)
+            standby = StandbyServer(wake_up) if opening.relay else self._pair.join(wake_up)
             feed = MirrorFeed(
                 self._store,
                 self._origin,
