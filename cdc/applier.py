@@ -1,7 +1,7 @@
-"""The applier: the loop that hears what the slot's reader has to say and sees to it that the map follows.
+"""The applier: the loop that takes events from the slot's reader, has endpoints read, and confirms the slot.
 
-It knows the modes (streaming, polling), the history that the server is on, and what may be confirmed. What
-has to be read, and when a read counts, is `Requery`'s.
+It decides the mode (streaming or polling), adopts the timeline of the slot's server, and decides how far the
+slot may be confirmed. `Requery` decides which endpoints to read, and when a read counts.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ if TYPE_CHECKING:
     from cdc.units import Xid8
 
 _IDLE = 0.5
-"""Seconds that the loop sleeps when nothing comes, to look after what can wait."""
+"""Seconds that the loop sleeps at most before it does its upkeep."""
 _GRACE = 1.0
-"""Seconds without a stream after which polling begins: a reconnect is usually quicker."""
+"""Seconds without a stream after which polling begins. A reconnect usually takes less."""
 _POLL = 2.0
-"""Seconds between polls of the mapping while there is no stream; at most a quarter of the time is spent on
-them.
+"""Seconds between two polls of the mapping while there is no stream. Polls take a quarter of the time at
+most.
 """
 _BEHIND = 20.0
-"""Seconds that the stream may be behind the database, with nothing to do here, before polling begins: the
-server may decode a transaction of somebody else's for minutes.
+"""Seconds that the stream may be behind the database, with nothing left to read, before polling begins. The
+server may spend minutes on decoding a large transaction of other tables.
 """
 _OWED = "owed"
 _DECODING = "decoding"
@@ -63,7 +63,7 @@ _UNPUBLISHED = "unpublished"
 
 
 class Applier(threading.Thread):
-    """Runs until `stop`; `failure` says why if it ended by itself."""
+    """Runs until `stop`. If it ends by itself, `failure` has the error."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Applier(threading.Thread):
     ) -> None:
         """``max_retained_wal`` is in bytes.
 
-        ``on_failure`` is called from this thread when it ends because of an error that no retry mends.
+        ``on_failure`` is called from this thread when it ends because of an error that a retry cannot cure.
         """
         super().__init__(name="applier", daemon=True)
         self._backlog = backlog
@@ -107,23 +107,23 @@ class Applier(threading.Thread):
         self.failure: BaseException | None = None
         self._stopping = threading.Event()
         self._tending = False
-        """There is more to do of what can wait."""
-        self._fault = Fault(observer, "follower")
+        """Whether upkeep is left, so that the loop must not sleep."""
+        self._fault = Fault(observer, "follower")  # the key that operators know, from /healthz
         self._throttle = Throttle()
         self._session = Session()
         self._mode: Mode | None = None
         self._poll_at = 0.0
 
     def stop(self) -> None:
-        """Ask the thread to end; a read that runs is cancelled, and its transactions stay unconfirmed."""
+        """Ask the thread to end. A running read is cancelled, and its transactions stay unconfirmed."""
         self._stopping.set()
         self._backlog.wake()
         self._database.cancel()
 
     def read_so_far(self) -> tuple[Timeline, Lsn]:
-        """Say which history was followed, and how far whatever was read reaches in it; any thread may ask.
+        """Return the timeline that was followed, and the newest position in it that any read saw.
 
-        It holds from the start on, before this thread runs: the state file knows.
+        Any thread may call this, also before this thread runs: the state file has both.
         """
         kept = self._ledger.kept
         return self._known, max(kept.position, kept.seen, self._store.position, self._store.seen)
@@ -141,12 +141,12 @@ class Applier(threading.Thread):
                 try:
                     self._step()
                 except PadsCdcError:
-                    raise  # only what cannot be mended by waiting gets here
+                    raise  # errors that a retry can cure have been handled by now
                 except Exception as error:
                     if not self._session.streamed:
                         raise
                     self._begin_anew(error)
-        except BaseException as error:  # noqa: BLE001 - the thread's boundary: whoever waits is told
+        except BaseException as error:  # noqa: BLE001 - the thread's boundary: the server must hear of it
             self.failure = error
             self._on_failure()
         finally:
@@ -155,9 +155,11 @@ class Applier(threading.Thread):
             self._ledger.close()
 
     def _begin_anew(self, error: Exception) -> None:
-        """After a fault of ours: serve what is held, and read the stream again from what was confirmed."""
+        """After a fault of ours: go on serving the map, and read the stream again from the confirmed
+        position.
+        """
         self._fault.met(error)
-        self._session.lose()  # nothing is confirmed or paid until the stream begins again
+        self._session.lose()  # nothing is confirmed until the stream begins again
         self._requery.owe(_FAULT)
         self._reader.drop(_FAULT)
         self._stopping.wait(_POLL)
@@ -166,13 +168,13 @@ class Applier(threading.Thread):
         kept = self._ledger.kept
         self._store.restore(kept.entries, kept.head, kept.position, kept.seen)
         kept.entries = EntryColumns()
-        self._requery.restore(kept.seen)  # of a standby that replays again nothing older counts
-        kept.position = kept.seen = Lsn(0)  # the store knows, and may have to forget
+        self._requery.restore(kept.seen)  # a standby that has restarted must replay as far before it counts
+        kept.position = kept.seen = Lsn(0)  # from now on the store has them
         self._session.owe(kept.owed)
         self._set_mode("waiting")
 
     def _step(self) -> None:
-        """Take what has come, then do one step of everything that is open."""
+        """Take the events that have come, then do one step of every open task."""
         self._throttle.rest(self._stopping.wait)
         patience = 0.0 if self._tending else self._auditor.patience(self._requery.patience(_IDLE))
         events = self._backlog.take(patience, full=self._requery.full)
@@ -207,7 +209,10 @@ class Applier(threading.Thread):
             self._requery.add(Task.reconcile(_UNPUBLISHED, missed, self._requery.reached))
 
     def _suspect(self, suspects: Xid8) -> None:
-        """Have everything read once more when these are over, of which the stream may leave something out."""
+        """Read everything once more when all transactions below the id ``suspects`` are over.
+
+        They began before the publication was changed, so the stream may leave out some of their rows.
+        """
         self._schema.begin(suspects)
         text = (
             "transactions that began before the newest change of the publication may still run, and what they"
@@ -215,11 +220,11 @@ class Applier(threading.Thread):
         )
         self._observer.trouble(_UNPUBLISHED, text if suspects else None)
 
-    # --- what comes
+    # --- events from the slot's reader and from the peer
 
     def _take(self, transactions: Sequence[Transaction]) -> None:
         since = self._requery.reached
-        # One without an end is what stood outside of any transaction, and could not be understood.
+        # A transaction without an end stands for a message outside of transactions that could not be decoded.
         transactions = [one for one in transactions if one.end > self._session.held or not one.end]
         for transaction in transactions:
             self._parents.resolve(transaction.affected, transaction.end)
@@ -242,27 +247,27 @@ class Applier(threading.Thread):
                 if self._standby_role.hear(event):
                     self._set_mode("waiting")
             case Transaction():
-                pass  # those come in runs, and are taken as one
+                pass  # `_take` has taken all of them
 
     def _begin_stream(self, started: Started) -> None:
-        """Begin anew from what was confirmed: one reconcile answers for everything that was open."""
+        """Begin anew at the confirmed position. One reconcile replaces all open tasks."""
         kept = self._ledger.kept
         self._session.owe(self._standby_role.inherit(self._session.owed))
         self._requery.abandon()
         self._database.forget_types()
         self._adopt(started.history)
         memory = self._standby_role.take_over(started, chain(*self._database.mapping.rules.values()))
-        if memory is not None:  # a copy of the peer's, which has not been compared with the database yet
+        if memory is not None:  # the map is a copy of the peer's: compare it with the database soon
             self._auditor.hurry()
         elif started.found and kept.fresh and not self._session.streamed:
             self._observer.state_file_error(
                 "the slot has been read before, and there is no state file: clients of the old contract that"
                 " missed deletes must be restarted; keep STATE_FILE on a disk that outlives the process"
             )
-        # What was read before may not be all: at the start, and where a slot was made anew.
+        # Transactions may have passed unread: always at the start, and where the slot was created anew.
         gap = started.created is not None or started.confirmed > self._requery.reached
         held = self._requery.reached if memory is not None else Lsn(0)
-        # What follows was perhaps followed already: known again with the reconcile, if nobody told us.
+        # Without the peer's memory of parents, the reconcile loads it again.
         self._parents.load(memory or {}, held)
         if started.confirmed > self._requery.reached:  # true at the start, and with a new slot
             self._origin.gap(started.confirmed)
@@ -273,7 +278,7 @@ class Applier(threading.Thread):
             reason = "slot_created"
             kept.bootstrap = started.created
             self._ledger.note(bootstrap=str(started.created))
-        # Also when the process that made the slot did not live to load the map.
+        # This also holds if the process that created the slot ended before it had loaded the map.
         if kept.bootstrap is not None:
             gate |= Gate(snapshot=kept.bootstrap)
         if self._session.owed is not None:
@@ -286,25 +291,25 @@ class Applier(threading.Thread):
         self._set_mode("streaming")
 
     def _adopt(self, history: Timeline) -> None:
-        """Be of this history from now on, or break with what was before it."""
+        """Follow this history from now on. If it does not continue the one before, start a new epoch."""
         known, store = self._known, self._store
         switch = history.left_at(known)
         if not history.continues(known, store.position, store.seen):
             self._break_with_the_past(history)
         elif switch is None or history.promoted_from(known):
             store.follow_timeline(history)
-        else:  # beyond the switch the old timeline was followed, and nothing was read there
+        else:  # the old timeline was followed beyond the switch point, but nothing was read there
             store.follow_timeline(history, switch)
             self._freshness.rewound()
             self._requery.restart_at(min(self._requery.reached, switch))
         if switch is not None:
             self._origin.timeline_changed()
-            self._database.close()  # of several hosts another one may fit now
+            self._database.close()  # with several hosts, another one may be the right one now
         self._requery.follow(history)
         self._ledger.note(system=history.system, timeline=history.timeline)
 
     def _break_with_the_past(self, history: Timeline) -> None:
-        """Start a new epoch: positions and tokens of the history that was left mean nothing here."""
+        """Start a new epoch: positions and tokens of the old history are meaningless in the new one."""
         self._requery.rewind()
         self._freshness.rewound()
         self._store.rewind(history)
@@ -321,16 +326,16 @@ class Applier(threading.Thread):
             self._observer.reconnecting(reason, str(lost.error))
         if is_shutdown(lost.error):
             self._database.close()
-        known, history = self._requery.history, lost.history  # none is known of the peer's map but its own
+        known, history = self._requery.history, lost.history
         if self._session.streamed and history and known and history.left_at(known) is not None:
-            self._requery.abandon()  # the server was promoted, and its slot cannot be had: it can be polled
+            self._requery.abandon()  # the server was promoted without its slot, but it can be polled
             self._session.miss()
             self._adopt(history)
 
-    # --- what follows from it
+    # --- confirming the slot
 
     def _settle(self) -> None:
-        """Let the slot go up to where everything is in the store and in the state file."""
+        """Confirm the slot up to the position that the store and the state file have reached."""
         requery = self._requery
         session = self._session
         if not requery.busy and session.streaming:
@@ -354,10 +359,11 @@ class Applier(threading.Thread):
             session.exact_again()
 
     def _let_go(self) -> None:
-        """Owe a reconcile rather than fill the database's disk while what is open cannot be done.
+        """Beyond MAX_RETAINED_WAL, owe a reconcile and confirm the slot, so that the database's disk does not
+        fill up while open tasks cannot be done.
 
-        Nothing that runs is ended: it may be about to succeed. While there is no room for more transactions,
-        those that are not taken yet are held back as well.
+        Open tasks go on, since they may be about to succeed. While there is no room for more transactions,
+        the WAL of those that wait in the slot counts as well.
         """
         requery, full = self._requery, self._requery.full
         end = max(requery.reached, self._freshness.positions().server_end) if full else requery.reached
@@ -366,7 +372,7 @@ class Applier(threading.Thread):
         gate = requery.open_gate()
         gate = (gate if self._session.owed is None else gate | self._session.owed).spanned()
         if not self._ledger.note(owed=gate.note()):
-            return  # without a durable note nothing may be let go
+            return  # without a durable note the slot must not be confirmed
         reach("noted")
         self._session.owe(gate)
         requery.let_go()
@@ -377,7 +383,7 @@ class Applier(threading.Thread):
         )
 
     def _pay(self) -> None:
-        """Forget what the reconcile that has just been done was for."""
+        """Note that nothing is open any more, so that any gap is filled and any debt is paid."""
         if self._session.owed is not None:
             self._ledger.note(owed="")
             self._observer.trouble(_OWED, None)
@@ -402,9 +408,7 @@ class Applier(threading.Thread):
             self._set_mode("waiting")
 
     def _poll(self) -> None:
-        """Without a stream, or while it is far behind, read everything again and again: late is better than
-        never.
-        """
+        """Read the whole mapping every few seconds while there is no stream, or while it is far behind."""
         if self._session.streaming and self._freshness.stream_behind() < _BEHIND:
             self._set_mode("streaming")
             return
@@ -429,5 +433,5 @@ class Applier(threading.Thread):
         if mode != self._mode:
             self._mode = mode
             self._observer.mode(mode)
-            if mode != "polling":  # a new stream, too, is not known to be behind
+            if mode != "polling":  # it is unknown whether a new stream is behind
                 self._observer.trouble(_DECODING, None)

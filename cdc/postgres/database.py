@@ -1,18 +1,18 @@
-"""Re-queries: reads of the mapping that say what they have seen.
+"""Re-queries: reads of the mapping, each with the evidence of its snapshot.
 
 A read is one READ COMMITTED transaction of three statements. The first asks which server this is and how far
-it has replayed, the second locks the tables and their partitions, both *before* the third takes its snapshot:
-one statement (a cursor) that returns the snapshot with the rows. All and the first rows come in one round
-trip. A later promotion, another server behind a pooler,
-or an older standby show in the evidence; nothing about the server is remembered from the last time.
+it has replayed. The second locks the tables and their partitions. The third, a cursor, takes its snapshot
+after both, and returns that snapshot with the rows. The evidence and the first rows arrive in one round trip.
+The evidence also shows a promotion, another server behind a pooler, or a standby that is behind: nothing
+about the server is kept from one read to the next.
 
-Nothing relies on the session: settings are local to the transaction, so a pooler in transaction mode is fine.
+All settings are local to the transaction, so a pooler in transaction mode may stand in between.
 
-Migrations go first. While a read waits for one lock it may hold others. A migration that holds the one and
-waits for the others would be the deadlock's victim: a server looks for a cycle only once, after somebody has
-waited for ``deadlock_timeout``. So a read waits for its locks for half of that in all, lets go of everything,
-and comes back. A read that runs while somebody waits for its locks is ended (`cdc.postgres.lock_watch`), and
-one whose reader is frozen or cut off is ended by the server (`_LIMITS`).
+Migrations go first. While a read waits for one lock it may hold others. A migration that holds the first lock
+and waits for the others would become the deadlock's victim, because a server looks for deadlocks only after a
+session has waited for ``deadlock_timeout``. So a read waits for all of its locks for half of that time, then
+releases everything and tries again. A running read is ended when another session waits for its locks
+(`cdc.postgres.lock_watch`). If the reader is frozen or cut off, the server ends the read (`_LIMITS`).
 """
 
 from __future__ import annotations
@@ -58,12 +58,13 @@ Row = tuple[str, bytes | None]
 
 
 FIRST_CHUNK = 1_000
-"""Rows that come with the first round trip: most reads end there."""
+"""Rows in the first round trip; most reads need no other."""
 CHUNK = 2_000
-"""Rows a further round trip: a few milliseconds of work, so that others get their turn in between."""
+"""Rows in each further round trip: a few milliseconds of work, so that other reads are not held up."""
 _LOCAL_CHUNK = 200
-"""Rows a round trip on a Unix socket. No setting of the server ends a statement that cannot write to one, so
-all rows have to fit into its buffer (some 200 kB): then the server has finished, and waits for us.
+"""Rows in each round trip on a Unix socket. No setting of the server ends a statement that cannot write to a
+Unix socket. So all rows of a round trip must fit into its buffer (about 200 kB), and the statement can
+finish.
 """
 
 _BEFORE = """
@@ -88,20 +89,20 @@ SELECT
 FROM pg_catalog.current_setting('deadlock_timeout') AS given (setting)
 CROSS JOIN LATERAL (SELECT given.setting::pg_catalog.interval AS cycle) AS deadlock;
 """
-"""A lock is waited for less long than the server waits before it looks for deadlocks, and a statement of a
-process that was killed goes on for a second. Not every system tells a server that its client has closed.
+"""A read waits for a lock for less than ``deadlock_timeout``. A statement ends within a second of its
+client's end, on systems that can notify a server of that.
 """
 _LOCK = """
 SELECT pg_catalog.set_config('statement_timeout', pg_catalog.current_setting('pads_cdc.patience'), true);
 {locks};
 SELECT pg_catalog.set_config('statement_timeout', '60s', true);
 """
-"""All locks of a read together are waited for as long as one."""
+"""The time limit is for all locks of a read together."""
 
 
 class Database:
-    """The server that is queried. One thread reads, and has rows fetched ahead; `cancel` may come from
-    another.
+    """The server that is queried. One thread reads, and has rows fetched ahead in others. Any thread may call
+    `cancel`, `cut_stalled` and `give_way`.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class Database:
     ) -> None:
         """``encode`` makes the payload from the mapping's fixed columns.
 
-        ``wake`` is called, from other threads, when something is there that was waited for (`Read.waiting`).
+        ``wake`` is called from other threads when a read no longer has to wait (`Read.waiting`).
         """
         self.address = address
         self.mapping = mapping.within(schema)
@@ -124,30 +125,30 @@ class Database:
         self.wake = wake
         self._idle: list[Connection] = []
         self._ended: set[Connection] = set()
-        """Those that were cut so that somebody who waits for their locks can go on."""
+        """Connections that were cut, because another session waits for their locks."""
         self._closed: set[Connection] = set()
-        """Those that are in use, and not to be kept: they were asked for before the last `close`."""
+        """Connections in use that are not to be kept, because they were opened before the last `close`."""
         self._closes = 0
         self._local = False
-        """The newest connection goes through a Unix socket."""
+        """Whether the newest connection goes through a Unix socket."""
         self._busy: dict[Connection, float] = {}
-        """Those that somebody uses, and since when (monotonic)."""
+        """Connections in use, and since when (monotonic time)."""
         self.longest = 0.0
-        """Seconds that the longest transaction took which ran to its end, since `forget_longest`."""
+        """Duration of the longest transaction that ran to its end since `forget_longest`, in seconds."""
         self._running: dict[Connection, float] = {}
-        """What a statement runs on, and since when (monotonic)."""
+        """Connections on which a statement runs, and since when (monotonic time)."""
         self._lock = threading.Lock()
         self._types: ColumnTypes | None = None
 
     def read(self, keys: Mapping[str, Collection[str]] | None = None, *, at_once: bool = True) -> Read:
-        """Read what the keys affect (by kind), or with None the whole mapping.
+        """Read the endpoints that these keys stand for, by kind; with None, the whole mapping.
 
-        Blocks until the first rows are there; unless they are wanted ``at_once``, only until the snapshot is
-        known (see `Read.waiting`). The caller holds the evidence against its gate before it uses a row, and
-        closes the read.
+        Blocks until the first rows arrive. Without ``at_once``, blocks only until the snapshot is known (see
+        `Read.waiting`). The caller must check the evidence against its gate before it uses a row, and must
+        close the read.
 
         Raises:
-            SourceError, Refusal: nothing was read; never to be taken for a delete.
+            SourceError, Refusal: nothing was read. That does not mean that the endpoints are deleted.
 
         """
         if keys is None:
@@ -168,23 +169,23 @@ class Database:
         return _LOCK.format(locks=self.mapping.locks)
 
     def open(self) -> Future[Read]:
-        """Have a read of the whole mapping opened in another thread: its first rows may take a while.
+        """Open a read of the whole mapping in another thread, because its first rows may take long.
 
-        Whether it or a read that begins meanwhile is the newer one nobody knows.
+        If another read starts before the result is there, the order of the two snapshots is unknown.
         """
         return self.in_thread("open", self.read)
 
     def in_thread(self, name: str, work: Callable[[], _Result]) -> Future[_Result]:
-        """Do work in a thread of its own, and wake who waits for it.
+        """Run ``work`` in a new thread, and call `wake` when it is done.
 
-        The thread is a daemon: a frozen server must not keep the process from ending.
+        The thread is a daemon, so that a frozen server cannot keep the process from ending.
         """
         done: Future[_Result] = Future()
 
         def run() -> None:
             try:
                 done.set_result(work())
-            except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            except BaseException as error:  # noqa: BLE001 - the future raises it
                 done.set_exception(error)
             self.wake()
 
@@ -193,16 +194,16 @@ class Database:
 
     @property
     def at_once(self) -> int:
-        """A read of fewer rows has all of them with its first round trip."""
+        """A read of fewer rows than this needs only one round trip."""
         return min(FIRST_CHUNK, self.most_at_once)
 
     @property
     def most_at_once(self) -> int:
-        """A round trip brings no more rows."""
+        """Maximum rows of one round trip."""
         return _LOCAL_CHUNK if self._local else CHUNK
 
     def evidence(self) -> Evidence:
-        """Ask what a read would see now, without reading.
+        """Return the evidence that a read would have now.
 
         Raises:
             SourceError, Refusal: the server does not answer.
@@ -212,7 +213,7 @@ class Database:
             return read.evidence
 
     def parents(self, rules: Collection[Rule]) -> dict[Rule, list[tuple[str, str]]]:
-        """Read ``row id -> parent`` for each rule. Blocks for the whole of it.
+        """Read pairs of row id and parent for each rule. Blocks until all of them are read.
 
         Raises:
             SourceError, Refusal: nothing was read.
@@ -225,7 +226,7 @@ class Database:
         return found
 
     def _all_parents(self, query: str) -> list[tuple[str, str]]:
-        """Return the row ids and keys that a query lists, as the slot names them."""
+        """Return the row ids and parents that a query lists, spelled as the slot spells them."""
         declare = f"{self.names()}{self._locks}{_declare(self.types.list_as_printed(query))}"
         connection = self.take()
         found: list[tuple[str, str]] = []
@@ -247,12 +248,14 @@ class Database:
         return found
 
     def names(self) -> str:
-        """Return what a statement of the mapping begins with where its columns have types of other schemas.
+        """Return the statement that sets the search path for types of other schemas; empty without such
+        types.
 
-        It is looked up anew for each read of everything.
+        The types are looked up anew for each read of the whole mapping.
 
         Raises:
-            Refusal: somebody else could have operators run there. SourceError: nobody answers.
+            Refusal: another role could replace an operator in such a schema.
+            SourceError: the server does not answer.
 
         """
         names = self._names
@@ -266,7 +269,7 @@ class Database:
         return names
 
     def outside_types(self) -> list[OutsideType]:
-        """Look for columns whose types have their operators in other schemas than ``pg_catalog``.
+        """Return the types of the mapping's columns whose operators are in other schemas than ``pg_catalog``.
 
         Raises:
             SourceError, Refusal: nothing was read.
@@ -281,7 +284,7 @@ class Database:
         return [OutsideType(*row) for row in self.query(self.mapping.outside_types, parameters)]
 
     def query(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
-        """Run one statement of ours in the same setting as the reads, and return all rows.
+        """Run one of our own statements with the settings of a read, and return all rows.
 
         Raises:
             SourceError, Refusal: nothing was read.
@@ -296,10 +299,10 @@ class Database:
         return rows
 
     def plan(self, statement: str, parameters: Mapping[str, Any]) -> None:
-        """Have a statement planned as a read's, without reading.
+        """Have the server plan a statement as it would for a read, without reading.
 
         Raises:
-            SourceError, Refusal: it cannot be.
+            SourceError, Refusal: the server cannot plan it.
 
         """
         names, connection = self.names(), self.take()
@@ -311,9 +314,9 @@ class Database:
 
     @property
     def types(self) -> ColumnTypes:
-        """The types of what the mapping reads, by which statements are composed.
+        """The types of the mapping's columns; statements are composed by them.
 
-        They are looked up before the first read, and then when somebody had them forgotten.
+        They are looked up before the first read, and again after `forget_types`.
 
         Raises:
             SourceError, Refusal: they cannot be looked up.
@@ -330,23 +333,24 @@ class Database:
         return types
 
     def forget_types(self) -> None:
-        """Have `types` look anew: the tables may be others by now."""
+        """Look up `types` anew at the next read, since the tables may have changed."""
         self._types = None
 
     @contextmanager
     def or_closed(self, connection: Connection) -> Iterator[None]:
-        """Close the connection if anything fails on it, and translate what the driver says.
+        """Close the connection if anything fails on it, and translate the driver's errors.
 
         Raises:
-            SourceError, Refusal: of the driver's errors.
+            SourceError, Refusal: in place of the driver's error.
 
         """
         try:
             yield
-        except Exception as error:  # also what is no text in our encoding, in either direction
+        except Exception as error:  # also errors of encoding, in either direction
             with self._lock:
                 ended = connection in self._ended
-            # Before it is closed: what to type names our role, which a closed connection does not know.
+            # Translated before the connection is closed: the remedy names our role, which the connection
+            # knows.
             ours = translate(error, self.address.setting) if isinstance(error, psycopg2.Error) else None
             self.discard(connection)
             if ended:
@@ -357,11 +361,11 @@ class Database:
             raise
 
     def begin(self, connection: Connection) -> str:
-        """Return the statements that a read begins with; to be executed together with what follows."""
+        """Return the first statements of a read, to be sent in one round trip with the next ones."""
         return f"{begin(connection)}{_LIMITS}{_BEFORE}"
 
     def take(self) -> Connection:
-        """Return a connection that nobody uses."""
+        """Return a connection that is not in use: an idle or a new one."""
         with self._lock:
             connection, closes = self._idle.pop() if self._idle else None, self._closes
         connection = connection or self.address.connect()
@@ -373,7 +377,9 @@ class Database:
         return connection
 
     def give_back(self, connection: Connection) -> None:
-        """Keep a connection without a transaction for the next read, unless `close` has come since."""
+        """Keep a connection for the next read, unless `close` was called since `take`. No transaction is
+        open.
+        """
         with self._lock:
             kept = connection not in self._closed
             kept = kept and connection not in self._ended
@@ -384,7 +390,7 @@ class Database:
             self.discard(connection)
 
     def discard(self, connection: Connection) -> None:
-        """Close a connection that is in doubt."""
+        """Close a connection whose state is unknown or which must not be used again."""
         with self._lock:
             self._busy.pop(connection, None)
             self._ended.discard(connection)
@@ -394,7 +400,7 @@ class Database:
 
     @contextmanager
     def running(self, connection: Connection) -> Iterator[Cursor]:
-        """Note how long the statements take that are executed here."""
+        """Yield a cursor, and let `cut_stalled` see since when its statement runs."""
         with self._lock:
             self._running[connection] = time.monotonic()
         try:
@@ -405,47 +411,47 @@ class Database:
                 del self._running[connection]
 
     def cut_stalled(self, after: float) -> None:
-        """Cut the connections on which something has run for longer than ``after`` seconds, from another
-        thread; who waits there gets a SourceError.
+        """Cut the connections on which a statement has run for longer than ``after`` seconds.
 
-        A server that is frozen ends no statement at its timeout, and its kernel answers for it.
+        The reading thread gets a SourceError. A frozen server does not end a statement at its timeout, while
+        its kernel keeps the connection alive.
         """
         began_before = time.monotonic() - after
-        with self._lock:  # nothing that runs is closed meanwhile, so that the descriptor is its own
+        with self._lock:  # under the lock no such connection is closed, so its descriptor is not reused
             for connection, began in self._running.items():
                 if began < began_before:
                     _cut(connection)
 
     def age(self) -> float:
-        """Return for how long the oldest transaction has been open, in seconds; 0.0 if there is none."""
+        """Return the age of the oldest open transaction, in seconds; 0.0 if there is none."""
         with self._lock:
             return max((time.monotonic() - began for began in self._busy.values()), default=0.0)
 
     def forget_longest(self) -> None:
-        """Measure `longest` anew from now on."""
+        """Start to measure `longest` anew."""
         self.longest = 0.0
 
     def give_way(self, after: float) -> None:
         """End the transactions that have been open for longer than ``after`` seconds, from another thread.
 
-        The server lets go of their locks. Whoever reads there gets a SourceError, and does it again.
+        The server releases their locks. The reading thread gets a SourceError, and reads again.
         """
         began_before = time.monotonic() - after
-        with self._lock:  # nothing that is in use is closed meanwhile
+        with self._lock:  # under the lock no connection in use is closed
             for connection, began in self._busy.items():
                 if began < began_before:
                     self._ended.add(connection)
                     _cut(connection)
 
     def cancel(self) -> None:
-        """End what is being read, from another thread; that read raises a SourceError."""
+        """Cancel all running reads, from another thread. They raise a SourceError."""
         with self._lock:
             busy = tuple(self._busy)
         for connection in busy:
             cancel_soon(connection)
 
     def close(self) -> None:
-        """Keep no connection of those that there are: the server is another one now, or shuts down."""
+        """Close all connections, those in use after their reads: the server has changed, or shuts down."""
         with self._lock:
             idle, self._idle = self._idle, []
             self._closed |= self._busy.keys()
@@ -455,7 +461,7 @@ class Database:
 
 
 class Read:
-    """One statement's snapshot of some endpoints: first its evidence, then its rows, in chunks."""
+    """A read of some endpoints in one snapshot: first its evidence, then its rows in chunks."""
 
     def __init__(
         self,
@@ -464,7 +470,7 @@ class Read:
         parameters: Mapping[str, Sequence[str]],
         first: int = FIRST_CHUNK,
     ) -> None:
-        """Begin; ``first`` rows come with the evidence, which is the first row of the statement itself."""
+        """Begin. The evidence is the first row of the statement; ``first`` rows arrive with it."""
         self._database = database
         self._encode = database.encode
         self._connection: Connection | None = database.take()
@@ -487,18 +493,19 @@ class Read:
             raise SourceError("no_evidence", "a re-query came without its snapshot: it cannot be trusted")
         self.evidence = _evidence(header)
         self.complete = len(rows) < first
-        """Whether all rows have been handed over, with the first chunk or by now."""
+        """Whether the server has no more rows than those that have been fetched."""
         self.odd: dict[str, Oddity | None] = {}
-        """What is odd about the rows of the newest chunk, by id. None: no row has that id, which is none that
-        an endpoint can have.
-        """
+        """The odd rows of the newest chunk, by id. None: no row has this id, which is not a valid one."""
         self.again: set[str] = set()
-        """The ids of the newest chunk that have come more than once."""
+        """The ids of the newest chunk that the read has returned more than once."""
         self.passed: set[str] = set()
-        """The ids that were met and passed over."""
+        """The ids that the read returned and skipped."""
         self._passed_over: set[str] = set()
+        """The ids to skip."""
         self._left_out: set[str] = set()
-        """Ids whose rows are odd, so that they are not in the store for another one to be compared with."""
+        """Ids of odd rows. They are not in the store, so that another row of the same id cannot be noticed
+        there.
+        """
         self._rows: list[tuple[Any, ...]] | None = rows
         self._ahead: Future[list[tuple[Any, ...]]] | None = None
 
@@ -509,10 +516,10 @@ class Read:
         self.close()
 
     def chunks(self, size: int = CHUNK) -> Iterator[list[Row]]:
-        """Walk the rows. Each step may block for as long as the server takes for ``size`` rows.
+        """Yield the rows in chunks. Each step may block until the server has returned ``size`` rows.
 
         Raises:
-            SourceError, Refusal: the rest cannot be had; what was handed over so far is true nevertheless.
+            SourceError, Refusal: the other rows cannot be read. The rows so far are valid.
 
         """
         size = min(size, self._database.most_at_once)
@@ -532,7 +539,7 @@ class Read:
             rows = self._ahead.result()
             self.complete = len(rows) < size
         while rows:
-            # The server makes the next rows while these are encoded and compared.
+            # The server prepares the next rows while these are encoded and compared.
             self._ahead = None if self.complete else self._database.in_thread("fetch", fetch)
             yield self._encoded(rows)
             if self._ahead is None:
@@ -542,11 +549,11 @@ class Read:
         self.close()
 
     def pass_over(self, ids: Collection[str]) -> None:
-        """Hand out no more rows of these ids: this read is not the one to judge them."""
+        """Skip all further rows of these ids, because another read decides on them."""
         self._passed_over.update(ids)
 
     def _encoded(self, rows: list[tuple[Any, ...]]) -> list[Row]:
-        """Return ids and payloads, each id once, and note what is odd."""
+        """Return ids and payloads, each id once, and note the odd rows."""
         encode, encoded = self._encode, []
         odd = self.odd = {}
         if not self._encoding.utf8:
@@ -572,7 +579,7 @@ class Read:
         return encoded
 
     def _without(self, rows: list[Row], odd: dict[str, Oddity | None]) -> list[Row]:
-        """Return the rows without those that are passed over."""
+        """Return the rows without those to skip."""
         met = self._passed_over.intersection(name for name, _ in rows)
         self.passed |= met
         for name in met:
@@ -580,7 +587,7 @@ class Read:
         return [row for row in rows if row[0] not in met]
 
     def _once(self, rows: list[Row]) -> list[Row]:
-        """Return each id once. Of rows that contradict each other nobody knows which one counts, and so none
+        """Return each id once. If rows of one id differ, it is unknown which one counts, so none of them
         does.
         """
         once: dict[str, bytes | None] = {}
@@ -595,26 +602,26 @@ class Read:
 
     @property
     def waiting(self) -> bool:
-        """Whether the next step of `chunks` would have to wait for the server."""
+        """Whether the next step of `chunks` would block."""
         return self._ahead is not None and not self._ahead.done()
 
     def close(self) -> None:
-        """End the transaction, after what is being fetched. Closing early is fine; so is closing twice."""
+        """End the transaction after the rows being fetched. May be called early, and more than once."""
         connection = self._take_connection()
         if connection is None:
             return
         try:
             with self._database.running(connection) as cursor:
                 cursor.execute("COMMIT")
-        except psycopg2.Error:  # what was handed over is true; the next read will find out what is wrong
+        except psycopg2.Error:  # the rows so far are valid, and the next read will report the error
             self._database.discard(connection)
         else:
             self._database.give_back(connection)
 
     def discard(self) -> None:
-        """Close the read, and its connection: that server is not to be asked again.
+        """End the transaction and close the connection, so that the next read connects anew.
 
-        The transaction ends in good order, so that a pooler keeps its own connection.
+        The transaction ends in good order, so that a pooler keeps its own connection to the server.
         """
         connection = self._take_connection()
         if connection is not None:
@@ -647,13 +654,13 @@ def _declare(statement: str) -> str:
 
 
 def _cut(connection: Connection) -> None:
-    """Hang up, so that both ends notice; the connection is closed by whoever uses it."""
+    """Shut the socket down, so that both ends notice. The thread that uses the connection closes it."""
     with suppress(psycopg2.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
         line.shutdown(socket.SHUT_RDWR)
 
 
 def _unconverted(encoding: Encoding) -> str:
-    """Return the statement after which rows of this transaction come as the database holds them."""
+    """Return the statement that makes the server send this transaction's rows in the database's encoding."""
     return "" if encoding.utf8 else "SET LOCAL client_encoding = 'SQL_ASCII';"
 
 
