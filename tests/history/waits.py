@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MOST = 5.0
 """Seconds."""
 _TICK = 0.1
+_LATELY = 5.0
+"""Seconds for which a session of ours is known by its number after it was last seen."""
 _BLOCKED = """
 SELECT waiting.mode, extract(epoch FROM clock_timestamp() - waiting.waitstart)::float8
 FROM pg_locks AS waiting
@@ -54,7 +56,8 @@ class Waits:
         self.during: Callable[[], str] = str
         self.victims: list[str] = []
         """Deadlocks that ended somebody's transaction because of us."""
-        self._ours: set[int] = set()
+        self._ours: dict[int, float] = {}
+        """When each session of ours was last seen: its number becomes another session's in time."""
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -66,7 +69,8 @@ class Waits:
     def blame(self, error: psycopg2.Error) -> None:
         """Note a deadlock in which a session of ours was."""
         found = re.findall(r"\b[Pp]rocess (\d+)", str(error))
-        if any(int(pid) in self._ours for pid in found):
+        since = time.monotonic() - _LATELY
+        if any(self._ours.get(int(pid), 0.0) > since for pid in found):
             self.victims.append(str(error))
 
     def _run(self) -> None:
@@ -88,7 +92,7 @@ class Waits:
                     if self.excused.is_set():
                         self._excused_until = time.monotonic()
                     cursor.execute(_OURS)
-                    self._ours.update(pid for (pid,) in cursor)
+                    self._ours.update((pid, time.monotonic()) for (pid,) in cursor)
                     for query in (_BLOCKED, _COMMITS):
                         cursor.execute(query)
                         for who, seconds in cursor.fetchall():
