@@ -2,6 +2,6 @@
 
 import os
 
-# gRPC's core reads this when it is loaded, so it is set before anything of ours loads it. Otherwise each
-# stranger whose handshake fails writes a line past our logs. GRPC_VERBOSITY=INFO brings those back.
+# gRPC's core reads this variable when it is loaded, so it is set before any of our modules loads gRPC.
+# Otherwise gRPC writes a line past our logs for each failed handshake. GRPC_VERBOSITY=INFO brings these back.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

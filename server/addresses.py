@@ -1,4 +1,4 @@
-"""Addresses that we listen on, and the one line that people get when that fails."""
+"""Addresses to listen on, and the one-line error when that fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WHY: Final = {
 
 
 class ListenError(PadsCdcError):
-    """An address cannot be listened on; the text names the settings to change."""
+    """Listening on an address failed; the text names the settings to change."""
 
 
 def address(host: str, port: int) -> str:
@@ -24,7 +24,7 @@ def address(host: str, port: int) -> str:
 
 
 def refusal(what: str, host: str, port: int, cause: OSError, *, prefix: str = "") -> ListenError:
-    """Say why ``what`` (such as "gRPC") cannot listen; ``prefix`` is that of its HOST and PORT settings."""
+    """Make the error for ``what`` (such as "gRPC"). ``prefix`` begins the names of its two settings."""
     why = _WHY.get(
         cause.errno or 0, f"{cause.strerror or 'unknown host'}; see {{host_setting}}, {{port_setting}}"
     )

@@ -1,7 +1,7 @@
-"""File descriptors: as many as the system allows, and how they are shared out.
+"""File descriptors: raises the limit, and divides the descriptors between the ports.
 
-Each connection takes one. When gateways and strangers took all of them, nobody could ask how the server is,
-and the database could not be connected to again. So gRPC and HTTP have bounds that leave a reserve.
+Each connection takes one. If clients took all of them, the metrics port would refuse its callers, and the
+server could not reconnect to the database. So gRPC and HTTP have bounds that leave a reserve.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from dataclasses import dataclass
 from typing import Final
 
 _MOST: Final = 1_048_576
-"""What Linux allows a process unless fs.nr_open was raised."""
+"""Linux allows a process no more, unless fs.nr_open was raised."""
 _OWN: Final = 48
-"""For what is no client's: connections to the database, the state file, the log, files that are read again,
-and what gRPC and asyncio have for themselves.
+"""Descriptors for the server itself: connections to the database, the state file, the log, files that are
+read again, and those that gRPC and asyncio use internally.
 """
 _HTTP: Final = 128
-"""Connections to the metrics port at most."""
+"""Maximum number of connections to the metrics port."""
 _LEAST: Final = 4
-"""Connections that each port takes however low the limit is."""
+"""Connections that each port accepts, however low the limit is."""
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Connections that each port takes at most."""
+    """The maximum number of connections of each port."""
 
     grpc: int
     http: int
 
 
 def shares() -> Shares:
-    """Raise the soft limit to the hard one, as Go does, and share out what there is."""
+    """Raise the soft limit to the hard limit, as Go does, and divide the descriptors between the ports."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
     if soft != resource.RLIM_INFINITY and soft < wanted:

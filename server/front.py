@@ -1,4 +1,4 @@
-"""What gateways and operators see of a server or a relay: gRPC, HTTP, metrics, health. Composition only."""
+"""The outward part of a server or a relay: gRPC, HTTP, metrics and health. Composition only."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("pads_cdc")
 
 _SWITCH_SECONDS: Final = 0.001
-"""How long a thread may keep the interpreter: a revocation that comes while a plan ripples waits for that in
-three of them. Python's own is 5 ms.
+"""How long a thread may keep the interpreter; Python's default is 5 ms. A revocation that arrives during a
+plan's ripple waits this long in each of three threads.
 """
 
 
 def prepare(settings: Serving) -> LogWriter:
-    """Begin to log, and say what in the environment looks like a mistake. Returns where the log goes."""
+    """Configure logging, and warn of environment names that look mistyped. Returns the log's writer."""
     writer = logs.configure(settings)
     sys.setswitchinterval(_SWITCH_SECONDS)
     for line in settings.misspelt():
@@ -56,7 +56,7 @@ def prepare(settings: Serving) -> LogWriter:
 
 
 class Front:
-    """Everything that is the same for a server and a relay. Made in the event loop that it then runs in."""
+    """The common parts of a server and a relay. Make it in the event loop in which it will run."""
 
     def __init__(
         self,
@@ -68,8 +68,8 @@ class Front:
         source: str,
         audit_interval: float | None,
     ) -> None:
-        """``source`` names on the status page where the map comes from; ``audit_interval`` is in seconds,
-        None where nothing is audited.
+        """``source`` is the map's origin, for the status page. ``audit_interval`` is in seconds; None for a
+        relay, which makes no audits.
         """
         self.settings = settings
         self._shares = shares()
@@ -100,21 +100,23 @@ class Front:
         self.observer = FanOut(self.metrics, self.health, recent, LogObserver(), MallocTrim())
         self.security = Security(settings, self.metrics.registry, self.observer)
         self.stop = asyncio.Event()
-        """Set when the process is to end."""
+        """Set when the process must end."""
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self.stop.set)
         pass_by(signal.SIGHUP, then=lambda: self._loop.call_soon_threadsafe(_say_reload))
 
     def stop_soon(self) -> None:
-        """Have the process end; for any thread."""
+        """Make the process end. Any thread may call this."""
         self._loop.call_soon_threadsafe(self.stop.set)
 
     async def serve(
         self, feed: FeedService, start: Callable[[], object], end: Callable[[], object], **said: object
     ) -> None:
-        """Serve until `stop`. ``start`` begins to follow the source, ``end`` ends that and may block;
-        ``said`` goes into the log's first line.
+        """Serve until `stop` is set.
+
+        ``start`` begins to follow the source; ``end`` stops that, and may block. ``said`` is added to the
+        first line of the log.
 
         Raises:
             PadsCdcError: the gRPC server has ended by itself.
@@ -149,11 +151,11 @@ class Front:
             deserted = not self.stop.is_set()
             _log.info("stopping")
             self.hub.stop()
-            # Side by side: a frozen source must not keep streams from ending, nor a slow client the slot.
+            # Both at once: neither a frozen source nor a slow client may delay the other's end.
             await asyncio.gather(asyncio.to_thread(end), grpc.stop())
             for task in ends:
                 task.cancel()
-        if deserted:  # without it the process would look alive and serve nobody
+        if deserted:  # without this error the process would look alive and serve no client
             raise PadsCdcError(
                 "the gRPC server ended by itself: this is a bug, please report it with the log"
             )

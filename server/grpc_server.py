@@ -1,4 +1,4 @@
-"""The gRPC server: who is served on which port, and how connections are kept alive."""
+"""The gRPC server: its services, its port, and how it keeps connections alive."""
 
 from __future__ import annotations
 
@@ -32,30 +32,31 @@ if TYPE_CHECKING:
 
 _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a load balancer
-    ("grpc.max_send_message_length", -1),  # a fetch of everything is as large as it is
+    ("grpc.max_send_message_length", -1),  # the answer to a fetch has no limit
     ("grpc.max_receive_message_length", 64 * 1024),  # requests are small
-    # Over one connection; a proxy may bring many gateways on one. What is above waits in the client.
+    # Of one connection; a proxy may use one for many gateways. Further streams wait in the client.
     ("grpc.max_concurrent_streams", 1_000),
-    ("grpc.server_handshake_timeout_ms", 10_000),  # a stranger who says nothing is gone soon
-    ("grpc.max_connection_idle_ms", 600_000),  # and one without a stream a little later
-    # A client that is gone without a word is found within 40 s; pings from every 10 s on are welcome,
-    # the third that comes sooner ends the connection with too_many_pings.
+    ("grpc.server_handshake_timeout_ms", 10_000),  # closes a connection that sends nothing
+    ("grpc.max_connection_idle_ms", 600_000),  # closes a connection without streams
+    # A connection that died silently is closed within 40 s. A client may ping every 10 s; the third ping that
+    # arrives sooner ends the connection with too_many_pings.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # a minute otherwise, whatever the line above says
+    ("grpc.http2.ping_timeout_ms", 10_000),  # otherwise a minute, in spite of the line above
     ("grpc.keepalive_permit_without_calls", 1),
-    # Despite its name: between pings that we receive. A second less, as the network may bring two closer.
+    # Despite its name, this is the interval between pings that we receive. It is a second shorter than
+    # promised, because the network may deliver two pings closer to each other than they were sent.
     ("grpc.http2.min_ping_interval_without_data_ms", 9_000),
     ("grpc.http2.max_pings_without_data", 0),
 )
 _GRACE_SECONDS = 1.0
-"""What streams get to end with UNAVAILABLE."""
+"""Time for streams to end with UNAVAILABLE."""
 _HEALTH_SECONDS = 0.5
-"""Between looks at whether we are ready."""
+"""Interval at which readiness is checked."""
 
 
 class GrpcServer:
-    """A started server; ``port`` is the one in use where 0 was asked for."""
+    """A started server. ``port`` is the real port, even if 0 was asked for."""
 
     def __init__(
         self,
@@ -70,11 +71,11 @@ class GrpcServer:
         self._health = health
 
     async def ended(self) -> None:
-        """Wait until the server has ended, which it must not do by itself."""
+        """Wait until the server has ended. It never does so by itself, unless it fails."""
         await self._server.wait_for_termination()
 
     async def stop(self) -> None:
-        """Refuse new calls and end the open ones; their handlers have been told by the hub."""
+        """Refuse new calls and end the open ones. The hub has already told their handlers to end."""
         for task in self._background:
             task.cancel()
         await self._health.enter_graceful_shutdown()
@@ -95,7 +96,7 @@ async def start(
     """Listen, and serve up to ``most`` connections from the running event loop.
 
     Raises:
-        ListenError: the port is taken or the address is not ours.
+        ListenError: the port is in use, or this machine does not have the address.
 
     """
     options = (*_OPTIONS, (unknown_methods.MOST_CONNECTIONS, most))
@@ -113,7 +114,7 @@ async def start(
     )
     reflection.enable_server_reflection(names, server)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:  # gRPC does not say why it cannot, and writes a line of its own past our logs
+    try:  # gRPC would not say why it fails, and would write a line of its own past our logs
         socket.create_server((settings.host, settings.port), family=family).close()
     except OSError as cause:
         raise refusal("gRPC", settings.host, settings.port, cause) from cause
@@ -127,7 +128,7 @@ async def start(
 
 
 async def _tell_health(serving: HealthServicer, hub: Hub, health: Health) -> None:
-    """Keep ``grpc.health.v1`` at what `/readyz` says, for the server as a whole and for the service."""
+    """Set ``grpc.health.v1`` to the state of ``/readyz``, for the server as a whole and for its services."""
     told = None
     while True:
         changed = hub.changed

@@ -1,1 +1,1 @@
-"""NATS JetStream between a leader and its relays. What travels is `cdc.relay`'s; here it is carried."""
+"""Transport between a leader and its relays over NATS JetStream. `cdc.relay` makes and reads the pages."""

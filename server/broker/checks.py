@@ -1,5 +1,6 @@
-"""Is this broker fit for relays, and what to type where it is not. Asks as the leader will, and changes
-nothing.
+"""Checks whether a broker is fit for relays, and says what to type if it is not.
+
+It connects with the leader's settings, and changes nothing.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
     from server.config.settings import Serving
 
 _PAYLOAD: Final = 128 * 1024
-"""A page is 64 KiB, and larger where one endpoint is."""
+"""Bytes. A page has up to 64 KiB, or more if a single endpoint is larger."""
 _SYSTEM_SECONDS: Final = 1.0
 _IMPOSSIBLE: Final = (1 << 63) - 1
-"""A sequence that no stream has reached: a message that expects it is refused, and nothing is stored."""
+"""A sequence number that no stream has reached. The broker refuses a message that expects it."""
 
 
 def examine(settings: Serving) -> list[tuple[str, Finding]]:
-    """Ask everything; returns each finding with its check's name. Blocks while the broker answers."""
+    """Run all checks; returns each finding with the name of its check. Blocks while the broker answers."""
     return asyncio.run(_examine(settings))
 
 

@@ -1,4 +1,4 @@
-"""A connection to NATS, made anew after each loss: what is known of the stream is asked again then."""
+"""Connections to NATS. After a loss a new one is made, and the state of the stream is asked for again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _CONNECT_SECONDS: Final = 5
 _PING_SECONDS: Final = 5
-"""A broker that is gone without a word is noticed within three of them."""
+"""Interval of pings. A connection that died silently is noticed within three of them."""
 _CREDENTIALS: Final = "-----BEGIN NATS USER JWT-----"
 
 
@@ -31,10 +31,10 @@ class BrokerError(PadsCdcError):
 
 
 class Broker:
-    """Where the broker is, and what it asks us for; files are read at each connection."""
+    """The broker's addresses and our credentials. Files are read at each connection."""
 
     def __init__(self, settings: Serving, name: str) -> None:
-        """``name`` is how the connection shows in the broker's monitoring."""
+        """``name`` is the connection's name in the broker's monitoring."""
         self._urls = (settings.broker_url or "").split(",")
         self._credentials = settings.broker_credentials_file
         self._ca, self._cert, self._key = (
@@ -46,10 +46,10 @@ class Broker:
         self._name = f"{name} {socket.gethostname()}"
 
     def verify(self) -> None:
-        """Find out at the start whether the files can be read; later they may come and go.
+        """Check at the start that the files can be read. Later they may change.
 
         Raises:
-            ConfigurationError: one cannot.
+            ConfigurationError: a file cannot be read.
 
         """
         for setting, path in (
@@ -63,10 +63,10 @@ class Broker:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Client]:
-        """Connect to one of the servers; the connection is closed at the end, and never made again by itself.
+        """Connect to one of the servers, and close the connection at the end. It never reconnects by itself.
 
         Raises:
-            BrokerError: none of them takes us.
+            BrokerError: no server accepts the connection.
 
         """
         client = await self._connect()
@@ -112,10 +112,10 @@ class Broker:
 
 
 def credentials(path: Path) -> dict[str, Any]:
-    """Return how to present what a credentials file holds.
+    """Read a credentials file; returns the matching arguments for the NATS client.
 
     Raises:
-        ConfigurationError: it cannot be read.
+        ConfigurationError: the file cannot be read.
 
     """
     text = read_file("BROKER_CREDENTIALS_FILE", path, secret=True).decode("utf-8", "replace").strip()
@@ -126,7 +126,7 @@ def credentials(path: Path) -> dict[str, Any]:
 
 
 async def _quiet(_: Exception) -> None:
-    """Let errors of a connection come out where they are waited for, and nowhere else."""
+    """Ignore an error of a connection: the call that waits for an answer raises it."""
 
 
 def _why(error: Exception, url: str) -> str:

@@ -1,4 +1,4 @@
-"""The metrics of what is published to a broker and of what a relay receives, read at each scrape."""
+"""The metrics of publishing to a broker, and of a relay's receiving. They are read at each scrape."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class PublishedGauges(Collector):
-    """A leader with a broker."""
+    """The metrics of a leader that publishes to a broker."""
 
     def __init__(self, published: PublishingCounts, store: Store) -> None:
         self._published = published
@@ -52,7 +52,7 @@ class PublishedGauges(Collector):
 
 
 class ReceivedGauges(Collector):
-    """A relay."""
+    """The metrics of a relay."""
 
     def __init__(self, received: Received, freshness: LeaderFreshness) -> None:
         self._received = received

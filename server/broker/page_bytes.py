@@ -51,7 +51,7 @@ def decode(raw: bytes) -> Page:
     """Read a page.
 
     Raises:
-        DecodeError: it is none.
+        DecodeError: the bytes are no page.
 
     """
     message = pb.Page.FromString(raw)
@@ -96,7 +96,7 @@ def decode_head(raw: bytes) -> Head:
     """Read a head.
 
     Raises:
-        DecodeError: it is none.
+        DecodeError: the bytes are no head.
 
     """
     message = pb.Head.FromString(raw)

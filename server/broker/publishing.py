@@ -1,16 +1,16 @@
-"""The leader's thread that publishes what the store holds, and never holds up anybody.
+"""The leader's thread that publishes the store's map to a broker. No other thread waits for it.
 
-While the broker is away the store goes on without it, and later the publisher goes on from where the stream
-ends.
+While the broker is unreachable the store goes on without it. Later the publisher continues from the end of
+the stream.
 
-Only one leader may write. Each page names the sequence that the newest page of the stream must have, so that
-a page of a leader that was frozen, or cut off, is refused once another one has written. What a refusal
-means:
+Only one leader may write. Each page names the sequence number that the newest page of the stream must have.
+So the broker refuses a page of a leader that was frozen, or cut off, once another leader has written. After a
+refusal the publisher looks at the end of the stream:
 
-- our own page is there: its acknowledgement was lost, and we go on behind it; - the stream is shorter than
-what was acknowledged to us, or gone: the broker has lost something or was restored, and
-  we go on from there;
-- somebody else's page is there: we stand back until the slot is ours anew.
+- our own page is there: its acknowledgement was lost, and we continue after it;
+- the stream is gone, or shorter than what was acknowledged to us: the broker has lost something or was
+  restored, and we continue from its present end;
+- another server's page is there: we stop publishing until we get the slot again.
 """
 
 from __future__ import annotations
@@ -51,22 +51,21 @@ TROUBLE: Final = "broker"
 FENCED: Final = "broker_fenced"
 _RETRY_FIRST: Final = 0.2
 _RETRY_MOST: Final = 5.0
-"""Seconds between attempts to have the broker again."""
+"""Maximum seconds between attempts to reconnect."""
 _LOOK_SECONDS: Final = 0.2
-"""Between looks at whether there is a map to publish, and whether it is ours to do so."""
+"""Interval at which the publisher checks whether there is a map, and whether this server leads."""
 _CHECK_SECONDS: Final = 5.0
-"""Between looks at whether the stream still ends with our last page: somebody may have purged or deleted it.
-"""
+"""Interval at which it checks that the stream still ends with our last page: it may have been purged."""
 _WANTED_SECONDS: Final = 10.0
-"""Between generations that relays have asked for, at least."""
+"""Minimum interval between two generations that relays have asked for."""
 _STOP_SECONDS: Final = 1.0
 _SURE_SECONDS: Final = 3.0
-"""A database that was silent for longer may have given our slot to another server."""
+"""If the database was silent for longer, it may have given our slot to another server."""
 
 
 @dataclass(slots=True)
 class PublishingCounts:
-    """What was published, for the metrics; written by the thread alone."""
+    """Counts of published pages, for the metrics. Only the publisher's thread writes them."""
 
     connected: bool = False
     pages: int = 0
@@ -74,13 +73,13 @@ class PublishingCounts:
     generations: int = 0
     fenced: int = 0
     restarts: int = 0
-    """Connections to the broker that were lost, or could not be had."""
+    """Connections to the broker that were lost or failed."""
     revision: Revision = Revision(0)
-    """Up to here everything is in the stream."""
+    """Every change up to this revision is in the stream."""
 
 
 class Publishing(threading.Thread):
-    """Runs until `stop`."""
+    """The publisher's thread. It runs until `stop`."""
 
     def __init__(
         self,
@@ -109,22 +108,20 @@ class Publishing(threading.Thread):
         self._wake = asyncio.Event()
         self._stopping = False
         self._sequence = 0
-        """Of the newest page that we know to be stored; 0 before the first."""
+        """Sequence number of the newest page that is known to be stored; 0 before the first."""
         self._head_sequence = 0
         self._generation = 0
-        """Sequence of the page that opened the newest generation."""
+        """Sequence number of the page that opened the newest generation."""
         self._claimed = -1
-        """`Pair.led` when the stream was last taken for ours; -1 while it never was."""
+        """`Pair.led` at the time when we last took over the stream; -1 before the first time."""
         self._fenced = False
         self._room_made_at = -1
-        """Pages that had been published when the stream was last emptied for lack of room."""
+        """Number of pages published before the stream was last emptied to make room; -1 if it never was."""
         self._wanted = False
         self._wanted_at = -_WANTED_SECONDS
 
     def stop(self) -> None:
-        """End the thread; what is not published is published by whoever leads next. Blocks for a second at
-        most.
-        """
+        """End the thread. The next leader publishes the rest. Blocks for a second at most."""
         self._stopping = True
         self._wake_loop()
         self.join(_STOP_SECONDS)
@@ -199,14 +196,14 @@ class Publishing(threading.Thread):
         self._wake.set()
 
     async def _ours(self, stream: PageStream) -> bool:
-        """Tell whether to publish: there is a map, and nobody else leads. Finds the stream's end, if so."""
+        """Return whether to publish: there is a map, and this server leads. Finds the stream's end, if so."""
         pair = self._pair
         if not self._store.ready or pair.standing_by:
             return False
         if self._claimed >= 0 and not self._fenced:
             await self._find_end(stream)
             return not self._fenced
-        # What was somebody else's becomes ours only while the slot is, as the database has just confirmed.
+        # We take over another server's stream only while we hold the slot, as the database just confirmed.
         if not pair.leading or pair.led == self._claimed or self._freshness.silence() > _SURE_SECONDS:
             return False
         self._claimed, self._fenced = pair.led, False
@@ -216,9 +213,7 @@ class Publishing(threading.Thread):
         return True
 
     async def _end(self, stream: PageStream) -> tuple[Page | None, bool]:
-        """Return the stream's last page, and whether it is one that we cannot read; note where the stream
-        ends.
-        """
+        """Return the stream's last page, and whether there is one that we cannot read. Notes its sequence."""
         stored, head = await stream.last(stream.page), await stream.last(stream.head)
         self._sequence = 0 if stored is None else stored.sequence
         self._head_sequence = 0 if head is None else head.sequence
@@ -230,7 +225,7 @@ class Publishing(threading.Thread):
             return None, True
 
     async def _find_end(self, stream: PageStream) -> None:
-        """Go on where the stream ends, or stand back: after a refusal, and whenever the broker was away."""
+        """Continue at the end of the stream, or stop publishing: after a refusal or a reconnection."""
         before = self._sequence
         last, unreadable = await self._end(stream)
         if last is not None and last.line == self._publisher.line:
@@ -240,7 +235,7 @@ class Publishing(threading.Thread):
         info = await stream.info()
         if info is not None and info.state.last_seq >= before and (last is not None or unreadable):
             self._stand_back()
-        else:  # purged, deleted, or an older copy of it: whatever it holds, it is not the present
+        else:  # the stream was purged, deleted or restored from an older copy: its content is out of date
             await self._go_on(stream, last)
 
     def _stand_back(self) -> None:
@@ -262,7 +257,7 @@ class Publishing(threading.Thread):
         _log.info("publishing", stream=self._stream_name, resumed=resumed)
 
     async def _publish(self, stream: PageStream) -> None:
-        """Publish what there is until the stream is not ours, the map is not, or the broker is gone."""
+        """Publish changes until another server owns the stream or the map, or the connection ends."""
         head_at = check_at = 0.0
         while not self._stopping and self._store.ready and not self._pair.standing_by:
             self._wake.clear()
@@ -314,15 +309,15 @@ class Publishing(threading.Thread):
                 reach("snapshot_purged")
 
     async def _check_end(self, stream: PageStream) -> None:
-        """Raise FencedError where the stream does not end with our last page."""
+        """Raise FencedError if the stream does not end with our last page."""
         stored = await stream.last(stream.page)
         if self._sequence and (stored is None or stored.sequence != self._sequence):
             raise FencedError("the stream does not end where it was left")
 
     async def _make_room(self, stream: PageStream, full: FullError) -> None:
-        """Begin anew in an empty stream: relays keep the maps that they have."""
+        """Empty the stream and begin again. Until then relays keep the maps that they have."""
         if self.published.pages == self._room_made_at:
-            raise full  # not even an empty one takes anything
+            raise full  # even the empty stream has no room
         self._room_made_at = self.published.pages
         self._observer.trouble(TROUBLE, f"relays are told anew: {full}")
         await stream.purge(None)

@@ -1,7 +1,7 @@
-"""A relay's thread that reads the stream, and goes on serving whatever the broker does.
+"""A relay's thread that reads the stream. The relay goes on serving whatever the broker does.
 
-The broker's consumer is made anew after each loss, from the sequence behind the last one that came; it
-forgets itself when we are gone. Whether pages are missing is judged by `PageReader`, not by sequences.
+After each loss the thread creates a new consumer, which starts after the last message received. The broker
+removes a consumer without a reader. `PageReader` decides whether pages are missing, not the sequence numbers.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 REASON: Final = "broker"
 _RETRY_FIRST: Final = 0.2
 _RETRY_MOST: Final = 5.0
-"""Seconds between attempts to have the broker again."""
+"""Maximum seconds between attempts to reconnect."""
 _HEARTBEAT_SECONDS: Final = 1.0
-"""How often an idle consumer says that it is there."""
+"""Interval of an idle consumer's heartbeats."""
 _SILENCE_SECONDS: Final = 3.0
-"""A consumer that was silent for longer is made anew: it does not come back by itself."""
+"""A consumer that was silent for longer is created again: it does not recover by itself."""
 _FORGET_SECONDS: Final = 30.0
-"""How long the broker keeps a consumer that nobody reads."""
+"""How long the broker keeps a consumer without a reader."""
 _ASK_SECONDS: Final = 10.0
-"""Between requests for a generation."""
+"""Interval between two requests for a generation."""
 _STOP_SECONDS: Final = 1.0
 
 
 class Reading(threading.Thread):
-    """Runs until `stop`."""
+    """The reader's thread. It runs until `stop`."""
 
     def __init__(
         self, broker: Broker, seal: Seal, stream: str, intake: Intake, observer: Observer, received: Received
@@ -64,7 +64,7 @@ class Reading(threading.Thread):
         self._stop_asked = asyncio.Event()
         self._stopping = False
         self._sequence = 0
-        """Of the newest message that came."""
+        """Sequence number of the newest message received."""
         self._asked_at = -_ASK_SECONDS
 
     def stop(self) -> None:
@@ -131,7 +131,7 @@ class Reading(threading.Thread):
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE if self._sequence else DeliverPolicy.ALL,
             opt_start_seq=self._sequence + 1 if self._sequence else None,
             ack_policy=AckPolicy.NONE,
-            flow_control=True,  # what is on its way to us is bounded
+            flow_control=True,  # bounds the number of messages in flight
             idle_heartbeat=_HEARTBEAT_SECONDS,
             inactive_threshold=_FORGET_SECONDS,
             mem_storage=True,
@@ -166,7 +166,7 @@ class Reading(threading.Thread):
                 await self._ask_for_generation(client, stream)
 
     async def _answer(self, client: Client, message: Msg) -> None:
-        """Answer the broker's flow control: everything before it has been applied."""
+        """Answer the broker's flow control message: all messages before it have been applied."""
         headers = message.headers or {}
         stalled = headers.get("Nats-Consumer-Stalled")
         for subject in (message.reply, stalled):

@@ -1,9 +1,9 @@
-"""Sealing what a broker stores: AES-256-GCM under keys that its operator does not have.
+"""Seals the messages that a broker stores: AES-256-GCM under keys that the broker's operator does not have.
 
-A sealed message is a version byte, the first 8 bytes of the key's SHA-256, a nonce of 12 bytes and the
-ciphertext with its tag; the subject is authenticated with it, so that a page cannot be passed off as one of
-another stream. Nonces are random: under one key, after 2^32 messages (more than a year of 100 a second) two
-may be the same with a probability of 2^-32, so change keys once a year.
+A sealed message is a version byte, the first 8 bytes of the key's SHA-256, a nonce of 12 bytes, and the
+ciphertext with its tag. The tag also authenticates the subject, so a page cannot be moved to another stream.
+Nonces are random: under one key, after 2^32 messages (more than a year at 100 a second), two are equal with a
+probability of 2^-32. So change keys once a year.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _HEAD_BYTES: Final = 1 + _ID_BYTES + _NONCE_BYTES
 
 
 class SealError(PadsCdcError):
-    """A message cannot be opened; the text says why and holds nothing of it."""
+    """A message cannot be opened. The text says why, and quotes nothing of the message."""
 
 
 class Seal:
-    """Seals with the first key of a file, opens with each; without a file everything stays as it is."""
+    """Seals with the first key of a file, and opens with any of them. Without a file it changes nothing."""
 
     def __init__(self, path: Path | None) -> None:
         """Read the file.
 
         Raises:
-            ConfigurationError: it cannot be read, or holds no keys.
+            ConfigurationError: the file cannot be read, or holds no keys.
 
         """
         self._keys: Reloaded[dict[bytes, AESGCM]] | None = None
@@ -50,14 +50,14 @@ class Seal:
             self._keys = Reloaded(lambda: (read_file(SETTING, path, secret=True),), _keys)
 
     def look(self) -> str | None:
-        """Read the file again; returns why what it holds now is not taken, if so. Blocks on the disk."""
+        """Read the file again. Returns the reason if its new content is not used. Blocks on the disk."""
         if self._keys is None:
             return None
         self._keys.look()
         return self._keys.fault
 
     def seal(self, subject: str, content: bytes) -> bytes:
-        """Return what to store."""
+        """Return the sealed content to store."""
         if self._keys is None:
             return content
         key_id, key = next(iter(self._keys.value.items()))
@@ -65,10 +65,10 @@ class Seal:
         return _VERSION + key_id + nonce + key.encrypt(nonce, content, subject.encode())
 
     def open(self, subject: str, stored: bytes) -> bytes:
-        """Return what was sealed.
+        """Return the content of a sealed message.
 
         Raises:
-            SealError: it is sealed and we have no key, or not this one; or it is not sealed, and should be.
+            SealError: the message is sealed with a key that we do not have, or is not sealed and should be.
 
         """
         sealed = stored[:1] == _VERSION

@@ -1,4 +1,4 @@
-"""Making the stream beforehand, by somebody who may: then the servers themselves need no right to."""
+"""Creates the stream with an administrator's credentials, so that servers need no permission to create it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def make_stream(settings: Serving, *, dry_run: bool) -> None:
-    """Make the stream where there is none, and say so. Blocks while the broker answers.
+    """Create the stream if it does not exist, and print that. Blocks while the broker answers.
 
     Raises:
-        BrokerError: it cannot be reached, or does not let us.
+        BrokerError: the broker cannot be reached, or refuses.
 
     """
     asyncio.run(_make(settings, dry_run=dry_run))

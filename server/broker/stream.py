@@ -1,7 +1,7 @@
-"""The JetStream stream of a map: its configuration, its newest page, the fence around its end, and purging.
+"""The JetStream stream of a map: its configuration, its newest page, fenced writes, and purging.
 
-Pages are on the subject ``<stream>.page``, heads on ``<stream>.head`` (only the last one is kept), and on
-``<stream>.wanted`` relays ask for a generation; that one is stored nowhere.
+Pages have the subject ``<stream>.page`` and heads ``<stream>.head`` (only the last head is kept). Relays ask
+for a generation with messages on ``<stream>.wanted``, which are not stored.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from nats.js.api import StreamInfo
 
 _SECONDS: Final = 5.0
-"""What the broker gets to answer."""
+"""Maximum wait for an answer of the broker."""
 _NOT_FOUND: Final = 10059
 _NO_MESSAGE: Final = 10037
 _WRONG_LAST_SEQUENCE: Final = (10070, 10071)
 _FULL: Final = (10023, 10047, 10077)
-"""Insufficient resources, insufficient storage, more than max_bytes."""
+"""JetStream's error codes for insufficient resources, insufficient storage, and more than max_bytes."""
 OLDEST: Final = (2, 12)
-"""The oldest version of the server that we know to do what we need."""
+"""The oldest supported version of the NATS server."""
 
 
 class FencedError(BrokerError):
@@ -36,7 +36,7 @@ class FencedError(BrokerError):
 
 
 class FullError(BrokerError):
-    """The stream takes no more."""
+    """The stream is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +59,14 @@ class PageStream:
         self.wanted = f"{name}.wanted"
 
     def config(self, replicas: int = 1) -> StreamConfig:
-        """Return the configuration that the stream is to have."""
+        """Return the configuration that the stream should have."""
         return StreamConfig(
             name=self.name,
             description="The map of a pads-cdc server, for its relays",
             subjects=[self.page, self.head],
             retention=RetentionPolicy.LIMITS,
-            # What a relay needs must not vanish from the front: a full stream says so, and the leader makes
-            # room.
+            # A full stream must not drop its oldest pages, which relays need. It refuses new ones instead,
+            # and the leader makes room.
             discard=DiscardPolicy.NEW,
             storage=StorageType.FILE,
             num_replicas=replicas,
@@ -75,10 +75,10 @@ class PageStream:
         )
 
     async def info(self) -> StreamInfo | None:
-        """Return what the stream is now; None where there is none.
+        """Return the stream's present state, or None if it does not exist.
 
         Raises:
-            BrokerError: the broker does not answer, or not as JetStream.
+            BrokerError: the broker does not answer, or has no JetStream.
 
         """
         try:
@@ -89,10 +89,10 @@ class PageStream:
             raise _broker_error(error, "ask for the stream") from error
 
     async def make(self, replicas: int = 1) -> None:
-        """Make the stream.
+        """Create the stream.
 
         Raises:
-            BrokerError: the broker does not let us.
+            BrokerError: the broker refuses.
 
         """
         try:
@@ -101,8 +101,7 @@ class PageStream:
             raise _broker_error(error, f"make the stream {self.name}") from error
 
     async def last(self, subject: str) -> Stored | None:
-        """Return the newest message of a subject, as the stream's own leader has it; None where there is
-        none.
+        """Return the newest message of a subject from the stream's own leader; None if there is none.
 
         Raises:
             BrokerError: the broker does not answer.
@@ -117,13 +116,14 @@ class PageStream:
         return Stored(found.seq or 0, found.data or b"")
 
     async def publish(self, subject: str, content: bytes, expected: int) -> int:
-        """Store a message if the newest of its subject has the sequence ``expected`` (0: there is none);
-        returns its own. A head takes the place of the one before.
+        """Store a message if the newest of its subject has the sequence number ``expected`` (0: no message).
+
+        Returns the message's own sequence number. A head replaces the previous one.
 
         Raises:
-            FencedError: the newest one is another one.
-            FullError: there is no room.
-            BrokerError: anything else; whether the message is stored is not known.
+            FencedError: the newest message has another sequence number.
+            FullError: the stream has no room.
+            BrokerError: any other failure; the message may or may not be stored.
 
         """
         headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
@@ -146,10 +146,10 @@ class PageStream:
         raise BrokerError(f"the broker does not store a page: {text}")
 
     async def purge(self, before: int | None) -> None:
-        """Remove the pages before a sequence; all of them if None.
+        """Remove the pages before a sequence number, or all pages if it is None.
 
         Raises:
-            BrokerError: the broker does not let us.
+            BrokerError: the broker refuses.
 
         """
         try:

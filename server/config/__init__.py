@@ -1,1 +1,1 @@
-"""Settings, and how their values are read and shown."""
+"""The settings of all commands: declared, read from the environment and flags, and shown without secrets."""

@@ -25,7 +25,7 @@ from server.config.base import (
 from server.config.quantities import Seconds
 
 _SOCKET_BYTES = 100
-"""Linux takes 107; a worker's number comes behind the name."""
+"""Maximum length of a socket's path. Linux allows 107 bytes; the rest is for a worker's number."""
 _TAKEN = frozenset(
     {
         "authorization",
@@ -38,7 +38,7 @@ _TAKEN = frozenset(
         "upgrade",
     }
 )
-"""Headers that mean something else already."""
+"""Headers that already have another meaning."""
 
 
 def _addresses(given: str) -> str:
@@ -78,7 +78,7 @@ Header = Annotated[str | None, BeforeValidator(none), AfterValidator(_header)]
 
 
 class AuthorizeSettings(CommandSettings):
-    """What an operator chose. Build it with ``AuthorizeSettings.load``."""
+    """The settings of an authorizer. Build it with ``AuthorizeSettings.load``."""
 
     feed_addresses: Annotated[str, AfterValidator(_addresses)] = Field(
         description="Required. gRPC addresses of servers or relays, with commas; one is used at a time.",
@@ -175,7 +175,7 @@ class AuthorizeSettings(CommandSettings):
 
     @property
     def auth_tokens_file(self) -> None:
-        """Envoy shows a certificate, and no token."""
+        """None: Envoy authenticates with a certificate, never with a token."""
 
     @property
     def feeds(self) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""What the settings of all commands have in common: where they come from, and what is said of a bad one.
+"""The common part of all commands' settings: where values come from, and how a bad value is reported.
 
-A flag wins over the environment, that over the default. To add a setting, add one field to a command's
-class: its environment name (upper case), its flag, its line in ``--help`` and in docs/configuration.md follow
-from it. The unvalidated form of every value is what people type.
+A flag overrides the environment, which overrides the default. To add a setting, add one field to a command's
+class: its environment name (upper case), its flag, and its lines in ``--help`` and in docs/configuration.md
+follow from the field. Before validation every value is text, as people type it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 _SHOWN = 60
-"""Characters of a bad value that a message quotes."""
+"""Maximum number of characters of a bad value that a message quotes."""
 _PORTS = 65535
 
 
@@ -40,17 +40,17 @@ def _readable(given: ConnectionString) -> ConnectionString:
 
 
 def lower(given: object) -> object:
-    """Take words in upper case, too."""
+    """Return text in lower case, so that words may be typed in upper case too."""
     return given.lower() if isinstance(given, str) else given
 
 
 def none(given: object) -> object:
-    """Take the word none for None."""
+    """Return None for the word ``none``."""
     return None if isinstance(given, str) and given.lower() == "none" else given
 
 
 def is_host(given: str) -> str:
-    """Return what is a host; raises ValueError."""
+    """Return the value if it is a host name or an IP address; raises ValueError otherwise."""
     # With a colon it can only be an IPv6 address; "host:port" is what people try.
     if re.fullmatch(r"[A-Za-z0-9._-]+", given) is None and not _is_ip(given):
         raise ValueError("is not a host name or an IP address (without port and brackets)")
@@ -58,7 +58,7 @@ def is_host(given: str) -> str:
 
 
 def is_address(given: str | None) -> str | None:
-    """Return what is HOST:PORT; raises ValueError."""
+    """Return the value if it is HOST:PORT; raises ValueError otherwise."""
     if given is None:
         return None
     host, _, port = given.rpartition(":")
@@ -84,18 +84,18 @@ def _is_ip(given: str) -> bool:
 
 
 Secret = Annotated[InstanceOf[ConnectionString], AfterValidator(_readable)]
-"""Also to be had as ``NAME_FILE``."""
+"""The type of a secret setting, which may also be given as ``NAME_FILE``."""
 Host = Annotated[str, AfterValidator(is_host)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 def setting(default: Any, example: str, description: str) -> Any:
-    """Declare a setting: its default as typed, what to type instead, and what it is for."""
+    """Declare a setting: its default and an example, both as people type them, and its description."""
     return Field(default, description=description, examples=[example], validate_default=True)
 
 
 class _Environment(EnvSettingsSource):
-    """The environment, with each secret also taken from ``NAME_FILE``."""
+    """The environment as a source of settings; each secret may also come from ``NAME_FILE``."""
 
     def __call__(self) -> dict[str, Any]:
         given = super().__call__()
@@ -106,7 +106,7 @@ class _Environment(EnvSettingsSource):
 
 
 class CommandSettings(BaseSettings):
-    """What an operator chose for a command. Build it with ``load``."""
+    """The settings of one command. Build it with ``load``."""
 
     model_config = SettingsConfigDict(
         frozen=True, env_ignore_empty=True, extra="forbid", hide_input_in_errors=True
@@ -121,22 +121,22 @@ class CommandSettings(BaseSettings):
 
     @classmethod
     def load(cls, flags: Mapping[str, object] | None = None) -> Self:
-        """Read flags (by setting name, None where not given), then the environment.
+        """Read flags (by setting name; None if not given), then the environment.
 
         Raises:
-            ConfigurationError: one line for each setting that is bad, with what to type in its place.
+            ConfigurationError: one line for each bad setting, with what to type instead.
 
         """
         given = {name: value for name, value in (flags or {}).items() if value is not None}
         try:
             return cls(**_gather(cls, given))
         except ValidationError as error:
-            # "from None": the chained error would hold the input.
+            # "from None", because the chained error would contain the input.
             raise ConfigurationError("\n".join([*_complaints(cls, error), *cls.misspelt()])) from None
 
     @classmethod
     def misspelt(cls) -> list[str]:
-        """Return a line for each name in the environment that was probably meant for a setting."""
+        """Return a warning for each name in the environment that looks like a mistyped setting."""
         return [
             f"{name} is no setting and counts for nothing; did you mean {meant}?"
             for name, meant in misspelt(os.environ, cls.environment())
@@ -145,18 +145,18 @@ class CommandSettings(BaseSettings):
 
     @classmethod
     def environment(cls) -> list[str]:
-        """Return every name that counts in the environment."""
+        """Return every environment name that this command reads."""
         return [name.upper() for name in (*cls.model_fields, *(f"{name}_file" for name in cls.secrets()))]
 
     @classmethod
     def names(cls) -> list[str]:
-        """Return the names of all settings: those of the command alone, and then those that others have."""
+        """Return the names of all settings: first the command's own, then the shared ones."""
         lines = [each for each in cls.__mro__ if issubclass(each, CommandSettings)]
         return sorted(cls.model_fields, key=lambda name: sum(name in each.model_fields for each in lines))
 
     @classmethod
     def secrets(cls) -> tuple[str, ...]:
-        """Names of the settings that hold a secret and so exist as ``NAME_FILE`` too."""
+        """Names of the settings that hold a secret, and can therefore be given as ``NAME_FILE`` too."""
         return _secrets(cls)
 
     @property
@@ -167,20 +167,20 @@ class CommandSettings(BaseSettings):
 
     @property
     def console(self) -> bool:
-        """Whether logs are for a person."""
+        """Whether logs are written for a person, not as JSON."""
         return self.log_format == "console" or (self.log_format is None and sys.stderr.isatty())
 
     @classmethod
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take flags, then the environment; no dotenv and no secrets folder: fewer places to search."""
+        """Take flags, then the environment. There is no dotenv file and no secrets folder."""
         return init_settings, _Environment(settings_cls)
 
 
 def is_secret(field: FieldInfo) -> bool:
     """Whether a setting's value must never be shown."""
-    # An optional one is a union of the annotated type and None.
+    # The type of an optional setting is a union of the annotated type and None.
     return any(
         kind is ConnectionString or get_args(kind)[:1] == (ConnectionString,)
         for kind in (field.annotation, *get_args(field.annotation))
@@ -192,7 +192,7 @@ def _secrets(settings: type[BaseSettings]) -> tuple[str, ...]:
 
 
 def _gather(settings: type[BaseSettings], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Make one connection string of NAME and NAME_FILE, so that each source is judged, and wins, as one."""
+    """Combine NAME and NAME_FILE into one connection string, so that flags override both or neither."""
     gathered = dict(given)
     for name in _secrets(settings):
         value, file = gathered.pop(name, None), gathered.pop(f"{name}_file", None)
@@ -202,13 +202,13 @@ def _gather(settings: type[BaseSettings], given: Mapping[str, Any]) -> dict[str,
 
 
 def needs(name: str, other: str) -> str:
-    """Complain of a setting that is of no use without another one."""
+    """Return the error for a setting that needs another one."""
     flag = name.replace("_", "-")
     return f"{name.upper()} (--{flag}): needs {other.upper()} too; give both, or neither"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect there."""
+    """Whether only this machine can connect to this host."""
     return ipaddress.ip_address(host).is_loopback if _is_ip(host) else host.lower() == "localhost"
 
 
@@ -230,7 +230,7 @@ def _complaints(settings: type[CommandSettings], error: ValidationError) -> list
             also = f", also as {name.upper()}_FILE" if is_secret(field) else ""
             lines.append(f"{title}: is required{also}; for example {example}")
         elif fault["type"] == "default_factory_not_called":
-            continue  # follows from a complaint about the setting that it defaults to
+            continue  # it only repeats the error of the setting that this one defaults to
         elif is_secret(field):
             lines.append(what)
         else:
@@ -242,9 +242,9 @@ def _complaints(settings: type[CommandSettings], error: ValidationError) -> list
 
 
 def _of_all_commands() -> set[str]:
-    """Return what counts in the environment for some command: one file may hold the settings of several.
+    """Return the environment names of all commands: one file may hold the settings of several.
 
-    Only commands whose settings are imported are known; `server.config.commands` imports them all.
+    This includes only commands whose settings are imported; `server.config.commands` imports them all.
     """
     names, classes = set[str](), [CommandSettings]
     while classes:

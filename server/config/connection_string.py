@@ -1,4 +1,4 @@
-"""A Postgres connection string that does not show itself, given as a value or as the name of a file.
+"""A Postgres connection string, given as a value or as the name of a file. Its repr does not show it.
 
 Files are read again at each use, so that a rotated password needs no restart.
 """
@@ -22,12 +22,12 @@ _INSTEAD: Final = {
     "currentSchema": "take it out, and set DB_SCHEMA",
     "pgbouncer": "take it out: poolers are recognized, and will do in QUERY_CONNECTION_STRING",
 }
-"""What to do about parameters of other drivers (Prisma, JDBC) that are often met."""
+"""Remedies for common parameters of other drivers (Prisma, JDBC)."""
 FORMS: Final = "postgresql://USER:PASSWORD@HOST:5432/DATABASE, or host=... dbname=... user=..."
 
 
 class ConnectionString:
-    """Where to connect and as whom; ``read()`` gives the text, everything else about it is silent."""
+    """A connection string. Only ``read()`` and ``secrets()`` reveal its text."""
 
     def __init__(self, name: str, *, value: str | None = None, file: str | None = None) -> None:
         """Take the setting's name, for messages, and exactly one of ``value`` and ``file``."""
@@ -42,14 +42,14 @@ class ConnectionString:
 
     @property
     def setting(self) -> str:
-        """The setting that was given, for messages: with ``_FILE`` where it is a file."""
+        """The name of the setting that was given, for messages; it ends in ``_FILE`` for a file."""
         return f"{self._name}_FILE" if self._file is not None else self._name
 
     def read(self) -> str:
-        """Return the connection string as it is now; blocks on the disk if it is in a file.
+        """Return the present connection string. Blocks on the disk if it is in a file.
 
         Raises:
-            ConfigurationError: it cannot be read or is malformed; the message never holds a part of it.
+            ConfigurationError: it cannot be read or is malformed. The message contains no part of it.
 
         """
         if self._file is not None and self._value is not None:
@@ -70,7 +70,7 @@ class ConnectionString:
         return text
 
     def secrets(self) -> frozenset[str]:
-        """Return all that must not be shown: each text ever read and the password in it, plain and quoted."""
+        """Return every text that must not be shown: each string ever read, its password, plain and quoted."""
         with self._lock:
             return frozenset(self._read)
 
@@ -80,7 +80,7 @@ class ConnectionString:
             return Path(self._file).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            # People do put the connection string itself here: show only what can be nothing but a path.
+            # People sometimes put the connection string itself here: show only what is surely a path.
             shown = "the file" if "=" in self._file or "://" in self._file else repr(self._file)
             raise ConfigurationError(
                 f"{self._name}_FILE: cannot read {shown} ({why}); "
@@ -89,8 +89,9 @@ class ConnectionString:
 
 
 def _fault(text: str) -> str | None:
-    """Say what is wrong without quoting any of it but the name of a parameter: the fault can sit inside the
-    password.
+    """Return what is wrong with a connection string; None if nothing is.
+
+    It quotes only the name of a parameter, because the fault may be inside the password.
     """
     if not text:
         return f"is empty; give {FORMS}"
@@ -111,18 +112,18 @@ def _fault(text: str) -> str | None:
 
 
 def _foreign_parameter(text: str, said: str) -> str | None:
-    """Return the name of the parameter that libpq refuses; None where that is not what is wrong, or where it
-    could be a part of the password.
+    """Return the name of the parameter that libpq refuses.
 
-    ``said`` is libpq's text, which quotes it.
+    Returns None if libpq refuses something else, or if the name may be a part of the password. ``said`` is
+    libpq's error, which quotes the name.
     """
     quoted = re.search(r'"([A-Za-z_]{1,40})"', said)
     if quoted is None:
         return None
     url, _, query = text.partition("?")
     authority = url.partition("://")[2].partition("/")[0]
-    # A question mark in a password looks like the beginning of the parameters; its @ follows then. An
-    # ampersand in a password that is a parameter itself looks like the beginning of the next one.
+    # A question mark in a password looks like the beginning of the parameters; then an @ follows. If the
+    # password is itself a parameter, an ampersand in it looks like the beginning of the next parameter.
     safe = "@" not in query and "password" not in query.lower() and ("@" in authority or ":" not in authority)
     safe = safe and text.startswith(_URL_SCHEMES) and quoted[1] in query
     return quoted[1] if safe or quoted[1] in _INSTEAD else None

@@ -1,4 +1,4 @@
-"""Names in the environment that look like a setting of ours and are none: somebody has mistyped them."""
+"""Finds names in the environment that look like one of our settings, mistyped."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
 _ALIKE: Final = 0.88
-"""Of 1: a letter or two, in names of a dozen."""
+"""Similarity (1 is equal) from which a name counts as mistyped: a letter or two in names of a dozen."""
 _SHORTEST: Final = 6
-"""Letters of a name from which on likeness means something: PORT is like much."""
+"""Minimum length of a setting's name for this comparison: PORT resembles too many names."""
 _PREFIXES: Final = ("PADS_CDC_", "PADS_")
 _OTHERS: Final = frozenset(
     f"{name}{suffix}"
     for name in ("ADMIN_CONNECTION_STRING", "SLOT_CONNECTION_STRING")
     for suffix in ("", "_FILE")
 )
-"""Of `pads-cdc setup` and `teardown`."""
+"""Names that `pads-cdc setup` and `teardown` read."""
 
 
 def misspelt(environment: Iterable[str], settings: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield (name in the environment, setting that was probably meant); names of settings are upper case.
+    """Yield (name in the environment, setting that was probably meant). Names of settings are in upper case.
 
-    A setting that is given under its own name was not meant by another one.
+    A setting that is given under its own name is never the one that was meant.
     """
     known, given = frozenset(settings), frozenset(environment)
     rightly = {name.upper() for name in given}

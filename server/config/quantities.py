@@ -1,7 +1,8 @@
 """Durations and sizes as people type them: a number with its unit, never a bare number.
 
-Sizes are Postgres' own (``64MB`` is 64 * 2**20, as in ``max_slot_wal_keep_size``), because they bound its
-WAL. A bare number is refused: Postgres would take it for megabytes here and for milliseconds there.
+Sizes are written as in Postgres (``64MB`` is 64 * 2**20, as in ``max_slot_wal_keep_size``), because they
+limit its WAL. A bare number is refused: depending on the setting, Postgres would read it as megabytes or as
+milliseconds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Keeps passwords and connection strings out of whatever people and machines get to read.
+"""Removes passwords and connection strings from logs and messages.
 
-Two nets: what a secret *looks* like (a connection string, a ``password=`` pair, an ``Authorization`` value),
-and what our own secrets *are* (every connection string that this process has read, and its password). The
-second one needs no guess at the form in which a driver or the server quotes it.
+It works in two ways. It hides text that *looks* like a secret (a connection string, a ``password=`` pair, an
+``Authorization`` value), and text that *is* one of our secrets (every connection string that this process has
+read, and its password). The second way works in whatever form a driver or the server quotes the secret.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 HIDDEN = "[redacted]"
 
-# A connection string goes as a whole: where the password ends is unknown if it holds an unescaped @ or quote.
-# What our own messages tell people to type is none.
+# A connection string is hidden as a whole: if the password contains an unescaped @ or quote, its end is
+# unknown. The placeholders in our own messages are not connection strings.
 _URL = re.compile(r"\b(?i:postgres(?:ql)?)://(?!USER:PASSWORD@HOST:5432/DATABASE\b)\S*")
 _USERINFO = re.compile(r"(?<=://)(?!USER:PASSWORD@)[^\s/]*@")
 _PAIR = re.compile(
@@ -31,23 +31,23 @@ _SECRET_NAME = re.compile(
 )
 
 _DISTINCTIVE = 6
-"""Secrets of this length and up are hidden wherever they occur, shorter ones only where they stand alone."""
+"""Secrets of this length or more are hidden everywhere, shorter ones only if they are words of their own."""
 
 
 def names_a_secret(name: str) -> bool:
-    """Tell whether a value called ``name`` is to be hidden whatever it is."""
+    """Return whether every value called ``name`` must be hidden."""
     return _SECRET_NAME.search(name) is not None
 
 
 def redact(text: str) -> str:
-    """Hide what looks like a secret."""
+    """Hide text that looks like a secret."""
     text = _URL.sub(f"postgresql://{HIDDEN}", text)
     text = _USERINFO.sub(f"{HIDDEN}@", text)
     return _PAIR.sub(rf"\g<1>\g<2>{HIDDEN}", text)
 
 
 class Redactor:
-    """Hides what looks like a secret and whatever the given connection strings have ever been read as."""
+    """Hides text that looks like a secret, and every text that the given connection strings have ever had."""
 
     def __init__(self, sources: Iterable[ConnectionString] = ()) -> None:
         self._sources = tuple(sources)
@@ -55,7 +55,7 @@ class Redactor:
     def __call__(self, text: str) -> str:
         """Return ``text`` without secrets."""
         known = {secret for source in self._sources for secret in source.secrets()}
-        # The longest first: a connection string before the password that is a part of it.
+        # The longest first, so that a connection string is hidden before its password is.
         for secret in sorted(known, key=len, reverse=True):
             if len(secret) >= _DISTINCTIVE:
                 text = text.replace(secret, HIDDEN)

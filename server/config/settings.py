@@ -1,5 +1,5 @@
 # ruff: noqa: TC001, TC003 (pydantic evaluates the annotations when the class is made)
-"""All settings of a server and of a relay, each in one frozen object; `server.config.base` says how."""
+"""The settings of a server and of a relay. `server.config.base` says how they are read."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ Identifier = Annotated[str, AfterValidator(_identifier)]
 
 
 class Serving(CommandSettings):
-    """What a server and a relay have in common: who is served where, and what is logged."""
+    """The settings that a server and a relay share: addresses, TLS and tokens, the broker, logs."""
 
     host: Host = setting("127.0.0.1", "0.0.0.0", "Address that gRPC listens on.")  # noqa: S104 (an example)
     port: Port = setting(10002, "10002", "Port that gRPC listens on; 0 takes any free one.")
@@ -198,7 +198,7 @@ class Serving(CommandSettings):
 
 
 class Settings(Serving):
-    """What an operator chose for a server. Build it with ``Settings.load``."""
+    """The settings of a server. Build it with ``Settings.load``."""
 
     postgres_connection_string: Secret = Field(
         description="Required. Where the replication slot is, as a role with REPLICATION and SELECT.",
@@ -276,7 +276,7 @@ class Settings(Serving):
 
 
 class RelaySettings(Serving):
-    """What an operator chose for a relay, which needs no database. Build it with ``RelaySettings.load``."""
+    """The settings of a relay, which needs no database. Build it with ``RelaySettings.load``."""
 
     leader_address: Annotated[str | None, AfterValidator(is_address)] = setting(
         None,
@@ -312,7 +312,7 @@ class RelaySettings(Serving):
 
 
 def _judge_client(settings: Serving, of: str, *, allow_insecure: bool) -> None:
-    """Judge how we connect to a peer or a leader: all that belongs together, and no token in plaintext."""
+    """Check how we connect to a peer or leader: settings that need each other, and no token in plaintext."""
     given = {name: getattr(settings, f"{of}_{name}") for name in ("address", *_CLIENT_FILES)}
     for name in ("ca_file", "token_file"):
         if given[name] is not None and given["address"] is None:

@@ -1,6 +1,6 @@
-"""The settings as a table of texts: what ``pads-cdc serve --help`` and docs/configuration.md are made of.
+"""The settings as a table of texts, for ``--help`` and docs/configuration.md.
 
-``python -m server.config.settings_table > docs/configuration.md`` writes the page; a test fails when it is
+``python -m server.config.settings_table > docs/configuration.md`` writes the page. A test fails if it is
 stale.
 """
 
@@ -27,9 +27,9 @@ _PAGE: Final = """\
 <!-- Made by `python -m server.config.settings_table`; change server/config/ instead. -->
 
 Every setting is an environment variable and a flag of its command: `SLOT_NAME` is `--slot-name`. A
-flag wins over the environment; an empty variable counts as not given. A bad value is one line on standard
+flag overrides the environment; an empty variable counts as not set. A bad value gives one line on standard
 error that says what to type instead, and exit code 2. A name in the environment that looks like a misspelt
-setting is warned of, and counts for nothing.
+setting gives a warning and is ignored.
 
 ## A server: `pads-cdc serve`
 {server}
@@ -48,39 +48,39 @@ setting is warned of, and counts for nothing.
 **Durations** are a number and a unit: `500ms`, `30s`, `5m`, `2h`, `1d`. **Sizes** are Postgres' own: `64MB`
 is 64 * 2^20 bytes, `1GB` is 2^30. A number without a unit is refused.
 
-**Secrets** are better not given as flags, which everybody on the machine can see. As `NAME_FILE` they are
-read again whenever a connection is made, so that a rotated password needs no restart. Exactly one of `NAME`
-and `NAME_FILE` may be given. A connection string is a URL or libpq's `keyword=value` form; it is never shown,
-and messages about it never quote it.
+**Secrets** should not be given as flags, which every user of the machine can see. A file named by `NAME_FILE`
+is read again at each connection, so a rotated password needs no restart. Give exactly one of `NAME` and
+`NAME_FILE`. A connection string is a URL or libpq's `keyword=value` form. It is never shown, and messages
+about it never quote it.
 """
 
 
 @dataclass(frozen=True)
 class SettingRow:
-    """One thing that can be given."""
+    """One setting, as texts."""
 
     field: str
-    """Name for `Settings.load`."""
+    """Its name for `Settings.load`."""
     default: str
-    """As people would type it; empty when there is none."""
+    """The default as people would type it; empty if there is none."""
     example: str
     description: str
     switch: bool
-    """A flag without a value (``--no-...`` for false)."""
+    """Whether the flag has no value (``--no-...`` stands for false)."""
 
     @property
     def environment(self) -> str:
-        """Name in the environment."""
+        """Its name in the environment."""
         return self.field.upper()
 
     @property
     def flag(self) -> str:
-        """Name on the command line."""
+        """Its name on the command line."""
         return f"--{self.field.replace('_', '-')}"
 
 
 def rows(settings: type[CommandSettings] = Settings) -> Iterator[SettingRow]:
-    """Yield the settings of a command: its own, then those that all have; each secret with its ``_FILE``."""
+    """Yield the settings of a command: its own, then the shared ones; each secret with its ``_FILE``."""
     for name in settings.names():
         field = settings.model_fields[name]
         description = field.description or ""
@@ -108,7 +108,7 @@ def _table(some: Iterable[SettingRow]) -> str:
         f"| `{row.environment}` | {_code(row.default)} | {_code(row.example)} | {row.description} |"
         for row in some
     ]
-    return "\n".join(["| name | default | example | what it is |", "|---|---|---|---|", *lines])
+    return "\n".join(["| name | default | example | meaning |", "|---|---|---|---|", *lines])
 
 
 def _default(field: FieldInfo) -> str:
