@@ -349,7 +349,7 @@ class Applier(threading.Thread):
             self._reader.confirm(confirmable, session.number)
             self._let_go()
         self._standby_role.look()
-        requery.settle()
+        requery.mark_consistent()
         exact_at = requery.take_exact_at()
         if exact_at is not None:
             self._freshness.exact(exact_at)

@@ -69,22 +69,22 @@ class Parents:
         """End of the newest transaction that was followed."""
         self._lock = threading.Lock()
         self._mirrors: tuple[Untold, ...] = ()
-        self._torn = False
+        self._incomplete = False
         """A transaction was not followed since the last load, or was followed and not in it."""
 
     def load(
-        self, memory: Mapping[Rule, Iterable[tuple[str, str]]], covered: Lsn, *, whole: bool = True
+        self, memory: Mapping[Rule, Iterable[tuple[str, str]]], covered: Lsn, *, complete: bool = True
     ) -> None:
         """Replace everything.
 
         ``covered`` is an end of WAL that was read after the rows: what a transaction up to there did to a row
         that is not in the memory was already done when the memory was read, and so in the mapping that is
-        read next. Without ``whole`` something that was followed already was not visible to whoever read the
-        rows (a commit that waits for a standby): then nothing is known until they are loaded again.
+        read next. Without ``complete`` something that was followed already was not visible to whoever read
+        the rows (a commit that waits for a standby): then nothing is known until they are loaded again.
         """
         self._memory = {rule: dict(rows) for rule, rows in memory.items()}
         self._covered = covered
-        self._torn = not whole
+        self._incomplete = not complete
         for untold in self._mirrors:
             untold.everything = True
 
@@ -115,7 +115,7 @@ class Parents:
         """Tell those of everything who have not been told of it yet."""
         for untold in self._mirrors:
             if untold.everything:
-                at = _NEVER if self._torn else max(self._covered, self._end)
+                at = _NEVER if self._incomplete else max(self._covered, self._end)
                 loaded = Loaded(Lsn(at), {rule: dict(rows) for rule, rows in self._memory.items()})
                 with self._lock:
                     untold.items, untold.everything = [loaded], False  # what is older is in it
@@ -141,12 +141,12 @@ class Parents:
         self.tell()
         self._end = end
         self._follow(affected, end)
-        self._torn = self._torn or affected.reconcile is not None
+        self._incomplete = self._incomplete or affected.reconcile is not None
 
     def _follow(self, affected: Affected, end: Lsn) -> None:
         for move in affected.moves:
             rows = self._memory.get(move.rule)
-            if rows is None or self._torn:
+            if rows is None or self._incomplete:
                 if not move.known:
                     affected.give_up("unknown_row")
                     return

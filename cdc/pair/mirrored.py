@@ -49,7 +49,7 @@ class PeerState:
     history: Timeline
     position: Lsn
     followed_since: Lsn
-    whole: bool
+    consistent: bool
     count: int
     digest: bytes
     owed: str
@@ -148,7 +148,7 @@ class Mirrored:
             coming.values(),
             state.point.revision,
             history=state.history,
-            whole=state.whole,
+            consistent=state.consistent,
             position=state.position,
             seen=seen,
         )
@@ -164,7 +164,9 @@ class Mirrored:
         position = store.position if state is None else state.position
         batch = store.copied(part.entries, store.head if state is None else state.point.revision)
         self._ledger.append(batch, position=position, seen=part.seen)
-        store.publish(batch, whole=state is not None and state.whole, position=position, seen=part.seen)
+        store.publish(
+            batch, consistent=state is not None and state.consistent, position=position, seen=part.seen
+        )
         by_position: defaultdict[Lsn, list[tuple[Entry, bytes]]] = defaultdict(list)
         for endpoint_id, at in part.moved:
             entry = store.entries[endpoint_id]
@@ -173,7 +175,7 @@ class Mirrored:
         for at, moved in by_position.items():
             batch = Batch(store.head, at, at, moved=moved)
             self._ledger.append(batch, position=position, seen=part.seen)
-            store.publish(batch, whole=store.whole)
+            store.publish(batch, consistent=store.consistent)
 
     def _arrive(self, state: PeerState) -> None:
         store = self._store

@@ -89,8 +89,8 @@ class PageReader:
     def hear(self, head: Head) -> None:
         """Adopt the leader's position, which moves even while its map does not change."""
         store = self._store
-        if head.line == self.line and head.revision == self.exact and head.consistent and store.whole:
-            store.settle(head.position)
+        if head.line == self.line and head.revision == self.exact and head.consistent and store.consistent:
+            store.mark_consistent(head.position)
 
     def start_over(self) -> None:
         """Collect a new map from the next generation. The present map is served until that is complete."""
@@ -152,7 +152,7 @@ class PageReader:
             coming.values(),
             checkpoint.revision,
             history=checkpoint.history,
-            whole=checkpoint.consistent,
+            consistent=checkpoint.consistent,
             position=checkpoint.position,
             seen=checkpoint.seen,
             along=lambda: setattr(self, "_origin", checkpoint.origin),
@@ -223,7 +223,7 @@ class PageReader:
             self._ahead = self._ahead or bool(news)
             if news or moved:
                 store.publish(
-                    batch, whole=False, seen=max((entry.position for entry in news), default=Lsn(0))
+                    batch, consistent=False, seen=max((entry.position for entry in news), default=Lsn(0))
                 )
             return PageOutcome.TAKEN
         if store.after(batch) != (checkpoint.count, checkpoint.digest):
@@ -233,7 +233,9 @@ class PageReader:
         batch.revision = max(store.head, checkpoint.revision)
         self.exact, self.position, self._origin = batch.revision, checkpoint.position, checkpoint.origin
         self._ahead = False
-        store.publish(batch, whole=checkpoint.consistent, position=checkpoint.position, seen=checkpoint.seen)
+        store.publish(
+            batch, consistent=checkpoint.consistent, position=checkpoint.position, seen=checkpoint.seen
+        )
         return PageOutcome.ARRIVED
 
     def _move(self, moved: Sequence[tuple[str, Revision, Lsn]]) -> None:

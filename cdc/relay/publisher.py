@@ -146,7 +146,7 @@ class Publisher:
                 server_end=positions.server_end,
                 position=store.position,
                 seen=store.seen,
-                consistent=store.whole,
+                consistent=store.consistent,
             )
 
     def take(self) -> list[Page]:
@@ -267,7 +267,7 @@ class Publisher:
             arrival.history,
             arrival.position,
             arrival.seen,
-            arrival.whole,
+            arrival.consistent,
             arrival.count,
             arrival.digest,
         )
@@ -308,7 +308,7 @@ class Publisher:
 
     def _outdated(self, arrival: Cut) -> bool:
         told = self._told
-        if told is None or told.revision != arrival.revision or told.whole != arrival.whole:
+        if told is None or told.revision != arrival.revision or told.consistent != arrival.consistent:
             return True
         late = self._clock() - self._told_at >= _MOVED_SECONDS
         return late and bool(self._moved)

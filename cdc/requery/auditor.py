@@ -124,8 +124,8 @@ class Auditor:
         batch = self._store.prepare(differing, audit.seen, named=False)
         if batch.changed:
             self._ledger.append(batch, position=self._store.position, seen=audit.seen)
-            whole = requery.whole
-            position = requery.done_up_to if whole else Lsn(0)
-            self._store.publish(batch, whole=whole, position=position, seen=audit.seen)
+            consistent = requery.consistent
+            position = requery.done_up_to if consistent else Lsn(0)
+            self._store.publish(batch, consistent=consistent, position=position, seen=audit.seen)
         seen = ReconcileSeen("audit", len(self._store), batch.upserts, batch.deletes, audit.seconds)
         self._observer.reconciled(seen)

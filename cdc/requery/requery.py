@@ -192,16 +192,16 @@ class Requery:
         return not self._reads and not self.failing and (not self._waiting or self._look_at > 0)
 
     @property
-    def whole(self) -> bool:
+    def consistent(self) -> bool:
         """Whether the map is one that existed: nothing is half read, and nothing shows too early."""
         return (
             self._store.ready and not self._reads and not self._consistency.shows(self.reached, self._waiting)
         )
 
-    def settle(self) -> None:
+    def mark_consistent(self) -> None:
         """Say so to the store, once the map is whole."""
-        if self.whole and (not self._store.whole or self._store.position < self.done_up_to):
-            self._store.settle(self.done_up_to)
+        if self.consistent and (not self._store.consistent or self._store.position < self.done_up_to):
+            self._store.mark_consistent(self.done_up_to)
 
     @property
     def done_up_to(self) -> Lsn:
@@ -299,7 +299,7 @@ class Requery:
             SourceError, Refusal: a read failed; its task waits.
 
         """
-        self.settle()  # what has been taken meanwhile may show that the map is one that existed
+        self.mark_consistent()  # what has been taken meanwhile may show that the map is one that existed
         self.odd_rows.report()
         reads = tuple(self._reads)  # what begins now has had its first rows: others may have come since
         try:
@@ -478,7 +478,7 @@ class Requery:
         self._ledger.append(batch, position=position or self._store.position, seen=seen)
         reach("written")
         express = by_id and read.read.complete and len(rows) <= FEW
-        self._store.publish(batch, whole=last, position=position, seen=seen, express=express)
+        self._store.publish(batch, consistent=last, position=position, seen=seen, express=express)
         if express and len(self._reads) > 1:
             time.sleep(_GIVE_WAY)
         reach("published")
@@ -515,7 +515,7 @@ class Requery:
             )
         if read.read.passed or (task.reason is not None and self.odd_rows.doubtful):
             self.settle_doubts()
-        self.settle()
+        self.mark_consistent()
         if task.transactions:
             self._observer.batch(read.seen(self._store.head))
 
@@ -531,7 +531,7 @@ class Requery:
         rows = self._database.parents(rules)
         # What was followed already and cannot be seen yet would be forgotten: the memory is worth nothing.
         seen = all(task.gate.opens(before) for task in self._waiting)
-        self._parents.load(rows, self._database.evidence().seen, whole=seen)
+        self._parents.load(rows, self._database.evidence().seen, complete=seen)
 
     def _tell_lossy(self, tables: list[str]) -> None:
         if tables != self._lossy:

@@ -40,7 +40,7 @@ class Part:
     @property
     def cut(self) -> Cut | None:
         """Set when the reader then holds a map that existed."""
-        return self.arrival if self.arrival is not None and self.arrival.whole else None
+        return self.arrival if self.arrival is not None and self.arrival.consistent else None
 
 
 class Cursor(Place):

@@ -45,7 +45,7 @@ class Cut:
     seen: Lsn
     count: int
     digest: bytes
-    whole: bool
+    consistent: bool
     """It is one that the database has had; otherwise an endpoint may be newer than another."""
 
 
@@ -92,7 +92,7 @@ class Store:
         self.lock = threading.Lock()
         self.head = Revision(0)
         """The newest published revision."""
-        self.whole = False
+        self.consistent = False
         """Whether the map at `head` is one that existed: False between the parts of a ripple or a
         reconcile.
         """
@@ -134,7 +134,7 @@ class Store:
 
     def cut(self) -> Cut:
         """Describe the map of this moment; to be called under the lock."""
-        return Cut(self.head, self.history, self.position, self.seen, len(self), self.digest, self.whole)
+        return Cut(self.head, self.history, self.position, self.seen, len(self), self.digest, self.consistent)
 
     def live(self) -> list[Entry]:
         """Return all live entries at one moment."""
@@ -193,7 +193,7 @@ class Store:
         head: Revision,
         *,
         history: Timeline,
-        whole: bool,
+        consistent: bool,
         position: Lsn = Lsn(0),
         seen: Lsn = Lsn(0),
         along: Callable[[], object] = lambda: None,
@@ -212,7 +212,7 @@ class Store:
             self.tombstones = {entry.id: entry for entry in log if entry.payload is None}
             self._unverified = {}
             self._digest = digest
-            self.history, self.head, self.whole = history, head, whole
+            self.history, self.head, self.consistent = history, head, consistent
             self.position, self.seen = position, seen
             for place in self.places:
                 place.outlive()
@@ -250,7 +250,7 @@ class Store:
         stay.
         """
         with self.lock:
-            self.history, self.whole = history, False
+            self.history, self.consistent = history, False
             self.position = self.seen = Lsn(0)
             for entry in self.entries.values():
                 entry.position = Lsn(0)
@@ -372,13 +372,19 @@ class Store:
         batch.deletes += 1
 
     def publish(
-        self, batch: Batch, *, whole: bool, position: Lsn = Lsn(0), seen: Lsn = Lsn(0), express: bool = False
+        self,
+        batch: Batch,
+        *,
+        consistent: bool,
+        position: Lsn = Lsn(0),
+        seen: Lsn = Lsn(0),
+        express: bool = False,
     ) -> None:
         """Make a prepared batch visible; the state file has it already.
 
-        ``whole`` says whether the map is one that existed once this is in, ``position`` up to where it then
-        holds every transaction, ``seen`` how new the read behind it was. ``express`` lets what changed go
-        before what walks have not handed out yet.
+        ``consistent`` says whether the map is one that existed once this is in, ``position`` up to where it
+        then holds every transaction, ``seen`` how new the read behind it was. ``express`` lets what changed
+        go before what walks have not handed out yet.
         """
         with self.lock:
             for collected in self.movements:
@@ -398,7 +404,7 @@ class Store:
                 self.express.add(batch.changed)
             self._digest = (self._digest + batch.delta) % _MODULUS
             self.head = batch.revision
-            self.whole = whole
+            self.consistent = consistent
             self.position = max(self.position, position)
             self.seen = max(self.seen, seen)
             wakes = tuple(self._wakes)
@@ -414,13 +420,13 @@ class Store:
         for wake in wakes:
             wake()
 
-    def settle(self, position: Lsn) -> None:
+    def mark_consistent(self, position: Lsn) -> None:
         """Say that nothing is open: the map is one that existed, and holds every transaction up to
         ``position``.
         """
         with self.lock:
-            news = not self.whole
-            self.whole = True
+            news = not self.consistent
+            self.consistent = True
             self.position = max(self.position, position)
             wakes = tuple(self._wakes) if news else ()
         for wake in wakes:

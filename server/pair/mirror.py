@@ -193,7 +193,7 @@ def _state(state: pb.MirrorState) -> PeerState:
         history=history_of(state),
         position=Lsn(state.position),
         followed_since=Lsn(state.followed_since),
-        whole=state.whole,
+        consistent=state.whole,
         count=state.count,
         digest=state.digest,
         owed=state.owed,

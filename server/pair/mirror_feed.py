@@ -203,7 +203,7 @@ class MirrorFeed:
             position=cut.position,
             followed=done.followed,
             followed_since=origin.followed_since or 0,
-            whole=cut.whole,
+            whole=cut.consistent,
             count=cut.count,
             digest=cut.digest,
             owed=done.owed,

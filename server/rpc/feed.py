@@ -217,7 +217,7 @@ class FeedStream:
         """Tell whether to give a checkpoint: not between the parts of what belongs together, unless no end of
         that is in sight. A client would never know then that its snapshot is complete.
         """
-        return arrival.whole or self._clock() - self._checked_at >= self._progress_interval
+        return arrival.consistent or self._clock() - self._checked_at >= self._progress_interval
 
     def _checkpoint(self, cut: Cut) -> pb.Checkpoint:
         self._token = self._made(cut)
@@ -228,7 +228,7 @@ class FeedStream:
             count=cut.count,
             digest=cut.digest,
             staleness=duration(self._staleness()),
-            unsettled=not cut.whole,
+            unsettled=not cut.consistent,
         )
 
 

@@ -226,7 +226,7 @@ def test_a_standby_says_the_same(
 def test_a_scrape_costs_little_however_many_endpoints_and_subscribers() -> None:
     store, freshness, subscribers = Store(), Freshness(), Subscribers()
     entries = ((f"app_{number}", b"x" * 60) for number in range(1_000_000))
-    store.publish(store.prepare(list(entries), 10), whole=True)
+    store.publish(store.prepare(list(entries), 10), consistent=True)
     subscribers.published(store.head)
     for number in range(500):
         subscribers.add(f"ipv4:10.0.0.1:{number}", "gateway_endpoints")

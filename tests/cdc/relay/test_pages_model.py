@@ -63,7 +63,7 @@ class Leader:
     def change(self, rows: list[tuple[str, bytes | None]]) -> None:
         self.position += 10
         batch = self.store.prepare(rows, self.position, seen=self.position)
-        self.store.publish(batch, whole=True, position=self.position, seen=self.position)
+        self.store.publish(batch, consistent=True, position=self.position, seen=self.position)
         self.note()
 
     def note(self) -> None:
@@ -187,7 +187,7 @@ class Relaying(RuleBasedStateMachine):
             entries,
             old.store.head + 5,
             history=HISTORY,
-            whole=True,
+            consistent=True,
             position=old.store.position,
             seen=old.store.seen,
         )
@@ -222,13 +222,13 @@ class Relaying(RuleBasedStateMachine):
         assert contents(self.relay) == contents(self.leader.store)
         assert self.relay.head == self.leader.store.head
         assert self.relay.digest == self.leader.store.digest
-        assert self.relay.whole
+        assert self.relay.consistent
         positions = {entry.id: entry.position for entry in self.leader.store.entries.values()}
         assert {entry.id: entry.position for entry in self.relay.entries.values()} == positions
 
     @invariant()
     def a_map_is_consistent_only_if_it_existed(self) -> None:
-        if self.relay.whole:
+        if self.relay.consistent:
             epoch = self.reader.origin().epoch
             [leader] = [one for one in self.leaders if one.epoch == epoch]
             assert contents(self.relay) == leader.maps[self.relay.head]

@@ -149,12 +149,12 @@ def test_what_a_ripple_has_left_out_is_no_map_that_existed(desk: AuditedDesk) ->
     desk.requery.restart_at(max(end, desk.requery.read_up_to))
     for _ in range(3):
         desk.step()
-        assert not desk.store.whole
+        assert not desk.store.consistent
     assert desk.map["app_1"] == before
     waits.gate = Gate()
     desk.finish()
     desk.catch_up()
-    assert desk.store.whole
+    assert desk.store.consistent
     assert desk.map == expected(desk.database)
 
 
@@ -171,12 +171,12 @@ def test_a_ripple_that_finds_nothing_any_more_has_torn_as_well(desk: AuditedDesk
     desk.requery.add(Task(second[1], Gate(), desk.requery.reached, second[0]))
     desk.requery.restart_at(second[0])
     desk.finish()
-    assert not desk.store.whole
+    assert not desk.store.consistent
     desk.requery.add(Task(Affected({"EndpointsOfPlans": {"plan_2"}}), Gate(), second[0], desk._end()))
     desk.catch_up()
     desk.finish()
     desk.step()
-    assert desk.store.whole
+    assert desk.store.consistent
     assert desk.map == expected(desk.database)
 
 

@@ -146,10 +146,10 @@ KEY = "UPDATE portal_application_settings SET secret_key = 'new' WHERE applicati
 
 def test_a_ripple_does_not_undo_the_rotations_that_overtake_it(desk: Desk) -> None:
     desk.commit(RIPPLE, EndpointsOfPlans="plan_0")
-    assert desk.store.whole, "nothing of it is there yet"
+    assert desk.store.consistent, "nothing of it is there yet"
     desk.step()
     assert desk.requery.busy, "the ripple is longer than one step"
-    assert not desk.store.whole
+    assert not desk.store.consistent
     for number in range(1, 21):
         desk.commit(f"{KEY}'app_{number}'", EndpointsOfApplications=f"app_{number}")
         if number == 3:
@@ -157,10 +157,10 @@ def test_a_ripple_does_not_undo_the_rotations_that_overtake_it(desk: Desk) -> No
     desk.finish()
     assert desk.requery.done_up_to == 2_100
     assert desk.map == expected(desk.database)
-    assert not desk.store.whole, "the slot has not been followed up to where the reads were made"
+    assert not desk.store.consistent, "the slot has not been followed up to where the reads were made"
     desk.requery.restart_at(1 << 62)
-    desk.requery.settle()
-    assert desk.store.whole
+    desk.requery.mark_consistent()
+    assert desk.store.consistent
 
 
 @pytest.mark.parametrize("together", ["one run", "one transaction", "tasks that were shut"])
@@ -184,7 +184,7 @@ def test_what_is_named_by_id_is_read_before_a_ripple_that_came_with_it(desk: Des
     assert min(news, key=lambda entry: entry.revision).id == "app_1", "before the ripple"
     assert desk.map["app_1"] == wanted["app_1"]
     assert desk.requery.done_up_to == 0, "half of it is done"
-    assert not desk.store.whole
+    assert not desk.store.consistent
     desk.finish()
     assert desk.map == wanted
     assert desk.requery.done_up_to == 200
@@ -347,7 +347,7 @@ def test_rows_that_are_still_to_come_hold_up_nobody(desk: Desk, monkeypatch: pyt
     desk.requery.step()
     assert desk.map["app_1"] == expected(desk.database)["app_1"]
     assert desk.patience(9.0) == 9.0
-    assert not desk.store.whole
+    assert not desk.store.consistent
     ready.set()
     desk.finish()
     assert desk.map == expected(desk.database)
@@ -462,7 +462,7 @@ def test_confirmation_waits_for_the_oldest_task(desk: Desk) -> None:
     assert held["app_2"] == expected(desk.database)["app_2"]
     assert held["app_1"] != expected(desk.database)["app_1"]
     assert desk.requery.done_up_to == 0
-    assert not desk.store.whole
+    assert not desk.store.consistent
     hanging.gate = Gate()
     desk.finish()
     assert desk.requery.done_up_to == 200
@@ -472,8 +472,8 @@ def test_confirmation_waits_for_the_oldest_task(desk: Desk) -> None:
 def test_a_read_that_is_newer_than_the_stream_makes_no_map_that_existed(desk: Desk) -> None:
     """Two transactions share an endpoint: the first one's read brings half of the second one."""
     desk.requery.restart_at(int(desk.database.value("SELECT pg_current_wal_flush_lsn() - '0/0'")))
-    desk.requery.settle()
-    assert desk.store.whole
+    desk.requery.mark_consistent()
+    assert desk.store.consistent
     desk.database.execute(f"{KEY}'app_1'")
     first = int(desk.database.value("SELECT pg_current_wal_flush_lsn() - '0/0'"))
     desk.database.execute(f"{KEY}'app_1'; {KEY}'app_2'")
@@ -483,8 +483,8 @@ def test_a_read_that_is_newer_than_the_stream_makes_no_map_that_existed(desk: De
         desk.requery.restart_at(end)
         desk.requery.add(Task(Affected(keys={"EndpointsOfApplications": set(keys)}), Gate(), before, end))
         desk.finish()
-        desk.requery.settle()
-        assert desk.store.whole == (end == second)
+        desk.requery.mark_consistent()
+        assert desk.store.consistent == (end == second)
     assert desk.map == expected(desk.database)
 
 
@@ -492,7 +492,7 @@ def test_a_read_that_is_newer_than_the_stream_does_not_tear_what_nobody_shares(d
     """While one transaction follows the other, the map between two of them is known for one that existed."""
     flushed = "SELECT pg_current_wal_flush_lsn() - '0/0'"
     desk.requery.restart_at(int(desk.database.value(flushed)))
-    desk.requery.settle()
+    desk.requery.mark_consistent()
     before = desk.requery.reached
     ends = []
     for number in (1, 2, 3):
@@ -501,10 +501,10 @@ def test_a_read_that_is_newer_than_the_stream_does_not_tear_what_nobody_shares(d
     desk.take(before, ends[0], EndpointsOfApplications="app_1")
     desk.finish()
     held = desk.map
-    assert not desk.store.whole, "what the read has seen beside it is not known yet"
+    assert not desk.store.consistent, "what the read has seen beside it is not known yet"
     desk.take(ends[0], ends[2], EndpointsOfApplications="app_2")  # and app_3, say
-    desk.requery.settle()
-    assert desk.store.whole
+    desk.requery.mark_consistent()
+    assert desk.store.consistent
     assert (desk.store.position, desk.map) == (ends[0], held)
 
 
@@ -523,20 +523,20 @@ def test_what_comes_next_may_be_in_the_map_already(desk: Desk, kind: str, key: s
     desk.take(before, first, EndpointsOfApplications="app_1")
     desk.finish()
     desk.take(first, int(desk.database.value(flushed)), **{kind: key})
-    desk.requery.settle()
-    assert not desk.store.whole
+    desk.requery.mark_consistent()
+    assert not desk.store.consistent
 
 
 def test_a_reconcile_that_waits_is_for_what_nobody_named(desk: Desk) -> None:
     flushed = int(desk.database.value("SELECT pg_current_wal_flush_lsn() - '0/0'"))
     desk.requery.restart_at(flushed)
-    desk.requery.settle()
+    desk.requery.mark_consistent()
     desk.commit(f"{KEY}'app_1'", wait=True, EndpointsOfApplications="app_1")
     desk.finish()
     desk.requery.restart_at(1 << 61)
     desk.requery.add(Task.reconcile("truncate", Gate(), desk.requery.reached))
-    desk.requery.settle()
-    assert not desk.store.whole
+    desk.requery.mark_consistent()
+    assert not desk.store.consistent
 
 
 def hang(desk: Desk) -> Task:
@@ -555,7 +555,7 @@ def test_what_the_slot_has_let_go_is_not_in_the_map_for_that(desk: Desk) -> None
     hang(desk)
     assert desk.requery.busy
     desk.requery.let_go()
-    desk.requery.settle()
+    desk.requery.mark_consistent()
     assert desk.store.position == 0
 
 
@@ -563,5 +563,5 @@ def test_what_is_abandoned_is_not_in_the_map_for_that(desk: Desk) -> None:
     hang(desk)
     assert desk.requery.busy
     desk.requery.abandon()
-    desk.requery.settle()
+    desk.requery.mark_consistent()
     assert desk.store.position == 0

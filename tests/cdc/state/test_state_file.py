@@ -33,7 +33,7 @@ def write(path: Path, rows: list[dict[str, bytes | None]]) -> Store:
     for number, row in enumerate(rows, start=1):
         batch = store.prepare(row.items(), number * 10)
         file.append(batch, position=number * 10, seen=number * 11)
-        store.publish(batch, whole=True, position=number * 10)
+        store.publish(batch, consistent=True, position=number * 10)
     file.close()
     return store
 
@@ -98,7 +98,7 @@ def test_kill_in_the_middle_of_writing_keeps_whole_batches(path: Path) -> None:
         for number in range(1_000_000):
             batch = store.prepare([(f"app_{{number - 1}}", None), (f"app_{{number}}", b"x")], number)
             file.append(batch, position=number, seen=number)
-            store.publish(batch, whole=True)
+            store.publish(batch, consistent=True)
             if number == 500: print("going", flush=True)
     """)
     writer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
@@ -191,7 +191,7 @@ def test_folding_keeps_the_newest_of_each(path: Path) -> None:
     for number in range(60):
         batch = store.prepare([(f"app_{index}", bytes([number])) for index in range(1000)], number)
         file.append(batch, position=number, seen=number)
-        store.publish(batch, whole=True)
+        store.publish(batch, consistent=True)
     steps = 0
     while file.fold(store.entries):
         steps += 1
@@ -212,7 +212,7 @@ def test_a_file_that_grows_without_a_pause_is_folded_all_the_same(path: Path) ->
     for number in range(300):
         batch = store.prepare([(f"app_{index}", number.to_bytes(2)) for index in range(2_000)], number)
         ledger.append(batch, position=number, seen=number)
-        store.publish(batch, whole=True)
+        store.publish(batch, consistent=True)
         if ledger.overgrown(store):
             ledger.tend(store)
         assert ledger._file is not None
@@ -228,12 +228,12 @@ def test_the_journal_shrinks_after_a_large_batch(path: Path) -> None:
     journal = path.with_name(f"{path.name}-wal")
     large = store.prepare([(f"app_{index:>0200}", b"x") for index in range(150_000)], 1)
     file.append(large, position=1, seen=1)
-    store.publish(large, whole=True)
+    store.publish(large, consistent=True)
     assert journal.stat().st_size > 16 * 2**20
     for number in range(2, 4):
         batch = store.prepare([("app", bytes([number]))], number)
         file.append(batch, position=number, seen=number)
-        store.publish(batch, whole=True)
+        store.publish(batch, consistent=True)
     assert journal.stat().st_size <= 16 * 2**20
     file.close()
 
@@ -252,7 +252,7 @@ def test_folding_step_by_step_between_batches_changes_nothing(seed: int, step: i
             position = choose.choice((number, max(1, number - 3)))  # some is delivered again
             batch = store.prepare(rows, position, named=choose.random() < 0.7)
             file.append(batch, position=number, seen=number)
-            store.publish(batch, whole=True, position=number, seen=number)
+            store.publish(batch, consistent=True, position=number, seen=number)
             for _ in range(choose.randint(0, 3)):
                 file.fold(store.entries)
         folding = choose.random() < 0.5

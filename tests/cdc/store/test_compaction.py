@@ -49,16 +49,16 @@ def test_a_copy_of_another_map_ends_it() -> None:
     """A standby adopts its leader's map; what was being shortened is another log."""
     store = Store()
     store._COMPACT_FROM, store._COMPACT_STEP = 3, 1
-    store.publish(store.prepare([(f"app_{number}", b"a") for number in range(60)], 1), whole=True)
+    store.publish(store.prepare([(f"app_{number}", b"a") for number in range(60)], 1), consistent=True)
     for number in range(30):
-        store.publish(store.prepare([(f"app_{number}", b"b")], 2), whole=True)
+        store.publish(store.prepare([(f"app_{number}", b"b")], 2), consistent=True)
         if store._compaction is not None:
             break
     assert store._compaction is not None
     others = [Entry(f"other_{number}", number, 0, b"y") for number in range(1, 6)]
-    store.adopt(others, 5, history=Timeline("7", 1), whole=True)
+    store.adopt(others, 5, history=Timeline("7", 1), consistent=True)
     for number in range(40):
-        store.publish(store.prepare([("more", bytes([number]))], number), whole=True)
+        store.publish(store.prepare([("more", bytes([number]))], number), consistent=True)
         store.tend()
     walk = Cursor(store, 0)
     part = walk.read(1_000)

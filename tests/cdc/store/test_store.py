@@ -30,13 +30,13 @@ def publish(
     store: Store,
     rows: dict[str, bytes | None],
     *,
-    whole: bool = True,
+    consistent: bool = True,
     position: int = 0,
     express: bool = False,
 ) -> int:
     """Bring rows in; returns how many entries were published."""
     batch = store.prepare(rows.items(), position)
-    store.publish(batch, whole=whole, position=position, express=express)
+    store.publish(batch, consistent=consistent, position=position, express=express)
     return len(batch.changed)
 
 
@@ -87,7 +87,7 @@ class Walks(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.store.settle(0)
+        self.store.mark_consistent(0)
 
     @rule(rows=st.dictionaries(IDS, PAYLOADS, max_size=6), express=st.booleans())
     def write(self, rows: dict[str, bytes | None], express: bool) -> None:
@@ -170,7 +170,7 @@ TestWalks.settings = settings(max_examples=150, stateful_step_count=40, deadline
 def test_a_slow_cursor_and_two_transactions_that_share_an_endpoint() -> None:
     """The trap of a cut: x moved in the second transaction before the walk reached it in the first."""
     store = Store()
-    store.settle(0)
+    store.mark_consistent(0)
     publish(store, {"w": b"0", "x": b"0", "y": b"0"})
     client = Client(Cursor(store), {"w": b"0", "x": b"0", "y": b"0"})
     publish(store, {"w": b"1", "x": b"1"})
@@ -184,13 +184,13 @@ def test_a_slow_cursor_and_two_transactions_that_share_an_endpoint() -> None:
 
 def test_no_cut_between_the_parts_of_a_ripple() -> None:
     store = Store()
-    store.settle(0)
+    store.mark_consistent(0)
     client = Client(Cursor(store), {})
-    publish(store, {"a": b"1"}, whole=False)
+    publish(store, {"a": b"1"}, consistent=False)
     assert client.read(10).cut is None
-    publish(store, {"b": b"1"}, whole=False)
+    publish(store, {"b": b"1"}, consistent=False)
     assert client.read(10).cut is None
-    store.settle(7)
+    store.mark_consistent(7)
     cut = client.read(10).cut
     assert cut is not None
     assert (cut.revision, cut.position) == (2, 7)
@@ -198,7 +198,7 @@ def test_no_cut_between_the_parts_of_a_ripple() -> None:
 
 def test_the_tail_goes_before_the_replay_and_the_newest_first() -> None:
     store = Store()
-    store.settle(0)
+    store.mark_consistent(0)
     for number in range(4):
         publish(store, {f"app_{number}": b"1"})
     publish(store, {"app_0": None})
@@ -219,7 +219,7 @@ def test_positions_move_even_where_the_bytes_stay() -> None:
     assert publish(store, {"a": b"1"}, position=20) == 0
     assert (store.entries["a"].revision, store.entries["a"].position) == (1, 20)
     reread = store.prepare([("a", b"1")], 30, named=False)
-    store.publish(reread, whole=True)
+    store.publish(reread, consistent=True)
     assert store.entries["a"].position == 20, "nobody named it"
 
 
@@ -249,7 +249,7 @@ def test_a_restored_store_publishes_only_what_changed_while_it_was_down() -> Non
     rows = {"same": b"1", "changed": b"2", "new": b"1", "gone": None}
     batch = store.prepare(rows.items(), 50, named=False)
     assert (batch.upserts, batch.deletes) == (2, 1)
-    store.publish(batch, whole=True)
+    store.publish(batch, consistent=True)
     assert {entry.id: entry.revision for entry in store.entries.values()} == {
         "same": 3, "changed": 6, "new": 6, "gone": 6, "long_gone": 1,
     }  # fmt: skip
@@ -273,7 +273,7 @@ def test_the_digest_separates_id_and_payload(key: str) -> None:
 def test_a_revocation_overtakes_the_rest_of_a_ripple() -> None:
     """The old contract takes one endpoint a message: a ripple of many would otherwise be a queue."""
     store = Store()
-    store.settle(0)
+    store.mark_consistent(0)
     publish(store, {f"app_{number}": b"1" for number in range(500)})
     replay = Replay(store)
     while replay.read(64):

@@ -53,7 +53,7 @@ class Scene:
 
     def load(self) -> None:
         """Have a complete map."""
-        self.store.publish(self.store.prepare([("a", b"1")], 10), whole=True)
+        self.store.publish(self.store.prepare([("a", b"1")], 10), consistent=True)
         self.store.loaded()
         self.freshness.exact(self.now)
 
@@ -140,14 +140,14 @@ def test_staleness_makes_it_unready_only_where_an_operator_says_so() -> None:
 
 def test_an_empty_map_is_a_complete_one() -> None:
     scene = Scene()
-    scene.store.publish(scene.store.prepare([], 10), whole=True)
+    scene.store.publish(scene.store.prepare([], 10), consistent=True)
     scene.store.loaded()
     assert scene.codes("/readyz") == []
 
 
 def test_a_part_of_a_map_is_not_ready() -> None:
     scene = Scene()
-    scene.store.publish(scene.store.prepare([("a", b"1")], 10), whole=False)
+    scene.store.publish(scene.store.prepare([("a", b"1")], 10), consistent=False)
     assert scene.codes("/readyz") == ["not_ready"]
 
 

@@ -245,8 +245,8 @@ def test_what_alerts_count_is_there_from_the_start(scene: Scene) -> None:
 
 def test_endpoints_are_the_live_ones_of_the_store(scene: Scene) -> None:
     store = scene.store
-    store.publish(store.prepare([("a", b"1"), ("b", b"2")], 10), whole=True)
-    store.publish(store.prepare([("a", None)], 20), whole=True)
+    store.publish(store.prepare([("a", b"1"), ("b", b"2")], 10), consistent=True)
+    store.publish(store.prepare([("a", None)], 20), consistent=True)
     assert scene["endpoints"] == 1
 
 

@@ -61,7 +61,7 @@ class Scene:
         )
 
     def well(self) -> None:
-        self.store.publish(self.store.prepare([("a", b"1")], 10), whole=True)
+        self.store.publish(self.store.prepare([("a", b"1")], 10), consistent=True)
         self.store.loaded()
         for listener in (self.health, self.recent):
             listener.mode("streaming")

@@ -62,7 +62,7 @@ class Mirroring(RuleBasedStateMachine):
         self.store.loaded()
         self.parents.load({SETTINGS: [("1", "app_1")]}, 5)
         self.memories = {self.end: self.parents_now()}
-        self.settle()
+        self.mark_consistent()
         self.copy = Store()
         self.ledger = Ledger(folder / "standby", "7", Listener())
         self.mirrored = Mirrored(self.copy, self.ledger, CurrentOrigin(self.ledger))
@@ -83,9 +83,9 @@ class Mirroring(RuleBasedStateMachine):
     def parents_now(self) -> dict[str, str]:
         return dict(self.parents._memory[SETTINGS])
 
-    def settle(self) -> None:
+    def mark_consistent(self) -> None:
         """Have everything done that was followed."""
-        self.store.settle(self.end)
+        self.store.mark_consistent(self.end)
         self.pair.confirmable(self.end, exact=True)
         self.parents.tell()
 
@@ -114,10 +114,10 @@ class Mirroring(RuleBasedStateMachine):
     def read(self, changes: dict[str, bytes | None], named: bool, done: bool) -> None:
         self.end += 10
         batch = self.store.prepare(changes.items(), self.end, named=named, seen=self.end + 3)
-        self.store.publish(batch, whole=done, position=self.end if done else 0, seen=self.end + 3)
+        self.store.publish(batch, consistent=done, position=self.end if done else 0, seen=self.end + 3)
         self.memories[self.end] = self.parents_now()
         if done:
-            self.settle()
+            self.mark_consistent()
 
     @rule(row=ROWS, parent=st.none() | IDS, done=st.booleans())
     def move(self, row: str, parent: str | None, done: bool) -> None:
@@ -125,7 +125,7 @@ class Mirroring(RuleBasedStateMachine):
         self.parents.resolve(Affected(moves=[Move(SETTINGS, row, parent, known=True)]), self.end)
         self.memories[self.end] = self.parents_now()
         if done:
-            self.settle()
+            self.mark_consistent()
 
     @rule()
     def load(self) -> None:
@@ -157,7 +157,7 @@ class Mirroring(RuleBasedStateMachine):
     def drain(self) -> None:
         """Deliver everything: the copy is the same, in everything."""
         assert self.feed is not None
-        self.settle()
+        self.mark_consistent()
         while True:
             while self.wire:
                 self.deliver(self.wire.pop(0))
@@ -170,7 +170,7 @@ class Mirroring(RuleBasedStateMachine):
         assert content(self.copy) == content(self.store)
         assert self.copy.tombstones.keys() == self.store.tombstones.keys()
         assert (self.copy.digest, self.copy.head) == (self.store.digest, self.store.head)
-        assert (self.copy.position, self.copy.whole) == (self.store.position, self.store.whole)
+        assert (self.copy.position, self.copy.consistent) == (self.store.position, self.store.consistent)
         assert self.copy.seen >= self.store.seen
         assert self.mirrored.point is not None
         assert self.mirrored.point.followed == self.end

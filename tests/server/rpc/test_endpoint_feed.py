@@ -441,7 +441,7 @@ def test_a_promotion_between_the_verdict_and_the_first_message_is_judged_anew(
     before = Timeline("7", 1, end=900)
     after = Timeline("7", 2, end=700, switches=((1, 600),))
     store.follow_timeline(before)
-    store.publish(store.prepare([("app_1", b"1")], 500), whole=True, position=900, seen=500)
+    store.publish(store.prepare([("app_1", b"1")], 500), consistent=True, position=900, seen=500)
     token = Token(
         "b" * 32, "7", 1, revision=9, position=900, seen=500, mapping=0, issued=int(time.time()), encoding=1
     )
@@ -451,7 +451,7 @@ def test_a_promotion_between_the_verdict_and_the_first_message_is_judged_anew(
         verdicts.append(judge(*arguments, **options))
         if len(verdicts) == 1:
             store.follow_timeline(after, 600)
-            store.publish(store.prepare([("app_1", b"2")], 650), whole=True, position=650, seen=650)
+            store.publish(store.prepare([("app_1", b"2")], 650), consistent=True, position=650, seen=650)
         return verdicts[-1]
 
     monkeypatch.setattr(endpoint_feed, "judge", judge_slowly)

@@ -120,7 +120,7 @@ class Server:
         self.store._COMPACT_FROM, self.store._COMPACT_STEP = 3, 1
         self.read_at = max(read_at, self.read_at)
         self.compare(self.read_at)
-        self.store.settle(self.read_at)
+        self.store.mark_consistent(self.read_at)
         self.note()
         self.origin = replace(self.origin, followed_since=self.read_at)
 
@@ -129,11 +129,13 @@ class Server:
             self.store.entries.keys() - self.store.tombstones.keys()
         )
         rows.update(self.database.at(read_at, self.line))
-        self.publish(rows, read_at, named=False, whole=False)
+        self.publish(rows, read_at, named=False, consistent=False)
 
-    def publish(self, rows: dict[str, bytes | None], position: int, *, named: bool, whole: bool) -> None:
+    def publish(self, rows: dict[str, bytes | None], position: int, *, named: bool, consistent: bool) -> None:
         batch = self.store.prepare(rows.items(), position, named=named, seen=self.read_at)
-        self.store.publish(batch, whole=whole, position=position if whole else 0, seen=self.read_at)
+        self.store.publish(
+            batch, consistent=consistent, position=position if consistent else 0, seen=self.read_at
+        )
         self.maps[self.store.head] = {e.id: e.payload for e in self.store.live() if e.payload is not None}
 
     def note(self) -> None:
@@ -144,14 +146,14 @@ class Server:
         came = self.database.lines[self.line][self.store.position : up_to]
         names = [name for changes in came for name in changes]
         if not names:  # somebody else's WAL
-            self.store.settle(up_to)
+            self.store.mark_consistent(up_to)
             self.note()
             return
         self.read_at = max(self.read_at, read_at)
         now = self.database.at(self.read_at, self.line)
         rows = {name: now.get(name) for name in names}
         if parts == 1:
-            self.publish(rows, up_to, named=True, whole=True)
+            self.publish(rows, up_to, named=True, consistent=True)
             self.note()
             return
         self.up_to = up_to
@@ -161,9 +163,9 @@ class Server:
         self.proceed()
 
     def proceed(self) -> None:
-        self.publish(self.pending.pop(0), self.up_to, named=True, whole=False)
+        self.publish(self.pending.pop(0), self.up_to, named=True, consistent=False)
         if not self.pending:
-            self.store.settle(self.up_to)
+            self.store.mark_consistent(self.up_to)
             self.note()
 
     def reconcile(self, up_to: int, read_at: int) -> None:
@@ -171,14 +173,14 @@ class Server:
         self.read_at = max(self.read_at, read_at)
         self.compare(self.read_at)
         self.origin = replace(self.origin, followed_since=max(self.origin.followed_since or 0, up_to))
-        self.store.settle(up_to)
+        self.store.mark_consistent(up_to)
         self.note()
 
     def poll(self, read_at: int, now: float) -> None:
         """Compare everything while there is no slot."""
         self.read_at = max(self.read_at, read_at)
         self.compare(self.read_at)
-        self.store.settle(self.store.position)
+        self.store.mark_consistent(self.store.position)
         self.note()
         self.origin = replace(self.origin, reread=Reread(now, self.read_at, self.line + 1))
 
@@ -205,7 +207,7 @@ class Server:
             self.origin = replace(self.origin, followed_since=since)
         self.read_at = max(self.read_at, confirmed)
         self.compare(self.read_at)
-        store.settle(confirmed)
+        store.mark_consistent(confirmed)
         self.note()
 
     def restart(self, *, forgetful: bool) -> None:
