@@ -98,7 +98,7 @@ ORDER BY 1, 2;
 SELECT
     t.oid,
     CASE n.nspname
-        WHEN 'pg_catalog' THEN format_type(t.oid, CASE t.typname WHEN 'bpchar' THEN coalesce(@length + 4, -1) END)
+        WHEN 'pg_catalog' THEN format_type(t.oid, CASE t.typname WHEN 'bpchar' THEN coalesce(nullif(@length, -1) + 4, -1) END)
         ELSE format('%I.%I', n.nspname, t.typname)
     END AS type_name,
     t.typcategory::text AS category,
