@@ -29,7 +29,7 @@ import psycopg2
 from psycopg2.extensions import AsIs
 
 from cdc import lsn
-from cdc.errors import Refusal, SourceError
+from cdc.errors import PadsCdcError, Refusal, SourceError
 from cdc.mapping.key_types import literal, parameter
 from cdc.mapping.outside_types import OutsideType, search_path
 from cdc.mapping.row_rule import TWICE, Oddity, OddRow, check_id, shown
@@ -39,6 +39,7 @@ from cdc.postgres.connection import cancel_soon
 from cdc.postgres.encoding import Encoding
 from cdc.postgres.errors import translate
 from cdc.postgres.gate import Evidence, Snapshot
+from cdc.postgres.prepared import MOST_KEYS, PreparedStatements, blames, forbids
 from cdc.postgres.session import begin
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ SELECT pg_catalog.set_config('pads_cdc.before', pg_catalog.concat_ws(' ',
          END,
     extract(epoch FROM pg_catalog.pg_postmaster_start_time()),
     CASE WHEN pg_catalog.pg_is_in_recovery() THEN coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0') END
-), true);
+), true)
 """
 
 _LIMITS = """
@@ -87,17 +88,26 @@ SELECT
     CASE WHEN pg_catalog.strpos(pg_catalog.version(), '-linux') > 0
         THEN pg_catalog.set_config('client_connection_check_interval', '1s', true) END
 FROM pg_catalog.current_setting('deadlock_timeout') AS given (setting)
-CROSS JOIN LATERAL (SELECT given.setting::pg_catalog.interval AS cycle) AS deadlock;
+CROSS JOIN LATERAL (SELECT given.setting::pg_catalog.interval AS cycle) AS deadlock
 """
 """A read waits for a lock for less than ``deadlock_timeout``. A statement ends within a second of its
 client's end, on systems that can notify a server of that.
 """
-_LOCK = """
-SELECT pg_catalog.set_config('statement_timeout', pg_catalog.current_setting('pads_cdc.patience'), true);
-{locks};
-SELECT pg_catalog.set_config('statement_timeout', '60s', true);
+_IMPATIENT = """
+SELECT pg_catalog.set_config('statement_timeout', pg_catalog.current_setting('pads_cdc.patience'), true)
 """
 """The time limit is for all locks of a read together."""
+_PATIENT = """
+SELECT pg_catalog.set_config('statement_timeout', '60s', true)
+"""
+_IN_HASTE = """
+SELECT pg_catalog.set_config('statement_timeout', '250ms', true)
+"""
+"""A prepared plan may have been made for smaller tables, and take minutes instead of a millisecond."""
+_SLOW = 0.01
+"""Seconds. After a read by a prepared plan that takes longer, the plan is made anew."""
+_ONE_BY_ONE = 60.0
+"""Seconds for which a statement is planned for each read, after it failed as a prepared one."""
 
 
 class Database:
@@ -124,6 +134,12 @@ class Database:
         self.encode = encode
         self.wake = wake
         self._idle: list[Connection] = []
+        self._prepared: dict[Connection, PreparedStatements | None] = {}
+        """The prepared statements of each connection; None where a pooler may share the session."""
+        self._not_kept: dict[str, float] = {}
+        """Statements that failed as prepared ones, and until when they are not prepared (monotonic time)."""
+        self._composed: dict[tuple[str, ...], str] = {}
+        """Statements by the kinds of their keys; valid for the present `types`."""
         self._ended: set[Connection] = set()
         """Connections that were cut, because another session waits for their locks."""
         self._closed: set[Connection] = set()
@@ -157,16 +173,38 @@ class Database:
         if keys is None:
             statement, parameters = self.mapping.full(types.columns, types.id_type), {}
         else:
-            statement = self.mapping.compose(keys, types.columns, types.id_type)
-            parameters = {
-                parameter(kind): [literal(kind, value) for value in values] for kind, values in keys.items()
-            }
-        first = FIRST_CHUNK if at_once else 0
-        return Read(self, f"{self.names()}{self._locks}{_declare(statement)}", parameters, first)
+            kinds = tuple(sorted(keys))
+            if kinds not in self._composed:
+                self._composed[kinds] = self.mapping.compose(kinds, types.columns, types.id_type)
+            statement = self._composed[kinds]
+            parameters = {parameter(kind): [literal(kind, value) for value in keys[kind]] for kind in kinds}
+            if at_once and sum(map(len, keys.values())) <= MOST_KEYS:
+                return self._read_few(statement, parameters)
+        return Read(self, statement, parameters, first=FIRST_CHUNK if at_once else 0)
+
+    def _read_few(
+        self, statement: str, parameters: Mapping[str, Sequence[str]], *, locks: bool = True
+    ) -> Read:
+        """Read a few rows with a prepared statement; without one where that is not possible."""
+        if time.monotonic() < self._not_kept.get(statement, 0.0):
+            return Read(self, statement, parameters, locks=locks)
+        try:
+            read = Read(self, statement, parameters, keep=True, locks=locks)
+        except PadsCdcError as error:
+            if not blames(error):
+                raise
+            read = Read(self, statement, parameters, locks=locks)
+            if forbids(error):
+                self._not_kept[statement] = time.monotonic() + _ONE_BY_ONE
+        if read.complete:
+            return read
+        read.close()  # some id has very many rows: they need a cursor
+        return Read(self, statement, parameters, locks=locks)
 
     @property
-    def _locks(self) -> str:
-        return _LOCK.format(locks=self.mapping.locks)
+    def locks(self) -> str:
+        """The statements that lock the tables of a read."""
+        return f"{_IMPATIENT};{self.mapping.locks};{_PATIENT};"
 
     def open(self) -> Future[Read]:
         """Open a read of the whole mapping in another thread, because its first rows may take long.
@@ -209,7 +247,7 @@ class Database:
             SourceError, Refusal: the server does not answer.
 
         """
-        with Read(self, _declare(self.mapping.header), {}) as read:
+        with self._read_few(self.mapping.header, {}, locks=False) as read:
             return read.evidence
 
     def parents(self, rules: Collection[Rule]) -> dict[Rule, list[tuple[str, str]]]:
@@ -227,7 +265,7 @@ class Database:
 
     def _all_parents(self, query: str) -> list[tuple[str, str]]:
         """Return the row ids and parents that a query lists, spelled as the slot spells them."""
-        declare = f"{self.names()}{self._locks}{_declare(self.types.list_as_printed(query))}"
+        declare = f"{self.names()}{self.locks}{_declare(self.types.list_as_printed(query))}"
         connection = self.take()
         found: list[tuple[str, str]] = []
         with self.or_closed(connection):
@@ -239,7 +277,7 @@ class Database:
             while more:
                 with self.running(connection) as cursor:
                     as_bytes(cursor)
-                    cursor.execute(f"FETCH FORWARD {self.most_at_once} FROM pads_cdc_read")
+                    cursor.execute(_fetch(self.most_at_once))
                     found += ((key(as_printed(row)), key(as_printed(parent))) for row, parent in cursor)
                     more = cursor.rowcount > 0
             with self.running(connection) as cursor:
@@ -308,7 +346,7 @@ class Database:
         names, connection = self.names(), self.take()
         with self.or_closed(connection), self.running(connection) as cursor:
             begin = self.begin(connection) + names
-            cursor.execute(f"{begin}{self._locks}{_declare(statement)}", {**parameters})
+            cursor.execute(f"{begin}{self.locks}{_declare(statement)}", {**parameters})
             cursor.execute("COMMIT")
         self.give_back(connection)
 
@@ -326,7 +364,7 @@ class Database:
             return known
         names, connection = self.names(), self.take()
         with self.or_closed(connection), self.running(connection) as cursor:
-            cursor.execute(self.begin(connection) + names + self._locks, {})
+            cursor.execute(self.begin(connection) + names + self.locks, {})
             types = self._types = describe(self.mapping, cursor)
             cursor.execute("COMMIT")
         self.give_back(connection)
@@ -335,6 +373,8 @@ class Database:
     def forget_types(self) -> None:
         """Look up `types` anew at the next read, since the tables may have changed."""
         self._types = None
+        self._composed.clear()
+        self._not_kept.clear()
 
     @contextmanager
     def or_closed(self, connection: Connection) -> Iterator[None]:
@@ -362,19 +402,26 @@ class Database:
 
     def begin(self, connection: Connection) -> str:
         """Return the first statements of a read, to be sent in one round trip with the next ones."""
-        return f"{begin(connection)}{_LIMITS}{_BEFORE}"
+        return f"{begin(connection)}{_LIMITS};{_BEFORE};"
 
     def take(self) -> Connection:
         """Return a connection that is not in use: an idle or a new one."""
         with self._lock:
-            connection, closes = self._idle.pop() if self._idle else None, self._closes
-        connection = connection or self.address.connect()
-        self._local = (connection.info.host or "/").startswith(("/", "@"))
+            kept, closes = self._idle.pop() if self._idle else None, self._closes
+        connection = kept or self.address.connect()
         with self._lock:
             self._busy[connection] = time.monotonic()
             if closes != self._closes:
                 self._closed.add(connection)
+        if kept is None:
+            self._local = (connection.info.host or "/").startswith(("/", "@"))
+            with self.or_closed(connection), self.running(connection) as cursor:
+                self._prepared[connection] = PreparedStatements.of(cursor)
         return connection
+
+    def prepared(self, connection: Connection) -> PreparedStatements | None:
+        """Return the prepared statements of a connection; None where a pooler may share the session."""
+        return self._prepared[connection]
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection for the next read, unless `close` was called since `take`. No transaction is
@@ -395,6 +442,7 @@ class Database:
             self._busy.pop(connection, None)
             self._ended.discard(connection)
             self._closed.discard(connection)
+            self._prepared.pop(connection, None)
         with suppress(psycopg2.Error):
             connection.close()
 
@@ -457,7 +505,7 @@ class Database:
             self._closed |= self._busy.keys()
             self._closes += 1
         for connection in idle:
-            connection.close()
+            self.discard(connection)
 
 
 class Read:
@@ -466,27 +514,40 @@ class Read:
     def __init__(
         self,
         database: Database,
-        declare: str,
-        parameters: Mapping[str, Sequence[str]],
+        statement: str,
+        parameters: Mapping[str, Any],
         first: int = FIRST_CHUNK,
+        *,
+        keep: bool = False,
+        locks: bool = True,
     ) -> None:
-        """Begin. The evidence is the first row of the statement; ``first`` rows arrive with it."""
+        """Begin. The evidence is the first row of the statement; ``first`` rows arrive with it.
+
+        With ``keep`` the statement is prepared if the session allows it, and only the first rows can be had.
+        ``locks`` are needed unless the statement reads no table.
+        """
         self._database = database
         self._encode = database.encode
+        self._names = database.names() if locks else ""  # may query the server, on another connection
         self._connection: Connection | None = database.take()
         try:
             self._encoding = Encoding.of(self._connection)
         except Refusal:
             database.discard(self._connection)
             raise
-        first = min(first, database.most_at_once)
-        begin = database.begin(self._connection) + _unconverted(self._encoding)
-        statement = f"{begin}{declare}FETCH FORWARD {first + 1} FROM pads_cdc_read"
-        if self._encoding.utf8:
-            rows = self._fetch(statement, parameters)
+        prepared = database.prepared(self._connection) if keep and self._encoding.utf8 else None
+        if prepared is not None:
+            first = _LOCAL_CHUNK
+            rows = self._fetch_kept(prepared, f"{statement}\nLIMIT {first + 1}", parameters, locks=locks)
         else:
-            arrays = {name: AsIs(self._encoding.array(keys)) for name, keys in parameters.items()}
-            rows = self._fetch(statement, arrays)
+            first = min(first, database.most_at_once)
+            begin = database.begin(self._connection) + _unconverted(self._encoding)
+            if locks:
+                begin += self._names + database.locks
+            message = f"{begin}{_declare(statement)}{_fetch(first + 1)}"
+            if not self._encoding.utf8:
+                parameters = {name: AsIs(self._encoding.array(keys)) for name, keys in parameters.items()}
+            rows = self._fetch(message, parameters)
         header = rows.pop(0) if rows else (None,)
         if header[0] is None:
             self.close()
@@ -525,7 +586,7 @@ class Read:
         size = min(size, self._database.most_at_once)
 
         def fetch() -> list[tuple[Any, ...]]:
-            return self._fetch(f"FETCH FORWARD {size} FROM pads_cdc_read")
+            return self._fetch(_fetch(size))
 
         rows, self._rows = self._rows or [], None
         if not rows and not self.complete:
@@ -635,6 +696,25 @@ class Read:
         connection, self._connection = self._connection, None
         return connection
 
+    def _fetch_kept(
+        self,
+        prepared: PreparedStatements,
+        statement: str,
+        parameters: Mapping[str, Sequence[str]],
+        *,
+        locks: bool,
+    ) -> list[tuple[Any, ...]]:
+        """Do what a read with a cursor does, with prepared statements."""
+        began = time.monotonic()
+        message = prepared.begin() + self._names
+        first = (_IMPATIENT, self._database.mapping.locks, _IN_HASTE) if locks else ()
+        for each in (_LIMITS, _BEFORE, *first):
+            message += prepared.execute(each)
+        rows = self._fetch(message + prepared.execute(statement, tuple(parameters)), parameters)
+        if time.monotonic() - began > _SLOW:
+            prepared.outdate(statement)
+        return rows
+
     def _fetch(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         connection = self._connection
         if connection is None:
@@ -651,6 +731,10 @@ class Read:
 
 def _declare(statement: str) -> str:
     return f"DECLARE pads_cdc_read NO SCROLL CURSOR FOR {statement};\n"
+
+
+def _fetch(rows: int) -> str:
+    return f"FETCH FORWARD {rows} FROM pads_cdc_read"
 
 
 def _cut(connection: Connection) -> None:
