@@ -1,15 +1,15 @@
-"""From a row of the mapping to a serialized ``proto.GatewayEndpoint``: for ever the same bytes for a row.
+"""Encodes a row of the mapping as a serialized ``proto.GatewayEndpoint``. Equal rows always give equal bytes.
 
-Digests cover these bytes, and other languages serialize the same message to other ones, so they are made once
-and here, by rules of our own: fields in the order of their numbers, map entries in the order of their keys'
+Digests cover these bytes, and other languages serialize the same message differently. So the bytes are made
+once, here, by rules of our own: fields in the order of their numbers, map entries in the order of their keys'
 bytes, defaults left out, and a submessage that is set written even if it is empty. A protobuf library's
-"deterministic" promises less: the next version may order differently (upb sorts a user behind another one of
-which it is the beginning). Putting the bytes together also takes a third of the time, a million times at each
-start. Tests hold them against the generated classes.
+"deterministic" mode promises less: its next version may use another order (upb sorts a user after another one
+that begins with it). Our encoding also takes a third of the time, and there may be a million rows at each
+start. Tests compare the bytes with those of the generated classes.
 
-Clients of both revisions of the contract read these bytes: field 3 holds the limits, which the first revision
-expects there, and behind them a copy of the metadata, which the second one does. Why that is safe:
-``proto/gateway_endpoint.proto``.
+Clients of both revisions of the legacy contract read these bytes: field 3 holds the limits, which the first
+revision expects there, followed by a copy of the metadata, which the second one expects.
+``proto/gateway_endpoint.proto`` says why that is safe.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 ENCODING: Final = 2
-"""Counts the rules by which a row becomes bytes. Whoever holds bytes of another number (a resume token's
-client, a state file, a pair's other server) cannot compare digests with ours. Number 1 had the limits alone
-in field 3. To be raised with every change of the bytes; 1 to 255, since a token has one byte for it.
+"""Version of the encoding. Digests over bytes of another version (of a client's map, a state file, or the
+peer's map) cannot be compared with ours. Version 1 had only the limits in field 3. Increase it with every
+change of the bytes; it is 1 to 255, since a token has one byte for it.
 """
 
 _Limit: TypeAlias = int | bytes | None
@@ -41,7 +41,7 @@ Row: TypeAlias = tuple[
     _Limit,
 ]
 """The mapping's columns: endpoint_id, secret_key, secret_key_required, authorized_users, account_id,
-plan_type, throughput_limit, capacity_limit. Text is in UTF-8; other types than the usual ones come as text.
+plan_type, throughput_limit, capacity_limit. Text is in UTF-8; the database converts unusual types to text.
 """
 _ROW: Final = 8
 
@@ -49,7 +49,7 @@ _MONTH: Final = 3
 _PERIODS: Final = {b"day": 1, b"week": 2, b"month": _MONTH, b"year": 4}
 """The values of `CapacityLimitPeriod`."""
 
-# A tag is the field's number << 3 | 2: a length follows.
+# A tag is the field's number << 3 | 2, and a length follows.
 _ENDPOINT_ID, _AUTH, _RATE_LIMITING, _METADATA = b"\x0a", b"\x12", b"\x1a", b"\x22"
 _STATIC_API_KEY, _JWT = b"\x12", b"\x1a"
 _API_KEY = b"\x0a"
@@ -57,57 +57,57 @@ _AUTHORIZED_USERS = b"\x12"
 _ACCOUNT_ID, _PLAN_TYPE = b"\x12", b"\x22"
 _NAME, _USER_ID, _EMAIL, _ENVIRONMENT = b"\x0a", b"\x1a", b"\x2a", b"\x32"
 _MAP_KEY, _EMPTY_MAP_VALUE = b"\x0a", b"\x12\x00"
-# A tag is the field's number << 3 | 0: a varint follows.
+# A tag is the field's number << 3 | 0, and a varint follows.
 _THROUGHPUT_LIMIT, _CAPACITY_LIMIT, _CAPACITY_LIMIT_PERIOD = b"\x08", b"\x10", b"\x18"
 
 _NO_AUTH = _AUTH + b"\x02\x0a\x00"
-"""`no_auth` is set, although it is empty: clients refuse an unset `auth_type`."""
+"""`no_auth` is set although it is empty, because clients refuse an unset `auth_type`."""
 
 _LONG = 100
-"""Bytes from which on a text takes the long way: below, each length around it is one byte."""
+"""Texts of at least this many bytes take the slow path. Below, each length around a text is one byte."""
 _BEFORE_ID = [_ENDPOINT_ID + SHORT[length] for length in range(_LONG)]
 _BEFORE_KEY = [
     _AUTH + SHORT[length + 4] + _STATIC_API_KEY + SHORT[length + 2] + _API_KEY + SHORT[length]
     for length in range(_LONG)
 ]
-"""By the length of the key."""
+"""The bytes before a key, by the key's length."""
 _BEFORE_ACCOUNT = [_ACCOUNT_ID + SHORT[length] for length in range(_LONG)]
 _BEFORE_METADATA = [_METADATA + SHORT[length + 2] for length in range(_LONG)]
-"""By the lengths of the account's id and of the plan's serialized field, together."""
+"""The bytes before the metadata, by the total length of the account's id and the plan's field."""
 _BEFORE_LIMITS = [_RATE_LIMITING + SHORT[length + 2] for length in range(_LONG + 24)]
-"""By these and the length of the serialized numbers, of which there are 24 bytes at most."""
+"""The bytes before the limits, by the same length plus that of the serialized numbers (24 at most)."""
 
 
 class _PlanFields(NamedTuple):
-    """What a row's plan and limits come to."""
+    """A row's plan and limits, serialized."""
 
     usual: bool
-    """It is nothing but ASCII, and nothing is odd."""
+    """Whether the plan is ASCII and nothing is odd, so that the fast path can be taken."""
     plan: bytes
-    """The serialized field of the metadata."""
+    """The plan's field of the metadata."""
     numbers: bytes
-    """The serialized limits."""
+    """The limits' fields."""
     odd: Oddity | OddRow | None
-    """What is odd about it; the error where it has no meaning."""
+    """The oddity of the limits, if there is one; the error if they have no meaning."""
 
 
 _PLANS: Final = 4096
-"""Plans and limits that are remembered: endpoints share few, unless each one has its own."""
+"""Number of cached plans and limits. Usually many endpoints share few."""
 _plans: dict[tuple[bytes | None, _Limit, _Limit], _PlanFields] = {}
 
 
 def encoder(columns: Sequence[str]) -> Callable[[tuple[Any, ...]], bytes]:
-    """Return what encodes rows of these columns: those of `Row`, then any of
-    `cdc.mapping.mapping.OPTIONAL_COLUMNS`. Rows without any of these take no longer for it.
+    """Return a function that encodes rows of these columns.
 
-    The function that is returned raises what `encode` raises.
+    They are those of `Row`, followed by any of `cdc.mapping.mapping.OPTIONAL_COLUMNS`. Rows without optional
+    columns take no longer for it. The function raises the same errors as `encode`.
     """
     optional = columns[_ROW:]
     if not optional:
         return encode
 
     def encode_more(row: tuple[Any, ...]) -> bytes:
-        check_id("endpoint_id", _bytes(row[0]))  # first, so that what else is odd can be said of that id
+        check_id("endpoint_id", _bytes(row[0]))  # first, so that other oddities can name the id
         more = {name: _bytes(value) for name, value in zip(optional, row[_ROW:], strict=True)}
         period = _period(more.pop("capacity_limit_period", None))
         for column, value in more.items():
@@ -118,12 +118,13 @@ def encoder(columns: Sequence[str]) -> Callable[[tuple[Any, ...]], bytes]:
 
 
 def encode(row: Row) -> bytes:
-    """Return the payload of one endpoint; NULLs become what `proto/gateway_endpoint.proto` has for nothing.
+    """Return the payload of one endpoint. A NULL becomes the field's default in `gateway_endpoint.proto`.
 
-    Authorized users win over the key; an empty list of them authorizes nobody, and so does an empty key.
+    Authorized users take precedence over the key. An empty list of users authorizes nobody, and so does an
+    empty key.
 
     Raises:
-        OddRow: the row is no endpoint as it stands, by the rule of `cdc.mapping.row_rule`.
+        OddRow: the row is no valid endpoint, by the rule of `cdc.mapping.row_rule`.
 
     """
     name, key, required, users, account, plan_type, throughput, capacity = row
@@ -131,7 +132,7 @@ def encode(row: Row) -> bytes:
     if known is None:
         known = _of_plan(plan_type, throughput, capacity)
     usual, plan, numbers, _ = known
-    # As usual: all there, and nothing of it long. What stands between is looked up, not put together.
+    # The fast path: every value is present and short. The bytes between the values come from tables.
     if usual and required is True and users is None and name and key and account:
         length = len(account) + len(plan)
         short = len(name) < _LONG and len(key) < _LONG and length < _LONG
@@ -158,7 +159,7 @@ def encode(row: Row) -> bytes:
 
 
 def _encode(row: Row, of_plan: _PlanFields, more: Mapping[str, bytes | None]) -> bytes:
-    """Encode any row, with what the optional columns say of it."""
+    """Encode any row, with its optional columns."""
     name, key, required, users, account, *_ = map(_bytes, row)
     check_id("endpoint_id", name)
     check_text("secret_key", (key or b"",))
@@ -191,7 +192,7 @@ def _encode(row: Row, of_plan: _PlanFields, more: Mapping[str, bytes | None]) ->
 
 
 def _bytes(value: Any) -> Any:
-    """Return a value of any type as the server prints it."""
+    """Return a value of any type in the form in which the server prints it."""
     if value is None or isinstance(value, bytes | list):
         return value
     if isinstance(value, bool):

@@ -1,6 +1,4 @@
-"""The pipeline: the threads that follow the database, made and started together, and ended in the right
-order.
-"""
+"""The pipeline: makes and starts the threads that follow the database, and stops them in the right order."""
 
 from __future__ import annotations
 
@@ -39,11 +37,11 @@ if TYPE_CHECKING:
     from server.config.settings import Settings
 
 _JOIN_SECONDS = 1.5
-"""What each thread gets to end in; the whole server has 5 s."""
+"""Time for each thread to end. The whole server has 5 s."""
 
 
 class Pipeline:
-    """The threads and what they share."""
+    """The threads and the objects that they share."""
 
     def __init__(
         self,
@@ -54,10 +52,10 @@ class Pipeline:
         pair: Pair,
         on_failure: Callable[[], object],
     ) -> None:
-        """Check that the database is fit for us, and open the state file; nothing runs yet.
+        """Check the database, and open the state file. No thread runs yet.
 
         Raises:
-            PadsCdcError: with one line that says what to do.
+            PadsCdcError: a check failed; the text is one line that says what to do.
 
         """
         mapping, queries, peer = load(settings.mapping), server_queries(), _peer(settings)
@@ -172,10 +170,9 @@ class Pipeline:
             self._mirror.start()
 
     def stop(self) -> None:
-        """End the threads: the applier first, so that the reader confirms all that was done. Blocks for
-        seconds at most.
+        """Stop the threads: the applier first, so that the reader confirms everything that it has done.
 
-        A thread that a frozen server holds is left behind; it is a daemon.
+        Blocks for seconds at most. A thread that waits for a frozen database is left behind; it is a daemon.
         """
         if self._mirror is not None:
             self._mirror.stop()

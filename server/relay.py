@@ -1,6 +1,4 @@
-"""``pads-cdc relay``: serves the map of a leader, as a server does, and needs neither a database nor a state
-file.
-"""
+"""``pads-cdc relay``: serves a leader's map like a server, without a database and without a state file."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ def relay(settings: RelaySettings) -> int:
     """Run the relay until SIGTERM or SIGINT; returns the exit code.
 
     Raises:
-        PadsCdcError: it cannot start, or cannot go on.
+        PadsCdcError: the relay cannot start, or cannot go on.
 
     """
     writer = prepare(settings)

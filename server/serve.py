@@ -1,8 +1,7 @@
-"""``pads-cdc serve``: a server that follows a database. Every part is made here, and handed to those that
-need it.
+"""``pads-cdc serve``: composes a server that follows a database.
 
-The event loop (gRPC, HTTP) has the main thread; the reader of the slot, the applier, the probes and the
-publisher have one each. They share the store, which has a lock, and `Freshness`.
+The event loop (gRPC, HTTP) runs in the main thread. The reader of the slot, the applier, the probes and the
+publisher have a thread each. They share the store, which has a lock, and `Freshness`.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def serve(settings: Settings) -> int:
     """Run the server until SIGTERM or SIGINT; returns the exit code.
 
     Raises:
-        PadsCdcError: it cannot start, or cannot go on.
+        PadsCdcError: the server cannot start, or cannot go on.
 
     """
     writer = prepare(settings)
@@ -90,7 +89,7 @@ async def _serve(settings: Settings, writer: LogWriter) -> int:
 
 
 def _publishing(settings: Settings, front: Front, pipeline: Pipeline) -> Publishing | None:
-    """Make what publishes to relays, if there is a broker.
+    """Make the thread that publishes to relays, if there is a broker.
 
     Raises:
         ConfigurationError: a file of the BROKER settings cannot be read.
@@ -116,8 +115,9 @@ def _publishing(settings: Settings, front: Front, pipeline: Pipeline) -> Publish
 
 
 async def _unless(stop: asyncio.Event, make: Callable[[], _Made]) -> _Made | None:
-    """Return what ``make`` makes in a thread, or None if ``stop`` is set before; then the thread is left
-    behind.
+    """Run ``make`` in a thread and return its result, or None if ``stop`` is set first.
+
+    Then the thread is left behind.
     """
     loop = asyncio.get_running_loop()
     made: asyncio.Future[_Made] = loop.create_future()
@@ -125,11 +125,11 @@ async def _unless(stop: asyncio.Event, make: Callable[[], _Made]) -> _Made | Non
     def run() -> None:
         try:
             result = make()
-        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+        except BaseException as error:  # noqa: BLE001 - the waiting task raises it
             outcome = partial(made.set_exception, error)
         else:
             outcome = partial(made.set_result, result)
-        with suppress(RuntimeError):  # nobody waits any more, and the loop is closed
+        with suppress(RuntimeError):  # the loop is closed, so no task waits any more
             loop.call_soon_threadsafe(outcome)
 
     threading.Thread(target=run, name="preflight", daemon=True).start()

@@ -1,8 +1,8 @@
-"""Signals that would end a process and are meant for something else: none of them does it harm.
+"""Handles signals that would end the process by default, although their senders do not mean that.
 
-SIGHUP asks a service to read its files again; ours reads them again by itself. Log rotation and people send
-SIGUSR1 and SIGUSR2 to services of other kinds. (To `watch` and `demo` SIGHUP says that their terminal is
-gone, and they end in good order.)
+SIGHUP asks a service to read its files again; ours does so by itself. Log rotation and people send SIGUSR1
+and SIGUSR2 to other kinds of services. (For `watch` and `demo` SIGHUP means that their terminal has gone, and
+they end in good order.)
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def pass_by(*numbers: signal.Signals, then: Callable[[], object] = lambda: None) -> None:
-    """Let these signals do nothing but call ``then``, which may interrupt anything; in the main thread.
+    """Make these signals only call ``then``, in the main thread, between any two instructions.
 
-    A handler, since what is ignored would be ignored by every program that we start as well.
+    This installs a handler: programs that we start would inherit an ignored signal, but not a handler.
     """
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        with suppress(RuntimeError):  # the event loop, which it is handed to, is closed
+        with suppress(RuntimeError):  # the event loop that would run it is closed
             then()
 
     for number in numbers:
@@ -31,7 +31,7 @@ def pass_by(*numbers: signal.Signals, then: Callable[[], object] = lambda: None)
 
 
 def ignore_what_passes_by() -> None:
-    """Ignore them from here on: the interpreter takes its handlers away before the process has ended."""
+    """Ignore these signals at the end: the interpreter removes its handlers before the process has ended."""
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,6 @@
-"""Who is subscribed and how far each one is: kept by the gRPC side, read by the metrics and the status page.
+"""The open streams and their progress. The gRPC services write it, the metrics and the status page read it.
 
-A subscriber is counted from its opening to its end; what is remembered of it are a peer address and counts.
+A subscriber is counted from the opening of its stream to its end. Only its address and counts are kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Protocol = Literal["gateway_endpoints", "endpoint_feed"]
-"""Which service a subscriber speaks; the label of ``pads_cdc_subscribers``."""
+"""The service that a subscriber uses; the label of ``pads_cdc_subscribers``."""
 PROTOCOLS: Final[tuple[Protocol, ...]] = ("gateway_endpoints", "endpoint_feed")
 
 
@@ -29,23 +29,23 @@ class SubscriberSeen:
     peer: str
     protocol: Protocol
     since: float
-    """Unix seconds of its opening."""
+    """When the stream was opened, in Unix seconds."""
     client_id: str
-    """What it calls itself; empty where the protocol has no such thing."""
+    """The client's name for itself; empty for the legacy contract, which has no such field."""
     revision: int
-    """It has been sent, or where the protocol has acknowledgements: it holds, everything up to here."""
+    """The subscriber has been sent everything up to here; or, on the feed, has acknowledged it."""
     sent: int
-    """Messages handed to its stream."""
+    """Number of messages sent on the stream."""
     behind: int
-    """Revisions that are published and that it lacks."""
+    """Number of published revisions that the subscriber lacks."""
     lag_seconds: float
-    """Since when it lacks something: 0.0 when it has all there is; at most since it opened, if it had nothing
-    then.
+    """Seconds since which the subscriber lacks a publication: 0.0 if it lacks none. For a new subscriber the
+    time counts from its opening.
     """
 
 
 class Subscriber:
-    """One open stream. Its servicer alone writes to it: plain assignments, so that readers need no lock."""
+    """One open stream. Only its servicer writes to it, by plain assignments, so readers need no lock."""
 
     __slots__ = ("client_id", "opened", "peer", "protocol", "revision", "sent", "since")
 
@@ -60,12 +60,12 @@ class Subscriber:
 
 
 class Subscribers:
-    """The register. ``published`` is told of every new head, to know since when a subscriber is behind."""
+    """All open streams. `published` must be called for every publication, to compute lags."""
 
     _GRAIN: Final = 0.1
-    """Publications closer together than this (seconds) count as one, from the first: lag is exact to that."""
+    """Publications within this many seconds count as one, at the time of the first: the precision of lags."""
     _KEEP: Final = 36_000
-    """Publications remembered: at least an hour of them; a lag beyond that is told as what is remembered."""
+    """Number of publications that are remembered: at least an hour's. A longer lag is reported as that."""
 
     def __init__(
         self, monotonic: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
@@ -80,19 +80,19 @@ class Subscribers:
         return len(self._open)
 
     def add(self, peer: str, protocol: Protocol, client_id: str = "") -> Subscriber:
-        """Register a stream that has opened; the caller removes it in a ``finally``."""
+        """Register a stream that was opened. The caller removes it in a ``finally``."""
         subscriber = Subscriber(peer, protocol, client_id, self._wall(), self._monotonic())
         with self._lock:
             self._open.add(subscriber)
         return subscriber
 
     def remove(self, subscriber: Subscriber) -> None:
-        """Forget a stream that has ended; doing it twice is fine."""
+        """Remove a stream that has ended. It may be called twice."""
         with self._lock:
             self._open.discard(subscriber)
 
     def published(self, head: Revision) -> None:
-        """Note that everything up to revision ``head`` can be sent from now on; repeats are ignored."""
+        """Note that everything up to revision ``head`` is published now. Repeats are ignored."""
         now = self._monotonic()
         with self._lock:
             if self._published:
@@ -105,7 +105,7 @@ class Subscribers:
             self._published.append((head, now))
 
     def snapshot(self) -> tuple[SubscriberSeen, ...]:
-        """All that are open, the longest subscribed first."""
+        """Return all open streams, the oldest first."""
         now = self._monotonic()
         with self._lock:
             published = tuple(self._published)
@@ -116,7 +116,7 @@ class Subscribers:
             revision = subscriber.revision
             missing = bisect_right(published, revision, key=lambda publication: publication[0])
             lag = max(0.0, now - published[missing][1]) if missing < len(published) else 0.0
-            if not revision:  # what was published before it came was never late
+            if not revision:  # publications before its opening do not count as late
                 lag = min(lag, now - subscriber.opened)
             seen.append(
                 SubscriberSeen(

@@ -1,13 +1,14 @@
-"""The little of protobuf's wire format that is written by hand: varints, and fields that a length precedes.
+"""The part of protobuf's wire format that we write by hand: varints, and fields with a length.
 
-A message's bytes may be concatenated, so what is serialized once is sent as it is ever after.
+A message is the concatenation of its fields, so a field that is serialized once can be sent any number of
+times.
 """
 
 from __future__ import annotations
 
 
 def varint(value: int) -> bytes:
-    """Seven bits a byte, least significant first; the eighth bit says that more follow."""
+    """Serialize a number: seven bits in each byte, least significant first. The eighth bit announces more."""
     groups = bytearray()
     while value > 0x7F:  # noqa: PLR2004 - seven bits
         groups.append(value & 0x7F | 0x80)
@@ -17,7 +18,7 @@ def varint(value: int) -> bytes:
 
 
 SHORT = tuple(varint(length) for length in range(1024))
-"""The lengths of nearly all fields, looked up."""
+"""The serialized lengths of nearly all fields."""
 
 
 def field(tag: bytes, content: bytes) -> bytes:

@@ -1,1 +1,1 @@
-"""Metrics, health, logs and pages. All of it listens to the domain, which does not know it."""
+"""Metrics, health, logs and pages. They listen to the domain, which does not know them."""

@@ -1,4 +1,4 @@
-# ruff: noqa: D102 (what each report means stands in the Observer protocol)
+# ruff: noqa: D102 (the Observer protocol describes each report)
 """Tells several listeners what the applier reports: metrics, health, the log hear what they need."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Listener:
-    """An observer that ignores everything: derive from it and take up the reports of interest."""
+    """An observer that ignores every report. Derive from it and override the reports of interest."""
 
     def mode(self, mode: Mode) -> None: ...
 
@@ -41,10 +41,10 @@ class Listener:
 
 
 class FanOut:
-    """An observer that passes each report on, in the given order.
+    """An observer that passes each report on to others, in the given order.
 
-    The applier may rely on it that observers do not raise, so this is where their errors end: a fault in a
-    metric is logged, and must not stop the replication of revoked keys.
+    The applier relies on observers that do not raise. So errors end here: a fault in a metric is logged, and
+    must not stop the replication of revoked keys.
     """
 
     def __init__(self, *observers: Observer) -> None:

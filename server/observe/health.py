@@ -1,8 +1,8 @@
-"""Is it well, and may gateways use it? Two questions, on purpose.
+"""Decides whether the server is ready and whether it is healthy, which are two different questions.
 
-*Ready* means "holds a complete map": a database outage must not become a gateway outage, so it stays good
-while the source is away, unless an operator bounds it with ``MAX_STALENESS``. *Healthy* means that there is
-nothing for a person to look at.
+*Ready* means "holds a complete map that gateways may use". A database outage must not become a gateway
+outage, so a server stays ready while the database is unreachable, unless ``MAX_STALENESS`` limits that.
+*Healthy* means that there is nothing for a person to look at.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cdc.store.store import Store
 
 STALE_SECONDS: Final = 30.0
-"""Staleness that people are told of, whatever ``MAX_STALENESS`` says: what polling would do as well."""
+"""Staleness from which the server reports itself unhealthy, whatever ``MAX_STALENESS`` is."""
 
 
 _LOSING: Final = {
@@ -28,11 +28,11 @@ _LOSING: Final = {
     " end the oldest transaction, or raise max_slot_wal_keep_size",
     "lost": "the slot's wal_status is lost: it is made anew, and everything read again",
 }
-"""What people are told of a slot that the server is about to take away, or has."""
+"""Messages about a slot that Postgres is about to invalidate, or has invalidated, by wal_status."""
 
 
 class Health(Listener):
-    """Keeps what the applier last said about the source; answers from any thread, without waiting."""
+    """Remembers the applier's last reports about the source. Any thread may ask, without waiting."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Health(Listener):
         max_staleness: float | None = None,
         pair: Pair | None = None,
     ) -> None:
-        """Take the map, its freshness and (seconds) the staleness beyond which it is not to be used."""
+        """``max_staleness`` is in seconds: beyond it, the server is not ready. None is no limit."""
         self._pair = pair or Pair()
         self._store = store
         self._freshness = freshness
@@ -54,7 +54,7 @@ class Health(Listener):
         self._troubles: dict[str, str] = {}
 
     def unready(self) -> tuple[Reason, ...]:
-        """Why gateways should not use this server; empty when it is ready."""
+        """The reasons why gateways should not use this server; empty if it is ready."""
         if self._pair.standing_by:
             return (Reason("standing_by", "the peer reads the slot; this server takes over when it is gone"),)
         if not self._store.ready:
@@ -65,13 +65,13 @@ class Health(Listener):
         return ()
 
     def reasons(self) -> tuple[Reason, ...]:
-        """Everything that a person should know of; empty when all is well."""
+        """Everything that a person should look at; empty if the server is healthy."""
         standing_by = self._pair.standing_by
         reasons = [] if standing_by else list(self.unready())
         with self._lock:
             mode, connected, last_loss = self._mode, self._connected, self._last_loss
             slot, troubles = self._slot, dict(self._troubles)
-        if standing_by:  # as it should be, as long as there is a peer to be mirrored
+        if standing_by:  # healthy, as long as the peer can be mirrored
             if not self._pair.mirroring:
                 reasons.append(Reason("peer", "the peer reads the slot and cannot be mirrored"))
         elif not connected:
@@ -89,7 +89,7 @@ class Health(Listener):
         return tuple(reasons)
 
     def mode(self, mode: Mode) -> None:
-        """Remember how the source is read."""
+        """Remember the mode in which the source is read."""
         with self._lock:
             self._mode = mode
 
@@ -101,17 +101,17 @@ class Health(Listener):
                 self._last_loss = ""
 
     def reconnecting(self, reason: str, message: str) -> None:  # noqa: ARG002 (the reason is a label)
-        """Remember why the source was lost, to say so while it is away."""
+        """Remember why the source was lost, to report it until the connection is back."""
         with self._lock:
             self._last_loss = message
 
     def slot(self, slot: SlotSeen) -> None:
-        """Remember what the server says of the slot."""
+        """Remember the slot's state."""
         with self._lock:
             self._slot = slot
 
     def trouble(self, key: str, message: str | None) -> None:
-        """Remember, or forget, a lasting condition."""
+        """Remember a lasting condition, or forget it if ``message`` is None."""
         with self._lock:
             if message is None:
                 self._troubles.pop(key, None)

@@ -1,6 +1,6 @@
 """The HTTP side, on ``METRICS_PORT``: metrics for Prometheus, health for orchestrators, a page for people.
 
-It runs in the event loop of the gRPC server; nothing that it serves waits for the database.
+It runs in the event loop of the gRPC server. No page waits for the database.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class _Health(Protocol):
-    """Says why this process cannot serve, and what is not as it should be; nothing where all is well."""
+    """The reasons why a process is not ready, and those why it is not healthy."""
 
     def unready(self) -> Sequence[Reason]: ...
     def reasons(self) -> Sequence[Reason]: ...
@@ -46,11 +46,11 @@ _PATHS = {
     "/healthz": "200 ok, or 503 with the reasons",
 }
 _DRAIN_SECONDS = 1.0
-"""How long `stop` waits for answers under way; the whole server has 5 s to stop in."""
+"""How long `stop` waits for answers in progress. The whole server has 5 s to stop."""
 
 
 class HttpServer:
-    """A started HTTP server; ``port`` is the one in use where 0 was asked for."""
+    """A started HTTP server. ``port`` is the real port, even if 0 was asked for."""
 
     def __init__(self, runner: web.AppRunner, listener: HttpListener, port: int) -> None:
         self._runner = runner
@@ -58,7 +58,7 @@ class HttpServer:
         self.port = port
 
     async def stop(self) -> None:
-        """Close the port and all connections; waits at most a second for answers under way."""
+        """Close the port and all connections. Waits at most a second for answers in progress."""
         await self._listener.close()
         await self._runner.cleanup()
 
@@ -74,10 +74,10 @@ async def start(
 ) -> HttpServer:
     """Listen, and serve up to ``most`` connections from the running event loop.
 
-    Without a ``page`` there is none for people.
+    Without ``page`` there is no status page.
 
     Raises:
-        ListenError: the port is taken or the address is not ours.
+        ListenError: the port is in use, or this machine does not have the address.
 
     """
     requests = logging.getLogger(f"{__name__}.requests")
@@ -91,7 +91,7 @@ async def start(
     runner = web.AppRunner(
         _application(registry, health, page, listener),
         logger=requests,
-        access_log=None,  # a line for each scrape is nothing to act on
+        access_log=None,  # nobody acts on a line for each scrape
         handle_signals=False,
         shutdown_timeout=_DRAIN_SECONDS,
     )
@@ -147,7 +147,7 @@ def _add_page(application: web.Application, page: StatusPage) -> None:
 
 
 def _not_http(record: logging.LogRecord) -> bool:
-    """Make one line of what aiohttp says about a request that it cannot read: that is no fault of ours."""
+    """Log one line, not aiohttp's traceback, about a request that aiohttp cannot parse."""
     error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
     if not isinstance(error, HttpProcessingError):
         return True
@@ -158,7 +158,7 @@ def _not_http(record: logging.LogRecord) -> bool:
 
 @web.middleware
 async def _no_surprises(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer wrong paths with the right ones, and let no cache keep an answer about now."""
+    """Answer a wrong path with the list of valid ones, and forbid caching, since answers are about now."""
     try:
         response: web.StreamResponse = await handler(request)
     except web.HTTPNotFound:

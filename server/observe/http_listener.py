@@ -1,8 +1,8 @@
-"""Accepts the connections of the HTTP port, so that health and metrics answer whatever others do.
+"""Accepts the connections of the HTTP port, so that health and metrics answer whatever other clients do.
 
-Whoever connects and sends no request is cut off soon. There is a bound on connections, and at the bound the
-one that was idle for longest makes room for the next. When the process has no descriptor left, a spare one is
-given up for the next connection.
+A client that connects and sends no request is soon disconnected. The number of connections has a bound. At
+the bound, the connection that has been idle for longest is closed for the next one. If the process has no
+descriptor left, a spare one is released for the next connection.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ if TYPE_CHECKING:
 REQUEST_SECONDS: Final = 10.0
 """How long a new connection may take to send its first request."""
 IDLE_SECONDS: Final = 90.0
-"""How long an answer and the next request may take in all; Prometheus waits a minute between scrapes."""
+"""How long an answer and the next request may take together. Prometheus scrapes once a minute."""
 _LOOK_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 0.05
-"""Between two attempts to accept where no descriptor is left."""
+"""Pause between two attempts to accept while no descriptor is left."""
 _BACKLOG: Final = 128
 _NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _NO_SUCH_ADDRESS: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 
 class HttpListener:
-    """Belongs to the running event loop."""
+    """Accepts connections in the running event loop. Not thread-safe."""
 
     def __init__(self, protocol: Callable[[], asyncio.Protocol], most: int) -> None:
-        """Make a ``protocol`` for each connection, and keep up to ``most`` connections."""
+        """``protocol`` makes the protocol of each connection; ``most`` limits the number of connections."""
         self._protocol = protocol
         self._most = most
         self._loop = asyncio.get_running_loop()
         self._deadlines: dict[asyncio.Transport, float] = {}
-        """When each connection is cut off if no request comes. The first one was idle for longest."""
+        """When each connection is closed if it sends no request. The first has been idle for longest."""
         self._listening: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._spare: int | None = None
-        """A descriptor that can be given up."""
+        """A descriptor that can be released for a new connection."""
 
     async def listen(self, host: str, port: int) -> int:
         """Listen on every address of a host; returns the port.
 
         Raises:
-            OSError: it is taken, or the host has no address here.
+            OSError: the port is in use, or the host is no address of this machine.
 
         """
         found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -58,7 +58,7 @@ class HttpListener:
             except OSError as error:
                 refused = error
                 if error.errno in _NO_SUCH_ADDRESS:
-                    continue  # another address of the same name may be one of ours
+                    continue  # another address of the same name may be this machine's
                 break
             one.setblocking(False)
             self._listening.append(one)
@@ -72,7 +72,7 @@ class HttpListener:
         return port
 
     async def close(self) -> None:
-        """Accept no more connections. Those that stand are left to their protocols."""
+        """Accept no more connections. Open ones are left to their protocols."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -81,13 +81,13 @@ class HttpListener:
         self._give_up_spare()
 
     def requested(self, transport: asyncio.Transport) -> None:
-        """Note that a request has come."""
+        """Note that a request has arrived."""
         if self._deadlines.pop(transport, None) is not None:
             self._deadlines[transport] = self._loop.time() + IDLE_SECONDS
 
     async def _accept(self, listening: socket.socket) -> None:
         while True:
-            # Without a descriptor `accept` fails also when nobody waits, and nobody must be cut off for that.
+            # Without a descriptor, `accept` fails even if no client waits. Then no connection must be closed.
             await self._somebody_waits(listening)
             try:
                 accepted, _ = listening.accept()
@@ -142,7 +142,7 @@ class HttpListener:
         if self._spare is None:
             try:
                 self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:  # later
+            except OSError:  # try again later
                 self._spare = None
 
     def _give_up_spare(self) -> bool:

@@ -1,4 +1,4 @@
-"""The last hour of staleness, for a plot: enough to see a stall that is over, without a Prometheus."""
+"""The last hour of staleness, for the status page's plot. It shows past stalls without a Prometheus."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SPAN: Final = 3600.0
-"""Seconds that are remembered, and shown at most."""
+"""Seconds that are remembered, and the maximum that the plot shows."""
 _LEAST_SPAN: Final = 300.0
-"""Seconds that a plot shows at least; a server that is younger than an hour shows its own life."""
+"""Minimum seconds that the plot shows. A server younger than an hour shows the time since its start."""
 _GRAIN: Final = 5.0
-"""Seconds a point stands for; it is the worst value in them, so that no spike is lost."""
+"""Seconds for which a point stands. It is the worst value in this time, so that no spike is lost."""
 
 
 class LagHistory:
-    """Used by the event loop alone."""
+    """Samples of staleness. Not thread-safe: only the event loop uses it."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._since = monotonic()
         self._points: deque[tuple[float, float]] = deque(maxlen=int(SPAN / _GRAIN) + 1)
-        """(start of the grain, worst staleness in it), both in seconds"""
+        """Points (start, worst staleness), both in seconds."""
 
     def note(self, staleness: float) -> None:
-        """Remember a value of now."""
+        """Add the present staleness, in seconds."""
         grain = self._monotonic() // _GRAIN * _GRAIN
         if self._points and self._points[-1][0] == grain:
             staleness = max(staleness, self._points.pop()[1])
@@ -35,7 +35,7 @@ class LagHistory:
 
     @property
     def span(self) -> float:
-        """How far back the plot reaches, in seconds."""
+        """The time that the plot covers, in seconds."""
         return min(SPAN, max(_LEAST_SPAN, self._monotonic() - self._since))
 
     @property
@@ -51,7 +51,7 @@ class LagHistory:
             x = width * (1 - (now - at) / span)
             y = height * (1 - min(1.0, staleness / top))
             points.append(f"{max(0.0, x):.1f},{y:.1f}")
-        if points:  # up to the right edge, or a young server's line could not be seen
+        if points:  # extend the line to the right edge: with one point it would be invisible
             points.append(f"{width:.1f},{points[-1].partition(',')[2]}")
         return " ".join(points)
 

@@ -1,4 +1,4 @@
-"""The metric of log lines that nobody could be shown."""
+"""The metric of dropped log lines."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class LogCounters(Collector):
-    """Read at each scrape."""
+    """The number of dropped log lines, read at each scrape."""
 
     def __init__(self, dropped: Callable[[], int]) -> None:
-        """``dropped`` returns how many there were since the start."""
+        """``dropped`` returns the number of lines dropped since the start."""
         self._dropped = dropped
 
     def collect(self) -> Iterator[CounterMetricFamily]:

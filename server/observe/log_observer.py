@@ -1,4 +1,4 @@
-"""The log lines that an operator would act on: the source comes and goes, the map is re-read, trouble.
+"""Logs the applier's reports on which an operator acts: a lost source, a reconcile, a lasting trouble.
 
 Ordinary batches are debug lines: counts and positions, never an endpoint's content.
 """
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("pads_cdc")
 
 _AGAIN: Final = 60.0
-"""Seconds between two lines that say the same of a source that stays away."""
+"""Minimum seconds between two equal lines about a source that stays unreachable."""
 _CREATING: Final = "slot_creation"
 _LASTS: Final = 3.0
-"""Seconds after which a slot's creation is worth a word."""
+"""Seconds after which the creation of a slot is logged."""
 
 
 class LogObserver(Listener):
-    """Writes one line a change of state, not one a report; called from any of the applier's threads."""
+    """Writes one line for each change of state, not for each report. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -42,10 +42,10 @@ class LogObserver(Listener):
         self._troubles: dict[str, str] = {}
         self._creating_since: float | None = None
         self._lost: tuple[tuple[str, str], float] | None = None
-        """Why the source was lost, as it was last said, and when."""
+        """The last line about a lost source, and when it was written."""
 
     def mode(self, mode: Mode) -> None:
-        """Log another way of reading the source."""
+        """Log a change of the mode in which the source is read."""
         with self._lock:
             changed, self._mode = self._mode != mode, mode
         if changed:
@@ -62,7 +62,7 @@ class LogObserver(Listener):
             )
 
     def reconnecting(self, reason: str, message: str) -> None:
-        """Log why the source was lost; the same again and again once a minute."""
+        """Log why the source was lost. The same reason is logged once a minute."""
         now = self._clock()
         with self._lock:
             again = (
@@ -73,8 +73,8 @@ class LogObserver(Listener):
         (_log.debug if again else _log.warning)("source lost, reconnecting", reason=reason, message=message)
 
     def batch(self, batch: BatchSeen) -> None:
-        """Log a batch and each of its transactions, for those who follow one from its commit to here."""
-        if not _log.isEnabledFor(logging.DEBUG):  # a backlog has thousands in a batch
+        """Log a batch and each of its transactions, so that one can be followed from its commit."""
+        if not _log.isEnabledFor(logging.DEBUG):  # a batch can have thousands of transactions
             return
         for one in batch.transactions:
             _log.debug(
@@ -101,9 +101,9 @@ class LogObserver(Listener):
         )
 
     def reconciled(self, reconcile: ReconcileSeen) -> None:
-        """Log a full comparison; a quiet audit is routine, one that had to repair something is a bug.
+        """Log a comparison of the whole map. An audit that repaired something is an error.
 
-        Polling compares every two seconds: those that find nothing are routine too.
+        An audit or a poll that found no difference is routine, and logged at debug level.
         """
         changed = reconcile.upserts + reconcile.deletes
         level = _log.info if changed or reconcile.reason != "polling" else _log.debug
@@ -123,20 +123,20 @@ class LogObserver(Listener):
         _log.error("message not understood, map will be re-read", reason=reason, message=message)
 
     def state_file_error(self, message: str) -> None:
-        """Log that restarts will not be seamless."""
+        """Log that the state file failed, so that clients cannot resume after a restart."""
         _log.error("state file failed, clients cannot resume across a restart", message=message)
 
     def slot(self, slot: SlotSeen) -> None:
-        """Log when the server starts, or stops, threatening to drop the slot's WAL."""
+        """Log when Postgres begins, or ceases, to be about to drop the slot's WAL."""
         with self._lock:
             before, self._wal_status = self._wal_status, slot.wal_status
         if before != slot.wal_status and slot.wal_status in ("unreserved", "lost"):
             _log.error("slot's WAL is going", wal_status=slot.wal_status, retained_bytes=slot.retained_bytes)
 
     def trouble(self, key: str, message: str | None) -> None:
-        """Log a lasting condition once when it comes, changes or ends.
+        """Log a lasting condition once when it begins, changes or ends.
 
-        That the slot is being made is one only when it lasts: on an idle server it takes a moment too.
+        The creation of the slot is logged only if it lasts: even on an idle server it takes a moment.
         """
         with self._lock:
             if key == _CREATING:

@@ -1,10 +1,10 @@
-"""Standard error without waiting: whoever stops reading the log must not stop the server.
+"""Standard error that never blocks, so that a log without a reader does not stop the server.
 
-A write to a pipe that nobody reads, or to a terminal where somebody typed Ctrl-S, waits for ever, and so does
-the thread that logs: the event loop, the reader of the slot. So a line is written at once where there is
-room. That is the ordinary case, and a process that dies right afterwards has lost nothing. Where there is no
-room, the line waits in a bounded queue; once that is full, lines are dropped and counted until a thread has
-written the queue, which then reports how many are missing.
+A write to a pipe that nobody reads, or to a terminal where somebody typed Ctrl-S, blocks for ever, and with
+it the thread that logs: the event loop, or the reader of the slot. So a line is written at once if there is
+room. That is the usual case, and a process that dies right afterwards has lost nothing. If there is no room,
+the line waits in a bounded queue. While the queue is full, lines are dropped and counted. A thread writes
+the queue when there is room, and then reports how many lines are missing.
 
 Libraries in C (gRPC) write to the same descriptor by themselves. `unblock` makes it refuse them instead of
 letting them wait.
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _QUEUED: Final = 2**20
-"""Bytes of lines that wait for room."""
+"""Maximum bytes of queued lines."""
 _LOOK: Final = 1.0
-"""Seconds between looks at a descriptor without room, where the kernel does not wake us."""
+"""Seconds between two attempts to write to a full descriptor, if the kernel does not wake us."""
 _AGAIN: Final = 0.01
-"""Seconds after which a write is tried again that was refused although there was room."""
+"""Seconds until a write is repeated that was refused although there was room."""
 _FINISH: Final = 0.5
-"""Seconds that the end of the process waits for room, where lines wait for it."""
+"""Maximum seconds that the end of the process waits for queued lines to be written."""
 _SOCKET_WAIT: Final = struct.pack("ll", 0, 10_000)
-"""Seconds and microseconds that a library's write waits at most where the descriptor is a socket."""
+"""Maximum seconds and microseconds that a library's write waits if the descriptor is a socket."""
 
 
 class LogWriter(io.TextIOBase):
-    """A stream for log lines. Any thread may write, and nothing but `finish` waits."""
+    """A stream for log lines. Thread-safe. Only `finish` blocks."""
 
     def __init__(
         self,
@@ -53,10 +53,10 @@ class LogWriter(io.TextIOBase):
         at_once: bool = True,
         queued: int = _QUEUED,
     ) -> None:
-        """Write to ``descriptor``, and keep up to ``queued`` bytes that wait for room.
+        """Write to ``descriptor``, and queue up to ``queued`` bytes while it is full.
 
-        ``on_dropped`` gets the number of lines that are missing as soon as there is room, in another thread.
-        Without ``at_once`` every line goes through the queue: for a descriptor whose writes can wait.
+        ``on_dropped`` is called with the number of missing lines as soon as there is room, in another thread.
+        Without ``at_once`` every line goes through the queue: for a descriptor whose writes can block.
         """
         super().__init__()
         self._descriptor = descriptor
@@ -67,9 +67,9 @@ class LogWriter(io.TextIOBase):
         self._size = 0
         """Bytes in the queue."""
         self._missing = 0
-        """Lines that were dropped since that was last reported."""
+        """Lines dropped since the last report of missing lines."""
         self.dropped = 0
-        """Lines that were dropped since the start."""
+        """Lines dropped since the start."""
         self._changed = threading.Condition()
         self._room = select.poll()
         self._room.register(descriptor, select.POLLOUT)
@@ -77,7 +77,7 @@ class LogWriter(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override] # a plain attribute in the stubs
-        """Return what text is written in."""
+        """Return the encoding of the text."""
         return "utf-8"
 
     def writable(self) -> bool:
@@ -85,11 +85,11 @@ class LogWriter(io.TextIOBase):
         return True
 
     def isatty(self) -> bool:
-        """Tell whether a person reads it."""
+        """Return whether the descriptor is a terminal."""
         return os.isatty(self._descriptor)
 
     def fileno(self) -> int:
-        """Return the descriptor, for libraries that write to it by themselves."""
+        """Return the descriptor, for libraries that write to it directly."""
         return self._descriptor
 
     def write(self, text: str, /) -> int:
@@ -98,7 +98,7 @@ class LogWriter(io.TextIOBase):
         with self._changed:
             if self._at_once and not self._queue:
                 rest = self._put(line)
-            # What is dropped is one gap, at the end of what is queued: so it can be said where it is.
+            # Dropped lines form one gap at the end of the queue, so the report can be written at its place.
             room = not self._missing and self._size + len(rest) <= self._most
             if rest and (room or len(rest) < len(line)):
                 self._queue.append(rest)
@@ -110,15 +110,15 @@ class LogWriter(io.TextIOBase):
         return len(text)
 
     def finish(self, within: float = _FINISH) -> None:
-        """Wait until the queue is written, for so many seconds at most."""
+        """Wait until the queue is written, for ``within`` seconds at most."""
         with self._changed:
             self._changed.wait_for(lambda: not self._queue, within)
 
     def _put(self, data: bytes) -> bytes:
-        """Write as much as there is room for; returns the rest. For a reader that is gone there is none."""
+        """Write as much as there is room for; returns the rest. It is empty if the reader has gone."""
         while data and self._room.poll(0):
             try:
-                # A pipe with room takes so much as a whole, and no line of another process in between.
+                # A pipe with room takes this much as a whole, without lines of other processes in between.
                 written = os.write(self._descriptor, data[: select.PIPE_BUF])
             except BlockingIOError:
                 break
@@ -134,7 +134,7 @@ class LogWriter(io.TextIOBase):
                 first = self._queue[0]
             if not self._room.poll(_LOOK * 1000):
                 continue
-            rest = self._put(first)  # only this thread writes while there is a queue
+            rest = self._put(first)  # no other thread writes while there is a queue
             if rest == first:
                 time.sleep(_AGAIN)
             self._written(len(first) - len(rest), rest)
@@ -155,7 +155,7 @@ class LogWriter(io.TextIOBase):
 
 
 def standard_error(on_dropped: Callable[[int], object]) -> LogWriter:
-    """Take the place of Python's own stream, which waits. What is queued at the exit is written then."""
+    """Replace Python's own standard error, which blocks. Queued lines are written at the exit."""
     descriptor = os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else sys.stderr.fileno()
     writer = LogWriter(descriptor, on_dropped, at_once=unblock(descriptor))
     register(writer.finish)
@@ -164,11 +164,11 @@ def standard_error(on_dropped: Callable[[int], object]) -> LogWriter:
 
 
 def unblock(descriptor: int) -> bool:
-    """Have writes to ``descriptor`` refused where they would wait; False where a write can still wait.
+    """Make writes to ``descriptor`` fail instead of block. Returns False if a write can still block.
 
     The flag for that belongs to the open file, which a shell or another program may share with us. So a pipe
-    or a terminal is opened anew. A pipe that somebody else made for us (a container's) may refuse that: it
-    gets the flag until we exit. A file has room as long as its disk has.
+    or a terminal is opened again. A pipe from another user (a container's) may refuse that: then it has the
+    flag until we exit. A file needs no flag: it has room as long as its disk has.
     """
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISSOCK(mode):

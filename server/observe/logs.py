@@ -1,6 +1,6 @@
-"""Logging: one line an event, for a person (console) or for a machine (JSON); nothing secret passes.
+"""Logging: one line for each event, for a person (console) or a machine (JSON), without secrets.
 
-structlog's loggers and the standard library's (grpc, aiohttp, asyncio) go the same way, so that there is one
+structlog's loggers and the standard library's (grpc, aiohttp, asyncio) have the same handler, so there is one
 format, one level, one limit on repeats and one redactor.
 """
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 
 def configure(settings: CommandSettings) -> LogWriter:
-    """Send all logging of the process to standard error, and let nothing wait for whoever reads that.
+    """Send all logging of the process to standard error, without ever blocking on its reader.
 
-    Whatever was configured before holds no more. Returns what standard error is now.
+    This replaces any earlier configuration. Returns the new standard error.
     """
     writer = standard_error(lambda missing: _report_missing(handler, missing))
     handler = configure_to(settings, cast("TextIO", writer))
@@ -82,14 +82,14 @@ def _report_missing(handler: logging.Handler, missing: int) -> None:
     text = f"{missing} log lines are missing here: nobody read standard error"
     record = logging.makeLogRecord({"name": "pads_cdc", "levelno": logging.WARNING, "msg": text})
     record.levelname = logging.getLevelName(record.levelno)
-    handler.emit(record)  # not for the limit on repeats to drop
+    handler.emit(record)  # past the limit on repeats, which could drop it
 
 
 class RepeatLimit(logging.Filter):
-    """Lets ``BURST`` lines of the same event through in ``WINDOW`` seconds, then drops them, and counts.
+    """Passes up to ``BURST`` lines of the same event in ``WINDOW`` seconds, and drops and counts the others.
 
-    The first line after the window says how many were dropped (``repeats_dropped``). The same event means the
-    same level, logger, text and ``reason``; debug lines always pass.
+    The first line after the window says how many were dropped (``repeats_dropped``). Two lines are of the
+    same event if level, logger, text and ``reason`` are equal. Debug lines always pass.
     """
 
     BURST = 5
@@ -103,11 +103,11 @@ class RepeatLimit(logging.Filter):
         self._windows: OrderedDict[int, tuple[float, int]] = OrderedDict()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Decide about one line; called from any thread."""
+        """Return whether to write this line. Thread-safe."""
         if record.levelno <= logging.DEBUG:
             return True
         event = record.msg if isinstance(record.msg, dict) else {"event": record.msg}
-        # By its hash, since a library's line may be as long as what it met.
+        # Keep only its hash, since a library's line may be very long.
         key = hash((record.levelno, record.name, str(event.get("event")), str(event.get("reason"))))
         now = self._clock()
         with self._lock:
@@ -122,7 +122,7 @@ class RepeatLimit(logging.Filter):
 
 
 class _Redaction:
-    """The last step before a line is rendered: every value is text without secrets, or a plain number."""
+    """The last step before a line is rendered: it makes every value a text without secrets, or a number."""
 
     def __init__(self, redact: Redactor) -> None:
         self._redact = redact
@@ -140,7 +140,7 @@ class _Redaction:
         if isinstance(value, list | tuple | set | frozenset):
             return [self._clean(name, of) for of in value]
         text = self._redact(value if isinstance(value, str) else str(value))
-        # Drivers put line breaks into messages; only a traceback, which is a fault of ours, may have them.
+        # Drivers put line breaks into messages. Only a traceback, which is a fault of ours, may keep them.
         return text if name in ("exception", "stack") else " ".join(text.split())
 
 
@@ -160,7 +160,7 @@ def _json() -> Processor:
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:
-    """Log what nobody caught: Python's own hooks would print it unredacted."""
+    """Log an uncaught exception. Python's own hook would print it unredacted."""
     if issubclass(kind, KeyboardInterrupt | SystemExit):
         return
     structlog.get_logger("pads_cdc").critical(

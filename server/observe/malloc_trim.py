@@ -1,7 +1,7 @@
-"""Gives memory back that a whole reading has left behind.
+"""Returns memory to the system after a read of the whole mapping.
 
-glibc keeps what was freed in between what is still in use: after a restart that compared a million endpoints
-with the state file, a fifth of the process. Where the C library is another one, nothing is done.
+glibc keeps freed memory that lies between blocks still in use. After a restart that compared a million
+endpoints with the state file, that is a fifth of the process. With another C library this does nothing.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class MallocTrim(Listener):
-    """Tidies up after a whole reading; not after audits and polls, which come again and leave little."""
+    """Trims the heap after a reconcile, but not after audits and polls, which are frequent."""
 
     def __init__(self) -> None:
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
     def reconciled(self, reconcile: ReconcileSeen) -> None:
-        """Take some milliseconds for it."""
+        """Trim the heap, which takes some milliseconds."""
         if self._trim is not None and reconcile.reason not in ("audit", "polling"):
             self._trim(0)

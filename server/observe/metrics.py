@@ -1,7 +1,7 @@
-"""The Prometheus metrics: what the applier reports is counted, what is a state is read at each scrape.
+"""The Prometheus metrics: reports of the applier are counted, states are read at each scrape.
 
-One registry an instance, so that two servers in one process (tests, the demo) do not mix. No label ever holds
-an id, a key or a connection string; ``reason`` labels are the closed sets of ``cdc.observer``.
+Each instance has its own registry, so that two servers in one process (tests, the demo) do not mix. No label
+ever holds an id, a key or a connection string; ``reason`` labels are the closed sets of ``cdc.observer``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from server.subscribers import Subscribers
 
 _WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
-"""All that pg_replication_slots.wal_status says."""
+"""All values of pg_replication_slots.wal_status."""
 
 _ALERTED: Final = {
     "source_reconnects": ("fault", "slot_lost"),
@@ -45,15 +45,15 @@ _ALERTED: Final = {
         "synchronous_standby",
     ),
 }
-"""Values of ``reason`` shown from the start: to Prometheus a series that is born at 1 has not increased."""
+"""Values of ``reason`` shown from the start: for Prometheus a series that begins at 1 has not increased."""
 
 _LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-"""Seconds: single milliseconds are the aim, minutes are what a large ripple or an outage makes of it."""
+"""Buckets in seconds: usually milliseconds, minutes during a large ripple or an outage."""
 _ENDPOINTS: Final = (0, 1, 2, 5, 10, 50, 100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 1_000_000)
 
 
 class Metrics(Listener):
-    """Counts what the applier reports; ``registry`` is what ``/metrics`` shows."""
+    """Counts the applier's reports. ``/metrics`` shows ``registry``."""
 
     def __init__(
         self,
@@ -65,8 +65,9 @@ class Metrics(Listener):
         audit_interval: float | None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """``audit_interval`` (seconds) is shown, so that an alert knows when an audit is overdue; None where
-        none is made.
+        """``audit_interval`` (seconds) is a metric too, so that an alert knows when an audit is overdue.
+
+        It is None for a relay, which makes no audits.
         """
         self.registry = registry = CollectorRegistry()
         self._wall = wall
@@ -117,7 +118,7 @@ class Metrics(Listener):
         )
         self._state_file_errors = counter("state_file_errors", "Failures of the state file.")
         self._troubles = gauge(
-            "trouble", "1 while a lasting condition holds that /healthz tells of.", "reason"
+            "trouble", "1 while a lasting condition holds that /healthz reports.", "reason"
         )
         self._odd_rows = gauge(
             "odd_rows", "Rows that are no endpoints as they stand, by what is odd about them.", "reason"
@@ -143,15 +144,15 @@ class Metrics(Listener):
         self.odd_rows({})
 
     def feed_reset(self, reason: ResetReason) -> None:
-        """Count a client of the feed that starts over; called by the gRPC side."""
+        """Count a client of the feed that starts over. The gRPC services call this."""
         self._feed_resets.labels(reason).inc()
 
     def handled(self, method: str, code: str) -> None:
-        """Count an RPC that ended, such as ``("FetchAuthDataSync", "OK")``; called by the gRPC side."""
+        """Count an RPC that ended, such as ``("FetchAuthDataSync", "OK")``. The gRPC services call this."""
         self._handled.labels(method, code).inc()
 
     def mode(self, mode: Mode) -> None:
-        """Show one mode of all."""
+        """Set the present mode to 1 and all others to 0."""
         for each in get_args(Mode):
             self._mode.labels(each).set(each == mode)
 
@@ -170,7 +171,7 @@ class Metrics(Listener):
         for transaction in batch.transactions:
             for kind, number in transaction.rows.items():
                 rows[kind] = rows.get(kind, 0) + number
-            # Two clocks: where the database's is ahead of ours the difference would be negative.
+            # With two clocks the difference is negative if the database's is ahead of ours.
             self._commit_to_publish.observe(max(0.0, transaction.published_at - transaction.committed_at))
         for (table, action), number in rows.items():
             self._row_changes.labels(table, action).inc(number)
@@ -182,7 +183,7 @@ class Metrics(Listener):
         self._suppressed.inc(batch.suppressed)
 
     def reconciled(self, reconcile: ReconcileSeen) -> None:
-        """Count a reconcile, and an audit as what it is."""
+        """Count a reconcile, and count an audit also as an audit."""
         self._reconciles.labels(reconcile.reason).inc()
         self._count_published(reconcile.upserts, reconcile.deletes)
         self._last_reconcile.set(self._wall())
@@ -205,11 +206,11 @@ class Metrics(Listener):
             self._odd_rows.labels(reason).set(numbers.get(reason, 0))
 
     def trouble(self, key: str, message: str | None) -> None:
-        """Show whether a lasting condition holds; its text may be long and is not for a label."""
+        """Show whether a lasting condition holds. Its text may be long, so it is no label."""
         self._troubles.labels(key).set(message is not None)
 
     def slot(self, slot: SlotSeen) -> None:
-        """Show what the server says of the slot."""
+        """Show the slot's state."""
         self._slot_gauges.seen = slot
 
     def _count_published(self, upserts: int, deletes: int) -> None:
@@ -218,7 +219,7 @@ class Metrics(Listener):
 
 
 class _SlotGauges(Collector):
-    """The slot as last seen; a series is missing where the server does not say, rather than a made-up 0."""
+    """The slot as last seen. A value that the server does not report has no series, rather than a false 0."""
 
     seen: SlotSeen | None = None
 
@@ -251,7 +252,7 @@ class _SlotGauges(Collector):
 
 
 class _LiveGauges(Collector):
-    """What is read at the moment of the scrape, so that it grows while nothing happens."""
+    """States that are read at each scrape, so that lags grow even if there are no events."""
 
     def __init__(self, store: Store, freshness: Freshness, subscribers: Subscribers) -> None:
         self._store = store
@@ -308,7 +309,7 @@ class _LiveGauges(Collector):
             ("applied", at.applied),
             ("confirmed", at.confirmed),
         ):
-            # 0 is "not known yet": the difference would be the size of all WAL ever written. The stream
+            # 0 means "not known yet": the difference would be the size of all WAL ever written. The stream
             # can be ahead of the end that the server last reported.
             if at.server_end and position:
                 family.add_metric((stage,), max(0, at.server_end - position))

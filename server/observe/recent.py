@@ -1,6 +1,6 @@
-"""What happened lately, for the status page: the newest transactions, the last comparison, the slot as seen.
+"""Recent events for the status page: the newest transactions, the last comparison, the slot's state.
 
-Bounded, and free of content: ids of transactions, names of tables, counts and times.
+It has a bound, and contains no data: only ids of transactions, names of tables, counts and times.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from cdc.observer import BatchSeen, Mode, ReconcileSeen, SlotSeen, TransactionSeen
 
 _KEPT: Final = 20
-"""Transactions; a batch of a thousand pushes out all before it."""
+"""Number of transactions that are kept."""
 
 
 @dataclass(frozen=True)
 class Reconciled:
-    """A comparison of the whole mapping, and when it was done."""
+    """A comparison of the whole mapping, and when it ended."""
 
     at: float
     """Unix seconds by our clock."""
@@ -33,20 +33,20 @@ class Reconciled:
 
 @dataclass(frozen=True)
 class Lately:
-    """All of it at one moment."""
+    """The recent events at one moment."""
 
     mode: Mode
     connected: bool
     slot: SlotSeen | None
     """None until the server has been asked for the first time."""
     transactions: tuple[TransactionSeen, ...]
-    """Those that changed rows of the mapping's tables, the newest first."""
+    """Transactions that changed rows of the mapping's tables, the newest first."""
     last_reconcile: Reconciled | None
     last_audit: Reconciled | None
 
 
 class Recent(Listener):
-    """Remembers; told by the applier's threads, read by the event loop."""
+    """Remembers recent events. The applier's threads report them, the event loop reads them."""
 
     def __init__(self, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
@@ -59,7 +59,7 @@ class Recent(Listener):
         self._last_audit: Reconciled | None = None
 
     def lately(self) -> Lately:
-        """Return what is remembered."""
+        """Return the recent events."""
         with self._lock:
             return Lately(
                 mode=self._mode,
@@ -71,7 +71,7 @@ class Recent(Listener):
             )
 
     def mode(self, mode: Mode) -> None:
-        """Remember how the source is read."""
+        """Remember the mode in which the source is read."""
         with self._lock:
             self._mode = mode
 
@@ -81,7 +81,7 @@ class Recent(Listener):
             self._connected = connected
 
     def batch(self, batch: BatchSeen) -> None:
-        """Remember a batch's transactions; those without rows of ours would push out what matters."""
+        """Remember a batch's transactions, without those that changed no row of the mapping's tables."""
         with self._lock:
             self._transactions.extend(one for one in batch.transactions if one.rows)
 
@@ -94,6 +94,6 @@ class Recent(Listener):
                 self._last_audit = done
 
     def slot(self, slot: SlotSeen) -> None:
-        """Remember what the server says of the slot."""
+        """Remember the slot's state."""
         with self._lock:
             self._slot = slot

@@ -1,6 +1,6 @@
-"""The status page: one look tells a stall from idleness, and where to look next.
+"""The status page. It tells a stall from idleness, and says where to look next.
 
-Rendered anew at each request, from memory alone; nothing on it waits for the database or holds a secret.
+It is rendered at each request, from memory only: it waits for no database, and contains no secret.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from server.subscribers import Subscribers, SubscriberSeen
 
 _SHOWN: Final = 50
-"""Subscribers; the latest ones, so that the one that matters is among them."""
+"""Number of subscribers shown: those that are furthest behind."""
 _SAMPLE_SECONDS: Final = 1.0
 _BEHIND_SECONDS: Final = 5.0
-"""Staleness that is called a stall here, before it is one for `Health`: a caught-up server stays below 3."""
+"""Staleness from which the page reports a stall, earlier than `Health`. A caught-up server stays below 3."""
 _PLOT: Final = (720.0, 120.0)
 _LEAST_TOP: Final = 10.0
-"""Seconds at the plot's top at least, so that an ordinary second does not look like a mountain."""
+"""Minimum height of the plot in seconds, so that one second does not look like a peak."""
 
 Level = Literal["good", "warning", "bad"]
 
@@ -51,7 +51,7 @@ class _Headline:
 
 
 class StatusPage:
-    """Renders the page; `watch` has to run for its plot."""
+    """Renders the page. `watch` has to run for its plot."""
 
     def __init__(
         self,
@@ -86,16 +86,16 @@ class StatusPage:
         environment.filters |= {"duration": duration, "clock": _clock, "lsn": _position, "redact": redact}
         self._template = environment.get_template("status_page.html")
         self.headers = {"Content-Security-Policy": _policy(environment)}
-        """Allow exactly the page's own style and script: a name in a table that is markup stays text."""
+        """Allows only the page's own style and script, so that markup in a table's name stays text."""
 
     async def watch(self) -> None:
-        """Sample the staleness once a second, until cancelled."""
+        """Sample the staleness once a second, until the task is cancelled."""
         while True:
             self._history.note(self._freshness.staleness())
             await asyncio.sleep(_SAMPLE_SECONDS)
 
     def render(self) -> str:
-        """Return the page as of now."""
+        """Return the page for the present state."""
         staleness = self._freshness.staleness()
         self._history.note(staleness)
         reasons = self._health.reasons()
@@ -157,7 +157,7 @@ def _headline(
 
 
 def duration(seconds: float) -> str:
-    """Say how long: ``0 s``, ``4 ms``, ``2.5 s``, ``42 s``, ``3 min``, ``2 h 5 min``, ``3 d``."""
+    """Format a duration: ``0 s``, ``4 ms``, ``2.5 s``, ``42 s``, ``3 min``, ``2 h 5 min``, ``3 d``."""
     for below, unit, of in ((0.9995, 1e-3, "ms"), (9.95, None, "s"), (119.5, 1.0, "s"), (7170, 60.0, "min")):
         if seconds < below:
             return "0 s" if seconds <= 0 else f"{seconds / unit:.0f} {of}" if unit else f"{seconds:.1f} {of}"

@@ -1,1 +1,1 @@
-"""The peer's map, over gRPC: sending ours, and following the peer's."""
+"""Sends this server's map to its peer, and follows the peer's map, over gRPC."""

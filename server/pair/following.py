@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 REASON: Final = "leader"
 _FIRST_WORD_SECONDS: Final = 45.0
-"""A leader that has no complete map yet says so after 30 s."""
+"""Maximum wait for the first message. A leader without a complete map answers UNAVAILABLE after 30 s."""
 _SILENT_INTERVALS: Final = 3
-"""States that may be missed before the stream is given up."""
+"""The relay abandons a stream after this many progress intervals without a message."""
 _STOP_SECONDS: Final = 1.0
 
 
 class Following(threading.Thread):
-    """Runs until `stop`."""
+    """The thread that follows the leader. It runs until `stop`."""
 
     def __init__(
         self, leader: Peer, reader: PageReader, intake: Intake, observer: Observer, received: Received
@@ -53,9 +53,9 @@ class Following(threading.Thread):
         self._line = ""
         self._number = 0
         self._resetting = False
-        """A whole map is coming."""
+        """Whether the leader is sending its whole map."""
         self._begun = True
-        """The next batch begins a run."""
+        """Whether the next batch begins a run."""
 
     def stop(self) -> None:
         """End the thread and its stream. Blocks for a second at most."""
@@ -95,7 +95,7 @@ class Following(threading.Thread):
             call = self._call = mirror(outbox, metadata=self._leader.metadata())
             try:
                 for message in call:
-                    self._heard_at = math.inf  # while we are busy with it, silence is ours
+                    self._heard_at = math.inf  # while we process it, the leader's silence does not count
                     self._take(message)
                     backoff.succeeded()
                     self._heard_at = time.monotonic()
@@ -143,7 +143,7 @@ class Following(threading.Thread):
         if batch.HasField("state"):
             self._intake.head(_head(self._line, batch), live=True)
             self._intake.look()
-            if self._reader.wanting:  # what we hold is not the leader's: have everything anew
+            if self._reader.wanting:  # our map differs from the leader's: fetch all of it again
                 self._line = ""
                 call = self._call
                 if call is not None:
@@ -164,7 +164,7 @@ class Following(threading.Thread):
         )
 
     def _look(self) -> None:
-        """Give up a leader that says nothing."""
+        """Cancel the call if the leader has been silent for too long."""
         if time.monotonic() - self._heard_at > self._patience:
             call = self._call
             if call is not None:

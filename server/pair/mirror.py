@@ -1,7 +1,8 @@
-"""The mirror: while our peer reads the slot, a thread that brings its map to the applier.
+"""The mirror: a thread that passes the peer's map to the applier while the peer reads the slot.
 
-It asks whenever we do not read the slot ourselves, also when we have just lost it: the peer may have it.
-Each part waits until the applier has put it into the store and the state file, and is acknowledged then.
+It asks the peer whenever this server does not read the slot, even just after losing it: the peer may have
+it. The thread waits until the applier has put each part into the store and the state file, and then
+acknowledges it.
 """
 
 from __future__ import annotations
@@ -36,20 +37,20 @@ _log = structlog.get_logger("pads_cdc")
 
 MIRROR: Final = f"/{pb.DESCRIPTOR.services_by_name['EndpointFeedService'].full_name}/Mirror"
 _FIRST_WORD_SECONDS: Final = 45.0
-"""A peer that has no complete map yet says so after 30 s."""
+"""Maximum wait for the first message. A peer without a complete map answers UNAVAILABLE after 30 s."""
 _SILENT_INTERVALS: Final = 3
-"""States that may be missed before the stream is given up."""
+"""The mirror abandons a stream after this many progress intervals without a message."""
 _TROUBLE: Final = "peer"
 _NAME_BYTES: Final = 128
 
 
 class Mirror(threading.Thread):
-    """Runs until `stop`."""
+    """The mirror's thread. It runs until `stop`."""
 
     def __init__(
         self, peer: Peer, system: str, pair: Pair, mirrored: Mirrored, backlog: Backlog, observer: Observer
     ) -> None:
-        """``system`` is the identifier of the cluster that we follow: no other one's map is taken."""
+        """``system`` is the followed cluster's identifier. Maps of other clusters are refused."""
         super().__init__(name="mirror", daemon=True)
         self._peer = peer
         self._system = system
@@ -70,7 +71,7 @@ class Mirror(threading.Thread):
             call.cancel()
 
     def run(self) -> None:
-        """Mirror the peer whenever we do not lead."""
+        """Mirror the peer whenever this server does not lead."""
         backoff = Backoff(first=0.2, most=1.0, late=5.0)
         said = ""
         while not self._stopping.is_set():
@@ -108,7 +109,7 @@ class Mirror(threading.Thread):
             call = self._call = mirror(outbox, metadata=self._peer.metadata())
             try:
                 for message in call:
-                    self._heard_at = math.inf  # while we are busy with it, silence is ours
+                    self._heard_at = math.inf  # while we process it, the peer's silence does not count
                     if not self._take(message, outbox):
                         return Remedy.RETRY, "it has to be mirrored anew, or we have the slot"
                     backoff.succeeded()
@@ -123,7 +124,7 @@ class Mirror(threading.Thread):
         return Remedy.RETRY, "it ended a stream that has no end"
 
     def _take(self, message: pb.MirrorResponse, outbox: Outbox[pb.MirrorRequest]) -> bool:
-        """Hand a message to the applier; False where the stream is of no use any more."""
+        """Pass a message to the applier. Returns False if the stream cannot be used any more."""
         match message.WhichOneof("response"):
             case "opened":
                 self._patience = _SILENT_INTERVALS * message.opened.progress_interval.ToNanoseconds() / 1e9
@@ -152,7 +153,7 @@ class Mirror(threading.Thread):
         return False
 
     def _look(self) -> None:
-        """Give up a peer that says nothing, and any peer once the slot is ours."""
+        """Cancel the call if the peer has been silent for too long, or if this server reads the slot."""
         if self._pair.leading or time.monotonic() - self._heard_at > self._patience:
             call = self._call
             if call is not None:
@@ -160,7 +161,7 @@ class Mirror(threading.Thread):
 
 
 def opening_at(point: Point | None) -> pb.MirrorRequest:
-    """Make the first message of who holds the peer's map of that moment, or none."""
+    """Make the first message of a mirror that holds the peer's map as of ``point``, or no map (None)."""
     opening = pb.MirrorOpen(client_id=f"mirror {socket.gethostname()}"[:_NAME_BYTES])
     if point is not None:
         opening.epoch, opening.timeline = point.epoch, point.timeline
@@ -169,7 +170,7 @@ def opening_at(point: Point | None) -> pb.MirrorRequest:
 
 
 def part_of(batch: pb.MirrorBatch) -> MirrorPart:
-    """Read what the peer has sent."""
+    """Convert a batch of the peer's map."""
     entries, moved = entries_of(batch.entries)
     return MirrorPart(
         entries=entries,

@@ -1,8 +1,8 @@
-"""What the standby of this server is sent: walks over the store in, ``MirrorResponse``s out.
+"""One standby server's stream without the I/O: walks over the store in, ``MirrorResponse``s out.
 
-As `server.rpc.feed` for a gateway, without I/O; but tombstones and positions go along, also positions that
-move while the bytes stay, and how far the slot has been followed. Each batch with a state makes the standby's
-map the same as ours.
+It does for a standby server what `server.rpc.feed` does for a gateway. In addition it sends tombstones,
+positions (even if an endpoint's position moves and its bytes stay the same), and how far the slot has been
+followed. After each batch with a state the standby server's map equals this server's.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from cdc.store.store import Cut, Store
 
 _PACE: Final = 0.02
-"""Seconds between states at least, where nothing but positions has moved."""
+"""Minimum seconds between states, if only positions have moved."""
 _ROWS: Final = 5_000
-"""Rows whose parents one message names."""
+"""Maximum rows in one message about parents."""
 _PARENTS: Final = 500
-"""Messages about parents in one batch at most."""
+"""Maximum messages about parents in one batch."""
 _ENTRY_BYTES: Final = 64
-"""An entry without its id and payload takes no more."""
+"""Maximum size of an entry without its id and payload."""
 
 
 class MirrorFeed:
-    """What one stream has told its standby, and what comes next."""
+    """The state of one standby server's stream."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class MirrorFeed:
         freshness: Freshness,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Tell the state at least every ``interval`` seconds, and the memory of parents if it is given."""
+        """Send a state at least every ``interval`` seconds, and the memory of parents if it is given."""
         self._freshness = freshness
         self._store = store
         self._origin = origin
@@ -67,17 +67,17 @@ class MirrorFeed:
         self._clock = clock
         self._walk: Cursor | Catchup | None = None
         self._line = "", 0
-        """The epoch and the timeline that the standby was told of."""
+        """The epoch and the timeline of the newest state sent."""
         self._told: tuple[int, Done] | None = None
         self._told_at = 0.0
         self._told_most = 0
         self.more = True
-        """There may be more to `take` at once."""
+        """Whether `take` may have more messages at once."""
         self._moved: dict[str, Entry] = {}
-        """Entries whose position is another one than the standby was told."""
+        """Entries whose position has moved since they were sent."""
 
     def open(self, opening: pb.MirrorOpen | None = None) -> pb.MirrorResponse:
-        """Begin where the standby is, if it holds a map of ours, and with everything if not."""
+        """Begin with the changes since the standby's map, or with everything if it holds no map of ours."""
         self.close()
         store = self._store
         self._line, self._told = self._present(), None
@@ -96,7 +96,7 @@ class MirrorFeed:
         if opening is not None and resumed:
             self._walk = Cursor(store, Revision(opening.revision))
         else:
-            self._walk = Catchup(store, Lsn(-1))  # every position is beyond that, and tombstones count
+            self._walk = Catchup(store, Lsn(-1))  # below every position, so tombstones are sent too
         self._standby.acknowledge(Lsn(0))
         if self._parents is not None:
             self._untold = self._parents.mirror(self._standby.wake)
@@ -105,14 +105,14 @@ class MirrorFeed:
         )
 
     def take(self) -> Iterator[pb.MirrorResponse]:
-        """Yield the next messages; none when there is nothing to say (see `more`, `patience`)."""
+        """Yield the next messages; none if there is nothing to send (see `more`, `patience`)."""
         walk = self._walk
         if walk is None:
             raise RuntimeError("not opened")
-        if self._present() != self._line:  # revisions are counted anew, or positions are of another line
+        if self._present() != self._line:  # the epoch or the timeline has changed
             yield self.open()
             return
-        done = self._pair.done  # before the walk: what is done is in what it finds
+        done = self._pair.done  # read before the walk, so that the walk finds everything up to it
         part = walk.read(ENTRIES)
         cut = part.arrival
         if cut is not None and isinstance(walk, Catchup):
@@ -126,16 +126,16 @@ class MirrorFeed:
 
     @property
     def patience(self) -> float:
-        """Return in how many seconds there is something to say, if nothing is published before."""
+        """Return in how many seconds the next message is due, if nothing is published before."""
         done = self._parents is not None and self._told is not None and self._told[1] != self._pair.done
         outdated = self._told is None or done or self._moved or self._untold.items
         return max(0.0, self._told_at + (_PACE if outdated else self._interval) - self._clock())
 
     def acknowledge(self, acknowledge: pb.MirrorAcknowledge) -> None:
-        """Note up to where the standby has everything.
+        """Note the position up to which the standby server has everything.
 
         Raises:
-            MisuseError: it cannot have.
+            MisuseError: this position was not sent on this stream.
 
         """
         if acknowledge.followed > self._told_most:
@@ -143,7 +143,7 @@ class MirrorFeed:
         self._standby.acknowledge(Lsn(acknowledge.followed))
 
     def close(self) -> None:
-        """Let everybody forget this walk."""
+        """Unregister the walk from the store and from the memory of parents."""
         if self._parents is not None:
             self._parents.unmirror(self._untold)
         if self._walk is not None:
@@ -179,7 +179,7 @@ class MirrorFeed:
             yield pb.MirrorResponse(batch=batch)
 
     def _movements(self, arrived: int) -> list[pb.MirrorEntry]:
-        """Take the entries whose position moved; those that came after the walk are still to be sent."""
+        """Return the entries whose position moved, except those newer than the walk, which will be sent."""
         store = self._store
         with store.lock:
             current = [entry for entry in self._moved.values() if store.entries.get(entry.id) is entry]
@@ -219,7 +219,7 @@ class MirrorFeed:
 
 
 def told_of(news: list[Loaded | Followed]) -> Iterator[pb.MirrorParents]:
-    """Make messages of what became of the memory of parents."""
+    """Convert changes of the memory of parents to messages."""
     for item in news:
         if isinstance(item, Followed):
             rule = item.rule

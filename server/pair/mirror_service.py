@@ -1,4 +1,4 @@
-"""``EndpointFeedService.Mirror``: gRPC around `mirror_feed`, for the second server of our slot."""
+"""``EndpointFeedService.Mirror``: gRPC around `mirror_feed`, for the second server of the slot and relays."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _NOT_LEADING = "this server does not read the slot"
 
 
 class MirrorService:
-    """Serves standbys; a stream is told of everything that gateways are, as soon as they are."""
+    """Serves standby servers and relays. They receive each change as soon as gateways do."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class MirrorService:
         self._interval = settings.progress_interval
 
     async def mirror(self, _: object, context: Context) -> None:
-        """Serve one standby until it goes, or takes over."""
+        """Serve one standby server or relay until it disconnects, or takes over."""
         with counted(self._metrics, "Mirror", context):
             await context.send_initial_metadata(())
             opening = await first_message(context, mirror_opening, NO_OPEN)
@@ -71,7 +71,7 @@ class MirrorService:
             if not await self._hub.ready(READY_SECONDS):
                 await unavailable(context, self._hub.ending or NOT_READY)
             loop, wake = asyncio.get_running_loop(), self._hub.attach()
-            # A relay is told what a standby is, but nothing waits for it, and it needs no parents.
+            # A relay receives what a standby server does, except parents, and nothing waits for it.
             wake_up = partial(loop.call_soon_threadsafe, wake.set)
             standby = StandbyServer(wake_up) if opening.relay else self._pair.join(wake_up)
             feed = MirrorFeed(
@@ -92,7 +92,7 @@ class MirrorService:
                         await unavailable(context, self._hub.ending)
                     if listening.done() and (misuse := listening.result()) is not None:
                         await abort(context, grpc.StatusCode.INVALID_ARGUMENT, misuse)
-                    # Without a turn: what it reads is read once, and everybody is safer for it.
+                    # Without a snapshot permit: a mirror reads everything once, and it must not wait.
                     idle = True
                     for message in feed.take():
                         await context.write(message)
@@ -109,7 +109,7 @@ class MirrorService:
 
 
 async def _listen(context: Context, feed: MirrorFeed, wake: asyncio.Event) -> str | None:
-    """Take acknowledgements; returns what the standby did wrong."""
+    """Read acknowledgements; returns how the standby server violated the protocol, or None at its end."""
     try:
         while (raw := await context.read()) is not grpc.aio.EOF:
             feed.acknowledge(mirror_acknowledgement(raw))

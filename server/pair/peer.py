@@ -1,4 +1,4 @@
-"""How to reach the peer: its address, and what it asks us for."""
+"""Connections to the peer: its address, TLS and the token."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _OPTIONS: Final = (
-    ("grpc.max_receive_message_length", -1),  # one endpoint may be as large as it is
+    ("grpc.max_receive_message_length", -1),  # an endpoint may have any size
     ("grpc.enable_http_proxy", 0),
-    # A peer that is gone without a word is noticed within half a minute.
+    # A connection that died silently is noticed within half a minute.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
@@ -22,7 +22,7 @@ _OPTIONS: Final = (
 
 
 class Peer:
-    """Where the peer is; files are read at each connection, so that what is rotated needs no restart."""
+    """The peer's address and our credentials. Files are read at each connection, so they can change."""
 
     def __init__(
         self,
@@ -33,9 +33,7 @@ class Peer:
         token_file: Path | None = None,
         setting: str = "PEER",
     ) -> None:
-        """With ``ca_file`` it is TLS, with certificate and key mutual TLS; ``setting`` begins the names of
-        the settings.
-        """
+        """``ca_file`` enables TLS, certificate and key mutual TLS. ``setting`` is the settings' prefix."""
         self._setting = setting
         self._address = address
         self._ca_file = ca_file
@@ -44,10 +42,10 @@ class Peer:
         self._token_file = token_file
 
     def verify(self) -> None:
-        """Find out at the start whether the files can be read; later they may come and go.
+        """Check at the start that the files can be read. Later they may change.
 
         Raises:
-            ConfigurationError: one cannot.
+            ConfigurationError: a file cannot be read.
 
         """
         for setting, path in (
@@ -76,10 +74,10 @@ class Peer:
         return grpc.secure_channel(self._address, credentials, options=_OPTIONS)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Return what goes with each call.
+        """Return the metadata of each call: the token, if there is one.
 
         Raises:
-            OSError: the file cannot be read.
+            OSError: the token's file cannot be read.
 
         """
         if self._token_file is None:

@@ -1,1 +1,1 @@
-"""The two gRPC services. Transports only convert."""
+"""The two gRPC services for gateways. They only convert between gRPC and the domain."""

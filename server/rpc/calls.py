@@ -1,4 +1,4 @@
-"""What every RPC does alike: it is counted by how it ended, and says UNAVAILABLE with a reason."""
+"""The common part of all RPCs: counting by status, and UNAVAILABLE with a reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _Message = TypeVar("_Message")
 
 _FIRST_SECONDS: Final = 10.0
-"""What a client gets to say who it is in."""
+"""Maximum wait for a client's first message."""
 READY_SECONDS: Final = 30.0
 """How long a call waits for the first complete map before it is UNAVAILABLE."""
 NOT_READY: Final = "no complete map has been loaded yet; try again"
@@ -37,23 +37,23 @@ async def abort(context: Context, code: grpc.StatusCode, why: str) -> NoReturn:
 
 
 async def unavailable(context: Context, why: str) -> NoReturn:
-    """End a call with what makes every client try again."""
+    """End a call with UNAVAILABLE, which makes every client retry."""
     await abort(context, grpc.StatusCode.UNAVAILABLE, why)
 
 
 class Admitted(Protocol):
-    """A call that was let in by a token."""
+    """A call with a valid token."""
 
     revoked: bool
-    """It is being ended, since its token was withdrawn."""
+    """Whether the call is being ended because its token was withdrawn."""
 
 
 admitted: ContextVar[Admitted | None] = ContextVar("admitted", default=None)
-"""The call that runs here, where tokens are asked for."""
+"""The call of the present task, if tokens are required."""
 
 
 async def first_message(context: Context, read: Callable[[bytes], _Message], awaited: str) -> _Message:
-    """Take what the client says first, or end the call; ``read`` judges it, ``awaited`` names it."""
+    """Read the client's first message with ``read``, or end the call with an error that names ``awaited``."""
     try:
         async with asyncio.timeout(_FIRST_SECONDS):
             raw = await context.read()
@@ -66,7 +66,7 @@ async def first_message(context: Context, read: Callable[[bytes], _Message], awa
 
 
 async def wait(wake: asyncio.Event, seconds: float) -> None:
-    """Wait for the event, or so long."""
+    """Wait for the event, but at most ``seconds``."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await wake.wait()
@@ -74,7 +74,7 @@ async def wait(wake: asyncio.Event, seconds: float) -> None:
 
 @contextmanager
 def counted(metrics: Metrics, method: str, context: Context) -> Iterator[None]:
-    """Count the RPC that runs inside."""
+    """Count the RPC that runs inside this context by its status."""
     code = grpc.StatusCode.OK
     try:
         yield

@@ -46,15 +46,15 @@ if TYPE_CHECKING:
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["EndpointFeedService"].full_name
 
 _BEHIND_SECONDS: Final = 5.0
-"""What we get to reach the state that a client of another server has seen."""
+"""Maximum wait until this server has reached the state that a client of another server has seen."""
 _LOOK_SECONDS: Final = 0.05
-"""Between looks whether we have: positions move without a publication."""
+"""Interval at which that is checked, since positions move without a publication."""
 _STALL_SECONDS: Final = 5.0
-"""A client that takes no message for so long gives its permit at a snapshot to the next."""
+"""A client that takes no message for this long loses its snapshot permit to the next one."""
 
 
 class FeedService:
-    """The servicer."""
+    """The servicer of the endpoint feed."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class FeedService:
         mirror: Callable[[object, Context], Awaitable[None]],
         reached_at: Callable[[], float] = lambda: inf,
     ) -> None:
-        """``mirror`` answers the call of that name; ``reached_at`` is `Here.reached_at` of this moment."""
+        """``mirror`` answers the method Mirror; ``reached_at`` returns the present `Here.reached_at`."""
         self._reached_at = reached_at
         self._store = store
         self._origin = origin
@@ -82,9 +82,9 @@ class FeedService:
         self._mirror = mirror
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """Return what `grpc.aio.Server.add_generic_rpc_handlers` takes.
+        """Return the handler for `grpc.aio.Server.add_generic_rpc_handlers`.
 
-        Requests come as bytes: what cannot be read is the client's mistake, and gets its answer.
+        Requests arrive as bytes, so that one that cannot be parsed is answered with INVALID_ARGUMENT.
         """
         return grpc.method_handlers_generic_handler(
             SERVICE,
@@ -102,7 +102,7 @@ class FeedService:
         )
 
     async def status(self, _: bytes, context: Context) -> pb.StatusResponse:
-        """Say what is here now."""
+        """Return the present state of the map."""
         with counted(self._metrics, "Status", context):
             positions = self._freshness.positions()
             with self._store.lock:
@@ -114,15 +114,15 @@ class FeedService:
                 )
             response.epoch = self._origin().epoch
             response.staleness.CopyFrom(duration(self._freshness.staleness()))
-            if positions.server_end and positions.applied:  # 0 is "not known yet"
+            if positions.server_end and positions.applied:  # 0 means "not known yet"
                 response.lag_bytes = max(0, positions.server_end - positions.applied)
             response.subscribers = len(self._subscribers)
             return response
 
     async def watch(self, _: object, context: Context) -> None:
-        """Serve one client until it goes, or the server does."""
+        """Serve one client until it disconnects, or the server shuts down."""
         with counted(self._metrics, "Watch", context):
-            await context.send_initial_metadata(())  # the client sees at once that its stream stands
+            await context.send_initial_metadata(())  # tells the client at once that the stream is open
             opened = await first_message(context, opening, NO_OPEN)
             if not await self._hub.ready(READY_SECONDS):
                 await unavailable(context, self._hub.ending or NOT_READY)
@@ -152,7 +152,7 @@ class FeedService:
             if not isinstance(verdict, Behind):
                 message = feed.open(verdict, token)
                 if self._store.history is not around.history:
-                    continue  # judged by positions, or by revisions, that mean something else now
+                    continue  # the epoch or timeline by which the token was judged has changed
                 if isinstance(verdict, Reset):
                     self._metrics.feed_reset(verdict.reason)
                 return message
@@ -189,13 +189,13 @@ class FeedService:
                 await stream.send(feed.progress(queued=not may_read))
                 due = loop.time() + self._interval
             elif idle and may_read and feed.more:
-                await asyncio.sleep(0)  # nothing here for this client; let others have a look
+                await asyncio.sleep(0)  # nothing to send to this client: let other tasks run
             elif idle:
                 await wait(wake, due - loop.time())
 
 
 class _Stream:
-    """One call, and what comes in on it."""
+    """One call of Watch: its messages, and the client's acknowledgements."""
 
     def __init__(
         self, context: Context, feed: FeedStream, subscriber: Subscriber, wake: asyncio.Event
@@ -204,13 +204,13 @@ class _Stream:
         self.feed = feed
         self.wake = wake
         self.misuse: str | None = None
-        """What the client did wrong."""
+        """How the client violated the protocol, or None."""
         self._subscriber = subscriber
         self._permit: SnapshotPermit | None = None
         self._listening: asyncio.Task[None] | None = None
 
     async def send(self, message: pb.WatchResponse) -> None:
-        """Return once the client's connection has room for more."""
+        """Send a message; returns when the connection has room for the next one."""
         stalled = None
         if self._permit is not None and self._permit.held:
             stalled = asyncio.get_running_loop().call_later(_STALL_SECONDS, self._permit.end)
@@ -223,24 +223,24 @@ class _Stream:
         self._subscriber.revision = self.feed.acknowledged
 
     def has_permit(self, permits: SnapshotPermits) -> bool:
-        """Ask for a permit at reading the whole store; `wake` is set when it comes."""
+        """Ask for a permit to read the whole store; returns whether it is held. Sets `wake` when granted."""
         if self._permit is None or self._permit.ended:
             self._permit = permits.ask(self.wake)
         return self._permit.held
 
     def give_back(self) -> bool:
-        """Need none any more."""
+        """Give the permit back."""
         if self._permit is not None:
             self._permit.end()
             self._permit = None
         return True
 
     def listen(self) -> None:
-        """Begin to take acknowledgements."""
+        """Begin to read acknowledgements."""
         self._listening = asyncio.create_task(self._listen())
 
     def end(self) -> None:
-        """Let go of everything."""
+        """Stop reading acknowledgements, give the permit back, and close the feed."""
         if self._listening is not None:
             self._listening.cancel()
         self.give_back()

@@ -1,6 +1,6 @@
 """One client's feed without the I/O: walks over the store in, messages of ``pads.cdc.v1`` out.
 
-Nothing here waits or knows gRPC, so that a test can stall, cut and resume a client at every single step.
+This module neither blocks nor uses gRPC, so a test can stall, cut and resume a client at every single step.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from cdc.store.store import Cut, Store
 
 MESSAGE_BYTES: Final = 1 << 18
-"""A message is smaller, unless it is one endpoint that is not. The contract allows 1 MiB, but for each client
-that takes nothing there are three copies of a message here: an object, its bytes, and gRPC's own.
+"""Maximum size of a message, unless a single endpoint is larger. The protocol allows 1 MiB. But while a
+client takes nothing, three copies of its message are in memory: an object, its bytes, and gRPC's own copy.
 """
 _RESERVE: Final = 1024
-"""Of these, for what is in a batch beside its changes."""
+"""Bytes of a message reserved for a batch's other fields."""
 _CHANGE_BYTES: Final = 32
-"""A change without its id and payload takes no more: three tags and lengths, the revision, the frame."""
+"""Maximum size of a change without id and payload: three tags and lengths, the revision, the frame."""
 ENTRIES: Final = 500
-"""Entries that are taken from the store at a time: more are hardly faster, and hold its lock longer."""
+"""Entries taken from the store at a time. More would hardly be faster, and would hold its lock for longer."""
 
 
 class FeedStream:
-    """What one stream has told its client, and what comes next."""
+    """The state of one client's stream."""
 
     def __init__(
         self,
@@ -62,27 +62,27 @@ class FeedStream:
         self._wall = wall
         self._clock = clock
         self._checked_at = 0.0
-        """When the newest checkpoint was given, or the stream was opened."""
+        """When the newest checkpoint was sent, or the stream was opened."""
         self._entries = entries
         self._walk: Cursor | Catchup | None = None
         self._resetting = False
         self._token: Token | None = None
-        """What the client's map was at last, and how new it may be by now; None while it must be had anew."""
+        """The client's last consistent map, and how new its endpoints may be; None during a snapshot."""
         self._epoch = ""
-        """Our epoch when the client was last told anything."""
+        """Our epoch at the newest message."""
         self._told = -1
         """Revision of the newest token since `open`."""
         self._told_most = -1
-        """Likewise, since the stream began."""
+        """Revision of the newest token since the stream began."""
         self.acknowledged = Revision(0)
-        """The client holds the map of this revision; 0 if it is not known to hold any."""
+        """The revision of the map that the client has acknowledged; 0 if it has acknowledged none."""
         self.mismatched = False
-        """The client's digest was another one: it must be opened again, with a reset."""
+        """Whether the client reported another digest, so that `open` must be called again with a reset."""
         self.more = True
-        """There may be more to `take` at once."""
+        """Whether `take` may have more messages at once."""
 
     def open(self, verdict: Resume | Rejoin | Reset, token: bytes = b"") -> pb.WatchResponse:
-        """Begin to serve the client with this token, or begin again; returns what to say of it."""
+        """Begin, or begin again, to serve the client with this token. Returns the message to send."""
         self.close()
         self._as_of = self._origin()
         opened = pb.Opened(progress_interval=duration(self._progress_interval))
@@ -109,15 +109,15 @@ class FeedStream:
 
     @property
     def catching_up(self) -> bool:
-        """Whether the whole store is being walked."""
+        """Whether a snapshot is being sent."""
         return isinstance(self._walk, Catchup)
 
     def take(self) -> Iterator[pb.WatchResponse]:
-        """Yield the next messages, not many; none when there is nothing to say (see `more`)."""
+        """Yield the next few messages; none if there is nothing to send (see `more`)."""
         walk = self._walk
         if walk is None:
             raise RuntimeError("not opened")
-        self._as_of = self._origin()  # before the read: what it brings is of no later one
+        self._as_of = self._origin()  # before the read, so that no entry is newer than this origin
         part = walk.read(self._entries)
         self.more = part.more
         arrival = part.arrival
@@ -134,7 +134,7 @@ class FeedStream:
             _add(batch, entry)
         checkpoint = arrival if news and arrival is not None and self._proves(arrival) else None
         if checkpoint is not None:
-            if room < 0:  # too large to have anything else in its message
+            if room < 0:  # a large endpoint gets a message of its own
                 batch.token = token
                 yield pb.WatchResponse(batch=batch)
                 batch = pb.Batch()
@@ -151,7 +151,7 @@ class FeedStream:
             yield pb.WatchResponse(batch=batch)
 
     def progress(self, *, queued: bool = False) -> pb.WatchResponse:
-        """Return a sign of life, with a token where the client has everything that came before."""
+        """Return a Progress message, with a checkpoint if the client has received all changes before it."""
         progress = pb.Progress(queued=queued)
         self._as_of = self._origin()
         if isinstance(self._walk, Cursor):
@@ -163,10 +163,10 @@ class FeedStream:
         return pb.WatchResponse(progress=progress)
 
     def acknowledge(self, acknowledge: pb.Acknowledge) -> None:
-        """Note how far the client is.
+        """Note the client's acknowledgement.
 
         Raises:
-            MisuseError: it cannot be there.
+            MisuseError: the token was not sent on this stream, or is older than one acknowledged before.
 
         """
         token = Token.parse(acknowledge.token)
@@ -180,17 +180,17 @@ class FeedStream:
             self.acknowledged = token.revision
 
     def close(self) -> None:
-        """Let the store forget the walk."""
+        """Unregister the walk from the store."""
         if self._walk is not None:
             self._walk.close()
             self._walk = None
 
     def _present(self) -> bytes:
-        """Return the token for what has been sent now: where to resume, and how new the newest of it is."""
+        """Return the token for everything sent so far: where to resume, and how new the newest change is."""
         with self._store.lock:
             now = self._store.cut()
         origin = self._origin()
-        if self._epoch in origin.left:  # the client may hold what the database has lost
+        if self._epoch in origin.left:  # the client may hold changes that the database has lost
             self._token = None
         self._epoch = origin.epoch
         if self._token is not None:
@@ -214,8 +214,10 @@ class FeedStream:
         )
 
     def _proves(self, arrival: Cut) -> bool:
-        """Tell whether to give a checkpoint: not between the parts of what belongs together, unless no end of
-        that is in sight. A client would never know then that its snapshot is complete.
+        """Return whether to send a checkpoint.
+
+        None is sent between parts that belong together, unless there was none for a whole progress interval:
+        otherwise a client might never learn that its snapshot is complete.
         """
         return arrival.consistent or self._clock() - self._checked_at >= self._progress_interval
 
@@ -239,7 +241,7 @@ def here(
     reached_at: float = inf,
     wall: Callable[[], float] = time.time,
 ) -> Here:
-    """Describe this server to `cdc.state.token.judge`; ``retention`` is TOMBSTONE_RETENTION in seconds."""
+    """Describe this server for `cdc.state.token.judge`. ``retention`` is TOMBSTONE_RETENTION in seconds."""
     with store.lock:
         now = store.cut()
         return Here(origin(), now.history, now.revision, now.position, wall(), retention, reached_at)
@@ -253,7 +255,7 @@ def _add(batch: pb.Batch, entry: Entry) -> None:
 
 
 def duration(seconds: float) -> Duration:
-    """Make a message of seconds."""
+    """Convert seconds to a message."""
     message = Duration()
     message.FromNanoseconds(int(seconds * 1e9))
     return message

@@ -1,4 +1,4 @@
-"""What comes in on the feed, read and judged: anything may come, and each mistake has its answer."""
+"""Parses and checks the requests of the feed. Any bytes may arrive; each mistake has its error text."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _Request = TypeVar("_Request", pb.WatchRequest, pb.MirrorRequest)
 
 
 class MisuseError(Exception):
-    """The client does not keep to the protocol; the text says how, and holds nothing that it sent."""
+    """The client violated the protocol. The text says how, and quotes nothing that the client sent."""
 
 
 def opening(raw: bytes) -> pb.Open:
-    """Read the first message.
+    """Parse the first message.
 
     Raises:
-        MisuseError: it is another one, or does not name the client.
+        MisuseError: it is not `open`, or does not name the client.
 
     """
     request = _parse(raw, pb.WatchRequest)
@@ -32,10 +32,10 @@ def opening(raw: bytes) -> pb.Open:
 
 
 def mirror_opening(raw: bytes) -> pb.MirrorOpen:
-    """Read the first message of a standby.
+    """Parse the first message of a standby server or relay.
 
     Raises:
-        MisuseError: it is another one, or does not name the standby.
+        MisuseError: it is not `open`, or does not name the client.
 
     """
     request = _parse(raw, pb.MirrorRequest)
@@ -46,10 +46,10 @@ def mirror_opening(raw: bytes) -> pb.MirrorOpen:
 
 
 def mirror_acknowledgement(raw: bytes) -> pb.MirrorAcknowledge:
-    """Read any later message of a standby.
+    """Parse a later message of a standby server or relay.
 
     Raises:
-        MisuseError: it is another one.
+        MisuseError: it is not `acknowledge`.
 
     """
     request = _parse(raw, pb.MirrorRequest)
@@ -59,10 +59,10 @@ def mirror_acknowledgement(raw: bytes) -> pb.MirrorAcknowledge:
 
 
 def acknowledgement(raw: bytes) -> pb.Acknowledge:
-    """Read any later message.
+    """Parse a later message.
 
     Raises:
-        MisuseError: it is another one.
+        MisuseError: it is not `acknowledge`.
 
     """
     request = _parse(raw, pb.WatchRequest)
@@ -72,7 +72,7 @@ def acknowledgement(raw: bytes) -> pb.Acknowledge:
 
 
 def _check_name(name: str) -> None:
-    # It is shown on the status page and in logs: nothing may hide in it.
+    # The status page and logs show it, so it must not contain anything invisible.
     if not 0 < len(name) <= _CLIENT_ID_BYTES or not name.isascii() or not name.isprintable():
         raise MisuseError(f"`client_id` must be 1 to {_CLIENT_ID_BYTES} printable ASCII characters")
 

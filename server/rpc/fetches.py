@@ -1,7 +1,7 @@
-"""Answers to fetches that are under way: each is as large as the map, and takes memory until it was taken.
+"""Limits the memory of answers to fetches: each is as large as the map, and is held until the client took it.
 
-A gateway that is frozen takes nothing, and hundreds may come at once. So there is room for some answers, and
-the next fetch waits until one was taken, or its connection has ended.
+A frozen gateway takes nothing, and hundreds may fetch at once. So there is room for some answers, and the
+next fetch waits until an answer was taken or its connection has ended.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ if TYPE_CHECKING:
     import grpc
 
 _ROOM: Final = 256 * 2**20
-"""Bytes that answers under way may take, unless it is two answers that take more."""
+"""Maximum bytes of all answers in progress; two answers may always be in progress."""
 _LEAST: Final = 2
 _COPIES: Final = 2
-"""gRPC has a copy of its own of what it sends."""
+"""Copies of an answer in memory: gRPC makes one of its own."""
 
 
 class Fetches:
-    """Belongs to one event loop."""
+    """Admits fetches in their order. Not thread-safe: it belongs to one event loop."""
 
     def __init__(self) -> None:
         self._under_way = 0
         self._size = 0
-        """Bytes of the newest answer."""
+        """Size of the newest answer in bytes."""
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def admit(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Return when there is room for one more answer; first come, first served."""
+        """Wait until there is room for one more answer; first come, first served."""
         if self._under_way >= self._most:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
             try:
                 await turn
             except asyncio.CancelledError:
-                if not turn.cancelled():  # it came at the same moment
+                if not turn.cancelled():  # it was granted at the same moment
                     self._end()
                 raise
         else:
@@ -46,7 +46,7 @@ class Fetches:
         context.add_done_callback(ended)
 
     def answered(self, size: int) -> None:
-        """Note how large an answer is now."""
+        """Note the size of an answer in bytes."""
         self._size = size
 
     @property

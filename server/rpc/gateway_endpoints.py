@@ -1,15 +1,16 @@
-"""``proto.GatewayEndpoints``: the contract that deployed clients speak, unchanged.
+"""``proto.GatewayEndpoints``: the legacy contract, which deployed clients use.
 
-Those clients cannot say what they hold, never fetch twice (the oldest), and crash on an empty map. So a
-stream begins with everything they may lack, and calls wait for the first complete map.
+These clients cannot report which map they hold, the oldest of them never fetch twice, and an empty map makes
+them crash. So a stream begins with everything that a client may lack, and calls wait for the first complete
+map.
 
-A stream ends with OK when the server shuts down, and only then. The oldest clients open it again at once, and
-would do so in a loop if they could have another one; but a server that shuts down refuses it, and they wait
-2 s after the error. For the newest ones an end with OK is the only thing that takes their delay, which grows
-to 30 s, back to the least.
+A stream ends with OK when the server shuts down, and only then. The oldest clients reopen a stream that ended
+with OK at once. They would do so in a loop, but a server that is shutting down answers with an error, and
+after an error they wait 2 s. The newest clients need the OK: nothing else resets their reconnection delay,
+which grows to 30 s.
 
-Messages are put together from bytes: the payload of an endpoint was serialized once, in the store, and a
-protobuf message is the concatenation of its fields.
+Messages are concatenated from bytes: an endpoint's payload is serialized once, in the store, and a protobuf
+message is the concatenation of its fields.
 """
 
 from __future__ import annotations
@@ -42,20 +43,20 @@ _log = structlog.get_logger(__name__)
 
 SERVICE = "proto.GatewayEndpoints"
 DEFAULT_CLIENT_BYTES = 4 * 1024 * 1024
-"""What a gRPC client accepts unless it was told otherwise."""
+"""The largest message that a gRPC client accepts by default."""
 _CHUNK = 16
-"""Entries that a stream takes from the store at a time: where all are busy, a revocation waits for so many of
-each.
+"""Entries that a stream takes from the store at a time. While all streams are busy, a revocation waits for
+this many entries of each.
 """
 _SLICE = 5_000
-"""Entries of a fetch between two turns of the event loop."""
+"""Entries of a fetch that are encoded before the event loop serves other tasks."""
 
 _DELETE = b"\x18\x01"
 """``AuthDataUpdate.delete = true``."""
 
 
 class GatewayEndpoints:
-    """The servicer; every stream is a replay and then the tail."""
+    """The servicer of the legacy contract. Every stream is a replay of the map, followed by the changes."""
 
     def __init__(self, store: Store, hub: Hub, subscribers: Subscribers, metrics: Metrics) -> None:
         self._store = store
@@ -66,7 +67,7 @@ class GatewayEndpoints:
         self._warned = False
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """Return what `grpc.aio.Server.add_generic_rpc_handlers` takes; responses are bytes already."""
+        """Return the handler for `grpc.aio.Server.add_generic_rpc_handlers`. Responses are already bytes."""
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
@@ -84,7 +85,7 @@ class GatewayEndpoints:
         with counted(self._metrics, "FetchAuthDataSync", context):
             await self._ready(context)
             await self._fetches.admit(context)
-            await self._ready(context)  # a turn may take its time
+            await self._ready(context)  # again, because admission may have taken long
             response = await self._everything()
             self._fetches.answered(len(response))
             if len(response) > DEFAULT_CLIENT_BYTES and not self._warned:
@@ -107,33 +108,31 @@ class GatewayEndpoints:
                     if entry.payload is not None
                 )
             )
-            await asyncio.sleep(0)  # others are served in between
+            await asyncio.sleep(0)  # let other tasks run
         return b"".join(slices)
 
     async def stream(self, _: AuthDataUpdatesRequest, context: _Context) -> AsyncIterator[bytes]:
-        """Yield ``AuthDataUpdate``s for ever: deletes and upserts of everything, and before those what
-        happens now.
-        """
+        """Yield ``AuthDataUpdate``s without end: the whole map, new changes before the rest of it."""
         with counted(self._metrics, "StreamAuthDataUpdates", context):
             await self._ready(context)
-            await context.send_initial_metadata(())  # the client sees at once that its stream stands
+            await context.send_initial_metadata(())  # tells the client at once that the stream is open
             subscriber = self._subscribers.add(context.peer(), "gateway_endpoints")
             replay = Replay(self._store)
             try:
                 while True:
                     changed = self._hub.changed
-                    if self._hub.stopping:  # no stream that is asked for now will be served
+                    if self._hub.stopping:  # a reopened stream would be refused
                         return
                     if self._hub.ending is not None:
                         await unavailable(context, self._hub.ending)
                     entries = replay.read(_CHUNK)
                     for entry in entries:
-                        # What has moved on while this stream waited comes with the tail, as it is then.
+                        # Entries that changed while this stream waited follow in their new state later.
                         if self._store.entries.get(entry.id) is entry:
                             yield _update(entry)
                             subscriber.sent += 1
                     if not entries and replay.more:
-                        await asyncio.sleep(0)  # others are served in between
+                        await asyncio.sleep(0)  # let other tasks run
                     elif not entries:
                         subscriber.revision = replay.revision
                         await changed.wait()

@@ -1,4 +1,4 @@
-"""From the store's thread to the event loop: one wake-up for everybody who waits for a publication."""
+"""Wakes everything in the event loop that waits for a publication, from the store's thread."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from server.subscribers import Subscribers
 
 _UNSURE_SECONDS: Final = 2.0
-"""How long a call waits for that at most: with the database away it stays unknown, and the map is served."""
+"""Maximum wait until it is certain that the peer has not taken over. Then the map is served all the same."""
 _LOOK_SECONDS: Final = 0.05
 
 
 class Hub:
-    """Belongs to one event loop. Take `changed` *before* looking at the store, and wait for it if there was
-    nothing.
+    """Events about the store, for one event loop.
 
-    Looking first would miss what is published between the look and the wait.
+    Take `changed` *before* reading the store, and wait for it if there was nothing to read. Reading first
+    would miss a publication between the read and the wait.
     """
 
     def __init__(self, store: Store, subscribers: Subscribers, pair: Pair, sure: Callable[[], bool]) -> None:
-        """``sure`` tells whether our peer cannot have taken over unnoticed."""
+        """``sure`` returns whether it is certain that the peer has not taken over."""
         self._store = store
         self._subscribers = subscribers
         self._pair = pair
@@ -35,21 +35,21 @@ class Hub:
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         self.changed = asyncio.Event()
-        """Set at the next publication; another one takes its place then."""
+        """Set at the next publication, and then replaced by a new event."""
         self._attached: set[asyncio.Event] = set()
         self.stopping = False
-        """The server is going down: streams are to end."""
+        """Whether the server is shutting down, so that streams must end."""
         self._unsubscribe: Callable[[], None] = store.subscribe(self._publish)
 
     @property
     def ending(self) -> str | None:
-        """Why streams are to end and nobody is to be served; None while there is no reason."""
+        """The reason why streams must end and calls must be refused, or None."""
         if self.stopping:
             return SHUTTING_DOWN
         return STANDING_BY if self._pair.standing_by else None
 
     async def ready(self, within: float) -> bool:
-        """Wait until the store holds a complete map; False if not ``within`` so many seconds, or `ending`."""
+        """Wait until the store has a complete map; returns False after ``within`` seconds, or if `ending`."""
         unsure_until = self._loop.time() + _UNSURE_SECONDS
         while self.ending is None and not self._sure() and self._loop.time() < unsure_until:
             await wait(self.changed, _LOOK_SECONDS)
@@ -65,24 +65,23 @@ class Hub:
         return False
 
     def attach(self) -> asyncio.Event:
-        """Return an event of one's own, set at every publication: for who waits for other things as well."""
+        """Return a new event that every publication sets. The caller may also set it for other reasons."""
         event = asyncio.Event()
         self._attached.add(event)
         return event
 
     def detach(self, event: asyncio.Event) -> None:
-        """End `attach`."""
+        """Stop setting an event that `attach` returned."""
         self._attached.discard(event)
 
     def stop(self) -> None:
-        """Wake everybody for the last time."""
+        """Note that the server shuts down, and set all events for the last time."""
         self._unsubscribe()
         self.stopping = True
         self._wake()
 
     def _publish(self) -> None:
-        # Called by the writer for every batch: while one wake-up is on its way another would find nothing
-        # more.
+        # The writer calls this for every batch. While one wake-up is pending, another one is not needed.
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon_threadsafe(self._wake)

@@ -1,4 +1,4 @@
-"""Messages that carry a map from server to server (``pads.cdc.v1``), and what they mean."""
+"""Converts between a map's parts and the messages that carry them between servers (``pads.cdc.v1``)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def entries_of(messages: Iterable[pb.MirrorEntry]) -> tuple[list[Entry], list[tuple[str, Revision, Lsn]]]:
-    """Return entries, and the ids, revisions and positions of those that have only moved."""
+    """Return the entries, and (id, revision, position) of those of which only the position moved."""
     entries: list[Entry] = []
     moved: list[tuple[str, Revision, Lsn]] = []
     for one in messages:
@@ -35,7 +35,7 @@ def entries_of(messages: Iterable[pb.MirrorEntry]) -> tuple[list[Entry], list[tu
 
 
 def checkpoint_of(state: pb.MirrorState, seen: int) -> Checkpoint:
-    """Read a leader's state."""
+    """Convert a leader's state."""
     return Checkpoint(
         revision=Revision(state.revision),
         origin=Origin(
@@ -55,13 +55,13 @@ def checkpoint_of(state: pb.MirrorState, seen: int) -> Checkpoint:
 
 
 def history_of(state: pb.MirrorState) -> Timeline:
-    """Read which history a state's positions are of."""
+    """Return the timeline to which a state's positions belong."""
     switches = tuple((switch.timeline, Lsn(switch.position)) for switch in state.switches)
     return Timeline(state.system, state.timeline, Lsn(state.position), switches)
 
 
 def state_of(checkpoint: Checkpoint) -> pb.MirrorState:
-    """Make the message of a leader's state."""
+    """Convert a leader's state to its message."""
     origin = checkpoint.origin
     state = pb.MirrorState(
         epoch=origin.epoch,

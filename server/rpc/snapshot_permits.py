@@ -1,7 +1,7 @@
-"""Permits for making snapshots: so many at a time, first come, first served.
+"""Permits for making snapshots: a limited number at a time, first come, first served.
 
-A permit bounds work, not memory: what stalls does no work, so who waits for a stalled client for long gives
-the permit back and asks again (see `server.rpc.endpoint_feed`).
+A permit limits work, not memory. A stalled client causes no work, so a stream that waits for its client for
+long gives the permit back and asks again (see `server.rpc.endpoint_feed`).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class SnapshotPermits:
-    """Belongs to one event loop."""
+    """Hands out permits. Not thread-safe: it belongs to one event loop."""
 
     def __init__(self, limit: int) -> None:
         self._free = limit
         self._waiting: deque[SnapshotPermit] = deque()
 
     def ask(self, wake: asyncio.Event) -> SnapshotPermit:
-        """Take a permit, or a place in the queue; ``wake`` is set when the permit comes."""
+        """Return a permit, which may still wait in the queue. ``wake`` is set when it is granted."""
         permit = SnapshotPermit(self, wake)
         self._waiting.append(permit)
         self._grant()
@@ -44,7 +44,7 @@ class SnapshotPermits:
 
 
 class SnapshotPermit:
-    """One client's."""
+    """The permit of one client, granted or still waiting."""
 
     __slots__ = ("_permits", "ended", "held", "wake")
 
@@ -52,10 +52,10 @@ class SnapshotPermit:
         self._permits = permits
         self.wake = wake
         self.held = False
-        """It has come, and was not given back."""
+        """Whether it is granted, and not given back."""
         self.ended = False
 
     def end(self) -> None:
-        """Give the permit, or the place in the queue, back; doing it twice is fine."""
+        """Give back the permit, or the place in the queue. It may be called twice."""
         self.ended = True
         self._permits._take_back(self)  # noqa: SLF001 (two halves of one thing)

@@ -1,14 +1,14 @@
 """A `grpc.aio.Server` that survives calls of methods that it does not have.
 
-grpc.aio decodes the path of each call in its one accepting task. A path that is not UTF-8, which anybody who
-can connect may send before any interceptor is asked, ends that task, and with it the server and every stream
-(seen with grpcio 1.85.1). Calls of registered methods come another way, by a name that is known beforehand.
-So all methods are registered here, and what comes the general way is answered as unknown, its path unread.
+grpc.aio decodes the path of each call in its one accepting task. A path that is not UTF-8 ends that task, and
+with it the server and every stream (seen with grpcio 1.85.1). Any client that can connect may send one, since
+no interceptor runs before. Calls of registered methods are accepted separately, without decoding a path. So
+all methods are registered here, and every other call is answered as unknown, without reading its path.
 
-This needs parts of grpcio that are not public: pyproject.toml holds it at one minor version, and
-tests/server/security sends such paths.
+This needs private parts of grpcio: pyproject.toml pins it to one minor version, and tests/server/security
+sends such paths.
 """
-# ruff: noqa: SLF001 (as said)
+# ruff: noqa: SLF001 (private parts of grpcio, see above)
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 _cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")
 
 MOST_CONNECTIONS = "grpc.max_allowed_incoming_connections"
-"""The option for a server's number of connections; what is beyond is closed at once."""
+"""The option for a server's maximum number of connections. Further ones are closed at once."""
 _ANY_UNKNOWN = "/"
-"""What interceptors are told instead of the path; no method is called so."""
+"""The name that interceptors get instead of the path. No method has this name."""
 
 
 def server(
     options: Sequence[tuple[str, object]], interceptors: Sequence[grpc.aio.ServerInterceptor]
 ) -> grpc.aio.Server:
-    """Return a server for the running event loop; its methods come by `register` or generated functions."""
+    """Return a server for the running event loop. Add its methods by `register` or generated functions."""
     made: Any = grpc.aio.server()
     made._server = _Accepting(tuple(options), tuple(interceptors))
     return made  # type: ignore[no-any-return] # an Any, since its parts are private
 
 
 def register(to: grpc.aio.Server, handler: grpc.GenericRpcHandler, service: ServiceDescriptor) -> None:
-    """Add a service's methods, as a generic handler knows them."""
+    """Register all methods of a service with their generic handler."""
     methods = {}
     for method in service.methods:
         details: Any = SimpleNamespace(method=f"/{service.full_name}/{method.name}", invocation_metadata=())
@@ -74,5 +74,5 @@ class _Accepting(_cygrpc.AioServer):  # type: ignore[misc] # no stubs
             task = self._running.create_task(
                 _cygrpc._schedule_rpc_coro(answer, call, self._running, _ANY_UNKNOWN)
             )
-            self._answering.add(task)  # the loop itself holds tasks weakly
+            self._answering.add(task)  # the event loop holds tasks only weakly
             task.add_done_callback(self._answering.discard)

@@ -1,1 +1,1 @@
-"""TLS, tokens, and the files that they are read from."""
+"""TLS, tokens, and the files from which they are read."""

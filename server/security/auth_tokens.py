@@ -1,8 +1,8 @@
 """The bearer tokens that clients authenticate with.
 
-The file has one ``name:token`` a line; empty lines and lines that begin with ``#`` do not count. The name is
-what logs show, and may stand for several tokens, so that a client can be moved from one to the next. Only
-digests are kept: neither a repr nor a core dump of ours gives a token away.
+The file has one ``name:token`` on each line; empty lines and lines that begin with ``#`` are ignored. Logs
+show the name. A name may have several tokens, so that a client can move from one to the next. Only digests
+are kept in memory, so neither a repr nor a core dump reveals a token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SETTING: Final = "AUTH_TOKENS_FILE"
 MIN_LENGTH: Final = 32
-"""Characters: 128 bits where the token is hexadecimal. `openssl rand -hex 32` makes a good one."""
+"""Minimum length in characters: 128 bits if it is hexadecimal. Make one with `openssl rand -hex 32`."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TOKEN: Final = re.compile(rf"[A-Za-z0-9._~+/-]{{{MIN_LENGTH},512}}=*")  # RFC 6750, section 2.1
@@ -28,14 +28,14 @@ _TOKEN: Final = re.compile(rf"[A-Za-z0-9._~+/-]{{{MIN_LENGTH},512}}=*")  # RFC 6
 
 @dataclass(frozen=True)
 class AcceptedToken:
-    """One that is let in."""
+    """A valid token's name and digest."""
 
     name: str
     digest: bytes = field(repr=False)
 
 
 class Tokens:
-    """All that are let in at the moment."""
+    """All valid tokens."""
 
     def __init__(self, tokens: Sequence[AcceptedToken]) -> None:
         self._tokens = tuple(tokens)
@@ -48,7 +48,7 @@ class Tokens:
         return token.digest in self._digests
 
     def find(self, presented: str) -> AcceptedToken | None:
-        """Return whose token it is; how long that takes tells nothing about any token."""
+        """Return the matching token, or None. The time that this takes reveals nothing about any token."""
         digest = _digest(presented)
         found = None
         for token in self._tokens:
@@ -58,11 +58,11 @@ class Tokens:
 
 
 def parse(content: bytes) -> Tokens:
-    """Read the file's content.
+    """Parse the file's content.
 
     Raises:
-        ConfigurationError: the first line that is wrong, by its number; or there is no token at all, which
-            would lock everybody out and is more likely a file that is being written.
+        ConfigurationError: a line is wrong (the text has the number of the first one), or there is no token,
+            which would lock out all clients; more likely the file is being written.
 
     """
     tokens: dict[bytes, AcceptedToken] = {}
@@ -92,5 +92,5 @@ def parse(content: bytes) -> Tokens:
 
 
 def _digest(token: str) -> bytes:
-    # Tokens are long and random, so a plain hash is enough. All are of one length, so comparing tells none.
+    # Tokens are long and random, so a plain hash is enough. All digests have the same length.
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

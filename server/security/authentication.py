@@ -1,8 +1,8 @@
-"""Nobody calls anything without a token: one interceptor before every method, known or not.
+"""An interceptor that requires a valid token for every method, known or unknown.
 
-The only thing that a stranger gets is the overall health, for probes. Everything else is the same
-UNAUTHENTICATED, whether the method exists or not and whatever was wrong with the token, before any message
-is read.
+The one exception is the overall health, for probes. Every other call without a valid token gets the same
+UNAUTHENTICATED before any of its messages is read, whether the method exists or not and whatever was wrong
+with the token.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 Failure = Literal["missing", "malformed", "unknown", "revoked"]
-"""missing: no token; malformed: not one ``Bearer`` token; unknown: a wrong one; revoked: it was withdrawn
-while its call was open.
+"""missing: no token; malformed: not exactly one ``Bearer`` token; unknown: no valid token; revoked: the token
+was withdrawn while its call was open.
 """
 FAILURES: Final[tuple[Failure, ...]] = get_args(Failure)
 
 REFUSED: Final = "a valid token is needed: authorization: Bearer TOKEN"
-"""All that a stranger is told."""
+"""The only error text for a caller without a valid token."""
 _HEALTH: Final = f"/{health_pb2.DESCRIPTOR.services_by_name['Health'].full_name}/"
 
 
@@ -47,7 +47,7 @@ _MAKERS: Final[dict[tuple[bool, bool], Callable[..., _Handler]]] = {
     (True, False): grpc.stream_unary_rpc_method_handler,
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
-"""By whether requests and responses are streams."""
+"""The function that makes a handler, by whether requests and responses are streams."""
 
 
 @dataclass(eq=False)
@@ -58,10 +58,10 @@ class _Call:
 
 
 class Authentication(grpc.aio.ServerInterceptor):
-    """Lets calls in by their tokens, and ends those whose token is withdrawn. Belongs to one event loop."""
+    """Admits calls by their tokens, and ends those whose token is withdrawn. Belongs to one event loop."""
 
     def __init__(self, tokens: Callable[[], Tokens], failed: Callable[[Failure], None]) -> None:
-        """``tokens`` returns those of the moment; ``failed`` counts."""
+        """``tokens`` returns the valid tokens; ``failed`` is called for each failure, to count it."""
         self._tokens = tokens
         self._failed = failed
         self._calls: set[_Call] = set()
@@ -71,7 +71,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _Handler | None:
-        """Return the method's handler, guarded, or one that refuses."""
+        """Return the method's handler, which ends if the token is withdrawn, or one that refuses the call."""
         method = handler_call_details.method
         token = self._authenticate(handler_call_details.invocation_metadata)
         if isinstance(token, AcceptedToken):
@@ -83,7 +83,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         return self._refusing(token)
 
     def revoke(self) -> None:
-        """End every open call whose token is not among the present ones; to be called when they change."""
+        """End every open call whose token is no longer valid. Call this when the tokens change."""
         for call in self._calls:
             if call.token not in self._tokens() and not call.revoked:
                 call.revoked = True
@@ -102,19 +102,19 @@ class Authentication(grpc.aio.ServerInterceptor):
         async def refuse(_: object, context: Context) -> None:
             await self._refuse(context, failure)
 
-        # As a stream in both directions it answers at once, whatever kind of call the client has made: any
-        # other handler waits for a request first.
+        # A handler for streams in both directions can refuse any kind of call at once. All other kinds wait
+        # for a request first.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _overall_health_only(self, handler: _Handler, failure: Failure) -> _Handler:
         probe: Any = handler.unary_unary
 
         async def check(request: bytes, context: Context) -> Any:
-            if request:  # it names a service, so it is more than a probe
+            if request:  # it names a service, so it is not a probe of the overall health
                 await self._refuse(context, failure)
             return await probe(health_pb2.HealthCheckRequest(), context)
 
-        # The request stays bytes: reading what a stranger has sent is work, and can fail.
+        # The request stays bytes: parsing a message of an unknown caller costs time, and can fail.
         return grpc.unary_unary_rpc_method_handler(check, response_serializer=handler.response_serializer)
 
     def _guarded(self, handler: _Handler, token: AcceptedToken, method: str) -> _Handler:
@@ -127,8 +127,8 @@ class Authentication(grpc.aio.ServerInterceptor):
                 return await serve(request, context)
 
         async def stream(request: object, context: Context) -> None:
-            # Even around a generator this is a coroutine that writes: in a generator, what ends a call that
-            # waits for its client would be raised in gRPC and not here.
+            # Even around a generator this is a coroutine that writes: if it were a generator, the
+            # cancellation of a call that waits for its client would be raised in gRPC, not here.
             async with self._admitted(token, method, context):
                 if not inspect.isasyncgenfunction(serve):
                     await serve(request, context)
@@ -143,7 +143,7 @@ class Authentication(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _admitted(self, token: AcceptedToken, method: str, context: Context) -> AsyncIterator[None]:
-        if token not in self._tokens():  # withdrawn while the call's first message was awaited
+        if token not in self._tokens():  # withdrawn while the call waited for its first message
             await self._refuse(context, "revoked")
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - gRPC runs each call in a task of its own

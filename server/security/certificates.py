@@ -1,7 +1,7 @@
-"""The server's certificate with its key, and the authorities whose clients are let in.
+"""The server's certificate with its key, and the authorities whose clients may connect.
 
-gRPC would take what it is given and fail at each handshake. So everything is judged before it is served, and
-what is wrong is said in one line.
+gRPC accepts any file and then fails at each handshake. So this module checks the files before they are used,
+and reports an error in one line.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ _BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 @dataclass(frozen=True)
 class Certificates:
-    """What handshakes are made with from now on."""
+    """The certificate, key and authorities for new handshakes."""
 
     configuration: grpc.ServerCertificateConfiguration = field(repr=False)
     expires: float
-    """Unix seconds at which the server's own certificate ends."""
+    """When the server's own certificate expires, in Unix seconds."""
 
     def lapsed(self, now: float) -> str | None:
-        """Say that clients refuse the certificate by now; None while they do not."""
+        """Return an error if the certificate has expired, otherwise None."""
         return _over(self.expires) if now > self.expires else None
 
 
 def judge(contents: tuple[bytes, ...], now: Callable[[], float] = time.time) -> Certificates:
-    """Make certificates of the contents of the three files; the last one, ``TLS_CLIENT_CA_FILE``, may lack.
+    """Check the contents of the two or three files; the last one is ``TLS_CLIENT_CA_FILE``.
 
     Raises:
-        ConfigurationError: they are not good; the text names the setting and holds nothing of the content.
+        ConfigurationError: a file is not valid. The text names the setting, and quotes no content.
 
     """
     chain, key, *authorities = contents
@@ -66,11 +66,11 @@ def judge(contents: tuple[bytes, ...], now: Callable[[], float] = time.time) -> 
 
 
 def credentials(current: Callable[[], Certificates], *, clients_need_one: bool) -> grpc.ServerCredentials:
-    """Return credentials that serve each new connection with what ``current`` returns; open ones go on."""
+    """Return credentials that use ``current()`` for each new connection. Open connections go on."""
     given = current()
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
-        # Before each handshake, on a thread of gRPC's, one at a time; None stands for "as before".
+        # gRPC calls this before each handshake, in its own threads, one at a time. None means "unchanged".
         nonlocal given
         latest = current()
         if latest is given:
@@ -90,7 +90,7 @@ def _certificates(setting: str, content: bytes) -> list[x509.Certificate]:
         found = x509.load_pem_x509_certificates(content)
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         found = []
-    # The library passes over one that is cut off, as the last one is while the file is being written.
+    # The library ignores a truncated certificate, such as the last one of a file that is being written.
     if not found or len(found) < content.count(_BEGIN):
         raise ConfigurationError(
             f"{setting}: the file's content is not one or more PEM certificates ({_BEGIN.decode()})"

@@ -1,7 +1,7 @@
 """Files that are read again while the server runs: certificates, keys, tokens.
 
-Whoever rotates them may write in place, replace one file after the other, or be interrupted. So what is on
-the disk is taken once two looks in a row have found the same and it is good; until then the old stays.
+A rotation may write in place, replace one file after the other, or be interrupted. So a new content is used
+once two looks in a row have found the same content and it is valid. Until then the old content stays in use.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _MAX_BYTES: Final = 1024 * 1024
 
 
 class Reloaded(Generic[T]):
-    """A value made of files: ``value`` is the last good one, ``fault`` why the present one is not taken."""
+    """A value made of files. ``value`` is the last valid one, ``fault`` why the present one is not used."""
 
     def __init__(
         self, read: Callable[[], tuple[bytes, ...]], judge: Callable[[tuple[bytes, ...]], T]
     ) -> None:
-        """Take the first value; blocks on the disk.
+        """Read the first value. Blocks on the disk.
 
         Raises:
-            ConfigurationError: there is no good one, in one line without any content.
+            ConfigurationError: the files are not valid. The text is one line and quotes no content.
 
         """
         self._read = read
@@ -42,7 +42,7 @@ class Reloaded(Generic[T]):
         self._taken = self._seen = _fingerprint(contents)
 
     def look(self) -> bool:
-        """Read the files again, and return whether there is another value now; blocks on the disk."""
+        """Read the files again, and return whether the value has changed. Blocks on the disk."""
         try:
             contents = self._read()
         except ConfigurationError as error:
@@ -55,7 +55,7 @@ class Reloaded(Generic[T]):
         if found == self._taken:
             self.fault = None
             return False
-        try:  # at each look: what is not good yet (a certificate of the next minute) may become so
+        try:  # at each look, even if unchanged: a certificate that begins in a minute becomes valid
             value = self._judge(contents)
         except ConfigurationError as error:
             self.fault = str(error)
@@ -69,15 +69,15 @@ class Reloaded(Generic[T]):
 
 
 def read_file(setting: str, path: Path, *, secret: bool = False) -> bytes:
-    """Return a file's content; blocks on the disk.
+    """Return a file's content. Blocks on the disk.
 
     Raises:
-        ConfigurationError: it cannot be read, or is ``secret`` and open to everybody on the machine.
+        ConfigurationError: the file cannot be read, or it is ``secret`` and every user may read it.
 
     """
     try:
         mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # a pipe would hold us up, and give its content once
+        if not stat.S_ISREG(mode):  # a pipe could block, and would return its content only once
             raise ConfigurationError(f"{setting}: {path} is not a file")
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
@@ -93,7 +93,7 @@ def read_file(setting: str, path: Path, *, secret: bool = False) -> bytes:
 
 
 def _fingerprint(contents: tuple[bytes, ...]) -> str:
-    """Stand for the contents without keeping secrets longer than they are needed."""
+    """Return a hash of the contents, to compare them without keeping secrets in memory."""
     digest = hashlib.sha256()
     for content in contents:
         digest.update(hashlib.sha256(content).digest())

@@ -1,7 +1,7 @@
-"""Who may connect: TLS, certificates of clients, bearer tokens; all reloaded when their files change.
+"""TLS, client certificates and bearer tokens for a port. All are reloaded when their files change.
 
-Each measure that is set must be passed: with ``TLS_CLIENT_CA_FILE`` the handshake needs a certificate, with
-``AUTH_TOKENS_FILE`` each call needs a token.
+A client has to pass each measure that is set: with ``TLS_CLIENT_CA_FILE`` the handshake needs a certificate,
+with ``AUTH_TOKENS_FILE`` each call needs a token.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class _Settings(Protocol):
-    """Files; a command that knows no tokens has None there."""
+    """The settings that name files. A command without tokens has None as ``auth_tokens_file``."""
 
     @property
     def tls_cert_file(self) -> Path | None: ...
@@ -42,7 +42,7 @@ class _Settings(Protocol):
 
 
 class _Troubled(Protocol):
-    """Takes conditions that last, by a name, and their end (None)."""
+    """Receives lasting conditions by name; the message None reports the end of one."""
 
     def trouble(self, key: str, message: str | None) -> None: ...
 
@@ -50,17 +50,17 @@ class _Troubled(Protocol):
 _log = structlog.get_logger("pads_cdc")
 
 _LOOK_SECONDS: Final = 1.0
-"""Between looks at the files: a change is taken after two of them."""
+"""Interval between two looks at the files. A change is used after two looks."""
 
 
 class Security:
-    """What the settings ask of those who connect. Belongs to one event loop."""
+    """TLS and authentication of a port, by the settings. Belongs to one event loop."""
 
     def __init__(self, settings: _Settings, registry: CollectorRegistry, observer: _Troubled) -> None:
-        """Read all files; blocks on the disk.
+        """Read all files. Blocks on the disk.
 
         Raises:
-            ConfigurationError: one of them is not good.
+            ConfigurationError: a file is not valid.
 
         """
         logging.getLogger("grpc._cython.cygrpc").addFilter(_tells_of_faults)
@@ -87,11 +87,11 @@ class Security:
 
     @property
     def interceptors(self) -> tuple[grpc.aio.ServerInterceptor, ...]:
-        """What `grpc.aio.server` takes."""
+        """The interceptors for `grpc.aio.server`."""
         return () if self._authentication is None else (self._authentication,)
 
     def listen(self, server: grpc.aio.Server, address: str) -> int:
-        """Add the address, encrypted if there is a certificate, and return its port."""
+        """Listen on the address, with TLS if there is a certificate. Returns the port."""
         served = self._certificates
         if served is None:
             return server.add_insecure_port(address)
@@ -101,7 +101,7 @@ class Security:
         )
 
     async def watch(self) -> None:
-        """Take up what changes on the disk, for ever."""
+        """Reload files that change, until the task is cancelled."""
         while self._certificates is not None or self._tokens is not None:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
@@ -109,7 +109,7 @@ class Security:
                     await self._look_at_certificates(self._certificates)
                 if self._tokens is not None:
                     await self._look_at_tokens(self._tokens)
-            except Exception:  # noqa: BLE001 - ended by a fault of ours, no token could be withdrawn any more
+            except Exception:  # noqa: BLE001 - if a bug ended this loop, no token could be withdrawn any more
                 _log.exception("looking for new certificates and tokens failed")
 
     async def _look_at_certificates(self, served: Reloaded[Certificates]) -> None:
@@ -129,7 +129,7 @@ _OF_CLIENTS: Final = (
     "Invalid encoding on",  # metadata that are not UTF-8, which it quotes: such as a mangled token
     "ExecuteBatchError raised in core",  # a client went away while it was sent something
 )
-"""How gRPC's lines begin, each with a traceback, about what clients may do."""
+"""Beginnings of gRPC's log lines, each with a traceback, about ordinary behaviour of clients."""
 
 
 def _tells_of_faults(record: logging.LogRecord) -> bool:
@@ -137,7 +137,7 @@ def _tells_of_faults(record: logging.LogRecord) -> bool:
 
 
 async def _look(files: Reloaded[Any]) -> bool:
-    # A thread, since a disk can hang; the event loop serves streams meanwhile.
+    # In a thread, since a disk can hang, and the event loop must go on serving streams.
     return await asyncio.to_thread(files.look)
 
 
