@@ -1,5 +1,6 @@
-"""An external authorization server for Envoy (ext_authz) that stands on the endpoint feed.
+"""An external authorization server for Envoy (ext_authz) that is a client of the endpoint feed.
 
-`identity` says which endpoint a request means, `check` whether the request may pass, `rate_limit` whether it
-comes too often; these are pure. `answer` and `service` speak Envoy's protocol, `serve` runs it.
+`identity` decides which endpoint a request is for, `check` whether the request may pass, and `rate_limit`
+whether the endpoint is over its limit. These three are pure. `answer` and `service` implement Envoy's
+protocol, and `serve` runs it.
 """

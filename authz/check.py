@@ -1,4 +1,4 @@
-"""Whether a request may pass: pure functions of the endpoint and of what the request shows."""
+"""Decides whether a request may pass: pure functions of the endpoint and the request's credentials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SCHEME: Final = b"bearer "
 
 
 class Outcome(enum.StrEnum):
-    """Every way in which a check ends; the values are labels of a metric."""
+    """The outcome of a check. The values are labels of a metric."""
 
     ALLOWED = "allowed"
     MISSING_ID = "missing_id"
@@ -24,12 +24,12 @@ class Outcome(enum.StrEnum):
     NOT_FOUND = "not_found"
     RATE_LIMITED = "rate_limited"
     NOT_READY = "not_ready"
-    """No complete map yet: an unknown id proves nothing."""
+    """There is no complete map yet, so an unknown id proves nothing."""
     TOO_STALE = "too_stale"
     UNSENDABLE = "unsendable"
     """The endpoint has values that no header can carry."""
     FAULT = "fault"
-    """A bug of ours; nobody gets in by it."""
+    """A bug of ours. The request is refused."""
 
 
 ANSWERS: Final = {
@@ -43,14 +43,14 @@ ANSWERS: Final = {
     Outcome.UNSENDABLE: (503, "authorization is not available"),
     Outcome.FAULT: (503, "authorization is not available"),
 }
-"""HTTP status and message of everything that is refused. A caller learns nothing beyond that."""
+"""HTTP status and message of each refusal. A caller learns no more than this."""
 
 
 def authorized(auth: Auth, authorization: Sequence[bytes], subject: Sequence[bytes]) -> bool:
-    """Tell whether what a request shows is what its endpoint asks for.
+    """Return whether a request's credentials satisfy its endpoint.
 
-    ``authorization`` has every value of that header, ``subject`` every value of the header by which Envoy
-    tells whose token it has verified. A doubled one shows nothing.
+    ``authorization`` has all values of that header. ``subject`` has all values of the header in which Envoy
+    passes the subject of a verified token. A header with two values counts as missing.
     """
     match auth.WhichOneof("auth_type"):
         case "no_auth":
@@ -59,11 +59,11 @@ def authorized(auth: Auth, authorization: Sequence[bytes], subject: Sequence[byt
             return len(authorization) == 1 and _is_key(authorization[0], auth.static_api_key.api_key.encode())
         case "jwt":
             return len(subject) == 1 and _is_listed(subject[0], auth.jwt.authorized_users)
-    return False  # also a kind that is newer than this server
+    return False  # unset, or of a kind that this server does not know
 
 
 def _is_key(shown: bytes, key: bytes) -> bool:
-    """Compare with and without the scheme, in a time that does not depend on where the bytes differ."""
+    """Compare the key with and without the scheme, in constant time."""
     bare = hmac.compare_digest(shown, key)
     scheme = shown[: len(_SCHEME)].lower() == _SCHEME
     behind = hmac.compare_digest(shown[len(_SCHEME) :], key) and scheme

@@ -1,4 +1,4 @@
-"""What an operator chose, as `serve` takes it; whoever starts it has judged the values."""
+"""The configuration of `serve`. The command line has checked the values."""
 
 from __future__ import annotations
 
@@ -15,36 +15,38 @@ RateLimit = Literal["headers", "local"]
 
 @dataclass(frozen=True, kw_only=True)
 class UpstreamHeaders:
-    """Headers that go upstream, by name; None leaves one out. A client's own of these names never pass."""
+    """Names of the headers for the upstream; None leaves one out. A client's own headers of these names are
+    never passed on.
+    """
 
     endpoint: str | None = "Portal-Application-ID"
     account: str | None = "Portal-Account-ID"
     limited: str | None = "Rl-Endpoint-Id"
-    """The endpoint's id once more, only where it has a limit: a descriptor for Envoy's rate limits."""
+    """The endpoint's id, only if it has a limit: a descriptor for Envoy's rate limits."""
     throughput: str | None = "Rl-Throughput"
-    """The limit, calls a second."""
+    """The limit in calls a second."""
     remove_authorization: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that one process needs to know."""
+    """The configuration of one process."""
 
     host: str = "127.0.0.1"
     port: int = 10001
-    """0 takes any free one."""
+    """The port for Envoy; 0 takes any free port."""
     unix_socket: Path | None = None
-    """Also listened on."""
+    """A Unix socket to listen on as well."""
     share_port: bool = False
     """Whether other processes listen on the same port (SO_REUSEPORT)."""
     places: Places = field(default_factory=Places)
     subject_header: str | None = None
-    """In lower case; None refuses every endpoint that asks for a JWT's subject."""
+    """In lower case. None refuses every request for an endpoint that requires a JWT."""
     upstream: UpstreamHeaders = field(default_factory=UpstreamHeaders)
     rate_limit: RateLimit = "headers"
     max_staleness: float | None = None
-    """Seconds beyond which everything is refused."""
+    """Staleness in seconds beyond which every request is refused; None is no limit."""
     staleness_header: str | None = None
-    """Response header that says how many seconds the map may be behind."""
+    """Name of the response header with the map's staleness in seconds."""
     drain_seconds: float = 3.0
-    """How long calls go on being answered after SIGTERM."""
+    """How long checks are still answered after SIGTERM."""

@@ -1,7 +1,7 @@
-"""May Envoy send checks here, and is there anything for a person to look at? Two questions.
+"""Decides whether an authorizer is ready and whether it is healthy, which are two different questions.
 
-*Ready* means that requests can be let in: it stays good while the feed is away, unless ``MAX_STALENESS``
-is set.
+*Ready* means that it can authorize requests. It stays ready while no feed server is reachable, unless
+``MAX_STALENESS`` limits that. *Healthy* means that there is nothing for a person to look at.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from authz.held import Held
 
 _STALE_SECONDS: Final = 30.0
-"""Staleness that people are told of, whatever ``MAX_STALENESS`` says; the server has the same."""
+"""Staleness from which the authorizer reports itself unhealthy, whatever ``MAX_STALENESS`` is."""
 
 
 class Reason(NamedTuple):
-    """One thing that is wrong with a server or an authorizer."""
+    """A reason why a server or an authorizer is not ready, or not healthy."""
 
     code: str
     """A word for machines, such as ``not_ready`` or ``stale``, or the key of a lasting trouble."""
@@ -28,27 +28,27 @@ class Reason(NamedTuple):
 
 
 class AuthorizerHealth:
-    """Answers from what is held; belongs to one event loop."""
+    """The health of an authorizer. Not thread-safe: it belongs to one event loop."""
 
     def __init__(self, held: Held) -> None:
         self._held = held
         self._troubles: dict[str, str] = {}
         self._stopping = False
-        """Set when no new connections should come; checks go on being answered."""
+        """Whether the process is being stopped. Checks are still answered, but it is not ready."""
 
     def stop(self) -> None:
-        """Note that the process is being stopped: it is not ready any more."""
+        """Note that the process is being stopped, so that it is no longer ready."""
         self._stopping = True
 
     def trouble(self, key: str, message: str | None) -> None:
-        """Note a condition that lasts, or its end (None)."""
+        """Note a lasting condition, or its end (None)."""
         if message is None:
             self._troubles.pop(key, None)
         else:
             self._troubles[key] = message
 
     def unready(self) -> tuple[Reason, ...]:
-        """Say why nobody should connect; nothing where all is well."""
+        """Return the reasons why Envoy should not send checks; empty if the authorizer is ready."""
         if self._stopping:
             return (Reason("stopping", "it is being stopped"),)
         match self._held.unready():
@@ -59,7 +59,7 @@ class AuthorizerHealth:
         return ()
 
     def reasons(self) -> tuple[Reason, ...]:
-        """Say what a person should look at, too."""
+        """Return everything that a person should look at; empty if the authorizer is healthy."""
         found = list(self.unready())
         if not found and self._held.staleness() > _STALE_SECONDS:
             found.append(Reason("stale", f"{self._known()}: a key that was revoked since then still works"))

@@ -1,4 +1,4 @@
-"""The map that checks are made against: the feed's, and whether it may be used."""
+"""The feed's map for checks, and whether it may be used."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ if TYPE_CHECKING:
 
 
 class Held:
-    """What this process holds; for any thread, without waiting."""
+    """The map that this process holds. Thread-safe, and never blocks."""
 
     def __init__(
         self, feed: Callable[[Callable[[Change], object]], EndpointFeed], max_staleness: float | None
     ) -> None:
-        """``feed`` makes the client, given what it is to call at each change."""
+        """``feed`` makes the client; its argument is the callback for changes."""
         self.feed = feed(self._changed)
         self._endpoints = self.feed.endpoints
         self._max_staleness = max_staleness
         self.unnameable = 0
-        """Endpoints whose id no request can name."""
+        """Number of endpoints whose id no request can name."""
 
     def __len__(self) -> int:
         return len(self.feed)
 
     @property
     def ready(self) -> bool:
-        """Whether the map has been complete, once."""
+        """Whether the map has been complete once."""
         return self.feed.ready
 
     def get(self, endpoint_id: str) -> bytes | None:
-        """Return an endpoint, a serialized ``proto.GatewayEndpoint``."""
+        """Return the endpoint with this id as a serialized ``proto.GatewayEndpoint``, or None."""
         return self._endpoints.get(endpoint_id)
 
     def staleness(self) -> float:
-        """Return for how many seconds at most the map has not been the database's."""
+        """Return an upper bound of the map's age in seconds."""
         return self.feed.staleness()
 
     def unready(self) -> Outcome | None:
-        """Say why nobody can be let in now; None where the map may be used."""
+        """Return the outcome of every check while the map may not be used; None if it may."""
         if not self.feed.ready:
             return Outcome.NOT_READY
         if self._max_staleness is not None and self.feed.staleness() > self._max_staleness:
@@ -51,7 +51,7 @@ class Held:
         return None
 
     def _changed(self, change: Change) -> None:
-        """Count; called in the feed's thread."""
+        """Keep count of unnameable endpoints. The feed's thread calls this."""
         more = (change.after is not None) - (change.before is not None)
         if more and not is_nameable(change.endpoint_id):
             self.unnameable += more

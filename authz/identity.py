@@ -1,15 +1,15 @@
-"""Which endpoint a request means: one pure function of its path and one header.
+"""Decides which endpoint a request is for: a pure function of its path and one header.
 
 A request passes proxies and servers that read a path differently: one decodes percent signs, one merges
 slashes, one resolves dots. If two of them see different endpoints, a client can show one endpoint's key and
-use another endpoint. So an id counts only where every reading gives the same one; whatever else a request
-says is refused, never guessed. The table of cases is tests/authz/requests.toml.
+use another endpoint. So an id is accepted only if every reading gives the same id. Every other request is
+refused. The table of cases is tests/authz/requests.toml.
 
 Why the rules below are enough:
 
 - An id is 1 to 255 unreserved characters of RFC 3986, without any percent sign. No reader changes those.
-- Behind the literal prefix and such an id, only dot segments can lead to another id. They are looked for in
-  the path as it is when nothing is left to decode: a dot segment that shows up earlier is still there then.
+- After the literal prefix and such an id, only dot segments can lead to another id. They are searched for in
+  the fully decoded path: a dot segment that appears after fewer decodings is still there.
 - A path without the literal prefix must not get one by decoding, merging slashes, dropping ``;parameters`` or
   ignoring case.
 """
@@ -30,47 +30,47 @@ _NAMEABLE: Final = re.compile(_ID)
 _VISIBLE: Final = re.compile(r"[!-~]*")
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _DOTS: Final = re.compile(rb"(?:^|[/\\])\.{1,2}(?=[/\\;?#\0- ]|$)")
-"""A dot segment, also with what some readers cut off behind it: parameters, a query, blanks, a NUL."""
+"""A dot segment, or one followed by a part that some readers drop: parameters, a query, blanks, a NUL."""
 _TAIL: Final = re.compile(rb"[;\0- ][^/\\]*")
-"""What some readers cut off a segment: parameters, and what begins with a blank."""
+"""The parts of a segment that some readers drop: parameters, and everything after a blank."""
 _SLASHES: Final = re.compile(rb"[/\\]+")
 _DECODINGS: Final = 4
-"""Times that a path may be percent-encoded; nobody needs more, and each costs a pass over the path."""
+"""Maximum layers of percent-encoding. No client needs more, and each layer costs a pass over the path."""
 
 
 class Unidentified(enum.Enum):
-    """Why a request means no endpoint."""
+    """The reason why a request names no endpoint."""
 
     MISSING = enum.auto()
-    """It names none."""
+    """It contains no id."""
     UNCLEAR = enum.auto()
-    """It can be read in two ways, or names what cannot be an id."""
+    """It can be read in two ways, or its id is malformed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where a request may name its endpoint."""
+    """The places where a request may name its endpoint."""
 
     header: str | None = "portal-application-id"
-    """The header's name in lower case; None where headers do not count."""
+    """The header's name in lower case; None if headers are ignored."""
     prefix: str | None = "/v1/"
-    """The path segment behind it is the id; None where the path does not count. See `is_prefix`."""
+    """The path segment after this prefix is the id; None if paths are ignored. See `is_prefix`."""
 
 
 def is_prefix(given: str) -> bool:
-    """Whether this can be `Places.prefix`: it begins and ends with a slash, and is read in one way only."""
+    """Return whether this can be `Places.prefix`: it has slashes at both ends, and only one reading."""
     return re.fullmatch(rf"/(?:{_ID}/)*", given) is not None
 
 
 def is_nameable(endpoint_id: str) -> bool:
-    """Whether a request can name this id at all."""
+    """Return whether any request can name this id."""
     return _NAMEABLE.fullmatch(endpoint_id) is not None
 
 
 def identify(path: str, named: Sequence[str], places: Places) -> str | Unidentified:
-    """Return the id of the endpoint that a request means.
+    """Return the id of the endpoint that a request is for, or the reason why there is none.
 
-    ``path`` is what Envoy routes by (``:path``), ``named`` has every value of the header.
+    ``path`` is the path by which Envoy routes (``:path``). ``named`` has all values of the header.
     """
     in_header = None if places.header is None else _from_header(named)
     in_path = None if places.prefix is None else _from_path(path, places.prefix)
@@ -82,7 +82,7 @@ def identify(path: str, named: Sequence[str], places: Places) -> str | Unidentif
 
 
 def _from_header(named: Sequence[str]) -> str | Unidentified | None:
-    """Envoy hands doubled headers over joined by commas, or one by one; both are refused."""
+    """Read the id in the header. Envoy joins repeated headers by commas, or lists them; both are refused."""
     if not named:
         return None
     return named[0] if len(named) == 1 and is_nameable(named[0]) else Unidentified.UNCLEAR
@@ -98,7 +98,7 @@ def _from_path(path: str, prefix: str) -> str | Unidentified | None:
     if decoded is None or _DOTS.search(decoded):
         return Unidentified.UNCLEAR
     cut = _TAIL.sub(b"", decoded)
-    if cut[1:2] in (b"/", b"\\"):  # //host/path is an address to some
+    if cut[1:2] in (b"/", b"\\"):  # some readers take //host/path for an address
         return Unidentified.UNCLEAR
     if literal.startswith(prefix):
         segment = literal[len(prefix) :].partition("/")[0]
@@ -110,9 +110,9 @@ def _from_path(path: str, prefix: str) -> str | Unidentified | None:
 
 
 def _decoded(literal: str) -> bytes | None:
-    """Decode until nothing is left to decode; None where that is not well-formed UTF-8, or takes too long.
+    """Decode all layers of percent-encoding. Returns None if the result is no UTF-8, or has too many layers.
 
-    Strict UTF-8 keeps out overlong forms, by which ``%c0%ae`` is a dot to some.
+    Strict UTF-8 excludes overlong forms: some readers decode ``%c0%ae`` to a dot.
     """
     if _BAD_ESCAPE.search(literal):
         return None

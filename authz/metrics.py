@@ -31,20 +31,20 @@ _SECONDS: Final = (
     0.05,
     0.25,
 )
-"""A check takes some 20 us; what is beyond a millisecond has waited for the interpreter."""
+"""Buckets in seconds. A check takes some 20 us; one of over a millisecond waited for the interpreter."""
 
 
 class CheckMetrics:
-    """Counts checks; ``registry`` is what ``/metrics`` shows."""
+    """Counts checks. ``/metrics`` shows ``registry``."""
 
     def __init__(self, version: str, held: Held) -> None:
         self.registry = registry = CollectorRegistry()
-        build = Gauge(  # under the server's name: dashboards find all processes by it
+        build = Gauge(  # with the server's name, by which dashboards find all processes
             "pads_cdc_build_info", "Always 1; the version is in the label.", ("version",), registry=registry
         )
         build.labels(version).set(1)
         checks = Counter(f"{PREFIX}_checks", "Checks, by how they ended.", ("outcome",), registry=registry)
-        # From the start: to Prometheus a series that is born at 1 has not increased.
+        # All series exist from the start: for Prometheus a series that begins at 1 has not increased.
         self._checks = {outcome: checks.labels(outcome.value) for outcome in Outcome}
         self._seconds = Histogram(
             f"{PREFIX}_check_seconds",
@@ -62,7 +62,7 @@ class CheckMetrics:
 
 
 class _FeedGauges(Collector):
-    """What is read at the moment of the scrape."""
+    """The state of the map and the feed, read at each scrape."""
 
     def __init__(self, held: Held) -> None:
         self._held = held

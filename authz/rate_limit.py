@@ -1,10 +1,10 @@
-"""How often an endpoint may be called: a token bucket for each, of one second's worth.
+"""Limits calls by a token bucket for each endpoint, which holds one second's worth of calls.
 
 A bucket is one number, the moment at which it is full again (the generic cell rate algorithm). A call moves
-that moment by its share of a second, and is refused where that lies more than a second ahead. The limit comes
-with each call and is not remembered, so that a changed plan counts from the next call on.
+that moment by its share of a second. It is refused if the moment would then be more than a second ahead. The
+caller passes the limit with each call, so a changed plan takes effect with the next call.
 
-    limit 2: calls at 0.0 and 0.0 fill the second, one at 0.4 is refused, one at 0.5 passes.
+    limit 2: two calls at 0.0 empty the bucket, one at 0.4 is refused, one at 0.5 passes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _BURST: Final = 1.0
-"""Seconds' worth of calls that may come at once."""
+"""A bucket holds this many seconds' worth of calls."""
 _SWEEP_SECONDS: Final = 10.0
-"""Between looks for buckets that are full again; they need not be kept."""
+"""Interval at which buckets that are full again are removed."""
 
 
 class RateLimits:
@@ -36,8 +36,8 @@ class RateLimits:
     def take(self, endpoint_id: str, limit: int) -> float:
         """Count a call of an endpoint that may be called ``limit`` times a second.
 
-        Returns 0.0 where it may pass, else after how many seconds the next one may. A limit of 0 or less
-        limits nobody.
+        Returns 0.0 if it may pass, otherwise the number of seconds until the next call may. A limit of 0 or
+        less is no limit.
         """
         if limit <= 0:
             return 0.0
@@ -46,7 +46,7 @@ class RateLimits:
             self._sweep(now)
         full_at = max(now, self._full_at.get(endpoint_id, now)) + 1 / limit
         wait = full_at - now - _BURST
-        if wait > 1e-9:  # noqa: PLR2004 - sums of fractions are a little off
+        if wait > 1e-9:  # noqa: PLR2004 - the rounding error of a sum of fractions
             return wait
         self._full_at[endpoint_id] = full_at
         return 0.0
@@ -57,5 +57,5 @@ class RateLimits:
 
 
 def retry_after(wait: float) -> int:
-    """Return the header's value: whole seconds, at least one."""
+    """Return the value of ``Retry-After``: whole seconds, at least one."""
     return max(1, math.ceil(wait))

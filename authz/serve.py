@@ -1,7 +1,7 @@
-"""One process: the feed's client in a thread, checks and pages in the event loop.
+"""Runs one process: the feed's client in a thread, checks and HTTP pages in the event loop.
 
-What the command line lends comes as arguments: a gRPC server with its TLS (`Transport`), and a place where
-health and metrics are shown (`Expose`).
+The command line passes a gRPC server with its TLS (`Transport`) and a function that shows health and metrics
+(`Expose`).
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ if TYPE_CHECKING:
     _Request = health_pb2.HealthCheckRequest
     _Context = grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
     Feed = Callable[[Callable[[Change], object]], EndpointFeed]
-    """Makes the client, given what it is to call at each change."""
+    """Makes the feed's client; its argument is the callback for changes."""
     Expose = Callable[
         [CollectorRegistry, AuthorizerHealth], AbstractAsyncContextManager[Callable[[int], None]]
     ]
-    """Shows both while its context lasts; takes the port of gRPC once that is served."""
+    """Shows both while its context lasts. Its value is called with gRPC's port once that is served."""
 
 _log = structlog.get_logger("pads_cdc")
 
 _HEALTH_SECONDS: Final = 0.2
-"""Between two looks at readiness, for clients that watch `grpc.health.v1`."""
+"""Interval at which readiness is checked, for clients that watch `grpc.health.v1`."""
 _GRACE_SECONDS: Final = 1.0
-"""What checks get that are under way when the server ends; they take microseconds."""
+"""Time for checks in progress when the server ends. They take microseconds."""
 OPTIONS: Final = (
-    # Envoy keeps one connection a worker thread; what is above waits there.
+    # Envoy keeps one connection for each worker thread. Further requests wait in Envoy.
     ("grpc.max_concurrent_streams", 10_000),
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.keepalive_time_ms", 30_000),
@@ -59,30 +59,30 @@ OPTIONS: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 9_000),
     ("grpc.http2.max_pings_without_data", 0),
-    # A connection is asked to go after this long, so that workers that were started later get their share.
+    # Clients are asked to reconnect after this time, so that workers that started later get their share.
     ("grpc.max_connection_age_ms", 600_000),
 )
 
 
 class Transport(Protocol):
-    """A gRPC server and what it listens on."""
+    """A gRPC server and its addresses."""
 
     def server(self, options: Sequence[tuple[str, object]]) -> grpc.aio.Server:
-        """Make one for the running event loop."""
+        """Make a server for the running event loop."""
 
     def register(
         self, server: grpc.aio.Server, handler: grpc.GenericRpcHandler, descriptor: ServiceDescriptor
     ) -> None:
-        """Add a service."""
+        """Register a service."""
 
     def listen(self, server: grpc.aio.Server, host: str, port: int, *, shared: bool) -> int:
-        """Add an address, with TLS where that is set, and return its port."""
+        """Listen on an address, with TLS if it is configured. Returns the port."""
 
     def listen_unix(self, server: grpc.aio.Server, path: Path) -> None:
-        """Add a socket."""
+        """Listen on a Unix socket."""
 
     async def watch(self) -> None:
-        """Take up renewed certificates, for ever."""
+        """Reload renewed certificates, until the task is cancelled."""
 
 
 class DesertedError(Exception):
@@ -101,10 +101,10 @@ async def serve(
 ) -> None:
     """Answer checks until SIGTERM or SIGINT, or until ``until`` is done.
 
-    ``late`` listens only once the map is complete: others serve the port already.
+    With ``late`` it listens only once the map is complete, because other workers serve the port already.
 
     Raises:
-        DesertedError: a fault of gRPC's; without it the process would look alive and serve nobody.
+        DesertedError: the gRPC server failed. Otherwise the process would look alive and serve no client.
 
     """
     stop = _Stop(until)
@@ -112,7 +112,7 @@ async def serve(
     metrics, health = CheckMetrics(version, held), AuthorizerHealth(held)
     lent = transport(metrics.registry, health)
     authorization = service.Authorization(config, held, metrics)
-    # What the imports have made stays. A full collection looked through it, and held checks up for 50 ms.
+    # Objects made by the imports stay for ever. Without this, a full collection scans them for 50 ms.
     gc.collect()
     gc.freeze()
     async with AsyncExitStack() as running:
@@ -141,7 +141,7 @@ async def serve(
         _log.info("stopping")
         health.stop()
         if not ended.done():
-            # Envoy sees by its health checks that it should go elsewhere, and is answered until it has.
+            # Envoy's health checks make it use other authorizers. Until then its checks are answered.
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.hurried.wait(), config.drain_seconds)
         deserted = ended.done()
@@ -154,7 +154,7 @@ async def serve(
 
 
 class _Stop:
-    """Whether we are to stop, and whether at once: at Ctrl-C, or when told a second time."""
+    """Whether to stop, and whether at once: after Ctrl-C, or after a second signal."""
 
     def __init__(self, until: Awaitable[object] | None) -> None:
         self.asked = asyncio.Event()
@@ -177,7 +177,7 @@ class _Stop:
 
 
 async def _ready(held: Held, stop: _Stop) -> bool:
-    """Wait for the first complete map; False where we are to stop before."""
+    """Wait for the first complete map. Returns False if the process must stop first."""
     ready = asyncio.create_task(held.feed.until_ready())
     asked = asyncio.create_task(stop.asked.wait())
     await asyncio.wait((ready, asked), return_when=asyncio.FIRST_COMPLETED)
@@ -187,9 +187,9 @@ async def _ready(held: Held, stop: _Stop) -> bool:
 
 
 class _Statuses(HealthServicer):
-    """``grpc.health.v1``, with what `/readyz` says at that moment, for server and service.
+    """``grpc.health.v1`` with the present state of ``/readyz``, for the server and its service.
 
-    Envoy checks when it starts and then each second: a map that was complete a moment before must be known.
+    Each call computes the state, because Envoy checks only once a second: a cached one could be out of date.
     """
 
     def __init__(self, health: AuthorizerHealth) -> None:

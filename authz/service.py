@@ -1,6 +1,6 @@
-"""Envoy's ``Authorization/Check``: takes a request apart, asks the pure modules, and counts what came of it.
+"""Envoy's ``Authorization/Check``: takes a request apart, asks the pure modules, and counts the outcome.
 
-Nothing here waits: the map is in memory, and so a check is answered before the event loop does anything else.
+It never waits: the map is in memory, so a check is answered before the event loop does anything else.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _UNIDENTIFIED: Final = {
 
 
 class Authorization:
-    """Answers checks, in one event loop."""
+    """The servicer for Envoy's checks. Not thread-safe: it belongs to one event loop."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Authorization:
         )
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """Return what a gRPC server takes."""
+        """Return the handler to register with a gRPC server."""
         check: grpc.RpcMethodHandler[CheckRequest, bytes] = grpc.unary_unary_rpc_method_handler(
             self._check,
             request_deserializer=CheckRequest.FromString,
@@ -75,7 +75,7 @@ class Authorization:
         began = time.perf_counter()
         try:
             outcome, answer = self._decide(request.attributes.request.http)
-        except Exception:  # noqa: BLE001 - the last boundary: a fault of ours must let nobody in
+        except Exception:  # noqa: BLE001 - the last boundary: a bug of ours must refuse the request
             _log.exception("a check failed: this is a bug, please report it")
             outcome, answer = Outcome.FAULT, self._answers.refused(Outcome.FAULT)
         if self._says_staleness and self._held.ready:
@@ -112,10 +112,10 @@ class Authorization:
 
 
 def _values(http: Any, names: frozenset[str]) -> dict[str | None, list[bytes]]:
-    """Return every value of these headers; Envoy has them in one of two fields.
+    """Return all values of these headers. Envoy sends headers in one of two fields.
 
-    ``headers`` has doubled headers joined by commas, and ``!`` for what is not UTF-8. With Envoy's
-    ``encode_raw_headers`` it is ``header_map``, which has each value as it came.
+    In ``headers`` the values of a repeated header are joined by commas, and bytes that are no UTF-8 become
+    ``!``. With Envoy's ``encode_raw_headers`` the field is ``header_map``, which has each value unchanged.
     """
     found: dict[str | None, list[bytes]] = {}
     for name, value in http.headers.items():

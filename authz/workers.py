@@ -1,8 +1,8 @@
-"""Several processes on one port: a supervisor that starts them, and what they report to it.
+"""Several processes on one port: a supervisor that starts workers, and the workers' reports to it.
 
-Each worker writes a line of JSON to its standard output, once a second and whenever its readiness changes:
-what its pages would show. The supervisor has the only HTTP port and answers from the last lines. A worker
-ends when its standard input does, and so never outlives the supervisor.
+Each worker writes its health and metrics as a line of JSON to its standard output, once a second and whenever
+its readiness changes. The supervisor has the only HTTP port, and answers from the last lines. A worker ends
+when its standard input does, so it never outlives the supervisor.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
     from authz.health import AuthorizerHealth
 
     Start = Callable[[int, bool], Awaitable[asyncio.subprocess.Process]]
-    """Starts the worker of a number, from 1; with True it listens once its map is complete."""
+    """Starts the worker with this number, from 1. With True the worker listens once its map is complete."""
 
 _log = structlog.get_logger("pads_cdc")
 
 _LOOK_SECONDS: Final = 0.1
 _REPORT_SECONDS: Final = 1.0
 _SILENT_SECONDS: Final = 15.0
-"""A worker that reports nothing for so long hangs, and is killed."""
+"""A worker that reports nothing for this long hangs, and is killed."""
 _PAUSES: Final = (1.0, 30.0)
-"""Seconds before a worker is started again: the first, and the longest."""
+"""Seconds before a worker is started again: the first pause, and the longest."""
 _LASTED_SECONDS: Final = 60.0
-"""A worker that ran for so long did not fail at once."""
+"""After a worker has run for this long, the next pause is the first one again."""
 
 
 # --- in the worker
@@ -53,7 +53,7 @@ _LASTED_SECONDS: Final = 60.0
 async def reporting(
     registry: CollectorRegistry, health: AuthorizerHealth
 ) -> AsyncIterator[Callable[[int], None]]:
-    """Report while the context lasts; see `authz.serve.Expose`."""
+    """Report health and metrics to the supervisor while the context lasts; see `authz.serve.Expose`."""
     port, out = 0, sys.stdout.fileno()
     os.set_blocking(out, False)
 
@@ -71,7 +71,7 @@ async def reporting(
                 line["metrics"] = generate_latest(registry).decode()
                 unsent = json.dumps(line).encode() + b"\n"
                 told, due = state, now + _REPORT_SECONDS
-            with suppress(BlockingIOError, BrokenPipeError):  # a supervisor that hangs must not halt checks
+            with suppress(BlockingIOError, BrokenPipeError):  # a supervisor that hangs must not stop checks
                 unsent = unsent[os.write(out, unsent) :]
             await asyncio.sleep(_LOOK_SECONDS)
 
@@ -84,7 +84,7 @@ async def reporting(
 
 
 async def orphaned() -> None:
-    """Return once the supervisor is gone."""
+    """Wait until the supervisor has ended."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
@@ -101,7 +101,7 @@ class _Worker:
     number: int
     process: asyncio.subprocess.Process | None = None
     report: dict[str, Any] = field(default_factory=dict)
-    """The last line; empty while there is none."""
+    """The worker's last report; empty before the first."""
 
     @property
     def listens(self) -> bool:
@@ -113,7 +113,7 @@ class _Worker:
 
 
 class Supervisor:
-    """Keeps the workers running; its own health and metrics are theirs together."""
+    """Keeps the workers running. Its health and metrics are those of all workers together."""
 
     def __init__(self, count: int, start: Start) -> None:
         self._start = start
@@ -129,23 +129,23 @@ class Supervisor:
         )
 
     def unready(self) -> tuple[Reason, ...]:
-        """Say why nobody should connect: nobody listens, or one that does has no map to use."""
+        """Return why Envoy should not send checks: no worker listens, or one that does has no usable map."""
         listening = [worker for worker in self._workers if worker.listens]
         if not listening:
             return (Reason("not_ready", "no worker listens yet"),)
         return tuple(reason for worker in listening for reason in worker.told("unready"))
 
     def reasons(self) -> tuple[Reason, ...]:
-        """Say what a person should look at, too."""
+        """Return everything that a person should look at; empty if all workers are healthy."""
         found = [reason for worker in self._workers for reason in worker.told("reasons")]
         away = [worker for worker in self._workers if not worker.listens]
         found += [Reason("worker", f"worker {worker.number}: does not listen yet") for worker in away]
         return tuple(found)
 
     async def run(self, serving: Callable[[int], None]) -> int:
-        """Run them until `stop`, or until one cannot start; ``serving`` is called once all of them listen.
+        """Run the workers until `stop`, or until one cannot start. Calls ``serving`` once all of them listen.
 
-        Returns the exit code. A worker that cannot start has said why.
+        Returns the exit code. A worker that cannot start writes the reason to standard error.
         """
         async with asyncio.TaskGroup() as group:
             for worker in self._workers:
@@ -159,7 +159,7 @@ class Supervisor:
         return self._code
 
     def stop(self, number: int) -> None:
-        """Hand a signal on."""
+        """Stop, and pass the signal on to the workers."""
         self._stopping.set()
         for worker in self._workers:
             if worker.process is not None and worker.process.returncode is None:
@@ -190,7 +190,7 @@ class Supervisor:
             pause = min(2 * pause, longest)
 
     async def _follow(self, worker: _Worker, process: asyncio.subprocess.Process) -> None:
-        """Take its lines until it ends, or hangs and is killed."""
+        """Read a worker's reports until it ends, or hangs and is killed."""
         assert process.stdout is not None  # noqa: S101 (for the type: it was started so)
         while True:
             try:
@@ -203,12 +203,12 @@ class Supervisor:
                 return
             if not line:
                 return
-            with suppress(ValueError):  # a library that prints is no report
+            with suppress(ValueError):  # a line printed by a library is no report
                 worker.report = json.loads(line)
 
 
 class _Together(Collector):
-    """The workers' metrics, each series with the worker's number."""
+    """The metrics of all workers. Each series has a label with the worker's number."""
 
     def __init__(self, workers: list[_Worker]) -> None:
         self._workers = workers
