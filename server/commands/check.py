@@ -1,4 +1,4 @@
-"""``pads-cdc check``: is this database ready, and what to type where it is not."""
+"""``pads-cdc check``: reports whether a database is ready, and what to type if it is not."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ if TYPE_CHECKING:
 _COLOURS = {Verdict.PASS: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red", Verdict.SKIP: "dim"}
 
 _SKIPPED = 3
-"""Checks in a row that are named each, though they were skipped for the same reason."""
+"""Up to this many consecutive checks that were skipped for the same reason are printed one by one."""
 
 Found = tuple[str, "Finding"]
-"""A check's name, and one of the things that it found."""
+"""A check's name, and one of its findings."""
 
 
 def check(settings: Settings, *, as_json: bool) -> int:
-    """Ask everything as the service will, and print what was found; returns the exit code. Changes nothing.
+    """Run all checks with the service's settings and print the findings; returns the exit code.
+
+    It changes nothing.
 
     Raises:
         ConfigurationError: there is no such mapping.
@@ -57,7 +59,7 @@ def check(settings: Settings, *, as_json: bool) -> int:
 
 
 def deployment(settings: Settings) -> Deployment:
-    """Return what the checks may ask, connected as the service will be."""
+    """Return the connections for the checks, made with the service's settings."""
     mapping = load(settings.mapping)
     source, query = settings.postgres_connection_string, settings.query_connection_string
     return Deployment(
@@ -92,7 +94,7 @@ def in_json(found: Sequence[Found], redact: Redactor) -> str:
 
 
 def _shown(found: Sequence[Found]) -> Iterator[Found]:
-    """Yield what to print: many that were not asked for one and the same reason are one line."""
+    """Yield the findings to print. Many checks that were skipped for the same reason become one line."""
     for reason, group in groupby(found, _why_skipped):
         rows = [*group]
         if reason is None or len(rows) <= _SKIPPED:

@@ -1,6 +1,6 @@
-"""The command ``pads-cdc``: reads what was typed, calls one function, turns errors into lines and codes.
+"""The command ``pads-cdc``: parses arguments, calls one function, turns errors into lines and exit codes.
 
-0 done, 1 it failed, 2 what was typed or set is wrong, 130 interrupted. What a command needs is imported
+Exit codes: 0 done, 1 failed, 2 a wrong argument or setting, 130 interrupted. A command imports its modules
 when it runs, so that ``--help`` answers at once.
 """
 
@@ -35,11 +35,11 @@ _MISUSED: Final = 2
 _INTERRUPTED: Final = 130
 
 _UNWRITABLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE})
-"""Errors of a standard output that cannot be written to."""
+"""Errors that mean that the standard output cannot be written."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with its code; expected errors never show a traceback."""
+    """Run the command line and exit with its code. Expected errors never show a traceback."""
     code = _run(sys.argv[1:] if arguments is None else list(arguments))
     ignore_what_passes_by()
     sys.exit(code)
@@ -47,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> int:
     pass_by(signal.SIGUSR1, signal.SIGUSR2)
-    secrets: list[ConnectionString] = []  # a command adds those that it has, so that no message shows them
+    secrets: list[ConnectionString] = []  # a command adds its own, so that no message shows them
 
     def complain(text: str, code: int) -> int:
-        with suppress(OSError):  # nobody can be told
+        with suppress(OSError):  # the error cannot be reported
             for line in Redactor(secrets)(text).strip().splitlines():
                 click.echo(f"pads-cdc: {line}", err=True)
         return code
@@ -77,10 +77,10 @@ def _run(arguments: list[str]) -> int:
 
 @contextmanager
 def _written() -> Iterator[None]:
-    """Write what a command has printed, to the last byte.
+    """Flush the standard output at the end of a command.
 
     Raises:
-        PadsCdcError: the standard output takes no more. Whoever closes a pipe knows it: then we end quietly.
+        PadsCdcError: it cannot be written. If the reader closed a pipe, the command ends without an error.
 
     """
     try:
@@ -90,7 +90,7 @@ def _written() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _UNWRITABLE or error.filename is not None:
             raise
-        # What it still holds would be tried again, in vain, when the interpreter ends.
+        # Otherwise the interpreter would try in vain to write the rest when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.EPIPE:
             sys.exit(_FAILED)
@@ -109,10 +109,10 @@ _BROKER: Final = (
 
 
 class _WithSettings(click.Command):
-    """A command with an option for each setting, or for some: made when its parameters are asked for."""
+    """A command with an option for each setting, or for some. The options are made on demand."""
 
     settings: ClassVar[tuple[str, str]] = ("settings", "Settings")
-    """A module in `server.config`, and the class of the settings there."""
+    """A module in `server.config`, and the name of the settings' class in it."""
     only: ClassVar[frozenset[str] | None] = None
     _made = False
 
@@ -132,14 +132,14 @@ class _WithAuthorizeSettings(_WithSettings):
 
 
 class _WithBroker(_WithSettings):
-    """`setup`, with where the broker is."""
+    """`setup`, with the options for the broker."""
 
     settings = ("settings", "Serving")
     only: ClassVar = frozenset({*_BROKER, "allow_insecure"})
 
 
 class _Check(_WithSettings):
-    """`check`, with those that change what is found."""
+    """`check`, with the options that change its findings."""
 
     only: ClassVar = frozenset(
         {
@@ -172,7 +172,7 @@ def _options(settings: tuple[str, str], only: frozenset[str] | None) -> Sequence
         options.append(
             click.Option(
                 [declaration, row.field],
-                # As typed, None where not given: Settings alone judges, as it does the environment.
+                # The text as typed, or None: Settings checks it, as it checks the environment.
                 default=None,
                 is_flag=row.switch,
                 metavar=None if row.switch else "TEXT",
@@ -232,9 +232,9 @@ def authorize(_secrets: list[ConnectionString], /, **flags: Any) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 @click.pass_obj
 def check(secrets: list[ConnectionString], /, *, as_json: bool, **flags: Any) -> int:
-    """Say whether this database is ready, and what to type where it is not. Changes nothing.
+    """Say whether this database is ready, and what to type if it is not. Changes nothing.
 
-    Connects as the service will. Exits with 0, with 1 when a check fails, with 2 when a setting is wrong.
+    Connects as the service will. Exits with 0, with 1 if a check fails, or with 2 if a setting is wrong.
     """
     from server.config.commands import Settings  # noqa: PLC0415
 
@@ -300,7 +300,7 @@ def _for_admins(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _target(secrets: list[ConnectionString], given: dict[str, Any]) -> Target:
-    """Make one value of the options that `setup` and `teardown` share."""
+    """Combine the options that `setup` and `teardown` share into one value."""
     from server.commands.setup import ADMIN, Target  # noqa: PLC0415
 
     admin = _connection_string(secrets, ADMIN, given)
@@ -324,7 +324,7 @@ def _target(secrets: list[ConnectionString], given: dict[str, Any]) -> Target:
 def _connection_string(
     secrets: list[ConnectionString], name: str, given: dict[str, Any]
 ) -> ConnectionString | None:
-    """Take a connection string that is given as a value or as a file; it is among the secrets then."""
+    """Return a connection string given as a value or as a file, and add it to ``secrets``."""
     from server.config.connection_string import ConnectionString  # noqa: PLC0415
 
     value, file = given[name.lower()], given[f"{name.lower()}_file"]

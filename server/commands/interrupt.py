@@ -1,6 +1,6 @@
-"""Ctrl-C as a question that the main thread asks, not an exception that hits it anywhere.
+"""Ctrl-C as a flag that the main thread polls, not as an exception that is raised anywhere.
 
-For commands that have something to finish (a summary) or to clean up (a database) whenever they are stopped.
+It is for commands that have to print a summary or to remove a database whenever they are stopped.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Keep what a terminal sends (Ctrl-C, its end) back for as long as the context lasts.
+    """Block the terminal's signals (Ctrl-C, hang-up) while the context lasts.
 
-    For starting a program that must outlive them: between its fork and its own session it is still in the
-    terminal's process group, and would die of them.
+    Use it to start a program that must survive these signals: until it has a session of its own, it is in the
+    terminal's process group, and they would end it.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
     try:
@@ -32,14 +32,14 @@ def uninterrupted() -> Iterator[None]:
 
 
 class Interrupt:
-    """Takes SIGINT, SIGTERM and SIGHUP (no more terminal) over while its context lasts; in the main thread.
+    """Handles SIGINT, SIGTERM and SIGHUP while its context lasts. Use it in the main thread.
 
-    Once one has come, they are ignored for the rest of the process: it is about to end.
+    After the first signal they are ignored for the rest of the process, which is about to end.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        """Somebody wants us to stop; it stays so."""
+        """Whether a signal has arrived. It stays True."""
         # A SimpleQueue, because its put() may interrupt its own get(). The lock inside threading.Event may be
         # held by the very thread that the signal interrupts.
         self._wake: SimpleQueue[None] = SimpleQueue()
@@ -54,11 +54,11 @@ class Interrupt:
 
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
-            # Whoever hits Ctrl-C again must not turn a clean end into a traceback, or change its exit code.
+            # A second Ctrl-C must not turn a clean end into a traceback, or change the exit code.
             signal.signal(number, signal.SIG_IGN if self.requested else before)
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Block for so long, or until a signal comes, and tell whether one has ever come."""
+        """Block for ``seconds``, or until a signal arrives. Returns whether one has ever arrived."""
         if not self.requested:
             with suppress(Empty):
                 self._wake.get(timeout=seconds)

@@ -1,7 +1,7 @@
-"""A client of the old contract: fetches, streams, holds every endpoint, and comes back when it is cut off.
+"""A client of the legacy contract: fetches and streams, holds every endpoint, and reconnects.
 
-It behaves as the newest of the deployed generations does: it fetches again before every stream. What the
-stream then repeats is seen to be nothing new (`EndpointUpdate.changed`).
+It behaves like the newest deployed clients: it fetches again before every stream. The stream then repeats the
+map; `EndpointUpdate.changed` tells these repetitions from changes.
 """
 
 from __future__ import annotations
@@ -31,67 +31,67 @@ _SERVICE: Final = DESCRIPTOR.services_by_name["GatewayEndpoints"].full_name
 
 _CONNECT_MS: Final = 5_000
 OPTIONS: Final = (
-    # Read in the thread that walks the stream, without a second one to hand each message over.
+    # Messages are read in the thread that iterates over the stream, without a second thread.
     (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
-    # Unlike deployed clients, which fail on a fetch above 4 MiB: this one is to show what there is.
+    # No limit, unlike deployed clients, which fail on a fetch above 4 MiB: this one must show the whole map.
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_http_proxy", 0),
-    # A server that is gone without a word is noticed within 40 s; ours welcomes such pings.
+    # A connection that died silently is noticed within 40 s.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # a minute otherwise, whatever the line above says
+    ("grpc.http2.ping_timeout_ms", 10_000),  # otherwise a minute, in spite of the line above
     ("grpc.http2.max_pings_without_data", 0),
-    # The time to wait between attempts is ours to choose; this minimum is also the time to connect in.
+    # We choose the time between attempts ourselves; this minimum is also the time limit for connecting.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", _CONNECT_MS),
     ("grpc.dns_min_time_between_resolutions_ms", 500),
 )
 _FETCH_SECONDS: Final = 40.0
-"""A server that has no complete map yet says so after 30 s."""
+"""Maximum wait for a fetch. A server without a complete map answers UNAVAILABLE after 30 s."""
 _NOTHING_ANSWERS: Final = ("failed to connect", "errors resolving", "DNS resolution failed")
-"""How gRPC's details begin before a chain of causes, of which the last one tells people something."""
+"""Beginnings of gRPC's details that are followed by a chain of causes. Only the last cause is useful."""
 _NOT_GRPC: Final = "http1.x server"
-"""In gRPC's details where what answers speaks HTTP/1."""
+"""Part of gRPC's details if the server speaks HTTP/1."""
 _FIRST_RETRY: Final = 0.5
 _LAST_RETRY: Final = 10.0
 
 
 class NotGrpcError(PadsCdcError):
-    """What answers speaks HTTP/1, and has from the start."""
+    """The server speaks HTTP/1, and has never spoken gRPC."""
 
 
 @dataclass(frozen=True)
 class MapFetched:
-    """The map was replaced by what the server has."""
+    """A fetch has replaced the map."""
 
     count: int
 
 
 @dataclass(frozen=True)
 class EndpointUpdate:
-    """The stream sent an endpoint or its end, and the map has it."""
+    """The stream sent an upsert or a delete, and the map has it."""
 
     endpoint_id: str
-    # Not in the repr: they hold API keys.
+    # Not in the repr, because they contain API keys.
     before: GatewayEndpoint | None = field(repr=False)
     after: GatewayEndpoint | None = field(repr=False)
-    """None for a delete."""
+    """The endpoint after the change; None for a delete."""
     at: float
-    """When the map had it, by ``time.monotonic``."""
+    """When the map was changed, by ``time.monotonic``."""
 
     @property
     def changed(self) -> bool:
-        """Whether it said anything new: every stream begins with all that there is."""
+        """Whether the update changed the map. Every stream begins by repeating the whole map."""
         return self.before != self.after
 
 
 @dataclass(frozen=True)
 class Disconnected:
-    """There is no stream; the next attempt follows after ``retry_seconds``."""
+    """The stream ended. The next attempt follows after ``retry_seconds``."""
 
     reason: str
-    """One line."""
+    """Why it ended, in one line."""
     retry_seconds: float
 
 
@@ -99,11 +99,11 @@ Event = MapFetched | EndpointUpdate | Disconnected
 
 
 class LegacySubscriber:
-    """A client of ``target`` (host:port). One thread walks `events`; `close` may come from another."""
+    """A client of ``target`` (host:port). One thread iterates over `events`; another may call `close`."""
 
     def __init__(self, target: str) -> None:
         self.endpoints: dict[str, GatewayEndpoint] = {}
-        """The map, changed in place or replaced; ``dict()`` of it is a consistent copy in any thread."""
+        """The map, changed in place or replaced. ``dict()`` makes a consistent copy in any thread."""
         self._closed = threading.Event()
         self._channel = grpc.insecure_channel(target, options=OPTIONS)
         self._fetch = self._channel.unary_unary(
@@ -118,10 +118,10 @@ class LegacySubscriber:
         )
 
     def events(self) -> Iterator[Event]:
-        """Yield what happens, each thing once the map has it; blocks in between, and ends after `close`.
+        """Yield each event after the map has its change. Blocks in between, and ends after `close`.
 
         Raises:
-            NotGrpcError: it is not a server of ours, nor was it.
+            NotGrpcError: the server speaks HTTP/1, and has never spoken gRPC.
 
         """
         retry, heard = _FIRST_RETRY, False
@@ -134,7 +134,7 @@ class LegacySubscriber:
             except grpc.RpcError as error:
                 reason = reason_of(error)
                 refuse_http(error, heard=heard)
-            except ValueError:  # so says gRPC when the channel was closed just before the call
+            except ValueError:  # gRPC raises it if the channel was closed just before the call
                 if not self._closed.is_set():
                     raise
             if not self._closed.is_set():
@@ -143,7 +143,7 @@ class LegacySubscriber:
                 retry = min(2 * retry, _LAST_RETRY)
 
     def close(self) -> None:
-        """End the connection and `events`; returns at once."""
+        """End the connection and `events`. Returns at once."""
         self._closed.set()
         self._channel.close()
 
@@ -166,13 +166,13 @@ class LegacySubscriber:
 
 
 def refuse_http(error: grpc.RpcError, *, heard: bool) -> None:
-    """Raise NotGrpcError if what answers speaks HTTP/1; where gRPC was ``heard``, a proxy may do so."""
+    """Raise NotGrpcError if the server speaks HTTP/1, unless gRPC was ``heard`` before (from a proxy)."""
     if not heard and isinstance(error, grpc.Call) and _NOT_GRPC in (error.details() or ""):
         raise NotGrpcError("that is not gRPC: is it the metrics port? gRPC is on PORT, by default 10002")
 
 
 def reason_of(error: grpc.RpcError) -> str:
-    """Say in one line why a call failed; every error of a call that was made is a `grpc.Call`."""
+    """Return in one line why a call failed. Every error of a call is also a `grpc.Call`."""
     if not isinstance(error, grpc.Call):
         return "the call failed"
     code, details = error.code(), " ".join((error.details() or "").split())

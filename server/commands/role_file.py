@@ -1,6 +1,6 @@
 """The file with the connection string of the service's role: `setup` writes it, `serve` and `check` read it.
 
-A password is never shown. It is in this file alone, 0600, and in the server as a SCRAM verifier.
+The password is never shown. It is only in this file (mode 0600), and in the server as a SCRAM verifier.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
 
 _KEPT = ("host", "hostaddr", "port", "sslmode", "sslrootcert", "sslcrl", "channel_binding")
-"""What the administrator's connection string says of the server, and not of the administrator."""
+"""Parameters of the administrator's connection string that describe the server, not the administrator."""
 _NAME = "--role-file"
 
 
 class RoleFile:
-    """The connection string of one role; its password is generated where there is no file yet."""
+    """The connection string of one role. Its password is generated if there is no file yet."""
 
     def __init__(self, path: Path, text: str, *, new: bool) -> None:
         self.path = path
         self.new = new
-        """It is not on the disk yet."""
+        """Whether the file does not exist yet."""
         self._text = text
 
     def __repr__(self) -> str:
@@ -40,10 +40,10 @@ class RoleFile:
 
     @classmethod
     def of(cls, path: str, role: str, admin: Connection) -> Self:
-        """Read the file, or think out what belongs into it: the administrator's server and database.
+        """Read the file, or make a connection string to the administrator's server and database.
 
         Raises:
-            ConfigurationError: it cannot be read, or is for another role or without a password.
+            ConfigurationError: the file cannot be read, or has another role or no password.
 
         """
         try:
@@ -66,24 +66,24 @@ class RoleFile:
 
     @property
     def password(self) -> str:
-        """The secret."""
+        """The role's password."""
         return str(parse_dsn(self._text)["password"])
 
     def works(self) -> bool:
-        """Tell whether one can connect with it as it is. Blocks for up to 5 s."""
+        """Return whether the connection string works. Blocks for up to 5 s."""
         if self.new:
             return False
         try:
             psycopg2.connect(self._text, connect_timeout=5).close()
-        except psycopg2.Error:  # whatever it is, setting the password again does no harm
+        except psycopg2.Error:  # for any reason: setting the password again does no harm
             return False
         return True
 
     def write(self) -> None:
-        """Put it on the disk, readable for us alone, before the server hears of it: no password gets lost.
+        """Write the file, readable only by us, before the server gets the password, so that none is lost.
 
         Raises:
-            PadsCdcError: it cannot be written.
+            PadsCdcError: the file cannot be written.
 
         """
         if not self.new:

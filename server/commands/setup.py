@@ -1,4 +1,4 @@
-"""``pads-cdc setup`` and ``teardown``: make a database ready, and take that back. Neither touches a row."""
+"""``pads-cdc setup`` and ``teardown``: prepare a database, and undo that. Neither changes a row."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ ADMIN = "ADMIN_CONNECTION_STRING"
 SLOT = "SLOT_CONNECTION_STRING"
 
 _FOR_A_PERSON = ("server_version", "wal_level", "output_plugin_libraries")
-"""Checks of what a command should not change by itself: it takes a restart, or holds for everybody."""
+"""Checks of settings that a command should not change: they need a restart, or affect every client."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What the two commands are told."""
+    """The options that the two commands share."""
 
     admin: ConnectionString
     role: str
@@ -63,7 +63,7 @@ class Target:
     dry_run: bool
 
     def site(self) -> Site:
-        """Return what can be asked, as the administrator."""
+        """Return a connection for questions about the database, as the administrator."""
         address = Address(self.admin.read, ADMIN)
         mapping = load(self.mapping)
         database = Database(address, mapping, self.schema, encoder(mapping.columns))
@@ -80,10 +80,10 @@ class Target:
 
 
 def setup(target: Target, role_file: str | None) -> int:
-    """Do what is missing, printing each statement; returns the exit code. Blocks while indexes are built.
+    """Run and print each statement that is missing; returns the exit code. Blocks while indexes are built.
 
     Raises:
-        PadsCdcError: it cannot be done; what was done until then is printed, and the next run goes on.
+        PadsCdcError: a statement failed. Those before it are printed, and the next run continues.
 
     """
     site = target.site()
@@ -106,10 +106,10 @@ def setup(target: Target, role_file: str | None) -> int:
 
 
 def teardown(target: Target, slot: ConnectionString | None) -> int:
-    """Undo what `setup` did and drop the slot, printing each statement; returns the exit code.
+    """Undo `setup` and drop the slot, and print each statement; returns the exit code.
 
     Raises:
-        PadsCdcError: the slot is in use or not ours (nothing has been done then), or a statement failed.
+        PadsCdcError: the slot is in use or not ours (then nothing was changed), or a statement failed.
 
     """
     site = target.site()
@@ -146,14 +146,14 @@ def _writable(site: Site) -> None:
 
 
 def _found(site: Site) -> None:
-    """Refuse where the mapping's tables are not there: nothing could be granted."""
+    """Raise an error if the mapping's tables do not exist, since nothing could be granted."""
     for name, finding in run([check for check in NECESSARY if check.name in ("connection", "tables")], site):
         if name == "tables" and finding.verdict is Verdict.FAIL:
             raise Refusal(f"{finding.text}; {finding.remedy}")
 
 
 def _password(file: RoleFile, target: Target, role: DatabaseRole | None, connection: Connection) -> Statement:
-    """Return the statement that sets the role's password, as a verifier: statements end up in logs."""
+    """Return the statement that sets the role's password as a verifier, because statements may be logged."""
     if role is not None and file.new:
         raise Refusal(
             f"the role {target.role} is there, but not the file {file.path}, and its password is not replaced"
@@ -169,7 +169,7 @@ def _password(file: RoleFile, target: Target, role: DatabaseRole | None, connect
 
 
 def _run(connection: Connection, plan: Iterable[Statement], site: Site, *, dry_run: bool) -> None:
-    """Run statement by statement, each on its own: an index that is built CONCURRENTLY wants that."""
+    """Run each statement outside a transaction, which CREATE INDEX CONCURRENTLY requires."""
     statements = list(plan)
     if not statements:
         _note("nothing to do")
@@ -198,10 +198,10 @@ def _execute(connection: Connection, statement: str, site: Site) -> None:
 
 
 def _blame_event_trigger(error: PadsCdcError, site: Site) -> None:
-    """Say it if an event trigger has refused a statement: no other function runs for one of ours.
+    """Raise a better error if an event trigger refused a statement: ours run no other functions.
 
     Raises:
-        Refusal: one has.
+        Refusal: an event trigger refused the statement. The text names it.
 
     """
     cause = error.__cause__
@@ -217,7 +217,7 @@ def _blame_event_trigger(error: PadsCdcError, site: Site) -> None:
 
 
 def _drop_slot(address: Address, site: Site, name: str, *, dry_run: bool) -> bool:
-    """Drop our slot, and never another; tells whether there was one."""
+    """Drop our slot, and never another one. Returns whether it existed."""
     connection = address.connect()
     try:
         with translated(address.setting):
@@ -243,7 +243,7 @@ def _drop_slot(address: Address, site: Site, name: str, *, dry_run: bool) -> boo
 
 
 def _advise(site: Site, target: Target, file: RoleFile | None) -> None:
-    """Print what only a person can do: the server's settings, keys, pg_hba.conf."""
+    """Print the steps that only a person can do: the server's settings, keys, pg_hba.conf."""
     for text in _left(site, dry_run=target.dry_run):
         _note(text)
     _note("pg_hba.conf (the client is the one that this command came from; put the service's):")
@@ -270,7 +270,7 @@ def _left(site: Site, *, dry_run: bool) -> Iterator[str]:
 
 
 def hba_line(site: Site, role: str) -> str:
-    """Return the line of pg_hba.conf that lets the role into this database, and into nothing else."""
+    """Return the line of pg_hba.conf that lets the role connect to this database only."""
     names = f"{hba_name(site.server.database)} {hba_name(role)}"
     if site.server.client is None:
         return f"local {names} scram-sha-256"

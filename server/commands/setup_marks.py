@@ -1,6 +1,6 @@
-"""What `setup` writes into comments of the catalog, so that `teardown` undoes that and nothing else.
+"""The marks that `setup` leaves in comments of the catalog, so that `teardown` undoes only its work.
 
-An index that somebody made under the same name, or an identity that somebody chose, stays.
+An index of the same name, or an identity, that somebody else made or chose has no mark and stays.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cdc.mapping.tables import Index, Table
 
 MADE: Final = "Made by pads-cdc setup."
-"""On a role, a publication or an index that was not there before."""
+"""The mark of a role, a publication or an index that `setup` created."""
 _CHOSEN: Final = "Replica identity chosen by pads-cdc setup in place of {}."
 _CHOSEN_BEFORE: Final = re.compile(
     r"\s*Replica identity chosen by pads-cdc setup in place of ((?:DEFAULT|FULL|NOTHING|USING INDEX .+))\.$"
@@ -22,23 +22,23 @@ _CHOSEN_BEFORE: Final = re.compile(
 
 
 def made(comment: str | None) -> bool:
-    """Tell whether `setup` made what bears the comment."""
+    """Return whether `setup` created the object with this comment."""
     return comment is not None and MADE in comment
 
 
 def identity_before(comment: str | None) -> str | None:
-    """Return the identity in whose place `setup` chose the commented index; None if it did not."""
+    """Return the identity that `setup` replaced by the commented index; None if it did not."""
     chosen = _CHOSEN_BEFORE.search(comment or "")
     return chosen[1] if chosen else None
 
 
 def without_choice(comment: str | None) -> str | None:
-    """Return the comment as it was before the index was chosen; None for none."""
+    """Return the comment without the mark; None if nothing is left."""
     return _CHOSEN_BEFORE.sub("", comment or "") or None
 
 
 def with_choice(index: Index, table: Table) -> str:
-    """Return the comment of an index that is chosen in place of the table's present identity."""
+    """Return the comment, with a mark, of an index that replaces the table's present identity."""
     present = table.identity_index
     before = {"d": "DEFAULT", "f": "FULL", "n": "NOTHING"}.get(table.identity_kind)
     if before is None:
@@ -48,12 +48,12 @@ def with_choice(index: Index, table: Table) -> str:
 
 
 def comment_on(what: str, comment: str | None) -> str:
-    """Return the statement that sets a comment, or with None takes it away; ``what`` is quoted."""
+    """Return the statement that sets a comment, or removes it if it is None. ``what`` is already quoted."""
     return f"COMMENT ON {what} IS {literal(comment)};" if comment else f"COMMENT ON {what} IS NULL;"
 
 
 def literal(text: str) -> str:
-    """Quote text for SQL, whatever standard_conforming_strings is."""
+    """Quote text for SQL, for either value of standard_conforming_strings."""
     quoted = text.replace("'", "''")
     if "\\" not in quoted:
         return f"'{quoted}'"

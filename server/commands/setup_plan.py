@@ -1,8 +1,8 @@
-"""What has to be done to a database so that `check` is satisfied: SQL, made from the catalog, not run here.
+"""Plans the SQL that makes `check` pass, from the catalog. It does not run it.
 
-Only what is missing is planned, so that a second `setup` finds nothing to do. From the mapping's
-``setup.sql`` come its GRANT and CREATE INDEX statements; replica identities follow from its rules. No
-statement reads or writes rows.
+It plans only what is missing, so a second `setup` has nothing to do. The GRANT and CREATE INDEX statements
+come from the mapping's ``setup.sql``; replica identities follow from its rules. No statement reads or writes
+rows.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from cdc.mapping.tables import Index, Table
 
 _LOCK_TIMEOUT = "SET lock_timeout = '2s';"
-"""ALTER TABLE takes a short lock that excludes readers: rather fail than let them queue behind it."""
+"""ALTER TABLE takes a short lock that excludes readers. It had better fail than make them queue behind it."""
 
 
 @dataclass(frozen=True)
 class DatabaseRole:
-    """A role as it is, and what it lacks."""
+    """The present state of the service's role."""
 
     may_login: bool
     may_replicate: bool
@@ -50,7 +50,7 @@ class DatabaseRole:
 
     @classmethod
     def ask(cls, site: Site, name: str) -> DatabaseRole | None:
-        """Look the role up; None when there is none of that name."""
+        """Look the role up; None if it does not exist."""
         mapping = site.database.mapping
         tables = [table.name for table in site.tables if table.top and table.mapped in mapping.reads]
         rows = site.ask("Role", role=name, schema=site.schema, tables=tables)
@@ -64,7 +64,7 @@ class DatabaseRole:
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement to run; ``shown`` is how it is printed where it holds a secret."""
+    """A statement to run. If it contains a secret, ``shown`` is printed in its place."""
 
     sql: str
     shown: str | None = None
@@ -76,7 +76,7 @@ class Statement:
 def setup(
     site: Site, name: str, role: DatabaseRole | None, password: Statement | None
 ) -> Iterator[Statement]:
-    """Yield what is missing, in an order in which it can be run; ``password`` gives the role its password."""
+    """Yield the missing statements in an order in which they can run. ``password`` sets the password."""
     steps: list[str | Statement] = [*_role(site, name, role)]
     steps += [password] if password else []
     steps += _grants(site, name, role)
@@ -85,18 +85,20 @@ def setup(
 
 
 def publishes(site: Site) -> bool:
-    """Tell whether the publication is kept up: where wal2json is not loaded, or could not be tried, or where
-    `setup` has made one before, which would otherwise have Postgres refuse updates with another identity.
+    """Return whether `setup` maintains the publication.
+
+    It does if wal2json is not loaded or could not be tried. It also does if `setup` has made one before:
+    otherwise Postgres could refuse updates because of it, after a change of an identity.
     """
     ours = site.publication is not None and made(site.publication.comment)
     return site.chosen != wal2json.NAME or ours
 
 
 def teardown(site: Site, name: str, role: DatabaseRole | None) -> Iterator[Statement]:
-    """Yield what undoes `setup`; the slot is not in it, as it may be on another server."""
+    """Yield the statements that undo `setup`, without the slot, which may be on another server."""
     steps, identities = [*_indexes_back(site.tables)], [*_identities_back(site)]
     if site.publication is not None and made(site.publication.comment):
-        # Before the identities: its lists of columns may not cover those that were there before.
+        # Before the identities, because its column lists may not cover the earlier identities.
         identities.insert(0, f"DROP PUBLICATION {quote_name(site.publication_name)};")
     if role is not None and made(role.comment):
         steps += [statement for (statement,) in site.ask("Grants", role=name)]
@@ -140,15 +142,16 @@ def _indexes(site: Site) -> Iterator[str]:
             for index in table.indexes:
                 if index.raw_name == name and not index.valid:
                     yield f"DROP INDEX CONCURRENTLY {index.full_name};"
-            # Not IF NOT EXISTS: another index of the name would be passed by, and marked as ours.
+            # Not IF NOT EXISTS: an existing index of this name would be skipped, and then marked as ours.
             yield wanted.create_on(table)
             yield comment_on(f"INDEX {table.schema}.{quote_name(name)}", MADE)
 
 
 def _identities_and_publication(site: Site) -> Iterator[str]:
-    """Yield what chooses identities and publishes tables, so that Postgres refuses no UPDATE in between: a
-    table is published once it has an identity, and what is published has the columns of one before it is
-    chosen.
+    """Yield the statements for identities and publication, so that Postgres never refuses an UPDATE.
+
+    A table is published only after it has an identity. A published table gets the columns of a new identity
+    before that identity is chosen.
     """
     chosen = dict(_chosen(site))
     before = [*_publication(site, site.tables, chosen)] if site.publication is not None else []
@@ -171,28 +174,29 @@ def _publication(site: Site, tables: Sequence[Table], chosen: Map[int, Index]) -
 
 
 def _chosen(site: Site) -> Iterator[tuple[int, Index]]:
-    """Yield (oid, index) for each table that is to get another replica identity."""
+    """Yield (oid, index) for each table that needs another replica identity."""
     mapping = site.database.mapping
     for table in followed(site.tables, mapping):
         column = column_to_name(mapping, table.mapped) or mapping.rules[table.mapped][0].column
         if column in table.identity:
             continue
         index = table.identifier(column) or (None if table.identity else table.identifier())
-        # Else `check` tells a person which key is missing, or whose publication is in the way.
+        # Otherwise `check` reports which key is missing, or which publication is in the way.
         if index is not None and not _in_the_way(site, table, index.columns, kept_up=publishes(site)):
             yield table.oid, index
 
 
 def _in_the_way(site: Site, table: Table, identity: Collection[str] | None, *, kept_up: bool) -> list[str]:
-    """Name the publications because of which Postgres would refuse updates of a table with an identity; None
-    is FULL. Ours is none of them where it is ``kept_up``: changed, or dropped, before the identity is.
+    """Return the publications that would make Postgres refuse updates of a table with this identity.
+
+    ``identity`` None is FULL. If ours is ``kept_up`` it does not count: it is changed before the identity.
     """
     names = site.refusing(table, identity)
     return [name for name in names if not (kept_up and name == site.publication_name)]
 
 
 def _with(tables: Iterable[Table], chosen: Map[int, Index]) -> Iterator[Table]:
-    """Yield the tables as they are once their identities are chosen."""
+    """Yield the tables as they will be with their new identities."""
     for table in tables:
         index = chosen.get(table.oid)
         if index is None:
@@ -206,7 +210,7 @@ def _with(tables: Iterable[Table], chosen: Map[int, Index]) -> Iterator[Table]:
 def _identities(tables: Iterable[Table], chosen: Map[int, Index]) -> Iterator[str]:
     for table in tables:
         if (index := chosen.get(table.oid)) is not None:
-            # The comment first: if the other one fails, there is nothing that teardown would forget.
+            # The comment first: if the second statement fails, teardown still knows of the first.
             yield comment_on(f"INDEX {index.full_name}", with_choice(index, table))
             yield f"ALTER TABLE {table.name} REPLICA IDENTITY {_choice(index)};"
 
@@ -216,7 +220,7 @@ def _choice(index: Index) -> str:
 
 
 def staying(site: Site) -> Iterator[tuple[Table, str]]:
-    """Yield the tables whose identity `teardown` cannot take back, and the publication that is in the way."""
+    """Yield the tables whose identity `teardown` cannot restore, and the publication that prevents it."""
     dropped = site.publication is not None and made(site.publication.comment)
     for table in site.tables:
         index = table.identity_index
@@ -227,7 +231,7 @@ def staying(site: Site) -> Iterator[tuple[Table, str]]:
 
 
 def _columns(table: Table, identity: str) -> Collection[str] | None:
-    """Return the columns of an identity that is written as ALTER TABLE takes it; None for FULL."""
+    """Return the columns of an identity, given in ALTER TABLE's syntax; None for FULL."""
     if identity == "FULL":
         return None
     for index in table.indexes:
@@ -256,11 +260,11 @@ def _indexes_back(tables: Iterable[Table]) -> Iterator[str]:
 
 
 def _session(steps: Iterable[str | Statement], locking: Iterable[str]) -> Iterator[Statement]:
-    """Yield the steps with the settings that they want, so that psql can run what is printed as well."""
+    """Yield the steps with the settings that they need, so that psql can run the printed statements too."""
     steps, locking = [*steps], [*locking]
     if steps or locking:
         yield Statement(f"SET search_path = {SEARCH_PATH};")
-        # An index is built for as long as it takes.
+        # Building an index may take long.
         yield Statement("SET statement_timeout = 0;")
     yield from (step if isinstance(step, Statement) else Statement(step) for step in steps)
     if locking:

@@ -1,4 +1,4 @@
-"""What `pads-cdc demo` runs on: an ephemeral Postgres cluster, a workload, and a live view."""
+"""`pads-cdc demo`: an ephemeral Postgres cluster, a workload, and a live view."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from server.commands.interrupt import Interrupt
 
 
 def run(seconds: float | None, plain: bool, envoy: bool, relays: int) -> int:
-    """Play the demo, for so many ``seconds`` of workload or until Ctrl-C, and return the exit code.
+    """Run the demo for ``seconds`` of workload, or until Ctrl-C, and return the exit code.
 
-    With ``relays`` the subscribers are connected to so many of them, behind a broker. With ``envoy``
-    requests go through a real Envoy, too; a key that it lets in after refusing it is a 1.
+    With ``relays`` above 0 the subscribers connect to this many relays behind a broker. With ``envoy``,
+    requests also go through a real Envoy.
 
-    0 if at the end the subscribers' maps were exactly what the mapping query finds (or if it was stopped
-    before there was anything to compare), else 1. Whatever it started is gone when it returns.
+    The exit code is 0 if the subscribers' maps at the end equal the result of the mapping's query, or if the
+    demo was stopped before there was anything to compare. It is 1 otherwise, and also if Envoy admits a key
+    after refusing it. Everything that the demo started has ended when this returns.
 
     Raises:
-        PadsCdcError: it cannot be had here, or something in it has failed.
+        PadsCdcError: a program is missing on this machine, or a part of the demo failed.
 
     """
-    with Interrupt() as interrupt:  # before anything else: the imports alone take a moment
+    with Interrupt() as interrupt:  # before the imports, which take a moment
         from server.commands.demo.play import play  # noqa: PLC0415
 
         return play(interrupt, seconds=seconds, plain=plain, envoy=envoy, relays=relays)

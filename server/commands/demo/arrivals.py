@@ -1,4 +1,4 @@
-"""How long it took: each commit is followed until the last endpoint that it changed is at the subscriber."""
+"""Measures latencies: from each commit to the arrival of the last endpoint that it changed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A commit of which everything is at the subscriber."""
+    """A commit whose changes have all arrived at the subscriber."""
 
     commit: WorkloadCommit
     committed_at: float
-    """When its COMMIT had returned, by ``time.monotonic``."""
+    """When its COMMIT returned, by ``time.monotonic``."""
     seconds: float | None
-    """From then to its last endpoint's arrival; None where it changed none, 0 where that came first."""
+    """Time until its last endpoint arrived; 0 if that was before COMMIT returned, None if it changed none."""
     alone: bool
-    """Whether everything before it had arrived: it did not wait behind thousands of endpoints of a plan."""
+    """Whether all earlier commits had arrived, so that it did not wait behind a plan's endpoints."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ class _Awaited:
 
 
 class Arrivals:
-    """Matches what arrives with what was expected, by value. Threads: workload, subscriber and view."""
+    """Matches arriving endpoints with expected ones, by value. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -46,7 +46,7 @@ class Arrivals:
         self._delivered: list[Delivery] = []
 
     def expect(self, commit: WorkloadCommit) -> None:
-        """Note what a commit will change; to be called before it, since the news may overtake its answer."""
+        """Note the changes of a commit. Call this before the commit, since its changes may arrive at once."""
         with self._lock:
             awaited = _Awaited(commit, len(commit.changes), alone=not self._awaited)
             self._awaited[commit.number] = awaited
@@ -54,19 +54,19 @@ class Arrivals:
                 self._expected.setdefault(endpoint_id, deque()).append((awaited, endpoint))
 
     def committed(self, commit: WorkloadCommit, at: float) -> None:
-        """Note when its COMMIT had returned."""
+        """Note when the COMMIT returned."""
         with self._lock:
             awaited = self._awaited[commit.number]
             awaited.committed_at = at
             self._settle(awaited)
 
     def arrived(self, update: EndpointUpdate) -> None:
-        """Note an endpoint that the subscriber has got."""
+        """Note an endpoint that the subscriber received."""
         with self._lock:
             expected = self._expected.get(update.endpoint_id)
             if expected is None:
                 return
-            # The newest that matches: a subscriber is owed the latest state, not each one on the way to it.
+            # The newest that matches, because a subscriber gets the latest state, not each one before it.
             newest = max((i for i, (_, value) in enumerate(expected) if value == update.after), default=-1)
             for _ in range(newest + 1):
                 awaited, _ = expected.popleft()
@@ -77,14 +77,14 @@ class Arrivals:
                 del self._expected[update.endpoint_id]
 
     def take(self) -> list[Delivery]:
-        """Return the deliveries since the last time."""
+        """Return the deliveries since the last call."""
         with self._lock:
             taken, self._delivered = self._delivered, []
         return taken
 
     @property
     def awaited(self) -> int:
-        """Commits that are not at the subscriber yet."""
+        """Number of commits whose changes have not all arrived yet."""
         return len(self._awaited)
 
     def _settle(self, awaited: _Awaited) -> None:

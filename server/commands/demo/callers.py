@@ -1,7 +1,7 @@
-"""Who calls through Envoy in the demo: some with right and wrong keys, and one for each key that goes.
+"""The demo's callers through Envoy: some with right and wrong keys, and one for each key that is taken away.
 
-A key that is rotated, revoked or deleted is used from before its commit on, again and again, until Envoy
-refuses it. The time from the commit to that answer is what a thief would still have had.
+A key that is rotated, revoked or deleted is used repeatedly, beginning before its commit, until Envoy refuses
+it. The time from the commit to that answer is the time that a thief could still have used the key.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     from server.commands.demo.workload import WorkloadCommit
 
 _PROBERS: Final = 3
-"""Keys that are tried at the same time."""
+"""Number of keys that are tried at the same time."""
 _PAUSE: Final = 0.01
-"""Seconds between two calls of the others."""
+"""Seconds between two calls of the other callers."""
 _TRY_SECONDS: Final = 10.0
-"""A key that is still let in after this long is a failure."""
+"""A key that is still admitted this long after its commit is a failure."""
 _ANSWER_SECONDS: Final = 5.0
 _KINDS: Final = frozenset({"key rotated", "key revoked", "application deleted"})
 
 
 @dataclass(frozen=True)
 class RefusedKey:
-    """A key that is refused by now."""
+    """A key that Envoy has refused."""
 
     number: int
-    """Of its commit."""
+    """The number of the commit that took the key away."""
     code: int
     seconds: float
-    """From COMMIT's return to the first refusal."""
+    """Time from COMMIT's return to the first refusal."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class _Watch:
     endpoint_id: str
     key: str
     tried: threading.Event
-    """Set once the key was let in: so it is tried since before its commit."""
+    """Set once the key was admitted, which proves that it was tried before its commit."""
     committed: threading.Event
     committed_at: float = 0.0
 
@@ -59,7 +59,7 @@ class Callers:
     """Calls Envoy on a port of this machine while its context lasts."""
 
     def __init__(self, port: int, endpoints: Mapping[str, GatewayEndpoint]) -> None:
-        """``endpoints`` are those of the start: the callers know their keys."""
+        """``endpoints`` are the endpoints at the start, with the keys that the callers use."""
         self._port = port
         self._known = [(each, _key(endpoint)) for each, endpoint in endpoints.items()]
         self._watches: SimpleQueue[_Watch] = SimpleQueue()
@@ -69,7 +69,7 @@ class Callers:
         self._answers: Counter[int] = Counter()
         self._refusals: list[RefusedKey] = []
         self.faults: list[str] = []
-        """What must not happen: keys that were let in after they had been refused, or for far too long."""
+        """Failures: keys that were admitted after they had been refused, or for too long."""
         self._threads = [
             threading.Thread(target=self._call, name="callers", daemon=True),
             *(threading.Thread(target=self._probe, name="prober", daemon=True) for _ in range(_PROBERS)),
@@ -87,18 +87,18 @@ class Callers:
 
     @property
     def answers(self) -> dict[int, int]:
-        """How often each code was answered."""
+        """The number of answers by code."""
         with self._lock:
             return dict(sorted(self._answers.items()))
 
     def take(self) -> list[RefusedKey]:
-        """Return the refusals since the last time."""
+        """Return the refusals since the last call."""
         with self._lock:
             taken, self._refusals = self._refusals, []
         return taken
 
     def expect(self, commit: WorkloadCommit) -> None:
-        """Begin to use the key that a commit takes away, if it does; returns once it is in use."""
+        """Begin to use the key that a commit will take away, if any. Returns once it is in use."""
         if commit.kind not in _KINDS or len(commit.before) != 1 or len(self._busy) >= _PROBERS:
             return
         [(endpoint_id, before)] = commit.before.items()
@@ -110,7 +110,7 @@ class Callers:
         watch.tried.wait(_ANSWER_SECONDS)
 
     def committed(self, commit: WorkloadCommit, at: float) -> None:
-        """Note when its COMMIT had returned."""
+        """Note when the COMMIT returned."""
         if (watch := self._busy.get(commit.number)) is not None:
             watch.committed_at = at
             watch.committed.set()
@@ -144,7 +144,7 @@ class Callers:
         else:
             return
         if not watch.tried.is_set():
-            return  # the key was old before: its commit's news have overtaken nobody
+            return  # an earlier commit had already taken the key away
         watch.committed.wait(_ANSWER_SECONDS)
         with self._lock:
             self._refusals.append(RefusedKey(watch.number, code, max(0.0, at - watch.committed_at)))
@@ -174,13 +174,13 @@ class Callers:
 
 
 class _Connection:
-    """One that is kept, and made again when it breaks."""
+    """An HTTP connection that is kept open, and reconnects when it breaks."""
 
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_SECONDS)
 
     def get(self, path: str, key: str) -> int:
-        """Return the answer's code; 0 where there is none."""
+        """Return the answer's code, or 0 if there is no answer."""
         try:
             self._connection.request("GET", path, headers={"Authorization": f"Bearer {key}"} if key else {})
             answer = self._connection.getresponse()

@@ -1,13 +1,13 @@
-"""An ephemeral Postgres cluster that decodes, by wal2json too where that is installed: for ``pads-cdc demo``
-and for the tests.
+"""An ephemeral Postgres cluster with logical decoding, for ``pads-cdc demo`` and for the tests.
 
 ``ephemeral_cluster`` and ``ephemeral_standby`` are context managers. The server listens on 127.0.0.1 only,
-asks for a random password, keeps everything in one temporary folder, and is gone when the context ends.
+has a random password, keeps all its files in one temporary folder, and is removed when the context ends. It
+can use wal2json if that is installed.
 
-The end is the work of a *sentinel*: a shell that waits for the end of a pipe of which only we hold the other
-side, then stops the server and removes the folder. The kernel closes the pipe however we end, so that
-``kill -9`` leaves nothing behind either. (A parent death signal would not do: it follows the *thread* that
-started the server, and cleans no folder.)
+A *sentinel* does the removal: a shell that waits for the end of a pipe whose other side only we hold, then
+stops the server and removes the folder. The kernel closes the pipe however we end, so ``kill -9`` leaves
+nothing behind either. (A parent death signal would not suffice: it depends on the *thread* that started the
+server, and removes no folder.)
 """
 
 from __future__ import annotations
@@ -32,37 +32,37 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _DEADLINE = 60
-"""Seconds that a server gets to start, to stop or to be promoted."""
+"""Maximum seconds for a server to start, to stop or to be promoted."""
 
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
-    # No socket file: its path may be 107 bytes long, and the temporary folder's name is not ours to choose.
+    # No socket file: its path is limited to 107 bytes, and we do not choose the temporary folder's name.
     "unix_socket_directories": "",
     "wal_level": "logical",
     "max_wal_senders": "40",
     "max_replication_slots": "40",
     "max_prepared_transactions": "20",
-    # The data is thrown away at the end, and a crash of the server alone loses nothing without these.
+    # The data is thrown away at the end, and a crash of the server alone loses nothing without fsync.
     "fsync": "off",
     "full_page_writes": "off",
     "max_wal_size": "256MB",
     "timezone": "UTC",
 }
 _PLUGINS = {"output_plugin_libraries": "pgoutput, test_decoding, wal2json"}
-"""Newer minor releases refuse a plugin that is not listed; older ones do not start with the setting."""
+"""Newer minor releases refuse a plugin that is not listed here; older ones do not start with this setting."""
 
 _SENTINEL = 'cat >/dev/null; folder=$1; shift; "$@"; rm -rf -- "$folder"'
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """One server: what to connect to, and what may befall it. Every method blocks until it has happened."""
+    """A Postgres server that can be stopped, crashed, frozen or promoted. Each method blocks until done."""
 
     programs: Programs
     folder: Path
     port: int
     password: str = field(repr=False)
-    """The superuser's (postgres), by SCRAM."""
+    """The password of the superuser (postgres)."""
 
     def url(self, database: str = "postgres", user: str = "postgres", password: str | None = None) -> str:
         """Return a connection string, by default the superuser's. It holds a secret: do not print it."""
@@ -75,11 +75,11 @@ class Cluster:
 
     @property
     def pid(self) -> int:
-        """The postmaster's process id; FileNotFoundError when the server is not running."""
+        """The postmaster's process id. Raises FileNotFoundError if the server is not running."""
         return int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
 
     def start(self) -> None:
-        """Start the server and return when it accepts connections (a standby: read-only ones)."""
+        """Start the server. Returns when it accepts connections (a standby: read-only ones)."""
         log = self.folder / "postgres.log"
         try:
             self._pg_ctl("start", "-l", str(log), "-t", str(_DEADLINE))
@@ -101,7 +101,7 @@ class Cluster:
         self.start()
 
     def crash(self) -> None:
-        """Kill the server with SIGKILL; returns when its last process has ended. ``start`` may follow."""
+        """Kill the server with SIGKILL. Returns when its last process has ended. `start` may follow."""
         processes = self._halt()
         os.kill(processes[0], signal.SIGKILL)
         _signal(processes[1:], signal.SIGCONT)
@@ -110,12 +110,12 @@ class Cluster:
             if time.monotonic() > deadline:
                 raise ClusterError("the killed server's processes do not end")
             time.sleep(0.01)
-        # A dead server that nobody has reaped (as in many containers) looks alive to the next one.
+        # A dead process that no parent has reaped (as in many containers) looks alive to the next server.
         (self.data / "postmaster.pid").unlink()
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Halt every process of the server until the context ends: connections stay and nobody answers."""
+        """Stop every process of the server (SIGSTOP) until the context ends. Connections stay open."""
         processes = self._halt()
         try:
             yield
@@ -123,24 +123,24 @@ class Cluster:
             _signal(processes, signal.SIGCONT)
 
     def configure(self, settings: Mapping[str, str]) -> None:
-        """Append to postgresql.conf, where the last line wins; ``reload`` or ``restart`` makes it count."""
+        """Append to postgresql.conf, where the last line wins. Call `reload` or `restart` afterwards."""
         with (self.data / "postgresql.conf").open("a", encoding="utf-8") as conf:
             for name, value in settings.items():
                 conf.write("{} = '{}'\n".format(name, value.replace("'", "''")))
 
     def reload(self) -> None:
-        """Ask the server to read its settings again: wait for ``pg_settings`` where the effect matters."""
+        """Make the server read its settings again. It does so a moment later: see ``pg_settings``."""
         self._pg_ctl("reload")
 
     def promote(self) -> None:
-        """Turn a standby into a primary; returns when it accepts writes."""
+        """Promote a standby. Returns when it accepts writes."""
         self._pg_ctl("promote", "-t", str(_DEADLINE))
 
     def _pg_ctl(self, action: str, *options: str) -> None:
         self.programs.run("pg_ctl", action, "-D", str(self.data), "-s", *options, cwd=self.folder)
 
     def _halt(self) -> list[int]:
-        """SIGSTOP the postmaster, so that it starts no more, then its children; returns it and them."""
+        """Send SIGSTOP to the postmaster first, so that it starts no process, then to its children."""
         postmaster = self.pid
         _signal([postmaster], signal.SIGSTOP)
         running = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
@@ -155,7 +155,7 @@ def ephemeral_cluster(
     *,
     programs: Programs | None = None,
 ) -> Iterator[Cluster]:
-    """Make and start a primary, in about 2 s; ``settings`` go on top of ours. Raises ClusterError."""
+    """Make and start a primary, in about 2 s. ``settings`` override our own. Raises ClusterError."""
     programs = programs or find_programs()
     with _temporary_folder(programs) as folder:
         cluster = Cluster(programs, folder, free_port(), secrets.token_urlsafe(16))
@@ -188,13 +188,13 @@ def ephemeral_standby(
 ) -> Iterator[Cluster]:
     """Make and start a streaming standby of ``primary``, which retains WAL for it by a physical slot.
 
-    The slot stays when the standby ends; it goes with the primary.
+    The slot remains when the standby ends, until the primary is removed.
     """
     with _temporary_folder(primary.programs) as folder:
         standby = Cluster(primary.programs, folder, free_port(), primary.password)
         source = ("-h", "127.0.0.1", "-p", str(primary.port), "-U", "postgres")
         how = ("-R", "-C", "-S", slot, "-X", "stream", "-c", "fast", "--no-sync")
-        # The password goes by the environment: everybody on the machine can read a command line.
+        # The password is passed in the environment, because every user can read a command line.
         secret = {"PGPASSWORD": primary.password}
         copy = ("-D", str(standby.data), *source, *how)
         primary.programs.run("pg_basebackup", *copy, cwd=folder, environment=secret)
@@ -205,10 +205,10 @@ def ephemeral_standby(
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 on which nobody listens.
+    """Return a free port of 127.0.0.1.
 
-    It lies below the usual ephemeral ports. From those, a client that reconnects while the server is down
-    could be given the server's port as its own, and even connect to itself.
+    It is below the usual ephemeral ports. An ephemeral port could be assigned to a client that reconnects
+    while the server is down, and the client could even connect to itself.
     """
     while True:
         port = random.randint(20_000, 32_000)  # noqa: S311 - it need not be unpredictable
@@ -220,7 +220,7 @@ def free_port() -> int:
 
 @contextmanager
 def _temporary_folder(programs: Programs) -> Iterator[Path]:
-    """Make the folder for everything of one cluster; at the end the sentinel takes away server and folder."""
+    """Make the folder for one cluster. At the end the sentinel removes server and folder."""
     with uninterrupted():
         folder = Path(tempfile.mkdtemp(prefix="pads-cdc-", dir=_temporary_root()))
         stop = programs.command("pg_ctl", "stop", "-D", str(folder / "data"), "-m", "immediate", "-s")
@@ -230,7 +230,7 @@ def _temporary_folder(programs: Programs) -> Iterator[Path]:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # Ctrl-C goes to the terminal's process group, which must not include the one that cleans up.
+            # Ctrl-C goes to the terminal's process group, which must not include the sentinel.
             start_new_session=True,
         )
     try:
@@ -241,16 +241,16 @@ def _temporary_folder(programs: Programs) -> Iterator[Path]:
 
 
 def _temporary_root() -> str:
-    """Return the folder for temporary files; as root, /tmp where postgres could not enter the chosen one."""
+    """Return the folder for temporary files; as root, /tmp if the user postgres could not enter it."""
     chosen = Path(tempfile.gettempdir()).resolve()
     enterable = all(folder.stat().st_mode & 0o001 for folder in (chosen, *chosen.parents))
     return str(chosen) if enterable or os.geteuid() != 0 else "/tmp"  # noqa: S108 - mkdtemp makes the name inside it
 
 
 def _parent(pid: int) -> int | None:
-    """Return the parent's process id, None for a process that has ended (a zombie has)."""
+    """Return the parent's process id; None for a process that has ended, or is a zombie."""
     try:
-        # What follows the command's name, which may itself hold spaces and parentheses: state, parent, ...
+        # The fields after the command's name, which may contain spaces and parentheses: state, parent, ...
         state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
     except (FileNotFoundError, ProcessLookupError):
         return None

@@ -26,7 +26,7 @@ _ANSWER_SECONDS: Final = 2.0
 
 
 class EnvoyProcess:
-    """An Envoy in ``folder``, where its log is; ends with its context."""
+    """An Envoy with its log in ``folder``. It ends with its context."""
 
     def __init__(
         self,
@@ -38,10 +38,10 @@ class EnvoyProcess:
         name: str = "envoy.yaml",
         concurrency: int = 1,
     ) -> None:
-        """Start it; ``authorizer`` is whom to ask, as Envoy writes it, ``edits`` replace texts of the file.
+        """Start it. ``authorizer`` is its address in Envoy's YAML; ``edits`` replace other texts of the file.
 
         Raises:
-            PadsCdcError: there is no Envoy here.
+            PadsCdcError: Envoy is not installed.
 
         """
         text = configuration(name)
@@ -65,7 +65,7 @@ class EnvoyProcess:
         ]
         with self.log.open("wb") as log, uninterrupted():
             self._process = subprocess.Popen(  # noqa: S603 (nothing in it comes from outside)
-                # Whatever kills us, even SIGKILL, ends it too.
+                # If we are killed, even by SIGKILL, it ends too.
                 ["setpriv", "--pdeathsig", "TERM", *command],  # noqa: S607
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -74,7 +74,7 @@ class EnvoyProcess:
             )
         self.pid = self._process.pid
         self.port = 0
-        """Where requests go; 0 until it is ready."""
+        """The port for requests; 0 until Envoy is ready."""
 
     def __enter__(self) -> Self:
         return self
@@ -83,10 +83,10 @@ class EnvoyProcess:
         self.stop()
 
     def ready(self) -> bool:
-        """Tell whether it takes requests.
+        """Return whether Envoy accepts requests.
 
         Raises:
-            PadsCdcError: it has ended.
+            PadsCdcError: Envoy has ended.
 
         """
         self.check()
@@ -97,10 +97,10 @@ class EnvoyProcess:
         return bool(self.port)
 
     def wait_ready(self) -> Self:
-        """Return itself once it takes requests.
+        """Wait until Envoy accepts requests; returns self.
 
         Raises:
-            PadsCdcError: it does not.
+            PadsCdcError: it does not within the time limit.
 
         """
         deadline = time.monotonic() + _START_SECONDS
@@ -111,20 +111,20 @@ class EnvoyProcess:
         return self
 
     def admin(self, path: str) -> str:
-        """Ask its administration page."""
+        """Return a page of Envoy's administration interface."""
         address = self._admin_file.read_text().strip()
         with urllib.request.urlopen(f"http://{address}{path}", timeout=_ANSWER_SECONDS) as answer:
             text: str = answer.read().decode()
             return text
 
     def check(self) -> None:
-        """Raise PadsCdcError, with the last line that it wrote, if it has ended."""
+        """Raise PadsCdcError, with the last line of the log, if Envoy has ended."""
         if self._process.poll() is not None:
             lines = self.log.read_text(errors="replace").strip().split("\n")
             raise PadsCdcError(f"Envoy has ended: {lines[-1][-300:] or self._process.returncode}")
 
     def stop(self) -> None:
-        """Ask it to stop, and wait until it has; one that does not is killed."""
+        """Stop Envoy, and wait until it has ended. It is killed if it does not end in time."""
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -138,7 +138,7 @@ def find_envoy() -> str:
     """Return the program's path.
 
     Raises:
-        PadsCdcError: there is none.
+        PadsCdcError: Envoy is not installed.
 
     """
     beside = Path(sys.executable).parent / "envoy"
@@ -151,7 +151,7 @@ def find_envoy() -> str:
 
 
 def configuration(name: str) -> str:
-    """Read a file of deploy/envoy, in a checkout or beside this module in an installed package."""
+    """Read a file of deploy/envoy, from a checkout or from the installed package."""
     installed = Path(__file__).parent / "envoy" / name
     file = installed if installed.exists() else Path(__file__).parents[3] / "deploy/envoy" / name
     return file.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the demo measured, added up; and percentiles of it."""
+"""The demo's measurements, and percentiles of them."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 @dataclass
 class KindFigures:
-    """The commits of one kind that have arrived."""
+    """The latencies of the delivered commits of one kind."""
 
     commits: int = 0
     endpoints: int = 0
     seconds: list[float] = field(default_factory=list)
     alone: list[float] = field(default_factory=list)
-    """Those of ``seconds`` of commits that had nothing else before them on the way."""
+    """The part of ``seconds`` for commits that waited behind no other commit."""
 
 
 @dataclass
 class Figures:
-    """One run's figures, which the view reads and the summary prints."""
+    """The figures of one run, for the view and the summary."""
 
     rows: dict[str, KindFigures] = field(default_factory=lambda: {kind: KindFigures() for kind in KINDS})
     staleness: list[float] = field(default_factory=list)
-    """Seconds, as the server said about once a second."""
+    """The server's staleness in seconds, sampled about once a second."""
     refused: list[float] = field(default_factory=list)
-    """Seconds from each commit that took a key away to Envoy's first refusal of it."""
+    """Seconds from each commit that took a key away to Envoy's first refusal of that key."""
 
     def deliver(self, delivery: Delivery) -> None:
-        """Count a commit that has arrived."""
+        """Count a delivered commit."""
         row = self.rows[delivery.commit.kind]
         row.commits += 1
         row.endpoints += len(delivery.commit.changes)
@@ -47,13 +47,13 @@ class Figures:
                 row.alone.append(delivery.seconds)
 
     def observe(self, gauges: Gauges | None) -> None:
-        """Keep what the server said of itself."""
+        """Record the server's gauges."""
         if gauges is not None:
             self.staleness.append(gauges.staleness)
 
     @property
     def total(self) -> KindFigures:
-        """All kinds together."""
+        """The figures of all kinds together."""
         rows = self.rows.values()
         return KindFigures(
             sum(row.commits for row in rows),
@@ -64,7 +64,7 @@ class Figures:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the least value that ``share`` (0 to 1) of all do not exceed; NaN of nothing."""
+    """Return the percentile for ``share`` (0 to 1); NaN if there are no values."""
     if not values:
         return math.nan
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]

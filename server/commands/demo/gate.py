@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EnvoyStack:
-    """What is there."""
+    """The running processes of the Envoy part."""
 
     authorizer: AuthorizerProcess
     envoy: EnvoyProcess
@@ -28,11 +28,11 @@ class EnvoyStack:
 
     @property
     def address(self) -> str:
-        """Where a person can call."""
+        """The URL for requests."""
         return f"http://127.0.0.1:{self.envoy.port}"
 
     def check(self) -> None:
-        """Raise PadsCdcError if something of it has ended."""
+        """Raise PadsCdcError if one of the processes has ended."""
         self.authorizer.check()
         self.envoy.check()
 
@@ -44,10 +44,10 @@ def put_up(
     endpoints: Mapping[str, GatewayEndpoint],
     wait: Callable[[Callable[[], bool], str], None],
 ) -> EnvoyStack:
-    """Start all of it before the server at ``feed``; ``wait`` waits for a condition, or raises.
+    """Start upstream, authorizer, Envoy and callers for the server at ``feed``. ``wait`` awaits a condition.
 
     Raises:
-        PadsCdcError: it cannot be had.
+        PadsCdcError: one of them could not be started.
 
     """
     authorizer = ending.enter_context(AuthorizerProcess(feed, folder))

@@ -1,4 +1,4 @@
-"""A subscriber in a thread of its own, which holds the map as an authorization server does."""
+"""A subscriber in a thread of its own that holds the map, like an authorization server."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 class Gateway:
-    """Connects to ``target`` while its context lasts; ``on_update`` is called in its thread."""
+    """Connects to ``target`` while its context lasts. It calls ``on_update`` in its thread."""
 
     def __init__(self, target: str, on_update: Callable[[EndpointUpdate], None] = lambda _: None) -> None:
         self._subscriber = LegacySubscriber(target)
         self._on_update = on_update
         self._fetched: int | None = None
         self.updates = 0
-        """What its stream has brought, repetitions included."""
+        """Number of updates received, including repetitions."""
         self.losses: list[str] = []
-        """Why it lost its stream, each time."""
+        """The reason for each loss of the stream."""
         self._thread = threading.Thread(target=self._run, name="gateway", daemon=True)
 
     def __enter__(self) -> Self:
@@ -35,12 +35,12 @@ class Gateway:
 
     @property
     def settled(self) -> bool:
-        """Whether it has fetched, and its stream has repeated all of that, as the contract has it."""
+        """Whether it has fetched the map, and the stream has repeated the whole map after that."""
         return self._fetched is not None and self.updates >= self._fetched
 
     @property
     def count(self) -> int:
-        """Endpoints that it holds."""
+        """Number of endpoints that it holds."""
         return len(self._subscriber.endpoints)
 
     def held(self) -> dict[str, bytes]:

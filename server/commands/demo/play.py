@@ -1,4 +1,4 @@
-"""The demo from its first to its last line: set up, run, compare, clean up, say how it went."""
+"""The demo from its first to its last line: set up, run, compare, clean up, print the summary."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
     from server.commands.interrupt import Interrupt
 
 _EQUAL_SECONDS: Final = 10.0
-"""What the maps get, after the last commit, to become what the database says."""
+"""Maximum wait, after the last commit, until the maps equal the database."""
 _FRAME: Final = 0.2
-"""Seconds between two looks at everything."""
+"""Seconds between two updates of the view."""
 _PAGE: Final = 1.0
-"""Seconds between two looks at the server's metrics page."""
+"""Seconds between two reads of the server's metrics page."""
 
 
 def play(interrupt: Interrupt, *, seconds: float | None, plain: bool, envoy: bool, relays: int) -> int:
-    """Do what `server.commands.demo.run` says."""
+    """Run the demo; see `server.commands.demo.run`."""
     # Threads take turns more often than by default: drawing a screen must not delay an arrival.
     sys.setswitchinterval(0.0005)
     for name in [name for name in os.environ if name.startswith("PG")]:
-        del os.environ[name]  # what somebody has set for libpq is meant for another database
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what happens to a stream is told by us
+        del os.environ[name]  # libpq's variables are meant for another database
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # we report errors of streams ourselves
     console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
     try:
         with ExitStack() as ending:
@@ -61,7 +61,7 @@ def play(interrupt: Interrupt, *, seconds: float | None, plain: bool, envoy: boo
 
 
 class _Performance:
-    """The workload and what is seen of it; the main thread's part."""
+    """The main thread's part: shows the workload, and compares the maps at the end."""
 
     def __init__(self, stage: Stage, view: View) -> None:
         self._stage = stage
@@ -73,7 +73,7 @@ class _Performance:
         self.figures = Figures()
 
     def run(self, interrupt: Interrupt, seconds: float | None) -> None:
-        """Let the workload run for so long, or until we are to stop."""
+        """Let the workload run for ``seconds``, or until Ctrl-C."""
         stop = threading.Event()
         with ThreadPoolExecutor(1, "workload") as threads:
             gate = self._stage.gate
@@ -91,7 +91,7 @@ class _Performance:
             committing.result()
 
     def compare(self) -> RunSummary:
-        """Hold the subscribers' maps against the database, and wait a while for them to become equal."""
+        """Compare the subscribers' maps with the database. Waits a while for them to become equal."""
         with closing(self._stage.portal.connect()) as session, session.cursor() as cursor:
             true = as_bytes(endpoints(cursor))
         deadline = time.monotonic() + _EQUAL_SECONDS
@@ -115,7 +115,7 @@ class _Performance:
         )
 
     def _wrong(self, true: dict[str, bytes]) -> list[str]:
-        """Return the ids of endpoints that some subscriber holds otherwise than the database has them."""
+        """Return the ids of endpoints that differ between a subscriber and the database."""
         wrong: set[str] = set()
         for gateway in self._stage.subscribers:
             held = gateway.held()

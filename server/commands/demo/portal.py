@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from server.commands.setup_plan import Statement
 
 PLUGIN = pgoutput.NAME
-"""The one that every server has, and with which no key enters the replication stream."""
+"""The demo's plugin: every server has it, and with it no key enters the replication stream."""
 
 _NAME = "portal"
 _STREAMER = "streamer"
@@ -39,12 +39,12 @@ Endpoints = dict[str, GatewayEndpoint]
 
 @dataclass(frozen=True)
 class Portal:
-    """Connection strings of the database; they hold passwords."""
+    """Connection strings of the demo's database. They contain passwords."""
 
     owner: str = field(repr=False)
-    """As the portal itself connects."""
+    """For the portal's owner."""
     streamer: str = field(repr=False)
-    """As the server connects: with REPLICATION, and SELECT where the mapping reads."""
+    """For the server's role, with REPLICATION and SELECT on the mapping's tables."""
 
     def connect(self) -> Connection:
         """Open a session as the portal's owner."""
@@ -70,7 +70,7 @@ def create(cluster: Cluster) -> Portal:
 
 
 def _setup(portal: Portal) -> list[Statement]:
-    """Return what `pads-cdc setup` would do: grants, indexes, replica identities and the publication."""
+    """Return the statements of `pads-cdc setup`: grants, indexes, replica identities and the publication."""
     address = Address(lambda: portal.owner, "ADMIN_CONNECTION_STRING")
     site = Site(
         source=address,
@@ -88,9 +88,9 @@ def _setup(portal: Portal) -> list[Statement]:
 
 
 def endpoints(cursor: Cursor, column: str | None = None, value: str | None = None) -> Endpoints:
-    """Return what the mapping query finds now, of all or where one of its columns has a value.
+    """Return the present result of the mapping's query, or its part in which ``column`` has this value.
 
-    This is what the server is held against, so it shares the query with it and nothing else.
+    The server's map is compared with it, so it shares only the query with the server.
     """
     where = SQL("") if column is None else SQL("WHERE {} = %(value)s").format(Identifier(column))
     query = SQL("SELECT * FROM (\n{}\n) AS mapping ").format(SQL(_MAPPING.queries["Endpoints"]))
@@ -115,7 +115,7 @@ def _encode(
     throughput_limit: int | None,
     capacity_limit: int | None,
 ) -> GatewayEndpoint:
-    """Make the message by protobuf's own classes; the rules are those of the contract."""
+    """Make the message with protobuf's own classes, by the rules of the legacy contract."""
     endpoint = GatewayEndpoint(endpoint_id=endpoint_id)
     if secret_key_required:
         endpoint.auth.static_api_key.api_key = secret_key or ""
@@ -130,7 +130,7 @@ def _encode(
     endpoint.metadata.SetInParent()
     endpoint.metadata.account_id = account_id or ""
     endpoint.metadata.plan_type = plan_type or ""
-    # The second revision of the contract has the metadata here; to the first one they are unknown fields.
+    # The second revision of the contract has the metadata here; for the first one they are unknown fields.
     endpoint.rate_limiting.MergeFromString(endpoint.metadata.SerializeToString(deterministic=True))
     return endpoint
 

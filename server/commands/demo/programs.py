@@ -1,4 +1,4 @@
-"""PostgreSQL's server programs: where they are, as whom they run, and what they know."""
+"""PostgreSQL's server programs: finds them, runs them as the right user, and asks about their features."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _OWNER = "postgres"
 
 
 class ClusterError(RuntimeError):
-    """The cluster cannot be had or did not do as told; the message is one line, without secrets."""
+    """The cluster could not be made, or an action on it failed. The message is one line, without secrets."""
 
 
 @dataclass(frozen=True)
 class Programs:
-    """One installation's ``bin`` folder. As root, its programs run as the user postgres: they refuse root."""
+    """The ``bin`` folder of an installation. Its programs refuse root: as root they run as user postgres."""
 
     folder: Path
 
@@ -35,10 +35,10 @@ class Programs:
         return [*as_owner, str(self.folder / name), *arguments]
 
     def run(self, name: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
-        """Run ``name`` to its end in ``cwd``, which the owner must be able to enter, and return its output.
+        """Run ``name`` in ``cwd``, which the owner must be able to enter, and return its output.
 
-        ``environment`` goes on top of ours without ``PG*``: a PGOPTIONS or PGDATA that somebody set is not
-        meant for this server. Raises ClusterError with the last line that the program wrote.
+        ``environment`` is added to ours without ``PG*``, since a PGOPTIONS or PGDATA in ours is meant for
+        another server. Raises ClusterError with the last line that the program wrote.
         """
         ours = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
         try:
@@ -58,7 +58,7 @@ class Programs:
         return done.stdout
 
     def has_wal2json(self) -> bool:
-        """Tell whether the plugin is installed for this server."""
+        """Return whether the plugin is installed for this server."""
         try:
             library = Path(self.run("pg_config", "--pkglibdir", cwd=Path("/")).strip())
         except ClusterError:
@@ -69,20 +69,20 @@ class Programs:
 
     @property
     def complete(self) -> bool:
-        """Whether a cluster can be made with them."""
+        """Whether all programs that a cluster needs are there."""
         return (self.folder / "initdb").exists()
 
     def knows_setting(self, name: str) -> bool:
-        """Tell whether this minor release has the setting: with an unknown one it would not start."""
+        """Return whether this minor release has the setting: with an unknown one it would not start."""
         described = self.run("postgres", "--describe-config", cwd=Path("/"))
         return any(line.startswith(f"{name}\t") for line in described.splitlines())
 
 
 def find_programs() -> Programs:
-    """Find the programs: ``PADS_PG_BIN``, or Debian's newest with wal2json, or else its newest.
+    """Find the programs: those in ``PADS_PG_BIN``, else Debian's newest with wal2json, else its newest.
 
     Raises:
-        ClusterError: there are none; it names the remedy.
+        ClusterError: there are none. The text names the remedy.
 
     """
     if named := os.environ.get("PADS_PG_BIN"):
@@ -102,7 +102,7 @@ def find_programs() -> Programs:
 
 
 def give_to_owner(path: Path) -> None:
-    """As root, hand a file or folder to the user that the programs run as."""
+    """As root, make the user that runs the programs the owner of a file or folder."""
     if os.geteuid() == 0:
         try:
             shutil.chown(path, _OWNER, _OWNER)

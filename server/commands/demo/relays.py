@@ -1,4 +1,4 @@
-"""What `pads-cdc demo --relays` adds: NATS, relays behind it, and a client that moves between them."""
+"""The relays of `pads-cdc demo --relays`: NATS, relays behind it, and a client that moves between them."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 _STOP_SECONDS: Final = 7.0
 _STAY_SECONDS: Final = 1.5
-"""How long the client stays with a server."""
+"""How long the client stays at one server."""
 
 
 class NatsProcess:
-    """A NATS server with JetStream, in ``folder``; ends with its context."""
+    """A NATS server with JetStream and its files in ``folder``. It ends with its context."""
 
     def __init__(self, folder: Path) -> None:
         """Start it.
 
         Raises:
-            PadsCdcError: there is none here.
+            PadsCdcError: NATS is not installed.
 
         """
         program = find_nats()
@@ -49,7 +49,7 @@ class NatsProcess:
         self._log = folder / "nats.log"
         with self._log.open("wb") as log, uninterrupted():
             self._process = subprocess.Popen(  # noqa: S603 (nothing in it comes from outside)
-                # Whatever kills us, even SIGKILL, ends it too.
+                # If we are killed, even by SIGKILL, it ends too.
                 ["setpriv", "--pdeathsig", "TERM", program, "-c", str(configuration)],  # noqa: S607
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -59,7 +59,7 @@ class NatsProcess:
 
     @property
     def url(self) -> str:
-        """Where servers and relays connect."""
+        """The URL for servers and relays."""
         return f"nats://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
@@ -74,10 +74,10 @@ class NatsProcess:
             self._process.wait()
 
     def listens(self) -> bool:
-        """Tell whether it takes connections.
+        """Return whether it accepts connections.
 
         Raises:
-            PadsCdcError: it has ended.
+            PadsCdcError: the NATS server has ended.
 
         """
         if self._process.poll() is not None:
@@ -91,9 +91,7 @@ class NatsProcess:
 
 
 class Mover:
-    """A client of the feed that goes from server to server with its map and its token; never sent everything
-    twice.
-    """
+    """A client of the feed that moves from server to server with its map and token."""
 
     def __init__(self, targets: Sequence[str]) -> None:
         self._targets = targets
@@ -121,12 +119,12 @@ class Mover:
 
     @property
     def count(self) -> int:
-        """Endpoints that it holds."""
+        """Number of endpoints that it holds."""
         return len(self._client)
 
     @property
     def resets(self) -> int:
-        """Times that it was sent everything: once, when it had no token."""
+        """Number of snapshots received: one, since only at first it had no token."""
         return self._resets + self._client.resets
 
     def held(self) -> dict[str, bytes]:
@@ -165,9 +163,7 @@ def put_up_relays(
     number: int,
     wait: Callable[[Callable[[], bool], str], None],
 ) -> list[RelayProcess]:
-    """Start so many relays, and return them once each holds the map; ``wait`` waits for a condition, or
-    raises.
-    """
+    """Start ``number`` relays, and return them once each holds the map. ``wait`` waits for a condition."""
     relays = []
     for one in range(number):
         place = folder / f"relay-{one}"
@@ -183,7 +179,7 @@ def find_nats() -> str:
     """Return the program's path.
 
     Raises:
-        PadsCdcError: there is none.
+        PadsCdcError: NATS is not installed.
 
     """
     beside = Path(sys.executable).parent / "nats-server"

@@ -1,4 +1,4 @@
-"""The real server, in a process of its own, as an operator would run it."""
+"""The commands `serve`, `relay` and `authorize` in processes of their own, as an operator would run them."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _STOP_SECONDS: Final = 7.0
-"""It ends within 5 s by itself."""
+"""Maximum wait for the end of a process. Each ends within 5 s by itself."""
 _PAGE_SECONDS: Final = 1.0
 _KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
-"""Of our environment; settings in it are meant for another server."""
+"""The variables that a process inherits. Settings in our environment are meant for another server."""
 
 _CALLED: Final = {"serve": "server", "relay": "relay", "authorize": "authorizer"}
-"""What people call what a command runs."""
+"""The name of the process that a command runs, for messages."""
 
 
 @dataclass(frozen=True)
 class Gauges:
-    """What the server says of itself on its metrics page."""
+    """Values of the server's metrics page."""
 
     staleness: float
-    """Seconds since it was known to be exact."""
+    """Seconds since the map was last known to be exact."""
     behind: int
     """Bytes of WAL that are not applied yet."""
 
 
 class _Process:
-    """A command of ours that serves; its log is in ``folder``. Ends with its context."""
+    """A running command, with its log in ``folder``. It ends with its context."""
 
     def __init__(self, command: str, folder: Path, **settings: str) -> None:
         self._command = command
@@ -48,17 +48,17 @@ class _Process:
         environment |= {"PORT": "0", "METRICS_PORT": "0", "LOG_FORMAT": "json"} | settings
         with self._log.open("wb") as log, uninterrupted():
             self._process = subprocess.Popen(  # noqa: S603 (nothing in it comes from outside)
-                # Whatever kills us, even SIGKILL, ends it too.
+                # If we are killed, even by SIGKILL, it ends too.
                 ["setpriv", "--pdeathsig", "TERM", sys.executable, "-P", "-m", "server", command],  # noqa: S607
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C goes to the terminal's process group; it is to outlive the last comparison.
+                # Ctrl-C goes to the terminal's process group, but the process must survive until the end.
                 start_new_session=True,
             )
         self.target = ""
-        """Where its gRPC listens; empty until it serves."""
+        """The address of its gRPC port; empty until it serves."""
         self._http = 0
 
     def __enter__(self) -> Self:
@@ -68,10 +68,10 @@ class _Process:
         self.stop()
 
     def serving(self) -> bool:
-        """Tell whether it has said that it serves: from then on calls are answered when its map is complete.
+        """Return whether its log says that it serves. Calls then wait until its map is complete.
 
         Raises:
-            PadsCdcError: it has ended.
+            PadsCdcError: the process has ended.
 
         """
         self.check()
@@ -82,14 +82,14 @@ class _Process:
         return bool(self.target)
 
     def check(self) -> None:
-        """Raise PadsCdcError, with the last line that it wrote, if it has ended."""
+        """Raise PadsCdcError, with the last line of its log, if it has ended."""
         if self._process.poll() is not None:
             lines = self._log.read_text().strip().split("\n")
             said = lines[-1].removeprefix("pads-cdc: ") or f"exit code {self._process.returncode}"
             raise PadsCdcError(f"the demo's {_CALLED[self._command]} has ended: {said}")
 
     def _page(self, path: str) -> tuple[int, str]:
-        """Ask for a page; raises OSError or HTTPException if it does not answer within a second."""
+        """Read a page. Raises OSError or HTTPException if there is no answer within a second."""
         connection = http.client.HTTPConnection("127.0.0.1", self._http, timeout=_PAGE_SECONDS)
         try:
             connection.request("GET", path)
@@ -99,7 +99,7 @@ class _Process:
             connection.close()
 
     def stop(self) -> int:
-        """Ask it to stop, wait until it has, and return its exit code; one that does not is killed."""
+        """Stop the process and return its exit code. It is killed if it does not end in time."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
@@ -110,10 +110,10 @@ class _Process:
 
 
 class ServerProcess(_Process):
-    """``pads-cdc serve``; its state file is in ``folder`` too."""
+    """A running ``pads-cdc serve``, with its state file in ``folder`` too."""
 
     def __init__(self, connection_string: str, folder: Path, broker: str = "") -> None:
-        """With ``broker``, the address of one, it publishes its map there."""
+        """``broker`` is the URL of a broker to which it publishes its map, or empty."""
         state = str(folder / "state")
         super().__init__(
             "serve",
@@ -125,7 +125,7 @@ class ServerProcess(_Process):
         )
 
     def gauges(self) -> Gauges | None:
-        """Read its metrics page, or None if it does not answer within a second."""
+        """Read the metrics page. Returns None if there is no answer within a second."""
         try:
             _, page = self._page("/metrics")
         except (OSError, http.client.HTTPException):
@@ -138,10 +138,10 @@ class ServerProcess(_Process):
 
 
 class _Ready(_Process):
-    """One that tells by its page whether it holds the whole map."""
+    """A process whose ``/readyz`` says whether it holds the whole map."""
 
     def ready(self) -> bool:
-        """Tell whether it holds the whole map."""
+        """Return whether it holds the whole map."""
         try:
             return self._page("/readyz")[0] == 200  # noqa: PLR2004 (HTTP's)
         except (OSError, http.client.HTTPException):
@@ -149,14 +149,14 @@ class _Ready(_Process):
 
 
 class RelayProcess(_Ready):
-    """``pads-cdc relay`` behind a broker."""
+    """A running ``pads-cdc relay`` behind a broker."""
 
     def __init__(self, broker: str, folder: Path) -> None:
         super().__init__("relay", folder, BROKER_URL=broker)
 
 
 class AuthorizerProcess(_Ready):
-    """``pads-cdc authorize`` on the feed at an address."""
+    """A running ``pads-cdc authorize``, a client of the feed at an address."""
 
     def __init__(self, feed: str, folder: Path) -> None:
         super().__init__("authorize", folder, FEED_ADDRESSES=feed, DRAIN_TIME="1ms")

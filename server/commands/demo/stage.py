@@ -1,4 +1,4 @@
-"""Everything that the demo needs to be there, brought up step by step; all of it ends with one ExitStack."""
+"""Starts every part of the demo step by step. One ExitStack ends them all."""
 
 from __future__ import annotations
 
@@ -30,44 +30,44 @@ _READY_SECONDS: Final = 60.0
 
 
 class StoppedEarly(Exception):  # noqa: N818 - it is no error
-    """Ctrl-C, before everything was there."""
+    """Ctrl-C was pressed before all parts had started."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What is there."""
+    """The running parts of the demo."""
 
     portal: Portal
     server: ServerProcess
     gateways: tuple[Gateway, ...]
-    """Two, because one subscriber must not take from another what is meant for both."""
+    """Two subscribers, to show that each one gets every change."""
     arrivals: Arrivals
-    """At the first of them."""
+    """Arrivals at the first subscriber."""
     gate: EnvoyStack | None
-    """With ``--envoy``."""
+    """The Envoy part, with ``--envoy``."""
     mover: Mover | None
-    """With ``--relays``: a third subscriber, which goes from server to server."""
+    """With ``--relays``, a third subscriber, which moves from server to server."""
 
     @property
     def subscribers(self) -> tuple[Gateway | Mover, ...]:
-        """All whose maps have to become the database's."""
+        """All subscribers whose maps are compared with the database."""
         return self.gateways if self.mover is None else (*self.gateways, self.mover)
 
 
 def set_up(
     ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None], *, envoy: bool, relays: int
 ) -> Stage:
-    """Bring everything up, in about five seconds; ``ending`` takes it down.
+    """Start all parts, in about five seconds. ``ending`` ends them.
 
     Raises:
-        StoppedEarly: somebody wants us to stop.
-        PadsCdcError: it cannot be had.
+        StoppedEarly: Ctrl-C was pressed.
+        PadsCdcError: a part could not be started.
 
     """
     try:
         return _set_up(ending, interrupt, say, envoy=envoy, relays=relays)
     except (ClusterError, PadsCdcError) as error:
-        # Ctrl-C in a terminal goes to what we have just started too: initdb, pg_ctl, the server.
+        # In a terminal Ctrl-C also reaches the programs that we have just started: initdb, pg_ctl, serve.
         if interrupt.requested:
             raise StoppedEarly from error
         raise PadsCdcError(str(error)) from error
@@ -77,7 +77,7 @@ def _set_up(
     ending: ExitStack, interrupt: Interrupt, say: Callable[[str], None], *, envoy: bool, relays: int
 ) -> Stage:
     if envoy:
-        find_envoy()  # before anything takes time
+        find_envoy()  # fail before any slow step
     if relays:
         find_nats()
     say("starting PostgreSQL in a temporary folder")

@@ -1,4 +1,4 @@
-"""What the demo says at its end; the last line is the proof."""
+"""The demo's summary. Its last line is the proof."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ if TYPE_CHECKING:
     from server.commands.demo.figures import Figures
 
 _NAMED: Final = 5
-"""Ids of wrong endpoints that are named."""
+"""Maximum ids of wrong endpoints in the summary."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How it came out."""
+    """The result of a run."""
 
     seconds: float
-    """That the workload ran."""
+    """How long the workload ran."""
     subscribers: int
     updates: int
-    """That all subscribers have got, together; each got everything twice at the start."""
+    """Updates that all subscribers received together. Each received the whole map twice at the start."""
     losses: tuple[str, ...]
-    """Why a subscriber lost its stream, each time: there should be none."""
+    """The reason for each loss of a subscriber's stream. There should be none."""
     overtaken: int
-    """Commits whose effect was never seen, since a later one undid it before it was read."""
+    """Commits whose effect was never sent, because a later commit undid it before it was read."""
     endpoints: int
-    """That the mapping query finds."""
+    """Number of endpoints in the result of the mapping's query."""
     wrong: tuple[str, ...]
-    """Ids that some subscriber holds otherwise, misses or has too many."""
+    """Ids of endpoints that differ between a subscriber and the database."""
     answers: Mapping[int, int]
-    """How often Envoy answered each code; empty without it."""
+    """The number of Envoy's answers by code; empty without Envoy."""
     faults: tuple[str, ...]
-    """What Envoy must not have answered."""
+    """Wrong answers of Envoy."""
     moves: int = 0
-    """How often a subscriber went to another server; 0 without relays."""
+    """How often a subscriber moved to another server; 0 without relays."""
     resets: int = 0
-    """How often that one was sent everything: once, at its start."""
+    """Number of snapshots that this subscriber received: one, at its start."""
 
 
 def summarize(console: Console, figures: Figures, verdict: RunSummary, server_exit: int) -> int:
@@ -95,7 +95,7 @@ def summarize(console: Console, figures: Figures, verdict: RunSummary, server_ex
 
 
 def _say(console: Console, first: str, rest: str) -> None:
-    """Print a line, on a terminal that is too narrow for it two: nothing breaks in the middle of a word."""
+    """Print a line; two lines if the terminal is too narrow, so that no word is broken."""
     whole = f"{first} {rest}"
     if not console.is_terminal or len(whole) <= console.width:
         console.print(whole)

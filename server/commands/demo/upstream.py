@@ -1,6 +1,6 @@
-"""What stands behind Envoy in the demo: it answers every request with the headers that it got.
+"""The upstream behind Envoy in the demo. It answers every request with the headers that it received.
 
-``python -m server.commands.demo.upstream PORT`` runs it alone.
+``python -m server.commands.demo.upstream PORT`` runs it by itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class EchoUpstream:
     """An HTTP server on a port of 127.0.0.1 while its context lasts."""
 
     def __init__(self, port: int = 0) -> None:
-        """Listen; 0 takes any free port."""
+        """Listen on ``port``; 0 takes any free port."""
         self._server = ThreadingHTTPServer(("127.0.0.1", port), _Echo)
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, name="upstream", daemon=True)
@@ -31,7 +31,7 @@ class EchoUpstream:
         self._server.server_close()
 
     def join(self) -> None:
-        """Wait for the end."""
+        """Wait until the server ends."""
         self._thread.join()
 
 
@@ -52,7 +52,7 @@ class _Echo(BaseHTTPRequestHandler):
     do_POST = do_GET  # noqa: N815 (the base class's name)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 if __name__ == "__main__":  # in deploy/compose.yaml

@@ -1,4 +1,4 @@
-"""How the demo looks: the screen of `pads-cdc watch` with its own tables, or lines. Both only render."""
+"""The demo's views: the screen of `pads-cdc watch` with tables of its own, or plain lines."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from server.commands.demo.server_process import Gauges
 
 _RIPPLE: Final = 100
-"""Endpoints from which a commit stands out."""
+"""A commit that changes at least this many endpoints is highlighted."""
 _KEPT: Final = 200
-"""Commits, more than a screen has."""
+"""Number of commits that are kept: more than a screen has lines."""
 _SYNC_SECONDS: Final = 5.0
-"""What the feed gets to bring everything before the workload begins: at once, arrivals would be late."""
+"""Maximum wait for the feed's snapshot before the workload begins. Otherwise it would delay arrivals."""
 _TALL: Final = 34
-"""Lines of a screen from which there is room for the latencies by kind of commit."""
+"""Minimum lines of a screen to show the latencies by kind of commit."""
 _FIGURES: Final = (
     TableColumn("commits by kind", 19),
     *(TableColumn(heading, 9, right=True) for heading in ("commits", "endpoints", "p50", "p99", "max")),
@@ -51,18 +51,18 @@ _REFUSED: Final = TableColumn("Envoy refused", 13, right=True)
 
 @dataclass(frozen=True)
 class GateGlance:
-    """What happens at Envoy."""
+    """Envoy's answers at one moment."""
 
     address: str
     answers: Mapping[int, int]
-    """How often each code was answered."""
+    """The number of answers by code."""
     refusals: Sequence[RefusedKey]
     """New since the last glance."""
 
 
 @dataclass(frozen=True)
 class Glance:
-    """Everything at one moment."""
+    """The state of the demo at one moment."""
 
     began: float
     """When the workload began, by the deliveries' clock."""
@@ -72,28 +72,28 @@ class Glance:
     """New since the last glance."""
     figures: Figures
     awaited: int
-    """Commits that have not arrived yet."""
+    """Number of commits that have not arrived yet."""
     gauges: Gauges | None
     held: tuple[int, ...]
-    """Endpoints at each subscriber."""
+    """Number of endpoints at each subscriber."""
     updates: int
-    """That the subscribers have got, all together."""
+    """Number of updates that all subscribers received together."""
     gate: GateGlance | None = None
-    """With ``--envoy``."""
+    """Envoy's answers, with ``--envoy``."""
 
 
 class View(Protocol):
-    """A context in which glances are shown."""
+    """A view: a context manager that shows glances."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
 
     def show(self, glance: Glance) -> None:
-        """Render it."""
+        """Show a glance."""
 
 
 class PlainView:
-    """A line a commit."""
+    """A view with one line for each commit."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -120,14 +120,14 @@ class PlainView:
 
 
 class LiveView:
-    """A screen: a client of the feed that looks on, as `pads-cdc watch` does, and the commits besides."""
+    """A view on the whole screen: the feed, as `pads-cdc watch` shows it, and the commits."""
 
     def __init__(self, console: Console, target: str) -> None:
         self._watched = WatchedFeed(target, FeedSubscriber(target), until_synced=False)
         self._screen = Screen(console, self._watched, title=f"pads-cdc demo, and watch {target}")
         self._latest: deque[Delivery] = deque(maxlen=_KEPT)
         self._refused: dict[int, RefusedKey] = {}
-        """By the number of the commit."""
+        """Refused keys by the number of their commit."""
         self._reading: Future[None] = Future()
         self._ending = ExitStack()
 
@@ -145,7 +145,7 @@ class LiveView:
         self._ending.close()
 
     def show(self, glance: Glance) -> None:
-        """Draw the screen anew."""
+        """Redraw the screen."""
         if self._reading.done():
             self._reading.result()
         self._latest.extendleft(glance.deliveries)
@@ -169,17 +169,17 @@ class LiveView:
 
 
 def figures_table(figures: Figures, width: int) -> list[Text]:
-    """Return the latencies by kind of commit."""
+    """Return a table of latencies by kind of commit."""
     return table(_FIGURES, _figures(figures), width)
 
 
 def answers(counted: Mapping[int, int]) -> str:
-    """Write how often each code was answered."""
+    """Format the number of answers by code."""
     return "  ".join(f"{code}: {count:,}" for code, count in counted.items())
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Write a latency; a dash where there is none."""
+    """Format a latency; None becomes a dash."""
     return "-" if seconds is None or math.isnan(seconds) else f"{1000 * seconds:,.1f} ms"
 
 

@@ -1,4 +1,4 @@
-"""What people do in a portal, one transaction at a time, each described before it is committed."""
+"""A portal's transactions, one at a time. Each is described before it is committed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _WEIGHTS: Final = {
 }
 _COMMITS_A_SECOND: Final = 30
 _COMMITS_A_PLAN: Final = 120
-"""A plan is changed once in so many commits: often enough to be seen, rarely enough to look at the rest."""
+"""One in this many commits changes a plan: often enough to be seen, and rarely enough to see the rest."""
 
 _KEY: Final = """
 INSERT INTO portal_application_settings (application_id, secret_key, secret_key_required)
@@ -65,11 +65,11 @@ class WorkloadCommit:
     kind: str
     """One of `KINDS`."""
     what: str
-    """For people; without keys."""
+    """A description for people, without keys."""
     changes: Mapping[str, GatewayEndpoint | None] = field(repr=False)
-    """The endpoints that are other ones after it, as they are then; None for one that is gone."""
+    """The endpoints that it changes, in their new state; None for a deleted one."""
     before: Mapping[str, GatewayEndpoint] = field(repr=False)
-    """Those of them that there are before it, as they are then."""
+    """The same endpoints in their old state, without new ones."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ class _Step:
     statement: str
     parameters: dict[str, Any] = field(repr=False)
     scope: tuple[str, str]
-    """A column of the mapping and its value: whatever changes is among these."""
+    """A column of the mapping and its value; every changed endpoint has this value."""
 
 
 class Workload:
-    """Transactions without end on one session; nobody else may write, or the descriptions are wrong."""
+    """An endless series of transactions. If another session wrote too, the descriptions would be wrong."""
 
     def __init__(self, session: Connection, random: Random) -> None:
         self._session = session
@@ -104,7 +104,7 @@ class Workload:
         }
 
     def prepare(self) -> WorkloadCommit:
-        """Do everything of the next transaction but its COMMIT, and say what that will change."""
+        """Execute the next transaction up to its COMMIT, and return what the COMMIT will change."""
         number = next(self._numbers)
         kind = "plan changed"
         if number % _COMMITS_A_PLAN != _COMMITS_A_PLAN // 4:
@@ -114,13 +114,13 @@ class Workload:
             before = endpoints(cursor, *step.scope)
             cursor.execute(step.statement, step.parameters)
             after = endpoints(cursor, *step.scope)
-        # Not all that a statement touches changes: whoever has no key cannot lose one.
+        # A statement may leave an endpoint unchanged: one without a key cannot lose it.
         changes = {each: after.get(each) for each in before | after if before.get(each) != after.get(each)}
         changed = {each: endpoint for each, endpoint in before.items() if each in changes}
         return WorkloadCommit(number, kind, step.what, changes, changed)
 
     def commit(self) -> float:
-        """Commit; returns when it had returned, by ``time.monotonic``."""
+        """Commit. Returns the time at which COMMIT returned, by ``time.monotonic``."""
         self._session.commit()
         return time.monotonic()
 
@@ -168,17 +168,17 @@ class Workload:
 
 
 class Watching(Protocol):
-    """Wants to know what comes, and when it has come."""
+    """Receives each commit, before and after it."""
 
     def expect(self, commit: WorkloadCommit) -> None:
-        """Be told before a commit."""
+        """Called before a commit."""
 
     def committed(self, commit: WorkloadCommit, at: float) -> None:
-        """Be told when its COMMIT had returned, by ``time.monotonic``."""
+        """Called after a commit, with the time at which COMMIT returned, by ``time.monotonic``."""
 
 
 def commit_until(stop: threading.Event, portal: Portal, *watching: Watching) -> None:
-    """Commit at random moments until ``stop`` is set, and tell all who are watching of each commit.
+    """Commit at random moments until ``stop`` is set, and report each commit to ``watching``.
 
     Raises:
         psycopg2.Error: the database failed.

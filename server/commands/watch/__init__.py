@@ -1,4 +1,4 @@
-"""`pads-cdc watch`: what a server sends, live, as a subscriber sees it; never a key."""
+"""`pads-cdc watch`: shows the changes that a server sends, live, and never a key."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ def run(
     key_file: str | None = None,
     token_file: str | None = None,
 ) -> int:
-    """Show what ``target`` (host:port) sends until Ctrl-C, and return 0; without a terminal, a line an event.
+    """Show the changes that ``target`` (host:port) sends until Ctrl-C, and return 0.
+
+    Without a terminal it prints a line for each event.
 
     Raises:
-        ConfigurationError: it is no target, or the options do not fit each other.
-        FeedRefusedError: the server says that we do not keep to the protocol.
-        NotGrpcError: what answers is not gRPC.
+        ConfigurationError: ``target`` is malformed, or the options do not fit each other.
+        FeedRefusedError: the server says that we violate the protocol.
+        NotGrpcError: the server does not speak gRPC.
 
     """
     match = _TARGET.fullmatch(target)
@@ -62,7 +64,7 @@ def run(
         raise ConfigurationError("watch: --token-file needs --ca-file: a token never travels in plaintext")
     pem = [None if file is None else _read(file) for file in (ca_file, key_file, cert_file)]
 
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what happens to the connection is told by us
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # we report errors of the connection ourselves
     import grpc  # noqa: PLC0415 - reads the variable when imported
 
     from server.commands.watch.show import show, write_json  # noqa: PLC0415 - likewise

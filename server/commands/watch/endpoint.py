@@ -1,4 +1,4 @@
-"""An endpoint as it may be shown: how it authorizes, never whom or by which key."""
+"""Describes endpoints for people: how they authorize, but neither users nor keys."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
 
 _PERIODS: Final = ("", "day", "week", "month")
-"""By the numbers of CapacityLimitPeriod."""
+"""Names of periods, by the numbers of CapacityLimitPeriod."""
 _SHORT: Final = {"no_auth": "no auth", "static_api_key": "api key", "jwt": "jwt"}
 
 
 def auth(endpoint: GatewayEndpoint) -> str:
-    """Say how an endpoint authorizes."""
+    """Return how an endpoint authorizes."""
     kind = endpoint.auth.WhichOneof("auth_type")
     if kind == "static_api_key" and not endpoint.auth.static_api_key.api_key:
         return "static_api_key (empty: refuses all)"
@@ -23,31 +23,31 @@ def auth(endpoint: GatewayEndpoint) -> str:
 
 
 def plan(endpoint: GatewayEndpoint) -> str:
-    """Name its plan."""
+    """Return the name of an endpoint's plan."""
     return printable(endpoint.metadata.plan_type) or "no plan"
 
 
 def limits(endpoint: GatewayEndpoint) -> str:
-    """Say how much it may be called."""
+    """Return an endpoint's limits in one text."""
     limits, period = endpoint.rate_limiting, _period(endpoint)
     every = f" a {period}" if period else ""
     return f"throughput {limits.throughput_limit:,}, capacity {limits.capacity_limit:,}{every}"
 
 
 def auth_short(endpoint: GatewayEndpoint) -> str:
-    """Say how an endpoint authorizes, in few letters."""
+    """Return how an endpoint authorizes, abbreviated."""
     kind = auth(endpoint)
     return _SHORT.get(kind, "refuses all")
 
 
 def throughput(endpoint: GatewayEndpoint) -> str:
-    """Say how many calls a second it may have."""
+    """Return an endpoint's limit of calls a second."""
     limit = endpoint.rate_limiting.throughput_limit
     return f"{limit:,}" if limit else "any"
 
 
 def capacity(endpoint: GatewayEndpoint) -> str:
-    """Say how many calls in which period it may have."""
+    """Return an endpoint's limit of calls in a period."""
     limit, period = endpoint.rate_limiting.capacity_limit, _period(endpoint)
     if not limit:
         return "any"
@@ -60,10 +60,10 @@ def _period(endpoint: GatewayEndpoint) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace what a terminal would act on."""
+    """Replace characters that a terminal would interpret."""
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def summary(kinds: Counter[str]) -> str:
-    """Say how many endpoints authorize how, the most frequent way first."""
+    """Return the number of endpoints for each way of authorizing, the most frequent first."""
     return "".join(f"   {count:,} {kind}" for kind, count in kinds.copy().most_common() if count)

@@ -1,4 +1,4 @@
-"""What happens on the endpoint feed, for those who look on; as JSON it holds no key."""
+"""The events of the endpoint feed that `watch` shows. As JSON they contain no key."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StreamOpened:
-    """A stream stands."""
+    """A stream was opened."""
 
     resumed: bool
     reason: str
-    """Why everything is sent anew, such as ``no_token``; empty where it is not."""
+    """Why a snapshot follows, such as ``no_token``; empty if none does."""
     count: int
-    """Endpoints that are going to be sent."""
+    """Number of endpoints in the snapshot."""
     synced: ClassVar = False
 
     def public(self) -> dict[str, Any]:
-        """Say it in JSON's types."""
+        """Return the event in JSON's types."""
         if self.resumed:
             return {"event": "resumed"}
         return {"event": "reset", "reason": self.reason, "endpoints": self.count}
@@ -34,25 +34,25 @@ class StreamOpened:
 
 @dataclass(frozen=True)
 class Changed:
-    """An endpoint came, changed or went."""
+    """An endpoint was added, changed or removed."""
 
     change: Change
     initial: bool
-    """It is part of the first snapshot: nothing has happened to it."""
+    """Whether it is part of the first snapshot, and so no change in the database."""
     synced: ClassVar = False
 
     @property
     def before(self) -> GatewayEndpoint | None:
-        """What it was, where that is known."""
+        """The endpoint before the change; None if it is unknown or there was none."""
         return None if self.change.before is None else GatewayEndpoint.FromString(self.change.before)
 
     @property
     def after(self) -> GatewayEndpoint | None:
-        """What it is; None if it is gone."""
+        """The endpoint after the change; None if it was removed."""
         return None if self.change.after is None else GatewayEndpoint.FromString(self.change.after)
 
     def public(self) -> dict[str, Any]:
-        """Say it in JSON's types, without the key."""
+        """Return the event in JSON's types, without the key."""
         told = {"endpoint_id": self.change.endpoint_id, "revision": self.change.revision}
         if (after := self.after) is None:
             return {"event": "delete", **told}
@@ -72,28 +72,28 @@ class Changed:
 
 @dataclass(frozen=True)
 class CheckpointReached:
-    """What was sent is a map that the server holds, as a whole."""
+    """A checkpoint: everything sent so far is a whole map of the server."""
 
     revision: int
     count: int
-    """Endpoints in the server's map."""
+    """Number of endpoints in the server's map."""
     digest: str
-    """Of the server's map."""
+    """The digest of the server's map."""
     verified: bool
-    """Ours is the same. After ``--resume`` there is none of ours to compare."""
+    """Whether our digest is equal. After ``--resume`` we have no map to compare."""
     staleness: float
-    """Seconds since it was known to be the database's."""
+    """Seconds since the map was last known to equal the database's."""
     unsettled: bool
-    """It is the server's, and not one that the database has had: so much is happening."""
+    """Whether the map may be one that the database has never had, because of many changes."""
     token: bytes
 
     @property
     def synced(self) -> bool:
-        """Whether it is one that the database has had: only that is a proof."""
+        """Whether the checkpoint proves the map: it is verified, and not unsettled."""
         return not self.unsettled
 
     def public(self) -> dict[str, Any]:
-        """Say it in JSON's types."""
+        """Return the event in JSON's types."""
         return {
             "event": "checkpoint",
             "revision": self.revision,
@@ -108,26 +108,26 @@ class CheckpointReached:
 
 @dataclass(frozen=True)
 class Mismatched:
-    """Our map is not the server's; it is going to be sent anew."""
+    """Our map differs from the server's. A snapshot follows."""
 
     synced: ClassVar = False
 
     def public(self) -> dict[str, Any]:
-        """Say it in JSON's types."""
+        """Return the event in JSON's types."""
         return {"event": "mismatch"}
 
 
 @dataclass(frozen=True)
 class StreamLost:
-    """There is no stream; the next attempt follows after ``retry_seconds``."""
+    """The stream ended. The next attempt follows after ``retry_seconds``."""
 
     reason: str
-    """One line."""
+    """Why it ended, in one line."""
     retry_seconds: float
     synced: ClassVar = False
 
     def public(self) -> dict[str, Any]:
-        """Say it in JSON's types."""
+        """Return the event in JSON's types."""
         return {"event": "lost", "reason": self.reason, "retry_seconds": round(self.retry_seconds, 1)}
 
 

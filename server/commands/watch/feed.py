@@ -1,8 +1,8 @@
-"""The endpoint feed as events, for those who look on.
+"""The endpoint feed as events, for `watch`.
 
-The rules of the protocol are those of `pads_cdc_client`; this adds what a program that only needs the map
-does not tell: how each stream began, and each proof. And it may begin at a token, without the map that
-belongs to it.
+The rules of the protocol are in `pads_cdc_client`. This module adds events that a program that only needs the
+map does not need: how each stream began, and each checkpoint. It can also begin at a token without the map
+that belongs to the token.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 _WATCH: Final = f"/{pb.DESCRIPTOR.services_by_name['EndpointFeedService'].full_name}/Watch"
 _FIRST_WORD_SECONDS: Final = 45.0
-"""A server that has no complete map yet says so after 30 s."""
+"""Maximum wait for the first message. A server without a complete map answers UNAVAILABLE after 30 s."""
 _SILENT_INTERVALS: Final = 3
 
 
 class FeedRefusedError(PadsCdcError):
-    """The server says that we do not keep to the protocol: trying again is of no use."""
+    """The server says that we violate the protocol, so a retry is useless."""
 
 
 class _DifferentError(Exception):
@@ -44,7 +44,7 @@ class _DifferentError(Exception):
 
 
 class _Tail:
-    """What a `Replica` is to one who has a token and no map: everything passes, nothing is proved."""
+    """Stands in for `Replica` if there is a token but no map: it passes all changes, and proves nothing."""
 
     complete = True
     mismatches = 0
@@ -75,7 +75,7 @@ class _Tail:
 
 
 class FeedSubscriber:
-    """A client of ``target`` (host:port). One thread walks `events`; `close` may come from another."""
+    """A client of ``target`` (host:port). One thread iterates over `events`; another may call `close`."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class FeedSubscriber:
         credentials: grpc.ChannelCredentials | None = None,
         bearer: Path | None = None,
     ) -> None:
-        """Begin at ``token``; ``credentials`` make it TLS, the file ``bearer`` holds the token to show."""
+        """Begin at ``token``. ``credentials`` enable TLS; the file ``bearer`` has the bearer token."""
         self._map: Replica | _Tail = _Tail(token) if token else Replica()
         self._bearer = bearer
         self._client_id = f"pads-cdc watch on {socket.gethostname()}"[:128]
@@ -102,11 +102,11 @@ class FeedSubscriber:
         )
 
     def events(self) -> Iterator[Event]:
-        """Yield what happens, each thing once the map has it; blocks in between, and ends after `close`.
+        """Yield each event after the map has its change. Blocks in between, and ends after `close`.
 
         Raises:
-            FeedRefusedError: the server says that we do not keep to the protocol.
-            NotGrpcError: it is not a server of ours, nor was it.
+            FeedRefusedError: the server says that we violate the protocol.
+            NotGrpcError: the server speaks HTTP/1, and has never spoken gRPC.
 
         """
         backoff, heard = Backoff(0.5, 10.0, 10.0), False
@@ -122,7 +122,7 @@ class FeedSubscriber:
                 found, reason = _judge(error)
                 if isinstance(error, grpc.RpcError):
                     refuse_http(error, heard=heard)
-            except ValueError:  # so says gRPC when the channel was closed just before the call
+            except ValueError:  # gRPC raises it if the channel was closed just before the call
                 if not self._closed.is_set():
                     raise
             if self._closed.is_set():
@@ -134,7 +134,7 @@ class FeedSubscriber:
             self._closed.wait(wait)
 
     def close(self) -> None:
-        """End the connection and `events`; returns at once."""
+        """End the connection and `events`. Returns at once."""
         self._closed.set()
         self._channel.close()
 
@@ -150,7 +150,7 @@ class FeedSubscriber:
             for message in call:
                 if message.HasField("opened"):
                     patience = _SILENT_INTERVALS * message.opened.progress_interval.ToNanoseconds() / 1e9
-                self._quiet_until = math.inf  # whoever takes the events may take their time
+                self._quiet_until = math.inf  # while the caller handles the event, silence does not count
                 yield from self._apply(message, outbox)
                 if self._map.mismatches > 1:
                     raise _DifferentError("our map differs from the server's after a whole snapshot")
@@ -188,13 +188,13 @@ class FeedSubscriber:
         )
 
     def _give_up(self, call: grpc.Call) -> None:
-        """Cut a connection that stands though nothing comes."""
+        """Cancel the call if the server has been silent for too long, though the connection is open."""
         if time.monotonic() > self._quiet_until:
             call.cancel()
 
 
 def _judge(error: Exception) -> tuple[Remedy, str]:
-    """Say what to do about the end of a stream, and in one line why it ended."""
+    """Return how to go on after the end of a stream, and in one line why it ended."""
     match error:
         case grpc.RpcError() if isinstance(error, grpc.Call):  # as every error of a call that was made is
             return remedy(error.code()), reason_of(error)

@@ -1,4 +1,4 @@
-"""What has happened, as it is shown: on a screen in cells, elsewhere as a line of text; never a key."""
+"""Events as they are shown: in cells on a screen, as lines of text elsewhere. They never contain a key."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ if TYPE_CHECKING:
     from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
 
 _KEPT: Final = 10_000
-"""Lines that wait to be shown: a screen needs some dozens, a slow pipe gets the newest."""
+"""Maximum lines that wait to be shown. A screen needs some dozens; a slow pipe gets the newest."""
 
 
 def now() -> datetime:
-    """Return the time with the zone of people here."""
+    """Return the present time in the local time zone."""
     return datetime.now().astimezone()
 
 
 @dataclass(frozen=True)
 class Line:
-    """Something that happened."""
+    """One event."""
 
     what: str
-    """``upsert``, ``delete``, or words."""
+    """``upsert``, ``delete``, or a text."""
     rest: tuple[str, ...] = ()
-    """What follows it in a line of text."""
+    """The other parts of a line of text."""
     cells: tuple[str, ...] = ()
-    """What follows it on a screen, where there is less room; none for words, which take all of it."""
+    """The other cells on a screen, which has less room; empty for a text, which takes the whole row."""
     at: datetime = field(default_factory=now)
 
     @classmethod
     def of_change(cls, endpoint_id: str, after: GatewayEndpoint | None) -> Self:
-        """Tell of an endpoint that is another one now, or gone."""
+        """Make a line for an endpoint that was changed, or removed if ``after`` is None."""
         shown = printable(endpoint_id)
         if after is None:
             return cls("delete", (shown,), (shown, "", "", "", ""))
@@ -51,19 +51,19 @@ class Line:
 
 
 class Lines:
-    """Lines on their way from the thread that reads to the one that shows."""
+    """A queue of lines from the reading thread to the showing one."""
 
     def __init__(self, first: Line) -> None:
         self._lock = threading.Lock()
         self._new: deque[Line] = deque([first], _KEPT)
 
     def add(self, line: Line) -> None:
-        """Have it shown."""
+        """Add a line to show."""
         with self._lock:
             self._new.append(line)
 
     def take(self) -> list[Line]:
-        """Return those since the last time."""
+        """Return the lines since the last call."""
         with self._lock:
             lines = list(self._new)
             self._new.clear()

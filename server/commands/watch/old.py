@@ -1,4 +1,4 @@
-"""The view of a subscriber of the old contract."""
+"""The view of a subscriber of the legacy contract."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class WatchedOld:
-    """What has been seen; written by the subscriber's thread, read by the one that shows it."""
+    """The events of a subscriber. Its thread writes them, the showing thread reads them."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -24,9 +24,9 @@ class WatchedOld:
         self._subscriber = LegacySubscriber(target)
         self._state = "connecting"
         self._counts: Counter[str] = Counter()
-        """Of ``upsert``, ``delete`` and ``repeated``, which said nothing new."""
+        """Numbers of ``upsert``, ``delete``, and ``repeated`` for updates that changed nothing."""
         self._kinds: Counter[str] = Counter()
-        """Endpoints by how they authorize."""
+        """Number of endpoints by how they authorize."""
 
     def read(self) -> None:
         """Follow the subscriber until it is closed."""
@@ -47,7 +47,7 @@ class WatchedOld:
         self._subscriber.close()
 
     def head(self) -> Text:
-        """Say how things stand."""
+        """Return the present state for the top of the screen."""
         head = Text()
         head.append(self._state, style="bold green" if self._state == "streaming" else "bold yellow")
         head.append(f"\n{len(self._subscriber.endpoints):,} endpoints", style="bold")

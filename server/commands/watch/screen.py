@@ -1,4 +1,4 @@
-"""The live screen of `pads-cdc watch`, which is also the demo's: how things stand, and below what happens."""
+"""The live screen of `pads-cdc watch` and of the demo: the present state on top, the changes below."""
 
 from __future__ import annotations
 
@@ -32,37 +32,37 @@ _COLUMNS: Final = (
 _STYLES: Final = {"delete": "red", "upsert": ""}
 _WORDS: Final = "yellow"
 _KEPT: Final = 200
-"""Lines, more than a screen has."""
+"""Number of lines that are kept: more than a screen has."""
 
 
 class Watched(Protocol):
-    """A subscriber, and what has been seen through it; one thread reads, another shows."""
+    """A subscriber and its events. One thread reads, another shows."""
 
     target: str
     lines: Lines
 
     def read(self) -> None:
-        """Follow the server until `close`, or until there is nothing more to wait for."""
+        """Follow the server until `close`, or until the view needs no more events."""
 
     def close(self) -> None:
-        """End `read`; returns at once."""
+        """End `read`. Returns at once."""
 
     def head(self) -> Text:
-        """Say how things stand."""
+        """Return the present state for the top of the screen."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A table between how things stand and the changes."""
+    """A table between the present state and the changes."""
 
     columns: Sequence[TableColumn]
     rows: Sequence[TableRow]
     share: int
-    """Of the lines that are left, against 1 for the changes; 0 for a table that is shown whole."""
+    """Its share of the remaining lines, relative to 1 for the changes; 0 for a table that is never cut."""
 
 
 class Screen:
-    """The whole terminal, while its context lasts."""
+    """Takes the whole terminal while its context lasts."""
 
     def __init__(self, console: Console, watched: Watched, title: str | None = None) -> None:
         self._console = console
@@ -80,16 +80,16 @@ class Screen:
 
     @property
     def height(self) -> int:
-        """Lines that there are."""
+        """Number of lines of the terminal."""
         return self._console.height
 
     def draw(self, more: Text | None = None, sections: Sequence[Section] = ()) -> None:
-        """Draw it anew, with what has come; with ``more`` below the watched one's own words."""
+        """Redraw the screen with new events. ``more`` is shown below the present state."""
         self._latest.extendleft(self._watched.lines.take())
         head = self._watched.head()
         if more is not None:
             head = Text("\n").join((head, more))
-        head.no_wrap, head.overflow = False, "fold"  # whatever the console does with lines of text
+        head.no_wrap, head.overflow = False, "fold"  # independent of the console's own setting
         panel = Panel(head, title=self._title, subtitle="Ctrl-C ends it")
         width = self._console.width
         room = self.height - len(self._console.render_lines(panel)) - len(sections)
@@ -102,7 +102,7 @@ class Screen:
 
 
 def _cut(blocks: Sequence[tuple[list[Text], int]], room: int) -> list[list[Text]]:
-    """Cut the blocks' ends so that all fit into ``room`` lines; a heading and one row are left of each."""
+    """Cut the ends of blocks so that all fit into ``room`` lines. Each keeps its heading and one row."""
     room -= sum(len(lines) for lines, share in blocks if not share)
     shares = sum(share for _, share in blocks)
     cut = []

@@ -1,4 +1,4 @@
-"""Bring what is watched to where people or programs look: a screen, lines, or lines of JSON; until Ctrl-C."""
+"""Shows events until Ctrl-C: on a screen, as lines of text, or as lines of JSON."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from server.commands.watch.screen import Watched
 
 _FRAME: Final = 0.25
-"""Seconds between two looks at what has come."""
+"""Seconds between two updates of the view."""
 
 
 def show(watched: Watched) -> None:
-    """Show it on the terminal or as lines, until Ctrl-C or until `read` returns."""
+    """Show events on the terminal or as lines, until Ctrl-C or until `read` returns."""
     console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
     with Interrupt() as interrupt, ThreadPoolExecutor(1, "subscriber") as threads:
         try:
@@ -43,7 +43,7 @@ def show(watched: Watched) -> None:
 
 
 def write_json(feed: FeedSubscriber, *, until_synced: bool) -> None:
-    """Write one line an event to the standard output, none left out: a slow pipe slows the stream down."""
+    """Write one line of JSON for every event to the standard output. A slow pipe slows the stream down."""
     done = Interrupt()
     reading: Future[None] = Future()
 
@@ -55,12 +55,12 @@ def write_json(feed: FeedSubscriber, *, until_synced: bool) -> None:
                     break
             reading.set_result(None)
         except BrokenPipeError:
-            reading.set_result(None)  # nobody reads it any more
-        except BaseException as error:  # noqa: BLE001 - for the main thread, which raises it
+            reading.set_result(None)  # the pipe has no reader any more
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
             reading.set_exception(error)
 
     with done:
-        # A daemon, because it may hang in a pipe that nobody reads and that nobody closes.
+        # A daemon, because it may hang in a pipe that has no reader and is not closed.
         threading.Thread(target=read, name="subscriber", daemon=True).start()
         for _ in _frames(reading, done):
             pass
@@ -76,7 +76,7 @@ def _write(line: str) -> None:
 
 
 def _frames(reading: Future[None], interrupt: Interrupt) -> Iterator[None]:
-    """Yield when it is time to look, once more after the reader has ended; until then or Ctrl-C."""
+    """Yield at each update of the view, until Ctrl-C or the reader's end, and once more after that."""
     while not interrupt.requested:
         ended = reading.done()
         yield

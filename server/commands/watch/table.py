@@ -1,4 +1,4 @@
-"""A table that is never cut: columns as wide as they need, and cells folded where that is too wide."""
+"""A table that is never cut: columns are as wide as needed, and cells are folded if that is too wide."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _GAPS: Final = (2, 1)
-"""Between columns, and where that is too wide."""
+"""Cells between columns, and the same if that is too wide."""
 _NARROWEST: Final = 6
-"""To which a column is folded."""
+"""Minimum width of a folded column, in cells."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class TableColumn:
 
     heading: str
     least: int = 0
-    """Its width where nothing needs more: so that the table stands still while its rows come and go."""
+    """Its minimum width, so that columns do not move when rows change."""
     right: bool = False
     """Whether it is aligned to the right."""
     folds: bool = False
-    """Whether it may be narrower than what is in it."""
+    """Whether its cells may be folded."""
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row: a text a column; or the first one and then words, which take the room of all others."""
+    """One row: a text for each column; or the first column and a text that takes the room of all others."""
 
     cells: tuple[str, ...]
     style: str = ""
@@ -41,7 +41,7 @@ class TableRow:
 
 
 def table(columns: Sequence[TableColumn], rows: Sequence[TableRow], width: int) -> list[Text]:
-    """Return the heading's lines and the rows', none wider than ``width`` as far as folding can help."""
+    """Return the lines of the heading and the rows, folded to at most ``width`` if possible."""
     full = [row.cells for row in rows if not row.words]
     needed = [
         max(cell_len(column.heading), *(cell_len(cells[i]) for cells in full), 0)
@@ -81,7 +81,7 @@ def _lines(
             chop_cells(cell, size) if size else [cell] for cell, size in zip(row.cells, widths, strict=True)
         ]
     return [
-        # Text, because ids and plans are other people's strings and may look like markup.
+        # Text, because ids and plans are foreign strings and may look like markup.
         Text(
             (" " * gap).join(
                 _aligned(cell, size, column)

@@ -21,7 +21,7 @@ _UNSETTLED: Final = "the server's map, while changes let it come to no rest: no 
 
 
 class WatchedFeed:
-    """What has been seen; written by the subscriber's thread, read by the one that shows it."""
+    """The events of a subscriber. Its thread writes them, the showing thread reads them."""
 
     def __init__(self, target: str, feed: FeedSubscriber, *, until_synced: bool) -> None:
         self.target = target
@@ -30,17 +30,17 @@ class WatchedFeed:
         self._until_synced = until_synced
         self._state = "connecting"
         self.synced = threading.Event()
-        """It has been in sync, once."""
+        """Set once the map has been in sync."""
         self._checkpoint: CheckpointReached | None = None
         self._exact: tuple[float, float] | None = None
-        """The newest proof: when it came (monotonic), and how stale the map was by then."""
+        """The newest proof: when it arrived (monotonic clock), and how stale the map was then, in seconds."""
         self._counts: Counter[str] = Counter()
-        """Of ``upsert``, ``delete`` and ``reset``."""
+        """Numbers of ``upsert``, ``delete`` and ``reset``."""
         self._kinds: Counter[str] = Counter()
-        """Endpoints by how they authorize."""
+        """Number of endpoints by how they authorize."""
 
     def read(self) -> None:
-        """Follow the feed until it is closed, or until it is in sync if that is what was asked for."""
+        """Follow the feed until it is closed, or with ``--until-synced`` until it is in sync."""
         for event in self._feed.events():
             match event:
                 case StreamOpened():
@@ -61,7 +61,7 @@ class WatchedFeed:
         self._feed.close()
 
     def head(self) -> Text:
-        """Say how things stand."""
+        """Return the present state for the top of the screen."""
         head = Text()
         head.append(self._state, style="bold green" if self._state.startswith(_SYNCED) else "bold yellow")
         if (checkpoint := self._checkpoint) is not None:
