@@ -1,12 +1,13 @@
-"""The memory of parents: which key did a row belong to, where the WAL only says the row's own id?
+"""The memory of parents: finds the parent of a row where the WAL has only the row's own id.
 
-With the default replica identity a delete of a settings row carries the serial id and nothing else. For those
-tables we remember ``row id -> parent key``, filled by the mapping's ``ParentsOf...`` queries and followed
-from then on by the rows that come. Where a table's identity names the parent, nothing is remembered.
+With the default replica identity, the delete of a settings row carries the serial id and nothing else. For
+such tables the memory maps row ids to parent keys. It is loaded by the mapping's ``ParentsOf...`` queries,
+and follows the rows of the stream from then on. Tables whose replica identity has the parent need no memory.
 
-Order makes it right. The memory is loaded *before* the mapping is read, so a change older than the load is
-covered by that read, and a change younger than the load finds the row as it was before. A transaction whose
-rows were given up could not be followed: until the reconcile that answers it loads anew, nothing is known.
+It is correct because of the order. The memory is loaded *before* the mapping is read. A change before the
+load is part of that read, and a change after the load finds the row's former parent in the memory. A
+transaction whose rows were replaced by a reconcile cannot be followed, so the memory counts as unknown until
+that reconcile loads it again.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
 
 _NEVER: Final = (1 << 64) - 1
 _UNTOLD: Final = 50_000
-"""Moves that are kept for a mirror that takes none; it gets everything again instead of more."""
+"""Changes that are kept for a mirror that does not take them. Instead of more, it gets the whole memory
+again.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The memory at a moment; of use to who has followed the slot up to ``at``, and not before."""
+    """The memory at one moment. A mirror may use it once it has followed the slot up to ``at``."""
 
     at: Lsn
     memory: Mapping[Rule, Mapping[str, str]]
@@ -49,14 +52,14 @@ class Followed:
 
 @dataclass(eq=False, slots=True)
 class Untold:
-    """What a mirror has not been told yet; to be taken with `Parents.news`."""
+    """The changes that have not been sent to a mirror yet; to be taken with `Parents.news`."""
 
     wake: Callable[[], object]
     everything: bool = True
-    """Also what the memory is now."""
+    """Whether the mirror needs the whole memory."""
     items: list[Loaded | Followed] = field(default_factory=list)
     overflowed: bool = False
-    """There were more than are kept."""
+    """Whether changes were dropped, because there were more than `_UNTOLD`."""
 
 
 class Parents:
@@ -70,17 +73,17 @@ class Parents:
         self._lock = threading.Lock()
         self._mirrors: tuple[Untold, ...] = ()
         self._incomplete = False
-        """A transaction was not followed since the last load, or was followed and not in it."""
+        """Whether the memory lacks a transaction, so that it counts as unknown until the next load."""
 
     def load(
         self, memory: Mapping[Rule, Iterable[tuple[str, str]]], covered: Lsn, *, complete: bool = True
     ) -> None:
-        """Replace everything.
+        """Replace the whole memory.
 
-        ``covered`` is an end of WAL that was read after the rows: what a transaction up to there did to a row
-        that is not in the memory was already done when the memory was read, and so in the mapping that is
-        read next. Without ``complete`` something that was followed already was not visible to whoever read
-        the rows (a commit that waits for a standby): then nothing is known until they are loaded again.
+        ``covered`` is an end of WAL that was determined after the rows were read. If a transaction up to
+        there changed a row that is not in the memory, that was visible when the rows were read, so the read
+        of the mapping that follows has it. Without ``complete``, the rows lack a transaction that was
+        followed already, such as one whose commit waits for a standby. Then the memory counts as unknown.
         """
         self._memory = {rule: dict(rows) for rule, rows in memory.items()}
         self._covered = covered
@@ -89,9 +92,9 @@ class Parents:
             untold.everything = True
 
     def mirror(self, wake: Callable[[], object]) -> Untold:
-        """Remember what is to be told from now on, beginning with everything; for any thread.
+        """Start to collect changes for a mirror, beginning with the whole memory. Any thread may call this.
 
-        ``wake`` is called once that is there, from the applier's thread.
+        ``wake`` is called from the applier's thread once the memory can be taken.
         """
         untold = Untold(wake)
         with self._lock:
@@ -99,12 +102,14 @@ class Parents:
         return untold
 
     def unmirror(self, untold: Untold) -> None:
-        """End `mirror`; for any thread."""
+        """Stop collecting changes for a mirror. Any thread may call this."""
         with self._lock:
             self._mirrors = tuple(one for one in self._mirrors if one is not untold)
 
     def news(self, untold: Untold) -> list[Loaded | Followed]:
-        """Take what has not been told yet; for any thread. If that was too much, everything comes later."""
+        """Take the collected changes. Any thread may call this. After an overflow the whole memory comes
+        later.
+        """
         with self._lock:
             items, untold.items = untold.items, []
             untold.everything = untold.everything or untold.overflowed
@@ -112,7 +117,7 @@ class Parents:
             return items
 
     def tell(self) -> None:
-        """Tell those of everything who have not been told of it yet."""
+        """Give the whole memory to the mirrors that need it."""
         for untold in self._mirrors:
             if untold.everything:
                 at = _NEVER if self._incomplete else max(self._covered, self._end)
@@ -133,10 +138,10 @@ class Parents:
         return sum(map(len, self._memory.values()))
 
     def resolve(self, affected: Affected, end: Lsn) -> None:
-        """Follow a transaction's moves and add the parents that rows have left to what is affected.
+        """Apply a transaction's moves to the memory, and add the parents that its rows have left to
+        ``affected``.
 
-        A row that should be known and is not means that something was missed: the transaction becomes a
-        reconcile.
+        If a row is unknown that should be in the memory, the transaction becomes a reconcile.
         """
         self.tell()
         self._end = end

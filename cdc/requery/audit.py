@@ -1,14 +1,14 @@
-"""The audit: is the map what the database says, with nobody having told us of a change?
+"""The audit: compares the map with the whole mapping, to find differences that no transaction explains.
 
-The whole mapping is read in small chunks beside the daily work, and compared. A difference is drift only if
-it still stands once everything that the audit's snapshot saw has been applied, and no younger read has
-touched the endpoint meanwhile. Drift is a bug, ours or of a table that loses events; it is repaired,
-published and counted.
+It reads the mapping in small chunks beside the other reads. A difference is drift only if it remains once
+every transaction that the audit's snapshot saw has been applied, and no younger read has returned the
+endpoint. Drift is a bug of ours, or the loss of events of a table. It is repaired, published and counted.
 
-That needs a second look. A plan changes, then one of its accounts moves to another: who reads what the first
-transaction affects may already see the second one, and finds the account's endpoints on the plan no more.
-They are read when the second one comes. So a difference has to outlast the newest read as well, once for
-every table between an endpoint and what changed.
+A difference has to remain at several checks. An example: a plan changes, then one of its accounts moves to
+another plan. The read for the first transaction may already see the second one, so it does not find the
+account's endpoints on the plan. They are read for the second transaction. So a difference must also remain
+until the map has reached the position of the newest read, once for every table between an endpoint and the
+change.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from cdc.store.store import Store
 
 _CHUNK = 500
-"""Rows a step: some milliseconds, so that a revocation hardly waits for an audit."""
+"""Rows in one step: some milliseconds of work, so that a revocation hardly waits for an audit."""
 _LOOKS = 5
-"""How often a difference is looked at again: the tables of the longest join, and one more."""
+"""Further checks of a difference: one for each table of the longest join, and one more."""
 
 
 _PATIENCE = 10.0
-"""Seconds that a difference waits for what a standby has received and may show. While replay is paused, none
-of it comes.
+"""Seconds that a difference waits for WAL that a standby has received and may already show. While replay is
+paused, that WAL is not delivered.
 """
 
 
@@ -51,10 +51,10 @@ class Audit:
         check_evidence: Callable[[Read], Read],
         doubtful: frozenset[str] = frozenset(),
     ) -> None:
-        """Take a whole read that is being opened; ``check_evidence`` raises if it is not to be trusted. The
-        ``doubtful`` ids are passed over.
+        """Take a read of the whole mapping that is being opened. ``check_evidence`` raises if it does not
+        count. The audit skips the ``doubtful`` ids.
 
-        Whatever is read from now on may be older or newer than it.
+        Until the read is open, other reads may be older or newer than it.
         """
         self._opening = opening
         self._check_evidence = check_evidence
@@ -66,14 +66,14 @@ class Audit:
         self._began = time.monotonic()
         self._reading = store.begin_reading()
         self._overtaken: set[str] = set()
-        """Ids that were read since, while rows are still coming."""
+        """Ids that other reads have returned since this audit began."""
         self._differing: dict[str, bytes | None] = {}
         self._looks = _LOOKS
         self.reading = True
-        """Rows are still coming."""
+        """Whether rows are still to come."""
         self.seen: Lsn = Lsn(0)
-        """An end of WAL that was read after the snapshot. It may not be flushed yet, but is when this ends:
-        everything up to it is applied then, so that tokens may name it.
+        """`Evidence.seen` of the read. Tokens may name it once the audit has ended: by then every transaction
+        up to here has been applied.
         """
         self._until: Lsn = Lsn(0)
         self._bound: Lsn = Lsn(0)
@@ -86,22 +86,22 @@ class Audit:
 
     @property
     def seconds(self) -> float:
-        """How long it has been running."""
+        """How long the audit has been running."""
         return time.monotonic() - self._began
 
     def overtake(self, rows: Iterable[Row]) -> None:
-        """Leave these ids alone: they have been read since."""
+        """Skip these ids, because another read has returned them."""
         if self.reading:
             self._overtaken.update(row[0] for row in rows)
-        else:  # which may last as long as a commit hangs
+        else:  # no more rows come, so only known differences matter
             for row in rows:
                 self._differing.pop(row[0], None)
 
     def step(self, applied: Lsn, read_up_to: Lsn) -> list[Row] | None:
-        """Compare the next chunk; at the end return what still differs, and None until then.
+        """Compare the next chunk. Return None until the end, and then the rows that still differ.
 
-        ``applied`` says up to where the store holds every transaction, ``read_up_to`` how new the newest read
-        was. May block as `Read.chunks` does.
+        The store has every transaction up to ``applied``; ``read_up_to`` is the newest position that any read
+        saw. May block as `Read.chunks` does.
 
         Raises:
             SourceError, Refusal: the read failed; this audit is over.
@@ -148,7 +148,7 @@ class Audit:
                 again.add(endpoint_id)
                 if payload == self._differing.get(endpoint_id, held):
                     continue
-                odd[endpoint_id], payload = TWICE, None  # noqa: PLW2901 - of two rows neither counts
+                odd[endpoint_id], payload = TWICE, None  # noqa: PLW2901 - if two rows differ, neither counts
             if entry is not None:
                 entry.reading = max(entry.reading, self._reading)
             if held != payload:

@@ -1,6 +1,6 @@
-"""When the map is audited, what becomes of what an audit finds, and when one that failed is tried again.
+"""Decides when to audit, repairs the drift that an audit finds, and tries again after one that failed.
 
-What an `Audit` compares, and what counts as drift, is its own business.
+`cdc.requery.audit` decides which differences are drift.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cdc.store.store import Store
 
 _AGAIN = 10.0
-"""Seconds after which an audit that failed is tried again, or one that may find a row mended."""
+"""Seconds after which an audit is run again that failed, or that may find an odd row corrected."""
 _TROUBLE = "audit"
 
 
@@ -49,29 +49,29 @@ class Auditor:
         self._failing = False
         self._due_at = 0.0
         self._seen_at = 0.0
-        """When the newest audit began."""
+        """When the newest audit began (monotonic time)."""
         self._seen: Lsn = Lsn(0)
-        """Everything up to here was applied then."""
+        """`Requery.done_up_to` at that time."""
         self.postpone()
 
     def postpone(self) -> None:
-        """Note that everything has been compared just now: the next audit is due after the interval."""
+        """Note that the whole mapping was compared just now, so the next audit is due after the interval."""
         self._due_at = time.monotonic() + self._interval
 
     def hurry(self) -> None:
-        """Have an audit as soon as there is nothing more urgent."""
+        """Make an audit due now. It begins when nothing more urgent is left."""
         self._due_at = 0.0
 
     def patience(self, idle: float) -> float:
-        """Return how long there is nothing to do, in seconds; ``idle`` when that is unknown."""
+        """Return after how many seconds `step` has work again; ``idle`` if that is unknown."""
         audit = self._requery.audit
         return 0.0 if audit is not None and audit.reading and not audit.waiting else idle
 
     def step(self, *, may_start: bool) -> None:
-        """Start an audit if one is due and may start, and do a step of it once its rows are there.
+        """Start an audit if one is due and may start, and do a step of it once its rows have arrived.
 
         Raises:
-            SourceError, Refusal: the database could not be read; it is tried again.
+            SourceError, Refusal: the database could not be read. The audit is tried again later.
 
         """
         if (
@@ -85,7 +85,7 @@ class Auditor:
             self._compare_some(audit)
 
     def start(self) -> bool:
-        """Begin to compare everything with the database; False when that has to wait for more urgent work."""
+        """Begin an audit. Return False if it has to wait for more urgent work."""
         requery = self._requery
         if requery.audit is not None or requery.busy:
             return False
@@ -96,13 +96,15 @@ class Auditor:
         return True
 
     def _nameless_may_be_mended(self) -> bool:
-        """Tell whether a row without an id, which no change of it names, may have one by now."""
+        """Return whether a row without an id may have got one. Its changes name no endpoint, so only an audit
+        can find out.
+        """
         if not self._requery.odd_rows.nameless or time.monotonic() < self._seen_at + _AGAIN:
             return False
         return self._requery.done_up_to > self._seen
 
     def _compare_some(self, audit: Audit) -> None:
-        """Compare some more; once everything that the audit saw is applied, what still differs is drift."""
+        """Do a step of the audit. At its end, publish the differences that remain, which are drift."""
         requery = self._requery
         try:
             differing = audit.step(requery.done_up_to, requery.read_up_to)

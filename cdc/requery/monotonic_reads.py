@@ -1,10 +1,10 @@
-"""From a standby to a primary: what the one has shown, the other may not show yet.
+"""Monotonic reads: a primary that is read after a standby must show everything that the standby has shown.
 
-A standby shows a transaction as soon as it has replayed its commit. On the primary the same commit may still
-be on its way out, or hang in its wait for a synchronous standby: whoever reads there next would take
-endpoints back. So a primary is read in a standby's place only once the slot has delivered everything that the
-standby had replayed, and all of that is over on the primary. A standby that was promoted itself shows
-everything that it has shown.
+A standby shows a transaction as soon as it has replayed the commit. On the primary the same transaction may
+not be visible yet, for example while the commit waits for a synchronous standby. A read there could return
+older states of endpoints. So the primary is read only once the slot has delivered everything that the standby
+had replayed, and all of these transactions are over on the primary. A standby that has been promoted shows
+everything that it showed before.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ if TYPE_CHECKING:
 
 
 class MonotonicReads:
-    """Owned by the applier's thread. It outlives the process, in the state file: moves come with
-    restarts.
+    """Used by the applier's thread alone. Its state is in the state file, since the query server often
+    changes with a restart of this process.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         kept = ledger.kept
         self._shown = None if kept.shown is None else replace(kept.shown, end=max(kept.shown.end, kept.seen))
-        """What a primary has to show; None while a primary was read last."""
+        """The gate that a primary has to pass; None if a primary was read last."""
         self._instances: set[str] = set()
+        """The server runs that have been read since then."""
 
     def delivered(self, gate: Gate) -> None:
-        """Take transactions that the slot has delivered: standbys may show them from now on."""
+        """Add transactions that the slot has delivered: standbys may show them from now on."""
         if self._shown is not None:
             end = self._shown.end
             self._remember(replace((self._shown | gate).spanned(), end=end, snapshot=None))
 
     def read(self, evidence: Evidence) -> None:
-        """Take note of a read that counts."""
+        """Note the evidence of a read that counts."""
         if evidence.replayed is None:
             if self._shown is not None:
                 self.rewind()
@@ -48,7 +49,7 @@ class MonotonicReads:
         self._instances.add(evidence.instance)
         if self._shown is None:
             self._remember(Gate(end=evidence.seen))
-        # How far it was read is in the state file with what was read.
+        # This position needs no note: the state file has it with the rows that were read.
         elif evidence.seen > self._shown.end:
             self._shown = replace(self._shown, end=evidence.seen)
 
@@ -56,7 +57,7 @@ class MonotonicReads:
         """Refuse a primary that may show less than the standby that was read before it.
 
         Raises:
-            SourceError: it may, for now.
+            SourceError: the primary may show less for now.
 
         """
         shown = self._shown
@@ -71,7 +72,7 @@ class MonotonicReads:
         raise SourceError("query_server_behind", f"the queries moved from a standby to a primary: {what}")
 
     def rewind(self) -> None:
-        """Forget it: a primary shows it, or the history that it was of has been left."""
+        """Forget the gate: a primary has passed it, or it belongs to a history that was left."""
         self._shown = None
         self._instances.clear()
         self._ledger.note(shown="")

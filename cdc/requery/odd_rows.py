@@ -1,7 +1,7 @@
-"""The rows that are no endpoints as they stand (`cdc.mapping.row_rule`): which there are now, for people.
+"""Keeps the list of odd rows: rows that are not valid endpoints (`cdc.mapping.row_rule`).
 
-Each read says what it found odd, and takes back what was odd before and is not any more. A whole read, an
-audit too, takes back what it has not met.
+Each read adds the odd rows that it found, and removes those that it found valid. A read of the whole mapping,
+also that of an audit, removes the ones that it did not find.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from cdc.postgres.database import Row
 
 _MOST: Final = 10_000
-"""Rows that are remembered one by one. Of more only the number is known, from the newest whole read."""
+"""Rows that are listed one by one. Further ones are only counted, by the newest read of the whole mapping."""
 _PACE: Final = 1.0
-"""Seconds between reports: a ripple over odd rows comes in many parts."""
+"""Seconds between reports. A ripple over odd rows comes in many parts."""
 _NAMED: Final = 5
-"""Rows that a report names of each kind."""
+"""Rows of each kind that a report names."""
 _NAMELESS: Final = shown(None)
 _TROUBLE: Final = "odd_rows"
 
@@ -36,16 +36,16 @@ class OddRows:
         self._observer = observer
         self._clock = clock
         self._known: dict[str, tuple[Oddity, int]] = {}
-        """By id: what is odd, and the newest reading that has said so."""
+        """By id: the oddity, and the number of the newest reading that found it."""
         self._more: Counter[OddReason] = Counter()
-        """Reasons of the rows beyond `_MOST`, as counted by the newest whole read."""
+        """Reasons of the rows beyond `_MOST`, as counted by the newest read of the whole mapping."""
         self._counted = 0
-        """The whole read that has counted them."""
+        """The number of that reading."""
         self._counting: dict[int, Counter[OddReason]] = {}
-        """The same, for the whole reads that run."""
+        """The same counts for readings of the whole mapping that are still open, by their numbers."""
         self.doubtful: set[str] = set()
-        """Ids that have come more than once in a read. A read by another key than the id may find one of the
-        rows only, so that a short read by id has to judge them.
+        """Ids that a read has returned more than once. A read by another key than the id may find only one of
+        the rows, so a short read by id has to decide on them.
         """
         self._changed = False
         self._reported_at = -_PACE
@@ -60,19 +60,19 @@ class OddRows:
                 self.doubtful.add(endpoint_id)
 
     def judge(self, rows: Iterable[Row], again: Collection[str]) -> None:
-        """Note what a read by id has brought: of these ids all rows that there are."""
+        """Note the rows of a read by id. They are all rows of their ids."""
         if self.doubtful:
             self.doubtful.difference_update(name for name, _ in rows if name not in again)
 
     def passed_over(self, ids: Iterable[str], reading: int) -> None:
-        """Note that a whole read has met these ids, and not judged them."""
+        """Note that a read of the whole mapping has found these ids and skipped them."""
         for endpoint_id in ids:
             if endpoint_id in self._known:
                 self._known[endpoint_id] = self._known[endpoint_id][0], reading
 
     @property
     def nameless(self) -> bool:
-        """Whether there are rows without an id: only a whole read can tell that they are mended."""
+        """Whether there are rows without an id. Only a read of the whole mapping can find them corrected."""
         return _NAMELESS in self._known
 
     def take(
@@ -84,10 +84,11 @@ class OddRows:
         overtaken: Collection[str] = (),
         whole: bool = False,
     ) -> None:
-        """Note a part of a read.
+        """Note one chunk of a read.
 
-        ``odd`` is `Read.odd`, ``reading`` the store's newest number of a reading, or that of a ``whole``
-        read. What has been ``overtaken`` is known from a younger read.
+        ``odd`` is `Read.odd`. ``reading`` is the number of the reading, or the store's newest number for a
+        read that has none. ``whole`` says that the whole mapping is read. Ids that were ``overtaken`` are
+        skipped: a younger read has returned them.
         """
         known = self._known
         if known:
@@ -107,19 +108,19 @@ class OddRows:
                 self._counting.setdefault(reading, Counter())[oddity.reason] += 1
 
     def end(self, reading: int) -> None:
-        """Forget what was odd before this whole read, which has not met it."""
+        """Note the end of a read of the whole mapping. Remove the odd rows that it did not find."""
         gone = [name for name, (_, newest) in self._known.items() if newest < reading]
         for name in gone:
             del self._known[name]
         more = self._counting.pop(reading, Counter())
         self._changed = self._changed or bool(gone)
-        if reading > self._counted:  # an older one, which younger ones have overtaken, has not met all
+        if reading > self._counted:  # an older reading has skipped the ids that younger ones returned
             self._changed = self._changed or more != self._more
             self._more, self._counted = more, reading
         self._counting = {other: counted for other, counted in self._counting.items() if other > reading}
 
     def report(self) -> None:
-        """Report what has changed, if it is time."""
+        """Report the odd rows, if they have changed and the last report is a second old."""
         now = self._clock()
         if not self._changed or now - self._reported_at < _PACE:
             return

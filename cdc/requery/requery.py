@@ -1,11 +1,11 @@
-"""The re-queries: what is still to be read, the reading of it, and up to where everything is in the store.
+"""Re-queries: keeps the tasks that are still to be read, reads them, and applies their rows to the store.
 
-Tasks wait until their gate is open, are read, and are applied chunk by chunk. Several reads can be open at
-once, so that a revocation does not wait for a ripple. The rules that keep this exact:
+A task waits until its gate is open. Then it is read, and its rows are applied chunk by chunk. Several reads
+can be open at once, so that a revocation does not wait for a ripple. Three rules keep the map exact:
 
-- Reads stand in the order in which they began. What one brings, older ones must not touch any more.
-- A whole read answers for everything before it: older reads end when it begins.
-- A read that fails leaves its task waiting. Nothing is done until it is done.
+- Reads are ordered by when they began. An older read must not touch an endpoint that a younger one returned.
+- A read of the whole mapping replaces all older reads: they end when it begins.
+- A read that fails leaves its task waiting. A task is done only when all of its rows have been applied.
 """
 
 from __future__ import annotations
@@ -46,27 +46,27 @@ if TYPE_CHECKING:
     from cdc.store.store import Batch, Store
 
 _WAIT_FIRST, _WAIT_MOST = 0.0005, 0.02
-"""Seconds between looks at a gate that is shut: a commit becomes visible within microseconds, or it hangs."""
+"""Seconds between checks of a closed gate. A commit becomes visible within microseconds, unless it hangs."""
 _RETRY_FIRST, _RETRY_MOST = 0.05, 2.0
 """Seconds between attempts when the database does not answer."""
 _COME_BACK = 0.1
-"""Seconds between attempts while somebody else has locks on the tables."""
+"""Seconds between attempts while other sessions hold locks on the tables."""
 _PATIENCE = 5.0
-"""Seconds for which that is no trouble: a migration is over by then, as a rule."""
+"""Seconds after which such locks are reported as a trouble. Most migrations take less."""
 _MANY = 64
-"""Waiting tasks that are kept apart; more are merged, since each costs a look."""
+"""Waiting tasks that are kept apart. More are merged, since each of them costs time at every check."""
 _ABREAST = 3
-"""Long reads at a time; each holds a connection."""
+"""Long reads that may be open at once. Each uses a connection."""
 _GIVE_WAY = 0.002
-"""Seconds for which a ripple rests when something has overtaken it: whoever sends that on would have to wait
-for the interpreter's lock otherwise, several times.
+"""Seconds that a ripple pauses after a small change has overtaken it. Without the pause, the threads that
+send the change would wait for the interpreter's lock several times.
 """
 _ROOM = 64 * 2**20
-"""Bytes of open tasks beyond which no more transactions are taken: those wait in the WAL. It is more than one
-transaction can name, so that those that come after a large one do not wait for its read.
+"""Bytes of open tasks beyond which no more transactions are taken; these wait in the WAL. It is more than one
+transaction can use, so that the transactions after a large one do not wait for its read.
 """
 _CHUNK = 5_000
-"""Deletes that are published at once."""
+"""Deletes that are published in one batch."""
 _TROUBLE = "query"
 _LOSSY = "replica_identity"
 _REFUSED = "publication"
@@ -105,16 +105,16 @@ class Requery:
         self._pause, self._retry = _WAIT_FIRST, _RETRY_FIRST
         self.failing = False
         self._waits_since: float | None = None
-        """When somebody else began to go first."""
+        """Since when reads have given way to other sessions (monotonic time); None if they do not."""
         self._history: Timeline | None = None
         self._read_up_to: Lsn = Lsn(0)
         self._consistency = Consistency(self._are_ids)
         self._reached: Lsn = Lsn(0)
         self._let_go_to: Lsn = Lsn(0)
-        """A durable note answers for everything up to here."""
+        """A durable note owes a reconcile for everything up to here."""
         self._exact_at: float | None = None
 
-    # --- how far it is
+    # --- progress
 
     @property
     def reached(self) -> Lsn:
@@ -123,12 +123,12 @@ class Requery:
 
     @property
     def read_up_to(self) -> Lsn:
-        """How new the newest read was: a standby that has replayed less would take the map back."""
+        """The newest position that any read saw. A standby that has replayed less may return older states."""
         return self._read_up_to
 
     @property
     def history(self) -> Timeline | None:
-        """The timeline of the slot's server; None until that is known. Reads of any other do not count."""
+        """The timeline of the slot's server, or None while unknown. Reads from others do not count."""
         return self._history
 
     def advance(self, to: Lsn) -> None:
@@ -136,29 +136,29 @@ class Requery:
         self._reached = max(self._reached, to)
 
     def restart_at(self, position: Lsn) -> None:
-        """Note that transactions will be delivered from ``position`` on, be it further back."""
+        """Note that transactions will be delivered from ``position`` on, even if that is further back."""
         self._reached = position
 
     def follow(self, history: Timeline | None) -> None:
-        """Let only reads of this timeline count; with None, any."""
+        """Let only reads from this timeline count; with None, from any."""
         self._history = history
 
     def restore(self, seen: Lsn) -> None:
-        """Start with the map of the state file, which is as new as ``seen``."""
+        """Start with the map of the state file. Nothing in it is newer than ``seen``."""
         self._read_up_to = seen
 
     def take_exact_at(self) -> float | None:
-        """Return the monotonic time when the newest whole read began, once for each read; else None."""
+        """Return when the newest read of the whole mapping began, in monotonic time; None the next time."""
         at, self._exact_at = self._exact_at, None
         return at
 
-    # --- what is to be done
+    # --- tasks
 
     def take(self, transactions: Sequence[Transaction], since: Lsn) -> None:
-        """Have read what some transactions affect, which came in this order after ``since``.
+        """Add tasks for transactions, which are in the order of their commits and follow ``since``.
 
-        Those that name few endpoints by their ids are a task of their own: they wait neither for the others
-        to become visible nor for the rows of a ripple.
+        Transactions that name few endpoints by id become a task of their own. It waits neither for the other
+        transactions to become visible nor for the rows of a ripple.
         """
         urgent: list[Transaction] = []
         others: list[Transaction] = []
@@ -169,7 +169,7 @@ class Requery:
                 self.add(Task.of(some, since))
 
     def add(self, task: Task) -> None:
-        """Have something read; at once, unless the database does not answer anyway."""
+        """Add a task, to be tried at the next step, or at the next attempt if the database is away."""
         task = task.within(len(self._store))
         self._waiting += task.apart(self._database.mapping.endpoint_keys, self._database.at_once)
         self._monotonic_reads.delivered(task.gate)
@@ -178,43 +178,43 @@ class Requery:
 
     @property
     def busy(self) -> bool:
-        """Whether anything is still to be read, so that the map is not known to be exact."""
+        """Whether any task is open, so that the map is not known to be exact."""
         return bool(self._waiting or self._reads)
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for more."""
+        """Whether the open tasks take so much memory that no more transactions should be taken."""
         return sum(task.size for task in self._open_tasks()) >= _ROOM
 
     @property
     def blind(self) -> bool:
-        """Whether all that is still to be read is what no read can see yet."""
+        """Whether all open tasks wait for transactions that no read can see yet."""
         return not self._reads and not self.failing and (not self._waiting or self._look_at > 0)
 
     @property
     def consistent(self) -> bool:
-        """Whether the map is one that existed: nothing is half read, and nothing shows too early."""
+        """Whether the map is one that the database had: no read is half applied, and none shows too much."""
         return (
             self._store.ready and not self._reads and not self._consistency.shows(self.reached, self._waiting)
         )
 
     def mark_consistent(self) -> None:
-        """Say so to the store, once the map is whole."""
+        """Tell the store, if the map is consistent."""
         if self.consistent and (not self._store.consistent or self._store.position < self.done_up_to):
             self._store.mark_consistent(self.done_up_to)
 
     @property
     def done_up_to(self) -> Lsn:
-        """Everything up to here is in the store and in the state file."""
+        """The store and the state file have every transaction up to here."""
         return min((task.since for task in self._open_tasks()), default=self.reached)
 
     @property
     def confirmable(self) -> Lsn:
-        """The slot may be confirmed up to here: what is not done by then is owed."""
+        """The slot may be confirmed up to here: beyond `done_up_to`, a reconcile is owed."""
         return max(self.done_up_to, self._let_go_to)
 
     def patience(self, idle: float) -> float:
-        """Return how long there is nothing to do, in seconds; ``idle`` when that is unknown."""
+        """Return after how many seconds `step` has work again; ``idle`` if that is unknown."""
         if any(not read.read.waiting for read in self._reads):
             return 0.0
         if any(map(self._may_begin, self._waiting)):
@@ -222,14 +222,14 @@ class Requery:
         return idle
 
     def rewind(self, to: Lsn = Lsn(0)) -> None:
-        """Take the map to be as new as this: 0 where the history that positions were of has been left."""
+        """Note that nothing in the map is newer than ``to``; 0 if positions belong to another history."""
         self._read_up_to = to
         self._consistency.mend()
         self._monotonic_reads.rewind()
         self._consistency.read(to)
 
     def owe(self, reason: str) -> None:
-        """Replace everything that is open by one reconcile, which answers for all of it."""
+        """Replace all open tasks by one reconcile."""
         task = merged([*self._open_tasks(), Task.reconcile(reason, Gate(), self.reached)])
         self.abandon()
         task.affected.give_up(reason)
@@ -237,7 +237,7 @@ class Requery:
         self._waiting = [task]
 
     def condense(self, reason: str) -> None:
-        """Let one reconcile answer for all waiting tasks, which makes room. Open reads go on, unreported."""
+        """Replace all waiting tasks by one reconcile, to free memory. Open reads go on, unreported."""
         if self._waiting:
             task = merged([*self._waiting, Task.reconcile(reason, Gate(), self.reached)])
             task.transactions.clear()
@@ -247,18 +247,20 @@ class Requery:
             read.task.transactions.clear()
 
     def open_gate(self) -> Gate:
-        """Return what has to be seen before everything that is open now counts as done."""
+        """Return the gate of all open tasks together."""
         gate = Gate()
         for task in self._open_tasks():
             gate |= task.gate
         return gate
 
     def let_go(self) -> None:
-        """Let the slot forget what is open: a note answers for it if the process ends before it is done."""
+        """Let the slot be confirmed beyond the open tasks. If the process ends, a durable note owes a
+        reconcile.
+        """
         self._let_go_to = self.reached
 
     def abandon(self) -> None:
-        """Forget everything that is open: it will be redelivered, or the process ends."""
+        """Drop all open tasks, because the slot will deliver them again or the process ends."""
         self._reached, self._let_go_to = self.done_up_to, Lsn(0)
         self._close_reads()
         self._waiting.clear()
@@ -268,40 +270,41 @@ class Requery:
 
     @property
     def audit(self) -> Audit | None:
-        """The audit that runs beside the reads, and learns what they bring."""
+        """The audit that is running; None if there is none. It is told which endpoints the reads return."""
         return self._audit
 
     def begin_audit(self, audit: Audit) -> None:
-        """Tell an audit from now on what the reads bring."""
+        """Start to tell an audit which endpoints the reads return."""
         self._audit = audit
 
     def end_audit(self) -> None:
-        """Forget the audit, which is over."""
+        """Note that the audit is over."""
         self._audit = None
 
     def doubtful(self) -> frozenset[str]:
-        """Return the ids that only a short read by id may judge."""
+        """Return the ids that only a short read by id may decide on, because they came more than once."""
         return frozenset(self.odd_rows.doubtful if self._database.mapping.endpoint_keys else ())
 
     def settle_doubts(self) -> None:
-        """Read what other reads have passed over."""
+        """Add a task for the ids that other reads have skipped."""
         kind, doubtful = self._database.mapping.endpoint_keys, self.doubtful()
         if kind and doubtful:
             self.add(Task.settling(kind, doubtful, self.reached))
 
-    # --- doing it
+    # --- reading
 
     def step(self) -> None:
-        """Do one step of everything that is open. Blocks for a round trip where something begins; rows that
-        are still to come are left to the next time (see `patience`; the database wakes who waits).
+        """Do one step of each open read, and begin those that may begin. Blocks for one round trip for each
+        read that begins. It does not wait for further rows: `patience` says when to call again, and the
+        database's `wake` is called when rows have arrived.
 
         Raises:
             SourceError, Refusal: a read failed; its task waits.
 
         """
-        self.mark_consistent()  # what has been taken meanwhile may show that the map is one that existed
+        self.mark_consistent()  # transactions taken since may show that the map is consistent
         self.odd_rows.report()
-        reads = tuple(self._reads)  # what begins now has had its first rows: others may have come since
+        reads = tuple(self._reads)  # a read that begins in this step has had its first rows already
         try:
             if self._waiting and time.monotonic() >= self._look_at:
                 self._look()
@@ -326,18 +329,18 @@ class Requery:
         self._observer.trouble(_TROUBLE, f"re-queries fail: {error}")
 
     def _look(self) -> None:
-        """Try the tasks that wait, and read those whose gate is open: with one statement what is named by id,
-        with another one all else for which keys suffice.
+        """Begin to read the tasks whose gate is open: one read for keys that are endpoint ids, one for the
+        rest.
         """
         ready = [task for task in self._waiting if self._may_begin(task)]
         if not ready:
             return
         if len(self._waiting) > 1 or ready[0].reason is not None:
-            # The usual case is one task with keys: it is read at once, and its gate looked at afterwards.
+            # Usually there is one task with keys. It is read at once, and its gate is checked afterwards.
             opened = self._open_gates(self._database.evidence())
             ready = [task for task in ready if task in opened]
         shut = [task for task in self._waiting if task not in ready]
-        if len(shut) > _MANY:  # what is open must not wait with them
+        if len(shut) > _MANY:  # an open gate stays apart: merged with these, its task would have to wait
             self._waiting = [*ready, *(merged(tasks) for tasks in self._apart(shut))]
         began = False
         for tasks in self._apart(ready):
@@ -350,7 +353,7 @@ class Requery:
         self._look_at = time.monotonic() + self._pause
 
     def _apart(self, tasks: Sequence[Task]) -> list[list[Task]]:
-        """Return those that one short read answers, and all others; no list is empty."""
+        """Return the tasks for one short read, and all others, as lists that are not empty."""
         urgent: list[Task] = []
         others: list[Task] = []
         room = self._database.at_once
@@ -363,7 +366,7 @@ class Requery:
         return [some for some in (urgent, others) if some]
 
     def _may_begin(self, task: Task) -> bool:
-        """Tell whether there is room for a read of it: a short one is done at once, and needs none."""
+        """Return whether a read for this task may begin. A short one ends at once, and needs no place."""
         return self._is_short(task.affected) or len(self._reads) < _ABREAST
 
     def _is_short(self, affected: Affected) -> bool:
@@ -374,16 +377,16 @@ class Requery:
         return affected.reconcile is None and queries <= {self._database.mapping.endpoint_keys}
 
     def _are_ids(self, kind: str) -> bool:
-        """Tell whether keys of a kind are endpoint ids, and equal to those only if they are spelled alike."""
+        """Return whether keys of a kind are endpoint ids that are equal only if they are spelled alike."""
         exact = is_exact(kind) and self._database.types.id_type.exact
         return exact and query_of(kind) == self._database.mapping.endpoint_keys
 
     def _open_gates(self, evidence: Evidence) -> list[Task]:
-        """Return the tasks whose gate is open; a second reconcile waits for the first one to end."""
+        """Return the tasks whose gate is open. A second reconcile waits until the first one has ended."""
         try:
             self._check_evidence(evidence)
         except PadsCdcError:
-            self._database.close()  # of several hosts another one may fit
+            self._database.close()  # with several hosts, another one may be the right one
             raise
         self._recovered()
         reconciling = any(read.task.reason for read in self._reads)
@@ -392,8 +395,8 @@ class Requery:
         ]
 
     def _begin(self, task: Task) -> bool:
-        """Read for a task; False when the gate was shut for it, and it waits. Short reads are done on
-        return, the rows of others are still to come.
+        """Begin to read a task. Return False if its gate was closed, so that the task waits. On return a
+        short read is done; the rows of others are still to come.
         """
         began = time.monotonic()
         self._waiting.append(task)
@@ -401,12 +404,12 @@ class Requery:
             self._load_parents()
         keys = None if task.reason is not None else task.affected.keys
         try:
-            # What may take the database a while is awaited while others are read.
+            # A read that may take long is not waited for here, so that others go on.
             read = self.checked(self._database.read(keys, at_once=self._is_short(task.affected)))
         except SourceError as error:
             if error.reason != ABOUT_A_ROW or task.reason is not None:
                 raise
-            # A key that its type does not take, such as what a signal's row makes up: without it all is read.
+            # A key that its type does not accept, for example from a signal table: read everything instead.
             self._observer.decode_error(_KEY_SHAPE, f"keys cannot be asked for: {error}")
             task.affected.give_up(_KEY_SHAPE)
             return False
@@ -418,8 +421,7 @@ class Requery:
         self._monotonic_reads.read(read.evidence)
         self._read_up_to = max(self._read_up_to, read.evidence.seen)
         if task.reason is not None and self._reads:
-            # Their rows are older than what this read will say of every id, also of ids that it will not
-            # have.
+            # The older reads are superseded: this one decides on every id, also on the ids that it lacks.
             task = merged([task, *(older.task for older in self._reads)])
             self._close_reads()
         reach("read")
@@ -431,7 +433,8 @@ class Requery:
             opened.pass_over(self.doubtful())
         self._reads.append(opened)
         if task.reason is None and not self._is_by_id(task.affected):
-            # A read by a plan leaves out what is on it no more: there it tears what nobody can name.
+            # A read by plan may have missed endpoints that have left the plan, and their ids are unknown. So
+            # consistency is unknown until the slot has passed the read.
             self._consistency.read(read.evidence.flushed)
         if not read.waiting:
             self._step(opened)
@@ -456,8 +459,8 @@ class Requery:
     def _apply(self, read: OpenRead, rows: list[Row], odd: Mapping[str, Oddity | None]) -> None:
         task, evidence = read.task, read.read.evidence
         named, by_id = task.reason is None, self._is_by_id(task.affected)
-        # Not the end of what was written: without another commit nothing may flush that for minutes, and a
-        # server that is asked to have reached it would turn clients away.
+        # `flushed` rather than the end of WAL: without another commit WAL may stay unflushed for minutes, and
+        # until the slot had delivered it, clients with tokens that name it would be turned away.
         seen = evidence.flushed
         batch = self._store.prepare(
             rows, task.end if named else seen, named=named, seen=seen, reading=read.reading
@@ -484,7 +487,7 @@ class Requery:
         reach("published")
 
     def _note_odd(self, read: OpenRead, rows: list[Row], odd: dict[str, Oddity | None], batch: Batch) -> None:
-        """Record the odd rows, and the ids that came more than once."""
+        """Record the odd rows, and the ids that the read has returned more than once."""
         odd_rows, reading = self.odd_rows, read.reading or self._store.reading
         odd.update(dict.fromkeys(batch.twice, TWICE))
         odd_rows.take(rows, odd, reading, overtaken=read.overtaken, whole=read.task.reason is not None)
@@ -529,7 +532,7 @@ class Requery:
             return
         before = self._database.evidence()
         rows = self._database.parents(rules)
-        # What was followed already and cannot be seen yet would be forgotten: the memory is worth nothing.
+        # If a transaction that was followed already is not visible yet, the rows read here lack it.
         seen = all(task.gate.opens(before) for task in self._waiting)
         self._parents.load(rows, self._database.evidence().seen, complete=seen)
 
@@ -557,10 +560,12 @@ class Requery:
         self._monotonic_reads.check_evidence(evidence, self.reached)
 
     def checked(self, read: Read, read_up_to: Lsn | None = None) -> Read:
-        """Return the read if it counts, given how new the newest was when it began; else it is closed.
+        """Return the read if it counts, and discard it otherwise. ``read_up_to`` is as of the read's begin.
 
         Raises:
-            SourceError: it does not. Its connection is closed as well: of several hosts another one may fit.
+            SourceError: the read does not count. Its connection is closed too, since with several hosts
+            another
+                one may be the right one.
 
         """
         try:
@@ -578,7 +583,7 @@ class Requery:
     def _tell_origin(self, read: OpenRead) -> None:
         evidence = read.read.evidence
         covers = evidence.flushed if evidence.replayed is None else evidence.replayed
-        if not self._store.history.system:  # there was no slot yet to tell
+        if not self._store.history.system:  # no slot has been read yet, so only this read knows the system
             self._store.follow_timeline(Timeline(evidence.system))
         self._origin.reread(Reread(read.began, covers, evidence.timeline))
         self._origin.gap(read.task.end)

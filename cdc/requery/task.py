@@ -1,9 +1,8 @@
-"""What the applier still has to read: one task for each batch of transactions, or for the whole mapping.
+"""Tasks: what is still to be read, for a batch of transactions or for the whole mapping; and open reads.
 
 Tasks need not be done in order. Each one reads the present state of its endpoints in a snapshot that sees its
-transactions, so one that waits for its gate holds up nobody else. What must be in order is kept elsewhere:
-the slot is confirmed only up to the oldest task that is not done, and a read never overwrites what a younger
-read has brought.
+transactions, so a task that waits for its gate does not hold up others. Two rules elsewhere depend on order:
+the slot is confirmed only up to the oldest open task, and a read never overwrites the rows of a younger read.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ if TYPE_CHECKING:
     from cdc.units import Revision, Xid
 
 _SHARE = 0.5
-"""Share of all endpoints from which on naming them one by one costs more than reading everything."""
+"""Share of all endpoints beyond which a reconcile costs less than reading them by key."""
 _RIPPLE_CHUNK = 500
-"""Rows of a ripple that are applied at a time. A revocation that comes meanwhile waits for them, and for the
-interpreter's lock besides, which they hold: in a whole read, which is rare, more of them save time.
+"""Rows of a ripple that are applied at a time. A revocation has to wait for them, and its threads for the
+interpreter's lock. A read of the whole mapping is rare, and applies more at a time to save time.
 """
 _SMALL = 10_000
-"""Keys that are never worth a reconcile."""
+"""So few keys are never replaced by a reconcile."""
 _BYTES = 180
-"""Memory that a `Committed` takes, where it shares its rows with the one before it."""
+"""Bytes of memory of a `Committed` that shares its rows with another one."""
 _XID_BYTES = 70
-"""Memory that a transaction takes in its task's gate."""
+"""Bytes of memory of a transaction id in its task's gate."""
 
 
 class Committed(msgspec.Struct, frozen=True, gc=False):
-    """What is kept of a transaction until it is published, to report it: the keys are in the task."""
+    """A transaction whose endpoints are to be read; kept to report it. Its keys are in the task."""
 
     xid: Xid
     end: Lsn
@@ -54,50 +53,48 @@ class Committed(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """Endpoints to read again, and what the read must have seen to count."""
+    """Endpoints to read again, and the transactions that the read must see to count."""
 
     affected: Affected
     gate: Gate
     since: Lsn
-    """The map holds everything up to here while this is not done."""
+    """While the task is open, the map has every transaction up to here."""
     end: Lsn = Lsn(0)
-    """End of its last transaction: the position that the endpoints are at once it is done; 0 for a plain
-    reconcile.
-    """
+    """End of the last transaction: the endpoints' position once the task is done; 0 for a plain reconcile."""
     transactions: list[Committed] = field(default_factory=list)
-    """Those that are reported when the task is done."""
+    """The transactions to report when the task is done."""
     settles: bool = False
-    """It asks for ids that came twice, to see whether they still do."""
+    """Whether it reads ids that came more than once, to see whether they still do."""
     asked_at: float = field(default_factory=time.monotonic)
 
     @classmethod
     def of(cls, transactions: Sequence[Transaction], since: Lsn) -> Task:
-        """Make one task of some transactions with rows, in the order of their commits."""
+        """Make one task of transactions that are in the order of their commits."""
         affected = Affected()
         committed: list[Committed] = []
         rows: Mapping[tuple[str, Action], int] = {}
         for one in transactions:
             affected.merge(one.affected)
-            rows = rows if rows == one.rows else one.rows  # most are like the one before, and share its rows
+            rows = rows if rows == one.rows else one.rows  # equal ones are shared, to save memory
             committed.append(Committed(one.xid, one.end, one.committed_at, rows))
         gate = Gate(frozenset(one.xid for one in committed), committed[-1].end)
         return cls(affected, gate, since, committed[-1].end, committed)
 
     @classmethod
     def reconcile(cls, reason: str, gate: Gate, since: Lsn) -> Task:
-        """Make the task of comparing everything."""
+        """Make the task of reading the whole mapping."""
         return cls(Affected(reconcile=reason), gate, since)
 
     @classmethod
     def settling(cls, kind: str, ids: Iterable[str], since: Lsn) -> Task:
-        """Make the task of reading ids again that came twice."""
+        """Make the task of reading again the ids that came more than once."""
         return cls(Affected({kind: set(ids)}), Gate(), since, settles=True)
 
     def apart(self, ids: str | None, few: int) -> list[Task]:
-        """Return it as one task, or as two if it has fewer than ``few`` keys of the query ``ids``, which are
-        endpoint ids, beside others: what is named by its id must not wait for a ripple's rows.
+        """Return this task, or two tasks if it has a few endpoint ids beside other keys.
 
-        The transactions are reported with the second one, when all of them is in the store.
+        ``ids`` is the query whose keys are endpoint ids; fewer than ``few`` of them become the first task, so
+        that they do not wait for a ripple's rows. The transactions are reported with the second one.
         """
         keys = self.affected.keys
         by_id = [kind for kind in keys if query_of(kind) == ids]
@@ -108,30 +105,30 @@ class Task:
 
     @property
     def reason(self) -> str | None:
-        """Why this is a reconcile; None where keys suffice."""
+        """Why this task is a reconcile; None for a task with keys."""
         return self.affected.reconcile
 
     @property
     def size(self) -> int:
-        """Bytes of memory that it takes, about."""
+        """Approximate memory of the task, in bytes."""
         gate = _XID_BYTES * len(self.gate.xids)
         return _BYTES * len(self.transactions) + gate + self.affected.size
 
     def within(self, endpoints: int) -> Task:
-        """Return it as a reconcile if it names too many of all endpoints."""
+        """Make this task a reconcile if it names too large a share of ``endpoints``; return it."""
         if len(self.affected) > max(_SMALL, _SHARE * endpoints):
             self.affected.give_up("large")
         return self
 
     def seen(self, affected: int) -> Iterator[TransactionSeen]:
-        """Describe the transactions for whoever watches; to be called when they have just been published."""
+        """Yield the transactions for the observer. To be called right after they have been published."""
         now = time.time()
         for one in self.transactions:
             yield TransactionSeen(one.xid, one.end, one.committed_at, now, one.rows, affected)
 
 
 def merged(tasks: Sequence[Task]) -> Task:
-    """Make one task of several; too much of it makes a reconcile."""
+    """Make one task of several. With too many keys it becomes a reconcile."""
     first, *others = tasks
     for task in others:
         first.affected.merge(task.affected)
@@ -147,10 +144,10 @@ def merged(tasks: Sequence[Task]) -> Task:
 
 
 class OpenRead:
-    """A read whose gate was open and whose rows are being applied, while younger reads may overtake it."""
+    """A read that counts and whose rows are being applied. Younger reads may overtake it."""
 
     def __init__(self, task: Task, read: Read, began: float, reading: int = 0) -> None:
-        """``reading`` is the store's number for it; 0 for one that has all of its rows at once."""
+        """``reading`` is the store's number for this read; 0 if all of its rows arrived at once."""
         self.task = task
         self.read = read
         self.began = began
@@ -158,11 +155,11 @@ class OpenRead:
         self._chunks = read.chunks() if task.reason is not None else read.chunks(_RIPPLE_CHUNK)
         self._overtaken: set[str] = set()
         self._left_out = False
-        """Some rows may not be live, or may have come twice."""
+        """Whether some of its rows may be odd or may have come more than once."""
         self.judges = False
-        """It has all rows of the ids that it brings, at once."""
+        """Whether it returned all rows of its ids at once, so that it can decide on ids that came twice."""
         self.doubtful: Collection[str] = ()
-        """Ids that it passes over, since others judge them."""
+        """Ids that it skips, since a read by id decides on them."""
         self.reading = reading
         self.upserts = self.deletes = self.rows = 0
 
@@ -179,11 +176,11 @@ class OpenRead:
 
     @property
     def overtaken(self) -> Collection[str]:
-        """What a younger read has brought meanwhile."""
+        """The ids that younger reads have returned."""
         return self._overtaken
 
     def judge(self) -> None:
-        """Note that it has all rows of the ids that it brings, at once."""
+        """Note that this read returned all rows of its ids at once."""
         self.judges = True
 
     def pass_over(self, doubtful: Collection[str]) -> None:
@@ -192,18 +189,20 @@ class OpenRead:
         self.read.pass_over(doubtful)
 
     def came_again(self, ids: Collection[str]) -> None:
-        """Note that some ids have come in more than one part."""
+        """Note that these ids have come in more than one chunk."""
         self.read.pass_over(ids)
         self._left_out = self._left_out or bool(ids)
 
     def overtake(self, rows: Iterable[Row]) -> None:
-        """Leave these ids alone from now on: a younger read has brought them."""
+        """Skip these ids from now on, because a younger read has returned them."""
         self._overtaken.update(row[0] for row in rows)
 
     def missing(self, store: Store) -> list[Row]:
-        """Return the deletes that a whole read of the mapping amounts to, once all of it is in the store."""
+        """Return deletes for the endpoints that a read of the whole mapping did not return. To be called
+        after all of its rows have been applied.
+        """
         if not self._overtaken and not self._left_out and not self.doubtful and self.rows == len(store):
-            return []  # each of them is live, and so there is no other
+            return []  # as many rows as live endpoints, so none is missing
         return [
             (endpoint_id, None)
             for endpoint_id in store.not_read(self.reading)
@@ -211,7 +210,7 @@ class OpenRead:
         ]
 
     def seen(self, revision: Revision) -> BatchSeen:
-        """Describe what was read; to be called when it has just been published, up to ``revision``."""
+        """Describe this read for the observer. To be called right after it was published as ``revision``."""
         keyed = self.task.reason is None
         return BatchSeen(
             transactions=tuple(self.task.seen(self.rows)),

@@ -1,8 +1,9 @@
-"""How often short reads are made: never at the writers' cost.
+"""Limits how often short reads are made, so that they cost the database's writers little.
 
-Most of a short read is planning and round trips, the same for one key or a hundred. At 1,000 commits a
-second, read one by one, that would take a processor from those who commit. So a rest follows each one, and
-what comes meanwhile is read with one statement. A commit that comes alone finds nobody resting.
+A short read is mostly planning and round trips, whether it has one key or a hundred. At 1,000 commits a
+second, one read for each commit would take a whole processor from the sessions that commit. So a pause
+follows each read, and one statement reads all transactions that arrive in the pause. A single commit meets no
+pause.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _SHARE = 2.0
-"""A rest is that many times as long as the read before it: reads take a third of the time at most."""
+"""A pause is this many times as long as the read before it, so reads take a third of the time at most."""
 _MOST = 0.005
-"""Seconds that a rest lasts at most, since somebody's revocation may wait for it."""
+"""Maximum length of a pause, in seconds, since a revocation may have to wait for it."""
 
 
 class Reads(Protocol):
-    """What is to be read."""
+    """The reads that are throttled."""
 
     @property
     def busy(self) -> bool:
-        """Whether there is any of it left."""
+        """Whether any task is open."""
 
 
 class Throttle:
@@ -36,7 +37,7 @@ class Throttle:
 
     @contextmanager
     def timed(self, requery: Reads) -> Iterator[None]:
-        """Time what is read here; after a part of a long read there is no rest."""
+        """Measure a read. The next pause depends on it, unless it was only a part of a long read."""
         began, asked = time.monotonic(), requery.busy
         yield
         if asked and not requery.busy:
@@ -44,7 +45,9 @@ class Throttle:
             self._until = now + min(_SHARE * (now - began), _MOST)
 
     def rest(self, wait: Callable[[float], object]) -> None:
-        """Wait until the next read is due; ``wait`` takes seconds, and returns early when all of it ends."""
+        """Wait until the next read is due. ``wait`` takes seconds, and returns early when the thread is to
+        end.
+        """
         rest = self._until - time.monotonic()
         if rest > 0:
             wait(rest)
