@@ -1,9 +1,8 @@
-"""The copy that a standby holds of its peer's map: endpoints, tombstones, revisions, positions.
+"""The standby server's copy of its peer's map: endpoints, tombstones, revisions and positions.
 
-The positions are what makes it worth something: with them the peer's tokens are good here, by the rule that
-holds between any two servers of one database, and the slot may be read on from where the peer was. Revisions
-go on counting from the peer's, in an epoch of our own: what the peer gave out and we never heard of must not
-be taken for ours.
+Positions make the copy useful after a takeover. By its positions, clients resume here with the peer's tokens,
+as at any other server of the database, and the slot is read on from the peer's position. Revisions continue
+from the peer's, but in a new epoch: the peer may have issued later revisions that were never copied.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A state of the peer's that we hold: where its stream can go on."""
+    """A state of the peer's map that the store has. The peer's stream can go on from there."""
 
     epoch: str
     timeline: int
@@ -43,7 +42,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class PeerState:
-    """What the peer says of its map at a moment; see ``MirrorState`` in the protocol."""
+    """The state of the peer's map at one moment; see ``MirrorState`` in the protocol."""
 
     point: Point
     history: Timeline
@@ -60,20 +59,20 @@ class PeerState:
 
 @dataclass(slots=True)
 class MirrorOpened(PeerNews):
-    """The peer leads and begins to tell us of its map; whoever waits for `reply` learns whether to go on."""
+    """The peer leads, and its stream begins. `reply` is set to whether the stream shall go on."""
 
     reset: bool
-    """Everything follows."""
+    """Whether the whole map follows."""
     reply: Future[bool] = field(repr=False)
 
 
 @dataclass(slots=True)
 class MirrorPart(PeerNews):
-    """Some entries, and perhaps the state that they lead to; `reply` is set once it is in the state file."""
+    """Some entries, and perhaps the state that they complete. `reply` is set once the state file has them."""
 
     entries: list[Entry]
     moved: list[tuple[str, Lsn]]
-    """Ids whose position is another one."""
+    """Ids with new positions, of entries that have not changed otherwise."""
     seen: Lsn
     state: PeerState | None
     parents: list[ParentsPart]
@@ -82,42 +81,42 @@ class MirrorPart(PeerNews):
 
 @dataclass(frozen=True, slots=True)
 class MirrorLost(PeerNews):
-    """The peer's stream has ended, or could not be had."""
+    """The peer's stream has ended or could not be opened."""
 
     leaderless: bool = False
-    """It is there, and says that it does not read the slot."""
+    """Whether the peer has answered that it does not read the slot."""
 
 
 class Mirrored:
-    """Owned by the applier's thread; anyone may read `point`."""
+    """Used by the applier's thread. Any thread may read `point`."""
 
     def __init__(self, store: Store, ledger: Ledger, origin: CurrentOrigin) -> None:
         self._store = store
         self._ledger = ledger
         self._origin = origin
         self._coming: dict[str, Entry] | None = None
-        """The entries of a map that is not complete yet."""
+        """The entries of a map that is still incomplete; None if changes are copied."""
         self._owed = ""
         self.parents = MirroredParents()
-        """Of the moment up to which `point` has followed the slot."""
+        """The memory of parents as of the position in `point`."""
         self.point: Point | None = None
-        """The state that the store holds; None where it is none of the peer's, or is not any more."""
+        """The state that the store has; None if its map is not the peer's."""
         self.ours = False
-        """Whether that was made as we would make it, by the same mapping and encoding. If not, its positions
-        and tombstones are worth something, and the rest must be read anew before anybody is served.
+        """Whether the peer makes its map by our mapping and encoding. If not, the copy's positions and
+        tombstones are useful, but a reconcile must read everything before clients are served.
         """
 
     def begin(self, *, reset: bool) -> bool:
-        """Prepare for what follows; False if it cannot follow what we hold."""
+        """Prepare for a stream. Return False if changes would follow, and the store lacks the peer's map."""
         self._coming = {} if reset else None
         self.parents = MirroredParents()
         return reset or self.point is not None
 
     def take(self, part: MirrorPart) -> None:
-        """Put a part into the store and into the state file.
+        """Apply a part to the store and the state file.
 
         Raises:
-            SourceError: the map is not the peer's now; it has to be had anew.
+            SourceError: the copy differs from the peer's map, and must be sent anew.
 
         """
         for parents in part.parents:
@@ -134,11 +133,11 @@ class Mirrored:
             self._arrive(part.state)
 
     def part_ways(self) -> None:
-        """Note that the store is about to change by itself."""
+        """Note that the store's map is no longer the peer's."""
         self.point = self._coming = None
 
     def _collect(self, coming: dict[str, Entry], part: MirrorPart) -> None:
-        coming.update((entry.id, entry) for entry in part.entries)  # who has moved comes only as it is now
+        coming.update((entry.id, entry) for entry in part.entries)  # an entry may come again when it changes
         for endpoint_id, position in part.moved:
             coming[endpoint_id].position = max(coming[endpoint_id].position, position)
 
@@ -155,7 +154,7 @@ class Mirrored:
         self._ledger.new_epoch(self._store)
         kept = self._ledger.kept
         kept.position = kept.seen = Lsn(0)
-        kept.bootstrap = None  # the peer's map has seen all that ours had still to see
+        kept.bootstrap = None  # the peer's map has the transactions that our first load had still to see
         self._ledger.note(bootstrap="", owed=state.owed)
         self._owed = state.owed
 

@@ -1,7 +1,8 @@
-"""The peer's memory of parents, as a standby holds it: as it was where the slot will be read on from.
+"""The standby server's copy of the peer's memory of parents, as of the position where the slot is read on.
 
-The peer's own memory is further: it follows a transaction when that comes, not when that is done. Whoever
-takes over is delivered what was not done once more, and has to find the rows where they were before.
+The peer's memory follows a transaction as soon as it arrives, before it is done. After a takeover the slot
+delivers the transactions again that were not done, and they need the parents as they were before. So the copy
+applies the changes of a transaction only when the peer is done with it.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
 _Column = tuple[str, str]
 """A table and its column."""
 _COMING = 100_000
-"""Moves that are kept until their transactions are done. More are only there while the peer's reads fail."""
+"""Changes that are kept until their transactions are done. There are more only while the peer's reads fail.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class ParentsPart:
-    """What the peer tells of its memory; see ``MirrorParents`` in the protocol."""
+    """A part of the peer's memory, or changes of it; see ``MirrorParents`` in the protocol."""
 
     anew: bool
     column: _Column
@@ -42,14 +44,14 @@ class MirroredParents:
     def __init__(self) -> None:
         self._memory: dict[_Column, dict[str, str]] = {}
         self._loaded_at: Lsn | None = None
-        """Until this is followed the memory is of no use; None while there is none."""
+        """The position from which on the memory can be used; None while there is no memory."""
         self._coming: deque[ParentsPart] = deque()
-        """Moves by transactions that are not done yet."""
+        """Changes by transactions that are not done yet."""
         self._moves = 0
-        """Rows in these."""
+        """Number of rows in `_coming`."""
 
     def take(self, part: ParentsPart) -> None:
-        """Note what the peer tells."""
+        """Add a part that the peer has sent."""
         if part.anew:
             self._memory, self._loaded_at = {}, part.at
             self._coming.clear()
@@ -59,21 +61,19 @@ class MirroredParents:
         elif self._loaded_at is not None:
             self._coming.append(part)
             self._moves += len(part.rows)
-            if (
-                self._moves > _COMING
-            ):  # without a memory a takeover reads everything; the next load brings one
+            if self._moves > _COMING:  # without a memory, a takeover makes a reconcile
                 self._memory, self._loaded_at = {}, None
                 self._coming.clear()
 
     def followed(self, up_to: Lsn) -> None:
-        """Apply what has been done."""
+        """Apply the changes of transactions up to ``up_to``, which the peer is done with."""
         while self._coming and self._coming[0].at <= up_to:
             part = self._coming.popleft()
             self._moves -= len(part.rows)
             self._put(part)
 
     def memory(self, rules: Iterable[Rule], followed: Lsn) -> Memory | None:
-        """Return the memory; None where it is not one of that moment."""
+        """Return the memory as of ``followed``; None if there is none for that position."""
         if self._loaded_at is None or self._loaded_at > followed:
             return None
         found = ((rule, self._memory.get((rule.table, rule.column))) for rule in rules)

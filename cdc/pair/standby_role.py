@@ -1,8 +1,9 @@
-"""Standing by: what the applier does while its peer reads the slot, and how it takes over.
+"""The standby server's part in the applier: copies the peer's map while the peer leads, and takes over.
 
-Nobody is served meanwhile. When the slot is ours, the copy is served as soon as everything has been followed
-that the peer can have shown to anybody: up to the end of WAL at that moment. If the slot was let go beyond
-the copy (the peer went on alone), only a whole reading closes the gap, as after any other start.
+While the peer leads, this server serves no clients. After it has got the slot, it serves its copy as soon as
+it has followed the slot up to the end of WAL at the takeover, because clients of the peer may have seen
+states up to there. If the slot was confirmed beyond the copy (the peer went on alone), a reconcile has to
+close the gap.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
     from cdc.store.store import Store
 
 _UNHEARD = 90.0
-"""Seconds without a word of the peer after which we go on as if there were none: late is better than never.
-Longer than the server takes to end the connection of one that is frozen (wal_sender_timeout, 5 s).
+"""Seconds without an answer from the peer after which this server serves its own map. It is longer than the
+database takes to end the connection of a frozen leader (wal_sender_timeout, 5 s).
 """
 _LEADERLESS = 10.0
-"""Seconds likewise, where the peer says that it does not read the slot either."""
+"""Seconds, if the peer answers that it does not read the slot either."""
 TROUBLE = "peer"
 _OTHER = (
     "the peer makes its map by another MAPPING, DB_SCHEMA or version: whoever takes over reads everything"
@@ -61,21 +62,21 @@ class StandbyRole:
         self._observer = observer
         self._alone_at = time.monotonic() + _UNHEARD
         self._ready_at: int | None = None
-        """Once everything up to here is in the map, it can be served."""
+        """The position that the map must reach before it may be served; None without a takeover under way."""
         self._told_other = False
-        """It was said that the peer's map is made in another way."""
+        """Whether it was reported that the peer makes its map by other rules."""
         self.owed: Gate | None = None
-        """What the peer owes, and we do when we have taken over."""
+        """The gate of a reconcile that the peer owes, and that this server owes after a takeover."""
 
     @property
     def waiting(self) -> bool:
-        """Whether to leave everything to the peer, and not even poll."""
+        """Whether to leave everything to the peer, so that the mapping is not even polled."""
         if not self._pair.peered or self._store.ready:
             return False
         return self._pair.mirroring or time.monotonic() < self._alone_at
 
     def hear(self, news: PeerNews) -> bool:
-        """Take what the peer's stream brings; tells whether we stand by."""
+        """Handle an event from the peer's stream. Return whether the peer leads."""
         pair = self._pair
         match news:
             case MirrorLost():
@@ -99,15 +100,15 @@ class StandbyRole:
         return pair.standing_by
 
     def inherit(self, owed: Gate | None) -> Gate | None:
-        """Return what is owed now, where ``owed`` was our own: with its map we take over the peer's debts."""
+        """Return the debt after a takeover: the peer's if the map is the peer's, else our own (``owed``)."""
         return owed if self._mirrored.point is None else self.owed
 
     def confirmable(self, position: Lsn, *, exact: bool, owed: Gate | None) -> Lsn:
-        """Return up to where the slot may be let go; see `Pair.confirmable`."""
+        """Return the position up to which the slot may be confirmed; see `Pair.confirmable`."""
         return self._pair.confirmable(position, exact=exact, owed="" if owed is None else owed.note())
 
     def part_ways(self) -> None:
-        """Note that the mapping is read here from now on: the map is not the peer's any more."""
+        """Note that this server reads the mapping from now on, so that the map is not the peer's any more."""
         self._mirrored.part_ways()
 
     def _begin(self, opened: MirrorOpened) -> bool:
@@ -138,7 +139,7 @@ class StandbyRole:
             self._observer.trouble(TROUBLE, _OTHER if self._told_other else None)
 
     def lost(self, lost: StreamEnded) -> bool:
-        """Note that the slot is not ours; tells whether that is as it should be: the peer has it."""
+        """Note that this server does not have the slot. Return whether the peer has it, as it should be."""
         pair = self._pair
         if pair.leading:
             self._alone_at = time.monotonic() + _UNHEARD
@@ -151,7 +152,9 @@ class StandbyRole:
         return held
 
     def look(self) -> None:
-        """Serve the copy as soon as that is right."""
+        """Begin to serve the copy once it has caught up after a takeover, or once the peer is away for too
+        long.
+        """
         if self._ready_at is not None:
             if self._requery.reached >= self._ready_at and self._requery.blind:
                 self._ready_at = None
@@ -159,13 +162,13 @@ class StandbyRole:
         elif self._pair.standing_by and not self.waiting:
             self._pair.go_alone()
             if self._mirrored.point is not None and self._mirrored.ours:
-                self._store.loaded()  # the last that is known; staleness says how old it is
+                self._store.loaded()  # the newest map there is; `staleness` says how old
 
     def take_over(self, started: Started, rules: Iterable[Rule]) -> Memory | None:
-        """Have the slot.
+        """Begin to lead.
 
-        Returns the memory of parents where the store holds everything up to `Requery.reached` and the slot
-        begins there or before; None where there is a gap, or something else asks for a whole reading.
+        Returns the memory of parents if the store has everything up to `Requery.reached` and the slot begins
+        there or before. Returns None if a reconcile is needed, because of a gap or for another reason.
         """
         self._pair.lead()
         point, self._ready_at = self._mirrored.point, None
@@ -179,7 +182,7 @@ class StandbyRole:
         if not self._mirrored.ours:
             return None
         if self._requery.reached != point.followed or self.owed is not None:
-            return None  # the history is another one, or has left the peer's before that
+            return None  # the slot is on another history, or on one that left the peer's before its position
         if not (started.found and 0 < started.confirmed <= point.followed):
             return None
         memory = self._mirrored.parents.memory(rules, point.followed)

@@ -1,7 +1,7 @@
-"""What the slot's reader hands to the applier: in order, and bounded.
+"""The bounded queue between the slot's reader and the applier.
 
-When the applier is behind, or holds as much as it has room for, the reader stops reading, and the server
-keeps the WAL: that is the queue that cannot overflow.
+When the applier is behind, or has no room for more, the queue fills up and the reader stops reading. Then the
+transactions wait in the server's WAL.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Started:
-    """The stream runs: everything after ``confirmed`` will come."""
+    """A stream has begun. Every transaction after ``confirmed`` will be delivered."""
 
     session: int
-    """Counts the connections: what may be confirmed on one is not for the next."""
+    """The number of the connection. A confirmation names it, so that it never reaches the next connection."""
     history: Timeline
     confirmed: Lsn
     created: Snapshot | None = None
-    """Set when the slot was made just now, on a primary: the snapshot that it starts from."""
+    """The snapshot that the stream starts from, if the slot was created just now, on a primary; else None."""
     found: bool = True
-    """The slot was there before us: somebody has read it, perhaps we."""
+    """Whether the slot existed before, so that it has been read, perhaps by an earlier process of ours."""
     suspects: Xid8 = Xid8(0)
-    """Transactions below this id (64 bits) may have changed rows that do not come; 0 for none."""
+    """Transactions below this id may have changed rows that the stream leaves out; 0 for none."""
 
 
 @dataclass(frozen=True)
 class Idle:
-    """Everything up to ``lsn`` has been handed over, and no transaction is half read."""
+    """Every transaction up to ``lsn`` has been handed over, and none is half read."""
 
     lsn: Lsn
 
 
 @dataclass(frozen=True)
 class StreamEnded:
-    """The stream is gone, or could not be had."""
+    """The stream has ended or could not be opened."""
 
     error: PadsCdcError
     history: Timeline | None = None
-    """Of the server that was asked for it, where that is known."""
+    """The timeline of the server that was asked; None if it is unknown."""
 
 
 class PeerNews:
-    """What the stream of the other server of a pair brings: see `cdc.pair.mirrored`."""
+    """An event from the stream of the pair's other server; see `cdc.pair.mirrored`."""
 
     __slots__ = ()
 
@@ -63,11 +63,11 @@ Event = Transaction | Started | Idle | StreamEnded | PeerNews
 
 
 class Backlog:
-    """One thread puts, one takes."""
+    """One thread puts events, another takes them."""
 
     def __init__(self, limit: int = 32 * 2**20, batch: int = 20_000) -> None:
-        """Hold transactions of up to ``limit`` bytes, and the one that exceeds it; hand over up to ``batch``
-        keys at once, where a transaction counts as one more.
+        """``limit`` is in bytes; the last transaction may exceed it. ``batch`` is the number of keys that one
+        `take` returns at most, where each transaction counts as a key as well.
         """
         self._limit = limit
         self._batch = batch
@@ -75,7 +75,7 @@ class Backlog:
         self._size = 0
         """Bytes of the transactions in `_events`."""
         self._losses = 0
-        """`StreamEnded` events in `_events`."""
+        """Number of `StreamEnded` events in `_events`."""
         self._woken = False
         self._changed = threading.Condition()
 
@@ -83,20 +83,20 @@ class Backlog:
         return len(self._events)
 
     def offer(self, transaction: Transaction, timeout: float) -> bool:
-        """Put a transaction; False when there was no room within ``timeout`` seconds."""
+        """Put a transaction. Return False if there was no room within ``timeout`` seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._size < self._limit, timeout):
                 return False
             self._size += transaction.size
             if self._events and isinstance(self._events[-1], Idle):
-                # The transaction says as much, and while each one was followed by such a moment, they would
-                # be handed over one by one, however far behind the applier is.
+                # The transaction implies this event. If both stayed, transactions with such events in between
+                # would be taken one by one, however far behind the applier is.
                 self._events.pop()
             self._put(transaction)
         return True
 
     def tell(self, event: Started | Idle | StreamEnded | PeerNews) -> None:
-        """Put something that takes no room; an `Idle` replaces the one before it."""
+        """Put another event, which needs no room. An `Idle` replaces one right before it."""
         with self._changed:
             if isinstance(event, Idle) and self._events and isinstance(self._events[-1], Idle):
                 self._events[-1] = event
@@ -105,11 +105,10 @@ class Backlog:
             self._put(event)
 
     def take(self, timeout: float, *, full: bool = False) -> list[Event]:
-        """Take what there is: one transaction when quiet, many when behind, [] after ``timeout`` seconds.
+        """Take events: a run of transactions, or one other event; an empty list after ``timeout`` seconds.
 
-        Transactions come in runs; any other event comes alone. With ``full`` no transaction is returned.
-        Those before a `StreamEnded` are dropped then, so that it is returned: nobody has confirmed them,
-        and the next stream brings them again.
+        With ``full``, no transaction is returned. Then the transactions before a `StreamEnded` are dropped,
+        so that this event is returned: they are not confirmed, and the next stream delivers them again.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._woken or self._ready(full=full), timeout)

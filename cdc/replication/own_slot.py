@@ -1,7 +1,7 @@
-"""The slot that is ours: found, made, or given up, before anything is read from it.
+"""Our own slot: finds it, creates it, or drops it, before anything is read from it.
 
-Once there is one, it says which plugin it is read with. A new one is made for the first of the allowed
-`PLUGINS` that the server loads.
+An existing slot determines the plugin. A new slot is created for the first of the allowed `PLUGINS` that the
+server loads.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ if TYPE_CHECKING:
     from cdc.replication.stream import SlotStream
 
 PLUGINS = (wal2json.NAME, pgoutput.NAME)
-"""Those that can be read, in the order in which they are tried."""
+"""The plugins whose output we can decode, in the order in which they are tried."""
 AUTO = "auto"
-"""Stands for whichever of them it is."""
+"""The value of PLUGIN that allows all of `PLUGINS`."""
 
 _ENDS = 3
-"""How many streams of a slot the server ends at the same place before the slot is given up."""
+"""After so many streams that the server ended at the same place, the slot is dropped."""
 _CANNOT = ("22", "53200", "54", "XX")
-"""SQLSTATEs, or their classes, by which a server says that it cannot send something."""
+"""SQLSTATEs, or their classes, of errors that mean that the server cannot send a change."""
 _REMAKES = 3
-"""How often in an hour a lost slot is made anew before a person has to look."""
+"""A lost slot is created anew at most so many times an hour. After that a person has to look."""
 
 
 @dataclass(frozen=True)
 class OpenedSlot:
-    """A slot that can be read now."""
+    """A slot that is ready to be read."""
 
     stream: SlotStream
     confirmed: Lsn
     found: bool
-    """It was there before."""
+    """Whether the slot existed before."""
     created: Snapshot | None
-    """Set when it was made just now, on a primary: the snapshot that the stream starts from."""
+    """The snapshot that the stream starts from, if the slot was created just now, on a primary; else None."""
     suspects: Xid8
     """Transactions below this id (64 bits) may have changed rows that the stream leaves out."""
 
 
 class OwnSlot:
-    """Owned by the thread that reads it."""
+    """Used by the thread that reads the slot."""
 
     def __init__(
         self,
@@ -76,10 +76,10 @@ class OwnSlot:
         failover: bool,
         max_retained_wal: int,
     ) -> None:
-        """``assemble`` looks at the catalog for a plugin, and returns what a stream is begun and read with.
+        """``assemble`` looks at the catalog, and returns the `SlotStream` for a plugin.
 
-        With ``failover``, standbys keep the slot too. A slot that cannot be read, and retains more than
-        ``max_retained_wal`` bytes, is given up.
+        With ``failover``, standbys keep the slot too. A slot that cannot be read, and that retains more than
+        ``max_retained_wal`` bytes, is dropped.
         """
         self._address = address
         self._name = name
@@ -92,17 +92,18 @@ class OwnSlot:
         self._max_retained_wal = max_retained_wal
         self._remade: list[float] = []
         self._unpublished = False
-        """It holds changes that are older than the publication, at which every stream of it ends."""
+        """Whether the slot has changes that are older than the publication, so that every stream ends there.
+        """
         self._ends: list[tuple[Lsn, str]] = []
-        """From where the last streams were begun that the server ended, and by which SQLSTATE."""
+        """For the last streams that the server ended: the position at which each began, and the SQLSTATE."""
         self.creating = False
-        """The slot is being made, which waits for every transaction that runs."""
+        """Whether the slot is being created, which waits for every running transaction."""
 
     def open(self, connection: LogicalReplicationConnection, cursor: ReplicationCursor) -> OpenedSlot:
-        """Find the slot, or make it; ``cursor`` is of the connection that is going to read it.
+        """Find the slot, or create it. ``cursor`` belongs to the connection that is going to read it.
 
         Raises:
-            SourceError, Refusal: it cannot be had.
+            SourceError, Refusal: the slot cannot be read now.
 
         """
         slot = self._find(cursor)
@@ -112,15 +113,15 @@ class OwnSlot:
         if slot is None:
             raise SourceError("slot_lost", f"the slot {self._name} vanished while it was made")
         stream = self._stream(cursor, slot)
-        # A slot that is younger than the publication sends nothing that is older.
+        # A slot that is younger than the publication sends no changes from before it.
         suspects = Xid8(0) if not found and stream.published_as == published_as else stream.suspects
         return OpenedSlot(stream, slot.confirmed, found, created, suspects)
 
     def unpublished(self, error: UndefinedObject) -> SourceError:
-        """Return the error for a stream that ended because the publication was not there yet, or not any
-        more, when a change was made; the slot is made anew once it is there.
+        """Return the error for a stream that ended because the publication did not exist when a change was
+        made. The slot is created anew once there is a publication.
 
-        PostgreSQL 18 and later leave such changes out, without a word.
+        PostgreSQL 18 and later silently leave out such changes.
         """
         self._unpublished = True
         said = str(error).splitlines()[0]
@@ -131,10 +132,10 @@ class OwnSlot:
         )
 
     def ended(self, error: psycopg2.Error, confirmed: Lsn) -> None:
-        """Note that the server ended a stream that was begun from ``confirmed``.
+        """Note that the server ended a stream that began at ``confirmed``.
 
-        A change that the plugin cannot write, such as a value of 200 MB that is 1.2 GB of JSON, ends every
-        stream of the slot at the same place, and its WAL would be held for ever. So it is given up then.
+        A change that the plugin cannot write, such as a value of 200 MB that becomes 1.2 GB of JSON, ends
+        every stream at the same place. The slot would retain WAL for ever, so it is dropped then.
         """
         code = error.pgcode or ""
         self._ends = [*self._ends[1 - _ENDS :], (confirmed, code)] if code.startswith(_CANNOT) else []
@@ -144,7 +145,7 @@ class OwnSlot:
         return len(self._ends) == _ENDS and len(set(self._ends)) == 1
 
     def _stream(self, cursor: ReplicationCursor, slot: SlotState) -> SlotStream:
-        """Return what the slot is read with. While it cannot be read it must not fill the disk."""
+        """Return the stream for the slot. If there is none, drop the slot before it fills the disk."""
         try:
             return self._assemble(cursor, slot.plugin)
         except PadsCdcError as error:
@@ -152,7 +153,7 @@ class OwnSlot:
             raise
 
     def leave_unread(self, cursor: ReplicationCursor, why: PadsCdcError) -> None:
-        """Note that the slot, if there is one, is not read now: it must not fill the disk."""
+        """Note that the slot, if it exists, is not read now. Drop it before it fills the disk."""
         cursor.execute(self._queries["Slot"], {"slot": self._name})
         slot = SlotState.of(cursor.fetchall())
         if slot is not None:
@@ -170,7 +171,7 @@ class OwnSlot:
             )
 
     def _find(self, cursor: ReplicationCursor) -> SlotState | None:
-        """Return our slot; None if it has to be made. One that is not ours to touch is an error."""
+        """Return our slot; None if it must be created. Raise if the slot is not ours."""
         cursor.execute(self._queries["Slot"], {"slot": self._name})
         slot = SlotState.of(cursor.fetchall())
         if slot is None:
@@ -187,7 +188,7 @@ class OwnSlot:
         if slot.active_pid is not None:
             raise SlotHeld(self._whose(cursor, slot.active_pid), slot.active_pid)
         if self._unpublished and slot.plugin == pgoutput.NAME:
-            self._assemble(cursor, slot.plugin)  # which fails for as long as the publication is not there
+            self._assemble(cursor, slot.plugin)  # raises as long as the publication does not exist
             self._drop_lost(cursor, "holds changes that are older than the publication")
             return None
         if self._stuck:
@@ -244,9 +245,10 @@ class OwnSlot:
     def _make(
         self, connection: LogicalReplicationConnection, cursor: ReplicationCursor
     ) -> tuple[Snapshot | None, str | None]:
-        """Make the slot, for the first plugin that the server loads. Waits for all transactions.
+        """Create the slot for the first plugin that the server loads. Waits for all running transactions.
 
-        Returns the snapshot that the stream starts from, on a primary, and the publication as it was before.
+        Returns the snapshot that the stream starts from (None on a standby), and `SlotStream.published_as` as
+        it was before the slot was created.
         """
         refused: psycopg2.Error | None = None
         for plugin in self._plugins:

@@ -1,8 +1,8 @@
-"""The watch over the tables' shapes: what changes them sends no rows.
+"""Watches the definitions of the tables, because their changes send no rows.
 
-Another replica identity, a new partition, a column that is gone, a publication that lets less through: the
-plugin says nothing of them, and what it says afterwards means something else. wal2json sends at least an
-empty transaction for each; pgoutput sends nothing, so that any progress of the stream may have been one.
+The plugin does not report another replica identity, a new partition, a dropped column, or a publication with
+fewer columns, but later rows have another meaning. wal2json sends at least an empty transaction for such a
+change. pgoutput sends nothing, so any progress of the stream may hide one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from cdc.units import Xid
 
 _LOOK = 1.0
-"""Seconds between looks at the tables' shapes."""
+"""Seconds between two looks at the definitions, at least."""
 _NAMED = 10_000
-"""Transactions that are waited for one by one; of more, all that began between the first and the last."""
+"""Transactions that a look waits for one by one. Of more, it waits for all between the first and the last."""
 _LATER = 5.0
-"""Seconds within which they are looked at after transactions with rows, which rarely change them as well."""
+"""Seconds within which to look after a transaction with rows, which rarely changes a definition as well."""
 
 
 class SchemaWatch:
@@ -37,15 +37,15 @@ class SchemaWatch:
         self._catalog = catalog
         self._database = database
         self._xids: list[Xid] = []
-        """Transactions since the last look at the tables: the next one has to see them."""
+        """Transactions since the last look, which the next look must see."""
         self._gate = Gate()
-        """What has to be seen of them, those in `_xids` aside."""
+        """The same, for transactions that are no longer listed in `_xids`."""
         self._end: Lsn = Lsn(0)
-        """The end of whatever has been read since, transactions or not."""
+        """The position up to which the stream has been read."""
         self._progressed = False
-        """Something has been read since the last look."""
+        """Whether the stream has been read further since the last look."""
         self._unseen = Xid8(0)
-        """Transactions below this id (64 bits) may have changed the tables without being visible yet."""
+        """Transactions below this id may have changed the tables and may not be visible yet."""
         self._suspects = Xid8(0)
         """Transactions below this id may have changed rows that the stream leaves out."""
         self._missed: Gate | None = None
@@ -60,7 +60,7 @@ class SchemaWatch:
             self._look_by = 0.0
 
     def note(self, transaction: Transaction) -> None:
-        """Look after this transaction; one without rows may well have been DDL."""
+        """Have a look follow this transaction. Without rows it may well have been DDL."""
         self._xids.append(transaction.xid)
         self._progress(transaction.end, _LATER if transaction.rows else 0.0)
         if len(self._xids) > _NAMED:
@@ -68,7 +68,7 @@ class SchemaWatch:
             self._xids.clear()
 
     def note_progress(self, end: Lsn) -> None:
-        """Look after the stream has come this far without a word."""
+        """Have a look follow, because the stream has progressed to ``end`` without a transaction."""
         self._progress(end, 0.0)
 
     def _progress(self, end: Lsn, within: float) -> None:
@@ -77,7 +77,8 @@ class SchemaWatch:
             self._look_by = min(self._look_by, time.monotonic() + within)
 
     def changed(self) -> bool:
-        """Look, when it is time; tells whether the stream has to begin anew with other tables.
+        """Look if it is time. Return whether the definitions have changed, so that the stream must begin
+        anew.
 
         Raises:
             SourceError, Refusal: the database cannot be read.
@@ -100,10 +101,10 @@ class SchemaWatch:
         return self._catalog.changed(relations)
 
     def _patience(self, evidence: Evidence, relations: Relations) -> float:
-        """Return how long nothing more has to be looked at, unless more comes.
+        """Return the seconds until the next look, if nothing else arrives.
 
-        What is in the WAL is not always visible yet, and where no transaction came, no xid tells whether it
-        is: so there is one more look, once everything that ran at this one is over.
+        A change in the WAL may not be visible yet. If the stream delivered no transaction, there is no
+        transaction id to wait for. So there is one more look once all transactions of now are over.
         """
         if self._progressed:
             self._unseen = evidence.snapshot.widen(relations.next_xid)
@@ -113,7 +114,7 @@ class SchemaWatch:
         return _LOOK if self._suspects else inf
 
     def missed(self) -> Gate | None:
-        """Return, once, what a read of everything has to have seen, if something may have been missed."""
+        """Return the gate for a reconcile if the stream may have left out rows; once, and None otherwise."""
         missed, self._missed = self._missed, None
         return missed
 

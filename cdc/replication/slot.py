@@ -1,8 +1,8 @@
-"""The logical replication slot: a thread that reads it.
+"""The thread that reads the logical replication slot.
 
-The thread does nothing but read, reduce and hand over, so that the server's keepalives are answered however
-long a re-query takes. What may be confirmed is decided by the applier; how the server hears of it:
-`cdc.replication.feedback`.
+It only decodes messages, reduces rows to keys, and hands transactions to the backlog, so that keepalives are
+answered however long a re-query takes. The applier decides how far the slot is confirmed, and
+`cdc.replication.feedback` sends that to the server.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ if TYPE_CHECKING:
     from cdc.replication.stream import SlotStream
 
 _TICK = 0.1
-"""Seconds between looks at what may be confirmed."""
+"""Seconds between confirmations."""
 _LOOK = 0.01
-"""Seconds between them while one message follows the other."""
+"""Seconds between confirmations while messages follow each other without a pause."""
 _SILENCE = 15.0
-"""Seconds that a question for a sign of life may stay unanswered; it is asked every 5 s."""
+"""Seconds that a request for a keepalive may stay unanswered; one is sent every 5 s."""
 _EVIDENCE = 5.0
-"""Seconds for which it counts that the wal sender was found at work."""
+"""Seconds for which the wal sender counts as busy after it was found so."""
 _ASIDE = 1.0
-"""Seconds between looks whether the slot may be read, where we would be a synchronous standby."""
+"""Seconds between attempts while the server would take us for a synchronous standby."""
 _NEVER = 1e9
 """Seconds."""
 _HELD = 10.0
-"""Seconds after which a connection counts as one that worked."""
+"""Seconds after which a connection counts as a working one."""
 
 
 class SlotReader(threading.Thread):
-    """Reads one slot for as long as it can be had, and says when it cannot."""
+    """Reads the slot until `stop`, over one connection after the other, and reports when one ends."""
 
     def __init__(
         self,
@@ -76,11 +76,11 @@ class SlotReader(threading.Thread):
         failover: bool = False,
         max_retained_wal: int = 1 << 30,
     ) -> None:
-        """``assemble`` looks at the catalog for a plugin, and returns what a stream is begun and read with.
+        """``assemble`` looks at the catalog, and returns the `SlotStream` for a plugin.
 
-        ``read_so_far`` says how far in which history anything was read: a standby has to be there again.
-        With ``failover``, standbys keep the slot too. A slot that cannot be read, and retains more than
-        ``max_retained_wal`` bytes, is given up.
+        ``read_so_far`` returns the followed timeline, and the newest position in it that was read: a standby
+        must have replayed as far. With ``failover``, standbys keep the slot too. A slot that cannot be read,
+        and that retains more than ``max_retained_wal`` bytes, is dropped.
         """
         super().__init__(name="slot-reader", daemon=True)
         self._address = address
@@ -105,40 +105,41 @@ class SlotReader(threading.Thread):
         self._dropping: SourceError | None = None
         self._connection: LogicalReplicationConnection | None = None
         self._allowed: tuple[int, Lsn] = (0, Lsn(0))
-        """The session that the applier spoke of, and up to where it may be confirmed: one value, so that the
-        other thread never sees half of it.
+        """The number of a connection, and the position up to which it may be confirmed. This is one value, so
+        that the other thread never sees half of a change.
         """
         self._session_number = 0
+        """The number of the newest connection."""
         self.history: Timeline | None = None
-        """Of the server, as the newest connection found it."""
+        """The server's timeline, as of the newest connection."""
         self.sender: Sender | None = None
-        """What the slot's server said of the connection that is read; None while there is none."""
+        """The server's report on the connection that is being read; None without one."""
         self.silence = 0.0
-        """Seconds for which the server has owed us a sign of life on that connection."""
+        """Seconds for which a request for a keepalive has been unanswered on that connection."""
         self._at_work_at = -_EVIDENCE
 
     @property
     def creating(self) -> bool:
-        """Whether the slot is being made, which waits for every transaction that runs."""
+        """Whether the slot is being created, which waits for every running transaction."""
         return self._slot.creating
 
     # --- for the applier's thread
-    # ---------------------------------------------------------------------------------
 
     def confirm(self, position: Lsn, session: int) -> None:
-        """Let the server forget everything up to ``position``; it hears of it within a tenth of a second.
+        """Confirm the slot up to ``position``. The confirmation is sent within a tenth of a second.
 
-        Ignored when the connection that ``session`` names is gone: another one may read another history.
+        It is ignored if the connection with the number ``session`` has ended: the next one may be on another
+        history.
         """
         spoken_of, allowed = self._allowed
         self._allowed = session, max(position, allowed) if session == spoken_of else position
 
     def drop(self, reason: str, message: str = "the connection was closed to start over") -> None:
-        """Close the connection and start over: the tables have changed, or the server is going down."""
+        """Close the connection and connect anew."""
         self._dropping = SourceError(reason, message)
 
     def stop(self) -> None:
-        """End the thread: what may be confirmed is sent, and the connection is closed."""
+        """End the thread. The last confirmation is sent, and the connection is closed."""
         self._stopping.set()
         connection = self._connection
         if self.creating and connection is not None:
@@ -147,8 +148,8 @@ class SlotReader(threading.Thread):
     # --- for the probe's thread
 
     def judge(self, found: Sender) -> None:
-        """Stop reading if the server would now take us for a synchronous standby; ``found`` is of another
-        session.
+        """Stop reading if the server would now take us for a synchronous standby. ``found`` was determined on
+        another connection.
         """
         ours = self.sender
         if ours is not None:
@@ -157,11 +158,10 @@ class SlotReader(threading.Thread):
                 self.drop(synchronous_standby.REASON, text)
 
     def at_work(self) -> None:
-        """Note that the wal sender was found at work: it decodes, and will answer when it is through."""
+        """Note that the wal sender is busy: it is decoding, and will answer afterwards."""
         self._at_work_at = time.monotonic()
 
     # --- the thread
-    # ------------------------------------------------------------------------------------------------
 
     @property
     def _may_confirm(self) -> Lsn:
@@ -175,10 +175,10 @@ class SlotReader(threading.Thread):
             started = time.monotonic()
             try:
                 self._session()
-            except Exception as fault:  # noqa: BLE001 - the thread's boundary: it must not end without a word
+            except Exception as fault:  # noqa: BLE001 - the thread's boundary: it must not end silently
                 error = fault if isinstance(fault, PadsCdcError) else fault_of_ours(fault)
                 self._backlog.tell(StreamEnded(error, self.history))
-                # A stream that held for a while starts anew; a slot that another holds is asked for steadily.
+                # The pause grows with failures, but not after a stream that worked or while the peer reads.
                 steady = time.monotonic() - started > _HELD or isinstance(error, SlotHeld)
                 failures = 0 if steady else failures + 1
                 pause = min(5.0, 0.2 * 2 ** min(failures, 5))
@@ -204,13 +204,13 @@ class SlotReader(threading.Thread):
             self.history = history
             self._count_as_no_standby(cursor)
             opened = self._slot.open(connection, cursor)
-            self._count_as_no_standby(cursor)  # making the slot may have taken long
+            self._count_as_no_standby(cursor)  # again, because creating the slot may have taken long
             stream = opened.stream
             self._session_number += 1
             if stream.encoding is not None:
                 cursor.execute("SET client_encoding TO 'SQL_ASCII'")
             start = stream.start(quote_ident(self._name, connection))
-            # psycopg2 would also send feedback at an interval, which looks as if the server had been heard.
+            # psycopg2 also sends feedback at an interval, which would look like an answer of the server.
             cursor.start_replication_expert(start, decode=False, status_interval=_NEVER)
             self._observer.connected(connected=True)
             self._backlog.tell(
@@ -237,10 +237,10 @@ class SlotReader(threading.Thread):
                     feedback.confirm(last)
 
     def _count_as_no_standby(self, cursor: ReplicationCursor) -> None:
-        """Refuse to read the slot where the server would take us for a synchronous standby.
+        """Make sure that the server does not take us for a synchronous standby.
 
         Raises:
-            SourceError: it would.
+            SourceError: it would do so.
 
         """
         cursor.execute(self._queries["Sender"])
@@ -253,7 +253,12 @@ class SlotReader(threading.Thread):
             raise error
 
     def _wait_for_replay(self, cursor: ReplicationCursor, history: Timeline) -> None:
-        """Take no standby that has restarted and replays again for a database that went back."""
+        """Refuse a standby that has restarted and not replayed far enough yet.
+
+        Raises:
+            SourceError: it is behind the position that was read.
+
+        """
         before, position = self._read_so_far()
         if not history.lags(before, position) or not is_standby(cursor):
             return
@@ -281,9 +286,9 @@ class SlotReader(threading.Thread):
                 message = cursor.read_message()
                 if message is not None:
                     self._take(message, stream, feedback)
-                    feedback.heard()  # behind it, as it may have waited for long
+                    feedback.heard()  # after `_take`, which may have waited for long
                     now = time.monotonic()
-                    if now >= look_at:  # not for each message of a backlog
+                    if now >= look_at:  # not for every message of a backlog
                         look_at = now + _LOOK
                         feedback.send(self._freshness, self._may_confirm)
                     continue
@@ -299,13 +304,13 @@ class SlotReader(threading.Thread):
                 selector.select(_TICK)
 
     def _look_at_silence(self, feedback: Feedback) -> None:
-        """Give the connection up when the server does not answer, unless its wal sender is at work.
+        """Give up the connection if the server does not answer, unless its wal sender is busy.
 
-        A server before 16 sends nothing while the plugin leaves out somebody else's large transaction,
-        however long that takes. To start over would begin the same work again, for ever.
+        Servers before 16 send no keepalive while the plugin skips a large transaction of other tables,
+        however long that takes. A new connection would begin the same work again, for ever.
 
         Raises:
-            SourceError: the connection is dead, or who is behind it.
+            SourceError: the connection or the server is dead.
 
         """
         self.silence = feedback.silence
@@ -331,5 +336,5 @@ class SlotReader(threading.Thread):
 
 
 def _stands_aside(error: PadsCdcError | None) -> bool:
-    """Tell whether the slot is left alone so that nobody waits for us."""
+    """Return whether the slot is not read because the server would take us for a synchronous standby."""
     return isinstance(error, SourceError) and error.reason == synchronous_standby.REASON
