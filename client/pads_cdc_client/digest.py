@@ -6,14 +6,14 @@ It is the sum modulo 2^128 of a hash of each endpoint, so a change costs two has
 from __future__ import annotations
 
 import hashlib
-import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _BYTES = 16
-_LENGTH = struct.Struct(">I")
+_EMPTY = hashlib.blake2b(digest_size=_BYTES)
+"""Copied for each hash: that takes half the time of making one."""
 
 
 class Digest:
@@ -27,22 +27,21 @@ class Digest:
         """Compute the digest of a whole map, in about a microsecond for each endpoint."""
         digest = cls()
         for endpoint_id, endpoint in endpoints.items():
-            digest.add(endpoint_id, endpoint)
+            digest.change(endpoint_id, None, endpoint)
         return digest
 
-    def add(self, endpoint_id: str, endpoint: bytes) -> None:
-        """Note that this endpoint was added to the map."""
-        self._sum += _hash(endpoint_id, endpoint)
-
-    def remove(self, endpoint_id: str, endpoint: bytes) -> None:
-        """Note that this endpoint was removed from the map."""
-        self._sum -= _hash(endpoint_id, endpoint)
+    def change(self, endpoint_id: str, before: bytes | None, after: bytes | None) -> None:
+        """Note what the map had of an endpoint, and what it has now; None is nothing."""
+        key = endpoint_id.encode()
+        key = len(key).to_bytes(4, "big") + key
+        if before is not None:
+            hashed = _EMPTY.copy()
+            hashed.update(key + before)
+            self._sum -= int.from_bytes(hashed.digest(), "big")
+        if after is not None:
+            hashed = _EMPTY.copy()
+            hashed.update(key + after)
+            self._sum += int.from_bytes(hashed.digest(), "big")
 
     def __bytes__(self) -> bytes:
         return (self._sum % (1 << 8 * _BYTES)).to_bytes(_BYTES, "big")
-
-
-def _hash(endpoint_id: str, endpoint: bytes) -> int:
-    key = endpoint_id.encode()
-    hashed = hashlib.blake2b(_LENGTH.pack(len(key)) + key + endpoint, digest_size=_BYTES)
-    return int.from_bytes(hashed.digest(), "big")

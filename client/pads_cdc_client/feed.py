@@ -1,7 +1,9 @@
 """A client of the endpoint feed: keeps an exact copy of every endpoint in memory.
 
 One thread reads the stream, applies it and runs the callback; all other threads read a dict. Code in asyncio
-reads the same dict, and awaits where threads block: there is no second implementation.
+reads the same dict, and awaits where threads block: there is no second implementation. An event loop that
+has to answer fast applies the stream itself, in turns (``loop``), because a thread would compete with it for
+the interpreter.
 """
 
 from __future__ import annotations
@@ -24,9 +26,12 @@ from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 from pads_cdc_client.replica import Applied, Change, Replica, reset_reason
 from pads_cdc_client.retry import Backoff, Remedy, remedy
+from pads_cdc_client.steps import AbandonedError, Turns, at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from pads_cdc_client.steps import Steps
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +69,7 @@ class EndpointFeed:
         on_change: Callable[[Change], object] | None = None,
         endpoints: Mapping[str, bytes] | None = None,
         resume_token: bytes = b"",
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         """Prepare the feed; `start` connects it.
 
@@ -75,6 +81,8 @@ class EndpointFeed:
             on_change: called in the feed's thread, after the map has the change. It delays the next change.
             endpoints: `endpoints` as an earlier process left it, to resume from.
             resume_token: `resume_token` as that process left it.
+            loop: a running event loop. With it, changes are applied and ``on_change`` is called in that loop,
+                for at most a millisecond at a time.
 
         Raises:
             ValueError: no target is given.
@@ -88,6 +96,7 @@ class EndpointFeed:
         self._bearer = bearer
         self._on_change = on_change
         self._replica = Replica(endpoints, resume_token)
+        self._turns = None if loop is None else Turns(loop)
         self._thread = threading.Thread(target=self._run, name="pads-cdc-feed", daemon=True)
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -172,6 +181,8 @@ class EndpointFeed:
     def close(self) -> None:
         """End the connection and the thread. Waits for a callback that is running."""
         self._closed.set()
+        if self._turns is not None:
+            self._turns.close()
         with self._lock:
             if self._call is not None:
                 self._call.cancel()
@@ -238,22 +249,32 @@ class EndpointFeed:
                 call.cancel()
             try:
                 for message in call:
-                    self._take(message, outbox, backoff)
+                    self._work(self._take(message, outbox, backoff))
                     if self._replica.mismatches >= _MISMATCHES:
                         return Remedy.RETRY, "the map differs from the server's after a whole snapshot"
             except grpc.RpcError:
                 code, details = call.code(), " ".join((call.details() or "").split())
                 return remedy(code), f"{code.name} {details}"
+            except AbandonedError:
+                return Remedy.RETRY if self._closed.is_set() else Remedy.STOP, "its event loop has ended"
             finally:
                 outbox.close()
                 call.cancel()
         return Remedy.RETRY, "the server ended a stream that has no end"
 
+    def _work(self, steps: Steps[None]) -> None:
+        if self._turns is None:
+            at_once(steps)
+        else:  # before the first complete map nobody can use it, so that others need not be spared
+            self._turns.take(steps, hurry=not self.ready)
+
     def _received(self, raw: bytes) -> pb.WatchResponse:
         self.received_bytes += len(raw)
         return pb.WatchResponse.FromString(raw)
 
-    def _take(self, message: pb.WatchResponse, outbox: Outbox[pb.WatchRequest], backoff: Backoff) -> None:
+    def _take(
+        self, message: pb.WatchResponse, outbox: Outbox[pb.WatchRequest], backoff: Backoff
+    ) -> Steps[None]:
         self._heard_at = math.inf  # while we process the message, the server's silence does not count
         if message.HasField("opened"):
             self._patience = _SILENT_INTERVALS * message.opened.progress_interval.ToNanoseconds() / 1e9
@@ -261,14 +282,14 @@ class EndpointFeed:
                 self.resets += 1
                 reset = message.opened.reset
                 _log.info("the server sends all %d endpoints: %s", reset.count, reset_reason(reset))
-        applied = self._replica.apply(message)
+        applied = yield from self._replica.steps(message)
         if applied.acknowledge is not None:
             outbox.put(pb.WatchRequest(acknowledge=applied.acknowledge))
             if applied.acknowledge.digest_mismatch:
                 _log.error("the map differs from the server's and is fetched again")
             else:
                 self._matched(applied.staleness, backoff)
-        self._call_back(applied)
+        yield from self._call_back(applied)
         self._heard_at = time.monotonic()
 
     def _matched(self, staleness: float | None, backoff: Backoff) -> None:
@@ -280,7 +301,7 @@ class EndpointFeed:
         if not self._ready.done():
             self._ready.set_result(None)
 
-    def _call_back(self, applied: Applied) -> None:
+    def _call_back(self, applied: Applied) -> Steps[None]:
         if self._on_change is None:
             return
         for change in applied.changes:
@@ -288,6 +309,7 @@ class EndpointFeed:
                 self._on_change(change)
             except Exception:  # noqa: BLE001 (the user's code; the map must be kept up to date all the same)
                 _log.exception("a callback failed for %s", change.endpoint_id)
+            yield
 
     def _watch_silence(self) -> None:
         """Cancel the call if the server has been silent for too long, though the connection is open."""

@@ -5,28 +5,39 @@ A client in another language has to do what this module does, and no more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from pads_cdc_client.digest import Digest
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
+from pads_cdc_client.steps import at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from pads_cdc_client.steps import Steps
+
+_Item = TypeVar("_Item")
+
+_STEP: Final = 8
+"""Endpoints of one step: some 25 us."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """An endpoint was added, changed or removed. The map has the change already."""
 
     endpoint_id: str
-    # Not in the repr, because they contain API keys.
-    before: bytes | None = field(repr=False)
+    before: bytes | None
     """The endpoint before the change, a serialized ``proto.GatewayEndpoint``; None if it was added."""
-    after: bytes | None = field(repr=False)
+    after: bytes | None
     """The endpoint after the change; None if it was removed."""
     revision: int
     """The server's count of publications; 0 for an endpoint that was removed because a snapshot lacks it."""
+
+    def __repr__(self) -> str:
+        """Leave the endpoints out, because they contain API keys."""
+        return f"Change(endpoint_id={self.endpoint_id!r}, revision={self.revision})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,52 +86,70 @@ class Replica:
 
     def apply(self, message: pb.WatchResponse) -> Applied:
         """Apply a message of the server."""
+        return at_once(self.steps(message))
+
+    def steps(self, message: pb.WatchResponse) -> Steps[Applied]:
+        """Apply a message of the server in steps. After each step `endpoints` has the changes up to there."""
         match message.WhichOneof("response"):
             case "opened":
-                return self._open(message.opened)
+                yield from self._open(message.opened)
             case "batch":
-                return self._apply_batch(message.batch)
+                return (yield from self._apply_batch(message.batch))
             case "progress":
                 self.token = message.progress.token
                 if message.progress.HasField("checkpoint"):
                     return self._check([], message.progress.checkpoint)
-        return Applied([])  # a kind of message that is newer than this client
+        return Applied([])  # also for a kind of message that is newer than this client
 
-    def _open(self, opened: pb.Opened) -> Applied:
+    def _open(self, opened: pb.Opened) -> Steps[None]:
         self.token = opened.token
         self._reported = False
         self.reset = opened.reset if opened.HasField("reset") else None
-        self._unseen = set(self.endpoints) if self.reset else set()
-        return Applied([])
+        self._unseen = set()
+        if self.reset:
+            for some in _portions(self.endpoints):
+                self._unseen.update(some)
+                yield
 
-    def _apply_batch(self, batch: pb.Batch) -> Applied:
+    def _apply_batch(self, batch: pb.Batch) -> Steps[Applied]:
         changes: list[Change] = []
-        for change in batch.changes:
-            endpoint = change.endpoint if change.WhichOneof("outcome") == "endpoint" else None
-            self._unseen.discard(change.endpoint_id)
-            self._put(changes, change.endpoint_id, endpoint, change.revision)
+        for some in _portions(batch.changes):
+            for change in some:
+                endpoint_id = change.endpoint_id  # protobuf makes a new object at each look
+                endpoint = change.endpoint if change.HasField("endpoint") else None
+                if self._unseen:
+                    self._unseen.discard(endpoint_id)
+                self._put(changes, endpoint_id, endpoint, change.revision)
+            yield
         self.token = batch.token
         if batch.snapshot_end:
-            for endpoint_id in self._unseen:
-                self._put(changes, endpoint_id, None, 0)
-            if self.mismatches:
-                self._digest = Digest.of(self.endpoints)  # the error may have been in the digest
-            self._unseen, self.reset = set(), None
+            yield from self._end_snapshot(changes)
         if batch.HasField("checkpoint"):
             return self._check(changes, batch.checkpoint)
         return Applied(changes)
+
+    def _end_snapshot(self, changes: list[Change]) -> Steps[None]:
+        for gone in _portions(self._unseen):
+            for endpoint_id in gone:
+                self._put(changes, endpoint_id, None, 0)
+            yield
+        self._unseen, self.reset = set(), None
+        if self.mismatches:  # the error may have been in the digest
+            self._digest = Digest()
+            for held in _portions(self.endpoints.items()):
+                for endpoint_id, endpoint in held:
+                    self._digest.change(endpoint_id, None, endpoint)
+                yield
 
     def _put(self, changes: list[Change], endpoint_id: str, endpoint: bytes | None, revision: int) -> None:
         before = self.endpoints.get(endpoint_id)
         if endpoint == before:
             return
-        if before is not None:
-            self._digest.remove(endpoint_id, before)
         if endpoint is None:
             del self.endpoints[endpoint_id]
         else:
-            self._digest.add(endpoint_id, endpoint)
             self.endpoints[endpoint_id] = endpoint
+        self._digest.change(endpoint_id, before, endpoint)
         changes.append(Change(endpoint_id, before, endpoint, revision))
 
     def _check(self, changes: list[Change], checkpoint: pb.Checkpoint) -> Applied:
@@ -135,3 +164,10 @@ class Replica:
         self.complete = True
         staleness = None if checkpoint.unsettled else checkpoint.staleness.ToNanoseconds() / 1e9
         return Applied(changes, pb.Acknowledge(token=self.token), staleness)
+
+
+def _portions(items: Iterable[_Item]) -> Iterator[list[_Item]]:
+    """Cut into lists of one step each."""
+    iterator = iter(items)
+    while portion := list(islice(iterator, _STEP)):
+        yield portion

@@ -227,6 +227,7 @@ def _feed(settings: AuthorizeSettings, number: int) -> Callable[[Callable[[Chang
         credentials=None if ca is None else credentials,
         bearer=None if token is None else bearer,
         on_change=on_change,
+        loop=asyncio.get_running_loop(),
     )
 
 

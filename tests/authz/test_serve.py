@@ -201,6 +201,19 @@ def test_sigterm_lets_envoy_go_elsewhere_before_it_ends(
     assert set(codes) == {200}
 
 
+def test_it_ends_amid_a_ripple(scripted: Scripted, authorize: AuthorizerFactory) -> None:
+    authorizer = authorize(f"127.0.0.1:{scripted.port}", DRAIN_TIME="10ms")
+    scripted.opened()
+    scripted.send(end=True)
+    authorizer.wait_ready()
+    for part in range(20):
+        scripted.send(*(endpoint(f"app_{part}_{number}") for number in range(3_000)), proof=False)
+    wait_until(lambda: authorizer.metric("pads_cdc_authorize_endpoints") > 0, "the ripple begins")
+    authorizer.process.send_signal(signal.SIGTERM)
+    assert authorizer.join() == 0
+    assert "Traceback" not in authorizer.output
+
+
 def test_signals_that_mean_nothing_here_end_nothing(scripted: Scripted, authorize: AuthorizerFactory) -> None:
     authorizer = authorize(f"127.0.0.1:{scripted.port}")
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):

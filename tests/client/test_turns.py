@@ -1,0 +1,173 @@
+"""A feed that an event loop applies itself, in turns: nobody waits for long, and it ends at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from pads_cdc_client import Change, EndpointFeed
+from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
+from pads_cdc_client.steps import AbandonedError, Turns
+
+from tests.plugins.server import DEADLINE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pads_cdc_client.steps import Steps
+
+    from tests.plugins.feed import Scripted
+
+STEP = 0.0002
+"""Seconds of one step, at least."""
+
+
+def work(steps: int, taken: list[str] | None = None) -> Steps[int]:
+    for _ in range(steps):
+        time.sleep(STEP)
+        if taken is not None:
+            taken.append("step")
+        yield
+    return steps
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 (each round of the loop counts)
+        await asyncio.sleep(0)
+
+
+def test_others_have_turns_between_a_few_steps() -> None:
+    order: list[str] = []
+
+    async def run() -> None:
+        taking = asyncio.create_task(
+            asyncio.to_thread(Turns(asyncio.get_running_loop()).take, work(100, order))
+        )
+        while not taking.done():
+            order.append("other")
+            await asyncio.sleep(0)
+        assert await taking == 100
+
+    asyncio.run(run())
+    turns = [turn for turn in "".join(each[0] for each in order).split("o") if turn]
+    assert sum(map(len, turns)) == 100
+    assert max(map(len, turns)) <= 1 + 0.001 / STEP, "a turn is a millisecond"
+
+
+def test_what_a_step_raises_is_raised_where_it_is_waited_for() -> None:
+    def fails() -> Steps[None]:
+        yield
+        raise TimeoutError("a step's own")
+
+    async def run() -> None:
+        turns = Turns(asyncio.get_running_loop())
+        with pytest.raises(TimeoutError, match="a step's own"):
+            await asyncio.to_thread(turns.take, fails())
+        assert await asyncio.to_thread(turns.take, work(1)) == 1, "the next one is taken"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("where", ["in the loop", "in a step", "in a thread"])
+def test_closing_lets_the_waiting_thread_go_and_takes_no_further_step(where: str) -> None:
+    taken: list[str] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        turns = Turns(loop)
+
+        def closes() -> Steps[None]:
+            yield from work(3, taken)
+            turns.close()
+            yield from work(3, taken)
+
+        steps = closes() if where == "in a step" else work(1_000_000, taken)
+        waiting = asyncio.create_task(asyncio.to_thread(turns.take, steps))
+        await until(lambda: bool(taken))
+        if where == "in the loop":
+            turns.close()
+        elif where == "in a thread":
+            await asyncio.to_thread(turns.close)
+        with pytest.raises(AbandonedError):
+            await asyncio.wait_for(waiting, DEADLINE)
+        before = len(taken)
+        await asyncio.sleep(0.02)
+        assert len(taken) == before
+        with pytest.raises(AbandonedError):
+            turns.take(work(1))
+
+    asyncio.run(run())
+
+
+def test_a_loop_that_ends_lets_the_waiting_thread_go() -> None:
+    found: list[BaseException] = []
+
+    def wait(turns: Turns) -> None:
+        try:
+            turns.take(work(1_000_000))
+        except AbandonedError as error:
+            found.append(error)
+
+    async def run() -> threading.Thread:
+        thread = threading.Thread(target=wait, args=(Turns(asyncio.get_running_loop()),))
+        thread.start()
+        await asyncio.sleep(0.02)
+        return thread
+
+    asyncio.run(run()).join(DEADLINE)
+    assert found
+
+
+def endpoints(count: int) -> list[GatewayEndpoint]:
+    return [GatewayEndpoint(endpoint_id=f"app_{number}") for number in range(count)]
+
+
+def test_a_ripple_is_applied_between_what_the_loop_has_to_do(scripted: Scripted) -> None:
+    count = 30_000
+
+    async def run() -> None:
+        threads: set[threading.Thread] = set()
+        sizes: set[int] = set()
+
+        def note(_: Change) -> None:
+            threads.add(threading.current_thread())
+
+        target, loop = f"127.0.0.1:{scripted.port}", asyncio.get_running_loop()
+        async with EndpointFeed(target, client_id="test", on_change=note, loop=loop) as feed:
+            scripted.opened()
+            scripted.send(end=True)
+            async with asyncio.timeout(DEADLINE):
+                await feed.until_ready()
+                scripted.send(*endpoints(count))
+                while feed.proofs < 2:
+                    sizes.add(len(feed))
+                    await asyncio.sleep(0)
+            assert len(feed) == count
+        assert threads == {threading.current_thread()}, "callbacks are the loop's as well"
+        assert len(sizes) > count / 2_000, "no more than some hundred endpoints at once"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("where", ["in the loop", "in a thread"])
+def test_closing_amid_a_ripple_ends_at_once(scripted: Scripted, where: str) -> None:
+    async def run() -> None:
+        target, loop = f"127.0.0.1:{scripted.port}", asyncio.get_running_loop()
+        feed = EndpointFeed(target, client_id="test", loop=loop).start()
+        scripted.opened()
+        scripted.send(*endpoints(30_000), end=True)
+        async with asyncio.timeout(DEADLINE):
+            await until(lambda: len(feed) > 0)
+            if where == "in the loop":
+                feed.close()  # which waits for the feed's thread, while nothing else can run here
+            else:
+                await asyncio.to_thread(feed.close)
+            size = len(feed)
+            await asyncio.sleep(0.02)
+        assert 0 < size < 30_000
+        assert len(feed) == size, "the map stays as it was left"
+
+    asyncio.run(run())
