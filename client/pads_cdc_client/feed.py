@@ -229,10 +229,12 @@ class EndpointFeed:
     def _session(self, target: str, backoff: Backoff) -> tuple[Remedy, str]:
         """Follow one server until its stream ends. Returns what to do next, and why the stream ended."""
         try:
-            metadata = (("authorization", f"Bearer {self._bearer()}"),) if self._bearer is not None else ()
+            metadata = self._metadata()
             credentials = self._credentials() if callable(self._credentials) else self._credentials
         except OSError as error:
             return Remedy.BACK_OFF, f"the token or a certificate cannot be read: {error.strerror}"
+        except ValueError:  # a file in the middle of being renewed; its words may be the token's
+            return Remedy.BACK_OFF, "the token or a certificate is not what it should be"
         self.attempts += 1
         outbox = Outbox(self._replica.opening(self._client_id), self._watch_silence)
         self._heard_at, self._patience = time.monotonic(), _FIRST_WORD_SECONDS
@@ -261,6 +263,20 @@ class EndpointFeed:
                 outbox.close()
                 call.cancel()
         return Remedy.RETRY, "the server ended a stream that has no end"
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """Return the token as gRPC takes it.
+
+        Raises:
+            ValueError: no header can carry it; gRPC itself would show it in its error.
+
+        """
+        if self._bearer is None:
+            return ()
+        token = self._bearer()
+        if not token.isascii() or not token.isprintable():
+            raise ValueError("the token has characters that no header can carry")
+        return (("authorization", f"Bearer {token}"),)
 
     def _work(self, steps: Steps[None]) -> None:
         if self._turns is None:

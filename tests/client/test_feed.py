@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
@@ -21,7 +22,7 @@ from tests.plugins.server import DEADLINE, expected, fill, wait_until
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
-    from tests.plugins.feed import FeedFactory
+    from tests.plugins.feed import FeedFactory, Scripted
     from tests.plugins.postgres import Database
     from tests.plugins.server import ServerFactory
 
@@ -56,6 +57,21 @@ def test_a_map_a_callback_and_how_stale_it_is(
     wait_until(lambda: client.staleness() > 1, "a map that grows stale")
     assert client.ready, "a server that is away is no reason to turn anybody away"
     assert len(client) == 100
+
+
+def test_a_token_file_amid_its_renewal_is_waited_out_and_never_shown(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pads_cdc_client.feed.Backoff", partial(Backoff, late=0.01))
+    files = iter([b"sesame\xff", "sesam\u00e9".encode(), b"sesame\nsesame", b"sesame"])
+    scripted.opened()
+    scripted.send(end=True)
+    target = f"127.0.0.1:{scripted.port}"
+    with EndpointFeed(target, client_id="test", bearer=lambda: next(files).decode()) as client:
+        assert client.wait_ready(DEADLINE)
+    assert client.attempts == 1, "of the others nobody was told"
+    assert "is not what it should be" in caplog.text
+    assert "sesam" not in caplog.text
 
 
 @pytest.mark.slow
