@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _KEPT: Final = 10_000
 """Endpoints whose answers are kept: some 2 kB each, and making one takes 15 us."""
-_NO_HEADER: Final = re.compile(r"[\x00-\x1f\x7f]|^\s|\s$")
+_NO_HEADER: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]|^\s|\s$")
 """Values that would end a header, or reach the other side as other ones."""
 _CODES: Final = {
     400: Code.INVALID_ARGUMENT,

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -59,9 +60,22 @@ func To(target string, options *Options) (*grpc.ClientConn, error) {
 	return dial(target, with)
 }
 
-// Listen listens on HOST:PORT, or on the socket of unix:PATH.
+// Server allows the pings by which Envoy keeps its connections; gRPC's own policy ends one after three of them.
+func Server() *grpc.Server {
+	return grpc.NewServer(grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
+		MinTime: 5 * time.Second, PermitWithoutStream: true,
+	}))
+}
+
+// Listen listens on HOST:PORT, or on the socket of unix:PATH. One that a dead process has left is replaced.
 func Listen(address string) (net.Listener, error) {
 	if path := strings.TrimPrefix(address, "unix:"); path != address {
+		if other, err := net.Dial("unix", path); err == nil {
+			other.Close()
+			return nil, fmt.Errorf("%s: something else listens there", path)
+		} else if errors.Is(err, syscall.ECONNREFUSED) {
+			os.Remove(path)
+		}
 		return net.Listen("unix", path)
 	}
 	return net.Listen("tcp", address)

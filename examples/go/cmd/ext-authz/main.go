@@ -23,7 +23,6 @@ import (
 	auth "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	types "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	rpc "google.golang.org/genproto/googleapis/rpc/status"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -41,7 +40,7 @@ type server struct {
 }
 
 var scheme = regexp.MustCompile(`^(?i:bearer )`)
-var unsendable = regexp.MustCompile(`[\x00-\x1f\x7f]|^\s|\s$`) // would reach the other side as something else
+var unsendable = regexp.MustCompile(`\p{Cc}|^\p{Z}|\p{Z}$`) // would reach the other side as something else
 
 // Check never waits: the map is in memory.
 func (s *server) Check(_ context.Context, request *auth.CheckRequest) (*auth.CheckResponse, error) {
@@ -158,7 +157,7 @@ func main() {
 		}
 	}}
 	go func() { log.Print("ext-authz: the feed has ended: ", client.Run(ctx)) }()
-	grpcServer, status := grpc.NewServer(), health.NewServer()
+	grpcServer, status := connect.Server(), health.NewServer()
 	auth.RegisterAuthorizationServer(grpcServer, s)
 	healthpb.RegisterHealthServer(grpcServer, status)
 	go func() { exitOn(grpcServer.Serve(listener)) }()
@@ -168,7 +167,8 @@ func main() {
 		time.Sleep(200 * time.Millisecond)
 	}
 	status.Shutdown()
-	time.Sleep(3 * time.Second) // checks are answered until Envoy's health checks have seen it
+	time.Sleep(3 * time.Second)                  // checks are answered until Envoy's health checks have seen it
+	time.AfterFunc(time.Second, grpcServer.Stop) // a stream that watches our health would be waited for forever
 	grpcServer.GracefulStop()
 }
 
