@@ -61,23 +61,22 @@ class _Server(NamedTuple):
 
 def run(rig: Rig) -> Iterator[Result]:
     """Measure ours, the one in Go and the references, on the same endpoints."""
-    with (
-        rig.database(rig.sizes.small) as database,
-        rig.serve(database) as served,
-        rig.authorize(served.target) as authorizer,
-        _in_go(rig, served) as in_go,
-        check_server.serving() as nothing,
-    ):
-        servers = {OURS: _Server(authorizer.grpc, authorizer.process.pid), _NOTHING: _Server(*nothing)}
-        if in_go is not None:
-            servers[_GO] = in_go
+    with rig.database(rig.sizes.small) as database, rig.serve(database) as served:
         rest = database.portal.numbers(REST)
         calls = _calls(rest[: min(_KNOWN, len(rest) // 2)])
-        yield from _cost(rig, servers, calls)
-        yield from _memory(rig, authorizer)
-        yield from _through_envoy(rig, servers, calls)
-        yield from _revocations(rig, database, served, servers)
-        yield from _while_everything_changes(rig, database, servers, calls)
+        with (
+            rig.authorize(served.target) as authorizer,
+            _in_go(rig, served) as in_go,
+            check_server.serving() as nothing,
+        ):
+            servers = {OURS: _Server(authorizer.grpc, authorizer.process.pid), _NOTHING: _Server(*nothing)}
+            if in_go is not None:
+                servers[_GO] = in_go
+            yield from _cost(rig, servers, calls)
+            yield from _memory(rig, authorizer)
+            yield from _through_envoy(rig, servers, calls)
+            yield from _revocations(rig, database, served, servers)
+        yield from _while_everything_changes(rig, database, served, calls)
 
 
 def _calls(numbers: Sequence[int]) -> list[checks.Call]:
@@ -222,25 +221,44 @@ def _revocations(
 
 
 def _while_everything_changes(
-    rig: Rig, database: Database, servers: dict[str, _Server], calls: Sequence[checks.Call]
+    rig: Rig, database: Database, served: Served, calls: Sequence[checks.Call]
 ) -> Iterator[Result]:
     """Ask at a steady rate while keys of others change and a plan ripples."""
     taken: dict[tuple[str, str], list[float]] = {}
     rest = database.portal.numbers(REST)[len(calls) :]
     for _ in range(rig.sizes.runs):
-        for contender, server in servers.items():
-            if contender == _NOTHING:
-                continue
-            rig.say(f"authorize: while everything changes, {contender}")
-            with Rotation(database, rest, _CHANGES):
-                asking = checks.at_rate(server.target, calls, _RATE)
-                time.sleep(rig.sizes.seconds / 12)
-                began = now()
-                database.execute(RAISE, (PLAN,))
-                time.sleep(rig.sizes.seconds / 12)
-                found = [1000 * seconds for at, seconds in asking.stop() if at >= began]
+        for contender in (OURS, _NOTHING, _GO):
+            with _alone(rig, served, contender) as server:
+                if server is None:
+                    continue
+                rig.say(f"authorize: while everything changes, {contender}")
+                with Rotation(database, rest, _CHANGES):
+                    asking = checks.at_rate(server.target, calls, _RATE)
+                    time.sleep(rig.sizes.seconds / 12)
+                    began = now()
+                    database.execute(RAISE, (PLAN,))
+                    time.sleep(rig.sizes.seconds / 12)
+                    found = [1000 * seconds for at, seconds in asking.stop() if at >= began]
             for name, share in _SHARES.items():
                 taken.setdefault((name, contender), []).append(percentile(found, share))
     size = f"{_RATE:,} checks, {_CHANGES} changes a second, and {rig.sizes.plan:,} endpoints pass"
     for (name, contender), samples in taken.items():
         yield Result("authorize", f"while everything changes, {name}", contender, "ms", tuple(samples), size)
+
+
+@contextmanager
+def _alone(rig: Rig, served: Served, contender: str) -> Iterator[_Server | None]:
+    """Have one contender and one authorizer on the feed: the do-nothing server has one of ours beside it.
+
+    So each has the same neighbours on the same cores, and what the do-nothing server takes is theirs.
+    """
+    if contender == _GO:
+        with _in_go(rig, served) as in_go:
+            yield in_go
+        return
+    with rig.authorize(served.target) as authorizer:
+        if contender == OURS:
+            yield _Server(authorizer.grpc, authorizer.process.pid)
+        else:
+            with check_server.serving() as nothing:
+                yield _Server(*nothing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
+import gc
 import os
 import random
 import socket
@@ -15,6 +15,7 @@ import grpc
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
 from pads_cdc_client import EndpointFeed
 
+from bench import children
 from bench.following import now
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     _Check = grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
 
-_spawn: Final = multiprocessing.get_context("spawn")
 _CHECK: Final = "/envoy.service.auth.v3.Authorization/Check"
 _UNDER_WAY: Final = 32
 """Checks that a busy Envoy has under way."""
@@ -61,9 +61,8 @@ class Asking:
     """A process that asks until `stop`, which returns (when asked, seconds until the answer) of each."""
 
     def __init__(self, ask: Callable[..., None], *arguments: Any) -> None:
-        self._pipe, other = _spawn.Pipe()
-        self._process = _spawn.Process(target=ask, args=(other, *arguments), daemon=True)
-        self._process.start()
+        self._pipe, other = children.Pipe()
+        self._process = children.start(ask, other, *arguments)
         other.close()
         self._pipe.recv()  # it has begun
 
@@ -79,9 +78,8 @@ class Prober:
     """Uses a key through Envoy until it is refused."""
 
     def __init__(self, port: int) -> None:
-        self._pipe, other = _spawn.Pipe()
-        self._process = _spawn.Process(target=_probe, args=(other, port), daemon=True)
-        self._process.start()
+        self._pipe, other = children.Pipe()
+        self._process = children.start(_probe, other, port)
         other.close()
 
     def use(self, call: Call) -> None:
@@ -138,9 +136,8 @@ def requests(calls: Sequence[Call]) -> list[bytes]:
 
 
 def _in_process(run: Callable[..., None], *arguments: Any) -> Any:
-    pipe, other = _spawn.Pipe()
-    process = _spawn.Process(target=run, args=(other, *arguments), daemon=True)
-    process.start()
+    pipe, other = children.Pipe()
+    process = children.start(run, other, *arguments)
     other.close()
     try:
         return pipe.recv()
@@ -172,6 +169,8 @@ def _saturate(pipe: Connection, target: str, calls: Sequence[Call], seconds: flo
 
 
 def _at_rate(pipe: Connection, target: str, calls: Sequence[Call], rate: float) -> None:
+    gc.disable()  # a full collection takes 40 ms here, which would be measured as the server's
+
     async def run() -> list[tuple[float, float]]:
         asked, found = requests(calls), []
         async with grpc.aio.insecure_channel(target) as channel:
