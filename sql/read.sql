@@ -1,11 +1,12 @@
--- What every read of a mapping begins with, whatever the mapping.
+-- The queries with which a read of any mapping begins.
 
 -- name: Header :many
--- What the read can be trusted for, from the same statement and so from the same snapshot: the snapshot, three ends of the
--- WAL after it was taken (of what is written, of what is flushed and so can be decoded, and one that nothing visible can
--- lie beyond: a standby shows a commit a moment before it says that it has replayed it), and what the session knew
--- of the server before it was taken; a server that was promoted in between vouches for nothing. NULLs stand for the mapping's columns. It comes first because an Append runs its parts in their order, unless it is parallel: the condition, always
--- true, is there because no plan is parallel above a function that only the leader may call.
+-- The evidence of a read, from the same statement and so from the same snapshot: the snapshot; three ends of the WAL after it was
+-- taken (what is written, what is flushed and so can be decoded, and a bound of everything visible, since a standby shows a
+-- commit a moment before it reports it as replayed); and what the session knew of the server before that. A server that was
+-- promoted in between proves nothing. NULLs stand for the mapping's columns. This row comes first because an Append runs its
+-- parts in order, unless it is parallel. The condition is always true; it prevents a parallel plan, because it calls a
+-- function that only the leader of a parallel query may call.
 SELECT
     CASE
         WHEN coalesce(pg_is_in_recovery() = (split_part(current_setting('pads_cdc.before', true), ' ', 2) = '-'), true)
@@ -34,9 +35,9 @@ SELECT
 WHERE pg_backend_pid() IS NOT NULL;
 
 -- name: OutsideTypes :many
--- The mapping's columns whose type has its operators outside of pg_catalog (citext, for example), in which schema, and, where
--- others than a superuser or the owners of that schema and of the tables can have put an operator there or can do so: what of,
--- and what to type against it. Enums, ranges, arrays and domains need no operators of their own.
+-- The mapping's columns whose type has operators outside of pg_catalog (citext, for example), and the schema of these operators.
+-- If a role other than a superuser or the owners of that schema and of the tables can create an operator there, or has created
+-- one: which object allows it, and what to type against it. Enums, ranges, arrays and domains need no operators of their own.
 WITH RECURSIVE mapped AS (
     SELECT c.oid, c.relname, c.relowner
     FROM pg_class c
@@ -94,7 +95,7 @@ LEFT JOIN LATERAL (
 ORDER BY 1, 2;
 
 -- name: Types :many
--- What types are, given by oid, as the query KeyColumns has it; the collation is that of a value, as pg_collation_for names it.
+-- Types by oid, described as in the query KeyColumns. The collation is that of a value, as pg_collation_for returns it.
 SELECT
     t.oid,
     CASE n.nspname

@@ -1,16 +1,16 @@
--- Questions to any Postgres server, whatever the mapping. Names are those of pg_catalog, the only schema that sessions of
--- ours look into. No backslash is in them: what it means is a setting.
+-- Queries for any Postgres server, independent of the mapping. All names are in pg_catalog, the only schema in our sessions'
+-- search path. There is no backslash in these queries, because its meaning depends on a setting.
 
 -- name: Relations :many
--- The mapping's tables as the plugin will name them (a partitioned table by its leaves), with the columns that each one's
--- replica identity carries, a shape that changes with anything about the table that sends no rows, and a text that changes with
--- anything about the publication, if there is one, and a transaction id that nobody had yet.
+-- The mapping's tables as the plugin names them (a partitioned table by its leaves), with the columns of each replica identity;
+-- a text that changes with every property of the table that sends no rows; a text that changes with every property of the
+-- publication, if there is one; and the next transaction id.
 WITH RECURSIVE tree (mapped, relid) AS (
     SELECT c.relname, c.oid
     FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = @schema AND c.relname = ANY (@tables) AND c.relkind IN ('r', 'p')
-        -- Whoever may create objects here could bring in a signal table where there is none, and have us recompute.
+        -- Any role that may create objects here could create a missing signal table, and make us recompute endpoints.
         AND (
             c.relname <> ALL (@signals::text[])
             OR c.relowner = n.nspowner
@@ -73,10 +73,10 @@ JOIN pg_namespace n ON n.oid = c.relnamespace
 ORDER BY 2, 3, 4;
 
 -- name: Publication :many
--- What a publication lets pgoutput send: one row, with the tables that it publishes (of @tables, by oid, or all where that is NULL)
--- in JSON; all of one snapshot. `version` changes with whatever changes it. `settled`: the slot sends no transaction any more that
--- began before the newest change, for pgoutput decides by the catalog as it was when a row was written. No transaction had
--- `next_xid` yet. `refuses`: Postgres refuses UPDATEs and DELETEs of such a table, for everybody.
+-- The content of a publication, in one row and one snapshot, with its tables in JSON (those among @tables, by oid, or all if that is
+-- NULL). `version` changes with every change of the publication. `settled`: every transaction that the slot will still send began
+-- after the newest change; this matters because pgoutput uses the catalog as it was when a row was written. `next_xid` is the next
+-- transaction id. `refuses`: Postgres refuses every UPDATE and DELETE of such a table.
 WITH publication AS MATERIALIZED (
     SELECT *, xmin AS changed FROM pg_publication WHERE pubname = @publication
 ),
@@ -104,7 +104,7 @@ published AS (
     WHERE @tables::oid[] IS NULL OR c.oid = ANY (@tables::oid[])
 ),
 refusing AS (
-    -- As CheckCmdReplicaIdentity has it, for each table with rows of its own.
+    -- The rule of Postgres' CheckCmdReplicaIdentity, for each table with rows of its own.
     SELECT DISTINCT published.oid
     FROM published
     CROSS JOIN LATERAL (
@@ -138,7 +138,7 @@ SELECT
     (SELECT string_agg(concat_ws(':', oid, changed), ' ' ORDER BY concat_ws(':', oid, changed)) FROM part) AS version,
     obj_description(publication.oid, 'pg_publication') AS comment,
     coalesce((
-        -- What is negative was frozen long ago.
+        -- A negative age means that the row was frozen long ago.
         SELECT bool_and(age(part.changed) < 0 OR age(part.changed) > age(slots.catalog_xmin))
         FROM part
         CROSS JOIN pg_replication_slots slots
@@ -156,9 +156,9 @@ SELECT
 FROM publication;
 
 -- name: Restrictions :many
--- Which publications, ours and others', send updates or deletes of these tables (by oid), themselves or through a table that they are a
--- partition of. Postgres refuses such an UPDATE, to everybody, while the table has no replica identity, while the list of columns (NULL
--- without one) lacks a column of it, or while the condition has one that is not in it.
+-- The publications, ours and others, that send updates or deletes of these tables (by oid), directly or through the table of which
+-- they are a partition. Postgres refuses every such UPDATE while the table has no replica identity, while the column list (NULL if
+-- there is none) lacks a column of the identity, or while the row filter has a column that is not in the identity.
 SELECT
     given.oid::bigint AS oid,
     pub.pubname::text AS publication,
@@ -182,7 +182,7 @@ WHERE (pub.pubupdate OR pub.pubdelete) AND (rel.oid IS NOT NULL OR space.oid IS 
 ORDER BY 1, 2;
 
 -- name: Holder :many
--- Who a backend belongs to, as far as we may see it.
+-- The owner of a backend, as far as we may see it.
 SELECT concat_ws(', ',
     'application ' || quote_literal(nullif(application_name, '')), 'role ' || usename, 'from ' || host(client_addr)
 )::text AS holder
@@ -190,22 +190,22 @@ FROM pg_stat_activity
 WHERE pid = @pid;
 
 -- name: Sender :many
--- What we are to this server as readers of a slot: the process that serves us, our name, and the setting that might take a
--- wal sender of that name for a synchronous standby. On a standby none is ever taken for one.
+-- Our wal sender: its process, our application_name, and the setting by which Postgres may choose a wal sender of that name as a
+-- synchronous standby. A standby never chooses one.
 SELECT
     pg_backend_pid() AS pid,
     current_setting('application_name') AS application,
     CASE WHEN pg_is_in_recovery() THEN '' ELSE current_setting('synchronous_standby_names') END AS synchronous_names;
 
 -- name: AtWork :many
--- Whether a process does something, and does not just wait for its client or for more to do; no row when it is gone.
+-- Whether a process is working, rather than waiting for its client or for new WAL; no row if it has ended.
 SELECT coalesce(wait_event_type NOT IN ('Activity', 'Client'), true)
 FROM pg_stat_activity
 WHERE pid = @pid;
 
 -- name: Blocked :many
--- Whether somebody has waited for so many seconds for a session of ours to end its transaction, so as to change a table (all others
--- queue behind that) or to build an index beside the writers. Reads of ours keep nobody else waiting.
+-- Whether a session has waited for so many seconds for the end of our transaction, in order to change a table (all other sessions
+-- queue behind it) or to build an index concurrently. Our reads block nothing else.
 SELECT EXISTS (
     SELECT
     FROM pg_locks AS waiting
@@ -220,7 +220,7 @@ SELECT EXISTS (
 );
 
 -- name: Slot :many
--- Our slot, if it is there.
+-- Our slot, if it exists.
 SELECT
     plugin::text,
     slot_type,
@@ -241,8 +241,8 @@ FROM pg_replication_slots AS slots
 WHERE slot_name = @slot;
 
 -- name: WalEnd :many
--- How far a stream of this server can get now: what is flushed on a primary, what is replayed on a standby. And the
--- timeline that a primary writes, in hexadecimal digits; on a standby only the replication protocol tells.
+-- The position up to which this server can stream now: flushed on a primary, replayed on a standby. Also the timeline of a
+-- primary, in hexadecimal digits; for a standby only the replication protocol reports it.
 SELECT
     (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text,
     CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END AS timeline;
@@ -256,7 +256,7 @@ SELECT pg_is_in_recovery();
 SELECT pg_log_standby_snapshot()::text;
 
 -- name: OldestTransactions :many
--- Whom the creation of a slot waits for: transactions that are running or prepared, oldest first.
+-- The transactions for which the creation of a slot waits: running or prepared ones, the oldest first.
 SELECT
     concat('process ', pid, ' (', usename, ', ', state, ', since ', xact_start::timestamptz(0), ')') AS whom,
     format('SELECT pg_terminate_backend(%s);', pid) AS remedy
@@ -281,7 +281,7 @@ JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname IN ('deleted', 'deleted_
 WHERE n.nspname = @schema AND c.relname = ANY (@tables);
 
 -- name: Server :many
--- What kind of server this is and who we are to it. A setting that the server does not know is NULL.
+-- The server's version and settings, and our role. A setting that the server does not know is NULL.
 SELECT
     current_setting('server_version_num')::int / 10000 AS major,
     pg_is_in_recovery() AS in_recovery,
@@ -317,18 +317,17 @@ WHERE pg_roles.rolname = current_user;
 SELECT extract(epoch FROM clock_timestamp())::float8;
 
 -- name: Identity :many
--- Which cluster this is, whoever answers for it.
+-- The cluster's system identifier, which all its servers share.
 SELECT system_identifier::text FROM pg_control_system();
 
 -- name: MappedTables :many
--- All that bears the name of a mapped table, with its partitions: what it is, what its updates and deletes can carry, and
--- what we may do with it.
+-- Every relation with the name of a mapped table, and its partitions: its kind, its replica identity, and our privileges on it.
 WITH RECURSIVE tree (mapped, relid, top) AS (
     SELECT c.relname, c.oid, true
     FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = @schema AND c.relname = ANY (@tables) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
-        -- Whoever may create objects here could bring in a signal table where there is none, and have us recompute.
+        -- Any role that may create objects here could create a missing signal table, and make us recompute endpoints.
         AND (
             c.relname <> ALL (@signals::text[])
             OR c.relowner = n.nspowner
@@ -368,7 +367,7 @@ JOIN pg_namespace n ON n.oid = c.relnamespace
 ORDER BY mapped, name;
 
 -- name: MappedIndexes :many
--- The indexes of tables, given by oid, with all that decides what they are good for.
+-- The indexes of tables, given by oid, with every property that decides how they can be used.
 SELECT
     i.indrelid AS table_oid,
     c.relname::text AS raw_name,
@@ -399,11 +398,12 @@ WHERE i.indrelid = ANY (@tables::oid[])
 ORDER BY i.indrelid, i.indnkeyatts, c.relname;
 
 -- name: Schema :many
--- Whether a schema is there, and whether we may look into it.
+-- Whether a schema exists, and whether we have USAGE on it.
 SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = @schema;
 
 -- name: LegacyTriggers :many
--- Triggers of the mapped tables that do what PADS's do: write a row an endpoint, or notify, within the writer's transaction.
+-- Triggers of the mapped tables that work like those of PADS: they write a row for each endpoint, or notify, within the
+-- writer's transaction.
 SELECT
     t.tgname::text AS trigger_name,
     format('%I.%I', n.nspname, c.relname) AS table_name,
@@ -418,11 +418,11 @@ WHERE n.nspname = @schema AND c.relname = ANY (@tables)
 ORDER BY 2, 1;
 
 -- name: TryPlugin :many
--- Make a slot that ends with the session: it fails where the plugin cannot be loaded, before it waits for transactions.
+-- Create a slot that ends with the session. If the plugin cannot be loaded it fails, before it waits for transactions.
 SELECT pg_create_logical_replication_slot(@slot, @plugin, true)::text;
 
 -- name: RoleSetting :many
--- What a role has set for its sessions in this database; no row where that is nothing.
+-- A role's own value of a setting in this database; no row if there is none.
 SELECT substr(given.assignment, length(@name::text) + 2) AS setting
 FROM pg_db_role_setting s
 JOIN pg_roles r ON r.oid = s.setrole
@@ -434,7 +434,7 @@ ORDER BY s.setdatabase DESC
 LIMIT 1;
 
 -- name: EventTriggers :many
--- The event triggers whose functions an error's context names: what disables each, and what enables it again.
+-- The event triggers whose functions an error's context names: the statement that disables each, and the one that enables it.
 SELECT
     format('ALTER EVENT TRIGGER %I DISABLE;', e.evtname) AS disable,
     concat('ALTER EVENT TRIGGER ', quote_ident(e.evtname), ' ENABLE', CASE e.evtenabled
@@ -447,7 +447,7 @@ WHERE e.evtenabled <> 'D' AND strpos(@context, concat(p.proname, '(')) > 0
 ORDER BY e.evtname;
 
 -- name: Role :many
--- A role and what it lacks: no row where there is none.
+-- A role with its attributes and the privileges that it lacks; no row if it does not exist.
 SELECT
     r.rolcanlogin AS may_login,
     r.rolsuper OR r.rolreplication OR coalesce(pg_has_role(r.oid, to_regrole('rds_replication'), 'MEMBER'), false)
@@ -466,7 +466,7 @@ FROM pg_roles r
 WHERE r.rolname = @role;
 
 -- name: Grants :many
--- What takes a role's privileges on this database, its schemas and its tables away: their objects stay.
+-- The statements that revoke a role's privileges on this database, its schemas and its tables.
 SELECT format('REVOKE ALL ON %s FROM %I;', granted.what, @role::text)
 FROM (
     SELECT 1 AS place, format('TABLE %I.%I', n.nspname, c.relname) AS what, c.relacl AS acl
@@ -485,7 +485,7 @@ WHERE EXISTS (
 ORDER BY granted.place, granted.what;
 
 -- name: Belongings :many
--- What keeps a role from being dropped beside privileges here: what it owns, and what other databases know of it.
+-- The obstacles to dropping a role, beside its privileges in this database: objects that it owns, and references from other databases.
 SELECT DISTINCT
     CASE
         WHEN d.dbid NOT IN (0, here.oid) THEN format('is used in the database %s', other.datname)
@@ -505,9 +505,8 @@ ORDER BY 2, 1;
 SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database();
 
 -- name: KeyColumns :many
--- The types of the columns of mapped tables that have one of these names: of a domain what it is made of, its name as SQL
--- writes it, whether values are equal only if they are spelled alike, and otherwise the collation, if it is that; and whether
--- the column is NOT NULL.
+-- The types of the mapped tables' columns with one of these names: the base type if it is a domain; its name in SQL; whether equal
+-- values always have the same text, and otherwise the collation, if that is the reason; and whether the column is NOT NULL.
 WITH RECURSIVE typed (mapped, column_name, type_oid, modifier, collation_oid, not_null) AS (
     SELECT c.relname, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull
     FROM pg_class c

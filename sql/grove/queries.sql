@@ -6,8 +6,8 @@
 -- include: ../shared/endpoints_of.sql
 
 -- name: Endpoints :many
--- Every endpoint as it is now, each once. Where settings are not unique by application the greatest id wins; the
--- anti-join names only `settings`, so that the planner can resolve it before or after the join.
+-- Every present endpoint, each once. If settings are not unique by application, the greatest id wins. The anti-join names
+-- only `settings`, so that the planner can resolve it before or after the join.
 SELECT
     applications.id AS endpoint_id,
     settings.secret_key,

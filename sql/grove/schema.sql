@@ -1,5 +1,5 @@
 -- What the mappings `grove` and `grove_jwt` expect of the database: the portal's entity relationship diagram, with keys and
--- cascades. Names are unqualified on purpose: which schema the tables are in is a setting, DB_SCHEMA.
+-- cascades. Names are unqualified on purpose: the setting DB_SCHEMA names the tables' schema.
 
 CREATE TABLE pay_plans (
     plan_type VARCHAR(25) PRIMARY KEY,

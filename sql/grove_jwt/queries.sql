@@ -6,10 +6,10 @@
 -- include: ../shared/endpoints_of.sql
 
 -- name: Endpoints :many
--- Every endpoint as it is now, each once. `authorized_users` is NULL where the static key rules, and empty where the
--- account's users can sign in nowhere: then nobody may call. It reads users one account at a time, through indexes.
--- Where settings are not unique by application the greatest id wins; the anti-join names only `settings`, so that the
--- planner can resolve it before or after the join.
+-- Every present endpoint, each once. `authorized_users` is NULL if the endpoint has a static key. It is empty if no user of
+-- the account can sign in: then no call is allowed. The query reads users one account at a time, through indexes. If
+-- settings are not unique by application, the greatest id wins. The anti-join names only `settings`, so that the planner
+-- can resolve it before or after the join.
 SELECT
     applications.id AS endpoint_id,
     settings.secret_key,
@@ -44,22 +44,22 @@ LEFT JOIN accounts ON accounts.id = applications.account_id
 LEFT JOIN pay_plans ON pay_plans.plan_type = accounts.plan_type;
 
 -- name: EndpointsOfUsers :many
--- The applications of all accounts that users are in. A deleted user is in none any more: those accounts are named by
--- the rows of account_users that went with it.
+-- The applications of all accounts of these users. A deleted user has no account any more; its rows of account_users,
+-- which were deleted with it, name the accounts.
 SELECT applications.id AS endpoint_id
 FROM account_users
 INNER JOIN portal_applications AS applications ON applications.account_id = account_users.account_id
 WHERE account_users.user_id = ANY(@keys::TEXT[]);
 
 -- name: ParentsOfAccountUsers :many
--- As for settings: the account that a user was in.
+-- As for settings: the account to which a user belonged.
 SELECT
     account_users.id AS row_id,
     account_users.account_id AS parent
 FROM account_users;
 
 -- name: ParentsOfUserAuthProviders :many
--- As for settings: the user that could sign in there.
+-- As for settings: the user to whom a sign-in belonged.
 SELECT
     user_auth_providers.id AS row_id,
     user_auth_providers.user_id AS parent

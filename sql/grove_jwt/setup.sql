@@ -1,9 +1,9 @@
--- Makes a database ready for the mapping `grove_jwt`, as often as one likes, for the owner of the tables:
+-- Prepares a database for the mapping `grove_jwt`. The tables' owner runs it, any number of times:
 -- `psql -v schema=public -v role=streamer -f setup.sql`. `pads-cdc setup` takes the GRANT and CREATE INDEX statements from
--- here and does the rest more carefully. All of it lets the server read or makes it faster; none makes it right.
+-- here and does the rest more carefully. The grants let the server read; all else makes it faster, but not more exact.
 
--- Every table is named with its schema. A session that looked into that schema would also find the functions and operators
--- that others may have put there, and run them with the administrator's rights.
+-- Every table is named with its schema. If the schema were in the search path instead, the session could run functions and
+-- operators that others have put there, with the administrator's rights.
 SELECT
     pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),
     pg_catalog.set_config('pads_cdc.schema', :'schema', false),
@@ -18,7 +18,7 @@ SELECT
         false
     );
 
--- The least that the server's role needs, beside REPLICATION.
+-- The least privileges that the server's role needs, beside REPLICATION.
 GRANT USAGE ON SCHEMA :"schema" TO :"role";
 GRANT SELECT ON
     :"schema".portal_applications,
@@ -32,7 +32,7 @@ TO :"role";
 
 \ir ../shared/broken_indexes.sql
 
--- A change of an account, or of a plan, finds its applications by these. CONCURRENTLY keeps nobody from writing.
+-- These find the applications of a changed account or plan. CONCURRENTLY lets writers go on.
 CREATE INDEX CONCURRENTLY IF NOT EXISTS portal_applications_account_id_idx ON :"schema".portal_applications (account_id);
 CREATE INDEX CONCURRENTLY IF NOT EXISTS accounts_plan_type_idx ON :"schema".accounts (plan_type);
 CREATE INDEX CONCURRENTLY IF NOT EXISTS account_users_account_id_idx ON :"schema".account_users (account_id);

@@ -1,5 +1,5 @@
 -- What the mapping `grove_soft_delete` expects of the database: the live portal, which marks rows as deleted.
--- Names are unqualified on purpose: which schema the tables are in is a setting, DB_SCHEMA.
+-- Names are unqualified on purpose: the setting DB_SCHEMA names the tables' schema.
 
 CREATE TABLE pay_plans (
     plan_type VARCHAR(25) PRIMARY KEY,

@@ -1,5 +1,5 @@
 -- What the mapping `pads_soft_delete` expects of the database: the schema of PADS of 2025-05-06, which marks applications as
--- deleted. Names are unqualified on purpose: which schema the tables are in is a setting, DB_SCHEMA.
+-- deleted. Names are unqualified on purpose: the setting DB_SCHEMA names the tables' schema.
 
 CREATE TABLE pay_plans (
     plan_type VARCHAR(25) PRIMARY KEY,

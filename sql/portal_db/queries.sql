@@ -1,12 +1,12 @@
--- The mapping `portal_db`: the portal database that PATH brings along, where a row with `deleted_at` is deleted.
+-- The mapping `portal_db`: the portal database in PATH's repository, where a row with `deleted_at` is deleted.
 --
 -- `Endpoints` is the mapping. The other queries find the endpoints that a changed row affects, by the keys that affects.toml
 -- names. All of them are subqueries of larger statements (cdc/mapping/mapping.py).
 
 -- name: Endpoints :many
--- Every endpoint as it is now, each once; not those that are deleted, nor those of deleted accounts. What an application
--- says of a limit goes before what its account says, and that before the plan; the limit's period is of whoever says it.
--- `secret_key_hash` holds the key as it is: no hash is defined for it, and it is copied there as it was.
+-- Every present endpoint, each once, without deleted ones and those of deleted accounts. A limit of the application takes
+-- precedence over its account's, which takes precedence over the plan's; the period belongs to the chosen limit.
+-- `secret_key_hash` holds the plain key: the schema defines no hash for it.
 SELECT
     applications.portal_application_id AS endpoint_id,
     applications.secret_key_hash AS secret_key,
@@ -38,12 +38,12 @@ LEFT JOIN portal_plans AS plans ON plans.portal_plan_type = accounts.portal_plan
 WHERE applications.deleted_at IS NULL AND accounts.deleted_at IS NULL;
 
 -- name: EndpointsOfApplications :many
--- An application is its endpoint. The ids are returned even where no application has them any more: those are deletes.
+-- An application is its endpoint. Ids without an application are returned too: these endpoints are deleted.
 SELECT key::TEXT AS endpoint_id
 FROM unnest(@keys::TEXT[]) AS key;
 
 -- name: EndpointsOfAccounts :many
--- The applications of accounts, deleted ones too: what the mapping does not return for them is a delete.
+-- The applications of accounts, deleted ones too: if the mapping returns no row for one, its endpoint is deleted.
 SELECT applications.portal_application_id AS endpoint_id
 FROM portal_applications AS applications
 WHERE applications.portal_account_id = ANY(@keys::TEXT[]);

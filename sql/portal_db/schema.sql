@@ -1,9 +1,9 @@
--- What the mapping `portal_db` expects of the database: of the portal database that PATH brings along (portal-db), what
--- concerns an endpoint. Names are unqualified on purpose: which schema the tables are in is a setting, DB_SCHEMA.
+-- What the mapping `portal_db` expects of the database: the part of the portal database in PATH's repository (portal-db)
+-- that concerns endpoints. Names are unqualified on purpose: the setting DB_SCHEMA names the tables' schema.
 
 CREATE TYPE plan_interval AS ENUM ('day', 'month', 'year');
 
--- A limit that is NULL is none, and so is 0.
+-- A limit that is NULL or 0 is no limit.
 CREATE TABLE portal_plans (
     portal_plan_type VARCHAR(42) PRIMARY KEY,
     plan_usage_limit INT CHECK (plan_usage_limit >= 0),
@@ -34,6 +34,6 @@ CREATE TABLE portal_applications (
 
 CREATE INDEX idx_portal_applications_account ON portal_applications (portal_account_id);
 
--- Of these tables a role sees no row, unless it owns them or bypasses row-level security, as ours has to.
+-- A role sees no row of these tables, unless it owns them or bypasses row-level security, as ours has to.
 ALTER TABLE portal_accounts ENABLE ROW LEVEL SECURITY;
 ALTER TABLE portal_applications ENABLE ROW LEVEL SECURITY;

@@ -1,5 +1,5 @@
--- An index whose concurrent build was cut short stays behind, invalid, and IF NOT EXISTS would pass it by.
--- `pads_cdc.indexes` names those that setup.sql is about to make.
+-- An interrupted concurrent build leaves an invalid index behind, which IF NOT EXISTS would take for a valid one.
+-- `pads_cdc.indexes` lists the indexes that setup.sql is about to create.
 DO $$
 DECLARE
     broken REGCLASS;

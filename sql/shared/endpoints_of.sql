@@ -1,14 +1,14 @@
--- What mappings of the portal of PADS have in common: how keys find endpoints, and the memory of parents. All of it is
--- subqueries of larger statements (cdc/mapping/mapping.py), so the planner decides on the whole, and for a few keys every
--- table is reached through an index.
+-- The common queries of the mappings of PADS' portal: they find endpoints by keys, and load the memory of parents. All are
+-- subqueries of larger statements (cdc/mapping/mapping.py), so the planner sees the whole statement, and for a few keys it
+-- reaches every table through an index.
 
 -- name: EndpointsOfApplications :many
--- An application is its endpoint. The ids are returned even where no application has them any more: those are deletes.
+-- An application is its endpoint. Ids without an application are returned too: these endpoints are deleted.
 SELECT key::TEXT AS endpoint_id
 FROM unnest(@keys::TEXT[]) AS key;
 
 -- name: EndpointsOfAccounts :many
--- The applications of accounts, deleted ones too: what the mapping does not return for them is a delete.
+-- The applications of accounts, deleted ones too: if the mapping returns no row for one, its endpoint is deleted.
 SELECT applications.id AS endpoint_id
 FROM portal_applications AS applications
 WHERE applications.account_id = ANY(@keys::TEXT[]);

@@ -1,6 +1,6 @@
--- Updates and deletes name the key that affects others if the replica identity is a unique index that has it: then nothing has
--- to be remembered. Such an index must be unique, complete, immediate and without nullable columns. An identity that names it
--- already (FULL, for example) stays. `pads_cdc.identities` says of which tables, and which keys: `table.column` of each.
+-- If the replica identity is an index with the key that affects endpoints, updates and deletes contain that key, and the server
+-- has to remember nothing. Such an index must be unique, complete, immediate and without nullable columns. An identity that
+-- contains the key already (FULL, for example) stays. `pads_cdc.identities` lists the keys as `table.column`.
 DO $$
 DECLARE
     wanted RECORD;
@@ -55,7 +55,7 @@ BEGIN
                     wanted.key_column, wanted.table_name
                 );
         END IF;
-        -- Postgres refuses every UPDATE while a publication's list of columns lacks one of the identity.
+        -- Postgres refuses every UPDATE while a publication's column list lacks a column of the identity.
         IF EXISTS (
             SELECT 1
             FROM pg_publication_rel

@@ -1,4 +1,4 @@
--- What both schemas of PADS that mark applications as deleted have in common: all but accounts and plans.
+-- The common part of both schemas of PADS that mark applications as deleted: all tables but accounts and plans.
 
 CREATE TABLE portal_applications (
     id VARCHAR(24) PRIMARY KEY UNIQUE,

@@ -306,7 +306,7 @@ def test_mappings_are_told_apart_by_what_they_make_and_not_by_their_comments(
     assert (
         len({grove, load("grove").fingerprint("2", "public"), load("grove").fingerprint("1", "other")}) == 3
     )
-    replace(own / "queries.sql", "-- Every endpoint as it is now", "-- Every endpoint")
+    replace(own / "queries.sql", "-- Every present endpoint", "-- Every endpoint")
     replace(own / "affects.toml", "# An operator, or", "# Somebody, or")
     assert load(str(own)).fingerprint("1", "public") == grove
     for file, old, new in (
