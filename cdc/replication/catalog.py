@@ -1,7 +1,7 @@
-"""What the database's catalog says of the mapping's tables: their partitions, identities and shapes.
+"""Reads the definitions of the mapping's tables from the catalog: partitions, replica identities, columns.
 
-DDL sends no rows. So the shape of the tables is compared now and then, and the stream starts over with a new
-list of tables when it has changed.
+DDL sends no rows. So the definitions are compared now and then, and the stream begins anew when they have
+changed.
 """
 
 from __future__ import annotations
@@ -37,24 +37,25 @@ class Relation:
     schema: str
     table: str
     partitioned: bool
-    """It has no rows of its own."""
+    """Whether it is partitioned, so that it has no rows of its own."""
     identity: tuple[str, ...]
-    """The columns that an update or delete carries of the old row."""
+    """The columns of the old row that an update or delete carries."""
     shape: str
-    """Changes with everything about the table that sends no rows."""
+    """A value that differs after every change of the table's definition."""
 
 
 @dataclass(frozen=True)
 class Relations:
-    """All of them at one moment."""
+    """All tables and their publication at one moment."""
 
     all: tuple[Relation, ...]
     published_as: str | None = None
-    """Changes with everything about the publication; None where there is none, or it is not asked for."""
+    """A value that differs after every change of the publication; None without one, or if it is not needed.
+    """
     next_xid: Xid = field(default=Xid(0), compare=False)
-    """32 bits: no transaction had it yet."""
+    """The next transaction id to be assigned."""
     types: Mapping[tuple[str, str], KeyType] = field(default_factory=dict)
-    """Of the columns that rules name, by table and column."""
+    """The key types of the columns that rules name, by table and column."""
 
     @classmethod
     def of(cls, rows: Iterable[Sequence[Any]], columns: Iterable[Sequence[Any]] = ()) -> Relations:
@@ -67,13 +68,11 @@ class Relations:
         return cls(tuple(relations), *of_all, of_columns(columns))
 
     def names(self) -> dict[tuple[str, str], str]:
-        """Return (schema, table) as the plugin says it, to the mapping's table."""
+        """Return the mapping's table for each (schema, table) that the plugin names."""
         return {(one.schema, one.table): one.mapped for one in self.all}
 
     def nameless(self, rules: Mapping[str, Sequence[Rule]]) -> list[Rule]:
-        """Return the rules whose parent the WAL does not name, by the replica identities that the tables have
-        now.
-        """
+        """Return the rules whose parent is not in the WAL, given the present replica identities."""
         return [
             rule
             for table, of_table in self._typed(rules).items()
@@ -83,10 +82,9 @@ class Relations:
         ]
 
     def rules(self, rules: Mapping[str, Sequence[Rule]]) -> dict[str, tuple[Rule, ...]]:
-        """Return the rules for a stream of these tables: without memory where the WAL names the parent.
+        """Return the rules for a stream of these tables. Tables whose parent is in the WAL need no memory.
 
-        A row that does not name it after all, since the identity was another one when it was written, then
-        asks for a reconcile.
+        If a row was written with an older replica identity that lacks the parent, it causes a reconcile.
         """
         nameless = self.nameless(rules)
         return {
@@ -97,7 +95,7 @@ class Relations:
         }
 
     def _typed(self, rules: Mapping[str, Sequence[Rule]]) -> dict[str, tuple[Rule, ...]]:
-        """Return the rules with what their keys are compared as."""
+        """Return the rules with the types as which their keys are compared."""
         return {table: tuple(map(self._with_type, of_table)) for table, of_table in rules.items()}
 
     def _with_type(self, rule: Rule) -> Rule:
@@ -105,7 +103,7 @@ class Relations:
         return replace(rule, kind=of_column.kind(rule.query), hides_nan=of_column.hides_nan)
 
     def lossy(self, rules: Mapping[str, Sequence[Rule]]) -> list[str]:
-        """Return the tables whose updates or deletes matter, and which the plugin loses without a word."""
+        """Return the tables whose updates or deletes matter, but which the plugin silently leaves out."""
         return [
             f"{one.schema}.{one.table}"
             for one in self.all
@@ -116,8 +114,8 @@ class Relations:
 
 
 class Catalog:
-    """Looks at the tables for the reader (with which the stream starts) and for the applier (what has
-    changed since).
+    """Looks at the tables for the slot's reader, which begins a stream with them, and for the applier, which
+    watches for changes.
     """
 
     def __init__(
@@ -129,22 +127,22 @@ class Catalog:
         slot: str = "",
         publication: str = "",
     ) -> None:
-        """``publication`` is looked at where the plugin is pgoutput; ``slot`` is read by it."""
+        """``publication`` is used with pgoutput only. ``slot`` is the name of our slot."""
         self._queries = queries
         self._mapping = mapping
         self._schema = schema
         self._slot = slot
         self._publication = publication
         self._published = False
-        """The stream depends on the publication."""
+        """Whether the stream depends on the publication."""
         self._streamed = Relations(())
 
     def assemble(self, cursor: ReplicationCursor, plugin: str) -> SlotStream:
-        """Return what a new stream is begun and read with.
+        """Return the options, the decoder and the assembler for a new stream.
 
         Raises:
-            Refusal: a table of the mapping is not there.
-            SourceError: pgoutput would leave something out, as the publication stands.
+            Refusal: a table of the mapping does not exist.
+            SourceError: with the present publication, pgoutput would leave out something that is needed.
 
         """
         self._published = plugin == pgoutput.NAME
@@ -179,7 +177,7 @@ class Catalog:
         return stream
 
     def _sound(self, cursor: ReplicationCursor, relations: Relations) -> Publication:
-        """Return the publication, if it lets through everything that we need."""
+        """Return the publication if it sends everything that is needed; raise otherwise."""
         name = self._publication
         tables = [one.oid for one in relations.all]
         parameters = {"publication": name, "slot": self._slot, "tables": tables}
@@ -197,8 +195,8 @@ class Catalog:
         return publication
 
     def look(self, database: Database) -> Relations:
-        """Return how the tables are now; a read that follows covers whatever has changed in their shape,
-        unless the stream needs other tables or rules, or goes by another publication.
+        """Return the present definitions, and note them as those of the stream if it can go on with them. To
+        be followed by a reconcile, which covers changes that need no new stream.
         """
         relations, rules, streamed = self.ask(database), self._mapping.rules, self._streamed
         database.forget_types()
@@ -212,11 +210,13 @@ class Catalog:
         return relations
 
     def lossy(self, relations: Relations) -> list[str]:
-        """Return the tables whose updates or deletes the plugin loses without a word."""
+        """Return the tables whose updates or deletes the plugin silently leaves out."""
         return [] if self._published else relations.lossy(self._mapping.rules)
 
     def refusing(self, database: Database, relations: Relations) -> list[str]:
-        """Return the tables whose UPDATEs and DELETEs fail, for everybody, because of the publication."""
+        """Return the tables whose UPDATEs and DELETEs Postgres refuses to everybody because of the
+        publication.
+        """
         if not self._published:
             return []
         tables = [one.oid for one in relations.all]
@@ -227,11 +227,11 @@ class Catalog:
         return [] if publication is None else [one.name for one in publication.tables if one.refuses]
 
     def changed(self, relations: Relations) -> bool:
-        """Tell whether the tables are other ones than those that the stream was started with."""
+        """Return whether the definitions differ from those that the stream was started with."""
         return relations != self._streamed
 
     def ask(self, database: Database) -> Relations:
-        """Return how the tables are now."""
+        """Return the present definitions."""
         rows, columns = (
             database.query(self._queries[name], self._parameters()) for name in ("Relations", "KeyColumns")
         )

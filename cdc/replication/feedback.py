@@ -1,17 +1,17 @@
-"""What the server hears from the slot's reader: signs of life, and what it may forget.
+"""Feedback to the server: status updates, which show that we are alive, and confirmations of the slot.
 
-Two traps.
+There are two traps.
 
-psycopg2 answers a keepalive by itself, with a flush position that it guesses from the messages that were
-*read*; inside a transaction that guess can cover complete transactions before it that are still pending, and
-they would never be delivered again. So the cursor that reads is never told of a flush position. Before the
-first message it does take over the end of WAL that keepalives name, which is before everything that is still
-to come; the next sign of life puts right what such an answer has said.
+psycopg2 answers a keepalive by itself, with a flush position that it derives from the messages that were
+*read*. Inside a transaction, that position can lie beyond earlier transactions that are still pending, and
+the slot would never deliver these again. So the cursor that reads never gets a flush position. Before the
+first message it adopts the end of WAL from keepalives, which lies before everything that is still to come.
+The next status update corrects such an answer.
 
-A flush position that stands makes a wal sender eligible as a synchronous standby
-(`cdc.replication.synchronous_standby`). So each confirmation is followed at once by a sign of life without
-one. A cursor of psycopg2 never reports less than before, so there is a cursor for each of the two. What the
-slot has confirmed stays: Postgres ignores a flush position of 0.
+A wal sender with a flush position may be chosen as a synchronous standby
+(`cdc.replication.synchronous_standby`). So each confirmation is followed at once by a status update without a
+flush position. A cursor of psycopg2 never reports less than before, so each of the two has its own cursor.
+The slot stays confirmed, since Postgres ignores a flush position of 0.
 """
 
 from __future__ import annotations
@@ -28,20 +28,18 @@ if TYPE_CHECKING:
     from cdc.freshness import Freshness
 
 _TICK = 0.1
-"""Least seconds between two confirmations."""
+"""Seconds between two confirmations, at least."""
 _SIGN = 1.0
-"""Seconds after which the server hears from us even if nobody can take what it sends: its patience with
-readers (wal_sender_timeout) may be short.
-"""
+"""Seconds between status updates while the applier takes no transactions. wal_sender_timeout may be short."""
 ASK = 5.0
-"""Seconds between signs of life that ask the server for one."""
+"""Seconds between status updates that ask the server for an answer."""
 
 
 class Feedback:
-    """Owned by the thread that reads the slot; one for each connection."""
+    """Used by the thread that reads the slot; one for each connection."""
 
     def __init__(self, confirming: ReplicationCursor, signs: ReplicationCursor) -> None:
-        """Take two cursors on the connection that is read; neither has reported anything yet."""
+        """Take two cursors of the reading connection that have not sent feedback yet."""
         self._confirming = confirming
         self._signs = signs
         self._sent_at = 0.0
@@ -55,14 +53,14 @@ class Feedback:
 
     @property
     def silence(self) -> float:
-        """Seconds since the server was asked for a sign of life without sending anything; 0.0 if it has.
+        """Seconds since the server was asked for an answer and has sent nothing; 0.0 if it has answered.
 
-        A process that was frozen itself has not asked meanwhile, and so blames nobody.
+        While this process is frozen it does not ask, so a freeze of its own does not count.
         """
         return 0.0 if self._unanswered is None else time.monotonic() - self._unanswered
 
     def send(self, freshness: Freshness, confirm: Lsn) -> None:
-        """Send what is due, with ``confirm`` as what may be forgotten (0 for nothing)."""
+        """Send the feedback that is due. ``confirm`` is the position to confirm; 0 for none."""
         now = time.monotonic()
         ask = now - self._asked_at >= ASK
         news = confirm > self._confirmed and now - self._sent_at >= _TICK
@@ -83,7 +81,7 @@ class Feedback:
             self._unanswered = self._unanswered or now
 
     def confirm(self, position: Lsn, received: Lsn = Lsn(0)) -> None:
-        """Let the server forget everything up to ``position``; then `send`, or close the connection."""
+        """Confirm the slot up to ``position``. To be followed by `send`, or by the end of the connection."""
         self._confirming.send_feedback(
             write_lsn=max(received, position), flush_lsn=position, apply_lsn=position, force=True
         )

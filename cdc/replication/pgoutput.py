@@ -1,12 +1,13 @@
-"""Output of pgoutput, protocol version 1, turned into the closed set of `cdc.changes`.
+"""Decodes the output of pgoutput, protocol version 1, into the closed set of types in `cdc.changes`.
 
 The format is binary: one byte says what a message is, numbers are big-endian, names end with a zero byte
 (https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html). A relation is described
 before its first row and again when it has changed; rows name it by its OID and their columns by position.
-A kind of message that is not in the protocol is an error, not a shrug.
+A kind of message that is not in the protocol is an error, and is not ignored.
 
-Values come as text in the database's own encoding: the session asks for no conversion (``client_encoding``
-SQL_ASCII), which the server would end the stream over where a value has no equivalent in UTF-8.
+Values come as text in the database's own encoding, because the session asks for no conversion
+(``client_encoding`` SQL_ASCII). With a conversion, the server would end the stream at a value that has no
+equivalent in UTF-8.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ _NO_KEYS: Final[dict[int, Callable[[str], Value]]] = {16: _is_true}
 
 
 def options(publication: str) -> dict[str, str]:
-    """Return what a stream is started with. Messages are not asked for, and so are none that fill memory."""
+    """Return the options of a stream. It does not ask for logical messages, which could fill the memory."""
     quoted = publication.replace('"', '""')
     return {"proto_version": "1", "publication_names": f'"{quoted}"'}
 
@@ -83,41 +84,40 @@ class _Relation(msgspec.Struct, frozen=True):
     schema: str
     table: str
     columns: tuple[str | None, ...]
-    """By position; None for what nobody wants."""
+    """The columns by position; None for those that are not needed."""
     identity: frozenset[str]
-    """Which of the wanted columns are in the replica identity."""
+    """Whether each column is needed and in the replica identity."""
     all_identity: bool
-    """All of them are, as with a publication that `setup` made for a table without parents."""
+    """Whether all of them are, as with a publication that `setup` made for a table without parents."""
     no_keys: dict[str, Callable[[str], Value]]
-    """For columns of types that are no text."""
+    """Conversions of the columns whose types are not text."""
 
     def identity_of(self, columns: tuple[Column, ...]) -> tuple[Column, ...]:
-        """Return those that are in the replica identity."""
+        """Return the columns that are in the replica identity."""
         if self.all_identity:
             return columns
         return tuple([column for column in columns if column.name in self.identity])
 
 
 class PgoutputDecoder:
-    """Reads one stream. Rows of tables that nobody wants cost next to nothing."""
+    """Decodes one stream. Rows of tables outside of the mapping cost next to nothing."""
 
     def __init__(
         self,
         wanted: Mapping[tuple[str, str], Collection[str]] | None = None,
         encoding: Encoding = _UTF8,
     ) -> None:
-        """``wanted`` are (schema, table) and the columns of it that matter; without it, everything does.
-
-        ``encoding`` is the database's.
+        """``wanted`` has the columns that are needed, by (schema, table); None stands for all columns of all
+        tables. ``encoding`` is the database's.
         """
         self._wanted = wanted
         self._encoding = encoding
         self._text = bytes.decode if encoding.utf8 else encoding.text
         self._relations: dict[bytes, _Relation | None] = {}
-        """By OID, as announced by the stream; None for a table outside the mapping."""
+        """The tables by OID, as the stream has described them; None for a table outside of the mapping."""
 
     def decode(self, raw: bytes) -> Sequence[Message]:
-        """Return what a message says.
+        """Decode a message.
 
         Raises:
             MessageError: with reason ``undecodable`` or ``unknown_action``.
@@ -136,7 +136,7 @@ class PgoutputDecoder:
             raise MessageError("undecodable", text) from None
 
     def place(self, raw: bytes) -> MessagePlace:
-        """Tell where a message stands."""
+        """Return at which place of a stream a message of this kind stands."""
         kind = raw[:1]
         if kind == _BY_COMMIT:
             return MessagePlace.END
@@ -186,10 +186,10 @@ class PgoutputDecoder:
     def _values(
         self, raw: bytes, at: int, relation: _Relation, *, old_key: bool = False
     ) -> tuple[tuple[Column, ...], int]:
-        """Read a row from a place on; returns its columns that are wanted, and the place behind it.
+        """Read a row from offset ``at`` on. Return its needed columns, and the offset behind it.
 
-        A TOASTed value that has not changed is left out, and so is NULL in an ``old_key``: that is what comes
-        there for a column outside of the identity, and within it there can be none.
+        It leaves out TOASTed values that have not changed. In an ``old_key`` it also leaves out NULL, which
+        stands there for a column outside of the replica identity; the identity itself has no NULL.
         """
         text = self._text
         if _COUNT.unpack_from(raw, at)[0] != len(relation.columns):
@@ -260,7 +260,9 @@ class PgoutputDecoder:
         return [Truncate(one.schema, one.table) for one in relations if one is not None]
 
     def _name(self, raw: bytes, at: int) -> tuple[str, int]:
-        """Read a name and return the place behind it; one that is no text is nobody's of ours."""
+        """Read a name, and return it with the offset behind it. A name that is not valid text is not one of
+        ours.
+        """
         end = raw.index(0, at)
         return self._encoding.key(raw[at:end]), end + 1
 

@@ -1,10 +1,11 @@
-"""Probes: threads that ask a server once a second how far it is.
+"""Probes: threads that ask a server once a second for its position.
 
-`Probe` asks the slot's server how far its WAL goes and how the slot is. The stream cannot tell: it looks the
-same when nothing happens and when the server is frozen. Staleness is computed from these answers.
+`Probe` asks the slot's server for the end of its WAL and the state of the slot. The stream cannot show these,
+since it looks the same while nothing happens and while the server is frozen. Staleness is computed from the
+answers.
 
-`ReplayProbe` asks the query server how far it has replayed, where that is not the slot's server. It is a
-thread of its own, so that a query server that is frozen does not look like a source that is.
+`ReplayProbe` asks the query server how far it has replayed, if that is another server. It is a separate
+thread, so that a frozen query server does not look like a frozen slot's server.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ if TYPE_CHECKING:
 
 _INTERVAL = 1.0
 _HISTORY = 5.0
-"""Seconds between questions to a standby which timeline it replays: a promotion elsewhere is announced to
-nobody, and the question needs a replication connection.
+"""Seconds between questions to a standby which timeline it replays. The question needs a replication
+connection, and nothing else announces the promotion of its primary.
 """
 _UNHEARD = 10.0
-"""Seconds without an answer from the wal sender after which it is looked at."""
+"""Seconds without an answer from the wal sender after which the probe looks at what it does."""
 _TROUBLE = "slot_creation"
 
 
@@ -97,10 +98,10 @@ class _Asking(threading.Thread, ABC):
 
 
 class ReplayProbe(_Asking):
-    """Reports nothing of a primary, and of a server that does not answer."""
+    """Reports None for a primary, and for a server that does not answer."""
 
     def __init__(self, address: Address, query: str, freshness: Freshness, observer: Observer) -> None:
-        """``query`` is `WalEnd`."""
+        """``query`` is the text of the query `WalEnd`."""
         super().__init__("replay-probe", address, observer)
         self._query = query
         self._freshness = freshness
@@ -115,7 +116,7 @@ class ReplayProbe(_Asking):
 
 
 class Probe(_Asking):
-    """Reports nothing while the server is away: staleness grows then."""
+    """Reports nothing while the server is away, so that staleness grows."""
 
     def __init__(
         self,
@@ -127,7 +128,9 @@ class Probe(_Asking):
         observer: Observer,
         snapshot_request: StandbySnapshotRequest | None,
     ) -> None:
-        """``snapshot_request`` goes to the primary of a standby that a slot is made on, if that is known."""
+        """``snapshot_request`` asks the primary for its running transactions while a slot is created on a
+        standby; None if the primary is unknown.
+        """
         super().__init__("probe", address, observer)
         self._slot_name = slot_name
         self._queries = queries
@@ -139,7 +142,7 @@ class Probe(_Asking):
 
     def _failed(self, error: Exception) -> None:
         if is_shutdown(error):
-            self._reader.drop("shutdown")  # a fast stop waits for whoever reads a slot
+            self._reader.drop("shutdown")  # a fast shutdown waits until nobody reads a slot
 
     def _ask(self, connection: Connection) -> None:
         asked_at = time.monotonic()
@@ -166,7 +169,7 @@ class Probe(_Asking):
             self._say_whom_the_slot_waits_for(connection)
 
     def _look_at_sender(self, connection: Connection) -> None:
-        """See what keeps the wal sender from answering: it may be dead, or decode somebody else's changes."""
+        """Find out why the wal sender does not answer: it may be dead, or decode changes of other tables."""
         sender = self._reader.sender
         if sender is None or self._reader.silence < _UNHEARD:
             return
@@ -174,7 +177,7 @@ class Probe(_Asking):
             self._reader.at_work()
 
     def _look_at_history(self, timeline: int | None) -> None:
-        """Have the stream begun anew when the server has another timeline than it had; None on a standby."""
+        """Begin the stream anew if the server's timeline has changed. ``timeline`` is None on a standby."""
         now = time.monotonic()
         if timeline is None and now >= self._history_at:
             self._history_at = now + _HISTORY

@@ -1,13 +1,13 @@
-"""The publication: what pgoutput may send, and whether that is all that we need.
+"""The publication: which changes pgoutput sends, and whether it sends all that we need.
 
-It names, for each table, only the columns that the mapping's rules need, so that API keys never enter the
-replication stream. Postgres takes such a list seriously: while it lacks a column of the table's replica
-identity, or the table has none, **every UPDATE and DELETE of that table fails, for everybody** (invariant
-10). Nothing here or in `setup` makes such a state, and whatever finds one says so.
+For each table it names only the columns that the mapping's rules need, so that API keys never enter the
+replication stream. Such a column list is dangerous: while it lacks a column of the table's replica identity,
+or the table has no replica identity, **every UPDATE and DELETE of that table fails, for everybody**
+(invariant 10). Nothing here or in `setup` causes such a state, and checks report one.
 
-pgoutput decides by the catalog as it was when a row was *written*. So a publication that is sound now may
-still leave out rows of transactions that began before it was: those have to be over before everything is read
-once more (`Publication.suspects`).
+pgoutput goes by the catalog as it was when a row was *written*. So a publication that is complete now may
+still leave out rows of transactions that began before the change. These must be over before everything is
+read once more (`Publication.suspects`).
 """
 
 from __future__ import annotations
@@ -28,42 +28,45 @@ _ACTIONS: Final = ("insert", "update", "delete", "truncate")
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """A table that is published."""
+    """A published table."""
 
     oid: int
     name: str
-    """Qualified and quoted."""
+    """The table's name, qualified and quoted."""
     columns: tuple[str, ...]
     filtered: bool
-    """Only rows that fulfil a condition."""
+    """Whether only rows that fulfil a condition are sent."""
     refuses: bool
-    """Postgres refuses UPDATEs and DELETEs of it, for everybody."""
+    """Whether Postgres refuses every UPDATE and DELETE of the table."""
 
 
 @dataclass(frozen=True)
 class Publication:
-    """A publication at one moment. Two are equal if nothing has changed it in between."""
+    """A publication at one moment. Two values are equal if the publication has not changed in between."""
 
     name: str
     actions: frozenset[str]
     by_itself: bool
-    """FOR ALL TABLES, or IN SCHEMA: without lists of columns, and with tables that nobody named."""
+    """Whether it is FOR ALL TABLES or IN SCHEMA: without column lists, and with tables that it does not name.
+    """
     via_root: bool
-    """Partitions are called by their table's name, and a TRUNCATE of one of them is not sent."""
+    """Whether rows of partitions come under the partitioned table's name. Then their TRUNCATEs are not sent.
+    """
     version: str
     comment: str | None
     tables: tuple[PublishedTable, ...]
-    """Of a partitioned table its partitions, unless `via_root`."""
+    """The published tables. A partitioned table stands for its partitions, unless `via_root`."""
     members: frozenset[int]
     """The oids of the tables that it names itself."""
     settled: bool = field(compare=False)
-    """The slot sends no transaction any more that began before the newest change."""
+    """Whether every transaction that the slot still has to send began after the publication's newest change.
+    """
     next_xid: Xid8 = field(compare=False)
     """64 bits: no transaction had it when this was read."""
 
     @classmethod
     def of(cls, name: str, rows: Iterable[Sequence[Any]]) -> Publication | None:
-        """Read the row of the query ``Publication``; None where there is no such publication."""
+        """Read the row of the query ``Publication``; return None if there is no such publication."""
         for (
             actions,
             by_itself,
@@ -94,7 +97,7 @@ class Publication:
         return None
 
     def table(self, oid: int) -> PublishedTable | None:
-        """Return a table, if it is published."""
+        """Return a published table by its oid; None if it is not published."""
         for one in self.tables:
             if one.oid == oid:
                 return one
@@ -102,33 +105,33 @@ class Publication:
 
     @property
     def suspects(self) -> Xid8:
-        """Transactions below this id (64 bits) may have changed rows that are not sent; 0 if there are none
-        such.
-        """
+        """Transactions below this id may have changed rows that are not sent; 0 if all rows are sent."""
         return Xid8(0) if self.settled else self.next_xid
 
     @property
     def unsent(self) -> list[str]:
-        """The actions that are left out."""
+        """The actions that the publication leaves out."""
         return [action for action in _ACTIONS if action not in self.actions]
 
 
 @dataclass(frozen=True)
 class Restriction:
-    """What a publication, anybody's, asks of a table's replica identity. While the identity does not comply,
-    Postgres refuses every UPDATE of the table, whoever reads the publication.
+    """The demands of any publication on a table's replica identity. While the identity does not meet them,
+    Postgres refuses every UPDATE of the table, even if nobody reads the publication.
     """
 
     oid: int
     publication: str
     columns: tuple[str, ...] | None
-    """The list that all of the identity has to be in; None without one."""
+    """The column list, which must contain the whole replica identity; None without a list."""
     filtered: bool
-    """It has a condition, whose columns have to be in the identity. They are not looked for."""
+    """Whether there is a row filter. Its columns must be in the replica identity, but they are not known
+    here.
+    """
 
     def refuses(self, identity: Collection[str] | None) -> bool:
-        """Tell whether updates would be refused, or might be, with an identity of these columns; None is
-        REPLICA IDENTITY FULL, which goes with no list.
+        """Return whether updates would, or might, be refused with a replica identity of these columns. None
+        stands for REPLICA IDENTITY FULL, which no column list allows.
         """
         if identity is None:
             return self.columns is not None
@@ -139,9 +142,9 @@ class Restriction:
 def fault(
     name: str, publication: Publication | None, tables: Iterable[tuple[int, str, frozenset[str]]]
 ) -> str | None:
-    """Say what keeps a publication from letting through all that is needed; None if nothing does.
+    """Return why a publication does not send everything that is needed; None if it does.
 
-    ``tables`` are those with rows of their own: oid, name, and the columns that are `needed`.
+    ``tables`` are those that have rows of their own: oid, name, and the `needed` columns.
     """
     if publication is None:
         return f"there is no publication {name}"
@@ -160,5 +163,5 @@ def fault(
 
 
 def needed(rules: Iterable[Rule]) -> frozenset[str]:
-    """Return the columns that rows of a table have to come with, whatever its identity is."""
+    """Return the columns of a table that its rows must have, whatever the replica identity is."""
     return frozenset(name for rule in rules for name in (rule.column, rule.row) if name is not None)

@@ -1,5 +1,5 @@
-"""What is wrong with the publication, and the SQL that mends it: for `check`, which shows both, and for
-`setup`, which runs it.
+"""Finds what is wrong with the publication, and the SQL that repairs it. `check` shows both, `setup` runs the
+SQL.
 
 A table is published with the columns that its rules need and those of its replica identity, present or about
 to be chosen. With REPLICA IDENTITY FULL Postgres allows no list, and without an identity it would refuse the
@@ -8,7 +8,7 @@ which it may not have, so that a partition that is made later is published at on
 until `setup` runs again. (With publish_via_partition_root one list would do, but a TRUNCATE of a partition
 would not be sent.)
 
-What is published beyond that stays: somebody else may need it.
+Further tables and columns stay published, since another subscriber may need them.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ _EVERYTHING = "SET (publish = 'insert, update, delete, truncate', publish_via_pa
 
 
 class Kind(Enum):
-    """What is wrong."""
+    """The kind of a fault."""
 
     MISSED = auto()
-    """Something that we need is not sent."""
+    """Something that is needed is not sent."""
     LATER = auto()
-    """Something would not be sent that is not there yet."""
+    """Something that may be created later would not be sent."""
     REFUSED = auto()
-    """Postgres refuses what writers ask for."""
+    """Postgres refuses writes."""
     MORE = auto()
     """More is sent than is needed."""
 
 
 class Repair(NamedTuple):
-    """One thing that is not as it should be."""
+    """A fault, and its remedy."""
 
     kind: Kind
     fault: str
     remedy: str
-    """Statements that mend it; those that must not be run apart are one transaction."""
+    """Statements that repair it. Those that belong together are one transaction."""
     by_hand: bool = False
-    """The remedy is a person's: to be chosen, or completed."""
+    """Whether a person has to choose or complete the remedy."""
 
 
 def repairs(
@@ -60,9 +60,9 @@ def repairs(
     mapping: EndpointMapping,
     identities: Mapping[int, Sequence[str]] | None = None,
 ) -> list[Repair]:
-    """Return what has to be done, in an order in which it can be.
+    """Yield the repairs in an order in which they can be made.
 
-    ``identities`` are the columns, by a table's oid, of replica identities that are going to be chosen.
+    ``identities`` has the columns of replica identities that are about to be chosen, by the tables' oids.
     """
     return [*_Planner(name, mapping, identities or {}).repairs(publication, tables)]
 
@@ -190,7 +190,7 @@ class _Planner:
         return f"ALTER PUBLICATION {self._quoted} DROP TABLE {table};"
 
     def _listed_anew(self, leaf: Table, published: PublishedTable, *, member: bool) -> str:
-        """Keep what is published already: somebody else may need it. Only all of it was nobody's choice."""
+        """Return the columns to publish. Keep published ones for other subscribers, if there is a list."""
         every = set(published.columns) >= set(leaf.columns)
         add = self._add(self._item(leaf, () if every else published.columns))
         return f"BEGIN; {self._drop(leaf.name)} {add} COMMIT;" if member else add

@@ -1,6 +1,6 @@
-"""A word to the primary: a slot on a standby is made once the primary has logged its running transactions.
+"""Asks a primary to log its running transactions: the creation of a slot on its standby waits for that.
 
-A busy one does that every 15 s, an idle one not at all for long.
+A busy primary logs them every 15 s. An idle one may not do so for a long time.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 _FUNCTION = "pg_log_standby_snapshot"
-"""Only superusers may call it, unless they let others."""
+"""Only superusers may call this function, unless they grant that to others."""
 
 
 class StandbySnapshotRequest:
-    """Asks in a thread of its own, so that a primary that is frozen or away holds up nobody."""
+    """Asks in a thread of its own, so that a frozen or unreachable primary holds up nothing else."""
 
     def __init__(self, primary: Address, query: str) -> None:
         self._primary = primary
         self._query = query
         self._asking: threading.Thread | None = None
         self.fault: str | None = None
-        """Why the last one came to nothing, one line; None if it was heard."""
+        """Why the last request failed, one line; None if it succeeded."""
 
     def give(self) -> None:
-        """Ask, unless an earlier one is still under way. Returns at once."""
+        """Send a request, unless an earlier one is under way. Returns at once."""
         if self._asking is None or not self._asking.is_alive():
             self._asking = threading.Thread(target=self._ask, name="snapshot_request", daemon=True)
             self._asking.start()

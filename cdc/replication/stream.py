@@ -1,4 +1,4 @@
-"""What a slot's stream is begun and read with."""
+"""The options, the decoder and the assembler of a slot's stream."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SlotStream:
-    """For one connection, since the server starts over with each."""
+    """They are for one connection, since the server starts over with each."""
 
     assembler: Assembler
     decoder: Decoder
     options: Mapping[str, str]
-    """The plugin's."""
+    """The plugin's options."""
     encoding: Encoding | None = None
-    """The database's, for a session that asks for no conversion; None for one that asks for UTF-8."""
+    """The database's encoding, if the session asks for no conversion; None if it asks for UTF-8."""
     published_as: str | None = None
-    """The publication as it was; None where the plugin needs none."""
+    """`Relations.published_as` when the stream was prepared; None if the plugin needs no publication."""
     suspects: Xid8 = Xid8(0)
     """Transactions below this id (64 bits) may have changed rows that the stream leaves out."""
 
     def start(self, slot: str) -> bytes:
-        """Return the command that starts it; psycopg2's own cannot write names that are not Latin-1.
+        """Return the command that starts the stream. psycopg2's own method cannot write names beyond Latin-1.
 
         ``slot`` is quoted.
         """

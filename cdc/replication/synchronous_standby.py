@@ -1,10 +1,10 @@
-"""Would the server take us for a synchronous standby? Then its commits would wait for what we confirm.
+"""Whether Postgres would take us for a synchronous standby, so that commits would wait for our confirmations.
 
-A wal sender counts as a synchronous standby if ``synchronous_standby_names`` has its ``application_name``, or
-``*``, and it has reported a flush position. We report one only to let the slot go, and take it back with the
-next message (`cdc.replication.feedback`), so that Postgres shows us as ``async``, as it does pg_receivewal.
-For a moment at each confirmation we could count all the same: commits would be let go that no standby has.
-So the slot is not read while the setting would choose us.
+A wal sender counts as a synchronous standby if ``synchronous_standby_names`` has its ``application_name`` or
+``*``, and if it has reported a flush position. We report one only to confirm the slot, and withdraw it with
+the next message (`cdc.replication.feedback`), so that Postgres shows us as ``async``, like pg_receivewal. For
+a moment at each confirmation, however, we could count, and commits would return that no standby has. So the
+slot is not read while the setting would choose us.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 REASON = "synchronous_standby"
-"""Of the error, of the trouble in `/healthz`, and the name of the check."""
+"""The reason of the error, the key of the trouble in `/healthz`, and the name of the check."""
 
 _TOKEN = re.compile(r'"(?P<quoted>(?:[^"]|"")*)"|(?P<plain>[A-Za-z0-9_$\x80-\U0010ffff]+|\*)|(?P<mark>[(),])')
-"""What Postgres's own scanner of the setting knows (``syncrep_scanner.l``)."""
+"""The tokens of the setting, as in Postgres's own scanner (``syncrep_scanner.l``)."""
 
 
 @dataclass(frozen=True)
 class Sender:
-    """What a server says of a session that may read the slot."""
+    """A session that may read the slot, as its server describes it."""
 
     pid: int
-    """The process that serves it."""
+    """The server process of the session."""
     application: str
     """The session's ``application_name``."""
     synchronous_names: str
@@ -33,7 +33,7 @@ class Sender:
 
     @classmethod
     def of(cls, rows: list[tuple[Any, ...]]) -> Sender:
-        """Read what the query `Sender` found."""
+        """Read the rows of the query `Sender`."""
         [row] = rows
         return cls(*row)
 
@@ -50,12 +50,12 @@ def names(setting: str) -> tuple[str, ...]:
 
 
 def chosen(setting: str, application: str) -> bool:
-    """Tell whether Postgres would take a wal sender of this name; the case of ASCII letters is ignored."""
+    """Return whether Postgres would choose a wal sender of this name. The case of ASCII letters is ignored."""
     return any(name == "*" or name.lower() == application.lower() for name in names(setting))
 
 
 def refusal(sender: Sender) -> str | None:
-    """Say what is wrong and what to type, or None where we do not count."""
+    """Return what is wrong and what to type; None if Postgres would not choose us."""
     if not chosen(sender.synchronous_names, sender.application):
         return None
     return (

@@ -1,8 +1,8 @@
-"""Output of wal2json, format version 2, turned into the closed set of `cdc.changes`.
+"""Decodes the output of wal2json, format version 2, into the closed set of types in `cdc.changes`.
 
-One message is one JSON object; msgspec picks the type by ``action`` and skips what we do not need (xids and
-LSNs on rows, types). An action that is not in the set is an error, not a shrug: a plugin that says something
-new may be saying that rows changed.
+One message is one JSON object. msgspec picks the type by ``action`` and skips the fields that we do not need
+(xids and LSNs on rows, types). An unknown action is an error and is not ignored: it might mean that rows have
+changed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OPTIONS: Final = {
     "include-timestamp": "1",
     "include-types": "0",
 }
-"""What the stream is started with, beside ``add-tables``. Without types the output is 40 % smaller."""
+"""The options of a stream, beside ``add-tables``. Without types the output is 40 % smaller."""
 
 _COMMIT: Final = b'{"action":"C"'
 _WITHIN: Final = tuple(b'{"action":"%c"' % action for action in b"BIUDT")
@@ -63,14 +63,14 @@ _decoder: msgspec.json.Decoder[_Said] = msgspec.json.Decoder(_Said, float_hook=s
 
 
 class Wal2JsonDecoder:
-    """Reads a stream. Nothing has to be remembered: each row says its table and its columns."""
+    """Decodes a stream. It has no state, since each row names its table and its columns."""
 
     def __init__(self, encoding: Encoding | None = None) -> None:
-        """``encoding`` is the database's, which the plugin writes in; UTF-8 if not given."""
+        """``encoding`` is the database's, in which the plugin writes; by default UTF-8."""
         self._encoding = None if encoding is None or encoding.utf8 else encoding
 
     def decode(self, raw: bytes) -> Sequence[Message]:
-        """Return what a message says; see `parse`."""
+        """Decode a message; see `parse`."""
         if self._encoding is None or raw.isascii():
             return (parse(raw),)
         # JSON is UTF-8. A character for each byte makes it that, and in no encoding of a server is a byte of
@@ -79,7 +79,7 @@ class Wal2JsonDecoder:
         return (message if isinstance(message, Begin | Commit) else _decoded(message, self._encoding),)
 
     def place(self, raw: bytes) -> MessagePlace:
-        """Tell where a message stands, by how it begins."""
+        """Return at which place of a stream a message of this kind stands, by its first bytes."""
         if raw.startswith(_COMMIT):
             return MessagePlace.END
         return MessagePlace.WITHIN if raw.startswith(_WITHIN) else MessagePlace.ANYWHERE
@@ -89,8 +89,9 @@ def parse(raw: bytes) -> Message:
     """Read one message.
 
     Raises:
-        MessageError: with reason ``undecodable`` (not the JSON that we know) or ``unknown_action``. The text
-            of the message is not in the error: it may hold an API key.
+        MessageError: with reason ``undecodable`` (not the expected JSON) or ``unknown_action``. The error
+        does
+            not quote the message, which may contain an API key.
 
     """
     try:
@@ -112,7 +113,7 @@ def parse(raw: bytes) -> Message:
 
 
 def _decoded(message: _Row, encoding: Encoding) -> _Row:
-    """Return a message of which each character stands for a byte as what it says."""
+    """Return a decoded message with its texts in the database's encoding; so far each character is a byte."""
 
     def text(value: Value) -> Value:
         if isinstance(value, str) and not value.isascii():
@@ -150,7 +151,7 @@ def _end(said: _Begin | _Commit) -> lsn.Lsn:
 
 
 def options(tables: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return what a stream of these tables, each (schema, table), is started with."""
+    """Return the options of a stream of these tables, each given as (schema, table)."""
     return {
         **OPTIONS,
         "add-tables": ",".join(escape_table(*table) for table in tables),
@@ -159,19 +160,19 @@ def options(tables: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _unguessable() -> str:
-    """Return a prefix that nobody gives to pg_logical_emit_message(), which any role may call.
+    """Return a random prefix for ``add-msg-prefixes``, so that no logical message is sent.
 
-    Only messages with it are sent, so none is: one of 200 MB would be more than the plugin can write, and
-    would end each wal sender that meets it.
+    Any role may call pg_logical_emit_message(). A message of 200 MB is more than the plugin can write, and
+    would end every stream.
     """
     return f"pads_cdc_{secrets.token_hex(16)}"
 
 
 def escape_table(schema: str, table: str) -> str:
-    """Write a table for ``add-tables``: a backslash before what its parser takes for syntax.
+    """Return a table as ``add-tables`` takes it: with a backslash before each character of its syntax.
 
-    The list is case-sensitive, knows no quotes, and refuses unescaped white space; an empty list mutes
-    everything.
+    The list is case-sensitive, has no quotes, and refuses unescaped white space. With an empty list the
+    plugin sends no rows at all.
     """
     return f"{_escape(schema)}.{_escape(table)}"
 
