@@ -50,7 +50,7 @@ def names(setting: str) -> tuple[str, ...]:
 
 
 def chosen(setting: str, application: str) -> bool:
-    """Return whether Postgres would choose a wal sender of this name. The case of ASCII letters is ignored."""
+    """Return whether Postgres would choose a wal sender of this name. ASCII case does not matter."""
     return any(name == "*" or name.lower() == application.lower() for name in names(setting))
 
 
