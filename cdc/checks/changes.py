@@ -79,7 +79,7 @@ _FRESH_BY_NAME: Final[Mapping[str, tuple[str, ...]]] = {
 _Values = tuple["str | None", ...]
 _Map = dict[bytes, list[str]]
 """What the mapping says: by id, its rows. Compared, never shown."""
-_Loaded = dict["Rule", list[tuple[str, str]]]
+_Loaded = dict["Rule", list[tuple[str, str | None]]]
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,8 @@ class Copies:
                 as_bytes(self._raw)
                 self._raw.execute(self.types.list_as_printed(self.mapping.queries[rule.parents]), {})
                 loaded[rule] = [
-                    (as_printed(row).decode(), as_printed(key).decode()) for row, key in self._raw
+                    (as_printed(row).decode(), None if key is None else as_printed(key).decode())
+                    for row, key in self._raw
                 ]
         return loaded
 

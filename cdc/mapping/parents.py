@@ -66,7 +66,8 @@ class Parents:
     """Owned by the applier's thread, which applies transactions in the order of their commits."""
 
     def __init__(self) -> None:
-        self._memory: dict[Rule, dict[str, str]] = {}
+        self._memory: dict[Rule, dict[str, str | None]] = {}
+        """By rule and row the parent; None for a row whose parent is NULL."""
         self._covered: Lsn = Lsn(0)
         self._end: Lsn = Lsn(0)
         """End of the newest transaction that was followed."""
@@ -76,7 +77,7 @@ class Parents:
         """Whether the memory lacks a transaction, so that it counts as unknown until the next load."""
 
     def load(
-        self, memory: Mapping[Rule, Iterable[tuple[str, str]]], covered: Lsn, *, complete: bool = True
+        self, memory: Mapping[Rule, Iterable[tuple[str, str | None]]], covered: Lsn, *, complete: bool = True
     ) -> None:
         """Replace the whole memory.
 
@@ -121,7 +122,7 @@ class Parents:
         for untold in self._mirrors:
             if untold.everything:
                 at = _NEVER if self._incomplete else max(self._covered, self._end)
-                loaded = Loaded(Lsn(at), {rule: dict(rows) for rule, rows in self._memory.items()})
+                loaded = Loaded(Lsn(at), {rule: _with_parent(rows) for rule, rows in self._memory.items()})
                 with self._lock:
                     untold.items, untold.everything = [loaded], False  # what is older is in it
                 untold.wake()
@@ -156,6 +157,7 @@ class Parents:
                     affected.give_up("unknown_row")
                     return
                 continue
+            found = move.row in rows
             before = rows.pop(move.row, None) if move.parent is None else rows.get(move.row)
             if move.parent is not None:
                 rows[move.row] = move.parent
@@ -165,7 +167,12 @@ class Parents:
                 continue
             if before is not None:
                 affected.name(move.rule.kind, before)
-            elif end > self._covered:
+            elif not found and end > self._covered:
                 affected.give_up("unknown_row")
                 return
         affected.moves.clear()
+
+
+def _with_parent(rows: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the rows that have a parent: a mirror finds any other one unknown, which costs a reconcile."""
+    return {row: parent for row, parent in rows.items() if parent is not None}

@@ -250,24 +250,26 @@ class Database:
         with self._read_few(self.mapping.header, {}, locks=False) as read:
             return read.evidence
 
-    def parents(self, rules: Collection[Rule]) -> dict[Rule, list[tuple[str, str]]]:
+    def parents(self, rules: Collection[Rule]) -> dict[Rule, list[tuple[str, str | None]]]:
         """Read pairs of row id and parent for each rule. Blocks until all of them are read.
 
         Raises:
             SourceError, Refusal: nothing was read.
 
         """
-        found: dict[Rule, list[tuple[str, str]]] = {}
+        found: dict[Rule, list[tuple[str, str | None]]] = {}
         for rule in rules:
             if rule.parents is not None:
                 found[rule] = self._all_parents(self.mapping.queries[rule.parents])
         return found
 
-    def _all_parents(self, query: str) -> list[tuple[str, str]]:
-        """Return the row ids and parents that a query lists, spelled as the slot spells them."""
+    def _all_parents(self, query: str) -> list[tuple[str, str | None]]:
+        """Return the row ids and parents that a query lists, spelled as the slot spells them; None for a
+        parent that is NULL.
+        """
         declare = f"{self.names()}{self.locks}{_declare(self.types.list_as_printed(query))}"
         connection = self.take()
-        found: list[tuple[str, str]] = []
+        found: list[tuple[str, str | None]] = []
         with self.or_closed(connection):
             encoding = Encoding.of(connection)
             begin, key = self.begin(connection) + _unconverted(encoding), encoding.key
@@ -278,7 +280,10 @@ class Database:
                 with self.running(connection) as cursor:
                     as_bytes(cursor)
                     cursor.execute(_fetch(self.most_at_once))
-                    found += ((key(as_printed(row)), key(as_printed(parent))) for row, parent in cursor)
+                    found += (
+                        (key(as_printed(row)), None if parent is None else key(as_printed(parent)))
+                        for row, parent in cursor
+                    )
                     more = cursor.rowcount > 0
             with self.running(connection) as cursor:
                 cursor.execute("COMMIT")

@@ -62,6 +62,16 @@ def test_a_row_that_moves_affects_the_parent_that_it_leaves(stream: Stream) -> N
     assert len(stream.parents) == 1
 
 
+def test_a_row_whose_parent_is_null_is_known_and_leaves_nobody() -> None:
+    """An empty text in its place is no key: to a bigint it cannot be cast."""
+    stream = Stream(Parents())
+    stream.parents.load({RULE: [("1", None), ("2", None), ("3", "")]}, covered=100)
+    assert stream.take(update(1, "B")).keys == {KIND: {"B"}}
+    left = stream.take(delete(2))
+    assert (left.keys, left.reconcile) == ({}, None)
+    assert stream.take(delete(3)).keys == {KIND: {""}}
+
+
 def test_several_moves_in_one_transaction(stream: Stream) -> None:
     found = stream.take(update(1, "X"), update(1, "Y"), delete(1), insert(3, "Z"), update(3, "W"), delete(2))
     assert found.keys == {KIND: {"A", "X", "Y", "Z", "W", "B"}}
