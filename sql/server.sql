@@ -609,9 +609,12 @@ JOIN pg_namespace n ON n.oid = p.pronamespace
 ORDER BY 3, 1, 2;
 
 -- name: References :many
--- Which tables of a schema refer to which others by a foreign key.
-SELECT DISTINCT child.relname::text AS child, parent.relname::text AS parent
+-- Which tables of a schema refer to which others by a foreign key, and by which columns.
+SELECT child.relname::text AS child, column_of.attname::text AS child_column, parent.relname::text AS parent, key_of.attname::text AS key
 FROM pg_constraint k
+CROSS JOIN LATERAL unnest(k.conkey, k.confkey) AS pair (child_number, parent_number)
+JOIN pg_attribute column_of ON column_of.attrelid = k.conrelid AND column_of.attnum = pair.child_number
+JOIN pg_attribute key_of ON key_of.attrelid = k.confrelid AND key_of.attnum = pair.parent_number
 JOIN pg_class child ON child.oid = k.conrelid
 JOIN pg_class parent ON parent.oid = k.confrelid
 JOIN pg_namespace n ON n.oid = child.relnamespace AND n.oid = parent.relnamespace

@@ -478,7 +478,9 @@ def _judged(site: Site, cursor: Cursor, read: frozenset[tuple[str, str]]) -> Ite
         f"{table}.{one.name}"
         for table in copies.tables
         for one in copies.columns[table]
-        if (table, one.name) in read - _own_keys(copies.mapping) and not found.altering[table, one.name]
+        if (table, one.name) in read - _own_keys(copies.mapping)
+        and not one.generated
+        and not found.altering[table, one.name]
     ]:
         yield warn(
             f"no change of {', '.join(unseen)} altered an endpoint among the rows that were looked at, so"

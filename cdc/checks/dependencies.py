@@ -64,6 +64,10 @@ def rolled_back(connection: Connection, setting: str, isolation: str = "READ COM
         try:
             cursor.execute(begin(connection, isolation, "READ WRITE"))
             yield cursor
+        except UnicodeDecodeError as error:
+            raise Refusal(
+                "a row has bytes that are no text in the database's encoding; leave --database out"
+            ) from error
         finally:
             if not connection.closed:
                 cursor.execute("ROLLBACK")
@@ -74,17 +78,21 @@ class Listed:
     """What affects.toml says of tables, as far as it can be read: it may be what is to be corrected."""
 
     reads: tuple[str, ...]
-    affecting: frozenset[str]
-    """The tables that an [[affects]] entry names."""
+    affecting: Mapping[str, Mapping[str, str]]
+    """The tables that an [[affects]] entry names: the queries, by column."""
 
     @classmethod
     def of(cls, toml: Mapping[str, Any]) -> Listed:
         """Read a file's tables."""
-        reads, affects = toml.get("reads", []), toml.get("affects", [])
-        named = {entry.get("table") for entry in affects if isinstance(entry, dict)} if affects else set()
+        reads, affects = toml.get("reads"), toml.get("affects")
+        affecting: dict[str, dict[str, str]] = {}
+        for entry in affects if isinstance(affects, list) else ():
+            match entry:
+                case {"table": str(table), "column": str(column), "query": str(query)}:
+                    affecting.setdefault(table, {})[column] = query
         return cls(
             tuple(table for table in reads if isinstance(table, str)) if isinstance(reads, list) else (),
-            frozenset(table for table in named if isinstance(table, str)),
+            affecting,
         )
 
 
@@ -112,8 +120,8 @@ class Dependencies:
     of_query: dict[str, tuple[ReadRelation, ...]] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
     """By the query's name; a fault, a semicolon and what to type."""
-    references: tuple[tuple[str, str], ...] = ()
-    """(table, table that it refers to by a foreign key)."""
+    references: tuple[tuple[str, str, str, str], ...] = ()
+    """Foreign keys: table, column, the table that it refers to, and the column there."""
     keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The columns of each table's primary key."""
 
@@ -185,7 +193,7 @@ class Dependencies:
                 yield fail(
                     f"changes of {table} would be missed: the query Endpoints reads it"
                     f"{columns and f' ({columns})'}, and no [[affects]] entry of affects.toml names it",
-                    f"add to affects.toml:\n{self._entry(table)}",
+                    f"add to affects.toml:\n{self._entry(table, listed)}",
                 )
         if (ordered := self._ordered(listed.reads)) != listed.reads:
             yield warn(
@@ -225,7 +233,7 @@ class Dependencies:
         if relation.name in listed.reads:
             return None
         ordered = self._ordered((*listed.reads, relation.name))
-        entry = "" if relation.name in listed.affecting else f"\n{self._entry(relation.name)}"
+        entry = "" if relation.name in listed.affecting else f"\n{self._entry(relation.name, listed)}"
         return fail(
             f"{what}, which `reads` of affects.toml leaves out: its changes would be missed",
             f"write in affects.toml: {_reads(ordered)}{entry}",
@@ -238,14 +246,30 @@ class Dependencies:
                 return ", ".join(relation.columns)
         return None
 
-    def _entry(self, table: str) -> str:
-        """Suggest an [[affects]] entry: by the primary key, with the query that has the table's name."""
-        key = self.keys.get(table, ("ITS_KEY",))[0]
+    def _entry(self, table: str, listed: Listed) -> str:
+        """Suggest an [[affects]] entry: with the query that has the table's name and its key, or by a foreign
+        key with the query of the table that it refers to.
+        """
+        keys = self.keys.get(table, ())
         wanted = f"endpointsof{table.replace('_', '')}"
-        named = [name for name in self.of_query if name.lower() in (wanted, f"{wanted}s")]
-        query = named[0] if named else f"EndpointsOf{''.join(map(str.title, table.split('_')))}"
-        entry = f'[[affects]]\ntable = "{table}"\ncolumn = "{key}"\nquery = "{query}"'
-        return entry if named else f"{entry}  # a query in queries.sql that finds the endpoints of such keys"
+        for name in self.of_query:
+            if name.lower() in (wanted, f"{wanted}s") and keys:
+                return _as_toml(table=table, column=keys[0], query=name)
+        for child, column, parent, key in self.references:
+            query = listed.affecting.get(parent, {}).get(key)
+            if child == table and query is not None:
+                if len(keys) != 1 or column in keys:
+                    return _as_toml(table=table, column=column, query=query)
+                parents = f"ParentsOf{_camel(table)}"
+                entry = _as_toml(table=table, column=column, query=query, row=keys[0], parents=parents)
+                if parents in self.of_query:
+                    return entry
+                return (
+                    f"{entry}\nand to queries.sql:\n-- name: {parents} :many\n"
+                    f"SELECT {table}.{keys[0]} AS row_id, {table}.{column} AS parent FROM {table};"
+                )
+        entry = _as_toml(table=table, column=(*keys, "KEY")[0], query=f"EndpointsOf{_camel(table)}")
+        return f"{entry}\nand to queries.sql that query, which finds the endpoints of such keys"
 
     def _ordered(self, tables: Sequence[str]) -> tuple[str, ...]:
         """Return tables so that those that others refer to come first, and otherwise as they were."""
@@ -254,7 +278,7 @@ class Dependencies:
         def add(table: str, above: tuple[str, ...] = ()) -> None:
             if table in ordered or table in above or table not in tables:
                 return
-            for child, parent in self.references:
+            for child, _, parent, _ in self.references:
                 if child == table:
                     add(parent, (*above, table))
             ordered.append(table)
@@ -262,6 +286,14 @@ class Dependencies:
         for table in tables:
             add(table)
         return tuple(ordered)
+
+
+def _as_toml(**entry: str) -> str:
+    return "\n".join(["[[affects]]", *(f'{key} = "{value}"' for key, value in entry.items())])
+
+
+def _camel(table: str) -> str:
+    return "".join(map(str.title, table.split("_")))
 
 
 def _reads(tables: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cdc.checks.finding import fail, good, warn
+from cdc.mapping.mapping import bundled
 from cdc.mapping.sql_text import quote_name
 from cdc.mapping.tables import column_to_name, followed, keys, wanted_indexes
 
@@ -128,9 +129,13 @@ def _misses(site: Site, table: Table, affecting: list[str], parent: str | None) 
     if not missing or parent is not None:
         return None
     index = table.identifier(missing[0])
+    remedy = _identify(site, table, index) if index else f"ALTER TABLE {table.name} REPLICA IDENTITY FULL;"
+    if site.database.mapping.name not in bundled() and len(table.identity) == 1:
+        row = f'row = "{table.identity[0]}"'
+        remedy += f" Or add {row} and parents to its entry in affects.toml (docs/mappings.md)."
     return warn(
         f"updates and deletes of {table.name} do not name their {missing[0]}: each one costs a full re-read",
-        _identify(site, table, index) if index else f"ALTER TABLE {table.name} REPLICA IDENTITY FULL;",
+        remedy,
     )
 
 

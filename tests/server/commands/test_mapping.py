@@ -128,7 +128,7 @@ def test_what_is_taken_out_of_affects_toml_is_named(name: str, empty: Database, 
                 assert fault.startswith(f"changes of {table} would be missed: the query Endpoints reads it (")
             else:
                 assert "which `reads` of affects.toml leaves out" in fault
-                assert set(tomllib.loads(remedy.partition(": ")[2])["reads"]) == set(reads)
+                assert set(tomllib.loads(remedy.partition(": ")[2].partition("\n")[0])["reads"]) == set(reads)
             entry = f'[[affects]]\ntable = "{table}"\ncolumn = "'
             assert (entry in remedy) == (broken != unlisted)
 
@@ -151,6 +151,32 @@ def test_what_is_typed_as_it_says_is_right(empty: Database, own: Path) -> None:
         file.write(f"\n{entry}\n")
     assert wrong(examine(own, address(empty), "public", partial(scratch.set_up, empty.url()))) == []
     assert sorted((own / "affects.toml").read_text().split()) == sorted(text.split())
+
+
+def test_an_entry_goes_by_the_table_that_is_referred_to(empty: Database, own: Path) -> None:
+    """A table that has an endpoint's parent, with the memory of its rows: typed as it says, all is found."""
+    edit(
+        own / "schema.sql",
+        ("secret TEXT NOT NULL", "note TEXT"),
+    )
+    with (own / "schema.sql").open("a") as file:
+        file.write("CREATE TABLE members (id BIGINT PRIMARY KEY, team_id BIGINT REFERENCES teams, name TEXT)")
+    names = "(SELECT array_agg(members.name) FROM members WHERE members.team_id = teams.id)"
+    edit(own / "queries.sql", ("NULL::TEXT[]", names), ("tokens.secret", "tokens.note"))
+    (own / "sample.sql").unlink()
+    scratch.fill(empty.url(), own, "public")
+    [(_, _, remedy)] = wrong(examine(own, address(empty), "public"))
+    entry, _, query = remedy.partition("\nand to queries.sql:\n")
+    reads, _, entry = entry.removeprefix("write in affects.toml: ").partition("\n")
+    edit(own / "affects.toml", ('reads = ["tiers", "teams", "tokens"]', reads))
+    for name, text in (("affects.toml", entry), ("queries.sql", query)):
+        with (own / name).open("a") as opened:
+            opened.write(f"\n{text}\n")
+    edit(own / "setup.sql", (':"schema".tokens TO', ':"schema".tokens, :"schema".members TO'))
+    assert 'query = "EndpointsOfTeams"\nrow = "id"\nparents = "ParentsOfMembers"' in entry
+    set_up = partial(scratch.set_up, empty.url())
+    found = wrong(examine(own, address(empty), "public", set_up))
+    assert found == [], found
 
 
 @pytest.mark.parametrize(
