@@ -99,7 +99,7 @@ def test_what_has_its_schema_is_used(
         ("twice(settings.secret_key) AS secret_key,", "function twice(character varying) does not exist"),
         ("#! settings.secret_key AS secret_key,", "operator does not exist: #! character varying"),
         ("'auth0_google'::auth_type::text AS secret_key,", 'type "auth_type" does not exist'),
-        ("(SELECT max(id) FROM users) AS secret_key,", 'relation "users" does not exist'),
+        ("(SELECT max(id) FROM others) AS secret_key,", 'relation "others" does not exist'),
     ],
 )
 def test_what_has_none_is_not_found_and_the_remedy_works(
@@ -113,6 +113,7 @@ def test_what_has_none_is_not_found_and_the_remedy_works(
     fill(database, 3)
     database.execute(
         """
+        CREATE TABLE others (id text);
         CREATE FUNCTION twice(text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT $1 || $1';
         CREATE OPERATOR #! (FUNCTION = twice, RIGHTARG = text)
         """
