@@ -1,4 +1,4 @@
-"""A fault of ours in one of the threads: said while it lasts, and no longer."""
+"""Reports a fault of ours in one of the threads for as long as it lasts."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ if TYPE_CHECKING:
 
 
 class Fault:
-    """Of one thread. What the database does wrong is no fault, and is said by whoever meets it."""
+    """Not thread-safe: each thread has its own. Database errors are not faults: whoever catches them reports
+    them.
+    """
 
     def __init__(self, observer: Observer, thread: str) -> None:
-        """``thread`` is the word for it in `/healthz`."""
+        """``thread`` is the thread's name in `/healthz`."""
         self._observer = observer
         self._key = f"fault_{thread}"
         self._lasts = False
 
     def met(self, error: Exception) -> None:
-        """Say so, if this error is a fault."""
+        """Report an error if it is a fault."""
         if not isinstance(error, PadsCdcError):
             self._lasts = True
             self._observer.trouble(self._key, str(fault_of_ours(error)))
 
     def over(self) -> None:
-        """Take it back: the thread has done its work again."""
+        """Take the report back, because the thread works again."""
         if self._lasts:
             self._lasts = False
             self._observer.trouble(self._key, None)

@@ -1,8 +1,8 @@
-"""How far we are and how stale that is: four positions, and the moment when we were last known to be exact.
+"""Freshness: the applier's positions, and the staleness of the map.
 
-Staleness is the time since everything was applied up to an end of WAL that the *server itself* reported. It
-is not derived from the stream: a silent stream looks the same when nothing happens and when everything is
-lost.
+Staleness is the time since the map had every transaction up to an end of WAL that the *server itself*
+reported. It is not derived from the stream, because a silent stream looks the same when nothing happens and
+when the connection is dead.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Positions:
-    """One consistent reading of how far the applier is.
+    """One consistent reading of the positions.
 
-    ``server_end`` is the newest end of WAL that the slot's server reported, the others are ours; all in bytes
-    of WAL, 0 while unknown.
+    ``server_end`` is the newest end of WAL that the slot's server reported. The others are ours. A position
+    is 0 while it is unknown.
     """
 
     server_end: Lsn
@@ -32,18 +32,18 @@ class Positions:
     applied: Lsn
     confirmed: Lsn
     replayed: Lsn | None = None
-    """How far the server that is queried has replayed; None where that is the slot's, a primary, or away."""
+    """How far the query server has replayed; None if it is the slot's server, a primary, or unreachable."""
 
 
 class Freshness:
-    """Shared by the threads of the applier and read by everybody; a lock makes each reading consistent.
+    """Shared by all threads; a lock makes each reading consistent.
 
-    The clock is monotonic: a wall clock that jumps must not make a stale map look fresh.
+    The clock is monotonic, because a wall clock that jumps must not make a stale map look fresh.
     """
 
     _KEEP = 3600
-    """Reported ends that wait to be reached: an hour of one a second; older ones only make staleness look
-    worse.
+    """Reported ends of WAL that are kept until they are reached: one a second for an hour. Dropping older
+    ones can only overstate staleness.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -62,8 +62,8 @@ class Freshness:
             return self._clock() - self._heard_at
 
     def reported(self, server_end: Lsn, asked_at: float) -> None:
-        """Note an end of WAL that the slot's server gave; ``asked_at`` is our monotonic time before
-        asking.
+        """Note an end of WAL that the slot's server reported. ``asked_at`` is the monotonic time before the
+        question.
         """
         with self._lock:
             self._server_end = server_end
@@ -84,24 +84,22 @@ class Freshness:
             self._settle()
 
     def confirmed(self, lsn: Lsn) -> None:
-        """Note what the slot was last told to let go."""
+        """Note the position up to which the slot was confirmed."""
         with self._lock:
             self._confirmed = max(self._confirmed, lsn)
 
     def replayed(self, lsn: Lsn | None) -> None:
-        """Note how far the query server has replayed; None where it does not replay, or does not say."""
+        """Note how far the query server has replayed; None if it is a primary or does not answer."""
         with self._lock:
             self._replayed = lsn
 
     def exact(self, at: float) -> None:
-        """Note that the whole mapping was read and applied as it was at our monotonic time ``at``
-        (polling).
-        """
+        """Note that a reconcile has been applied that began at the monotonic time ``at``."""
         with self._lock:
             self._exact_at = max(at, self._exact_at or at)
 
     def rewound(self) -> None:
-        """Forget all positions: the server's history is another one now (restore, fail-over)."""
+        """Forget all positions, because the server is on another history now (a restore or a failover)."""
         with self._lock:
             self._reported.clear()
             self._server_end = self._received = self._applied = self._confirmed = Lsn(0)
@@ -124,7 +122,7 @@ class Freshness:
                 return self._clock() - self._started
             age = self._clock() - self._exact_at
             behind = self._reported[0][0] if self._reported else None
-            # Caught up with the newest report and asked recently: that is as exact as can be known.
+            # Every reported end has been reached, and the newest report is recent.
             return 0.0 if behind is None and age <= self.FRESH_SECONDS else age
 
     def stream_behind(self) -> float:
@@ -133,8 +131,8 @@ class Freshness:
             return self._clock() - self._reported[0][0] if self._reported else 0.0
 
     FRESH_SECONDS = 2.5
-    """A report is asked each second; while the newest one is younger than this and reached, we are
-    current.
+    """The server is asked each second. While the newest report is younger than this and reached, staleness is
+    0.
     """
 
     def _settle(self) -> None:

@@ -1,7 +1,7 @@
-"""What the applier tells whoever watches: the seam for metrics, logs and the status page.
+"""The observer: the interface through which metrics, logs and the status page learn of events.
 
-The domain calls these methods and knows nothing of what they do. They are called from the applier's threads,
-must not block, and must not raise. No argument ever holds a key, a payload or a connection string.
+The packages here call its methods and do not know what these do. The methods are called from several threads,
+must not block, and must not raise. No argument contains a key, a payload or a connection string.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from cdc.units import Revision, Xid
 
 Mode = Literal["waiting", "streaming", "polling"]
-"""waiting: nothing is read yet; streaming: the slot is followed; polling: no usable slot, the mapping is
-re-read.
-"""
+"""waiting: nothing is read yet; streaming: the slot is read; polling: the mapping is read again and again."""
 
 
 class TransactionSeen(msgspec.Struct, frozen=True):
@@ -33,28 +31,26 @@ class TransactionSeen(msgspec.Struct, frozen=True):
     committed_at: float
     """Unix seconds by the database's clock."""
     published_at: float
-    """Unix seconds by ours."""
+    """Unix seconds by our clock."""
     rows: Mapping[tuple[str, Action], int]
     """(table, action) to number of rows; actions are ``insert``, ``update``, ``delete``, ``truncate``."""
     affected: int
-    """Endpoints that the whole batch re-queried (batches of one when quiet)."""
+    """Endpoints that were read for the transaction's whole batch."""
 
 
 @dataclass(frozen=True)
 class BatchSeen:
-    """One batch that went from the slot into the store."""
+    """A batch of transactions that has been published."""
 
     transactions: tuple[TransactionSeen, ...]
     affected: int
     upserts: int
     deletes: int
     suppressed: int
-    """Re-queried endpoints whose bytes did not change, so that nothing was published for them."""
+    """Endpoints that were read and had not changed, so that nothing was published for them."""
     requery_seconds: float
     visibility_seconds: float
-    """How long the gate waited until a snapshot saw every transaction of the batch; 0.0 when it need not
-    wait.
-    """
+    """Seconds until a snapshot saw every transaction of the batch; 0.0 if the first one did."""
     revision: Revision
 
 
@@ -71,7 +67,7 @@ class ReconcileSeen:
 
 @dataclass(frozen=True)
 class SlotSeen:
-    """What the slot's server says of our slot, asked about once a second; None where it does not say."""
+    """The state of our slot, as its server reports it about once a second; None for unknown values."""
 
     retained_bytes: int | None
     safe_wal_bytes: int | None
@@ -81,38 +77,36 @@ class SlotSeen:
 
 
 class Observer(Protocol):
-    """Everything the applier reports."""
+    """Receives all reports."""
 
     def mode(self, mode: Mode) -> None:
-        """Report that the source is read in another way from now on."""
+        """Report a change of mode."""
 
     def connected(self, connected: bool) -> None:
-        """Report that the replication connection came or went."""
+        """Report that the replication connection has been opened or closed."""
 
     def reconnecting(self, reason: str, message: str) -> None:
-        """Report that the source was lost; ``reason`` is a small closed set, ``message`` one line for
+        """Report that the stream has ended. ``reason`` is from a small closed set, ``message`` one line for
         people.
         """
 
     def batch(self, batch: BatchSeen) -> None:
-        """Report a batch that is published."""
+        """Report a batch that was just published."""
 
     def reconciled(self, reconcile: ReconcileSeen) -> None:
         """Report a finished reconcile."""
 
     def decode_error(self, reason: str, message: str) -> None:
-        """Report a message that could not be handled and was answered with a reconcile."""
+        """Report a message that could not be decoded, and caused a reconcile."""
 
     def state_file_error(self, message: str) -> None:
         """Report that the state file could not be used."""
 
     def slot(self, slot: SlotSeen) -> None:
-        """Report what the server says of the slot."""
+        """Report the state of the slot."""
 
     def odd_rows(self, numbers: Mapping[OddReason, int]) -> None:
-        """Report how many rows there are that are no endpoints as they stand, by what is odd about them."""
+        """Report the number of odd rows for each reason."""
 
     def trouble(self, key: str, message: str | None) -> None:
-        """Set (or with None clear) one lasting condition that people should know of, such as an owed
-        reconcile.
-        """
+        """Report a lasting condition, such as an owed reconcile. None takes the report for ``key`` back."""

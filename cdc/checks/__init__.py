@@ -1,8 +1,8 @@
-"""Is this database fit for us? One list of questions, for `serve` and for `check`.
+"""Checks whether the database is fit for us. `serve` and `pads-cdc check` use the same list.
 
-`NECESSARY` is what the server cannot start without; it asks these itself (`preflight`) and refuses with
-the first fault. `FURTHER` is what makes it lose events, fill a disk, or be slow: nothing that it would stop
-for, and nothing that anybody should find out by themselves.
+A server cannot start without the `NECESSARY` checks: it makes them itself (`preflight`) and stops at the
+first fault. The `FURTHER` checks find what makes a server lose events, fill a disk, or be slow. A server
+starts nevertheless.
 """
 
 from __future__ import annotations

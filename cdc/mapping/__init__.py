@@ -1,1 +1,3 @@
-"""What a mapping says: queries, tables, and which endpoints a changed row affects. Nothing here waits."""
+"""Reads a mapping: its queries, its tables, and the rules for the endpoints that a row affects. No I/O waits
+here.
+"""

@@ -1,1 +1,1 @@
-"""Two servers for one slot: which of them leads, and the copy that the other one holds."""
+"""A pair of servers with one slot: decides which one leads, and keeps the other one's copy of the map."""

@@ -1,1 +1,1 @@
-"""How we talk to Postgres: connections, reads with their evidence, errors, timelines."""
+"""Access to Postgres: connections, reads with their evidence, the gate, timelines, errors."""

@@ -1,3 +1,3 @@
-"""The map on its way to relays: pages of changes, who makes them and who reads them. Nothing here knows a
+"""Cuts the map and its changes into pages for relays, and puts pages together again. Nothing here knows a
 broker.
 """

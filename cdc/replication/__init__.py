@@ -1,1 +1,1 @@
-"""The replication slot: reading it, decoding it, and handing whole transactions on."""
+"""Reads the replication slot, decodes it, and hands committed transactions to the applier."""

@@ -1,1 +1,1 @@
-"""Reading endpoints again: what is due, which read counts, and the audit of everything."""
+"""Reads affected endpoints again, decides whether the map is consistent, and audits it."""

@@ -1,1 +1,1 @@
-"""What outlives the process: revisions, positions and tombstones, and how tokens are judged by them."""
+"""The state file, which keeps revisions, positions and tombstones across restarts; and resume tokens."""

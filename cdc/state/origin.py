@@ -1,7 +1,8 @@
-"""Where the map comes from: by what revisions it is counted, and since where it is followed without a gap.
+"""The origin of the map: the epoch of its revisions, and the position since which it is followed without a
+gap.
 
-With the store's positions that is what resume tokens are made of and judged by. The applier's thread tells,
-the feed asks.
+Resume tokens are made of it and of the store's positions, and judged by both. The applier's thread changes
+it, and the feed reads it.
 """
 
 from __future__ import annotations
@@ -18,35 +19,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reread:
-    """A complete reading of the mapping."""
+    """A read of the whole mapping that is in the store."""
 
     began: float
-    """Monotonic time before it."""
+    """Monotonic time before the read."""
     covers: Lsn
-    """It showed the database as it was at this position, or newer."""
+    """The read showed the database as it was at this position, or newer."""
     timeline: int | None = None
-    """The timeline that the server wrote which was read; None where that was a standby, which does not say.
-    """
+    """The timeline of the server that was read; None for a standby, whose timeline is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """One reading of a `CurrentOrigin`."""
+    """The value of a `CurrentOrigin` at one moment."""
 
     epoch: str
-    """Names the unbroken line of revisions, 32 hexadecimal digits."""
+    """Identifies an unbroken line of revisions, 32 hexadecimal digits."""
     followed_since: Lsn | None
-    """Each transaction from here on has marked the entries that it names with its position; None where
-    nothing has been followed yet.
+    """Every transaction from here on has set the position of the entries that it named; None if no
+    transaction has been followed yet.
     """
     reread: Reread | None = None
-    """The newest that is in the store."""
+    """The newest read of the whole mapping that is in the store."""
     left: frozenset[str] = frozenset()
-    """Epochs of this process whose history the database has gone back on."""
+    """Epochs of this process that ended because the database went back."""
     encoding: int = 1
-    """The rules by which the map's payloads are made (`server.payload.ENCODING`), 1 to 255."""
+    """The version of the rules that encode payloads (`server.payload.ENCODING`), 1 to 255."""
     mapping: int = 0
-    """By which mapping of what they are made (`cdc.mapping.mapping.Mapping.fingerprint`)."""
+    """Identifies the mapping (`cdc.mapping.mapping.Mapping.fingerprint`)."""
 
 
 class CurrentOrigin:
@@ -60,36 +60,39 @@ class CurrentOrigin:
         self._now = Origin(ledger.epoch, ledger.kept.position or None, encoding=encoding, mapping=mapping)
 
     def now(self) -> Origin:
-        """Read it; waits for nobody."""
-        # The ledger has a new epoch whenever the state file fails, and tells nobody.
+        """Return the present value; never waits."""
+        # Whenever the state file fails, the ledger silently begins a new epoch.
         return replace(self._now, epoch=self._ledger.epoch)
 
     def timeline_changed(self) -> None:
-        """Note that the database goes on on another timeline: what was read on the last one may be undone."""
+        """Note that the database has switched its timeline, so that what was read before may be undone."""
         with self._lock:
             self._now = replace(self._now, reread=None)
 
     def gap(self, up_to: Lsn) -> None:
-        """Note that what transactions before ``up_to`` named is not known one by one.
+        """Note that transactions before ``up_to`` have not set the positions of the entries that they named.
 
-        They never came (a new slot), or were answered by comparing everything, which finds what is different
-        now but not what had changed and changed back: another server's client may hold the state in between.
+        They were not delivered (a new slot), or they were answered by a reconcile. A reconcile finds the
+        endpoints that differ now, but not those that changed and changed back. A client of another server may
+        hold the state in between.
         """
         with self._lock:
             self._now = replace(self._now, followed_since=max(self._now.followed_since or Lsn(0), up_to))
 
     def mirrored(self, followed_since: Lsn) -> None:
-        """Note that the map is a peer's, with the positions that transactions from there on have marked."""
+        """Note that the map is a copy of a peer's, whose transactions set positions from ``followed_since``
+        on.
+        """
         with self._lock:
             self._now = replace(self._now, followed_since=followed_since or None)
 
     def reread(self, reread: Reread) -> None:
-        """Note that the whole mapping was read, and is in the store."""
+        """Note that a read of the whole mapping has been applied to the store."""
         with self._lock:
             self._now = replace(self._now, reread=reread)
 
     def broken(self) -> None:
-        """Note that the database has gone back; to be called before the ledger begins another epoch."""
+        """Note that the database has gone back. To be called before the ledger begins a new epoch."""
         with self._lock:
             left = self._now.left | {self._ledger.epoch}
             self._now = replace(self._now, left=left, followed_since=None, reread=None)

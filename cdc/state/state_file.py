@@ -1,14 +1,14 @@
-"""The state file: what must outlive the process so that a restart is no gap for anybody.
+"""The state file, with which clients can resume after a restart of the server.
 
-It holds each entry's id, revision, position and digest, and the epoch: no keys, no payloads. A batch is in it
-before any cursor can see the batch, so a revision that a client has heard of is never given out twice. After
-a restart the mapping is compared with it: what changed while we were down gets a new revision, and what
-vanished becomes a tombstone.
+It has the epoch, and the id, revision, position and digest of each entry, but no keys and no payloads. A
+batch is written before a subscriber can see it, so no revision that a client knows is used twice. After a
+restart the mapping is compared with the file: an endpoint that has changed gets a new revision, and one that
+is gone becomes a tombstone.
 
-The container is SQLite, for its atomic writes and its lock; the rows in it are whole batches, packed by
-column (a million rows go in one by one in 6.9 s, packed in 0.3 s) and folded, little by little, when most of
-them are out of date. Nothing is synced to the disk while running: a killed process loses nothing, and after a
-reboot that was not clean the epoch is a new one.
+The file is an SQLite database, for its atomic writes and its lock. A row is a whole batch, packed by column:
+a million entries take 0.3 s that way, and 6.9 s one by one. When most entries in the file are out of date, it
+is folded in small steps. Nothing is synced to the disk while running. A killed process loses nothing, and
+after an unclean reboot a new epoch begins.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
 _VERSION = 1
 _SQLITE = b"SQLite format 3\0"
 _CHUNK = 50_000
-"""Rows in one packed batch of a copy of everything."""
+"""Entries in one packed row, when the whole store is written."""
 _FOLD, _OVERGROWN = 2, 4
 """Rows for each entry from which on the file is folded: when there is nothing else to do, and in any case."""
 _JOURNAL = 16 * 2**20
-"""Bytes that SQLite's journal (its WAL) keeps on the disk once a larger batch is through."""
+"""Bytes to which SQLite's journal (its WAL) is truncated after a larger batch."""
 _STEP = 2_000
 """Rows that are read in one step of folding."""
 _BATCHES = "SELECT number, head, position, seen, ids, revisions, positions, digests, checksum FROM batches"
@@ -53,12 +53,12 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass
 class Kept:
-    """What was in the file when it was opened."""
+    """The content of the file when it was opened."""
 
     epoch: str
-    """Names an unbroken line of revisions; a token of another epoch is worth nothing."""
+    """Identifies an unbroken line of revisions. Tokens of other epochs cannot resume by revision."""
     fresh: bool = True
-    """There was nothing to resume: no file, or one that could not be used."""
+    """Whether there was no usable file, so that no client can resume."""
     system: str = ""
     timeline: int = 0
     head: Revision = Revision(0)
@@ -67,9 +67,10 @@ class Kept:
     bootstrap: Snapshot | None = None
     """The snapshot that the slot was created with, until the first load is done."""
     owed: Gate | None = None
-    """What a reconcile still has to see because the slot's WAL was let go."""
+    """The gate of an owed reconcile, because the slot was confirmed beyond open tasks; None if none is owed.
+    """
     shown: Gate | None = None
-    """What a standby was seen to show, where the newest reads were made on one."""
+    """The gate for a primary after reads from a standby; see `cdc.requery.monotonic_reads`."""
     entries: EntryColumns = field(default_factory=EntryColumns)
 
 
@@ -77,20 +78,20 @@ class StateFile:
     """An open and locked state file; used by the applier's thread alone."""
 
     def __init__(self, path: Path, system: str = "") -> None:
-        """Open or create the file and read it; one of another cluster than ``system`` is set aside.
+        """Open or create the file and read it. A file of another cluster than ``system`` is renamed.
 
         Raises:
-            Refusal: another process has it.
-            StateFileError: it cannot be created or written.
+            Refusal: another process has the file open.
+            StateFileError: the file cannot be created or written.
 
         """
         self.path = path
         self._system = system
         self.set_aside: Path | None = None
-        """Where an unusable file was moved to."""
+        """The new name of an unusable file; None if there was none."""
         self._rows = 0
         self._folded_to: int | None = None
-        """Number of the last batch that was folded; None where that is not going on."""
+        """The number of the last batch that was folded; None while no folding is under way."""
         with _errors(path):
             try:
                 self._open()
@@ -111,10 +112,10 @@ class StateFile:
         """Write one batch, atomically.
 
         Raises:
-            StateFileError: it is not in the file; the caller goes on without one, in a new epoch.
+            StateFileError: the batch was not written. The caller goes on without a file, in a new epoch.
 
         """
-        # Columns, not rows: at the first load this is done a million times.
+        # By column rather than by row, since the first load has a million entries.
         entries = [*batch.changed, *(entry for entry, _ in batch.moved)]
         if not entries:
             return
@@ -129,12 +130,12 @@ class StateFile:
             self._insert(columns, batch.revision, position, seen)
 
     def note(self, **values: str | int) -> None:
-        """Remember facts by name (``system``, ``timeline``, ``bootstrap``, ``owed``, ``shown``)."""
+        """Write notes by name (``system``, ``timeline``, ``bootstrap``, ``owed``, ``shown``)."""
         with _errors(self.path), self._db:
             self._set(values)
 
     def start_epoch(self, entries: EntryColumns, head: Revision, *, position: Lsn, seen: Lsn) -> str:
-        """Break with the past: tokens given out so far are worth nothing. Returns the new epoch's name."""
+        """Begin a new epoch with this content, so that earlier tokens are invalid. Return the new epoch."""
         self.kept.epoch = uuid.uuid4().hex
         with _errors(self.path), self._db:
             self._set({"epoch": self.kept.epoch})
@@ -142,10 +143,10 @@ class StateFile:
         return self.kept.epoch
 
     def fold(self, entries: Mapping[str, Entry]) -> bool:
-        """Do a step of rewriting the file, if most of it is out of date; True if there is more to do.
+        """Do a step of folding, if most of the file is out of date. Return whether there is more to do.
 
-        ``entries`` are those of the store, in which everything is that is in the file. A step takes some
-        milliseconds: the whole would hold up a revocation for seconds, where there are a million.
+        ``entries`` are the store's, which include all entries of the file. A step takes some milliseconds.
+        With a million entries, folding at once would hold up a revocation for seconds.
         """
         if self._folded_to is None:
             if self._rows <= _FOLD * len(entries) + _CHUNK:
@@ -163,29 +164,31 @@ class StateFile:
         return True
 
     def overgrown(self, live: int) -> bool:
-        """Tell whether folding cannot wait any longer, where the store has so many entries."""
+        """Return whether folding can no longer wait, given the number of entries in the store."""
         return self._rows > _OVERGROWN * live + 2 * _CHUNK
 
     def _read_newest(self, after: int, entries: Mapping[str, Entry]) -> tuple[list[int], Kept, int]:
-        """Read the next batches: their numbers, the rows that still hold, and how many they had in all."""
+        """Read the next batches. Return their numbers, the entries that are up to date, and the number of
+        all.
+        """
         numbers: list[int] = []
         kept, places, read = Kept(epoch=""), dict[str, int](), 0
         with closing(self._db.execute(f"{_BATCHES} WHERE number > ? ORDER BY number", (after,))) as batches:
             for number, *batch in batches:
                 columns = self._unpack(kept, batch)
-                # A row is older than one that comes later, or it is what the entry is now.
+                # An entry of a batch is up to date if the store's entry has the same revision.
                 newest = (row for row in columns if _is_now(entries.get(row.id), row))
                 _overlay(kept.entries, places, newest)
                 numbers.append(number)
                 read += len(columns)
                 if read >= _STEP:
                     break
-            if numbers and not kept.entries:  # one row bears how far it goes, which all batches say together
+            if numbers and not kept.entries:  # the newest entry carries the positions of all batches
                 _overlay(kept.entries, places, [*columns][-1:])
         return numbers, kept, read
 
     def close(self) -> None:
-        """Put everything on the disk and say that this was a clean end."""
+        """Sync the file to the disk, and mark it as closed in good order."""
         with _errors(self.path):
             self._db.execute("PRAGMA synchronous = FULL")
             with self._db:
@@ -194,7 +197,7 @@ class StateFile:
             self._db.close()
 
     def discard(self) -> None:
-        """Let go of a file that failed, as it is."""
+        """Close a file that has failed, without writing to it."""
         with suppress(sqlite3.Error):
             self._db.close()
 
@@ -205,7 +208,7 @@ class StateFile:
         self._db = sqlite3.connect(self.path, timeout=0, check_same_thread=False)
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if tables and "facts" not in tables:  # somebody else's: nothing has been written to it yet
+        if tables and "facts" not in tables:  # another program's database: nothing has been written to it yet
             self._db.close()
             raise _Foreign
         self._db.execute("PRAGMA journal_mode = WAL")
@@ -257,7 +260,7 @@ class StateFile:
         return kept
 
     def _unpack(self, kept: Kept, batch: list[Any]) -> EntryColumns:
-        """Return a batch's rows, and note in ``kept`` how far it goes."""
+        """Return the entries of a batch, and note its positions in ``kept``."""
         head, position, seen, ids, *packed, checksum = batch
         if _checksum(ids, *packed) != checksum:
             raise _Unusable
@@ -304,10 +307,10 @@ class StateFile:
 
 
 def is_foreign(path: Path) -> bool:
-    """Tell whether a file was never a state file: it has content, and not SQLite's; blocks on the disk.
+    """Return whether a file was never a state file: it has content other than SQLite's. Reads from the disk.
 
-    Somebody's mistake in STATE_FILE must not move a file of theirs away. One that begins with zeros is taken
-    for ours: so a file system may leave it when the machine goes down hard.
+    A mistake in STATE_FILE must not move another file away. A file that begins with zeros counts as a state
+    file, because a file system may leave one like that after a crash of the machine.
     """
     if not path.is_file():  # a device or a pipe
         return True
@@ -317,11 +320,11 @@ def is_foreign(path: Path) -> bool:
 
 
 class _Foreign(Exception):  # noqa: N818 - never leaves this module
-    """The file is not ours to touch."""
+    """The file does not belong to us."""
 
 
 class _Unusable(Exception):  # noqa: N818 - never leaves this module
-    """The file is of another version or another cluster, or a checksum is off."""
+    """The file has another version or belongs to another cluster, or a checksum is wrong."""
 
 
 def _is_now(entry: Entry | None, row: EntryRow) -> bool:
@@ -329,7 +332,7 @@ def _is_now(entry: Entry | None, row: EntryRow) -> bool:
 
 
 def _overlay(entries: EntryColumns, numbers: dict[str, int], newer: Iterable[EntryRow]) -> None:
-    """Put newer values over those of the same ids."""
+    """Replace the values of ids by newer ones, and append new ids."""
     for endpoint_id, revision, position, digest in newer:
         number = numbers.setdefault(endpoint_id, len(entries))
         if number == len(entries):
@@ -347,7 +350,7 @@ def _checksum(ids: str, *columns: bytes) -> int:
 
 @contextmanager
 def _errors(path: Path) -> Iterator[None]:
-    """Say what failed and what to do about it."""
+    """Return an error text with the cause and the remedy."""
     try:
         yield
     except sqlite3.OperationalError as error:

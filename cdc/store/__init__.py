@@ -1,1 +1,1 @@
-"""The map of endpoints, walked by revision."""
+"""The map of endpoints, its log by revision, and the walks of subscribers over the log."""
