@@ -1,8 +1,8 @@
-"""What a client of the feed is sent that cannot resume by revision: a snapshot, or a part of one.
+"""The walk for a client of the feed that cannot resume by revision: a snapshot, or a part of one.
 
-It is walked backwards, newest first, while the tail goes before it: what is revoked now never waits behind
-what was revoked yesterday. Only when the walk back has ended and the tail has arrived at the head does the
-client hold a map that existed; before that there is no cut.
+It goes backwards through the log, newest first, and new entries (the tail) go ahead of it. So a revocation of
+now never waits behind one of yesterday. The client has a consistent map only when the backward walk has ended
+and the tail has arrived at the head; before that there is no cut.
 """
 
 from __future__ import annotations
@@ -19,28 +19,26 @@ if TYPE_CHECKING:
 
 
 class Catchup:
-    """Reads like a `Cursor`, and ends as one: once `done`, the tail is all there is. Not for two threads at
-    once.
-    """
+    """Reads like a `Cursor`. Once it is `done`, only the tail is left. Not thread-safe."""
 
     def __init__(self, store: Store, beyond: Lsn | None = None) -> None:
-        """Hand out all live endpoints; or, given a position, the entries and tombstones that a transaction
-        beyond it has named.
+        """Return all live endpoints; with ``beyond``, the entries and tombstones that a transaction beyond
+        this position has named.
         """
         self._store = store
         self._beyond = beyond
         self.tail = Cursor(store, express=True)
         with store.lock:
-            # The tail is younger than what stands before its place: together they are everything, once.
+            # All entries before the tail's place belong to the backward walk, and all others to the tail.
             self._back = Place(self.tail.index, store.places)
         self.done = False
-        """What was there at the start has been handed out, or has moved and comes with the tail."""
+        """Whether the backward walk has ended."""
 
     def read(self, limit: int) -> Part:
         """Take at most ``limit`` entries; never waits."""
         part = self.tail.read(limit)
         if part.entries or part.more:
-            # More will always come from here, even if the tail has arrived: its cut is not the client's yet.
+            # Even if the tail has arrived, the client's map is still incomplete.
             return Part(part.entries, more=True, arrival=None) if not self.done else part
         if not self.done:
             entries = self._read_back(limit)
@@ -48,13 +46,13 @@ class Catchup:
         return part
 
     def finish(self) -> Cursor:
-        """Go on with the tail alone."""
+        """End the backward walk, and return the tail."""
         with self._store.lock:
             self._back.leave()
         return self.tail
 
     def close(self) -> None:
-        """Let the store forget this walk."""
+        """Remove this walk from the store."""
         self.finish().close()
 
     def _read_back(self, limit: int) -> list[Entry]:

@@ -1,8 +1,7 @@
-"""Compacting the store's log little by little: a shorter one is made beside it while it goes on being walked.
+"""Compacts the store's log in small steps. A shorter log is built while walks go on in the present one.
 
-What dies after it was copied stays a dead place until the next time; what is appended meanwhile is taken
-over at the end. Walks stand on places of the old log until then, and are carried to where they stand in the
-new one.
+Entries that die after they were copied stay in the log until the next compaction. Entries that are appended
+during the compaction are copied at its end. Then all places are moved to the same entries in the new log.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class Compaction:
-    """Of one log, which may only grow meanwhile. Owned by the writer's thread."""
+    """One compaction of one log, which may only grow until the end. Used by the writer's thread."""
 
     def __init__(self, log: list[Entry]) -> None:
         self._old = log
         self._end = len(log)
         self._next = 0
         self._kept = array("Q")
-        """Indexes in the old log of what is in the new one."""
+        """The indexes in the old log of the entries in the new one."""
         self._log: list[Entry] = []
 
     def step(self, live: Mapping[str, Entry], places: int) -> bool:
-        """Look at so many more places, and keep those that are live; True once all have been looked at."""
+        """Look at the next ``places`` entries and copy the live ones. Return True after the last one."""
         start, self._next = self._next, min(self._next + places, self._end)
         slice_ = self._old[start : self._next]
         kept = [index for index, entry in enumerate(slice_) if live[entry.id] is entry]
@@ -38,7 +37,7 @@ class Compaction:
         return self._next == self._end
 
     def finish(self, log: list[Entry], places: Collection[Place]) -> list[Entry]:
-        """Return the shorter log with what was appended meanwhile, and carry the walks to it.
+        """Return the shorter log with the entries that were appended since, and move the walks to it.
 
         To be called under the store's lock.
         """

@@ -1,9 +1,13 @@
-"""Walks over the store: a subscriber is a place in the log, nothing more.
+"""Walks over the store: a subscriber is only a place in the log.
 
-`Cursor` walks forward from a revision, for the tail of every stream. A walk is a *cut*: it aims at the head
-of the moment, and when an entry that it has not reached yet moves beyond that head, it aims at the new head.
-So when it arrives, what it has handed out is the difference between two maps that existed (PADS handed out
-every step, in a queue that filled up).
+`Cursor` walks forward from a revision, for the tail of every stream. Its target is the store's head at the
+start. If an entry that it has not reached yet changes again, and so moves beyond the target, the new head
+becomes the target. So the entries that it has returned on arrival lead exactly from one map of the store to
+another. (PADS put every change into a queue for each client, which filled up.)
+
+An example: the log has a1 b2 c3, and a cursor starts behind revision 0, with the target 3. It returns a1.
+Then b changes, which makes the log a1 (b2) c3 b4. The cursor meets the dead b2, so its target becomes 4. It
+returns c3 and b4, and has arrived at the map of revision 4.
 """
 
 from __future__ import annotations
@@ -22,37 +26,37 @@ if TYPE_CHECKING:
     from cdc.units import Revision
 
 SCAN = 4
-"""Dead places that one read may pass over, in multiples of its limit: the lock is never held for long."""
+"""Entries that one read may look at, in multiples of its limit, so that it never holds the lock for long."""
 
 _revision = attrgetter("revision")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A slice of a walk, no id twice."""
+    """The entries of one step of a walk, no id twice."""
 
     entries: list[Entry]
     more: bool
-    """More can be read at once."""
+    """Whether the next read can return more without waiting."""
     arrival: Cut | None
-    """Set when, after these entries, the reader holds what the store holds."""
+    """The store's map, if the reader has the same after these entries; else None."""
 
     @property
     def cut(self) -> Cut | None:
-        """Set when the reader then holds a map that existed."""
+        """The same map, if it is also consistent; else None."""
         return self.arrival if self.arrival is not None and self.arrival.consistent else None
 
 
 class Cursor(Place):
-    """Walks forward over everything after a revision, for ever. Not for two threads at once."""
+    """Walks forward over all entries after a revision, without an end. Not thread-safe."""
 
     __slots__ = ("_overtaking", "_target", "revision", "store")
 
     def __init__(self, store: Store, after: Revision | None = None, *, express: bool = False) -> None:
-        """Stand behind revision ``after``; the present head if None.
+        """Start behind revision ``after``, by default at the head.
 
-        ``express`` is for a client, which wants a revocation before the rest of a ripple: without it entries
-        come in the order of their revisions.
+        With ``express``, small changes are returned ahead of the others, as a client needs. Without it,
+        entries come in the order of their revisions.
         """
         self.store = store
         with store.lock:
@@ -62,12 +66,12 @@ class Cursor(Place):
             super().__init__(bisect_right(store.log, self.revision, key=_revision), store.places)
 
     def close(self) -> None:
-        """Let the store forget this walk."""
+        """Remove this walk from the store."""
         with self.store.lock:
             self.leave()
 
     def carry(self, index: int) -> None:
-        """Stand at another index; what was dropped may have moved on, so the walk aims at the new head."""
+        """Move to another index. Dropped entries may have changed again, so the head becomes the target."""
         super().carry(index)
         if self._target is not None:
             self._target = self.store.head
@@ -87,7 +91,7 @@ class Cursor(Place):
                 self._target = store.head
             log, overtaking = store.log, self._overtaking
             if overtaking is not None and (entries := self._overtake(overtaking, limit)):
-                self._target = store.head  # of a revision beyond what the walk aims at, perhaps
+                self._target = store.head  # they may be newer than the target
                 return Part(entries, more=True, arrival=None)
             entries = self._walk(limit)
             if self.index < len(log) and log[self.index].revision <= self._target:
@@ -96,19 +100,19 @@ class Cursor(Place):
             if overtaking is not None and self.index == len(log):
                 overtaking.arrived()
             more = self.revision < store.head
-            if more:  # what an older head was like is not kept; the walk to the present one follows at once
+            if more:  # the map of an older head is not kept, so the walk goes on to the present one
                 return Part(entries, more, arrival=None)
             return Part(entries, more, store.cut())
 
     def _overtake(self, overtaking: Overtaking, limit: int) -> list[Entry]:
-        """Take what goes before its turn; nothing if all that there is comes now in any case."""
+        """Take entries of the express list, unless the next step reaches the end of the log anyway."""
         if len(self.store.log) - self.index > limit:
             return overtaking.take(limit, self.store.entries)
         overtaking.skip()
         return []
 
     def _walk(self, limit: int) -> list[Entry]:
-        """Take the next entries up to the target, and aim at the head if one of them has moved on."""
+        """Take the next live entries up to the target. A dead one makes the head the target."""
         entries: list[Entry] = []
         log, live, overtaking = self.store.log, self.store.entries, self._overtaking
         stop = min(len(log), self.index + limit * SCAN)

@@ -1,4 +1,4 @@
-"""The hash of one endpoint, of which the state digest is the sum."""
+"""The digest of one endpoint. The state digest is the sum of these."""
 
 from __future__ import annotations
 

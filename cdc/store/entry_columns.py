@@ -1,6 +1,6 @@
-"""What the state file keeps of the entries: enough to know, after a restart, which of them changed meanwhile.
+"""The part of the entries that the state file keeps, to find after a restart which endpoints have changed.
 
-In columns, since there may be a million: an object each would take 200 MB that the process never gives back,
+It is stored by column. Objects for a million entries would take 200 MB, which the process would never return,
 and twice the time.
 """
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 GONE: Final = bytes(DIGEST_BYTES)
-"""Stands for the digest of a tombstone: a real digest is all zeros once in 2^128."""
+"""The digest of a tombstone. A real digest is all zeros once in 2^128."""
 
 
 class EntryRow(NamedTuple):
-    """One entry's part."""
+    """The part of one entry."""
 
     id: str
     revision: Revision
@@ -33,7 +33,7 @@ class EntryRow(NamedTuple):
 
 
 class EntryColumns:
-    """Entries in any order, each of them once, by number."""
+    """Entries in any order, each id once. An entry's number is its index."""
 
     __slots__ = ("digests", "ids", "positions", "revisions")
 
@@ -54,26 +54,26 @@ class EntryColumns:
             yield EntryRow(endpoint_id, revision, position, self.digest(number))
 
     def add(self, endpoint_id: str, revision: Revision, position: Lsn, digest: bytes) -> None:
-        """Append one that is not in here yet."""
+        """Append an entry whose id is not in here yet."""
         self.ids.append(endpoint_id)
         self.revisions.append(revision)
         self.positions.append(position)
         self.digests += digest
 
     def put(self, number: int, revision: Revision, position: Lsn, digest: bytes) -> None:
-        """Replace what is known of an entry."""
+        """Replace the values of an entry."""
         self.revisions[number], self.positions[number] = revision, position
         self.digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES] = digest
 
     def extend(self, other: EntryColumns) -> None:
-        """Append others that are not in here yet."""
+        """Append entries whose ids are not in here yet."""
         self.ids += other.ids
         self.revisions += other.revisions
         self.positions += other.positions
         self.digests += other.digests
 
     def part(self, start: int, stop: int) -> EntryColumns:
-        """Return a copy of some of them."""
+        """Return a copy of the entries from number ``start`` to before ``stop``."""
         part = EntryColumns()
         part.ids = self.ids[start:stop]
         part.revisions, part.positions = self.revisions[start:stop], self.positions[start:stop]
@@ -85,7 +85,7 @@ class EntryColumns:
         return bytes(self.digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES])
 
     def in_order(self) -> EntryColumns:
-        """Return all in the order of their revisions; no copy where they are in it, as after a first load."""
+        """Return the entries in the order of their revisions; ``self`` if they are, as after a first load."""
         revisions = self.revisions
         if all(map(int.__le__, revisions, revisions[1:])):
             return self

@@ -1,4 +1,4 @@
-"""The store's log: its entries in the order of their revisions, and the places where walks stand in it."""
+"""The store's log: entries in the order of their revisions, and the places of walks in it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ if TYPE_CHECKING:
 
 
 class Entry(msgspec.Struct, eq=False, gc=False):
-    """An endpoint, or its tombstone, at one revision. Only `position` and `reading` change after it
-    was published.
+    """An endpoint or its tombstone, at one revision. After publication only `position` and `reading` change.
 
-    A `Struct` is made in a quarter of the time of a class of ours, and ``gc=False`` keeps a million of them
-    out of the garbage collector's sight, which would look at them again and again during a load. (Nothing in
-    an entry can refer back to it.)
+    Creating a `Struct` takes a quarter of the time of an ordinary class. With ``gc=False`` the garbage
+    collector does not track entries; otherwise it would visit a million of them again and again during a
+    load. An entry cannot be part of a cycle.
     """
 
     id: str
@@ -26,7 +25,7 @@ class Entry(msgspec.Struct, eq=False, gc=False):
     payload: bytes | None
     """The serialized ``proto.GatewayEndpoint``; None in a tombstone."""
     reading: int = 0
-    """The newest whole read that has brought it; see `Store.begin_reading`."""
+    """The number of the newest reading that has returned it; see `Store.begin_reading`."""
 
     def __repr__(self) -> str:  # the payload holds an API key
         kind = "tombstone" if self.payload is None else f"{len(self.payload)} bytes"
@@ -34,7 +33,7 @@ class Entry(msgspec.Struct, eq=False, gc=False):
 
 
 class OutlivedError(Exception):
-    """The log in which a walk stood has been replaced: whoever walks has to begin anew."""
+    """The log of a walk has been replaced, so that the walk must begin anew."""
 
 
 class Place:
@@ -46,18 +45,18 @@ class Place:
         """``places`` are the store's."""
         self.index = index
         self.outlived = False
-        """The log is another one now."""
+        """Whether the log has been replaced."""
         self._places = places
         places.add(self)
 
     def carry(self, index: int) -> None:
-        """Stand at another index of a new log."""
+        """Move to an index of the compacted log."""
         self.index = index
 
     def outlive(self) -> None:
-        """Note that the log has been replaced: a walk that stood at this place has to begin anew."""
+        """Note that the log has been replaced, so that the walk at this place must begin anew."""
         self.outlived = True
 
     def leave(self) -> None:
-        """Let the store forget this place."""
+        """Remove this place from the store."""
         self._places.discard(self)

@@ -1,11 +1,10 @@
-"""What a client of the old contract is sent, who cannot say what it holds: everything, and what is newest
-always first.
+"""The walk for a client of the legacy contract, which cannot say which map it has: everything, newest first.
 
-The stream is a stack of stretches of the log. At the bottom lies everything that the client may lack; what is
-published meanwhile is a new stretch on top. Each stretch is handed out from its newest entry to its oldest,
-and the top one first: a revocation waits neither for the replay nor for the rest of a ripple, be it published
-before or after it (`cdc.store.express`). An entry that has moved on is left to the stretch where it stands
-now, so no id ever goes back on a stream.
+The walk is a stack of stretches of the log. The bottom one is the whole log at the start. Entries that are
+published later become new stretches on top. The top stretch is sent first, and each stretch from its newest
+entry to its oldest. So a revocation waits neither for the replay nor for the rest of a ripple, whether that
+was published before or after it (`cdc.store.express`). An entry that has changed again is sent only in the
+stretch of its newest state, so no endpoint goes back on a stream.
 """
 
 from __future__ import annotations
@@ -21,33 +20,33 @@ if TYPE_CHECKING:
     from cdc.store.store import Store
 
 _SLICE = 2_000
-"""Places that are searched for tombstones at a time: the lock is never held for long."""
+"""Entries that are searched for tombstones under one lock, so that it is never held for long."""
 _SEARCHED = 50_000
-"""Places that one read searches for tombstones, which may be few among many."""
+"""Entries that one read searches for tombstones, which may be rare."""
 _DEPTH = 16
-"""Stretches that are kept apart; more are joined, at the price of sending some entries twice."""
+"""Stretches that are kept apart. Further ones are joined, so that some entries may be sent twice."""
 
 
 class Replay:
-    """One stream's walk. Not for two threads at once."""
+    """The walk of one stream. Not thread-safe."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         with store.lock:
-            # Tombstones are searched for in the log: each client would have a list of all of them otherwise.
+            # Tombstones are searched for in the log, since a list of them for each client would take memory.
             self._deletes = _Stretch(store, 0, len(store.log))
             self._left = len(store.tombstones)
-            """Tombstones that there may still be."""
+            """Upper limit of the tombstones that have not been found yet."""
             self._everything = _Stretch(store, 0, len(store.log))
             self._newer: list[_Stretch] = []
             self._covered = Place(len(store.log), store.places)
             self._overtaking = Overtaking(store.express)
             self.revision = store.head
-            """Up to here everything has been handed out, once `read` has returned nothing."""
+            """When `read` has returned an empty list, all entries up to this revision have been sent."""
 
     def read(self, limit: int) -> list[Entry]:
-        """Take at most ``limit`` entries to send next; empty when there is nothing until the store wakes
-        us, unless there is `more`.
+        """Take at most ``limit`` entries to send next. An empty list means: wait for the store, unless there
+        is `more`.
 
         Raises:
             OutlivedError: the store has adopted another map.
@@ -75,18 +74,18 @@ class Replay:
 
     @property
     def more(self) -> bool:
-        """Whether `read` may have more at once, though it found nothing: the log is still being searched."""
+        """Whether `read` should be called again at once after an empty list: the search has not ended."""
         return self._left > 0 and bool(self._deletes)
 
     def close(self) -> None:
-        """Let the store forget this walk."""
+        """Remove this walk from the store."""
         with self._store.lock:
             for stretch in (*self._newer, self._deletes, self._everything):
                 stretch.forget()
             self._covered.leave()
 
     def _cover(self) -> None:
-        """Put what was published since the last time on top."""
+        """Put the entries that were published since the last call on top, as a new stretch."""
         store = self._store
         self.revision = store.head
         if self._covered.index == len(store.log):
@@ -109,7 +108,7 @@ class Replay:
 
 
 class _Stretch:
-    """A piece of the log that is handed out from its end; guarded by the store's lock."""
+    """A stretch of the log, which is sent from its end to its start; guarded by the store's lock."""
 
     def __init__(self, store: Store, bottom: int, top: int) -> None:
         self._store = store
@@ -120,9 +119,7 @@ class _Stretch:
         return self.top.index > self._bottom.index
 
     def take(self, limit: int, overtaking: Overtaking) -> list[Entry]:
-        """Take the newest entries that are not dead, and were not handed out already; may be none though more
-        are left.
-        """
+        """Take the newest live entries that have not been sent. The list may be empty before the end."""
         store, top = self._store, self.top
         entries: list[Entry] = []
         stop = max(self._bottom.index, top.index - limit * SCAN)
@@ -134,7 +131,9 @@ class _Stretch:
         return entries
 
     def find_deletes(self, places: int, limit: int) -> list[Entry]:
-        """Look for tombstones, the newest first, in so many places; may be none though more are left."""
+        """Search the next ``places`` entries for tombstones, newest first. The list may be empty before the
+        end.
+        """
         store, top = self._store, self.top
         found: list[Entry] = []
         stop = max(self._bottom.index, top.index - places)
@@ -146,6 +145,6 @@ class _Stretch:
         return found
 
     def forget(self) -> None:
-        """Let the store forget both ends."""
+        """Remove both ends from the store."""
         self._bottom.leave()
         self.top.leave()

@@ -1,13 +1,13 @@
 """The store: a map of endpoints that can be walked by revision.
 
-Every live endpoint and every tombstone is an `Entry`. Entries also stand in a log in the order of their
-revisions; an entry that moves on is appended again, and its old place is dead. A subscriber is nothing but a
-place in that log, so there is no queue to overflow: who is slow finds the latest value of a key, and the
-writer never waits for anybody.
+Every live endpoint and every tombstone is an `Entry`. All entries are also in a log, in the order of their
+revisions. When an endpoint changes, a new entry is appended, and the old one is dead. A subscriber is only a
+place in that log, so there is no queue that could overflow. A slow subscriber finds the newest state of each
+endpoint, and the writer never waits.
 
-One thread writes (the applier), in two steps so that the state file can be written between them: `prepare`
-compares and decides, `publish` makes it visible. Anyone may read; a read takes the lock for one bounded slice
-of the log.
+One thread writes (the applier), in two steps: `prepare` compares rows with the map, and `publish` makes the
+changes visible. Between the two, the batch is written to the state file. Any thread may read; a read holds
+the lock for one bounded slice of the log.
 """
 
 from __future__ import annotations
@@ -36,41 +36,41 @@ _MODULUS = 1 << 128
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The map that the store holds at one moment: what a token stands for once a walk has arrived there."""
+    """The map at one moment. A client has it once its walk has arrived there, and its token identifies it."""
 
     revision: Revision
     history: Timeline
-    """The line of WAL that the two positions are of."""
+    """The history that `position` and `seen` belong to."""
     position: Lsn
     seen: Lsn
     count: int
     digest: bytes
     consistent: bool
-    """It is one that the database has had; otherwise an endpoint may be newer than another."""
+    """Whether the database had this map at some moment. If not, an endpoint may be newer than another."""
 
 
 @dataclass(slots=True)
 class Batch:
-    """What one read changes: decided against the store, not yet visible."""
+    """The changes that one read makes to the map; they are not visible yet."""
 
     revision: Revision
-    """The head once this is published; the old head if nothing changes."""
+    """The store's head once this is published; the present head if nothing changes."""
     position: Lsn
     newest: Lsn
-    """What changed may be as new as this."""
+    """No change in the batch is newer than this position."""
     changed: list[Entry] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     """`entry_digest` of each changed entry; empty for a tombstone."""
     moved: list[tuple[Entry, bytes]] = field(default_factory=list)
-    """Named by a transaction, with the same bytes (and their digest) as before: only the position moves."""
+    """Entries that a transaction named and that have not changed, with their digests: only positions move."""
     verified: list[tuple[Entry, bytes]] = field(default_factory=list)
-    """Known from the state file, and found unchanged in the first reconcile: the entry and its payload."""
+    """Entries of the state file that the first reconcile found unchanged, with their payloads."""
     again: list[str] = field(default_factory=list)
-    """Ids that this reading has brought before."""
+    """Ids that this reading has returned before."""
     twice: list[str] = field(default_factory=list)
-    """Those of them that have come with other bytes: they are gone."""
+    """Ids that this reading has returned before with another payload. They become tombstones."""
     delta: int = 0
-    """What the digest of the whole map changes by."""
+    """The change of the whole map's digest."""
     upserts: int = 0
     deletes: int = 0
 
@@ -82,10 +82,10 @@ class Store:
     """See the module."""
 
     _COMPACT_FROM = 4096
-    """Dead places in the log that are not worth the work of compacting it."""
+    """The log is not compacted for fewer dead entries than this."""
     _COMPACT_STEP = 1000
-    """Places that are looked at after a publication, beside eight for each entry in it: faster than new ones
-    come.
+    """Entries that a compaction looks at after each batch, beside eight for each entry of the batch. So it is
+    faster than the log grows.
     """
 
     def __init__(self) -> None:
@@ -93,38 +93,39 @@ class Store:
         self.head = Revision(0)
         """The newest published revision."""
         self.consistent = False
-        """Whether the map at `head` is one that existed: False between the parts of a ripple or a
-        reconcile.
+        """Whether the map at `head` is consistent. It is not between the chunks of a ripple or a reconcile.
         """
         self.ready = False
         """Whether a complete mapping has been loaded since the start."""
         self.history = Timeline()
-        """The line of WAL that all positions here are of; unknown before any slot was read."""
+        """The history that all positions here belong to; unknown until a slot has been read."""
         self.position: Lsn = Lsn(0)
         """Every transaction up to here is in the map."""
         self.seen: Lsn = Lsn(0)
         """Nothing in the map is newer than this."""
         self.log: list[Entry] = []
         self.entries: dict[str, Entry] = {}
-        """Everything by id, tombstones too: an entry in the log is dead when it is not the one in here."""
+        """All entries by id, with tombstones. An entry in the log is dead if it is not the one in here."""
         self.tombstones: dict[str, Entry] = {}
-        """The deletes that old clients may still have to be told, oldest first."""
+        """The tombstones by id, oldest first: deletes that clients of the legacy contract may not have
+        received.
+        """
         self.places: set[Place] = set()
-        """Where walks stand in the log: compacting it carries them along."""
+        """The places of walks in the log. A compaction moves them."""
         self.express = Express()
-        """What a walk may hand out before its turn."""
+        """Entries that a walk may send ahead of the rest of the log."""
         self.movements: list[dict[str, Entry]] = []
-        """Each is given the entries whose position moves, for who mirrors us; guarded by the lock."""
+        """Collectors of entries whose positions move, one for each mirror; guarded by the lock."""
         self._readings = 0
         self._compaction: Compaction | None = None
         self._digest = 0
         self._kept = EntryColumns()
         self._unverified: dict[str, int] = {}
-        """Entries of the state file that await their payload, by their number in `_kept`."""
+        """Numbers in `_kept` of the entries whose payload is still unknown, by id."""
         self._wakes: set[Callable[[], None]] = set()
 
     def __len__(self) -> int:
-        """Count the live endpoints, including those of the state file that still await their payload."""
+        """Number of live endpoints, including those of the state file whose payload is still unknown."""
         return len(self.entries) - len(self.tombstones)
 
     @property
@@ -133,7 +134,7 @@ class Store:
         return self._digest.to_bytes(DIGEST_BYTES, "big")
 
     def cut(self) -> Cut:
-        """Describe the map of this moment; to be called under the lock."""
+        """Return the map of this moment. To be called under the lock."""
         return Cut(self.head, self.history, self.position, self.seen, len(self), self.digest, self.consistent)
 
     def live(self) -> list[Entry]:
@@ -142,9 +143,9 @@ class Store:
             return [entry for entry in self.entries.values() if entry.payload is not None]
 
     def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
-        """Have ``wake`` called after every publication, from the writer's thread; it must not block.
+        """Call ``wake`` after every change, from the writer's thread. It must not block.
 
-        Returns a function that ends it.
+        Returns a function that ends the subscription.
         """
         with self.lock:
             self._wakes.add(wake)
@@ -155,18 +156,20 @@ class Store:
 
         return unsubscribe
 
-    # Writing: one thread only. It may read without the lock, since nobody else writes.
+    # Writing: one thread only. That thread may read without the lock.
 
     def restore(self, kept: EntryColumns, head: Revision, position: Lsn = Lsn(0), seen: Lsn = Lsn(0)) -> None:
-        """Take over what the state file kept, before anything else; payloads come with the first reconcile.
+        """Load the entries of the state file, before any other call. Their payloads come with the first
+        reconcile.
 
-        What that reconcile finds unchanged keeps its revision, what it does not find becomes a tombstone.
+        Endpoints that the reconcile finds unchanged keep their revisions. Those that it does not find become
+        tombstones.
         """
         kept = kept.in_order()
         revisions = cast("Iterable[Revision]", kept.revisions)
         positions = cast("Iterable[Lsn]", kept.positions)
         log = list(map(Entry, kept.ids, revisions, positions, repeat(None)))
-        if GONE in kept.digests:  # perhaps, as two digests may have zeros where they meet
+        if GONE in kept.digests:  # a first test; the zeros may also be parts of two neighbours
             gone = [entry for number, entry in enumerate(log) if kept.digest(number) == GONE]
         else:
             gone = []
@@ -180,7 +183,7 @@ class Store:
             self.head, self.position, self.seen = head, position, seen
 
     def withhold(self) -> None:
-        """Let nobody have the map from now on: another server is the one to ask."""
+        """Stop serving the map, because another server leads."""
         with self.lock:
             self.ready = False
             wakes = tuple(self._wakes)
@@ -198,10 +201,9 @@ class Store:
         seen: Lsn = Lsn(0),
         along: Callable[[], object] = lambda: None,
     ) -> None:
-        """Replace everything by another server's entries and tombstones. Takes 2 s a million.
+        """Replace the map by another server's entries and tombstones. Takes 2 s for a million.
 
-        Walks end: their next read raises `OutlivedError`, and returns nothing of the new map. ``along`` is
-        called in the same moment, under the lock.
+        All walks end: their next read raises `OutlivedError`. ``along`` is called under the same lock.
         """
         log = sorted(entries, key=attrgetter("revision"))
         digests = (entry_digest(entry.id, entry.payload) for entry in log if entry.payload is not None)
@@ -218,7 +220,7 @@ class Store:
                 place.outlive()
             along()
             wakes = tuple(self._wakes)
-        for wake in wakes:  # so that whoever walks finds out
+        for wake in wakes:  # so that walks notice
             wake()
 
     def copied(self, entries: Iterable[Entry], head: Revision) -> Batch:
@@ -238,7 +240,7 @@ class Store:
         return batch
 
     def after(self, batch: Batch) -> tuple[int, bytes]:
-        """Return count and digest of the map that publishing a batch would make."""
+        """Return the count and the digest that the map will have after ``batch`` is published."""
         count = len(self)
         for entry in batch.changed:
             old = self.entries.get(entry.id)
@@ -246,9 +248,7 @@ class Store:
         return count, ((self._digest + batch.delta) % _MODULUS).to_bytes(DIGEST_BYTES, "big")
 
     def rewind(self, history: Timeline) -> None:
-        """Forget positions, since another history has taken the place of theirs; the map and its revisions
-        stay.
-        """
+        """Adopt another history, to which the present positions do not belong. Entries and revisions stay."""
         with self.lock:
             self.history, self.consistent = history, False
             self.position = self.seen = Lsn(0)
@@ -256,8 +256,8 @@ class Store:
                 entry.position = Lsn(0)
 
     def follow_timeline(self, history: Timeline, switch: Lsn | None = None) -> None:
-        """Be of another history that goes on from ours; forget how far ours was followed beyond the
-        ``switch`` at which it was left.
+        """Adopt a history that continues the present one. With ``switch``, the switch point, the map counts
+        as followed up to there at most.
         """
         with self.lock:
             self.history = history
@@ -265,7 +265,9 @@ class Store:
                 self.position = min(self.position, switch)
 
     def kept_digest(self, entry: Entry) -> bytes:
-        """Return the digest to remember: `GONE` for a tombstone, as restored while not yet verified."""
+        """Return an entry's digest for the state file: `GONE` for a tombstone, the kept one before
+        verification.
+        """
         if entry.payload is not None:
             return entry_digest(entry.id, entry.payload)
         number = self._unverified.get(entry.id)
@@ -277,14 +279,14 @@ class Store:
         return self._readings
 
     def begin_reading(self) -> int:
-        """Number a read that comes in parts, for `prepare` or `Entry.reading`, and later `not_read`."""
+        """Return a new number for a read in chunks; see `prepare`, `Entry.reading` and `not_read`."""
         self._readings += 1
         return self._readings
 
     def not_read(self, reading: int) -> list[str]:
-        """Return the live ids that neither this whole read nor a later one has brought.
+        """Return the live ids that neither this read of the whole mapping nor a later one has returned.
 
-        A mark on each entry takes 8 bytes; a set of all ids would be a seventh of the map, for each read.
+        A number in each entry takes 8 bytes. A set of ids for each read would take a seventh of the map.
         """
         return [
             entry.id
@@ -301,13 +303,13 @@ class Store:
         seen: Lsn = Lsn(0),
         reading: int = 0,
     ) -> Batch:
-        """Compare what was read (None: it is gone) with the map; each id at most once a call.
+        """Compare rows with the map; a payload of None means that the endpoint does not exist. Each id may
+        occur once in a call.
 
-        ``named`` says that transactions up to ``position`` named these ids, so that the position of an entry
-        moves even where its bytes stay. The rows of a reconcile are named by nobody. An id that comes again
-        with other bytes within one ``reading`` is gone: of two rows nobody knows which one counts.
-        What is different may be as new as ``seen``: it is news to a client of another server that is not
-        beyond that.
+        ``named`` says that transactions up to ``position`` named these ids, so that the entries' positions
+        move even if the payloads have not changed. The rows of a reconcile are not named. If one ``reading``
+        returns an id twice with different payloads, the endpoint becomes a tombstone, because it is unknown
+        which row counts. Nothing in the rows is newer than ``seen``.
         """
         batch = Batch(self.head, position, max(position, seen))
         entries, revision, newest = self.entries, Revision(self.head + 1), batch.newest
@@ -320,7 +322,7 @@ class Store:
                     self._compare_gone(batch, endpoint_id, old, named=named, reading=reading)
             elif payload is None:
                 self._compare_gone(batch, endpoint_id, old, named=named, reading=reading)
-            elif old is None:  # all of them, a million times, at the first load: so it stands here
+            elif old is None:  # inlined, because the first load does this a million times
                 digest = entry_digest(endpoint_id, payload)
                 batch.changed.append(Entry(endpoint_id, revision, newest, payload, reading))
                 batch.digests.append(digest)
@@ -346,8 +348,8 @@ class Store:
             if named:
                 batch.moved.append((old, digest))
             return
-        position = max(batch.newest, old.position)  # what is redelivered is not news
-        # One string an id, however often it moves.
+        position = max(batch.newest, old.position)  # a transaction that is delivered again moves nothing back
+        # `old.id` rather than the row's string, so that each id is one object in memory.
         batch.changed.append(Entry(old.id, Revision(self.head + 1), position, payload, old.reading))
         batch.digests.append(digest)
 
@@ -355,7 +357,7 @@ class Store:
         self, batch: Batch, endpoint_id: str, old: Entry | None, *, named: bool, reading: int
     ) -> None:
         if old is None:
-            if named:  # it came and went before we looked, but a client of another server may have seen it
+            if named:  # created and deleted before the read, but a client of another server may have seen it
                 batch.changed.append(Entry(endpoint_id, Revision(self.head + 1), batch.newest, None, reading))
                 batch.digests.append(b"")
             return
@@ -380,11 +382,11 @@ class Store:
         seen: Lsn = Lsn(0),
         express: bool = False,
     ) -> None:
-        """Make a prepared batch visible; the state file has it already.
+        """Make a prepared batch visible. The state file must have it already.
 
-        ``consistent`` says whether the map is one that existed once this is in, ``position`` up to where it
-        then holds every transaction, ``seen`` how new the read behind it was. ``express`` lets what changed
-        go before what walks have not handed out yet.
+        ``consistent`` says whether the map is consistent afterwards. It then has every transaction up to
+        ``position``, and nothing newer than ``seen``. With ``express``, walks send the batch's entries ahead
+        of the rest of the log.
         """
         with self.lock:
             for collected in self.movements:
@@ -413,7 +415,7 @@ class Store:
         self._compact(len(batch.changed))
 
     def loaded(self) -> None:
-        """Say that the complete mapping is in: from now on clients may have it."""
+        """Note that the whole mapping has been loaded, so that clients may be served."""
         with self.lock:
             self.ready = True
             wakes = tuple(self._wakes)
@@ -421,9 +423,7 @@ class Store:
             wake()
 
     def mark_consistent(self, position: Lsn) -> None:
-        """Say that nothing is open: the map is one that existed, and holds every transaction up to
-        ``position``.
-        """
+        """Note that the map is consistent, and has every transaction up to ``position``."""
         with self.lock:
             news = not self.consistent
             self.consistent = True
@@ -433,7 +433,7 @@ class Store:
             wake()
 
     def _mark_gone(self, batch: Batch) -> None:
-        """Keep tombstones, and what is not verified yet, true to what was changed."""
+        """Update `tombstones` and `_unverified` for the changes of a batch."""
         for forgotten in (self.tombstones, self._unverified):
             if forgotten:  # out and in again, so that tombstones stay in the order of their revisions
                 for entry in batch.changed:
@@ -442,16 +442,16 @@ class Store:
             self.tombstones.update((entry.id, entry) for entry in batch.changed if entry.payload is None)
 
     def tend(self) -> bool:
-        """Go on with a compaction, when there is nothing else to do; True if there is more of it."""
+        """Do a step of compaction, if the log needs it. Return whether there is more to do."""
         if self._compaction is not None:
             self._compact(self._COMPACT_STEP)
         return self._compaction is not None
 
     def _compact(self, changed: int) -> None:
-        """Drop dead places once there are a third as many as live ones: old payloads take room, walks take
-        longer. Until all are looked at there are half as many.
+        """Remove dead entries from the log once there is one for every three live ones, since they take
+        memory and slow walks down. By the end of a compaction there may be one for every two.
 
-        Little by little: a million places at once would hold up a revocation for half a second.
+        It is done in steps: a million entries at once would hold up a revocation for half a second.
         """
         if self._compaction is None:
             dead = len(self.log) - len(self.entries)
