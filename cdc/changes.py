@@ -56,7 +56,7 @@ class Commit(msgspec.Struct, frozen=True, gc=False):
     committed_at: float
 
 
-class Insert(msgspec.Struct, frozen=True, tag_field="action", tag="I"):
+class Insert(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="I"):
     """A new row."""
 
     schema: str
@@ -64,7 +64,7 @@ class Insert(msgspec.Struct, frozen=True, tag_field="action", tag="I"):
     columns: tuple[Column, ...]
 
 
-class Update(msgspec.Struct, frozen=True, tag_field="action", tag="U"):
+class Update(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="U"):
     """A changed row; ``identity`` holds the replica identity's columns as they were before."""
 
     schema: str
@@ -73,7 +73,7 @@ class Update(msgspec.Struct, frozen=True, tag_field="action", tag="U"):
     identity: tuple[Column, ...]
 
 
-class Delete(msgspec.Struct, frozen=True, tag_field="action", tag="D"):
+class Delete(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="D"):
     """A row that is gone, known by its replica identity."""
 
     schema: str
@@ -81,7 +81,7 @@ class Delete(msgspec.Struct, frozen=True, tag_field="action", tag="D"):
     identity: tuple[Column, ...]
 
 
-class Truncate(msgspec.Struct, frozen=True, tag_field="action", tag="T"):
+class Truncate(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="T"):
     """A table that was emptied; a cascade is one for each table."""
 
     schema: str

@@ -43,7 +43,7 @@ class Move(msgspec.Struct, frozen=True, gc=False):
     """Whether the WAL has named the parent that the row left, if any. If not, the memory of parents must."""
 
 
-class Affected(msgspec.Struct):
+class Affected(msgspec.Struct, gc=False):
     """The keys of the affected endpoints by kind, moves for the memory of parents, or the need for a
     reconcile.
     """
@@ -57,7 +57,10 @@ class Affected(msgspec.Struct):
     """Rows that can be added before `LIMIT` can be exceeded."""
 
     def __len__(self) -> int:
-        return sum(map(len, self.keys.values())) + len(self.moves)
+        count = len(self.moves)
+        for keys in self.keys.values():  # in half the time of sum(), some times for each transaction
+            count += len(keys)
+        return count
 
     @property
     def size(self) -> int:

@@ -34,7 +34,7 @@ _BYTES = 900
 """Memory that a transaction takes, without its keys."""
 
 
-class Transaction(msgspec.Struct):
+class Transaction(msgspec.Struct, gc=False):
     """A committed transaction, reduced to what it may have changed for us."""
 
     xid: Xid

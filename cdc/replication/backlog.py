@@ -85,7 +85,9 @@ class Backlog:
     def offer(self, transaction: Transaction, timeout: float) -> bool:
         """Put a transaction. Return False if there was no room within ``timeout`` seconds."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._size < self._limit, timeout):
+            if self._size >= self._limit and not self._changed.wait_for(
+                lambda: self._size < self._limit, timeout
+            ):
                 return False
             self._size += transaction.size
             if self._events and isinstance(self._events[-1], Idle):
