@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import time
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bench.references import reader, recvlogical
 from bench.results import OURS, Result
@@ -40,6 +41,13 @@ _TRANSACTIONS: Final = "pads_cdc_transactions_total"
 _WITH_WAL2JSON: Final = "ours with wal2json"
 
 
+class _Spent(NamedTuple):
+    """What one contender took: wall time and CPU time, both in seconds."""
+
+    seconds: float
+    cpu: float
+
+
 def run(rig: Rig) -> Iterator[Result]:
     """Halt our server, let changes pile up, and let it go on; the references have slots of their own.
 
@@ -50,14 +58,14 @@ def run(rig: Rig) -> Iterator[Result]:
         f"{sizes.transactions + 1:,} transactions, {sizes.transactions + sizes.bulk:,} updates, "
         f"{sizes.endpoints:,} endpoints"
     )
-    taken: dict[tuple[str, str, str], list[float]] = {}
+    taken: dict[tuple[str, str, str], list[_Spent]] = {}
     with rig.database(sizes.endpoints) as database:
         for number in range(sizes.runs):
             for plugin in PLUGINS:
                 with rig.serve(database, PLUGIN=plugin) as served:
                     for case in _CASES:
-                        for contender, seconds in _round(rig, database, served, plugin, case, number):
-                            taken.setdefault((plugin, case, contender), []).append(seconds)
+                        for contender, spent in _round(rig, database, served, plugin, case, number):
+                            taken.setdefault((plugin, case, contender), []).append(spent)
                 database.drop_slots()
     for case in _CASES:
         for plugin in PLUGINS:
@@ -65,13 +73,15 @@ def run(rig: Rig) -> Iterator[Result]:
             found = {contender: taken[plugin, case, contender] for contender in _CONTENDERS}
             if plugin != wal2json.NAME:
                 found[_WITH_WAL2JSON] = taken[wal2json.NAME, case, OURS]
-            for contender, samples in found.items():
-                yield Result("backlog", named, contender, "s", tuple(samples), size)
+            for contender, rounds in found.items():
+                seconds, cpu = zip(*rounds, strict=True)
+                yield Result("backlog", named, contender, "s", seconds, size)
+                yield Result("backlog", f"{named}, CPU", contender, "s", cpu, size)
 
 
 def _round(
     rig: Rig, database: Database, served: Served, plugin: str, case: str, number: int
-) -> Iterator[tuple[str, float]]:
+) -> Iterator[tuple[str, _Spent]]:
     # The rounds before have left what autovacuum would have cleared away.
     database.execute("VACUUM (ANALYZE)")
     with ExitStack() as slots:
@@ -82,7 +92,7 @@ def _round(
         _pile_up(database, rig.sizes, case, f"{case}{number}{plugin}")
         end = database.wal_end()
         rig.say(f"backlog, {case}, {plugin}: {OURS}")
-        began = time.monotonic()
+        began, used = time.monotonic(), served.cpu_seconds()
         served.process.send_signal(signal.SIGCONT)
         with closing(database.connect()) as session, session.cursor() as cursor:
 
@@ -91,15 +101,25 @@ def _round(
                 return cursor.fetchall() == [(True,)]
 
             wait_until(confirmed, "the backlog is confirmed")
-        yield OURS, time.monotonic() - began
+        yield OURS, _Spent(time.monotonic() - began, served.cpu_seconds() - used)
         if case == "settings":  # what is not ours does not count as a transaction
             seen = served.metric(_TRANSACTIONS) - before
             if seen <= rig.sizes.transactions:
                 raise RuntimeError(f"confirmed after {seen:.0f} transactions: the rest was not taken")
         rig.say(f"backlog, {case}, {plugin}: pg_recvlogical")
-        yield "pg_recvlogical", recvlogical.read(database, limit, end, plugin)
+        used = _used()
+        seconds = recvlogical.read(database, limit, end, plugin)
+        yield "pg_recvlogical", _Spent(seconds, _used() - used)
         rig.say(f"backlog, {case}, {plugin}: bare reader")
-        yield "bare reader", reader.read(database.url, bare, lsn.parse(end), plugin)
+        used = _used()
+        seconds = reader.read(database.url, bare, lsn.parse(end), plugin)
+        yield "bare reader", _Spent(seconds, _used() - used)
+
+
+def _used() -> float:
+    """Return the CPU seconds of this process and of its children that have ended."""
+    each = (resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in each)
 
 
 def _pile_up(database: Database, sizes: Sizes, case: str, round_name: str) -> None:

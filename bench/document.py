@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bench.record import FOLDER, read
-from bench.report import HEADS, growths, lines
+from bench.report import HEADS, growths, lines, reached
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,6 +20,8 @@ DOCUMENT: Final = Path(__file__).parent.parent / "docs" / "performance.md"
 RECORD: Final = FOLDER / "full.json"
 _BEGIN: Final = "<!-- Made by `make bench-full` from bench/results/full.json; not written by hand. -->"
 _END: Final = "<!-- The end of what is made. -->"
+_BEGIN_TARGETS: Final = "<!-- The targets, made as the figures are. -->"
+_END_TARGETS: Final = "<!-- The end of the targets. -->"
 _PICTURE: Final = "![How far each target is, and how cost grows](../bench/results/full.png)"
 
 
@@ -37,16 +39,26 @@ def renewed(text: str, record: Record) -> str:
         ValueError: the marks are not there.
 
     """
-    begin, end = text.index(_BEGIN), text.index(_END)
-    return text[:begin] + _BEGIN + "\n" + _made(record) + text[end:]
+    figures = "".join(["\n", *_compared(record.results), *map(_growth, growths(record.results))])
+    targets = "".join(_targets(record))
+    for begin, made, end in ((_BEGIN_TARGETS, targets, _END_TARGETS), (_BEGIN, figures, _END)):
+        before, rest = text[: text.index(begin)], text[text.index(end) :]
+        text = f"{before}{begin}\n{made}{rest}"
+    return text
 
 
-def _made(record: Record) -> str:
-    what = (
+def _targets(record: Record) -> Iterable[str]:
+    """One table: what, beside what, what is to be reached, what was measured."""
+    yield (
         f"\nThe {record.size} run of {record.made}, {record.minutes:.0f} minutes on {record.machine}, "
-        f"PostgreSQL {record.postgres}.{_loop(record)}\n\n{_PICTURE}\n\n"
+        f"PostgreSQL {record.postgres}.{_loop(record)}\n\n"
     )
-    return "".join([what, *_compared(record.results), *map(_growth, growths(record.results))])
+    yield _row(["what", "reference in the same run", "to be reached", "measured", "met"])
+    yield _row(["---", "---", "---", "---:", "---"])
+    for one in reached(record.results):
+        met = {None: "", True: "yes", False: f"**no**: [why](#{one.why})" if one.why else "**no**"}[one.met]
+        yield _row([one.what, one.reference, one.bound, one.measured or "not in this run", met])
+    yield f"\n{_PICTURE}\n\n"
 
 
 def _loop(record: Record) -> str:

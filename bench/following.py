@@ -12,6 +12,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from bench.served import cpu_seconds
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from multiprocessing.connection import Connection
@@ -80,6 +82,7 @@ class Follower:
         self._process.start()
         other.close()
         self._name = follow.__name__
+        self._server: int | None = None
         self.following_since = 0.0
         """Since when it is known to follow, once that is known."""
 
@@ -95,6 +98,14 @@ class Follower:
         self._pipe.close()
         self._process.kill()
         self._process.join()
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of its process, or of the server that it follows, if `charge` named one."""
+        return cpu_seconds(self._server or self._process.pid or 0)
+
+    def charge(self, server: int) -> None:
+        """Count the CPU time of a process of ours, and not that of the client."""
+        self._server = server
 
     def mark(self) -> None:
         """Forget what has arrived."""

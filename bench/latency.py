@@ -47,6 +47,7 @@ def _contenders(rig: Rig, database: Database) -> dict[str, Contender]:
     @contextmanager
     def ours() -> Iterator[Follower]:
         with rig.serve(database) as served, Follower(subscribers.feed, served.target) as follower:
+            follower.charge(served.process.pid)
             yield follower
 
     @contextmanager
@@ -76,12 +77,15 @@ def _measure(rig: Rig, database: Database, follower: Follower, contender: str, r
     taken: dict[str, list[float]] = {}
     for number in range(runs):
         rig.say(f"latency: {contender}")
-        commits, arrived = _follow(database, follower, numbers[number % 2 :: 2][:count], sizes.rate)
+        some = numbers[number % 2 :: 2][:count]
+        commits, arrived, cpu = _follow(database, follower, some, sizes.rate)
         found = since_returned(commits, arrived)
         for name, share in _SHARES.items():
             taken.setdefault(f"one row, {name}", []).append(percentile(found, share))
         asked = percentile(since_sent(commits, arrived), 0.5)
         taken.setdefault("one row, p50 with the commit itself", []).append(asked)
+        if contender != "poller":  # it fetches everything, whatever has changed
+            taken.setdefault("one row, CPU", []).append(1_000 * cpu / len(commits))
     size = f"{sizes.rate:,} commits a second for {sizes.seconds:.0f} s, {sizes.endpoints:,} endpoints"
     for case, samples in taken.items():
         yield Result("latency", case, contender, "ms", tuple(samples), size)
@@ -89,14 +93,16 @@ def _measure(rig: Rig, database: Database, follower: Follower, contender: str, r
 
 def _follow(
     database: Database, follower: Follower, numbers: range, rate: float
-) -> tuple[dict[str, Commit], dict[str, float]]:
+) -> tuple[dict[str, Commit], dict[str, float], float]:
+    """Return the commits, when each endpoint arrived, and the CPU seconds that following them took."""
     Rotation(database, numbers[:_WARM_UP], rate).join()
     follower.wait(len(numbers[:_WARM_UP]))
     follower.mark()
+    before = follower.cpu_seconds()
     rotation = Rotation(database, numbers, rate)
     rotation.join()
     follower.wait(len(rotation.commits))
-    return rotation.commits, follower.arrivals()
+    return rotation.commits, follower.arrivals(), follower.cpu_seconds() - before
 
 
 def _during_ripple(rig: Rig, database: Database, follower: Follower) -> Iterator[Result]:

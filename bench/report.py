@@ -85,7 +85,7 @@ def _bound(target: Target, unit: str) -> str:
 
 def shown(value: float, unit: str) -> str:
     """Write a number with three digits that count, and its unit."""
-    return f"{figure(value)} {unit}"
+    return f"{figure(value)} {unit}".rstrip()
 
 
 def figure(value: float) -> str:
@@ -93,6 +93,36 @@ def figure(value: float) -> str:
     if abs(value) >= 1_000:  # noqa: PLR2004 - beyond that, digits need grouping and no fraction
         return f"{value:,.0f}"
     return f"{value:#.3g}".rstrip(".")
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A target beside what was measured, in words."""
+
+    what: str
+    reference: str
+    bound: str
+    measured: str
+    """Empty if nothing of it was measured."""
+    met: bool | None
+    why: str
+    """As in `Target`."""
+
+
+def reached(results: Sequence[Result]) -> list[Reached]:
+    """Put all targets into words, in their order."""
+    units = {(one.benchmark, one.case): one.unit for one in results if one.contender == OURS}
+    made: list[Reached] = []
+    for target in TARGETS:
+        unit, value = units.get((target.benchmark, target.case), ""), target.value(results)
+        measured = ""
+        if value is not None:
+            measured = f"{value:.2f} times" if target.reference else shown(value, unit)
+        bound = f"{_bound(target, unit)} times" if target.reference else _bound(target, unit)
+        what = f"{target.benchmark.replace('_', ' ')}: {target.case}"
+        met = None if value is None else target.met(value)
+        made.append(Reached(what, target.reference or "", bound, measured, met, target.why))
+    return made
 
 
 @dataclass(frozen=True)
