@@ -43,7 +43,7 @@ test-matrix: $(DEV) postgres replicas observers go ## Run the tests on PostgreSQ
 
 .PHONY: bounds
 bounds: $(DEV) postgres replicas ## Measure how much memory the server takes at its bounds, for docs/operate.md
-	$(BIN)/pytest -n 0 tests/e2e/test_bounds.py
+	$(BIN)/pytest -n 0 -m soak tests/e2e/test_bounds.py tests/server/test_descriptors.py tests/server/observe/test_log_writer.py
 
 MUTANTS ?=
 .PHONY: mutants

@@ -5,8 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from contextlib import closing
-from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import grpc
 import pytest
@@ -16,16 +15,17 @@ from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 from tests.plugins.server import DEADLINE, fill, wait_equal, wait_until
 from tests.support.crowd import Stalled
+from tests.support.memory import MIB, Peak, resident
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.plugins.figures import Figure
-    from tests.plugins.postgres import Database, DatabaseFactory, Replicated
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory, Replicated
     from tests.plugins.server import GatewayFactory, Server, ServerFactory
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
-MIB = 2**20
-_PAGE = 4096
 _APPLICATIONS = 2_000
 
 _SMALL = """
@@ -41,6 +41,7 @@ _UPDATE = """
 UPDATE portal_application_settings SET secret_key = md5(clock_timestamp()::text)
 WHERE application_id = 'app_' || (1 + number % 2000)
 """
+_HANGS = "UPDATE pay_plans SET throughput_limit = 77 WHERE plan_type = 'plan_1'"
 _SENT = """
 SELECT sent_lsn - '0/0' FROM pg_stat_replication JOIN pg_replication_slots ON active_pid = pid
 WHERE database = current_database()
@@ -51,45 +52,14 @@ WHERE database = current_database()
 """
 
 
-def resident(server: Server) -> int:
-    """Return the bytes of memory that the server's process has now."""
-    return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * _PAGE
-
-
-class Peak:
-    """Looks at a server's memory while the context lasts."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._before = resident(server)
-        self.most = 0
-        """The most that there was beyond what there was before."""
-        self._stopped = threading.Event()
-        self._looking = threading.Thread(target=self._look)
-
-    @property
-    def shown(self) -> str:
-        """The most, for people."""
-        return f"{self.most / MIB:.0f} MiB"
-
-    def __enter__(self) -> Self:
-        self._looking.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._looking.join(DEADLINE)
-
-    def _look(self) -> None:
-        while not self._stopped.wait(0.02):
-            self.most = max(self.most, resident(self._server) - self._before)
-
-
 def commit(database: Database, transactions: int, statement: str = _SIGNAL) -> None:
     """Commit so many small transactions, one after the other, and then one that changes what is served."""
     for start in range(0, transactions, 25_000):
         database.execute(_SMALL.format(count=min(25_000, transactions - start), statement=statement))
-    database.execute("UPDATE portal_application_settings SET secret_key = md5(clock_timestamp()::text)")
+    database.execute(
+        "SET LOCAL synchronous_commit = local;"
+        "UPDATE portal_application_settings SET secret_key = md5(clock_timestamp()::text)"
+    )
 
 
 def wait_steady(server: Server, database: Database) -> None:
@@ -169,6 +139,43 @@ def test_small_transactions_while_the_standby_that_is_queried_does_not_replay(
     standby.rows("SELECT pg_wal_replay_resume()")
     figure(f"400,000 transactions while the queried standby does not replay: {grown / MIB:.0f} MiB")
     wait_equal(client, primary, deadline=120)
+    assert grown < 150 * MIB
+    assert server.stop() == 0
+
+
+def test_small_transactions_behind_a_commit_that_hangs(
+    cluster_factory: ClusterFactory,
+    database_factory: DatabaseFactory,
+    serve: ServerFactory,
+    gateway: GatewayFactory,
+    figure: Figure,
+) -> None:
+    """The slot has it, and nobody can see it: its gate is shut, and the slot is not confirmed beyond it."""
+    cluster = cluster_factory()
+    database = database_factory(cluster=cluster)
+    fill(database, _APPLICATIONS)
+    server = serve(database).wait_ready()
+    client = gateway(server)
+    wait_equal(client, database)
+    before = resident(server)
+    cluster.configure({"synchronous_standby_names": "nobody"})
+    cluster.reload()
+    with closing(database.connect()) as session, session.cursor() as hanging:
+        hanging.execute("SET statement_timeout = 0")
+        waiting = threading.Thread(target=hanging.execute, args=(_HANGS,))
+        waiting.start()
+        try:
+            waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+            wait_until(lambda: database.value(waits) == 1, "the commit hangs")
+            commit(database, 400_000, f"PERFORM set_config('synchronous_commit', 'local', true); {_SIGNAL}")
+            wait_steady(server, database)
+            grown = resident(server) - before
+        finally:
+            cluster.configure({"synchronous_standby_names": ""})
+            cluster.reload()
+            waiting.join(DEADLINE)
+    figure(f"400,000 transactions behind a commit that hangs: {grown / MIB:.0f} MiB")
+    wait_equal(client, database, deadline=120)
     assert grown < 150 * MIB
     assert server.stop() == 0
 

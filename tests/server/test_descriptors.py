@@ -16,6 +16,7 @@ from tests.support.crowd import Strangers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.plugins.figures import Figure
     from tests.plugins.postgres import Database
     from tests.plugins.server import GatewayFactory
 
@@ -73,7 +74,7 @@ def test_the_soft_limit_is_raised(limited: Limited) -> None:
     "limited", [(64, 64), pytest.param((1_024, 1_024), marks=pytest.mark.soak)], indirect=True
 )
 def test_clients_of_grpc_take_all_that_they_can_have(
-    limited: Limited, database: Database, gateway: GatewayFactory
+    limited: Limited, database: Database, gateway: GatewayFactory, figure: Figure
 ) -> None:
     client = gateway(limited)
     wait_equal(client, database)
@@ -82,6 +83,7 @@ def test_clients_of_grpc_take_all_that_they_can_have(
         wait_until(lambda: crowd.open < limited.limit, "some are refused")
         assert crowd.open > 4
         assert limited.answers()
+        figure(f"a limit of {limited.limit:,} descriptors: {crowd.open:,} gRPC clients, and health answers")
         # What we need ourselves is there too: the database hangs up, and is connected to again.
         database.rows(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"

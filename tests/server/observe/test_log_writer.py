@@ -21,11 +21,13 @@ from hypothesis import strategies as st
 
 from server.observe.log_writer import LogWriter, unblock
 from tests.plugins.server import DEADLINE, Server, fill, wait_equal, wait_until
+from tests.support.memory import MIB, resident
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.plugins.figures import Figure
     from tests.plugins.postgres import Database
     from tests.plugins.server import GatewayFactory
 
@@ -266,6 +268,22 @@ def test_a_server_whose_log_nobody_reads_goes_on_serving(
     unread.wait_log("transaction published", xid=xid)
     assert unread.stop() == 0
     assert "stopping" in [line["event"] for line in unread.logs[-5:]], "the end is not lost"
+
+
+@pytest.mark.soak
+def test_lines_that_nobody_reads_take_no_more_memory_however_many(
+    unread: Unread, database: Database, gateway: GatewayFactory, figure: Figure
+) -> None:
+    client = gateway(unread)
+    drop_lines(unread, database)
+    wait_equal(client, database)
+    before = resident(unread)
+    for _ in range(20):
+        database.execute(COMMITS)
+    wait_equal(client, database, deadline=4 * DEADLINE)
+    dropped, grown = unread.metric("pads_cdc_log_lines_dropped_total"), resident(unread) - before
+    figure(f"a log that nobody reads, {dropped:,.0f} lines dropped: {grown / MIB:.0f} MiB")
+    assert grown < 50 * MIB
 
 
 def test_a_server_whose_log_nobody_reads_stops_when_it_is_asked_to(

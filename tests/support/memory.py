@@ -1,0 +1,49 @@
+"""How much memory a server takes, from outside."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from tests.plugins.server import DEADLINE
+
+if TYPE_CHECKING:
+    from tests.plugins.server import Server
+
+MIB: Final = 2**20
+_PAGE: Final = 4096
+
+
+def resident(server: Server) -> int:
+    """Return the bytes of memory that the server's process has now."""
+    return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * _PAGE
+
+
+class Peak:
+    """Looks at a server's memory while the context lasts."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._before = resident(server)
+        self.most = 0
+        """The most that there was beyond what there was before."""
+        self._stopped = threading.Event()
+        self._looking = threading.Thread(target=self._look)
+
+    @property
+    def shown(self) -> str:
+        """The most, for people."""
+        return f"{self.most / MIB:.0f} MiB"
+
+    def __enter__(self) -> Self:
+        self._looking.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._looking.join(DEADLINE)
+
+    def _look(self) -> None:
+        while not self._stopped.wait(0.02):
+            self.most = max(self.most, resident(self._server) - self._before)
