@@ -342,7 +342,7 @@ class Applier(threading.Thread):
             self._pay()
         if session.streaming:
             if session.exact:
-                self._freshness.applied(requery.done_up_to)
+                self._freshness.applied(requery.done_up_to, lossy=requery.lossy)
             confirmable = self._standby_role.confirmable(
                 requery.confirmable, exact=session.exact, owed=session.owed
             )
@@ -408,16 +408,24 @@ class Applier(threading.Thread):
             self._set_mode("waiting")
 
     def _poll(self) -> None:
-        """Read the whole mapping every few seconds while there is no stream, or while it is far behind."""
-        if self._session.streaming and self._freshness.stream_behind() < _BEHIND:
+        """Read the whole mapping every few seconds while there is no stream, or while it is far behind or
+        lacks changes of a table.
+        """
+        streaming, behind = self._session.streaming, self._freshness.stream_behind() >= _BEHIND
+        if streaming and not behind and not self._requery.lossy:
             self._set_mode("streaming")
             return
-        if self._requery.busy or len(self._backlog) or self._standby_role.waiting:
+        busy = (
+            self._requery.reconciling
+            if streaming and not behind
+            else self._requery.busy or len(self._backlog)
+        )
+        if busy or self._standby_role.waiting:
             return
         if time.monotonic() < max(self._poll_at, self._session.lost_at + _GRACE):
             return
         self._set_mode("polling")
-        if self._session.streaming:
+        if streaming and behind:
             self._observer.trouble(
                 _DECODING,
                 f"the stream is more than {_BEHIND:.0f} s behind and brings nothing: the server decodes much"
@@ -425,7 +433,8 @@ class Applier(threading.Thread):
             )
         else:
             self._observer.trouble(_DECODING, None)
-            self._standby_role.part_ways()
+            if not streaming:
+                self._standby_role.part_ways()
         gate = Gate(end=self._requery.read_up_to)
         self._requery.add(Task.reconcile("polling", gate, self._requery.reached))
 

@@ -54,6 +54,8 @@ class Freshness:
         self._reported: deque[tuple[float, Lsn]] = deque(maxlen=self._KEEP)
         self._server_end = self._received = self._applied = self._confirmed = Lsn(0)
         self._replayed: Lsn | None = None
+        self._lossy = False
+        """Being up to date with the stream does not make the map exact."""
         self._heard_at = self._started
 
     def silence(self) -> float:
@@ -76,9 +78,12 @@ class Freshness:
         with self._lock:
             self._received = max(self._received, lsn)
 
-    def applied(self, lsn: Lsn) -> None:
-        """Note that every transaction up to ``lsn`` is in the store."""
+    def applied(self, lsn: Lsn, *, lossy: bool = False) -> None:
+        """Note that every transaction up to ``lsn`` is in the store; ``lossy`` if that does not make the map
+        exact, since changes of some table never come.
+        """
         with self._lock:
+            self._lossy = lossy
             self._applied = max(self._applied, lsn)
             self._received = max(self._received, lsn)
             self._settle()
@@ -122,6 +127,8 @@ class Freshness:
                 return self._clock() - self._started
             age = self._clock() - self._exact_at
             behind = self._reported[0][0] if self._reported else None
+            if self._lossy:
+                return age
             # Every reported end has been reached, and the newest report is recent.
             return 0.0 if behind is None and age <= self.FRESH_SECONDS else age
 
@@ -138,4 +145,5 @@ class Freshness:
     def _settle(self) -> None:
         while self._reported and self._reported[0][1] <= self._applied:
             at, _ = self._reported.popleft()
-            self._exact_at = max(at, self._exact_at or at)
+            if not self._lossy:
+                self._exact_at = max(at, self._exact_at or at)

@@ -32,6 +32,7 @@ SELECT
     n.nspname::text AS schema_name,
     c.relname::text AS table_name,
     c.relkind = 'p' AS partitioned,
+    c.relpersistence = 'p' AND c.relkind IN ('r', 'p') AS logged,
     ARRAY(
         SELECT a.attname::text
         FROM pg_attribute a
@@ -47,7 +48,7 @@ SELECT
             END
         ORDER BY a.attnum
     ) AS identity_columns,
-    concat_ws(' ', c.oid, c.relfilenode, c.relkind, c.relreplident, c.relrowsecurity, (
+    concat_ws(' ', c.oid, c.relfilenode, c.relkind, c.relpersistence, c.relreplident, c.relrowsecurity, (
         SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attisdropped), ',' ORDER BY a.attnum)
         FROM pg_attribute a
         WHERE a.attrelid = c.oid AND a.attnum > 0

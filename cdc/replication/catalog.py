@@ -19,7 +19,7 @@ from cdc.replication.stream import SlotStream
 from cdc.units import Xid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from psycopg2.extras import ReplicationCursor
 
@@ -38,6 +38,8 @@ class Relation:
     table: str
     partitioned: bool
     """Whether it is partitioned, so that it has no rows of its own."""
+    logged: bool
+    """Whether its changes are in the WAL: not those of an unlogged table, or of one on another server."""
     identity: tuple[str, ...]
     """The columns of the old row that an update or delete carries."""
     shape: str
@@ -62,9 +64,11 @@ class Relations:
         """Read the rows of the queries ``Relations`` and ``KeyColumns``."""
         relations = []
         of_all: tuple[str | None, Xid] = (None, Xid(0))
-        for oid, mapped, schema, table, partitioned, identity, shape, published_as, next_xid in rows:
-            relations.append(Relation(oid, mapped, schema, table, partitioned, tuple(identity), shape))
-            of_all = published_as, next_xid
+        for oid, mapped, schema, table, partitioned, logged, identity, shape, *shared in rows:
+            relations.append(
+                Relation(oid, mapped, schema, table, partitioned, logged, tuple(identity), shape)
+            )
+            of_all = tuple(shared)
         return cls(tuple(relations), *of_all, of_columns(columns))
 
     def names(self) -> dict[tuple[str, str], str]:
@@ -102,15 +106,20 @@ class Relations:
         of_column = self.types.get((rule.table, rule.column), TEXT)
         return replace(rule, kind=of_column.kind(rule.query), hides_nan=of_column.hides_nan)
 
-    def lossy(self, rules: Mapping[str, Sequence[Rule]]) -> list[str]:
-        """Return the tables whose updates or deletes matter, but which the plugin silently leaves out."""
+    def keyless(self, rules: Mapping[str, Sequence[Rule]]) -> list[str]:
+        """Return the tables whose updates or deletes matter, but which wal2json silently leaves out."""
         return [
             f"{one.schema}.{one.table}"
             for one in self.all
-            if not one.identity
+            if one.logged
+            and not one.identity
             and not one.partitioned
             and any(rule.actions & {"update", "delete"} for rule in rules[one.mapped])
         ]
+
+    def unlogged(self, tables: Collection[str]) -> list[str]:
+        """Return those of the mapping's ``tables``, or partitions of them, whose changes leave no WAL."""
+        return [f"{one.schema}.{one.table}" for one in self.all if not one.logged and one.mapped in tables]
 
 
 class Catalog:
@@ -210,8 +219,16 @@ class Catalog:
         return relations
 
     def lossy(self, relations: Relations) -> list[str]:
-        """Return the tables whose updates or deletes the plugin silently leaves out."""
-        return [] if self._published else relations.lossy(self._mapping.rules)
+        """Return the tables whose changes the stream silently leaves out, each with the reason.
+
+        A publication that leaves out updates is an error, so pgoutput is not read then.
+        """
+        unlogged = relations.unlogged(self._mapping.reads)
+        keyless = [] if self._published else relations.keyless(self._mapping.rules)
+        return [
+            *(f"changes of {table}, which are not in the WAL" for table in unlogged),
+            *(f"updates and deletes of {table}, which has no replica identity" for table in keyless),
+        ]
 
     def refusing(self, database: Database, relations: Relations) -> list[str]:
         """Return the tables whose UPDATEs and DELETEs Postgres refuses to everybody because of the

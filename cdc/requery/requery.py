@@ -68,7 +68,7 @@ transaction can use, so that the transactions after a large one do not wait for 
 _CHUNK = 5_000
 """Deletes that are published in one batch."""
 _TROUBLE = "query"
-_LOSSY = "replica_identity"
+_LOSSY = "lossy"
 _REFUSED = "publication"
 _KEY_SHAPE = "key_shape"
 
@@ -180,6 +180,11 @@ class Requery:
     def busy(self) -> bool:
         """Whether any task is open, so that the map is not known to be exact."""
         return bool(self._waiting or self._reads)
+
+    @property
+    def reconciling(self) -> bool:
+        """Whether the whole mapping is being read, or waits to be."""
+        return any(task.reason is not None for task in self._open_tasks())
 
     @property
     def full(self) -> bool:
@@ -536,13 +541,16 @@ class Requery:
         seen = all(task.gate.opens(before) for task in self._waiting)
         self._parents.load(rows, self._database.evidence().seen, complete=seen)
 
+    @property
+    def lossy(self) -> bool:
+        """Whether changes of some table never come."""
+        return bool(self._lossy)
+
     def _tell_lossy(self, tables: list[str]) -> None:
         if tables != self._lossy:
             self._lossy = tables
-            text = (
-                f"updates and deletes of {', '.join(tables)} are lost, as they have no replica identity: only"
-                " the audit finds them; see pads-cdc check"
-            )
+            lacks = f"the stream lacks {' and '.join(tables)}"
+            text = f"{lacks}: the mapping is polled meanwhile; see pads-cdc check"
             self._observer.trouble(_LOSSY, text if tables else None)
 
     def _tell_refused(self, tables: list[str]) -> None:

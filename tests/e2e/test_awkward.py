@@ -425,31 +425,6 @@ def test_replica_identities(database: Database, scene: Callable[..., Scene], ide
     now.check_clean()
 
 
-@pytest.mark.soak
-@pytest.mark.only_with("wal2json")
-def test_a_table_that_loses_events_is_audited_and_said(
-    database: Database, scene: Callable[..., Scene]
-) -> None:
-    fill(database, 50)
-    now = scene(database, AUDIT_INTERVAL="1s")
-    wait_until(lambda: now.server.get("/healthz")[0] == 200, "healthy")
-    database.execute("ALTER TABLE portal_application_settings REPLICA IDENTITY NOTHING")
-
-    def said() -> bool:
-        status, page = now.server.get("/healthz")
-        return status == 503 and "portal_application_settings" in page
-
-    wait_until(said, "the table is named on /healthz")
-    assert now.server.metric("pads_cdc_audit_drift_total") == 0
-    now.change("DELETE FROM portal_application_settings WHERE application_id IN ('app_1', 'app_2')")
-    now.server.wait_metric(2, "pads_cdc_audit_drift_total")
-    assert now.server.get("/readyz") == (200, "ok")
-    database.execute("ALTER TABLE portal_application_settings REPLICA IDENTITY DEFAULT")
-    wait_until(lambda: now.server.get("/healthz")[0] == 200, "healthy again")
-    now.change("DELETE FROM portal_application_settings WHERE application_id = 'app_4'")
-    assert now.server.metric("pads_cdc_audit_drift_total") == 2, "events count again"
-
-
 @pytest.mark.both_plugins
 def test_definitions_that_change(database: Database, scene: Callable[..., Scene]) -> None:
     """They send no events: a look at the tables' shapes finds them, long before the next audit."""
