@@ -1,4 +1,4 @@
-"""The file affects.toml of a mapping: what affects what, as data, checked before anything runs."""
+"""The file affects.toml of a mapping: rules for which rows affect which endpoints, checked at the start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ _RULE_KEYS = frozenset({"table", "column", "query", "row", "parents", "actions"}
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of ``table`` affects what ``query`` finds for the value of its ``column``, new and old."""
+    """A row of ``table`` affects the endpoints that ``query`` finds for its ``column``, for the new and old
+    value.
+    """
 
     table: str
     column: str

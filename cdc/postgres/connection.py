@@ -1,4 +1,4 @@
-"""How we connect: limits on every wait, and a name that an administrator finds in ``pg_stat_activity``."""
+"""Connections: with a limit on every wait, and a name that administrators find in ``pg_stat_activity``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _DEFAULTS: dict[str, Any] = {
     "keepalives_count": 2,
     "tcp_user_timeout": 20_000,
 }
-"""Weaker than what the connection string says itself."""
+"""Defaults; the connection string overrides them."""
 
 _ASK_AGAIN = 0.1
 """Seconds between two requests to cancel a statement that may not have arrived yet."""
@@ -44,8 +44,8 @@ _OPTIONS_REFUSED = frozenset({"08P01", "0A000", "42704"})
 
 
 class Address:
-    """Where a server is: a connection string that is read anew each time, and the setting that it came
-    from.
+    """A server's address: a connection string, which is read anew for each connection, and its setting's
+    name.
     """
 
     def __init__(self, read: Callable[[], str], setting: str) -> None:
@@ -53,9 +53,9 @@ class Address:
         self._read = read
         self.setting = setting
         self._takes_options = True
-        """Until a pooler has refused our startup options."""
+        """Whether to send our startup options; False once a pooler has refused them."""
         self._version = 0
-        """The server's, as the last connection found it: not every server knows each setting."""
+        """The server's version, as of the last connection: not every version has each setting."""
 
     def __repr__(self) -> str:
         return f"<Address from {self.setting}>"
@@ -118,7 +118,7 @@ class Address:
                 return connection
 
     def each(self) -> Iterator[tuple[str, Address]]:
-        """Yield every host that the connection string names, with where only that one is."""
+        """Yield every host of the connection string, with an address of that host alone."""
         given = psycopg2.extensions.parse_dsn(self._read())
         hosts = given.get("host", "").split(",")
         alone = {name: value for name, value in given.items() if name != "target_session_attrs"}
@@ -143,7 +143,7 @@ def _returns(text: str) -> Callable[[], str]:
 
 
 def identify(cursor: ReplicationCursor) -> Timeline:
-    """Ask a server, on a replication connection, which history it is on, and how far."""
+    """Ask a server on a replication connection for its timeline and the end of its WAL."""
     cursor.execute("IDENTIFY_SYSTEM")
     [(system, timeline, end, _)] = cursor.fetchall()
     switches: tuple[tuple[int, Lsn], ...] = ()
@@ -157,8 +157,8 @@ def identify(cursor: ReplicationCursor) -> Timeline:
 
 
 def cancel_soon(connection: PlainConnection, ended: Callable[[], bool] = lambda: True) -> None:
-    """Ask the server to end what runs on a connection, without waiting: a frozen server would not even answer
-    that. It is asked again until ``ended``: a statement that has not arrived yet is not cancelled.
+    """Ask the server to cancel the statement on a connection, without waiting for an answer. The request is
+    repeated until ``ended`` returns true, since a statement that has not arrived yet cannot be cancelled.
     """
 
     def cancel() -> None:

@@ -1,12 +1,12 @@
-"""Ends reads while somebody waits for their locks: migrations go first.
+"""Ends reads while another session waits for their locks, so that migrations go first.
 
-A read holds ACCESS SHARE on the mapping's tables, which only ACCESS EXCLUSIVE waits for: a migration, and
-behind it everybody else, also those who only want to read or write a row. A read of a million endpoints takes
-seconds. So it is ended, which lets go of its locks at once, and done again when the migration is through.
+A read holds ACCESS SHARE on the mapping's tables, which conflicts only with ACCESS EXCLUSIVE. So a migration
+waits for the read, and all other sessions wait behind the migration, even to read or write one row. A read of
+a million endpoints takes seconds. So it is ended, which releases its locks at once, and repeated after the
+migration.
 
-Somebody who migrates all the time would keep such a read from ever getting through. So the more often reads
-have been ended before one of that length got through, the longer we let others wait, and never for more than
-some seconds.
+Under constant migrations no long read would ever finish. So the more often reads have been ended before one
+of that length finished, the longer the others have to wait, up to some seconds.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from cdc.postgres.database import Database
 
 _TICK = 0.5
-"""Seconds between looks, and for which a read is let be."""
+"""Seconds between two looks. Younger reads are not ended."""
 _PATIENCE_FIRST, _PATIENCE_MOST = 0.5, 2.5
-"""Seconds that somebody has waited when reads are ended for them."""
+"""Seconds that a session has to wait before reads are ended for it, at first and at most."""
 _FORGET = 60.0
-"""Seconds after which it counts no more that reads were ended."""
+"""Seconds after which ended reads are no longer counted."""
 
 
 class LockWatch(threading.Thread):
-    """Looks while a read lasts, on a connection of its own, until `stop`. It may wait for the server."""
+    """Looks for waiting sessions while a read lasts, on a connection of its own, until `stop`."""
 
     def __init__(self, database: Database, query: str, observer: Observer) -> None:
-        """``query`` is `Blocked`."""
+        """``query`` is the text of the query `Blocked`."""
         super().__init__(name="lock-watch", daemon=True)
         self._database = database
         self._query = query
@@ -49,7 +49,7 @@ class LockWatch(threading.Thread):
         self._patience = _PATIENCE_FIRST
         self._ended_at = time.monotonic()
         self._ended_age = 0.0
-        """Seconds that a read had taken which was ended."""
+        """Seconds that the longest ended read had taken."""
         self._stopping = threading.Event()
 
     def run(self) -> None:

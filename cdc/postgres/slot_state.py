@@ -1,4 +1,4 @@
-"""What a server says of a slot."""
+"""The state of a slot, as its server reports it."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class SlotState:
     catalog_xmin_age: int | None
     retained_bytes: int | None
     failover: bool
-    """Standbys may keep it too."""
+    """Whether standbys may keep it too (a failover slot)."""
     synced: bool
-    """This is such a standby's copy: it cannot be read before the promotion."""
+    """Whether this is a standby's copy of a failover slot, which cannot be read before the promotion."""
     invalidation: str | None
-    """Why it is lost, in the server's word; None where it is not, or the server does not say."""
+    """Why the slot is lost, in the server's word; None if it is not lost, or if the reason is unknown."""
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[Any]]) -> SlotState | None:
-        """Read what the query ``Slot`` returns; None when there is no slot of that name."""
+        """Read the row of the query ``Slot``; return None if there is no slot of that name."""
         if not rows:
             return None
         plugin, kind, database, active_pid, wal_status, confirmed, safe, age, retained, *others = rows[0]
@@ -57,7 +57,7 @@ class SlotState:
 
 
 def is_standby(cursor: PlainCursor) -> bool:
-    """Tell whether a server is in recovery."""
+    """Return whether a server is in recovery."""
     cursor.execute("SELECT pg_is_in_recovery()")
     [(standby,)] = cursor.fetchall()
     return bool(standby)

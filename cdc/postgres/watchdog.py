@@ -1,4 +1,6 @@
-"""Ends what a frozen server would never end: a statement there runs for ever, and so would its applier."""
+"""Ends statements on a frozen server, which would never end them itself, so that the applier does not wait
+for ever.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,13 @@ if TYPE_CHECKING:
     from cdc.postgres.database import Database
 
 _LIMIT = 75.0
-"""Seconds that nothing takes where `statement_timeout` is 60 s and `lock_timeout` 5 s."""
+"""Seconds after which a statement must be stuck, since `statement_timeout` is 60 s and `lock_timeout` 5 s."""
 _TICK = 1.0
 """Seconds between looks."""
 
 
 class QueryWatchdog(threading.Thread):
-    """Looks each second, until `stop`. It waits for nobody."""
+    """Looks each second, until `stop`. It never waits for the server."""
 
     def __init__(self, database: Database, limit: float = _LIMIT) -> None:
         super().__init__(name="hang-up", daemon=True)

@@ -1,4 +1,6 @@
-"""What a relay does with pages and heads, whoever carries them: apply, count, report, and begin to serve."""
+"""A relay's intake: applies pages and heads from any transport, counts them, and decides when to serve the
+map.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,12 @@ if TYPE_CHECKING:
 
 CHAIN: Final = "relay_chain"
 _LEADERLESS_SECONDS: Final = 3.0
-"""How long a complete map waits for a word of the leader before it is served, its age being unknown."""
+"""Seconds that a complete map waits for a head of the leader before it is served with an unknown age."""
 
 
 @dataclass(slots=True)
 class Received:
-    """What has come, for the metrics; written by the thread alone."""
+    """Counters for the metrics; written by the intake's thread alone."""
 
     connected: bool = False
     pages: int = 0
@@ -31,13 +33,13 @@ class Received:
     breaks: int = 0
     mismatches: int = 0
     restarts: int = 0
-    """Connections to the broker or the leader that were lost, or could not be had."""
+    """Connections to the broker or the leader that were lost or could not be opened."""
     revision: Revision = Revision(0)
-    """The leader's, of the newest checkpoint that was applied."""
+    """The leader's revision at the newest checkpoint that was applied."""
 
 
 class Intake:
-    """What a relay does with pages and heads, whoever carries them. Owned by one thread."""
+    """Applies pages and heads. Used by one thread."""
 
     def __init__(
         self,
@@ -57,7 +59,7 @@ class Intake:
 
     @property
     def wanting(self) -> bool:
-        """Whether a generation is needed that has not begun to come."""
+        """Whether a generation is needed whose opening page has not arrived."""
         return self._reader.wanting
 
     def page(self, page: Page) -> None:
@@ -75,15 +77,13 @@ class Intake:
                 self._tell_broken("count or digest is not the leader's")
 
     def head(self, word: Head, *, live: bool) -> None:
-        """Take a word of the leader."""
+        """Take a head of the leader."""
         if self._reader.line in ("", word.line):
             self._freshness.heard(word, live=live)
             self._reader.hear(word)
 
     def look(self) -> None:
-        """Let clients have the map once it is known to be the leader's present one, or nobody says so in
-        time.
-        """
+        """Begin to serve the map once it is known to be the leader's present one, or after a time limit."""
         if self._store.ready or self._arrived_at is None:
             return
         current = self._freshness.heard_at is not None and self._freshness.behind == 0

@@ -1,4 +1,4 @@
-"""What a relay knows of its leader: how far that is, and how stale the map is that both hold."""
+"""A relay's view of its leader: the leader's revision and position, and the staleness of the relay's map."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ if TYPE_CHECKING:
     from cdc.relay.pages import Head
 
 HEAD_SECONDS: Final = 1.0
-"""How often a leader says where it is."""
+"""Seconds between two heads of a leader."""
 _MARGIN: Final = 1.0
-"""Seconds that the word of a leader may be under way."""
+"""Seconds that a head may be under way."""
 
 
 class LeaderFreshness(Freshness):
-    """The leader's staleness, and the age of its last word on top: by revisions, since a relay has no WAL.
+    """A relay's staleness: the leader's, plus the age of the leader's last head.
 
-    Beside that it answers what a server's `Freshness` answers, with the positions that the leader gave.
+    A relay has no WAL, so the inherited positions are the leader's revisions. `positions` returns the WAL
+    positions that the leader reported.
     """
 
     def __init__(
@@ -40,11 +41,11 @@ class LeaderFreshness(Freshness):
         self.reached_at = 0.0
         """Monotonic time as of which no revision is missing here."""
         self.heard_at: float | None = None
-        """Monotonic time of the leader's last word; None before the first."""
+        """Monotonic time of the leader's last head; None before the first one."""
 
     def heard(self, head: Head, *, live: bool) -> None:
-        """Take a word of the leader: one that comes now (``live``), or one that was kept, whose age is told
-        by the two wall clocks.
+        """Take a head of the leader. It was sent just now (``live``), or the broker had kept it; then its age
+        follows from the two wall clocks.
         """
         now = self._monotonic()
         age = 0.0 if live else max(0.0, self._wall() - head.at)
@@ -57,26 +58,26 @@ class LeaderFreshness(Freshness):
         self._look()
 
     def arrived(self, revision: Revision) -> None:
-        """Note that the map is the leader's of this revision."""
+        """Note that the map is the leader's as of this revision."""
         with self._heads:
             self._revision = revision
         self.applied(Lsn(revision))
         self._look()
 
     def other_line(self) -> None:
-        """Forget revisions: those of another line mean something else."""
+        """Forget all revisions, because the map is of another line now."""
         with self._heads:
             self._head, self._waiting, self._revision = None, [], Revision(0)
         self.rewound()
 
     @property
     def behind(self) -> int | None:
-        """Revisions that the leader has and we lack; None while nothing is known of it."""
+        """Number of revisions by which this relay is behind its leader; None while the leader is unknown."""
         with self._heads:
             return None if self._head is None else max(0, self._head.revision - self._revision)
 
     def positions(self) -> Positions:
-        """Return the leader's positions, in bytes of WAL; those of a relay are in revisions."""
+        """Return the positions that the leader reported, in bytes of WAL."""
         with self._heads:
             head = self._head
         if head is None:

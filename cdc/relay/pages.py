@@ -1,22 +1,21 @@
-"""Pages: the log of a map and its snapshots, cut into pieces that chain.
+"""Pages: a map's log and snapshots, cut into pieces that form a chain.
 
-A *run* of pages brings everything that has changed since the revision where it starts, and ends with a
-checkpoint: then the reader's map is the leader's, as count and digest prove. A *generation* begins with an
-opening page and brings every endpoint and tombstone, newest first, with the runs of the moment in between;
-it is complete with the checkpoint that says so. A reader that has a map ignores the rest of a generation; a
-reader that has none needs one.
+A *run* of pages has every change since the revision at which it starts, and ends with a checkpoint. Then the
+reader's map is the leader's, which the count and the digest prove. A *generation* begins with an opening page
+and has every endpoint and tombstone, newest first, with new runs in between. The checkpoint at its end marks
+it as complete. A reader without a map needs a generation; a reader with a map ignores all of it but the runs.
 
 Worked example, a leader at revision 7 with three endpoints::
 
     number  start  opening  entries            checkpoint
     1       7      yes      -                  -             a generation begins
     2       7               c@7 b@5 (older)    -             its endpoints, newest first
-    3       7               d@8                8             a run: somebody created d
-    4       8               a@1 (older)        8, complete   whoever has read from page 1 on holds the map
+    3       7               d@8                8             a run: d was created
+    4       8               a@1 (older)        8, complete   a reader of pages 1 to 4 has the map
     5       8               b@9                9             the next run
 
-A reader with the map of revision 7 takes pages 3 and 5. A reader that missed page 3 has revision 7 and sees
-page 5 start at 8: its chain is broken, and it starts over with the newest complete generation.
+A reader with the map of revision 7 takes pages 3 and 5. A reader that missed page 3 is at revision 7 when
+page 5 starts at 8. Its chain is broken, so it starts over with the newest complete generation.
 """
 
 from __future__ import annotations
@@ -39,58 +38,58 @@ class Checkpoint:
 
     revision: Revision
     origin: Origin
-    """By what its tokens are made and judged."""
+    """The origin by which tokens for this map are made and judged."""
     history: Timeline
-    """What the positions are of."""
+    """The history that the positions belong to."""
     position: Lsn
     """Every transaction up to here is in the map."""
     seen: Lsn
     """Nothing in the map is newer than this."""
     consistent: bool
-    """The database has had this map."""
+    """Whether the database had this map at some moment."""
     count: int
     digest: bytes
 
 
 @dataclass(slots=True)
 class Page:
-    """See the module."""
+    """One page; see the module."""
 
     line: str
-    """Names the unbroken chain that the page is of: a leader that cannot go on where the last page ended
-    begins another one, with a generation.
+    """Identifies the unbroken chain of pages. A leader that cannot continue it begins another line, with a
+    generation.
     """
     number: int
     """One more than the page before in its line."""
     start: Revision
-    """The revision that a reader's map must have reached for the run that this page is of."""
+    """The revision that a reader's map must have, or exceed, to apply the run of this page."""
     epoch: str
     timeline: int
-    """Whose revisions the line is of, and on which timeline."""
+    """The epoch and the timeline of the line's revisions and positions."""
     position: Lsn
-    """The map of revision `start` holds every transaction up to here."""
+    """The map of revision `start` has every transaction up to here."""
     first: bool = False
-    """It is the first page of a run."""
+    """Whether it is the first page of a run."""
     opening: bool = False
-    """A generation begins."""
+    """Whether it opens a generation."""
     total: int = 0
-    """In an opening page: how many entries are to come, as far as is known."""
+    """In an opening page: the approximate number of entries of the generation."""
     generation: int = 0
-    """Number of the page that opened the newest complete generation of the line; 0 while there is none."""
+    """Number of the page that opened the newest complete generation of the line; 0 if there is none."""
     generating: bool = False
-    """A generation is under way: its end is still to come."""
+    """Whether a generation has begun and not ended yet."""
     older: bool = False
-    """Its entries are a part of the generation: a reader that has a map has them."""
+    """Whether its entries are a part of the generation, so that a reader with a map has them already."""
     entries: list[Entry] = field(default_factory=list)
     moved: list[tuple[str, Revision, Lsn]] = field(default_factory=list)
-    """Ids, revisions and positions of entries that transactions have named and left as they are."""
+    """Ids, revisions and new positions of entries that transactions have named but not changed."""
     checkpoint: Checkpoint | None = None
     complete: bool = False
-    """With this checkpoint the generation is complete."""
+    """Whether the checkpoint completes the generation."""
 
     @property
     def reached(self) -> Revision:
-        """The revision that a reader's map has reached once all pages up to this one have come."""
+        """The revision of a reader's map after this page, if it has taken all pages before."""
         return self.start if self.checkpoint is None else self.checkpoint.revision
 
     def __repr__(self) -> str:  # payloads hold API keys
@@ -99,17 +98,19 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Where the leader is, said once a second: so a quiet leader is told from one that is cut off."""
+    """The leader's state, sent once a second, so that a relay can tell an idle leader from an unreachable
+    one.
+    """
 
     line: str
     revision: Revision
     staleness: float
-    """Seconds since the leader's map was known to be the database's; 0.0: it is."""
+    """The leader's staleness, in seconds."""
     at: float
     """Unix seconds by the leader's clock."""
     server_end: Lsn = Lsn(0)
     """The newest end of WAL that the leader knows of."""
     position: Lsn = Lsn(0)
-    """As in `Checkpoint`, of the revision."""
+    """As in `Checkpoint`, for this revision."""
     seen: Lsn = Lsn(0)
     consistent: bool = False

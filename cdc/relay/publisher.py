@@ -1,8 +1,8 @@
-"""The leader's side: walks over the store in, pages out. Nothing here waits.
+"""The leader's side of relays: walks over the store and makes pages. Nothing here waits.
 
-A publisher is one more subscriber of the store: a `Cursor` is its place in the tail, so the core does not
-know it and never waits for it. A generation is a second place, which walks back from where the tail stood,
-as a `Catchup` does; the tail always goes first, so that a revocation never waits behind a generation.
+To the store, a publisher is a subscriber like others: it has a `Cursor`, and the store never waits for it.
+For a generation it has a second place in the log, which moves backwards, as in a `Catchup`. The cursor's
+entries always go first, so that a revocation never waits behind a generation.
 """
 
 from __future__ import annotations
@@ -26,23 +26,25 @@ if TYPE_CHECKING:
     from cdc.store.store import Cut, Store
 
 PAGE_BYTES: Final = 60 * 1024
-"""A page's entries take less, unless it is one entry that takes more: 64 KiB with what is around them."""
+"""Maximum size of a page's entries, unless a single entry is larger. With its header a page has 64 KiB at
+most.
+"""
 _ENTRY_BYTES: Final = 48
-"""An entry without its id and payload takes no more."""
+"""Maximum size of an entry without its id and payload, in bytes."""
 _ENTRIES: Final = 500
 """Entries that are taken from the store at a time."""
 _MOVED_SECONDS: Final = 1.0
-"""Between checkpoints that bring nothing but positions."""
+"""Seconds between two checkpoints that have nothing but new positions."""
 _GROWTH: Final = 1.0
-"""A new generation begins when the log behind the last one has outgrown it by so much..."""
+"""A new generation begins when the pages after the last one have this many times its entries..."""
 _MOVED: Final = 1_000
-"""Positions that a page brings at most."""
+"""Maximum number of moved positions in a page."""
 _LEAST: Final = 10_000
 """...and by so many entries."""
 
 
 class Publisher:
-    """One line of pages. Used by one thread, which takes a page and takes the next once that is stored."""
+    """Makes one line of pages. Used by one thread, which takes the next page after the last one is stored."""
 
     def __init__(
         self,
@@ -70,27 +72,27 @@ class Publisher:
         """Of the newest page that was taken."""
         self._tail: Cursor | None = None
         self._back: Place | None = None
-        """How far the generation has come, walking back; None while there is none under way."""
+        """The place of the generation's backward walk; None if no generation is under way."""
         self._begun = True
-        """The next entries of the tail begin a run."""
+        """Whether the next entries of the tail begin a run."""
         self._start = Revision(0)
         """The revision of the newest checkpoint, or where the line began."""
         self._position: Lsn = Lsn(0)
-        """Up to where that checkpoint's map holds every transaction."""
+        """The position of that checkpoint."""
         self._told: Cut | None = None
-        """The newest checkpoint, as long as the line has been ours."""
+        """The newest checkpoint that this publisher has made in the line; None before the first."""
         self._told_at = 0.0
         self._moved: dict[str, Entry] = {}
-        """Entries whose position is another one than was told."""
+        """Entries whose positions have moved since they were last in a page."""
         self._opening = False
-        """The next page opens a generation."""
+        """Whether the next page opens a generation."""
         self._opened = self._newest = 0
         """Numbers of the pages that opened the generation under way, and the newest complete one."""
         self._generation = self._since = 0
         """Entries of the newest generation, and those published since it began."""
 
     def resume(self, last: Page | None) -> bool:
-        """Go on behind the stream's last page; False, and a new line with a generation, if that cannot be."""
+        """Continue after the stream's last page. If that is impossible, begin a new line and return False."""
         store, of = self._store, self._present()
         self.close()
         if last is None or (last.epoch, last.timeline) != of or last.reached > store.head:
@@ -103,12 +105,12 @@ class Publisher:
         self._hear_moves(beyond=self._position, up_to=reached)
         self._generation, self._since = len(store.entries), 0
         self._newest, self._opened = last.generation, 0
-        if not self._newest:  # its leader was gone before the first generation was complete
+        if not self._newest:  # the line has no complete generation: its leader ended before that
             self.begin_generation()
         return True
 
     def begin_generation(self) -> None:
-        """Walk over everything once more, in the same line."""
+        """Begin a new generation in the same line."""
         store = self._store
         if self._tail is None:
             raise RuntimeError("there is no line yet")
@@ -125,16 +127,16 @@ class Publisher:
 
     @property
     def outgrown(self) -> bool:
-        """Whether a new generation is due: what lies behind the last one is more than it is."""
+        """Whether a new generation is due, because the log since the last one has become longer than it."""
         return self._back is None and self._since > max(_LEAST, self._generation * _GROWTH)
 
     @property
     def patience(self) -> float:
-        """Seconds after which there may be something to `take`, if nothing is published before."""
+        """Seconds after which to call `take` again, if the store does not change before."""
         return max(0.0, self._told_at + _MOVED_SECONDS - self._clock())
 
     def head(self) -> Head:
-        """Say where the leader is now."""
+        """Return the leader's present state."""
         positions = self._freshness.positions()
         with self._store.lock:
             store = self._store
@@ -150,9 +152,9 @@ class Publisher:
             )
 
     def take(self) -> list[Page]:
-        """Return the next pages, in their order; [] when there is nothing to say now."""
+        """Return the next pages in order; an empty list if there are none now."""
         of = self._present()
-        if of != self._of:  # revisions or positions mean something else now
+        if of != self._of:  # the epoch or the timeline has changed
             self._open_line(of)
         if self._tail is None:
             raise RuntimeError("there is no line yet")
@@ -178,14 +180,14 @@ class Publisher:
 
     @property
     def more(self) -> bool:
-        """Whether `take` has more to say at once."""
+        """Whether `take` should be called again at once."""
         tail = self._tail
         return tail is not None and (
             self._opening or self._back is not None or tail.revision < self._store.head
         )
 
     def close(self) -> None:
-        """Let the store forget the walks."""
+        """Remove the walks from the store."""
         self._drop_back()
         if self._tail is not None:
             self._tail.close()
@@ -206,7 +208,9 @@ class Publisher:
         self.begin_generation()
 
     def _hear_moves(self, beyond: Lsn, up_to: int) -> None:
-        """Note positions that move from now on, and those ``beyond`` of entries ``up_to`` a revision."""
+        """Collect positions that move from now on, and positions ``beyond`` an LSN of entries ``up_to`` a
+        revision.
+        """
         self._moved = {}
         with self._store.lock:
             self._moved.update(
