@@ -1,4 +1,4 @@
-"""What a check is, what it finds, and what it may ask."""
+"""Checks, their findings, and the deployment that they ask."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Verdict(StrEnum):
-    """How bad it is."""
+    """The result of a check."""
 
     PASS = "pass"  # noqa: S105 - not a password
     WARN = "warn"
@@ -37,7 +37,7 @@ class Verdict(StrEnum):
     FAIL = "fail"
     """It does not work, or loses something."""
     SKIP = "skip"
-    """It cannot be asked before something else is mended."""
+    """It cannot be checked before something else is fixed."""
 
 
 @dataclass(frozen=True)
@@ -51,23 +51,23 @@ class Finding:
 
 
 def good(text: str) -> Finding:
-    """Find nothing wrong."""
+    """Return a finding without a fault."""
     return Finding(Verdict.PASS, text)
 
 
 def warn(text: str, remedy: str) -> Finding:
-    """Find something that could be better."""
+    """Return a finding of something that could be better."""
     return Finding(Verdict.WARN, text, remedy)
 
 
 def fail(text: str, remedy: str) -> Finding:
-    """Find something that has to be mended."""
+    """Return a finding of something that must be fixed."""
     return Finding(Verdict.FAIL, text, remedy)
 
 
 @dataclass(frozen=True)
 class Server:
-    """What the query `Server` says of a server and of us."""
+    """The row of the query `Server`: a server, and our role there."""
 
     major: int
     in_recovery: bool

@@ -1,7 +1,7 @@
-"""What `serve` asks before anything starts, so that a mistake is one line and not a retry for ever.
+"""The checks that `serve` makes before it starts, so that a mistake is one line and not an endless retry.
 
-The questions are those of ``pads-cdc check`` that the server cannot start without. A server that is only
-starting up is waited for, and so is whoever locks a table or has our query cancelled.
+They are the necessary ones of ``pads-cdc check``. They are repeated for a while if the database is starting
+up, if a table is locked, or if a query was cancelled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PATIENCE = 30.0
-"""Seconds for which something that passes is waited for."""
+"""Seconds for which checks are repeated that fail for such a reason."""
 _PASSING = {"shutdown", "recovery_conflict"}
 """Reasons that the server itself gives; one that does not answer at all is for a person, or a supervisor."""
 

@@ -1,8 +1,7 @@
-"""What becomes of a row that is no endpoint as it stands. One rule, whatever has it read: a load, a change, a
-ripple, an audit, a poll.
+"""The rules for odd rows: rows that are not valid endpoints. They are the same for every read.
 
-- What a message cannot carry, and still has a meaning, is served as the nearest that it can carry.
-- What has no meaning is left out, as if the row were deleted: it must not authorize anybody.
+- A value that has a meaning but does not fit into a message is served as the nearest value that fits.
+- A row with a value that has no meaning is left out, as if it were deleted: it must not authorize anybody.
 
 ===============  =========================================================  ==================================
 reason           the row                                                    what becomes of it
@@ -20,7 +19,7 @@ reason           the row                                                    what
 `too_large`      it does not fit into a message                             left out
 ===============  =========================================================  ==================================
 
-Everything takes time in proportion to the length of what stands in the row, and no other row's.
+The time for a row is proportional to the length of its values.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ OddReason = Literal[
     "too_large",
 ]
 SERVED: Final = frozenset({"out_of_range", "fraction"})
-"""The reasons for which a row is served nevertheless."""
+"""The reasons for which a row is still served."""
 
 MESSAGE_BYTES: Final = (4 << 20) - (8 << 10)
 """An endpoint's id and payload are no longer than this together: a gRPC client takes no message of more than
@@ -59,20 +58,20 @@ _INT32_LEAST, _INT32_MOST = -(2**31), 2**31 - 1
 _NUMBER: Final = re.compile(rb"\s*+[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]{1,9})?\s*+")
 _INFINITE: Final = re.compile(rb"\s*+([+-]?)inf(?:inity)?\s*+", re.IGNORECASE)
 _SHOWN: Final = 40
-"""Characters of a value or an id that people are shown."""
+"""Characters of a value or an id that reports show, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Oddity:
-    """What is odd about one row. The text never holds a key."""
+    """The oddity of one row. Its text never contains a key."""
 
     reason: OddReason
     text: str
-    """The column, and what about it."""
+    """The column, and its fault."""
 
     @property
     def served(self) -> bool:
-        """Whether the row is an endpoint nevertheless."""
+        """Whether the row is still served."""
         return self.reason in SERVED
 
 
@@ -91,10 +90,10 @@ class OddRow(Exception):  # noqa: N818 - it is about a row; nothing is wrong wit
 
 
 def limit(column: str, value: bytes | None) -> tuple[int, Oddity | None]:
-    """Return a limit as 32 bits carry it, and what is odd about it. NULL is 0: no limit.
+    """Return a limit as a number of 32 bits, and its oddity, if any. NULL becomes 0, which means no limit.
 
     Raises:
-        OddRow: it has no meaning.
+        OddRow: the value has no meaning.
 
     """
     if value is None:
@@ -145,10 +144,10 @@ def flag(column: str, value: bool | bytes | None) -> bool:
 
 
 def users(column: str, value: object) -> list[bytes]:
-    """Return who may call; a NULL in the list is nobody.
+    """Return the users that may call; NULLs in the list are skipped.
 
     Raises:
-        OddRow: it is no list of texts, or one of them is no text.
+        OddRow: the value is not a list of valid texts.
 
     """
     if not isinstance(value, list):
@@ -161,10 +160,10 @@ def users(column: str, value: object) -> list[bytes]:
 
 
 def check_text(column: str, values: Iterable[bytes]) -> None:
-    """Look whether bytes are UTF-8.
+    """Check that bytes are UTF-8.
 
     Raises:
-        OddRow: they are not, and so were no text in the database's encoding.
+        OddRow: they are not, because they were not valid text in the database's encoding.
 
     """
     for value in values:
@@ -176,10 +175,10 @@ def check_text(column: str, values: Iterable[bytes]) -> None:
 
 
 def check_id(column: str, value: bytes | None) -> None:
-    """Look whether an endpoint can have this id.
+    """Check that an id is valid.
 
     Raises:
-        OddRow: it cannot.
+        OddRow: no endpoint can have it.
 
     """
     if not value:
@@ -194,10 +193,10 @@ def check_id(column: str, value: bytes | None) -> None:
 
 
 def check_size(what: str, size: int) -> None:
-    """Look whether something of so many bytes fits into a message.
+    """Check that so many bytes fit into a message.
 
     Raises:
-        OddRow: it does not.
+        OddRow: they do not.
 
     """
     if size > MESSAGE_BYTES:
@@ -205,14 +204,14 @@ def check_size(what: str, size: int) -> None:
 
 
 def shown(value: bytes | None) -> str:
-    """Return what people are shown of an id that no endpoint can have."""
+    """Return an invalid id as reports show it."""
     if value is None:
         return "(NULL)"
     return _shown(value) or "(empty)"
 
 
 def in_short(text: str) -> str:
-    """Return text as people are shown it: on one line, and not too long."""
+    """Return text as reports show it: on one line, and not too long."""
     text = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text[: 4 * _SHOWN])
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 

@@ -36,11 +36,6 @@ _OF_THE_STATEMENT = frozenset({ABOUT_A_ROW, _FAILED})
 _ABOUT_DATA = ("22", "23", "P0")
 """Classes of errors whose text quotes values: one may be an API key."""
 
-_SHUTDOWN = {"57P01", "57P02", "57P03"}
-"""The server is stopping or starting: our replication connection must go at once, or a fast stop waits for
-it.
-"""
-
 _WAITING_HELPS = {
     "57014": ("cancelled", "a query was cancelled or took too long"),
     "55P03": ("locked", "somebody holds a lock on a table of the mapping"),
@@ -171,7 +166,9 @@ def is_lasting(error: PadsCdcError) -> bool:
 
 
 def is_shutdown(error: BaseException) -> bool:
-    """Tell whether the server said that it is going down."""
+    """Return whether the server is stopping or starting. Then our replication connection must close at once,
+    since a fast shutdown of the server waits for it.
+    """
     return isinstance(error, SourceError) and error.reason == "shutdown"
 
 

@@ -1,7 +1,8 @@
-"""What is owed to the state file, and what to do when it fails: a new epoch, loudly, and service goes on.
+"""Writes to the state file. When the file fails, the ledger reports that, begins a new epoch, and service
+goes on.
 
-Without a state file a restart forgets revisions and tombstones, so nothing that was promised may rest on it:
-the epoch is a new one, and a file that works again starts with a copy of the whole store.
+Without a state file, a restart would forget revisions and tombstones, so no client may resume by them: hence
+the new epoch. A file that works again begins with a copy of the whole store.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from cdc.store.store import Batch, Store
 
 _RETRY = 5.0
-"""Seconds between attempts to have a state file again."""
+"""Seconds between attempts to open a state file again."""
 TROUBLE = "state_file"
 
 
@@ -37,10 +38,10 @@ class Ledger:
         observer: Observer,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Open the state file of the cluster ``system`` (its identifier), or do without.
+        """Open the state file of the cluster with the identifier ``system``, or go on without one.
 
         Raises:
-            Refusal: another process has it.
+            Refusal: another process has the file open.
 
         """
         self._path = path
@@ -49,9 +50,9 @@ class Ledger:
         self._file: StateFile | None = None
         self._retry_at = 0.0
         self.epoch = uuid.uuid4().hex
-        """Names an unbroken line of revisions."""
+        """Identifies an unbroken line of revisions."""
         self.kept = Kept(self.epoch)
-        """What an earlier process left."""
+        """The content of the file when it was opened."""
         try:
             self._file = StateFile(path, system)
         except StateFileError as error:
@@ -66,7 +67,7 @@ class Ledger:
             )
 
     def append(self, batch: Batch, *, position: Lsn, seen: Lsn) -> None:
-        """Write a batch before it becomes visible; never raises for a file that fails."""
+        """Write a batch before it becomes visible. Does not raise if the file fails."""
         if self._file is None:
             return
         try:
@@ -75,7 +76,7 @@ class Ledger:
             self._failed(error)
 
     def note(self, **values: str | int) -> bool:
-        """Remember facts; tells whether they will outlive the process."""
+        """Write notes by name. Return whether they are in the file, so that they survive the process."""
         if self._file is None:
             return False
         try:
@@ -85,20 +86,17 @@ class Ledger:
         return self._file is not None
 
     def new_epoch(self, store: Store) -> None:
-        """Break with the past: the database's history is another one now."""
+        """Begin a new epoch, because the database is on another history."""
         self.epoch = uuid.uuid4().hex
         if self._file is not None:
             self._rewrite(self._file, store)
 
     def overgrown(self, store: Store) -> bool:
-        """Tell whether to `tend` now, though there is other work: it never ends where writers never rest."""
+        """Return whether `tend` must be called even though other work is left, which may never end."""
         return self._file is not None and self._file.overgrown(len(store.entries))
 
     def tend(self, store: Store) -> bool:
-        """Do a step of what can wait, when there is nothing else to do; True if there is more.
-
-        The file is folded, or it is tried to have one again.
-        """
+        """Do a step of upkeep: fold the file, or try to open one again. Return whether more is left."""
         if self._file is not None:
             try:
                 return self._file.fold(store.entries)
@@ -107,7 +105,7 @@ class Ledger:
         elif self._clock() >= self._retry_at and store.ready:
             try:
                 again = StateFile(self._path)
-            except (StateFileError, Refusal):  # another process may have taken it meanwhile
+            except (StateFileError, Refusal):  # another process may have opened it in the meantime
                 self._retry_at = self._clock() + _RETRY
                 return False
             if self._rewrite(again, store):
@@ -115,7 +113,7 @@ class Ledger:
         return False
 
     def close(self) -> None:
-        """Say that this was a clean end."""
+        """Close the file in good order."""
         if self._file is not None:
             try:
                 self._file.close()

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 _SECONDS: Final = 5.0
 """Maximum wait for an answer of the broker."""
-_NOT_FOUND: Final = 10059
-_NO_MESSAGE: Final = 10037
 _WRONG_LAST_SEQUENCE: Final = (10070, 10071)
 _FULL: Final = (10023, 10047, 10077)
 """JetStream's error codes for insufficient resources, insufficient storage, and more than max_bytes."""
