@@ -73,10 +73,16 @@ class _Planner:
         self._quoted = quote_name(name)
         self._mapping = mapping
         self._identities = identities
+        self._inherited: frozenset[str] = frozenset()
+        """The mapped tables that others inherit from, partitions aside. Such a name stands for all of
+        them, whose columns and identities may differ.
+        """
 
     def repairs(self, publication: Publication | None, tables: Sequence[Table]) -> Iterator[Repair]:
         leaves = [table for table in tables if table.kind == "r" and table.logged]
         roots = [table for table in tables if table.kind == "p" and table.top]
+        parents = {table.mapped for table in tables if table.kind == "r" and table.top}
+        self._inherited = frozenset(table.mapped for table in tables if not table.top) & parents
         if publication is None:
             listed = [*(root.name for root in roots), *(self._item(leaf) for leaf in leaves if leaf.identity)]
             for_tables = f" FOR TABLE {', '.join(listed)}" if listed else ""
@@ -113,7 +119,9 @@ class _Planner:
         published, member = publication.table(leaf.oid), leaf.oid in publication.members
         if not leaf.identity and leaf.oid not in self._identities:
             if published is not None:  # for now, whatever is missed by that
-                yield Repair(Kind.REFUSED, _refusal(leaf.name), self._drop(leaf.name), by_hand=not member)
+                yield Repair(
+                    Kind.REFUSED, _refusal(leaf.name), self._drop(self._only(leaf)), by_hand=not member
+                )
             yield self._keyless(leaf)
         elif published is None:
             if leaf.identity and not (member and publication.via_root):
@@ -143,7 +151,7 @@ class _Planner:
             )
             return
         add = self._add(self._item(leaf))
-        remedy = f"BEGIN; {self._drop(leaf.name)} {add} COMMIT;" if member else add
+        remedy = f"BEGIN; {self._drop(self._only(leaf))} {add} COMMIT;" if member else add
         yield Repair(Kind.MORE, fault, remedy, by_hand=not set(published.columns) >= set(leaf.columns))
 
     def _keyless(self, leaf: Table) -> Repair:
@@ -179,9 +187,12 @@ class _Planner:
 
     def _item(self, leaf: Table, more: Iterable[str] = ()) -> str:
         if leaf.identity_kind == "f" and leaf.oid not in self._identities:
-            return leaf.name
+            return self._only(leaf)
         wanted = {*self._columns(leaf), *more}
-        return f"{leaf.name} ({', '.join(quote_name(one) for one in leaf.columns if one in wanted)})"
+        return f"{self._only(leaf)} ({', '.join(quote_name(one) for one in leaf.columns if one in wanted)})"
+
+    def _only(self, leaf: Table) -> str:
+        return f"ONLY {leaf.name}" if leaf.mapped in self._inherited else leaf.name
 
     def _add(self, item: str) -> str:
         return f"ALTER PUBLICATION {self._quoted} ADD TABLE {item};"
@@ -193,7 +204,7 @@ class _Planner:
         """Return the columns to publish. Keep published ones for other subscribers, if there is a list."""
         every = set(published.columns) >= set(leaf.columns)
         add = self._add(self._item(leaf, () if every else published.columns))
-        return f"BEGIN; {self._drop(leaf.name)} {add} COMMIT;" if member else add
+        return f"BEGIN; {self._drop(self._only(leaf))} {add} COMMIT;" if member else add
 
 
 def _refusal(table: str) -> str:

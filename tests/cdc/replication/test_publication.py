@@ -232,6 +232,33 @@ def test_partitions_are_named_each_and_new_ones_come_by_their_table(
     assert not planned(site())
 
 
+def test_tables_that_inherit_are_published_each_by_its_own_identity(
+    database: Database, site: Callable[[], Site]
+) -> None:
+    """A table's name stands for all that inherit from it: their writers would be refused by its list."""
+    database.execute(
+        "CREATE TABLE more_accounts (note TEXT) INHERITS (accounts);"
+        "ALTER TABLE more_accounts REPLICA IDENTITY FULL;"
+        "INSERT INTO pay_plans VALUES ('plan', 1, 1); INSERT INTO more_accounts VALUES ('more', 'plan', '')"
+    )
+    [repair] = planned(site())
+    database.execute(repair.remedy)
+    assert published(site()) == LISTS | {"public.more_accounts": {"id", "plan_type", "note"}}
+    database.execute("UPDATE accounts SET plan_type = 'plan'")
+    for damage in (
+        "ALTER PUBLICATION pads_cdc DROP TABLE ONLY accounts",
+        "ALTER PUBLICATION pads_cdc DROP TABLE accounts",
+        "ALTER PUBLICATION pads_cdc DROP TABLE accounts; ALTER PUBLICATION pads_cdc ADD TABLE ONLY accounts",
+    ):
+        database.execute(damage)
+        for repair in planned(site()):
+            if not repair.by_hand:
+                database.execute(repair.remedy)
+        assert published(site())["public.accounts"] == {"id"}
+        database.execute("UPDATE accounts SET plan_type = 'plan'")
+    database.execute("ALTER TABLE accounts REPLICA IDENTITY DEFAULT; UPDATE more_accounts SET note = 'x'")
+
+
 def test_a_table_without_an_identity_is_left_out_and_said(
     database: Database, site: Callable[[], Site]
 ) -> None:
