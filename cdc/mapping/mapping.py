@@ -1,6 +1,7 @@
-r"""A mapping, all of it data: which tables make an endpoint, by which query, and what a changed row affects.
+r"""Reads a mapping: the tables and the query that make endpoints, and the rules for what a changed row
+affects.
 
-A mapping is a folder, bundled under ``sql/`` or anybody's own:
+A mapping is a folder, either bundled under ``sql/`` or the user's own:
 
 ``schema.sql``
     the tables that it expects, one ``CREATE TABLE`` each, with all columns that are used;
@@ -96,15 +97,14 @@ class Mapping:
     schema: str = field(repr=False)
     setup: str = field(repr=False)
     reads: tuple[str, ...]
-    """The tables that the queries read: they must be there, and readable for us. Locks are taken in this
-    order.
+    """The tables that the queries read. They must exist and be readable. Their locks are taken in this order.
     """
     signals: tuple[str, ...]
-    """Tables whose rows only ask for a recompute: never read, so they need no grant."""
+    """Tables whose new rows only name endpoints to read again. They are never read, so they need no grant."""
     honours_deleted: frozenset[str]
-    """Tables of which the mapping leaves out the rows that have ``deleted`` set."""
+    """Tables whose rows the mapping leaves out if ``deleted`` is set."""
     endpoint_keys: str | None
-    """The kind of keys that are endpoint ids themselves, if there is one."""
+    """The kind of keys that are endpoint ids; None if there is none."""
     key_columns: Map[str, str]
     """Kinds whose keys stand in a column of `COLUMNS`: they find the endpoints that have one of them there,
     and name none that is gone.
@@ -148,7 +148,7 @@ class Mapping:
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """Every table whose rows matter."""
+        """All tables whose changes matter."""
         return self.reads + self.signals
 
     def fingerprint(self, *place: str) -> int:
@@ -177,7 +177,7 @@ class Mapping:
 
     @property
     def locks(self) -> str:
-        """The statement that comes before one that reads, so that all locks are there before its snapshot.
+        """The statement that takes all locks of a read before its snapshot is taken.
 
         They are taken in the order of `reads`: TRUNCATE ... CASCADE locks parents first and needs what we
         hold. In the order of the joins we could hold the children and wait for the parents, and the server
@@ -304,7 +304,7 @@ WHERE mapping.endpoint_id IN (SELECT wanted.endpoint_id FROM wanted)
         )
 
     def _found(self, endpoints: str, types: Map[str, KeyType], id_type: KeyType) -> str:
-        """Return a part of a statement: the endpoints that a query has."""
+        """Return the part of a statement that yields the endpoints of a query."""
         name = id_type.printed("found.endpoint_id")
         columns = ", ".join(
             types.get(column, TEXT).sent(f"found.{column}", as_text=column not in _AS_THEY_ARE)
@@ -313,7 +313,7 @@ WHERE mapping.endpoint_id IN (SELECT wanted.endpoint_id FROM wanted)
         return f"SELECT NULL, NULL, {name}, true, {columns}\nFROM (\n{endpoints}\n) AS found"
 
     def _gone(self, id_type: KeyType) -> str:
-        """Return a part of a statement: the ids that were wanted, and that no endpoint has."""
+        """Return the part of a statement that yields the requested ids which no endpoint has."""
         nothing = ", NULL" * len(self.columns)
         name, missing = id_type.printed("wanted.endpoint_id"), _NOT_IN.format("endpoint", "wanted")
         if not id_type.exact:

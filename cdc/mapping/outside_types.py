@@ -26,7 +26,7 @@ class OutsideType:
     """With its table."""
     name: str
     fault: str | None
-    """Who else can have put an operator there; None if nobody."""
+    """Other roles that can have put an operator there; None if there are none."""
     remedy: str | None
     """What to type against it."""
 

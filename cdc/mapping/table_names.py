@@ -1,4 +1,4 @@
-"""Where a query names tables, each name gets its schema, since no search path leads to the mapped tables.
+"""Adds the schema to the table names in a query, since no search path leads to the mapped tables.
 
 Whoever may create objects in a schema of the search path can have an operator or a function of theirs run in
 place of a built-in one: ``=`` for two ``varchar`` is found there, while the built-in one takes two ``text``.

@@ -1,9 +1,9 @@
-"""The one place where the driver's errors become ours.
+"""Translates the driver's errors into ours; the only place that does so.
 
-`translate` and `not_connected` say whether waiting may help (`SourceError`, retried) or somebody has to
-change something (`Refusal`, with what to type). The SQLSTATE decides, never the server's words, which are in
-its language. Where one code has several causes, names that no translation changes tell them apart: those of
-settings, files and functions of the server's source.
+`translate` and `not_connected` decide whether waiting may help (`SourceError`, which is retried) or a person
+has to change something (`Refusal`, with what to type). They go by the SQLSTATE, never by the server's text,
+whose language varies. If one code has several causes, they go by names that are never translated: those of
+settings, files, and functions in the server's source.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _REFUSED_AT_CONNECT = {
     "42704": "correct the options in {setting}",
     "55000": "ALTER DATABASE {database} ALLOW_CONNECTIONS true;",
 }
-"""By SQLSTATE, what to type for a refusal that waiting does not mend."""
+"""The remedy of a refusal that waiting does not cure, by SQLSTATE."""
 
 _NOT_REACHED = (
     (
@@ -161,7 +161,7 @@ def translate(error: psycopg2.Error, setting: str) -> PadsCdcError:
 
 
 def is_lasting(error: PadsCdcError) -> bool:
-    """Tell whether a statement that failed would fail again: a lock, or a server that is away, passes."""
+    """Return whether a statement that failed would fail again, as it would not after a lock or an outage."""
     return not isinstance(error, SourceError) or error.reason in _OF_THE_STATEMENT
 
 
@@ -174,7 +174,7 @@ def is_shutdown(error: BaseException) -> bool:
 
 @contextmanager
 def translated(setting: str) -> Iterator[None]:
-    """Let only our own errors out of a block that talks to a server."""
+    """Translate the driver's errors in a block."""
     try:
         yield
     except psycopg2.Error as error:
@@ -263,7 +263,7 @@ def _remedy(error: psycopg2.Error, code: str, text: str) -> str | None:
 
 
 def _role(error: psycopg2.Error) -> str:
-    """Return who we were, quoted."""
+    """Return the name of our role, quoted."""
     name = error.cursor.connection.info.user if error.cursor is not None else None
     return quote_name(name) if name else "..."
 

@@ -32,14 +32,14 @@ SEARCH_PATH: Final = "pg_catalog, pg_temp"
 
 
 class Scope(IntEnum):
-    """What a setting is pinned for."""
+    """Why a setting is pinned."""
 
     START = 0
     """It counts while a session starts, and cannot be set afterwards."""
     SESSION = 1
     """It counts between transactions, or costs no more than time."""
     TRANSACTION = 2
-    """A result, or somebody's safety, depends on it: each transaction sets it."""
+    """A result, or the safety of other sessions, depends on it. Each transaction sets it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Pin:
     """The first versions that know it, one a major release (``server_version_num``); all know it if empty."""
 
     def known(self, version: int) -> bool:
-        """Tell whether a server of this version has the setting."""
+        """Return whether a server of this version has the setting."""
         if not self.since or version >= self.since[-1]:
             return True
         return any(first <= version and first // 10_000 == version // 10_000 for first in self.since)
@@ -140,9 +140,9 @@ _DECODING: Final = (
 
 
 def at_start(given: str = "", version: int = 0, *, decoding: bool = False) -> str:
-    """Return the startup option ``options``: what was given, and behind it, so that it wins, what we pin.
+    """Return the startup option ``options``: the given ones, and after them our pins, which win.
 
-    ``version`` is the server's, as far as that is known before it has let us in.
+    ``version`` is the server's, or 0 if it is unknown before the connection.
     """
     pins = (*PINS, *_DECODING) if decoding else PINS
     ours = (f"-c {pin.name}={_escaped(pin.value)}" for pin in pins if pin.known(version))
@@ -150,7 +150,7 @@ def at_start(given: str = "", version: int = 0, *, decoding: bool = False) -> st
 
 
 def for_good(connection: Connection) -> str:
-    """Return the statements that pin everything on a replication connection, which nobody shares."""
+    """Return the statements that pin all settings on a replication connection, which is never shared."""
     pins = (*PINS, *_DECODING)
     return "; ".join(
         f"SET {_assignment(pin)}"
@@ -160,9 +160,9 @@ def for_good(connection: Connection) -> str:
 
 
 def begin(connection: Connection, isolation: str = "READ COMMITTED", access: str = "READ ONLY") -> str:
-    """Return the statements that each transaction of an ordinary connection begins with.
+    """Return the first statements of each transaction on an ordinary connection.
 
-    They are to be executed together with what follows, which costs no round trip of its own (and 40 us).
+    They are to be sent in one round trip with the next statement, and take 40 us.
     """
     version = connection.server_version
     pins = [pin for pin in (*PINS, *LIMITS) if pin.scope is Scope.TRANSACTION and pin.known(version)]
@@ -173,10 +173,10 @@ def begin(connection: Connection, isolation: str = "READ COMMITTED", access: str
 def ask(
     connection: Connection, statement: str, parameters: Mapping[str, Any] | None = None
 ) -> list[tuple[Any, ...]]:
-    """Return the rows of one statement, in a transaction of its own. ``%`` is doubled in the statement.
+    """Run one statement in a transaction of its own, and return its rows. ``%`` must be doubled in it.
 
     Raises:
-        psycopg2.Error: it failed; the connection is fit for another one, unless it broke.
+        psycopg2.Error: the statement failed. The connection can be used again, unless it broke.
 
     """
     with connection.cursor() as cursor:
