@@ -115,10 +115,10 @@ class Applier(threading.Thread):
         self._poll_at = 0.0
 
     def stop(self) -> None:
-        """Ask the thread to end. A running read is cancelled, and its transactions stay unconfirmed."""
+        """Ask the thread to end. A running read is cut off, and its transactions stay unconfirmed."""
         self._stopping.set()
         self._backlog.wake()
-        self._database.cancel()
+        self._database.give_way(0.0)
 
     def read_so_far(self) -> tuple[Timeline, Lsn]:
         """Return the timeline that was followed, and the newest position in it that any read saw.

@@ -422,6 +422,12 @@ ORDER BY 2, 1;
 -- Create a slot that ends with the session. If the plugin cannot be loaded it fails, before it waits for transactions.
 SELECT pg_create_logical_replication_slot(@slot, @plugin, true)::text;
 
+-- name: GiveUpCreating :many
+-- Cancel the creation of a slot by a process of the server, if it is still at it.
+SELECT pg_cancel_backend(active_pid) AS cancelled
+FROM pg_replication_slots
+WHERE slot_name = @slot AND active_pid = @pid::int;
+
 -- name: RoleSetting :many
 -- A role's own value of a setting in this database; no row if there is none.
 SELECT substr(given.assignment, length(@name::text) + 2) AS setting

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
 
     from cdc.lsn import Lsn
 
-
 _DEFAULTS: dict[str, Any] = {
     "application_name": "pads-cdc",
     "connect_timeout": 5,
@@ -37,8 +33,6 @@ _DEFAULTS: dict[str, Any] = {
 }
 """Defaults; the connection string overrides them."""
 
-_ASK_AGAIN = 0.1
-"""Seconds between two requests to cancel a statement that may not have arrived yet."""
 _OPTIONS_REFUSED = frozenset({"08P01", "0A000", "42704"})
 """Answers of poolers to startup options that they do not pass on, and of servers to unknown settings."""
 
@@ -154,19 +148,3 @@ def identify(cursor: ReplicationCursor) -> Timeline:
     cursor.execute("SELECT extract(epoch FROM pg_catalog.pg_postmaster_start_time())")
     [(instance,)] = cursor.fetchall()
     return Timeline(system, int(timeline), lsn.parse(end), switches, str(instance))
-
-
-def cancel_soon(connection: PlainConnection, ended: Callable[[], bool] = lambda: True) -> None:
-    """Ask the server to cancel the statement on a connection, without waiting for an answer. The request is
-    repeated until ``ended`` returns true, since a statement that has not arrived yet cannot be cancelled.
-    """
-
-    def cancel() -> None:
-        while True:
-            with suppress(psycopg2.Error):  # it has ended by itself
-                connection.cancel()
-            if ended():
-                return
-            time.sleep(_ASK_AGAIN)
-
-    threading.Thread(target=cancel, name="cancel", daemon=True).start()

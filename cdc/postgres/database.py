@@ -35,7 +35,6 @@ from cdc.mapping.outside_types import OutsideType, search_path
 from cdc.mapping.row_rule import TWICE, Oddity, OddRow, check_id, shown
 from cdc.mapping.sql_text import tables
 from cdc.postgres.column_types import ColumnTypes, as_bytes, as_printed, describe
-from cdc.postgres.connection import cancel_soon
 from cdc.postgres.encoding import Encoding
 from cdc.postgres.errors import translate
 from cdc.postgres.gate import Evidence, Snapshot
@@ -492,16 +491,9 @@ class Database:
         began_before = time.monotonic() - after
         with self._lock:  # under the lock no connection in use is closed
             for connection, began in self._busy.items():
-                if began < began_before:
+                if began <= began_before:
                     self._ended.add(connection)
                     _cut(connection)
-
-    def cancel(self) -> None:
-        """Cancel all running reads, from another thread. They raise a SourceError."""
-        with self._lock:
-            busy = tuple(self._busy)
-        for connection in busy:
-            cancel_soon(connection)
 
     def close(self) -> None:
         """Close all connections, those in use after their reads: the server has changed, or shuts down."""

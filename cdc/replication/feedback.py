@@ -16,6 +16,7 @@ The slot stays confirmed, since Postgres ignores a flush position of 0.
 
 from __future__ import annotations
 
+import select
 import time
 from typing import TYPE_CHECKING
 
@@ -60,11 +61,17 @@ class Feedback:
         return 0.0 if self._unanswered is None else time.monotonic() - self._unanswered
 
     def send(self, freshness: Freshness, confirm: Lsn) -> None:
-        """Send the feedback that is due. ``confirm`` is the position to confirm; 0 for none."""
+        """Send the feedback that is due. ``confirm`` is the position to confirm; 0 for none.
+
+        Sends nothing while the connection is full of feedback that the server has not read: psycopg2 would
+        wait for room, and would stop all threads of this process meanwhile.
+        """
         now = time.monotonic()
         ask = now - self._asked_at >= ASK
         news = confirm > self._confirmed and now - self._sent_at >= _TICK
         if not (ask or news or now - self._sent_at >= _SIGN):
+            return
+        if not select.select((), (self._signs.fileno(),), (), 0)[1]:
             return
         received = max(freshness.positions().received, confirm)
         if confirm:

@@ -7,6 +7,7 @@ server loads.
 from __future__ import annotations
 
 import time
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,9 @@ from psycopg2.errors import InsufficientPrivilege, UndefinedFile
 from psycopg2.extensions import quote_ident
 
 from cdc.errors import PadsCdcError, Refusal, SlotHeld, SourceError
+from cdc.postgres.errors import translated
 from cdc.postgres.gate import Snapshot
-from cdc.postgres.session import begin
+from cdc.postgres.session import ask, begin
 from cdc.postgres.slot_state import SlotState, is_standby
 from cdc.replication import pgoutput, wal2json
 from cdc.units import Xid8
@@ -38,6 +40,8 @@ PLUGINS = (wal2json.NAME, pgoutput.NAME)
 AUTO = "auto"
 """The value of PLUGIN that allows all of `PLUGINS`."""
 
+_ASK_AGAIN = 0.1
+"""Seconds between two requests to give up making the slot: one that comes too early is lost."""
 _ENDS = 3
 """After so many streams that the server ended at the same place, the slot is dropped."""
 _CANNOT = ("22", "53200", "54", "XX")
@@ -96,8 +100,8 @@ class OwnSlot:
         """
         self._ends: list[tuple[Lsn, str]] = []
         """For the last streams that the server ended: the position at which each began, and the SQLSTATE."""
-        self.creating = False
-        """Whether the slot is being created, which waits for every running transaction."""
+        self.creating: int | None = None
+        """The server's process that creates the slot, while it waits for every running transaction."""
 
     def open(self, connection: LogicalReplicationConnection, cursor: ReplicationCursor) -> OpenedSlot:
         """Find the slot, or create it. ``cursor`` belongs to the connection that is going to read it.
@@ -116,6 +120,18 @@ class OwnSlot:
         # A slot that is younger than the publication sends no changes from before it.
         suspects = Xid8(0) if not found and stream.published_as == published_as else stream.suspects
         return OpenedSlot(stream, slot.confirmed, found, created, suspects)
+
+    def give_up_creating(self) -> None:
+        """Have the server stop making the slot, from another thread; blocks until it has.
+
+        The request goes through a connection of its own. psycopg2's ``cancel`` would stop all threads of
+        this process until the server answers, and a frozen server never does.
+        """
+        with suppress(PadsCdcError), closing(self._address.connect()) as connection:
+            while (pid := self.creating) is not None:
+                with translated(self._address.setting):
+                    ask(connection, self._queries["GiveUpCreating"], {"slot": self._name, "pid": pid})
+                time.sleep(_ASK_AGAIN)
 
     def unpublished(self, error: UndefinedObject) -> SourceError:
         """Return the error for a stream that ended because the publication did not exist when a change was
@@ -282,13 +298,14 @@ class OwnSlot:
                 " SLOT_FAILOVER=false"
             )
         failover = ", FAILOVER true" if self._failover else ""
-        self.creating = True
+        cursor.execute("SELECT pg_catalog.pg_backend_pid()")
+        [(self.creating,)] = cursor.fetchall()
         try:
             if self._stopping.is_set():
                 raise SourceError("stopped", "stopped before the slot was made")
             cursor.execute(f"CREATE_REPLICATION_SLOT {name} LOGICAL {plugin} (SNAPSHOT '{mode}'{failover})")
         finally:
-            self.creating = False
+            self.creating = None
         row = cursor.fetchone()
         if standby or row is None:
             return None

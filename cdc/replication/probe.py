@@ -21,7 +21,7 @@ import psycopg2
 from cdc import lsn
 from cdc.fault import Fault
 from cdc.observer import SlotSeen
-from cdc.postgres.connection import cancel_soon, identify
+from cdc.postgres.connection import identify
 from cdc.postgres.errors import is_shutdown, translated
 from cdc.postgres.session import ask
 from cdc.postgres.slot_state import SlotState
@@ -67,11 +67,8 @@ class _Asking(threading.Thread, ABC):
         """Report that there is no answer."""
 
     def stop(self) -> None:
-        """End the thread, even while it waits for an answer."""
+        """Ask the thread to end; it does so within a second, or when the server has answered."""
         self._stopping.set()
-        connection = self._connection
-        if connection is not None:
-            cancel_soon(connection)
 
     def run(self) -> None:
         """Ask until `stop`."""

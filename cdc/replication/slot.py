@@ -21,7 +21,7 @@ from cdc import lsn
 from cdc.errors import MessageError, PadsCdcError, SlotHeld, SourceError, fault_of_ours
 from cdc.failpoints import reach
 from cdc.lsn import Lsn
-from cdc.postgres.connection import cancel_soon, identify
+from cdc.postgres.connection import identify
 from cdc.postgres.errors import translated
 from cdc.postgres.slot_state import is_standby
 from cdc.replication import synchronous_standby
@@ -121,7 +121,7 @@ class SlotReader(threading.Thread):
     @property
     def creating(self) -> bool:
         """Whether the slot is being created, which waits for every running transaction."""
-        return self._slot.creating
+        return self._slot.creating is not None
 
     # --- for the applier's thread
 
@@ -141,9 +141,8 @@ class SlotReader(threading.Thread):
     def stop(self) -> None:
         """End the thread. The last confirmation is sent, and the connection is closed."""
         self._stopping.set()
-        connection = self._connection
-        if self.creating and connection is not None:
-            cancel_soon(connection, lambda: not self.creating)
+        if self.creating:
+            threading.Thread(target=self._slot.give_up_creating, name="give-up", daemon=True).start()
 
     # --- for the probe's thread
 

@@ -257,10 +257,11 @@ def test_a_statement_that_runs_can_be_ended(
     attempting = threading.Thread(target=attempt)
     attempting.start()
     wait_until(lambda: database.value(OPEN + " AND wait_event = 'PgSleep'") == 1, "it runs")
-    read.cancel()
+    read.give_way(0.0)
     attempting.join(20)
     assert isinstance(raised[0], SourceError)
-    assert raised[0].reason == "cancelled"
+    assert raised[0].reason == "gave_way"
+    wait_until(lambda: database.value(OPEN + " AND wait_event = 'PgSleep'") == 0, "the server has ended it")
     assert rows(read) == {}
 
 

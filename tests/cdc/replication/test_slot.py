@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -504,17 +505,25 @@ def test_a_server_that_says_nothing_any_more_is_given_up(
 
 def test_a_reader_that_was_frozen_itself_blames_nobody() -> None:
     """It has not asked meanwhile: what it finds after waking up is no silence of the server's."""
-    feedback = Feedback(*(_Deaf() for _ in range(2)))  # type: ignore[arg-type]
-    feedback._asked_at -= 100
-    assert feedback.silence == 0
-    feedback.send(Freshness(), 0)
-    assert 0 < feedback.silence < 5
-    feedback.heard()
-    assert feedback.silence == 0
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        feedback = Feedback(*(_Deaf(ours) for _ in range(2)))  # type: ignore[arg-type]
+        feedback._asked_at -= 100
+        assert feedback.silence == 0
+        feedback.send(Freshness(), 0)
+        assert 0 < feedback.silence < 5
+        feedback.heard()
+        assert feedback.silence == 0
 
 
 class _Deaf:
     """A cursor whose server does not answer."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
 
     def send_feedback(self, **_: object) -> None:
         pass
