@@ -92,6 +92,7 @@ def test_a_snapshot_covers_another_that_sees_no_more(first: int, over: list[tupl
 )
 def test_parse(text: str, snapshot: Snapshot) -> None:
     assert Snapshot.parse(text) == snapshot
+    assert str(snapshot) == text
 
 
 def test_a_primary_must_see_every_transaction() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cdc.changes import Begin, Column, Commit, Delete, Insert, Message, Note, Truncate, Update
 from cdc.errors import MessageError
+from cdc.postgres.encoding import Encoding
 from cdc.replication import wal2json
 from tests.plugins.samples import BEGIN, COMMIT, FORMAT_2, SAMPLES, Sample
 
@@ -209,3 +210,52 @@ def test_a_position_that_is_none(text: str) -> None:
             wal2json.parse(raw.replace(b"0/20", text.encode()))
         assert refused.value.reason == "undecodable"
         assert wal2json.parse(raw.replace(b"0/20", b"1/F")).end == (1 << 32) + 15  # type: ignore[union-attr]
+
+
+LATIN1 = Encoding.named("LATIN1")
+
+
+def in_latin1(**said: object) -> Message:
+    """Return what a database in LATIN1 sends."""
+    raw = json.dumps(said, ensure_ascii=False).encode("latin-1")
+    [message] = wal2json.Wal2JsonDecoder(LATIN1).decode(raw)
+    return message
+
+
+def said_columns(**values: str | None) -> list[dict[str, str | None]]:
+    return [{"name": name, "type": "text", "value": value} for name, value in values.items()]
+
+
+def test_each_kind_of_message_is_decoded_in_the_database_s_encoding() -> None:
+    """In names as well as in values, of the new row as of the old one."""
+    row, old = said_columns(é="ü", plain="x", none=None), said_columns(ö="ä")
+    new, before = columns(é="ü", plain="x", none=None), columns(ö="ä")
+    where = {"schema": "Schéma", "table": "Täble"}
+    named = ("Schéma", "Täble")
+    assert in_latin1(action="I", **where, columns=row) == Insert(*named, new)
+    assert in_latin1(action="U", **where, columns=row, identity=old) == Update(*named, new, before)
+    assert in_latin1(action="D", **where, identity=old) == Delete(*named, before)
+    assert in_latin1(action="T", **where) == Truncate(*named)
+    assert isinstance(in_latin1(action="M", transactional=False, prefix="é", content="é"), Note)
+
+
+def test_utf8_needs_no_decoding_and_ascii_none_in_any_encoding() -> None:
+    raw = json.dumps(
+        {"action": "D", "schema": "s", "table": "é", "identity": said_columns(é="ü")}, ensure_ascii=False
+    ).encode()
+    for decoder in (wal2json.Wal2JsonDecoder(), wal2json.Wal2JsonDecoder(Encoding.named("UTF8"))):
+        assert decoder.decode(raw) == (Delete("s", "é", columns(é="ü")),)
+    assert wal2json.Wal2JsonDecoder(LATIN1).decode(raw) != (Delete("s", "é", columns(é="ü")),)
+    [message] = wal2json.Wal2JsonDecoder(LATIN1).decode(b'{"action": "T", "schema": "s", "table": "t"}')
+    assert message == Truncate("s", "t")
+
+
+def test_the_options_name_the_tables_escaped_and_a_prefix_that_nobody_guesses() -> None:
+    tables = [("public", "plans"), ("Odd, schema", "a.b*'c\\")]
+    options = wal2json.options(tables)
+    assert options["add-tables"] == r"public.plans,Odd\,\ schema.a\.b\*\'c" + "\\\\"
+    assert {**options, **wal2json.OPTIONS} == options
+    prefix = options["add-msg-prefixes"]
+    assert prefix.startswith("pads_cdc_")
+    assert len(prefix) >= 40
+    assert prefix != wal2json.options(tables)["add-msg-prefixes"]
