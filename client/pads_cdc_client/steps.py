@@ -16,8 +16,8 @@ Steps = Generator[None, None, _Result]
 _TURN_SECONDS: Final = 0.001
 """How long others wait for us at most."""
 _PAUSE_SECONDS: Final = 0.001
-"""How long we wait for others then. Where cores are short, the operating system makes a thread that never
-sleeps wait for several milliseconds at once; it lets one through that sleeps half of the time.
+"""How long we wait for others then, at least. Where cores are short, the operating system makes a thread that
+never sleeps wait for several milliseconds at once; it lets one through that sleeps half of the time.
 """
 _LOOK_SECONDS: Final = 0.5
 """Between looks whether the event loop still runs."""
@@ -81,12 +81,14 @@ class Turns:
             self._under_way.set_exception(AbandonedError())
 
     def _turn(self, steps: Steps[_Result], ended: Future[_Result], hurry: bool) -> None:
-        until = time.perf_counter() + _TURN_SECONDS
+        began = time.perf_counter()
         try:
             while not ended.done():  # a step may have called `close`
                 next(steps)
-                if time.perf_counter() > until:
-                    self._loop.call_later(0 if hurry else _PAUSE_SECONDS, self._turn, steps, ended, hurry)
+                if (took := time.perf_counter() - began) > _TURN_SECONDS:
+                    # A turn that had to wait for a core took longer: others have as much to make up for.
+                    pause = 0.0 if hurry else max(_PAUSE_SECONDS, took)
+                    self._loop.call_later(pause, self._turn, steps, ended, hurry)
                     return
         except StopIteration as end:
             if not ended.done():

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("pads_cdc")
 
 _SWITCH_SECONDS: Final = 0.0001
-"""How long a thread may keep the interpreter. The feed's thread needs it several times for each change while the
-event loop answers checks, and a revocation waits as often.
+"""How long a thread may keep the interpreter. The feed's thread needs it several times for each change while
+the event loop answers checks, and a revocation waits as often.
 """
 _WORKER: Final = "PADS_CDC_AUTHORIZE_WORKER"
 """In a worker's environment: its number, and `late` where others serve already."""
