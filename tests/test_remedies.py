@@ -1,4 +1,4 @@
-"""Every remedy that a message names is listed in tests/remedies.toml, with the test that types it."""
+"""Everything that a message tells people to type is in tests/remedies.toml, with the test that types it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FOLDERS = ("cdc", "server", "authz")
-VERBS = (
-    "add|cast|check|chmod|chown|choose|connect|copy|correct|create|drop|end|find out|free|give|insert|install"
-    "|keep|leave|let|list|make|map|mend|mount|move|name|put|raise|remove|renew|restart|run|see|set|start|stop"
-    "|synchronize|take|turn|update|upgrade|use|write"
-)
-ASKS = re.compile(rf"(?:^|; |: |\(|, )(?:or |else |or else |on the primary: |\W)?(?:{VERBS})\b ")
-"""A sentence that asks for something."""
 STATEMENT = re.compile(
     r"\b(?:ALTER|CREATE|DROP|GRANT|REVOKE|ROLLBACK|SELECT|SHOW)\b [^;]*;|^(?:[^:]*: )?ALTER SYSTEM SET"
 )
@@ -27,17 +20,16 @@ COMMAND = re.compile(
     r"\b(?:chmod|chown|chronyc|head -c|install -d|openssl|pads-cdc (?:check|setup|teardown))\b"
 )
 SETTING = re.compile(r"\b[A-Z]+_[A-Z_]+=\S|\b[a-z]+_[a-z_]+ = ")
-DEMANDS = {"fail", "judge", "warn"}
-"""Functions whose second argument is a remedy."""
+OURS = re.compile(r"\n|CREATE TABLE IF|NOT EXISTS|PRAGMA|ROLLBACK TO|SAVEPOINT|SET ")
+"""Begins what is run by us."""
 NONE = "none: "
 """Stands before what a text is that looks like a remedy, and is none."""
 NOT_TYPED = "not typed: "
 """Stands before the reason why no test can type one."""
 
 
-def literals(tree: ast.Module) -> Iterator[tuple[str, bool]]:
-    """Yield the texts of a module, with {} for their gaps, and whether each is certainly a remedy."""
-    certain: set[ast.AST] = set()
+def literals(tree: ast.Module) -> Iterator[str]:
+    """Yield the texts of a module, with {} for their gaps."""
     passed: set[ast.AST] = set()
     for node in ast.walk(tree):
         match node:
@@ -47,11 +39,9 @@ def literals(tree: ast.Module) -> Iterator[tuple[str, bool]]:
                 passed.update(ast.walk(value))
             case ast.JoinedStr(values=parts):
                 passed.update(parts)
-            case ast.Call(func=ast.Name(id=name), args=[_, remedy]) if name in DEMANDS:
-                certain.update(ast.walk(remedy))
     for node in ast.walk(tree):
         if node not in passed and (text := _text(node)) is not None:
-            yield text, node in certain
+            yield text
 
 
 def _text(node: ast.AST) -> str | None:
@@ -64,31 +54,24 @@ def _text(node: ast.AST) -> str | None:
 
 
 def remedies() -> dict[str, set[str]]:
-    """Return all texts that say what to do, by module: of `cdc` also those that say it in words, while the
-    words of the others are about settings and files. The demo is for nobody's database.
-    """
+    """Return all texts with something to type, by module. The demo is for nobody's database."""
     found: dict[str, set[str]] = {}
     for folder in FOLDERS:
         for file in sorted((ROOT / folder).rglob("*.py")):
             path = file.relative_to(ROOT).as_posix()
             if "commands/demo/" in path or path == "server/config/settings_table.py":
                 continue
-            texts = {
-                text
-                for text, certain in literals(ast.parse(file.read_text(encoding="utf-8")))
-                if " " in text.strip() and (certain or _says_what_to_do(text, words=folder == "cdc"))
-            }
+            texts = set(filter(_is_typed, literals(ast.parse(file.read_text(encoding="utf-8")))))
             if texts:
                 found[path] = texts
     return found
 
 
-def _says_what_to_do(text: str, *, words: bool) -> bool:
-    """Tell whether a text has something to type, or, if ``words`` count, asks for something in words."""
-    if "\n" in text or "pg_catalog." in text or "%(" in text:  # a statement of ours
+def _is_typed(text: str) -> bool:
+    """Return whether a text has a statement, a command or a setting in it that is not run by us."""
+    if "pg_catalog" in text or "%(" in text or OURS.match(text):
         return False
-    typed = any(pattern.search(text) for pattern in (STATEMENT, COMMAND, SETTING))
-    return typed or (words and ASKS.search(text) is not None)
+    return any(pattern.search(text) for pattern in (STATEMENT, COMMAND, SETTING))
 
 
 def listed() -> dict[str, dict[str, str]]:
