@@ -370,7 +370,7 @@ class Applier(threading.Thread):
         if not requery.busy or end - requery.confirmable <= self._max_retained_wal:
             return
         gate = requery.open_gate()
-        gate = (gate if self._session.owed is None else gate | self._session.owed).spanned()
+        gate = gate if self._session.owed is None else gate | self._session.owed
         if not self._ledger.note(owed=gate.note()):
             return  # without a durable note the slot must not be confirmed
         reach("noted")

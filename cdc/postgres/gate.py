@@ -15,7 +15,7 @@ The evidence depends on the server that answered:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cdc.lsn import Lsn
 from cdc.units import Xid, Xid8
@@ -59,10 +59,9 @@ class Snapshot:
         full = self.widen(xid)
         return full < self.xmin or (full < self.xmax and full not in self.running)
 
-    def past(self, first: Xid, last: Xid) -> bool:
+    def past(self, first: Xid8, last: Xid8) -> bool:
         """Return whether every transaction from ``first`` to ``last`` is over."""
-        start, end = self.widen(first), self.widen(last)
-        return end < self.xmax and not any(start <= xid <= end for xid in self.running)
+        return last < self.xmax and not any(first <= xid <= last for xid in self.running)
 
     def widen(self, xid: Xid) -> Xid8:
         """Return the 64-bit id that ``xid`` stands for: the one nearest to this snapshot's `xmax`."""
@@ -110,8 +109,11 @@ class Gate:
     end: Lsn = Lsn(0)
     """End of the batch's last transaction."""
     span: tuple[Xid, Xid] | None = None
-    """The first and the last of a range of transactions that all must be over. It takes the place of `xids`
-    where these are too many, or too old, to be listed.
+    """First and last (32 bits) of transactions too many to be named: all between must be over."""
+    lasting: tuple[Xid8, Xid8] | None = None
+    """Likewise, with 64 bits. 32 bits name a transaction only until 2^31 others have begun. The slot holds
+    those back that it has not been told to let go of (its ``catalog_xmin``), so whatever is unconfirmed may
+    be named so. What outlives that must not: see `settled`.
     """
     snapshot: Snapshot | None = None
     """The snapshot with which the slot was created. The slot never delivers the transactions that this
@@ -124,9 +126,12 @@ class Gate:
             return evidence.replayed >= self.end
         if self.snapshot is not None and not evidence.snapshot.covers(self.snapshot):
             return False
-        if self.span is not None and not evidence.snapshot.past(*self.span):
+        snapshot = evidence.snapshot
+        if self.span is not None and not snapshot.past(*map(snapshot.widen, self.span)):
             return False
-        return all(evidence.snapshot.sees(xid) for xid in self.xids)
+        if self.lasting is not None and not snapshot.past(*self.lasting):
+            return False
+        return all(snapshot.sees(xid) for xid in self.xids)
 
     def __or__(self, other: Gate) -> Gate:
         """Return a gate that requires both."""
@@ -137,6 +142,7 @@ class Gate:
             self.xids | other.xids,
             max(self.end, other.end),
             spans[0] if spans else None,
+            _hull(self.lasting, other.lasting),
             self.snapshot or other.snapshot,
         )
 
@@ -145,25 +151,56 @@ class Gate:
         return self if len(self.xids) <= _NAMED else self.spanned()
 
     def spanned(self) -> Gate:
-        """Return a gate of constant size that requires at least as much: for a note in the state file."""
+        """Return a gate of constant size that requires at least as much."""
         span = self.span
         for xid in self.xids - {0}:
             span = (xid, xid) if span is None else (_least(span[0], xid), _greatest(span[1], xid))
         if span is not None and (span[1] - span[0]) % _WRAP > _REACH:
             span = (Xid((span[1] - _REACH) % _WRAP), span[1])
-        return Gate(end=self.end, span=span, snapshot=self.snapshot)
+        return replace(self, xids=frozenset(), span=span)
+
+    def settled(self, present: Snapshot) -> Gate:
+        """Return a gate of constant size that requires at least as much, and does not age.
+
+        ``present`` is a snapshot of now, or one after which fewer than 2^31 transactions have begun.
+        """
+        span = self.spanned().span
+        full = None if span is None else (present.widen(span[0]), present.widen(span[1]))
+        return replace(self, xids=frozenset(), span=None, lasting=_hull(self.lasting, full))
 
     def note(self) -> str:
-        """Return a `spanned` gate as text for the state file. The note leaves out the gate's snapshot."""
-        return " ".join(map(str, (self.end, *(self.span or ()))))
+        """Return a `spanned` or `settled` gate as text for the state file. The note leaves out the snapshot.
+
+        Versions that know no `lasting` read the first three numbers alone.
+        """
+        if self.lasting is None:
+            return " ".join(map(str, (self.end, *(self.span or ()))))
+        first, last = self.lasting
+        short = (Xid(max(first, last - _REACH) % _WRAP), Xid(last % _WRAP))
+        in_short = (Gate(span=short) | Gate(span=self.span)).spanned().span
+        return " ".join(map(str, (self.end, *(in_short or ()), first, last, *(self.span or ()))))
 
     @classmethod
     def parse(cls, note: str) -> Gate | None:
         """Read a `note`; return None for an empty one."""
         if not note:
             return None
-        end, *span = map(int, note.split(" "))
-        return cls(end=Lsn(end), span=(Xid(span[0]), Xid(span[1])) if span else None)
+        end, *ids = map(int, note.split(" "))
+        spans = [*zip(ids[::2], ids[1::2], strict=True)]
+        lasting = spans.pop(1) if len(spans) > 1 else None
+        short = spans[-1:] if lasting is None else spans[1:]
+        return cls(
+            end=Lsn(end),
+            span=(Xid(short[0][0]), Xid(short[0][1])) if short else None,
+            lasting=None if lasting is None else (Xid8(lasting[0]), Xid8(lasting[1])),
+        )
+
+
+def _hull(one: tuple[Xid8, Xid8] | None, other: tuple[Xid8, Xid8] | None) -> tuple[Xid8, Xid8] | None:
+    """Return the span of both."""
+    if one is None or other is None:
+        return one or other
+    return min(one[0], other[0]), max(one[1], other[1])
 
 
 def _least(one: Xid, other: Xid) -> Xid:

@@ -92,6 +92,8 @@ class SchemaWatch:
         if self._suspects and evidence.snapshot.xmin >= self._suspects:
             self._suspects, self._missed = Xid8(0), Gate(end=evidence.bound)
         if not self._unlooked().opens(evidence):
+            self._gate = self._unlooked().settled(evidence.snapshot)  # the slot may let go of them
+            self._xids.clear()
             return False
         relations = self._catalog.ask(self._database)
         self._look_by = now + self._patience(evidence, relations)

@@ -35,10 +35,12 @@ class MonotonicReads:
         """The server runs that have been read since then."""
 
     def delivered(self, gate: Gate) -> None:
-        """Add transactions that the slot has delivered: standbys may show them from now on."""
+        """Take transactions that the slot has delivered: standbys may show them from now on.
+
+        They are delivered again if the process ends before a standby was read for them.
+        """
         if self._shown is not None:
-            end = self._shown.end
-            self._remember(replace((self._shown | gate).spanned(), end=end, snapshot=None))
+            self._shown = replace((self._shown | gate).spanned(), end=self._shown.end, snapshot=None)
 
     def read(self, evidence: Evidence) -> None:
         """Note the evidence of a read that counts."""
@@ -60,6 +62,7 @@ class MonotonicReads:
             SourceError: the primary may show less for now.
 
         """
+        self._settle(evidence)
         shown = self._shown
         if evidence.replayed is not None or shown is None or self._instances == {evidence.instance}:
             return
@@ -77,7 +80,12 @@ class MonotonicReads:
         self._instances.clear()
         self._ledger.note(shown="")
 
+    def _settle(self, evidence: Evidence) -> None:
+        """Name by 64 bits what was delivered since: it may be long before the next one is."""
+        if self._shown is not None and self._shown.span is not None:
+            self._remember(self._shown.settled(evidence.snapshot))
+
     def _remember(self, shown: Gate) -> None:
-        if self._shown is None or shown.span != self._shown.span:
+        if self._shown is None or shown.lasting != self._shown.lasting:
             self._ledger.note(shown=shown.note())
         self._shown = shown

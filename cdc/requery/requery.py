@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cdc.mapping.row_rule import Oddity
     from cdc.observer import Observer
     from cdc.postgres.database import Database, Read, Row
-    from cdc.postgres.gate import Evidence
+    from cdc.postgres.gate import Evidence, Snapshot
     from cdc.replication.assembler import Transaction
     from cdc.replication.catalog import Catalog
     from cdc.requery.audit import Audit
@@ -57,6 +57,8 @@ _MANY = 64
 """Waiting tasks that are kept apart. More are merged, since each of them costs time at every check."""
 _ABREAST = 3
 """Long reads that may be open at once. Each uses a connection."""
+_LATELY = 3600.0
+"""Seconds for which a snapshot tells which 64-bit ids transactions of now have: 2^31 take days at least."""
 _GIVE_WAY = 0.002
 """Seconds that a ripple pauses after a small change has overtaken it. Without the pause, the threads that
 send the change would wait for the interpreter's lock several times.
@@ -113,6 +115,8 @@ class Requery:
         self._let_go_to: Lsn = Lsn(0)
         """A durable note owes a reconcile for everything up to here."""
         self._exact_at: float | None = None
+        self._present: tuple[float, Snapshot | None] = (0.0, None)
+        """The newest snapshot that a server has shown, and when (monotonic)."""
 
     # --- progress
 
@@ -252,11 +256,21 @@ class Requery:
             read.task.transactions.clear()
 
     def open_gate(self) -> Gate:
-        """Return the gate of all open tasks together."""
+        """Return what has to be seen before everything that is open now counts as done, such that it lasts
+        when the slot has let go of it.
+        """
         gate = Gate()
         for task in self._open_tasks():
+            task.gate = self._lasting(task.gate)
             gate |= task.gate
         return gate
+
+    def _lasting(self, gate: Gate) -> Gate:
+        """Return a gate that does not age, if the database has shown lately which transactions run."""
+        seen_at, present = self._present
+        if present is None or time.monotonic() - seen_at > _LATELY:
+            return gate.spanned()
+        return gate.settled(present)
 
     def let_go(self) -> None:
         """Let the slot be confirmed beyond the open tasks. If the process ends, a durable note owes a
@@ -565,6 +579,7 @@ class Requery:
 
     def _check_evidence(self, evidence: Evidence, read_up_to: Lsn | None = None) -> None:
         check_evidence(evidence, self.history, self.read_up_to if read_up_to is None else read_up_to)
+        self._present = time.monotonic(), evidence.snapshot
         self._monotonic_reads.check_evidence(evidence, self.reached)
 
     def checked(self, read: Read, read_up_to: Lsn | None = None) -> Read:

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cdc.postgres.gate import Evidence, Gate, Snapshot
+from cdc.units import Xid
 
 WRAP = 1 << 32
 
@@ -175,15 +176,60 @@ def test_no_note_is_no_gate() -> None:
     assert Gate.parse("") is None
 
 
+@given(FIRST, st.sets(st.integers(0, 30), min_size=1, max_size=3), st.integers(0, 1 << 34))
+@example(5, {0}, 1 << 31)
+def test_what_the_slot_has_let_go_of_does_not_age(first: int, numbers: set[int], later: int) -> None:
+    """Not a transaction of ours for 12 days, at 2,000 others a second: then 32 bits would mean the future."""
+    xids = {first + number for number in numbers if (first + number) % WRAP >= 3}
+    gate = Gate(frozenset(Xid(xid % WRAP) for xid in xids), end=9)
+    now = Snapshot(first + 31, first + 31, frozenset())
+    kept = Gate.parse(gate.settled(now).note())
+    assert kept is not None
+    assert kept == gate.settled(now)
+    xmax = now.xmax + later
+    assert kept.opens(evidence(Snapshot(xmax, xmax, frozenset())))
+    for xid in xids:
+        assert not kept.opens(evidence(Snapshot(xid, xmax, frozenset({xid}))))
+    if later == 1 << 31:
+        assert not gate.opens(evidence(Snapshot(xmax, xmax, frozenset()))), "32 bits do age"
+
+
+@given(MOMENTS, st.integers(1 << 31, 1 << 34))
+def test_what_comes_long_after_is_waited_for_as_well(moment: Moment, later: int) -> None:
+    """One that was let go of long ago and a new one: each is named by its own age."""
+    newest = moment.first + 40 + later
+    if moment.first % WRAP < 3 or newest % WRAP < 3:
+        return
+    old = Gate(frozenset({moment.first % WRAP})).settled(
+        Snapshot(moment.first + 1, moment.first + 1, frozenset())
+    )
+    both = Gate.parse((old | Gate(frozenset({newest % WRAP}))).spanned().note())
+    assert both is not None
+    assert not both.opens(evidence(Snapshot(newest, newest, frozenset())))
+    assert not both.opens(evidence(Snapshot(newest, newest + 1, frozenset({newest}))))
+    assert both.opens(evidence(Snapshot(newest + 1, newest + 1, frozenset())))
+    settled = both.settled(Snapshot(newest + 1, newest + 1, frozenset()))
+    assert settled.lasting == (moment.first, newest)
+    assert settled.span is None
+
+
+def test_a_note_can_be_read_by_versions_that_know_32_bits_alone() -> None:
+    """They read three numbers, and no others: a peer may be one, or a server that was taken back."""
+    settled = Gate(end=9, lasting=(WRAP + 5, WRAP + 9))
+    assert settled.note() == f"9 5 9 {WRAP + 5} {WRAP + 9}"
+    both = Gate(end=9, span=(20, 30), lasting=(WRAP + 5, WRAP + 9))
+    assert both.note() == f"9 5 30 {WRAP + 5} {WRAP + 9} 20 30"
+    assert Gate.parse(both.note()) == both
+    assert Gate.parse("9 5 30") == Gate(end=9, span=(5, 30))
+    assert Gate(lasting=(5, 3 << 30)).note().startswith(f"0 {2 << 30} {3 << 30} ")
+
+
 def test_a_span_of_more_than_half_of_all_ids_forgets_the_oldest() -> None:
     """A standby that is read for months: compared modulo 2^32, all but the newest would be forgotten."""
     gate = Gate()
     for full in range(0, 5 << 29, 1 << 29):
         gate = (gate | Gate(frozenset({(1_000 + full) % 2**32}))).spanned()
     newest = 1_000 + (4 << 29)
-    over = Snapshot(newest + 1, newest + 1, frozenset())
-    running = Snapshot(newest - 5, newest + 1, frozenset({newest - 5}))
-    before = Snapshot(newest, newest, frozenset())
-    assert over.past(*gate.span or (0, 0))
-    assert not running.past(*gate.span or (0, 0))
-    assert not before.past(*gate.span or (0, 0))
+    assert gate.opens(evidence(Snapshot(newest + 1, newest + 1, frozenset())))
+    assert not gate.opens(evidence(Snapshot(newest - 5, newest + 1, frozenset({newest - 5}))))
+    assert not gate.opens(evidence(Snapshot(newest, newest, frozenset())))
