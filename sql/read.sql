@@ -1,12 +1,16 @@
 -- The queries with which a read of any mapping begins.
 
 -- name: Header :many
--- The evidence of a read, from the same statement and so from the same snapshot: the snapshot; three ends of the WAL after it was
--- taken (what is written, what is flushed and so can be decoded, and a bound of everything visible, since a standby shows a
--- commit a moment before it reports it as replayed); and what the session knew of the server before that. A server that was
--- promoted in between proves nothing. NULLs stand for the mapping's columns. This row comes first because an Append runs its
--- parts in order, unless it is parallel. The condition is always true; it prevents a parallel plan, because it calls a
--- function that only the leader of a parallel query may call.
+-- The evidence of a read, from the same statement and so from the same snapshot: the snapshot; four ends of the WAL after it was
+-- taken (what is written; what is flushed and so can be decoded; a bound of everything visible; and the nearest such bound);
+-- and what the session knew of the server before that. A server that was promoted in between proves nothing.
+-- A standby shows a commit a moment before it reports it as replayed. Only the next record can be such a commit, so the nearest
+-- bound is one byte beyond the replay position, unless everything received is replayed or replay is paused. Each of these
+-- conditions is evaluated before the position that it leaves as it is. A primary shows a commit before it is flushed if
+-- synchronous_commit is off, and flushes it within three times wal_writer_delay: the last number, in seconds.
+-- NULLs stand for the mapping's columns. This row comes first because an Append runs its parts in order, unless it is
+-- parallel. The condition is always true; it prevents a parallel plan, because it calls a function that only the leader of a
+-- parallel query may call.
 SELECT
     CASE
         WHEN coalesce(pg_is_in_recovery() = (split_part(current_setting('pads_cdc.before', true), ' ', 2) = '-'), true)
@@ -18,9 +22,22 @@ SELECT
                 ' ',
                 pg_last_wal_replay_lsn(),
                 pg_last_wal_replay_lsn(),
-                greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
+                greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()),
+                CASE
+                    WHEN pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn() AND pg_get_wal_replay_pause_state() <> 'paused'
+                        THEN pg_last_wal_replay_lsn() + 1
+                    ELSE pg_last_wal_replay_lsn()
+                END
             )
-        ELSE concat_ws(' ', pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn(), pg_current_wal_insert_lsn())
+        ELSE
+            concat_ws(
+                ' ',
+                pg_current_wal_insert_lsn(),
+                pg_current_wal_flush_lsn(),
+                pg_current_wal_insert_lsn(),
+                pg_current_wal_insert_lsn(),
+                3 * extract(EPOCH FROM current_setting('wal_writer_delay')::INTERVAL)
+            )
     END AS seen,
     current_setting('pads_cdc.before', true) AS before,
     NULL AS found,

@@ -748,14 +748,16 @@ def _unconverted(encoding: Encoding) -> str:
 def _evidence(header: tuple[bytes, ...]) -> Evidence:
     snapshot, seen, before = (text.decode() for text in header[:3])
     system, timeline, instance, *replayed = before.split(" ")
-    ends = [lsn.parse(end) for end in seen.split(" ")]
+    written, flushed, bound, shown, *within = seen.split(" ")
     return Evidence(
         system=system,
         timeline=None if timeline == "-" else int(timeline, 16),
         instance=instance,
         replayed=lsn.parse(replayed[0]) if replayed else None,
         snapshot=Snapshot.parse(snapshot),
-        seen=ends[0],
-        flushed=ends[1],
-        bound=ends[2],
+        seen=lsn.parse(written),
+        flushed=lsn.parse(flushed),
+        bound=lsn.parse(bound),
+        shown=lsn.parse(shown),
+        flushed_within=float(within[0]) if within else 0.0,
     )

@@ -98,6 +98,12 @@ class Evidence:
     """Like `seen`, but only of transactions that the slot can deliver by now. A commit is flushed before it
     becomes visible, unless its session has set ``synchronous_commit = off``.
     """
+    shown: Lsn
+    """The nearest position that nothing visible lies beyond, strictly: what is shown is not flushed yet by a
+    primary, or is the record that a standby is just replaying.
+    """
+    flushed_within: float = 0.0
+    """Seconds after which a primary has flushed everything that it shows."""
 
 
 @dataclass(frozen=True)

@@ -36,21 +36,21 @@ class Consistency:
         """``are_ids`` returns whether keys of a kind are endpoint ids, spelled as in the map."""
         self._are_ids = are_ids
         self._ahead: deque[tuple[Lsn, set[str] | None]] = deque()
-        """For each read its `Evidence.flushed`, and the endpoints that it returned; None where unlisted."""
+        """For each read its `Evidence.shown`, and the endpoints that it returned; None where unlisted."""
         self._held = 0
         """Number of endpoints in `_ahead`."""
         self._up_to: Lsn = Lsn(0)
-        """The newest `Evidence.flushed` of all reads."""
+        """The newest `Evidence.shown` of all reads."""
         self._done: Lsn = Lsn(0)
         """The newest end of a task that has been applied."""
 
-    def read(self, flushed: Lsn, ids: Iterable[str] | None = None) -> None:
-        """Note the ids that a read returned, and its `Evidence.flushed`. Without ``ids`` any may have
+    def read(self, shown: Lsn, ids: Iterable[str] | None = None) -> None:
+        """Note the ids that a read returned, and its `Evidence.shown`. Without ``ids`` any may have
         changed.
         """
-        self._up_to = max(self._up_to, flushed)
-        if not self._ahead or self._ahead[-1][0] != flushed:
-            self._ahead.append((flushed, set()))
+        self._up_to = max(self._up_to, shown)
+        if not self._ahead or self._ahead[-1][0] != shown:
+            self._ahead.append((shown, set()))
         known = self._ahead[-1][1]
         if known is None:
             return
@@ -62,6 +62,15 @@ class Consistency:
             self._ahead.clear()
             self._ahead.append((self._up_to, None))
             self._held = 0
+
+    def waits(self, reached: Lsn) -> bool:
+        """Return whether the slot has still to be followed to the newest read."""
+        return reached < self._up_to
+
+    def flushed(self, up_to: Lsn) -> None:
+        """Note that no read so far has shown anything beyond ``up_to``."""
+        self._up_to = min(self._up_to, up_to)
+        self._ahead = deque((min(shown, up_to), ids) for shown, ids in self._ahead)
 
     def done(self, end: Lsn) -> None:
         """Note that a task has been applied whose last transaction ends at ``end``."""

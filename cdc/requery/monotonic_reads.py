@@ -50,10 +50,10 @@ class MonotonicReads:
             return
         self._instances.add(evidence.instance)
         if self._shown is None:
-            self._remember(Gate(end=evidence.seen))
+            self._remember(Gate(end=evidence.shown))
         # This position needs no note: the state file has it with the rows that were read.
-        elif evidence.seen > self._shown.end:
-            self._shown = replace(self._shown, end=evidence.seen)
+        elif evidence.shown > self._shown.end:
+            self._shown = replace(self._shown, end=evidence.shown)
 
     def check_evidence(self, evidence: Evidence, reached: Lsn) -> None:
         """Refuse a primary that may show less than the standby that was read before it.

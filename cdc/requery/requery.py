@@ -11,6 +11,7 @@ can be open at once, so that a revocation does not wait for a ripple. Three rule
 from __future__ import annotations
 
 import time
+from math import inf
 from typing import TYPE_CHECKING
 
 from cdc.errors import PadsCdcError, SourceError, gives_way
@@ -30,7 +31,7 @@ from cdc.state.origin import Reread
 from cdc.store.express import FEW
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from cdc.mapping.affected import Affected
     from cdc.mapping.parents import Parents
@@ -110,11 +111,16 @@ class Requery:
         """Since when reads have given way to other sessions (monotonic time); None if they do not."""
         self._history: Timeline | None = None
         self._read_up_to: Lsn = Lsn(0)
+        self._shown_up_to: Lsn = Lsn(0)
+        """The same for standbys other than the server run `_shown_by`."""
+        self._shown_by = ""
         self._consistency = Consistency(self._are_ids)
         self._reached: Lsn = Lsn(0)
         self._let_go_to: Lsn = Lsn(0)
         """A durable note owes a reconcile for everything up to here."""
         self._exact_at: float | None = None
+        self._flushed_by = inf
+        """Monotonic time when all that a primary has shown to the reads is flushed."""
         self._present: tuple[float, Snapshot | None] = (0.0, None)
         """The newest snapshot that a server has shown, and when (monotonic)."""
 
@@ -228,11 +234,13 @@ class Requery:
             return 0.0
         if any(map(self._may_begin, self._waiting)):
             return max(0.0, self._look_at - time.monotonic())
+        if self._consistency.waits(self.reached):
+            return min(idle, max(0.0, self._flushed_by - time.monotonic()))
         return idle
 
     def rewind(self, to: Lsn = Lsn(0)) -> None:
         """Note that nothing in the map is newer than ``to``; 0 if positions belong to another history."""
-        self._read_up_to = to
+        self._read_up_to = self._shown_up_to = to
         self._consistency.mend()
         self._monotonic_reads.rewind()
         self._consistency.read(to)
@@ -325,6 +333,7 @@ class Requery:
         self.odd_rows.report()
         reads = tuple(self._reads)  # a read that begins in this step has had its first rows already
         try:
+            self._look_at_flushed()
             if self._waiting and time.monotonic() >= self._look_at:
                 self._look()
             for read in reads:
@@ -438,7 +447,7 @@ class Requery:
             return False
         self._waiting.remove(task)
         self._monotonic_reads.read(read.evidence)
-        self._read_up_to = max(self._read_up_to, read.evidence.seen)
+        self._note_newest(read.evidence)
         if task.reason is not None and self._reads:
             # The older reads are superseded: this one decides on every id, also on the ids that it lacks.
             task = merged([task, *(older.task for older in self._reads)])
@@ -454,7 +463,7 @@ class Requery:
         if task.reason is None and not self._is_by_id(task.affected):
             # A read by plan may have missed endpoints that have left the plan, and their ids are unknown. So
             # consistency is unknown until the slot has passed the read.
-            self._consistency.read(read.evidence.flushed)
+            self._show(read.evidence)
         if not read.waiting:
             self._step(opened)
         return True
@@ -492,7 +501,7 @@ class Requery:
         if self._audit is not None:
             self._audit.overtake(rows)
         spelled = by_id and all(map(self._are_ids, task.affected.keys))
-        self._consistency.read(seen, (row[0] for row in rows) if spelled else None)
+        self._show(evidence, (row[0] for row in rows) if spelled else None)
         last = named and read.read.complete and self._reads == [read] and not self._waiting
         last = last and not self._consistency.shows(self.reached, ())
         position = self.reached if last else Lsn(0)
@@ -504,6 +513,30 @@ class Requery:
         if express and len(self._reads) > 1:
             time.sleep(_GIVE_WAY)
         reach("published")
+
+    def _show(self, evidence: Evidence, ids: Iterable[str] | None = None) -> None:
+        """Note which ids a read returned, and how far the WAL goes that its server may have shown."""
+        self._consistency.read(evidence.shown, ids)
+        if evidence.replayed is None and evidence.shown > evidence.flushed:
+            self._flushed_by = time.monotonic() + evidence.flushed_within
+
+    def _look_at_flushed(self) -> None:
+        """Ask how far the WAL is flushed, if the slot does not pass the newest read.
+
+        The records of a transaction that still runs may stay unflushed for minutes. They show nothing. By
+        now all commits that a read has shown are flushed, so the flushed end is a bound, too.
+        """
+        now = time.monotonic()
+        if now < self._flushed_by:
+            return
+        if self._consistency.waits(self.reached):
+            self._flushed_by = now + _RETRY_MOST
+            evidence = self._database.evidence()
+            self._check_evidence(evidence)
+            self._recovered()
+            if evidence.replayed is None:
+                self._consistency.flushed(evidence.flushed)
+        self._flushed_by = inf
 
     def _note_odd(self, read: OpenRead, rows: list[Row], odd: dict[str, Oddity | None], batch: Batch) -> None:
         """Record the odd rows, and the ids that the read has returned more than once."""
@@ -577,8 +610,17 @@ class Requery:
             )
             self._observer.trouble(_REFUSED, text if tables else None)
 
+    def _note_newest(self, evidence: Evidence) -> None:
+        self._read_up_to = max(self._read_up_to, evidence.seen)
+        if evidence.replayed is not None and evidence.shown > self._shown_up_to:
+            self._shown_up_to, self._shown_by = evidence.shown, evidence.instance
+
     def _check_evidence(self, evidence: Evidence, read_up_to: Lsn | None = None) -> None:
-        check_evidence(evidence, self.history, self.read_up_to if read_up_to is None else read_up_to)
+        if read_up_to is None:
+            read_up_to = self.read_up_to
+            if evidence.instance != self._shown_by:
+                read_up_to = max(read_up_to, self._shown_up_to)
+        check_evidence(evidence, self.history, read_up_to)
         self._present = time.monotonic(), evidence.snapshot
         self._monotonic_reads.check_evidence(evidence, self.reached)
 

@@ -42,7 +42,9 @@ def test_seen_is_no_earlier_than_what_was_read(database: Database) -> None:
         cursor.execute(mapping.header, {})
         [header] = cursor.fetchall()
     assert len(header) == 12
-    seen, flushed, bound = header[1].split(" ")
+    seen, flushed, bound, shown, within = header[1].split(" ")
+    assert shown == bound
+    assert float(within) == 0.6, "three times wal_writer_delay"
     assert database.value("SELECT %s::pg_lsn >= %s::pg_lsn", (bound, seen))
     assert database.value("SELECT %s::pg_lsn >= %s::pg_lsn", (seen, written))
     assert database.value("SELECT %s::pg_lsn BETWEEN %s::pg_lsn AND %s::pg_lsn", (flushed, written, seen))

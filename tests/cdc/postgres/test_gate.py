@@ -16,7 +16,7 @@ WRAP = 1 << 32
 
 def evidence(snapshot: Snapshot | None = None, *, replayed: int | None = None) -> Evidence:
     shown = snapshot or Snapshot(10, 10, frozenset())
-    return Evidence("1", None if replayed is not None else 1, "1.5", replayed, shown, 0, 0, 0)
+    return Evidence("1", None if replayed is not None else 1, "1.5", replayed, shown, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)

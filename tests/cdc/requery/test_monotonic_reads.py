@@ -29,9 +29,10 @@ def evidence(xmax: int, *, standby: bool, running: frozenset[int] = frozenset())
         "1.5" if standby else "2.5",
         700 if standby else None,
         snapshot,
-        700,
-        700,
-        700,
+        seen=700,
+        bound=700,
+        flushed=700,
+        shown=700,
     )
 
 
