@@ -659,12 +659,18 @@ WHERE n.nspname = @schema AND c.relname = ANY (@tables::text[]) AND c.relkind IN
 ORDER BY c.relname, a.attnum;
 
 -- name: Constraints :many
--- What tables demand of single rows, and which of their columns are unique together, as SQL writes it.
+-- What tables demand of single rows, and which of their columns are unique together, as SQL writes it; but for what runs
+-- functions or operators that are not Postgres's own: they are whoever's who made them, and would run in our name.
 SELECT c.relname::text AS table_name, pg_get_constraintdef(k.oid) AS definition
 FROM pg_constraint k
 JOIN pg_class c ON c.oid = k.conrelid
 JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = @schema AND c.relname = ANY (@tables::text[]) AND k.contype IN ('c', 'p', 'u')
+    AND NOT EXISTS (
+        SELECT FROM pg_depend d
+        WHERE d.classid = 'pg_constraint'::regclass AND d.objid = k.oid
+            AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+    )
 ORDER BY c.relname, k.oid;
 
 -- name: ColumnName :many
@@ -673,3 +679,44 @@ SELECT format('%I.%I', c.relname, a.attname)
 FROM pg_attribute a
 JOIN pg_class c ON c.oid = a.attrelid
 WHERE a.attrelid = @table::oid AND a.attnum = @number;
+
+-- name: RunsOthers :many
+-- The columns of tables that run functions which are not Postgres's own whenever a row is written, to a copy too: generated
+-- ones, and those of a type that has a domain with such a check in it. Constraints of the tables themselves are left out of
+-- copies for that; see `Constraints`.
+WITH RECURSIVE used (table_name, column_name, type) AS (
+    SELECT c.relname::text, a.attname::text, a.atttypid
+    FROM pg_class c
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE n.nspname = @schema AND c.relname = ANY (@tables::text[])
+    UNION
+    SELECT used.table_name, used.column_name, part.type
+    FROM used
+    JOIN pg_type t ON t.oid = used.type
+    CROSS JOIN LATERAL (
+        SELECT t.typbasetype WHERE t.typtype = 'd'
+        UNION ALL SELECT t.typelem WHERE t.typelem <> 0
+        UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
+        UNION ALL
+        SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+    ) AS part (type)
+),
+others (class, object) AS (
+    SELECT d.classid, d.objid
+    FROM pg_depend d
+    WHERE d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+)
+SELECT used.table_name, used.column_name
+FROM used
+JOIN pg_constraint k ON k.contypid = used.type
+JOIN others ON others.class = 'pg_constraint'::regclass AND others.object = k.oid
+UNION
+SELECT c.relname::text, a.attname::text
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attgenerated <> ''
+JOIN pg_attrdef e ON e.adrelid = c.oid AND e.adnum = a.attnum
+JOIN others ON others.class = 'pg_attrdef'::regclass AND others.object = e.oid
+WHERE n.nspname = @schema AND c.relname = ANY (@tables::text[])
+ORDER BY 1, 2;

@@ -25,7 +25,7 @@ import psycopg2
 from cdc.changes import Column, Delete, Insert, Update
 from cdc.checks.dependencies import rolled_back
 from cdc.checks.finding import fail, good, warn
-from cdc.errors import MessageError
+from cdc.errors import MessageError, Refusal
 from cdc.lsn import Lsn
 from cdc.mapping.affected import Affected
 from cdc.mapping.key_types import literal, parameter
@@ -140,8 +140,12 @@ class _Missed:
 class Copies:
     """Copies of rows, and the mapping over them; all of it ends with the transaction."""
 
-    def __init__(self, site: Site, cursor: Cursor) -> None:
-        """Copies are made by `make`, within the cursor's transaction."""
+    def __init__(self, site: Site, cursor: Cursor, *, trusted: bool) -> None:
+        """Copies are made by `make`, within the cursor's transaction.
+
+        Unless the database is ``trusted``, no function of the tables' owners must run.
+        """
+        self._trusted = trusted
         self._cursor = cursor
         self._raw = cursor.connection.cursor()
         """Returns text as bytes."""
@@ -156,6 +160,14 @@ class Copies:
         """Read rows, let go of the tables, and put the rows into copies."""
         cursor, queries = self._cursor, self._site.queries
         parameters = {"schema": self._schema, "tables": list(self.tables)}
+        if not self._trusted:
+            cursor.execute(queries["RunsOthers"], parameters)
+            if (others := cursor.fetchone()) is not None:
+                raise Refusal(
+                    f"a row of {others[0]} cannot be copied without running a function that is not Postgres's"
+                    f" own, for the column {others[1]}: it would have our rights; test without --database, on"
+                    " a throw-away server"
+                )
         cursor.execute(queries["Definitions"], parameters)
         for row in cursor.fetchall():
             one = _ColumnOf(*map(_frozen, row))
@@ -441,10 +453,11 @@ class Changes:
         return {one for one in got.keys() | now.keys() if got.get(one, []) != now.get(one, [])}
 
 
-def changes(site: Site, read: frozenset[tuple[str, str]]) -> Iterator[Finding]:
+def changes(site: Site, read: frozenset[tuple[str, str]], *, trusted: bool) -> Iterator[Finding]:
     """Change each column of each table, and see whether affects.toml finds what that alters.
 
-    ``read`` are the columns that `Endpoints` reads, each with its table: changes of theirs should matter.
+    ``read`` are the columns that `Endpoints` reads, each with its table: changes of theirs should matter. A
+    database is ``trusted`` that was made for this.
     """
     database = site.database
     names = database.names()
@@ -453,11 +466,12 @@ def changes(site: Site, read: frozenset[tuple[str, str]]) -> Iterator[Finding]:
         rolled_back(connection, database.address.setting, "REPEATABLE READ") as cursor,
     ):
         cursor.execute(f"{names}SELECT", {})
-        yield from _judged(site, cursor, read)
+        yield from _judged(site, Copies(site, cursor, trusted=trusted), cursor, read)
 
 
-def _judged(site: Site, cursor: Cursor, read: frozenset[tuple[str, str]]) -> Iterator[Finding]:
-    copies = Copies(site, cursor)
+def _judged(
+    site: Site, copies: Copies, cursor: Cursor, read: frozenset[tuple[str, str]]
+) -> Iterator[Finding]:
     copies.make()
     found = Changes(copies, cursor, _followed(site))
     if not found.before:

@@ -117,7 +117,8 @@ def examine(
             slot_name="",
             publication_name="",
         )
-        yield from run((*_QUESTIONS, Check("changes", partial(changes, read=columns), _SOUND)), site)
+        tried = partial(changes, read=columns, trusted=set_up is not None)
+        yield from run((*_QUESTIONS, Check("changes", tried, _SOUND)), site)
 
 
 def _affects(path: Path) -> dict[str, Any]:
