@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from server.config.settings import Serving
 
 _CONNECT_SECONDS: Final = 5
+_CLEAR_SECONDS: Final = 0.2
+"""What closing gets where no connection has come about: after a TLS error it waits for an answer."""
 _PING_SECONDS: Final = 5
 """Interval of pings. A connection that died silently is noticed within three of them."""
 _CREDENTIALS: Final = "-----BEGIN NATS USER JWT-----"
@@ -28,6 +30,27 @@ _CREDENTIALS: Final = "-----BEGIN NATS USER JWT-----"
 
 class BrokerError(PadsCdcError):
     """The broker cannot be reached or does not do what we ask; the text says what to do."""
+
+
+class PlaintextError(BrokerError):
+    """The broker does not offer TLS, which we were told to use."""
+
+
+class _Client(Client):
+    """Sends nothing in plaintext where TLS was asked for.
+
+    nats-py goes by what the server says, and would give our credentials and every page to whoever answers in
+    its place without TLS. This method of it is not public; `tests/server/broker/test_connection.py` shows
+    that it is called.
+    """
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        first = self.options.get("tls_handshake_first")
+        if initial_connection and "tls" in self.options and not first and not info.get("tls_required"):
+            if not info.get("tls_available"):
+                raise PlaintextError
+            info["tls_required"] = True  # it takes both: then we take TLS
+        await super()._process_info(info, initial_connection)
 
 
 class Broker:
@@ -44,6 +67,10 @@ class Broker:
         )
         self._tls = self._ca is not None or any(url.startswith("tls:") for url in self._urls)
         self._name = f"{name} {socket.gethostname()}"
+        self._first: set[str] = set()
+        """The URLs where TLS begins at once, as behind a proxy that ends it; NATS itself speaks first."""
+        self._refusal = ""
+        """What the broker has last said that we may not do, on the present connection."""
 
     def verify(self) -> None:
         """Check at the start that the files can be read. Later they may change.
@@ -69,35 +96,58 @@ class Broker:
             BrokerError: no server accepts the connection.
 
         """
+        self._refusal = ""
         client = await self._connect()
         try:
             yield client
+        except BrokerError as error:
+            if not self._refusal:
+                raise
+            text, semicolon, remedy = str(error).partition("; ")
+            raise BrokerError(f"{text} (it said: {self._refusal}){semicolon}{remedy}") from error
         finally:
-            with suppress(nats.errors.Error, OSError, TimeoutError):
-                await asyncio.wait_for(client.close(), _CONNECT_SECONDS)
+            await _close(client)
+
+    def refuses(self, subject: str) -> bool:
+        """Tell whether the broker has said that we may not use a subject that begins so."""
+        return f'"{subject.lower()}' in self._refusal.lower()
 
     async def _connect(self) -> Client:
         why = ""
         for url in self._urls:
-            client = Client()
-            try:
-                async with asyncio.timeout(_CONNECT_SECONDS + 1):
-                    await client.connect(
-                        servers=[url],
-                        name=self._name,
-                        allow_reconnect=False,
-                        connect_timeout=_CONNECT_SECONDS,
-                        ping_interval=_PING_SECONDS,
-                        max_outstanding_pings=2,
-                        error_cb=_quiet,
-                        tls=self._context() if self._tls else None,
-                        **self._credentials_given(),
-                    )
-            except (nats.errors.Error, OSError, TimeoutError, ssl.SSLError, ValueError) as error:
-                why = _why(error, url)
-            else:
-                return client
+            first = url in self._first
+            for tls_first in (first, not first) if self._tls else (False,):
+                client = _Client()
+                try:
+                    async with asyncio.timeout(_CONNECT_SECONDS + 1):
+                        await client.connect(
+                            servers=[url],
+                            name=self._name,
+                            allow_reconnect=False,
+                            connect_timeout=_CONNECT_SECONDS,
+                            ping_interval=_PING_SECONDS,
+                            max_outstanding_pings=2,
+                            error_cb=self._hear_error,
+                            tls=self._context() if self._tls else None,
+                            tls_handshake_first=tls_first,
+                            **self._credentials_given(),
+                        )
+                except (nats.errors.Error, PlaintextError, OSError, TimeoutError, ValueError) as error:
+                    await _close(client, _CLEAR_SECONDS)
+                    if tls_first == first or not _is_mute(error):
+                        why = _why(error, url)
+                    if not _is_mute(error):
+                        break  # so the order of the handshake was right
+                else:
+                    (self._first.add if tls_first else self._first.discard)(url)
+                    return client
         raise BrokerError(why)
+
+    async def _hear_error(self, error: Exception) -> None:
+        """Keep what we may not do; all other errors come out where they are waited for."""
+        text = " ".join(str(error).split()).removeprefix("nats: ")
+        if "permissions violation" in text.lower():
+            self._refusal = text
 
     def _context(self) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=None if self._ca is None else str(self._ca))
@@ -125,8 +175,16 @@ def credentials(path: Path) -> dict[str, Any]:
     return {"user": user, "password": password} if colon else {"token": text}
 
 
-async def _quiet(_: Exception) -> None:
-    """Ignore an error of a connection: the call that waits for an answer raises it."""
+async def _close(client: Client, seconds: float = _CONNECT_SECONDS) -> None:
+    with suppress(nats.errors.Error, OSError, TimeoutError):
+        await asyncio.wait_for(client.close(), seconds)
+
+
+def _is_mute(error: Exception) -> bool:
+    """Tell whether the other side has not said a word that we understand: it may wait for TLS to begin."""
+    if isinstance(error, TimeoutError | nats.errors.TimeoutError | ConnectionResetError):
+        return True
+    return isinstance(error, nats.errors.Error) and "expecting INFO" in str(error)
 
 
 def _why(error: Exception, url: str) -> str:
@@ -134,6 +192,8 @@ def _why(error: Exception, url: str) -> str:
     lower = text.lower()
     if isinstance(error, nats.errors.AuthorizationError) or "authorization" in lower:
         return f"the broker {url} refuses our credentials; correct BROKER_CREDENTIALS_FILE"
+    if isinstance(error, PlaintextError):
+        return f"the broker {url} does not offer TLS; configure tls {{}} there, or correct BROKER_URL"
     if isinstance(error, ssl.SSLError):
         reason = error.reason or "no handshake"
         return f"TLS with the broker {url} fails ({reason}); correct BROKER_TLS_CA_FILE"

@@ -1,0 +1,120 @@
+"""Connections to brokers with and without TLS, and to some that let us do less than we need."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from server.broker import stream
+from server.broker.connection import Broker, BrokerError
+from server.broker.stream import PageStream
+from server.config.settings import RelaySettings
+from tests.support.certificates import Authority, write_secret
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.plugins.nats import NodeFactory
+
+INFO = (
+    b'INFO {"server_id":"x","version":"2.12.0","proto":1,"headers":true,"max_payload":1048576,'
+    b'"auth_required":true}\r\n'
+)
+
+
+def connect(**settings: str) -> str:
+    """Connect, and ask for the stream; returns whom we have reached."""
+
+    async def run() -> str:
+        async with Broker(RelaySettings.load(settings), "test").connected() as client:
+            await PageStream(client, "pads_cdc").info()
+            return f"{client.connected_url and client.connected_url.netloc}"
+
+    return asyncio.run(run())
+
+
+class Plain:
+    """Speaks as a NATS server without TLS does, and keeps what it is told."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.told = b""
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        connection, _ = self._listener.accept()
+        with connection:
+            connection.sendall(INFO)
+            while some := connection.recv(4096):
+                self.told += some
+                connection.sendall(b"PONG\r\n")
+
+    def end(self) -> bytes:
+        """Return all that it was told, once its client has gone."""
+        self._thread.join(10)
+        self._listener.close()
+        return self.told
+
+
+@pytest.fixture
+def plain() -> Iterator[Plain]:
+    """A broker without TLS, or somebody in its place."""
+    plain = Plain()
+    yield plain
+    plain.end()
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> str:
+    """The part of a broker's configuration about TLS, but for its end."""
+    authority = Authority()
+    issued = authority.issue("broker")
+    write_secret(tmp_path / "ca.crt", authority.certificate)
+    certificate = write_secret(tmp_path / "broker.crt", issued.certificate)
+    key = write_secret(tmp_path / "broker.key", issued.key)
+    return f'tls {{ cert_file: "{certificate}", key_file: "{key}"'
+
+
+def test_nothing_is_told_in_plaintext_to_whoever_answers_without_tls(plain: Plain, tmp_path: Path) -> None:
+    """nats-py by itself would send the credentials: it goes by what the other side says of TLS."""
+    credentials = write_secret(tmp_path / "credentials", "pads:hunter22")
+    with pytest.raises(BrokerError, match="does not offer TLS"):
+        connect(broker_url=f"tls://127.0.0.1:{plain.port}", broker_credentials_file=str(credentials))
+    assert plain.end() == b""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(" }\n", id="asked for after a word in plaintext"),
+        pytest.param(" }\nallow_non_tls: true\n", id="not asked for, but taken"),
+        pytest.param(", handshake_first: true }\n", id="at once, as by a proxy that ends it"),
+    ],
+)
+def test_tls_begins_as_the_broker_has_it(nats_node: NodeFactory, tls: str, tmp_path: Path, how: str) -> None:
+    node = nats_node(tls + how).start()
+    url = f"tls://127.0.0.1:{node.port}"
+    assert connect(broker_url=url, broker_tls_ca_file=str(tmp_path / "ca.crt")) == url.partition("//")[2]
+    if "handshake_first" not in how:  # the same there, and it takes the broker 2 s to let go of a first try
+        with pytest.raises(BrokerError, match="BROKER_TLS_CA_FILE"):
+            connect(broker_url=url)
+
+
+def test_what_we_may_not_do_is_said_in_the_broker_s_words(
+    nats_node: NodeFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "_SECONDS", 0.5)
+    node = nats_node(
+        'authorization { users: [ { user: few, password: x, permissions: { publish: ["a"],'
+        ' subscribe: ["_INBOX.>"] } } ] }\n'
+    ).start()
+    few = write_secret(node.folder / "few", "few:x")
+    with pytest.raises(BrokerError, match=r'permissions violation for publish to "\$js\.api\.stream\.info'):
+        connect(broker_url=node.url, broker_credentials_file=str(few))
