@@ -75,6 +75,8 @@ class MirrorFeed:
         """Whether `take` may have more messages at once."""
         self._moved: dict[str, Entry] = {}
         """Entries whose position has moved since they were sent."""
+        self._unlooked: pb.MirrorOpen | None = None
+        """Where the standby continues, until `look_back` has been called."""
 
     def open(self, opening: pb.MirrorOpen | None = None) -> pb.MirrorResponse:
         """Begin with the changes since the standby's map, or with everything if it holds no map of ours."""
@@ -83,17 +85,11 @@ class MirrorFeed:
         self._line, self._told = self._present(), None
         resumed = opening is not None and (opening.epoch, opening.timeline) == self._line
         resumed = resumed and opening is not None and opening.revision <= store.head
-        self._moved = {}
+        self._moved, self._unlooked = {}, None
         with store.lock:
-            if opening is not None and resumed:
-                known, followed = opening.revision, opening.followed
-                self._moved = {
-                    entry.id: entry
-                    for entry in store.entries.values()
-                    if entry.position > followed and entry.revision <= known
-                }
             store.movements.append(self._moved)
         if opening is not None and resumed:
+            self._unlooked = opening
             self._walk = Cursor(store, Revision(opening.revision))
         else:
             self._walk = Catchup(store, Lsn(-1))  # below every position, so tombstones are sent too
@@ -104,11 +100,21 @@ class MirrorFeed:
             opened=pb.MirrorOpened(reset=not resumed, progress_interval=duration(self._interval))
         )
 
+    def look_back(self) -> None:
+        """Find the positions that have moved since the standby was here: a look at every entry.
+
+        `take` does that itself, unless it was done before: in another thread, so that nobody waits.
+        """
+        opening, self._unlooked = self._unlooked, None
+        if opening is not None:
+            self._store.moved_before(self._moved, Lsn(opening.followed), Revision(opening.revision))
+
     def take(self) -> Iterator[pb.MirrorResponse]:
         """Yield the next messages; none if there is nothing to send (see `more`, `patience`)."""
         walk = self._walk
         if walk is None:
             raise RuntimeError("not opened")
+        self.look_back()
         if self._present() != self._line:  # the epoch or the timeline has changed
             yield self.open()
             return

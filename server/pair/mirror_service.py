@@ -86,6 +86,7 @@ class MirrorService:
             listening = asyncio.create_task(_listen(context, feed, wake))
             try:
                 await context.write(feed.open(opening))
+                await asyncio.to_thread(feed.look_back)
                 while True:
                     wake.clear()
                     if self._hub.ending is not None:
