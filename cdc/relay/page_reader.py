@@ -17,13 +17,13 @@ from cdc.lsn import Lsn
 from cdc.state.origin import Origin
 from cdc.state.token import Behind, Here, Token, judge
 from cdc.store.digest import DIGEST_BYTES, entry_digest
+from cdc.store.log import Entry
 from cdc.units import Revision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from cdc.relay.pages import Checkpoint, Head, Page
-    from cdc.store.log import Entry
     from cdc.store.store import Store
 
 _MODULUS = 1 << (8 * DIGEST_BYTES)
@@ -65,6 +65,8 @@ class PageReader:
         """The line and number of the newest page."""
         self._running = False
         """Whether no page of the present run is missing so far."""
+        self._run_start = Revision(0)
+        """The revision from which the present run starts."""
         self._coming: dict[str, Entry] | None = {}
         """The entries of the new map that is being collected; None while none is needed."""
         self._opened = self._completed = False
@@ -109,7 +111,8 @@ class PageReader:
         if page.first:
             # Positions move without a new revision. A missed movement shows in the checkpoint's position.
             self._running = page.start <= self.exact and page.position <= self.position
-        elif not follows:
+            self._run_start = page.start
+        elif not follows or page.start != self._run_start:
             self._running = False
         if page.opening or page.older:
             return PageOutcome.IGNORED
@@ -143,13 +146,14 @@ class PageReader:
         if self._is_passed(checkpoint) if line == self.line else self._is_older(checkpoint):
             return PageOutcome.OLDER
         if _proof(coming.values()) != (checkpoint.count, checkpoint.digest):
+            self.start_over()
             return PageOutcome.MISMATCH
         self._coming = None
         if line == self.line and not self._distrusted:
             news = sorted(self._newer(coming.values()), key=attrgetter("revision"))
             return self._publish(news, [], checkpoint)
         self._store.adopt(
-            coming.values(),
+            [*coming.values(), *self._forgotten(coming, checkpoint)],
             checkpoint.revision,
             history=checkpoint.history,
             consistent=checkpoint.consistent,
@@ -161,6 +165,19 @@ class PageReader:
         self._ahead = False
         self._distrusted = False
         return PageOutcome.ARRIVED
+
+    def _forgotten(self, coming: dict[str, Entry], checkpoint: Checkpoint) -> list[Entry]:
+        """Return tombstones for what is held and is not in another line's map, not even as a tombstone.
+
+        A leader that has lost its state file does not know what was deleted before. Clients of the legacy
+        contract have such an endpoint from this relay, and nobody else tells them that it is gone.
+        """
+        revision, position = checkpoint.revision, checkpoint.position
+        return [
+            Entry(endpoint_id, revision, position, None)
+            for endpoint_id in self._store.entries
+            if endpoint_id not in coming
+        ]
 
     def _is_passed(self, checkpoint: Checkpoint) -> bool:
         """Return whether the map is newer than this checkpoint of its line, as when pages are repeated."""

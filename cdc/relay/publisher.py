@@ -91,6 +91,10 @@ class Publisher:
         self._generation = self._since = 0
         """Entries of the newest generation, and those published since it began."""
 
+    def limit(self, page_bytes: int) -> None:
+        """Let pages have no more bytes than the broker takes in a message; a larger entry goes alone."""
+        self._page_bytes = min(PAGE_BYTES, page_bytes)
+
     def resume(self, last: Page | None) -> bool:
         """Continue after the stream's last page. If that is impossible, begin a new line and return False."""
         store, of = self._store, self._present()
@@ -140,13 +144,15 @@ class Publisher:
         positions = self._freshness.positions()
         with self._store.lock:
             store = self._store
+            # A relay that was not told of an endpoint's newer position has not reached ours.
+            position = min(store.position, self._position) if self._moved else store.position
             return Head(
                 line=self.line,
                 revision=store.head,
                 staleness=self._freshness.staleness(),
                 at=self._wall(),
                 server_end=positions.server_end,
-                position=store.position,
+                position=position,
                 seen=store.seen,
                 consistent=store.consistent,
             )
@@ -204,21 +210,18 @@ class Publisher:
         self._tail, self._told = Cursor(self._store), None
         self._start = self._tail.revision
         self._position = self._opened = self._newest = Lsn(0)
-        self._hear_moves(beyond=Lsn(0), up_to=-1)
+        self._hear_moves(beyond=Lsn(0), up_to=Revision(-1))
         self.begin_generation()
 
-    def _hear_moves(self, beyond: Lsn, up_to: int) -> None:
+    def _hear_moves(self, beyond: Lsn, up_to: Revision) -> None:
         """Collect positions that move from now on, and positions ``beyond`` an LSN of entries ``up_to`` a
         revision.
         """
         self._moved = {}
         with self._store.lock:
-            self._moved.update(
-                (entry.id, entry)
-                for entry in self._store.entries.values()
-                if entry.revision <= up_to and entry.position > beyond
-            )
             self._store.movements.append(self._moved)
+        if up_to >= 0:
+            self._store.moved_before(self._moved, beyond, up_to)
 
     def _drop_back(self) -> None:
         if self._back is not None:

@@ -174,14 +174,25 @@ class Relaying(RuleBasedStateMachine):
         leader.publisher = leader.published_by()
         leader.publisher.resume(self.last())
 
-    @precondition(lambda self: len(self.leaders) < 3)
+    @precondition(lambda self: self.stream)
     @rule()
-    def take_over(self) -> None:
-        """A peer takes over: its own epoch and revisions, the same database."""
+    def hear(self) -> None:
+        """The leader says where it is; that comes in order with its pages, so no page is on its way then."""
+        self.deliver(len(self.stream))
+        self.reader.hear(self.leader.publisher.head())
+
+    @precondition(lambda self: len(self.leaders) < 3)
+    @rule(forgetful=st.booleans())
+    def take_over(self, forgetful: bool) -> None:
+        """A peer takes over: its own epoch and revisions, the same database. Or the same server, which has
+        forgotten what was deleted.
+        """
         old = self.leader
         new = Leader(f"{len(self.leaders) + 1}" * 32, position=old.position)
         entries = [
-            Entry(one.id, one.revision + 5, one.position, one.payload) for one in old.store.entries.values()
+            Entry(one.id, one.revision + 5, one.position, one.payload)
+            for one in old.store.entries.values()
+            if one.payload is not None or not forgetful
         ]
         new.store.adopt(
             entries,
@@ -224,7 +235,10 @@ class Relaying(RuleBasedStateMachine):
         assert self.relay.digest == self.leader.store.digest
         assert self.relay.consistent
         positions = {entry.id: entry.position for entry in self.leader.store.entries.values()}
-        assert {entry.id: entry.position for entry in self.relay.entries.values()} == positions
+        more = self.relay.entries.keys() - positions.keys()
+        assert more <= self.relay.tombstones.keys(), "what its leader has forgotten is gone"
+        ours = {entry.id: entry.position for entry in self.relay.entries.values() if entry.id not in more}
+        assert ours == positions
 
     @invariant()
     def a_map_is_consistent_only_if_it_existed(self) -> None:
@@ -242,6 +256,19 @@ class Relaying(RuleBasedStateMachine):
             for entry in self.leader.store.entries.values():
                 if entry.revision <= self.relay.head:
                     assert self.relay.entries[entry.id].revision >= entry.revision
+
+    @invariant()
+    def what_is_named_up_to_its_position_has_come(self) -> None:
+        """Or a client of another server would be served less than has changed since."""
+        if self.relay.consistent and self.reader.origin().epoch == self.leader.epoch:
+            for entry in self.leader.store.entries.values():
+                if entry.position <= self.relay.position:
+                    assert self.relay.entries[entry.id].position >= entry.position
+
+    @invariant()
+    def nobody_is_left_with_what_is_gone(self) -> None:
+        """Whatever it has shown to a legacy client it still serves, or says that it is gone."""
+        assert self.held.keys() <= self.relay.entries.keys()
 
     def teardown(self) -> None:
         if hasattr(self, "leaders"):
