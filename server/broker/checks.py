@@ -15,7 +15,7 @@ from nats.js.api import DiscardPolicy, StorageType
 
 from cdc.checks.finding import Finding, fail, good, warn
 from server.broker.connection import Broker, BrokerError
-from server.broker.stream import OLDEST, FencedError, PageStream
+from server.broker.stream import OLDEST, FencedError, PageStream, unfit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -87,7 +87,8 @@ def _payload(client: Client) -> Finding:
     most = client.max_payload
     if most < _PAYLOAD:
         return fail(
-            f"the broker takes messages of {most} bytes at most, and pages have 65536",
+            f"the broker takes messages of {most} bytes at most: an endpoint that is larger would keep all"
+            " others from relays",
             "set max_payload: 1MB in the broker's configuration",
         )
     return good(f"messages may have {most} bytes")
@@ -96,14 +97,7 @@ def _payload(client: Client) -> Finding:
 def _stream(info: StreamInfo, wanted: StreamConfig) -> list[Finding]:
     config, name = info.config, wanted.name
     edit = f"nats stream edit {name}"
-    found = []
-    if set(config.subjects or ()) != set(wanted.subjects or ()):
-        found.append(
-            fail(
-                f"the stream {name} has other subjects: {', '.join(config.subjects or ()) or 'none'}",
-                f"{edit} --subjects={','.join(wanted.subjects or ())}",
-            )
-        )
+    found = [fail(text, remedy) for text, remedy in unfit(config, wanted)]
     if config.discard != DiscardPolicy.NEW:
         found.append(
             fail(
@@ -118,9 +112,13 @@ def _stream(info: StreamInfo, wanted: StreamConfig) -> list[Finding]:
                 f"{edit} --max-age=0 --max-msgs=-1 --max-msgs-per-subject=-1",
             )
         )
-    if not config.allow_rollup_hdrs:
+    if 0 < (config.max_msg_size or -1) < _PAYLOAD:
         found.append(
-            fail(f"the stream {name} does not let a head take the place of another", f"{edit} --allow-rollup")
+            fail(
+                f"the stream {name} takes messages of {config.max_msg_size} bytes at most: an endpoint that"
+                " is larger would keep all others from relays",
+                f"{edit} --max-msg-size=-1",
+            )
         )
     if config.storage != StorageType.FILE:
         found.append(

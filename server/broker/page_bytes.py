@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from google.protobuf.message import DecodeError
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 from cdc.lsn import Lsn
@@ -55,6 +56,8 @@ def decode(raw: bytes) -> Page:
 
     """
     message = pb.Page.FromString(raw)
+    if not message.line or not message.number:
+        raise DecodeError("no page: it has no line and no number")
     entries, moved = entries_of(message.entries)
     return Page(
         line=message.line,

@@ -10,7 +10,10 @@ refusal the publisher looks at the end of the stream:
 - our own page is there: its acknowledgement was lost, and we continue after it;
 - the stream is gone, or shorter than what was acknowledged to us: the broker has lost something or was
   restored, and we continue from its present end;
-- another server's page is there: we stop publishing until we get the slot again.
+- a message is there that is no page: we continue after it, and relays ignore it;
+- another server's page is there: we stop publishing until we get the slot again. There is one exception. If
+  we have not stored a page since we got the slot, the page may be the last one of the leader before us. Then
+  we look again after 3 s, in which we would have noticed that we lost the slot.
 """
 
 from __future__ import annotations
@@ -29,12 +32,16 @@ from cdc.failpoints import reach
 from cdc.relay.leader import HEAD_SECONDS
 from cdc.relay.publisher import Publisher
 from cdc.units import Revision
+from server.broker.connection import BrokerError
 from server.broker.page_bytes import decode, encode, encode_head
 from server.broker.seal import SealError
-from server.broker.stream import FencedError, FullError, PageStream
+from server.broker.stream import FencedError, FullError, PageStream, unfit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from nats.aio.client import Client
+    from nats.js.api import StreamConfig
 
     from cdc.freshness import Freshness
     from cdc.observer import Observer
@@ -59,6 +66,8 @@ _CHECK_SECONDS: Final = 5.0
 _WANTED_SECONDS: Final = 10.0
 """Minimum interval between two generations that relays have asked for."""
 _STOP_SECONDS: Final = 1.0
+_AROUND: Final = 4 * 1024
+"""Bytes of a message beside a page's entries: its checkpoint, its headers, its seal."""
 _SURE_SECONDS: Final = 3.0
 """If the database was silent for longer, it may have given our slot to another server."""
 
@@ -113,10 +122,12 @@ class Publishing(threading.Thread):
         self._generation = 0
         """Sequence number of the page that opened the newest generation."""
         self._claimed = -1
-        """`Pair.led` at the time when we last took over the stream; -1 before the first time."""
+        """`Pair.led` at the time when we last took over the stream; -1 if it is to be taken over."""
+        self._stored = False
+        """Whether a page of ours has been stored since. If so, another server's page is a newer leader's."""
         self._fenced = False
         self._room_made_at = -1
-        """Number of pages published before the stream was last emptied to make room; -1 if it never was."""
+        """Generations completed before the stream was last emptied to make room; -1 if it never was."""
         self._wanted = False
         self._wanted_at = -_WANTED_SECONDS
 
@@ -175,8 +186,12 @@ class Publishing(threading.Thread):
     async def _session(self) -> None:
         async with self._broker.connected() as client:
             stream = PageStream(client, self._stream_name)
-            if await stream.info() is None:
-                await stream.make(self._replicas)
+            info = await stream.info()
+            if info is None:
+                info = await stream.make(self._replicas)
+            for text, remedy in unfit(info.config, stream.config()):
+                raise BrokerError(f"{text}; {remedy}")
+            self._publisher.limit(_room(client, info.config))
             await client.subscribe(stream.wanted, cb=self._hear_wanted)
             self.published.connected = True
             while not self._stopping:
@@ -187,7 +202,7 @@ class Publishing(threading.Thread):
                 try:
                     await self._publish(stream)
                 except FencedError:
-                    await self._find_end(stream)
+                    continue  # the next look finds out why
                 except FullError as full:
                     await self._make_room(stream, full)
 
@@ -201,42 +216,68 @@ class Publishing(threading.Thread):
         if not self._store.ready or pair.standing_by:
             return False
         if self._claimed >= 0 and not self._fenced:
-            await self._find_end(stream)
-            return not self._fenced
+            return await self._find_end(stream)
         # We take over another server's stream only while we hold the slot, as the database just confirmed.
         if not pair.leading or pair.led == self._claimed or self._freshness.silence() > _SURE_SECONDS:
             return False
-        self._claimed, self._fenced = pair.led, False
+        self._claimed, self._fenced, self._stored = pair.led, False, False
         self._observer.trouble(FENCED, None)
-        last, _ = await self._end(stream)
-        await self._go_on(stream, last)
+        await self._go_on(stream, await self._end(stream))
         return True
 
-    async def _end(self, stream: PageStream) -> tuple[Page | None, bool]:
-        """Return the stream's last page, and whether there is one that we cannot read. Notes its sequence."""
+    async def _end(self, stream: PageStream) -> Page | None:
+        """Return the stream's last page, or None if there is none that we can read. Notes its sequence."""
         stored, head = await stream.last(stream.page), await stream.last(stream.head)
         self._sequence = 0 if stored is None else stored.sequence
         self._head_sequence = 0 if head is None else head.sequence
         if stored is None:
-            return None, False
+            return None
         try:
-            return decode(self._seal.open(stream.page, stored.content)), False
+            return decode(self._seal.open(stream.page, stored.content))
         except (SealError, DecodeError):
-            return None, True
+            return None
 
-    async def _find_end(self, stream: PageStream) -> None:
-        """Continue at the end of the stream, or stop publishing: after a refusal or a reconnection."""
-        before = self._sequence
-        last, unreadable = await self._end(stream)
-        if last is not None and last.line == self._publisher.line:
-            if (self._sequence, last.number) != (before, self._publisher.number):
-                await self._go_on(stream, last)
-            return
-        info = await stream.info()
-        if info is not None and info.state.last_seq >= before and (last is not None or unreadable):
-            self._stand_back()
-        else:  # the stream was purged, deleted or restored from an older copy: its content is out of date
+    async def _find_end(self, stream: PageStream) -> bool:
+        """Continue at the end of the stream: after a refusal or a reconnection. False if we may not."""
+        before, number, line = self._sequence, self._publisher.number, self._publisher.line
+        last = await self._end(stream)
+        if self._sequence > before:
+            alone, last = await self._stored_since(stream, before)
+            if not alone and self._stored:
+                self._stand_back()
+                return False
+            if not alone:
+                self._claimed = -1
+                await self._rest(_SURE_SECONDS)
+                return False
             await self._go_on(stream, last)
+        elif last is not None and last.line == line:
+            if (self._sequence, last.number) != (before, number):
+                await self._go_on(stream, last)
+        elif self._sequence < before or (self._stored and last is not None):
+            # Purged, deleted, or an older copy of it: whatever it holds, it is not the present.
+            if not self._pair.sure(self._freshness.silence()):
+                return False  # another leader may have written since
+            await self._go_on(stream, last)
+        return True
+
+    async def _stored_since(self, stream: PageStream, sequence: int) -> tuple[bool, Page | None]:
+        """Tell whether nobody else has stored a page behind this sequence; and our newest page from there."""
+        ours, before = None, sequence
+        while (stored := await stream.next_page(sequence)) is not None:
+            sequence = stored.sequence + 1
+            try:
+                page = decode(self._seal.open(stream.page, stored.content))
+            except SealError:
+                page = None
+            except DecodeError:
+                _log.warning("stray message", stream=self._stream_name, sequence=stored.sequence)
+                continue
+            if page is not None and page.line == self._publisher.line:
+                ours = page
+            elif stored.sequence > before:
+                return False, None
+        return True, ours
 
     def _stand_back(self) -> None:
         self._fenced = True
@@ -294,6 +335,7 @@ class Publishing(threading.Thread):
         content = self._seal.seal(stream.page, encode(page))
         reach("page_made")
         self._sequence = await stream.publish(stream.page, content, self._sequence)
+        self._stored = True
         reach("page_stored")
         self.published.pages += 1
         self.published.bytes += len(content)
@@ -316,9 +358,17 @@ class Publishing(threading.Thread):
 
     async def _make_room(self, stream: PageStream, full: FullError) -> None:
         """Empty the stream and begin again. Until then relays keep the maps that they have."""
-        if self.published.pages == self._room_made_at:
-            raise full  # even the empty stream has no room
-        self._room_made_at = self.published.pages
+        if self.published.generations == self._room_made_at:
+            raise full  # even the empty stream has no room for the map
+        self._room_made_at = self.published.generations
         self._observer.trouble(TROUBLE, f"relays are told anew: {full}")
         await stream.purge(None)
         await self._go_on(stream, None)
+
+
+def _room(client: Client, config: StreamConfig) -> int:
+    """Return how many bytes of a page's content fit into a message, with all that is around them."""
+    most = client.max_payload
+    if config.max_msg_size is not None and config.max_msg_size > 0:
+        most = min(most, config.max_msg_size)
+    return most - _AROUND

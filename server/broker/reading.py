@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import nats.errors
+import structlog
 from google.protobuf.message import DecodeError
 from nats.js import errors as js_errors
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from cdc.relay.intake import Intake, Received
     from server.broker.connection import Broker
     from server.broker.seal import Seal
+
+_log = structlog.get_logger("pads_cdc")
 
 REASON: Final = "broker"
 _RETRY_FIRST: Final = 0.2
@@ -63,8 +66,12 @@ class Reading(threading.Thread):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_asked = asyncio.Event()
         self._stopping = False
-        self._sequence = 0
-        """Sequence number of the newest message received."""
+        self._newest: tuple[int, bytes] | None = None
+        """Sequence number and content of the newest page received, as stored in the stream."""
+        self._unproved = False
+        """Whether the first page of this connection has to be that page again. Another one proves another
+        stream.
+        """
         self._asked_at = -_ASK_SECONDS
 
     def stop(self) -> None:
@@ -115,8 +122,14 @@ class Reading(threading.Thread):
                     f"the broker has no stream {self._stream_name}: start a server with BROKER_URL, or"
                     " correct BROKER_STREAM"
                 )
-            if info.state.last_seq < self._sequence:
-                self._sequence = 0  # an older copy of the stream, or a new one
+            if info.config.mirror is None and stream.page not in (info.config.subjects or ()):
+                raise BrokerError(
+                    f"the stream {stream.name} has no subject {stream.page}: it is not the one of a server"
+                    " with BROKER_URL; correct BROKER_STREAM"
+                )
+            if self._newest is not None and info.state.last_seq < self._newest[0]:
+                self._newest = None  # an older copy of the stream, or a new one
+            self._unproved = self._newest is not None
             inbox = client.new_inbox()
             incoming = await client.subscribe(inbox)
             await self._consume(client, stream, inbox)
@@ -128,8 +141,9 @@ class Reading(threading.Thread):
     async def _consume(self, client: Client, stream: PageStream, inbox: str) -> None:
         config = ConsumerConfig(
             deliver_subject=inbox,
-            deliver_policy=DeliverPolicy.BY_START_SEQUENCE if self._sequence else DeliverPolicy.ALL,
-            opt_start_seq=self._sequence + 1 if self._sequence else None,
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE if self._newest else DeliverPolicy.ALL,
+            opt_start_seq=self._newest[0] if self._newest else None,
+            filter_subjects=[stream.page, stream.head],
             ack_policy=AckPolicy.NONE,
             flow_control=True,  # bounds the number of messages in flight
             idle_heartbeat=_HEARTBEAT_SECONDS,
@@ -158,8 +172,7 @@ class Reading(threading.Thread):
                 if sequence.consumer != expected:
                     raise BrokerError("messages of the stream were lost on the way")
                 expected += 1
-                self._take(stream, message, live=caught_up)
-                self._sequence = sequence.stream
+                self._take(stream, message, sequence.stream, live=caught_up)
                 caught_up = caught_up or not message.metadata.num_pending
             self._intake.look()
             if caught_up:
@@ -169,11 +182,17 @@ class Reading(threading.Thread):
         """Answer the broker's flow control message: all messages before it have been applied."""
         headers = message.headers or {}
         stalled = headers.get("Nats-Consumer-Stalled")
+        if stalled and self._broker.refuses("$JS.FC."):
+            raise BrokerError(
+                "the broker waits for an answer that we may not give; permit $JS.FC.> to our user"
+            )
         for subject in (message.reply, stalled):
             if subject:
                 await client.publish(subject)
 
-    def _take(self, stream: PageStream, message: Msg, *, live: bool) -> None:
+    def _take(self, stream: PageStream, message: Msg, sequence: int, *, live: bool) -> None:
+        if self._unproved and not self._is_proof(stream, message, sequence):
+            return
         try:
             content = self._seal.open(message.subject, message.data)
             if message.subject == stream.head:
@@ -182,14 +201,32 @@ class Reading(threading.Thread):
                 return
             page = decode(content)
         except DecodeError:
-            raise BrokerError(
-                "the stream holds something that is no page; does BROKER_STREAM name ours?"
-            ) from None
+            # Whatever it is, no leader has made it: if it has taken a page's place, the next page says so.
+            _log.warning("stray message", stream=stream.name, sequence=sequence)
+            return
         reach("page_received")
         self._received.pages += 1
         self._received.bytes += len(message.data)
         self._intake.page(page)
+        self._newest = sequence, message.data
         reach("page_applied")
+
+    def _is_proof(self, stream: PageStream, message: Msg, sequence: int) -> bool:
+        """Tell whether to take a message after a loss: not before the page that we took last has come again.
+
+        A broker that came back older may have as many messages by now as it had then, and others in their
+        places.
+
+        Raises:
+            BrokerError: another page has come in its place.
+
+        """
+        if message.subject == stream.page:
+            self._unproved = False
+            if (sequence, message.data) != self._newest:
+                self._newest = None
+                raise BrokerError("the stream was purged, or is another one: it is read from its beginning")
+        return False
 
     async def _ask_for_generation(self, client: Client, stream: PageStream) -> None:
         now = time.monotonic()

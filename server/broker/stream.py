@@ -7,7 +7,7 @@ for a generation with messages on ``<stream>.wanted``, which are not stored.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import nats.errors
@@ -25,6 +25,8 @@ _SECONDS: Final = 5.0
 _WRONG_LAST_SEQUENCE: Final = (10070, 10071)
 _FULL: Final = (10023, 10047, 10077)
 """JetStream's error codes for insufficient resources, insufficient storage, and more than max_bytes."""
+_TOO_LARGE: Final = 10054
+"""For a message larger than the stream's max_msg_size."""
 OLDEST: Final = (2, 12)
 """The oldest supported version of the NATS server."""
 
@@ -42,7 +44,7 @@ class Stored:
     """A message of the stream."""
 
     sequence: int
-    content: bytes
+    content: bytes = field(repr=False)
 
 
 class PageStream:
@@ -86,15 +88,15 @@ class PageStream:
         except (js_errors.Error, nats.errors.Error, TimeoutError) as error:
             raise _broker_error(error, "ask for the stream") from error
 
-    async def make(self, replicas: int = 1) -> None:
-        """Create the stream.
+    async def make(self, replicas: int = 1) -> StreamInfo:
+        """Create the stream, and return its state.
 
         Raises:
             BrokerError: the broker refuses.
 
         """
         try:
-            await self._jetstream.add_stream(self.config(replicas))
+            return await self._jetstream.add_stream(self.config(replicas))
         except (js_errors.Error, nats.errors.Error, TimeoutError) as error:
             raise _broker_error(error, f"make the stream {self.name}") from error
 
@@ -105,8 +107,20 @@ class PageStream:
             BrokerError: the broker does not answer.
 
         """
+        return await self._get(subject, None)
+
+    async def next_page(self, sequence: int) -> Stored | None:
+        """Return the first page that has this sequence or a greater one; None where there is none.
+
+        Raises:
+            BrokerError: the broker does not answer.
+
+        """
+        return await self._get(self.page, sequence)
+
+    async def _get(self, subject: str, sequence: int | None) -> Stored | None:
         try:
-            found = await self._jetstream.get_last_msg(self.name, subject)
+            found = await self._jetstream.get_msg(self.name, sequence, subject, next=sequence is not None)
         except js_errors.NotFoundError:
             return None
         except (js_errors.Error, nats.errors.Error, TimeoutError) as error:
@@ -133,6 +147,11 @@ class PageStream:
             raise _broker_error(error, "store a page") from error
         said: dict[str, Any] = json.loads(answer.data)
         if "error" not in said:
+            if said["stream"] != self.name:
+                raise BrokerError(
+                    f"the subject {subject} is one of the stream {said['stream']}; take it out of its"
+                    f" subjects, or give another BROKER_STREAM than {self.name}"
+                )
             return int(said["seq"])
         code, text = said["error"].get("err_code"), said["error"].get("description", "")
         if code in _WRONG_LAST_SEQUENCE:
@@ -140,6 +159,11 @@ class PageStream:
         if code in _FULL:
             raise FullError(
                 f"the stream {self.name} is full ({text}); raise its max_bytes, or the broker's store"
+            )
+        if code == _TOO_LARGE:
+            raise BrokerError(
+                f"one endpoint is larger than the messages of the stream {self.name} may be; raise its"
+                " max_msg_size"
             )
         raise BrokerError(f"the broker does not store a page: {text}")
 
@@ -154,6 +178,32 @@ class PageStream:
             await self._jetstream.purge_stream(self.name, seq=before, subject=self.page)
         except (js_errors.Error, nats.errors.Error, TimeoutError) as error:
             raise _broker_error(error, f"purge the stream {self.name}") from error
+
+
+def unfit(config: StreamConfig, wanted: StreamConfig) -> list[tuple[str, str]]:
+    """Return why a stream cannot be one that a leader publishes to, each with what to type."""
+    name = wanted.name
+    edit = f"nats stream edit {name}"
+    found = []
+    if set(config.subjects or ()) != set(wanted.subjects or ()):
+        found.append(
+            (
+                f"the stream {name} has other subjects: {', '.join(config.subjects or ()) or 'none'}",
+                f"{edit} --subjects={','.join(wanted.subjects or ())}",
+            )
+        )
+    if not config.allow_rollup_hdrs:
+        found.append(
+            (f"the stream {name} does not let a head take the place of another", f"{edit} --allow-rollup")
+        )
+    anew = f"nats stream rm {name}; then pads-cdc setup, with the same BROKER_URL, makes it as it should be"
+    if config.retention not in (None, RetentionPolicy.LIMITS):
+        found.append((f"the stream {name} forgets a page once somebody has read it", anew))
+    if config.no_ack:
+        found.append((f"the stream {name} acknowledges nothing", f"{edit} --ack"))
+    if config.deny_purge or config.sealed:
+        found.append((f"the stream {name} does not let us purge what is before a snapshot", anew))
+    return found
 
 
 def _broker_error(error: Exception, what: str) -> BrokerError:
