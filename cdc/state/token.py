@@ -23,10 +23,10 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING, Literal
 
+from cdc.lsn import Lsn
 from cdc.units import Revision
 
 if TYPE_CHECKING:
-    from cdc.lsn import Lsn
     from cdc.postgres.timeline import Timeline
     from cdc.state.origin import Origin, Reread
 
@@ -155,6 +155,8 @@ class Here:
     """Unix seconds."""
     retention: float
     """Seconds after which a token expires."""
+    seen: Lsn = Lsn(0)
+    """Nothing in the server's map is newer than this."""
     reached_at: float = inf
     """Monotonic time. All revisions that the leader had made by then are here. A relay receives revisions
     later than the leader makes them; the server that makes them always has all.
@@ -202,7 +204,7 @@ def judge(raw: bytes, here: Here, *, opened: float) -> Verdict:
     verdict: Verdict
     if token.epoch != here.origin.epoch:
         verdict = _judge_foreign(token, here, opened)
-    elif token.revision <= here.revision:
+    elif token.revision <= here.revision and _has_all(token, here, opened):
         verdict = Resume(token.revision)
     elif here.reached_at <= opened:
         verdict = Behind(token.seen)
@@ -220,6 +222,16 @@ def judge(raw: bytes, here: Here, *, opened: float) -> Verdict:
     if isinstance(verdict, Resume | Rejoin) and here.now - token.issued > here.retention:
         return Reset("expired")
     return verdict
+
+
+def _has_all(token: Token, here: Here, opened: float) -> bool:
+    """Return whether this map of the token's epoch is not older than anything that the client holds.
+
+    Only a relay's can be. The client may hold changes newer than its token's revision: in the middle of a
+    snapshot, where the token has revision 0, and after changes that no checkpoint has followed yet. The
+    leader's `seen` never falls from one revision to the next.
+    """
+    return here.reached_at > opened or here.position >= token.seen or here.seen > token.seen
 
 
 def _judge_foreign(token: Token, here: Here, opened: float) -> Verdict:

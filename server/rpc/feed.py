@@ -244,7 +244,9 @@ def here(
     """Describe this server for `cdc.state.token.judge`. ``retention`` is TOMBSTONE_RETENTION in seconds."""
     with store.lock:
         now = store.cut()
-        return Here(origin(), now.history, now.revision, now.position, wall(), retention, reached_at)
+        return Here(
+            origin(), now.history, now.revision, now.position, wall(), retention, now.seen, reached_at
+        )
 
 
 def _add(batch: pb.Batch, entry: Entry) -> None:

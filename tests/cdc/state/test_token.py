@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING
 
 import pytest
@@ -216,3 +217,33 @@ def test_servers_of_the_first_encoding_and_we_read_each_other_s_tokens() -> None
     as_they_read = struct.unpack(">B16sQIQQQQ?", TOKEN.encode()[:-4])
     assert as_they_read[-1] is True
     assert struct.unpack(">B16sQIQQQQ?", TOKEN.incomplete().encode()[:-4])[-1] is False
+
+
+@given(st.data())
+def test_a_relay_sends_nothing_older_than_its_leader_or_another_relay_has_sent(data: st.DataObject) -> None:
+    """A client may hold more than its token's revision: in a snapshot, and before the next checkpoint."""
+    draw = data.draw
+    seen, positions = [0], [0]
+    """For each revision: nothing in it is newer than `seen`, and everything up to its position is in it."""
+    for _ in range(draw(st.integers(1, 6))):
+        change = positions[-1] + draw(st.integers(1, 3))
+        seen.append(max(seen[-1], change + draw(st.integers(0, 3))))
+        positions.append(change + draw(st.integers(0, 3)))
+    revisions = st.integers(0, len(seen) - 1)
+    newest = draw(revisions)
+    complete = draw(st.booleans())
+    token = replace(
+        TOKEN,
+        revision=draw(st.integers(0, newest)) if complete else 0,
+        position=0,
+        seen=seen[newest],
+        encoding=2 if complete else 0,
+    )
+    here = draw(revisions)
+    relay = replace(HERE, revision=here, position=positions[here], seen=seen[here], reached_at=4.0)
+    if here < newest:
+        assert isinstance(verdict(token, relay), Behind)
+    if here == len(seen) - 1:  # it has everything, and hears from its leader that it does
+        assert not isinstance(verdict(token, replace(relay, reached_at=6.0)), Behind)
+    leader = replace(relay, revision=len(seen) - 1, reached_at=inf)
+    assert not isinstance(verdict(token, leader), Behind), "a leader never waits for itself"
