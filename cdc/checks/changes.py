@@ -100,7 +100,7 @@ class _ColumnOf:
 
     @property
     def definition(self) -> str:
-        """Its line in a CREATE TABLE, where a default is of no use."""
+        """The column's line for a CREATE TABLE, without its default."""
         parts = [quote_name(self.name), self.type_name]
         parts += [f"COLLATE {self.collation}"] if self.collation else []
         parts += ["NOT NULL"] if self.not_null else []
@@ -226,7 +226,7 @@ class Copies:
         return {value for row in found or () for value in row if value}
 
     def _linking(self, table: str) -> list[int]:
-        """Return the places of the columns by which rows belong to others."""
+        """Return the positions of the columns that refer to other rows."""
         rules = self.mapping.rules[table]
         named = {rule.column for rule in rules} | {rule.row for rule in rules}
         return [at for at, one in enumerate(self.columns[table]) if one.linking or one.name in named]

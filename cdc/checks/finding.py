@@ -194,7 +194,7 @@ class Site:
 
     @cached_property
     def tables(self) -> tuple[Table, ...]:
-        """The mapping's tables, where they are read."""
+        """The mapping's tables, on the server that runs the queries."""
         return tables.look(self.read, self.database.mapping, self.schema)
 
     @cached_property

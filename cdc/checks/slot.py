@@ -132,7 +132,7 @@ def synchronous_standby(site: Deployment) -> Iterator[Finding]:
 
 
 def _waits(site: Deployment) -> Iterator[Finding]:
-    """Say whom the creation of the slot would wait for."""
+    """Name the transactions for which the creation of the slot would wait."""
     if site.server.in_recovery:
         yield warn(
             "making a slot on a standby waits until the primary logs its running transactions, for long where"

@@ -86,9 +86,7 @@ def uses(query: str, table: str, column: str, columns: Mapping[str, Iterable[str
 
 
 def _tokens(query: str) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yield names by their parts, as they are stored, and commas; each with the depth of parentheses around
-    it.
-    """
+    """Yield each name, as its stored parts, and each comma, with the depth of the parentheses around it."""
     depth = 0
     for token in _TOKEN.finditer(query):
         if token["mark"] == "(":

@@ -30,7 +30,7 @@ class Reads(Protocol):
 
 
 class Throttle:
-    """Used by the applier's thread alone."""
+    """Makes the pauses between short reads. Not thread-safe."""
 
     def __init__(self) -> None:
         self._until = 0.0
