@@ -25,7 +25,7 @@ SELECT
                 greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()),
                 CASE
                     WHEN pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn() AND pg_get_wal_replay_pause_state() <> 'paused'
-                        THEN pg_last_wal_replay_lsn() + 1
+                        THEN pg_last_wal_replay_lsn() + 1::numeric
                     ELSE pg_last_wal_replay_lsn()
                 END
             )

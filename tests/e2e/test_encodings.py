@@ -215,7 +215,7 @@ def test_an_encoding_that_cannot_be_decoded_is_refused_by_its_name(
             done = pads_cdc("serve", POSTGRES_CONNECTION_STRING=database.url(), PORT="0", METRICS_PORT="0")
             assert done.returncode == 1
             assert name in done.stderr
-            assert "copy it (pg_dump) into one that is in UTF8" in done.stderr
+            assert "(pg_dump) into one that is in UTF8" in done.stderr
         finally:
             with closing(psycopg2.connect(cluster.url())) as session:
                 session.autocommit = True

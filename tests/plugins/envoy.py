@@ -35,8 +35,9 @@ class Reply:
 
     @property
     def upstream(self) -> list[tuple[str, str]]:
-        """Headers that the upstream got, in lower case."""
-        return [(name, value) for name, value in json.loads(self.body)["headers"]]
+        """Headers that the upstream got, in lower case. It reads their bytes as LATIN1; they are UTF-8."""
+        headers = json.loads(self.body)["headers"]
+        return [(name, value.encode("latin-1").decode()) for name, value in headers]
 
 
 @dataclass(frozen=True)
