@@ -123,6 +123,7 @@ def test_a_statement_that_a_message_names(
     tries(database, service)
 
 
+@pytest.mark.soak
 def test_a_database_that_takes_no_connections(
     cluster_factory: ClusterFactory, database_factory: DatabaseFactory
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_database_that_takes_no_connections(
     connect(database, role)
 
 
+@pytest.mark.soak
 def test_a_list_of_plugins_that_lacks_ours(
     cluster_factory: ClusterFactory,
     database_factory: DatabaseFactory,
@@ -269,6 +271,7 @@ def test_limits_of_the_server(
         assert report.the(name, "pass")
 
 
+@pytest.mark.soak
 def test_a_role_that_may_not_replicate_on_rds(
     cluster_factory: ClusterFactory, database_factory: DatabaseFactory, check: Check
 ) -> None:

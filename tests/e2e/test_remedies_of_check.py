@@ -231,6 +231,7 @@ def test_a_slot_that_somebody_else_has(database: Database, database_factory: Dat
     assert finding.remedy == "choose another SLOT_NAME"
 
 
+@pytest.mark.soak
 def test_a_prepared_transaction_of_another_database(
     cluster_factory: ClusterFactory, database_factory: DatabaseFactory
 ) -> None:
