@@ -122,7 +122,7 @@ class Auditor:
         if differing is None:
             return
         requery.end_audit()
-        requery.settle_doubts()
+        requery.settle_doubts(requery.done_up_to)
         batch = self._store.prepare(differing, audit.seen, named=False)
         if batch.changed:
             self._ledger.append(batch, position=self._store.position, seen=audit.seen)

@@ -312,11 +312,13 @@ class Requery:
         """Return the ids that only a short read by id may decide on, because they came more than once."""
         return frozenset(self.odd_rows.doubtful if self._database.mapping.endpoint_keys else ())
 
-    def settle_doubts(self) -> None:
-        """Add a task for the ids that other reads have skipped."""
+    def settle_doubts(self, since: Lsn) -> None:
+        """Add a task for the ids that other reads have skipped. Those reads were for transactions after
+        ``since``, which are not done before it.
+        """
         kind, doubtful = self._database.mapping.endpoint_keys, self.doubtful()
         if kind and doubtful:
-            self.add(Task.settling(kind, doubtful, self.reached))
+            self.add(Task.settling(kind, doubtful, since))
 
     # --- reading
 
@@ -503,7 +505,7 @@ class Requery:
         spelled = by_id and all(map(self._are_ids, task.affected.keys))
         self._show(evidence, (row[0] for row in rows) if spelled else None)
         last = named and read.read.complete and self._reads == [read] and not self._waiting
-        last = last and not self._consistency.shows(self.reached, ())
+        last = last and not read.read.passed and not self._consistency.shows(self.reached, ())
         position = self.reached if last else Lsn(0)
         reach("prepared")
         self._ledger.append(batch, position=position or self._store.position, seen=seen)
@@ -569,7 +571,7 @@ class Requery:
                 ReconcileSeen(task.reason, len(self._store), read.upserts, read.deletes, seconds)
             )
         if read.read.passed or (task.reason is not None and self.odd_rows.doubtful):
-            self.settle_doubts()
+            self.settle_doubts(task.since)
         self.mark_consistent()
         if task.transactions:
             self._observer.batch(read.seen(self._store.head))

@@ -398,6 +398,35 @@ def test_an_audit_that_cannot_be_opened_is_said_and_tried_again(
     assert desk.told.troubles["audit"] is None
 
 
+@pytest.mark.parametrize("rows", [2, 100])
+def test_ids_that_an_audit_meets_twice_are_no_drift_before_a_read_by_id_has_decided(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """The ripple of the transaction that doubled them skips them then, and its transaction is not done."""
+    monkeypatch.setattr(database_module, "FIRST_CHUNK", rows)
+    monkeypatch.setattr(task_module, "_RIPPLE_CHUNK", rows)
+    desk.database.execute("CREATE TABLE twins () INHERITS (pay_plans)")
+    desk.database.execute("INSERT INTO twins SELECT * FROM ONLY pay_plans")
+    desk.database.execute("UPDATE twins SET throughput_limit = 9")
+    assert desk.auditor.start()
+    audit = desk.requery.audit
+    assert audit is not None
+    while audit.reading:
+        desk.step()
+    assert len(desk.requery.odd_rows.doubtful) == 20
+    desk.take(0, 1 << 62, EndpointsOfPlans="plan_0")
+    while len(desk.map) > 0:
+        assert desk.requery.done_up_to == 0, "a transaction is done once its endpoints are right"
+        assert desk.store.position < 1 << 62, "and only then is its position that of the map"
+        desk.step()
+    desk.finish()
+    while desk.requery.audit is not None:
+        desk.step()
+    found = desk.told.reconciles[-1]
+    assert (found.reason, found.upserts, found.deletes) == ("audit", 0, 0)
+    assert desk.requery.done_up_to == 1 << 62
+
+
 def test_an_audit_under_writes_finds_nothing(desk: Desk) -> None:
     """What the audit saw too early or too late was told, and so it is no drift."""
     for _ in range(5):
