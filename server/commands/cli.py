@@ -245,18 +245,21 @@ def check(secrets: list[ConnectionString], /, *, as_json: bool, **flags: Any) ->
     return run(settings, as_json=as_json)
 
 
+_db_schema = click.option(
+    "--db-schema",
+    envvar="DB_SCHEMA",
+    default="public",
+    show_envvar=True,
+    show_default=True,
+    help="Schema that holds the mapping's tables.",
+)
+
+
 def _for_admins(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that `setup` and `teardown` share."""
     for option in (
         click.option("--dry-run", is_flag=True, help="Print the SQL and run none of it."),
-        click.option(
-            "--db-schema",
-            envvar="DB_SCHEMA",
-            default="public",
-            show_envvar=True,
-            show_default=True,
-            help="Schema that holds the mapping's tables.",
-        ),
+        _db_schema,
         click.option(
             "--mapping",
             envvar="MAPPING",
@@ -354,14 +357,7 @@ def new(folder: Path) -> int:
 @click.argument("folder")
 @click.option("--database", metavar="URL", help="Test on this database, in place of a throw-away server.")
 @click.option("--database-file", metavar="FILE", help="The file that holds its connection string.")
-@click.option(
-    "--db-schema",
-    envvar="DB_SCHEMA",
-    default="public",
-    show_envvar=True,
-    show_default=True,
-    help="Schema that holds the mapping's tables.",
-)
+@_db_schema
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 @click.pass_obj
 def test(

@@ -7,7 +7,6 @@ stale until an audit is the worst that can come of that, so no audit runs here.
 from __future__ import annotations
 
 import re
-from contextlib import closing
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -16,11 +15,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from cdc.checks import NECESSARY, Site, Verdict, run
-from cdc.mapping.mapping import load, server_queries
-from cdc.postgres.connection import Address
-from cdc.postgres.database import Database as QueryServer
-from server.payload import encode
+from cdc.checks import NECESSARY, Verdict, run
+from cdc.mapping.mapping import load
+from tests.plugins.postgres import site_of
 from tests.plugins.server import endpoints_of
 from tests.support.typed import KINDS, NUMBERS, SENDABLE, TEXTS, VALUES, Columns
 
@@ -119,17 +116,7 @@ class Changes:
 
 def faults(database: Database) -> list[str]:
     """Return why `serve` would not start."""
-    address = Address(database.url, "POSTGRES_CONNECTION_STRING")
-    mapping = load("grove")
-    with closing(QueryServer(address, mapping, "public", encode)) as reading:
-        site = Site(
-            source=address,
-            database=reading,
-            queries=server_queries(),
-            schema="public",
-            slot_name="pads_cdc",
-            publication_name="pads_cdc",
-        )
+    with site_of(database.url()) as site:
         found = [finding for _, finding in run(NECESSARY, site)]
     return [f"{finding.text}; {finding.remedy}" for finding in found if finding.verdict is Verdict.FAIL]
 

@@ -10,7 +10,7 @@ import itertools
 import secrets
 import subprocess
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -305,20 +305,27 @@ def _ensure_template(cluster: Cluster, mapping: str, plugin: str) -> str:
     return template
 
 
+@contextmanager
+def site_of(
+    url: str, mapping: str = "grove", schema: str = "public", publication: str = "pads_cdc"
+) -> Iterator[Site]:
+    """Return what the checks ask about a database. It remembers its answers."""
+    address = Address(lambda: url, "POSTGRES_CONNECTION_STRING")
+    with closing(Queried(address, load(mapping), schema, encode)) as queried:
+        yield Site(
+            source=address,
+            database=queried,
+            queries=server_queries(),
+            schema=schema,
+            slot_name="pads_cdc",
+            publication_name=publication,
+        )
+
+
 def publish(url: str, mapping: str = "grove", schema: str = "public", publication: str = "pads_cdc") -> None:
     """Make the publication that pgoutput needs, or mend it."""
-    address, loaded = Address(lambda: url, "TEST"), load(mapping)
-    queried = Queried(address, loaded, schema, encode)
-    site = Site(
-        source=address,
-        database=queried,
-        queries=server_queries(),
-        schema=schema,
-        slot_name="pads_cdc",
-        publication_name=publication,
-    )
-    planned = repairs(publication, site.publication, site.tables, loaded)
-    queried.close()
+    with site_of(url, mapping, schema, publication) as site:
+        planned = repairs(publication, site.publication, site.tables, site.database.mapping)
     with closing(_connect(url)) as session, session.cursor() as cursor:
         for repair in planned:
             if not repair.by_hand:

@@ -13,9 +13,8 @@ from cdc.checks.trial import try_plugin
 from cdc.errors import SourceError, gives_way
 from cdc.mapping.mapping import load, server_queries
 from cdc.postgres.connection import Address
-from cdc.postgres.database import Database as Queried
 from cdc.postgres.errors import is_lasting
-from server.payload import encode
+from tests.plugins.postgres import site_of
 from tests.plugins.server import wait_until
 
 if TYPE_CHECKING:
@@ -25,20 +24,6 @@ if TYPE_CHECKING:
     from tests.plugins.postgres import Database
 
 MAPPING = "grove"
-
-
-@contextmanager
-def a_site(database: Database) -> Iterator[Site]:
-    address = Address(database.url, "POSTGRES_CONNECTION_STRING")
-    with closing(Queried(address, load(MAPPING), "public", encode)) as reading:
-        yield Site(
-            source=address,
-            database=reading,
-            queries=server_queries(),
-            schema="public",
-            slot_name="pads_cdc",
-            publication_name="pads_cdc",
-        )
 
 
 @contextmanager
@@ -61,7 +46,7 @@ def asked(site: Site, check: Check[Site]) -> list[Finding]:
 
 def test_a_lock_is_no_fault_of_the_mapping(database: Database) -> None:
     """Each check meets the lock as if it had come right before it."""
-    with a_site(database) as site:
+    with site_of(database.url()) as site:
         for check in NECESSARY:
             with locked(database):
                 findings = asked(site, check)
@@ -83,7 +68,7 @@ def test_a_start_waits_for_a_lock(database: Database) -> None:
                 let_go.set()
             return site
 
-        with a_site(database) as site:
+        with site_of(database.url()) as site:
             failures: list[BaseException] = []
 
             def start() -> None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
-from cdc.checks import NECESSARY, Site, Verdict
+from cdc.checks import NECESSARY, Verdict
 from cdc.checks.mapping import reads
-from cdc.mapping.mapping import load, server_queries
-from cdc.postgres.connection import Address
-from cdc.postgres.database import Database as Queried
-from server.payload import encode
+from tests.plugins.postgres import site_of
 from tests.support import BUNDLED, ROOT
 
 if TYPE_CHECKING:
@@ -34,16 +30,7 @@ ADD = 'add "bonus" to `reads`, and an [[affects]] entry'
 
 def found(database: Database, mapping: str, needed: tuple[str, ...] = ()) -> list[Finding]:
     """Return what the check says of a mapping; the checks that it needs pass."""
-    address = Address(database.url, "POSTGRES_CONNECTION_STRING")
-    with closing(Queried(address, load(mapping), "public", encode)) as reading:
-        site = Site(
-            source=address,
-            database=reading,
-            queries=server_queries(),
-            schema="public",
-            slot_name="pads_cdc",
-            publication_name="pads_cdc",
-        )
+    with site_of(database.url(), mapping) as site:
         for check in NECESSARY:
             if check.name in needed:
                 assert not [one for one in check.ask(site) if one.verdict is Verdict.FAIL]

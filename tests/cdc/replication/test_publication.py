@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
 
-from cdc.checks import Site
-from cdc.mapping.mapping import load, server_queries
-from cdc.postgres.connection import Address
-from cdc.postgres.database import Database as Queried
+from cdc.mapping.mapping import server_queries
 from cdc.replication.publication import Publication
 from cdc.replication.publication_plan import Kind, Repair, repairs
-from server.payload import encode
-from tests.plugins.postgres import fetched
+from tests.plugins.postgres import fetched, site_of
 from tests.plugins.server import fill
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from cdc.checks import Site
     from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
 
 LISTS = {
@@ -41,16 +39,8 @@ TOUCH = {
 @pytest.fixture
 def site(database: Database) -> Iterator[Callable[[], Site]]:
     """Look at the database anew."""
-    mapping, address = load("grove"), Address(database.url, "TEST")
-    with closing(Queried(address, mapping, "public", encode)) as queried:
-        yield lambda: Site(
-            source=address,
-            database=queried,
-            queries=server_queries(),
-            schema="public",
-            slot_name="pads_cdc",
-            publication_name="pads_cdc",
-        )
+    with site_of(database.url()) as known:
+        yield lambda: replace(known)
 
 
 def planned(site: Site) -> list[Repair]:
