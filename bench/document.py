@@ -48,7 +48,7 @@ def renewed(text: str, record: Record) -> str:
 
 
 def _targets(record: Record) -> Iterable[str]:
-    """One table: what, beside what, what is to be reached, what was measured."""
+    """Yield one table: each measure with its reference, its target and its result."""
     yield (
         f"\nThe {record.size} run of {record.made}, {record.minutes:.0f} minutes on {record.machine}, "
         f"PostgreSQL {record.postgres}.{_loop(record)}\n\n"
