@@ -43,6 +43,8 @@ class Feedback:
         """Take two cursors of the reading connection that have not sent feedback yet."""
         self._confirming = confirming
         self._signs = signs
+        self._room = select.poll()
+        self._room.register(signs.fileno(), select.POLLOUT)
         self._sent_at = 0.0
         self._asked_at = time.monotonic()
         self._unanswered: float | None = None
@@ -71,7 +73,7 @@ class Feedback:
         news = confirm > self._confirmed and now - self._sent_at >= _TICK
         if not (ask or news or now - self._sent_at >= _SIGN):
             return
-        if not select.select((), (self._signs.fileno(),), (), 0)[1]:
+        if not self._room.poll(0):
             return
         received = max(freshness.positions().received, confirm)
         if confirm:

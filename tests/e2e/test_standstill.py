@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _SLEEPS = "SELECT FROM pg_stat_activity WHERE application_name = 'pads-cdc' AND wait_event = 'PgSleep'"
 _UNREAD = """
+import os
+import resource
 import sys
 import psycopg2
 from psycopg2.extras import LogicalReplicationConnection
@@ -28,6 +30,8 @@ from cdc.lsn import Lsn
 from cdc.replication import feedback
 
 feedback._SIGN = 0.0
+resource.setrlimit(resource.RLIMIT_NOFILE, (2000, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+clients = [os.dup(0) for _ in range(1100)]
 connection = psycopg2.connect(sys.argv[1], connection_factory=LogicalReplicationConnection)
 cursors = connection.cursor(), connection.cursor()
 cursors[0].execute("CREATE_REPLICATION_SLOT unread TEMPORARY LOGICAL wal2json")
@@ -39,7 +43,7 @@ for _ in range(100_000):
     signs.send(freshness, Lsn(1))
 print("done", flush=True)
 """
-"""What 28 hours of signs of life are to a wal sender that reads none."""
+"""Sends as much feedback as 28 hours bring, in a process with as many connections as a server may have."""
 
 
 def test_a_frozen_server_in_the_middle_of_a_read_does_not_delay_the_end(
