@@ -17,10 +17,10 @@ import psycopg2
 
 from cdc.checks.finding import fail, good, warn
 from cdc.checks.mapping import NO_ROWS, with_place
-from cdc.errors import Refusal, gives_way
+from cdc.errors import Refusal
 from cdc.mapping.mapping import names_table, placed
 from cdc.mapping.sql_text import quote_name
-from cdc.postgres.errors import translate, translated
+from cdc.postgres.errors import is_lasting, translate, translated
 from cdc.postgres.session import begin
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class Dependencies:
         except psycopg2.Error as error:
             ours = translate(error, setting)
             ours.__cause__ = error
-            if gives_way(ours):
+            if not is_lasting(ours):
                 raise
             self.faults[name] = with_place(ours)
         cursor.execute("ROLLBACK TO SAVEPOINT derive")
