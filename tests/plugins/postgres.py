@@ -263,14 +263,14 @@ def drop_database(database: Database) -> None:
     for (gid,) in database.rows("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"):
         database.execute("ROLLBACK PREPARED %s", (gid,))
     with closing(_connect(cluster.url())) as session, session.cursor() as cursor:
-        # A reader that a test has left behind would otherwise be back before its slot is dropped.
+        # A reader that a test has left behind would otherwise be back before its slot is dropped. One whose
+        # session had begun before this may still create a slot, at any time until the database is gone.
         cursor.execute(SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(Identifier(name)))
         deadline = time.monotonic() + DEADLINE
-        while _drop_slots(cursor, name):
+        while not _drop_with_slots(cursor, name):
             if time.monotonic() > deadline:
                 raise AssertionError(f"the slots of {name} stay in use")
             time.sleep(0.01)
-        cursor.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
         cursor.execute("SELECT rolname FROM pg_roles WHERE starts_with(rolname, %s)", (f"{name}_role_",))
         for (role,) in cursor.fetchall():
             cursor.execute(SQL("DROP ROLE {}").format(Identifier(role)))
@@ -332,17 +332,23 @@ def publish(url: str, mapping: str = "grove", schema: str = "public", publicatio
                 cursor.execute(repair.remedy.replace("%", "%%"), ())
 
 
-def _drop_slots(cursor: cursor, database: str) -> bool:
-    """Drop the slots that nobody reads and end the readers of the others; tells whether there are such."""
-    cursor.execute(
-        """
-        SELECT CASE
-            WHEN active_pid IS NULL THEN pg_drop_replication_slot(slot_name) IS NULL
-            ELSE pg_terminate_backend(active_pid)
-        END, active_pid IS NOT NULL
-        FROM pg_replication_slots
-        WHERE database = %s
-        """,
-        (database,),
-    )
-    return any(active for _, active in cursor.fetchall())
+def _drop_with_slots(cursor: cursor, database: str) -> bool:
+    """Drop the slots that nobody reads and end the readers of the others, then the database; tells whether
+    it is gone.
+    """
+    try:
+        cursor.execute(
+            """
+            SELECT CASE
+                WHEN active_pid IS NULL THEN pg_drop_replication_slot(slot_name) IS NULL
+                ELSE pg_terminate_backend(active_pid)
+            END
+            FROM pg_replication_slots
+            WHERE database = %s
+            """,
+            (database,),
+        )
+        cursor.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(database)))
+    except (psycopg2.errors.ObjectInUse, psycopg2.errors.UndefinedObject):
+        return False  # a slot is in use, or came or went meanwhile
+    return True
