@@ -53,6 +53,8 @@ class Affected(msgspec.Struct, gc=False):
     reconcile: str | None = None
     """Why keys do not suffice and everything must be read: a truncate, too many rows. No keys are kept then.
     """
+    asked: set[str] = msgspec.field(default_factory=set)
+    """The keys that only signal tables name: nobody has changed a row of theirs."""
     _room: int = msgspec.field(default_factory=lambda: LIMIT // _MOST)
     """Rows that can be added before `LIMIT` can be exceeded."""
 
@@ -65,20 +67,32 @@ class Affected(msgspec.Struct, gc=False):
     @property
     def size(self) -> int:
         """Approximate memory of the keys and moves, in bytes."""
-        return KEY_BYTES * len(self)
+        return KEY_BYTES * (len(self) + len(self.asked))
 
     def name(self, kind: str, key: str) -> None:
-        """Add one key."""
+        """Add one key of a changed row."""
         keys = self.keys.get(kind)
         if keys is None:
             keys = self.keys[kind] = set()
         keys.add(key)
+        if self.asked:
+            self.asked.discard(key)
+
+    def ask(self, kind: str, key: str) -> None:
+        """Add one key of a signal table's row."""
+        if not self._has(key):
+            self.asked.add(key)
+        self.keys.setdefault(kind, set()).add(key)
+
+    def _has(self, key: str) -> bool:
+        return any(key in keys for keys in self.keys.values())
 
     def give_up(self, reason: str) -> None:
         """Replace the keys by a reconcile. The first reason stays."""
         self.reconcile = self.reconcile or reason
         self.keys.clear()
         self.moves.clear()
+        self.asked.clear()
 
     def merge(self, other: Affected) -> None:
         """Add the keys and moves of a later transaction."""
@@ -86,6 +100,10 @@ class Affected(msgspec.Struct, gc=False):
             self.give_up(other.reconcile)
         if self.reconcile:
             return
+        if self.asked:
+            for keys in other.keys.values():
+                self.asked.difference_update(keys - other.asked)
+        self.asked.update(key for key in other.asked if key in self.asked or not self._has(key))
         for kind, keys in other.keys.items():
             self.keys.setdefault(kind, set()).update(keys)
         self.moves.extend(other.moves)
@@ -125,7 +143,7 @@ class Affected(msgspec.Struct, gc=False):
     def _inserted(self, row: Insert, rule: Rule) -> None:
         parent = _key(_find(row.columns, rule.column), rule)
         if parent is not None:
-            self.name(rule.kind, parent)
+            (self.ask if rule.only_asks else self.name)(rule.kind, parent)
         if rule.parents is not None:
             self.moves.append(Move(rule, _row(row.columns, rule), parent, known=True))
 

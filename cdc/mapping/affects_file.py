@@ -44,6 +44,8 @@ class Rule:
     """
     hides_nan: bool = field(default=False, compare=False)
     """A key that comes as null is none."""
+    only_asks: bool = field(default=False, compare=False)
+    """Whether the table is a signal table: its rows ask for endpoints, which need not exist."""
 
     def __post_init__(self) -> None:
         if not self.kind:
@@ -158,7 +160,7 @@ class AffectsFile:
         actions = self._texts(where, entry, "actions") if "actions" in entry else ACTIONS
         if not actions or not ACTIONS.issuperset(actions):
             raise self._wrong(f"{where} actions", f"must be some of {', '.join(sorted(ACTIONS))}")
-        return Rule(table, column, query, row, parents, frozenset(actions))
+        return Rule(table, column, query, row, parents, frozenset(actions), only_asks=table in self.signals)
 
     def _tables(self, key: str) -> tuple[str, ...]:
         tables = self._texts("the file", self._toml, key) if key in self._toml else []

@@ -493,7 +493,12 @@ class Requery:
         # until the slot had delivered it, clients with tokens that name it would be turned away.
         seen = evidence.flushed
         batch = self._store.prepare(
-            rows, task.end if named else seen, named=named, seen=seen, reading=read.reading
+            rows,
+            task.end if named else seen,
+            named=named,
+            asked=task.affected.asked,
+            seen=seen,
+            reading=read.reading,
         )
         read.upserts += batch.upserts
         read.deletes += batch.deletes

@@ -100,7 +100,8 @@ class Task:
         by_id = [kind for kind in keys if query_of(kind) == ids]
         if not by_id or len(by_id) == len(keys) or sum(len(keys[kind]) for kind in by_id) >= few:
             return [self]
-        named = Affected(keys={kind: keys.pop(kind) for kind in by_id})
+        named = Affected(keys={kind: keys.pop(kind) for kind in by_id}, asked=self.affected.asked)
+        self.affected.asked = set()
         return [replace(self, affected=named, transactions=[]), self]
 
     @property

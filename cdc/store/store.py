@@ -28,7 +28,7 @@ from cdc.store.log import Entry, Place
 from cdc.units import Revision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
 
 _MODULUS = 1 << 128
@@ -313,6 +313,7 @@ class Store:
         position: Lsn,
         *,
         named: bool = True,
+        asked: Collection[str] = (),
         seen: Lsn = Lsn(0),
         reading: int = 0,
     ) -> Batch:
@@ -320,9 +321,11 @@ class Store:
         occur once in a call.
 
         ``named`` says that transactions up to ``position`` named these ids, so that the entries' positions
-        move even if the payloads have not changed. The rows of a reconcile are not named. If one ``reading``
-        returns an id twice with different payloads, the endpoint becomes a tombstone, because it is unknown
-        which row counts. Nothing in the rows is newer than ``seen``.
+        move even if the payloads have not changed. The rows of a reconcile are not named. Of the named ids,
+        ``asked`` are those of which no row was changed, since somebody only asked for them. Such an id leaves
+        no tombstone if it is unknown: no client can have it. If one ``reading`` returns an id twice with
+        different payloads, the endpoint becomes a tombstone, because it is unknown which row counts. Nothing
+        in the rows is newer than ``seen``.
         """
         batch = Batch(self.head, position, max(position, seen))
         entries, revision, newest = self.entries, Revision(self.head + 1), batch.newest
@@ -334,7 +337,8 @@ class Store:
                     batch.twice.append(endpoint_id)
                     self._compare_gone(batch, endpoint_id, old, named=named, reading=reading)
             elif payload is None:
-                self._compare_gone(batch, endpoint_id, old, named=named, reading=reading)
+                if old is not None or endpoint_id not in asked:
+                    self._compare_gone(batch, endpoint_id, old, named=named, reading=reading)
             elif old is None:  # inlined, because the first load does this a million times
                 digest = entry_digest(endpoint_id, payload)
                 batch.changed.append(Entry(endpoint_id, revision, newest, payload, reading))

@@ -138,6 +138,32 @@ def test_owners_settings_and_event_triggers_change_nothing(
     assert server.stop() == 0
 
 
+def test_ids_that_are_made_up_leave_nothing_behind(
+    database: Database, serve: ServerFactory, gateway: GatewayFactory
+) -> None:
+    """Neither memory nor a delete for each old client that connects, whatever comes in the same batch."""
+    fill(database, 50)
+    server = serve(database).wait_ready()
+    client = gateway(server)
+    wait_healthy(server)
+    for part in range(3):
+        database.execute(
+            "INSERT INTO portal_application_changes (portal_app_id)"
+            " SELECT 'made_up_' || g FROM generate_series(1, 3000) g"
+        )
+        database.execute(f"DELETE FROM portal_applications WHERE id = 'app_{part}'; {CHANGE}")
+    wait_equal(client, database)
+    end = database.value("SELECT pg_current_wal_lsn()")
+    confirmed = (
+        "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE database = current_database()"
+    )
+    wait_until(lambda: database.value(confirmed, (end,)), "the slot is past all of it")
+    late = gateway(server, fetch=False)
+    wait_equal(late, database)
+    assert {key for key, payload in late.updates if payload is None} == {"app_1", "app_2"}
+    assert not [key for key, _ in client.updates if key.startswith("made_up_")]
+
+
 @pytest.mark.soak
 def test_a_flood_of_the_signal_table_is_bounded(
     database: Database, serve: ServerFactory, gateway: GatewayFactory

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cdc.changes import Begin, Column, Commit, Delete, Insert, Row, Truncate, Update
 from cdc.errors import MessageError
@@ -249,6 +251,35 @@ def test_moves_count_towards_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
             Delete("public", SETTINGS.name, columns({"id": number})), load("grove").rules[SETTINGS.name]
         )
     assert found.reconcile == "large"
+
+
+STEPS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(("x", "y")), st.booleans()), max_size=6)
+
+
+@given(st.lists(STEPS, max_size=4))
+def test_only_asked_for_is_what_no_row_has_named(transactions: list[list[tuple[str, str, bool]]]) -> None:
+    """Whatever the order, within a transaction and between transactions."""
+    found = Affected()
+    for transaction in transactions:
+        one = Affected()
+        for key, kind, asks in transaction:
+            (one.ask if asks else one.name)(kind, key)
+        found.merge(one)
+    steps = [step for transaction in transactions for step in transaction]
+    rows = {key for key, _, asks in steps if not asks}
+    assert found.asked == {key for key, _, _ in steps} - rows
+    assert {key for keys in found.keys.values() for key in keys} == {key for key, _, _ in steps}
+
+
+def test_a_signal_table_only_asks() -> None:
+    for table, key, asked in (
+        ("portal_application_changes", "portal_app_id", {"a"}),
+        ("accounts", "id", set()),
+    ):
+        found = Affected()
+        row = Insert("public", table, columns({key: "a"}))
+        found.add(row, load("grove").rules[table])
+        assert (found.asked, len(found)) == (asked, 1)
 
 
 def test_merging_keeps_every_key_and_the_first_reason() -> None:

@@ -329,6 +329,21 @@ def test_tombstones_are_searched_for_and_no_client_has_a_list_of_them(
     assert not store.places
 
 
+def test_an_unknown_id_that_somebody_only_asked_for_leaves_no_tombstone() -> None:
+    """Others do: a client of another server may have seen them come, before they went."""
+    store = Store()
+    publish(store, {"here": b"1"})
+    rows: dict[str, bytes | None] = {"here": None, "asked": None, "came_and_went": None}
+    for position in (1, 2):
+        batch = store.prepare(rows.items(), position, asked={"here", "asked"})
+        store.publish(batch, consistent=True, position=position)
+        assert store.tombstones.keys() == {"here", "came_and_went"}
+    assert not len(store)
+    publish(store, {"asked": b"1"})
+    store.publish(store.prepare([("asked", None)], 3, asked={"asked"}), consistent=True)
+    assert store.tombstones.keys() == {"here", "came_and_went", "asked"}, "it was there"
+
+
 def test_without_tombstones_nothing_is_searched() -> None:
     store = Store()
     publish(store, {f"app_{number}": b"1" for number in range(10)})
