@@ -31,7 +31,7 @@ _WINDOW: Final = 2**31 - 1
 _INITIAL: Final = 65_535
 """What a connection's window is until it is enlarged."""
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_ACKNOWLEDGE_SECONDS: Final = 0.02
+_ACKNOWLEDGE_SECONDS: Final = 0.1
 """Between a client's acknowledgements; see pads_cdc_client/outbox.py."""
 _SAMPLED: Final = 20
 """Subscribers of whom every arrival is noted."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,6 +14,7 @@ from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2
 
 from server.addresses import address, refusal
 from server.rpc import endpoint_feed, unknown_methods
+from server.rpc.calls import wait
 from server.rpc.gateway_endpoints import SERVICE, GatewayEndpoints
 from server.rpc.unknown_methods import register
 
@@ -132,14 +132,15 @@ async def _tell_health(serving: HealthServicer, hub: Hub, health: Health) -> Non
     told = None
     while True:
         changed = hub.changed
+        unready = health.unready()
         status = (
-            health_pb2.HealthCheckResponse.NOT_SERVING
-            if health.unready()
-            else health_pb2.HealthCheckResponse.SERVING
+            health_pb2.HealthCheckResponse.NOT_SERVING if unready else health_pb2.HealthCheckResponse.SERVING
         )
         if status != told:
             for name in ("", SERVICE, endpoint_feed.SERVICE):
                 await serving.set(name, status)
             told = status
-        with suppress(TimeoutError):
-            await asyncio.wait_for(changed.wait(), _HEALTH_SECONDS)  # staleness grows without any event
+        if unready:
+            await wait(changed, _HEALTH_SECONDS)  # the first map is told at once
+        else:
+            await asyncio.sleep(_HEALTH_SECONDS)  # staleness grows without any event

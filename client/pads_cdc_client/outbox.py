@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _TICK = 0.5
 """Seconds between two checks whether the server is still alive."""
-_PACE = 0.02
+_PACE = 0.1
 """Minimum seconds between acknowledgements. A newer one acknowledges all earlier ones."""
 
 

@@ -168,8 +168,7 @@ class FeedService:
 
     async def _serve(self, stream: _Stream) -> None:
         feed, wake = stream.feed, stream.wake
-        loop = asyncio.get_running_loop()
-        due = loop.time() + self._interval
+        stream.expect_progress(self._interval)
         while True:
             wake.clear()
             if self._hub.ending is not None:
@@ -185,13 +184,13 @@ class FeedService:
                 for message in feed.take():
                     await stream.send(message)
                     idle = False
-            if loop.time() >= due:
+            if stream.progress_due:
                 await stream.send(feed.progress(queued=not may_read))
-                due = loop.time() + self._interval
-            elif idle and may_read and feed.more:
-                await asyncio.sleep(0)  # nothing to send to this client: let other tasks run
+                stream.expect_progress(self._interval)
+            elif not may_read or not feed.more:
+                await wake.wait()
             elif idle:
-                await wait(wake, due - loop.time())
+                await asyncio.sleep(0)  # nothing to send to this client: let other tasks run
 
 
 class _Stream:
@@ -208,6 +207,17 @@ class _Stream:
         self._subscriber = subscriber
         self._permit: SnapshotPermit | None = None
         self._listening: asyncio.Task[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self.progress_due = False
+
+    def expect_progress(self, seconds: float) -> None:
+        """Set `progress_due` and `wake` after so many seconds. One timer an interval, not one a wait."""
+        self.progress_due = False
+        self._alarm = asyncio.get_running_loop().call_later(seconds, self._progress_is_due)
+
+    def _progress_is_due(self) -> None:
+        self.progress_due = True
+        self.wake.set()
 
     async def send(self, message: pb.WatchResponse) -> None:
         """Send a message; returns when the connection has room for the next one."""
@@ -243,6 +253,8 @@ class _Stream:
         """Stop reading acknowledgements, give the permit back, and close the feed."""
         if self._listening is not None:
             self._listening.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()
         self.give_back()
         self.feed.close()
 

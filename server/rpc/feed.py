@@ -121,13 +121,12 @@ class FeedStream:
         part = walk.read(self._entries)
         self.more = part.more
         arrival = part.arrival
-        token = self._present()
         news = bool(part.entries) or (arrival is not None and arrival.revision != self._told)
         batch, room = pb.Batch(), MESSAGE_BYTES - _RESERVE
         for entry in part.entries:
             size = _CHANGE_BYTES + len(entry.id.encode()) + len(entry.payload or b"")
             if size > room and batch.changes:
-                batch.token = token
+                batch.token = self._present()
                 yield pb.WatchResponse(batch=batch)
                 batch, room = pb.Batch(), MESSAGE_BYTES - _RESERVE
             room -= size
@@ -135,17 +134,18 @@ class FeedStream:
         checkpoint = arrival if news and arrival is not None and self._proves(arrival) else None
         if checkpoint is not None:
             if room < 0:  # a large endpoint gets a message of its own
-                batch.token = token
+                batch.token = self._present()
                 yield pb.WatchResponse(batch=batch)
                 batch = pb.Batch()
+            batch.token = self._hold(checkpoint)
             batch.checkpoint.CopyFrom(self._checkpoint(checkpoint))
-            batch.token = self._made(checkpoint).encode()
             batch.snapshot_end = self._resetting
             self._resetting = False
             if isinstance(walk, Catchup):
                 self._walk = walk.finish()
+                self.more = True  # what has changed since the snapshot was complete
         elif arrival is not None and isinstance(walk, Cursor):
-            self._token = self._made(arrival)
+            self._hold(arrival)
         if checkpoint is not None or batch.changes:
             batch.token = batch.token or self._present()
             yield pb.WatchResponse(batch=batch)
@@ -157,8 +157,8 @@ class FeedStream:
         if isinstance(self._walk, Cursor):
             arrival = self._walk.read(0).arrival
             if arrival is not None and self._proves(arrival):
+                progress.token = self._hold(arrival)
                 progress.checkpoint.CopyFrom(self._checkpoint(arrival))
-                progress.token = self._made(arrival).encode()
         progress.token = progress.token or self._present()
         return pb.WatchResponse(progress=progress)
 
@@ -200,6 +200,11 @@ class FeedStream:
             return self._token.encode()
         return self._made(replace(now, revision=Revision(0), position=Lsn(0))).incomplete().encode()
 
+    def _hold(self, cut: Cut) -> bytes:
+        """Note that the client will have this map after the next message; returns its token."""
+        self._token, self._epoch = self._made(cut), self._as_of.epoch
+        return self._token.encode()
+
     def _made(self, cut: Cut) -> Token:
         return Token(
             epoch=self._as_of.epoch,
@@ -222,7 +227,6 @@ class FeedStream:
         return arrival.consistent or self._clock() - self._checked_at >= self._progress_interval
 
     def _checkpoint(self, cut: Cut) -> pb.Checkpoint:
-        self._token = self._made(cut)
         self._told, self._checked_at = cut.revision, self._clock()
         self._told_most = max(self._told_most, cut.revision)
         return pb.Checkpoint(
