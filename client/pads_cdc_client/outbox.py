@@ -12,9 +12,8 @@ if TYPE_CHECKING:
 
 _TICK = 0.5
 """Seconds between two checks whether the server is still alive."""
-_PACE = 0.1
+PACE = 0.1
 """Minimum seconds between acknowledgements. A newer one acknowledges all earlier ones."""
-
 
 _Request = TypeVar("_Request", pb.WatchRequest, pb.MirrorRequest)
 
@@ -22,8 +21,9 @@ _Request = TypeVar("_Request", pb.WatchRequest, pb.MirrorRequest)
 class Outbox(Generic[_Request]):
     """An iterator of requests for gRPC, which reads it in a thread of its own. It ends after `close`."""
 
-    def __init__(self, opening: _Request, tick: Callable[[], None]) -> None:
+    def __init__(self, opening: _Request, tick: Callable[[], None], pace: float = PACE) -> None:
         """Begin with ``opening``. ``tick`` is called twice a second, in gRPC's thread."""
+        self._pace = pace
         self._next: _Request | None = opening
         self._tick = tick
         self._closed = threading.Event()
@@ -52,7 +52,7 @@ class Outbox(Generic[_Request]):
                 request, self._next = self._next, None
             if request is not None:
                 if request.HasField("acknowledge"):
-                    self._closed.wait(_PACE)
+                    self._closed.wait(self._pace)
                 return request
             self._tick()
         raise StopIteration

@@ -40,6 +40,8 @@ _FIRST_WORD_SECONDS: Final = 45.0
 """Maximum wait for the first message. A peer without a complete map answers UNAVAILABLE after 30 s."""
 _SILENT_INTERVALS: Final = 3
 """The mirror abandons a stream after this many progress intervals without a message."""
+_PACE: Final = 0.02
+"""Minimum seconds between acknowledgements: the leader waits for them before it confirms the slot."""
 _TROUBLE: Final = "peer"
 _NAME_BYTES: Final = 128
 
@@ -98,7 +100,7 @@ class Mirror(threading.Thread):
             self._stopping.wait(backoff.wait(found))
 
     def _session(self, backoff: Backoff) -> tuple[Remedy, str]:
-        outbox = Outbox(opening_at(self._mirrored.point), self._look)
+        outbox = Outbox(opening_at(self._mirrored.point), self._look, _PACE)
         self._heard_at, self._patience = time.monotonic(), _FIRST_WORD_SECONDS
         with self._peer.channel() as channel:
             mirror = channel.stream_stream(
