@@ -1,34 +1,96 @@
-"""No commit waits for us: what happens where ``synchronous_standby_names`` would choose our wal sender."""
+"""No commit waits for us: what happens where ``synchronous_standby_names`` would choose our wal sender.
+
+The family is generated from the forms of the setting, the versions, what else streams WAL and which came
+first, the way to the server, and whether the setting was there before we started.
+"""
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from itertools import cycle, product
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from server.commands.demo.cluster import ephemeral_standby
+from server.commands.demo.programs import give_to_owner
 from tests.e2e.test_losses import reasons, wait_healthy
 from tests.plugins.postgres import fetched
 from tests.plugins.server import fill, wait_equal, wait_until
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable, Iterator
 
     from server.commands.demo.cluster import Cluster
     from tests.plugins.pgbouncer import PoolerFactory
     from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
-    from tests.plugins.server import GatewayFactory, Server, ServerFactory
+    from tests.plugins.server import Gateway, GatewayFactory, Server, ServerFactory
 
 CHANGE = "UPDATE pay_plans SET throughput_limit = throughput_limit + 1"
-CHOOSING = ("*", 'ANY 1 ("PADS-cdc", walreceiver)')
-"""Values that choose us beside the standby that is there. Which others do: `test_synchronous_standby` in
-``tests/cdc/replication``.
+LOGICAL = "SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'logical' AND NOT temporary"
+WAITING = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+LOCAL_CHANGE = f"SET synchronous_commit = local; {CHANGE}"
+"""A change whose commit waits for no standby."""
+LONGEST = 2.0
+"""Seconds for which a commit waits on a busy machine. One that waited for us would wait for ever."""
+
+METHODS = ("{}", "1 ({})", "FIRST 1 ({})", "FIRST 2 ({})", "ANY 1 ({})", "ANY 2 ({})")
+LISTS = ("*", '"pads-cdc"', '"PADS-cdc", walreceiver', 'walreceiver, "pads-cdc"', 'nobody, "pads-cdc", *')
+"""Together they are the values that choose a sender of our name. The test of `chosen` in
+``tests/cdc/replication`` holds names of any kind against Postgres itself.
 """
-LOGICAL = "SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'logical'"
+OTHERS = ("", "walreceiver", 'FIRST 1 (walreceiver, "pads cdc")', 'ANY 1 ("pads-cdc ", walreceiver, pads)')
+"""Values that do not."""
+
+
+class Case(NamedTuple):
+    """A member of the family."""
+
+    version: str
+    when: str
+    """Whether the setting is there ``before`` the server starts, or comes ``while`` it streams."""
+    beside: str
+    """What else streams WAL: ``nobody``; a standby that came ``after`` us or ``first``; an ``archiver``
+    (pg_receivewal) that came first. Of senders of the same priority Postgres takes the one that came first.
+    """
+    way: str
+    """``direct``; ``queries`` or everything by a ``pooler``; or as ``walreceiver``, like the standby."""
+    names: tuple[str, ...]
+    """Values that choose us."""
+
+    @property
+    def standby(self) -> bool:
+        return self.beside in {"after", "first"}
+
+    def satisfied(self, names: str) -> bool:
+        """Return whether the standby that is there suffices, so that commits go on without us."""
+        return not names or (self.standby and " 2 " not in names and ("*" in names or "walreceiver" in names))
+
+
+def cases() -> Iterator[Case]:
+    """Yield the whole family. A case has one of the methods; each version meets each of them, with several
+    neighbours and ways.
+    """
+    for turn, version in enumerate(("15", "17", "18")):
+        for when, besides in (
+            ("while", ("nobody", "after", "first", "archiver")),
+            ("before", ("nobody", "first", "archiver")),
+        ):
+            ways = ("direct", "queries", "pooler", "walreceiver")
+            for (row, beside), (column, way) in product(enumerate(besides), enumerate(ways)):
+                own = "walreceiver" if way == "walreceiver" else "pads-cdc"
+                method = METHODS[(row + column + 2 * turn) % len(METHODS)]
+                names = tuple(method.format(one) for one in LISTS if "*" in one or own in one.lower())
+                yield Case(version, when, beside, way, names)
+
+
+QUICK = (
+    Case("15", "while", "after", "queries", ("*", 'ANY 1 ("PADS-cdc", walreceiver)')),
+    Case("17", "while", "first", "direct", ("FIRST 1 (*)",)),
+)
 
 
 class Writer:
@@ -41,6 +103,8 @@ class Writer:
         self.longest = 0.0
         """Seconds of the longest commit."""
         self.commits = 0
+        self.local = False
+        """Whether its commits wait for no standby; see `go`."""
         self._thread = threading.Thread(target=self._write)
         self._thread.start()
 
@@ -48,9 +112,21 @@ class Writer:
         with self._session.cursor() as cursor:
             while not self._ending.wait(0.002):
                 began = time.monotonic()
-                cursor.execute("INSERT INTO others VALUES (1)")
+                cursor.execute(
+                    "SET synchronous_commit = %s; INSERT INTO others VALUES (1)",
+                    ("local" if self.local else "on",),
+                )
                 self.longest = max(self.longest, time.monotonic() - began)
                 self.commits += 1
+
+    def go(self, *, local: bool) -> None:
+        """Return when all commits that began otherwise are over."""
+        self.local = local
+        self.wait_commits(2)
+
+    def wait_commits(self, number: int) -> None:
+        before = self.commits
+        wait_until(lambda: self.commits >= before + number, "the writer goes on", 5)
 
     def stop(self) -> None:
         self._ending.set()
@@ -76,52 +152,174 @@ def polls(server: Server) -> bool:
     return server.metric("pads_cdc_source_mode", mode="polling") == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("version", "ours_first"),
-    [
-        ("15", True),
-        ("17", False),
-        pytest.param("15", False, marks=pytest.mark.soak),
-        pytest.param("17", True, marks=pytest.mark.soak),
-        pytest.param("18", True, marks=pytest.mark.soak),
-        pytest.param("18", False, marks=pytest.mark.soak),
-    ],
-)
-def test_no_commit_ever_waits_for_us(
-    cluster_factory: ClusterFactory,
-    database_factory: DatabaseFactory,
-    serve: ServerFactory,
-    gateway: GatewayFactory,
-    pooler: PoolerFactory,
-    version: str,
-    ours_first: bool,
-) -> None:
-    """Of two wal senders of the same priority Postgres takes the one that came first."""
-    cluster = cluster_factory(programs=fetched(version))
-    database = database_factory(cluster=cluster)
+def wait_streaming(server: Server) -> None:
+    wait_until(lambda: server.metric("pads_cdc_source_connected") == 1, "it streams")
+
+
+class Neighbours:
+    """A database with a writer, and what streams its WAL beside us."""
+
+    def __init__(self, case: Case, database: Database, writer: Writer, ending: ExitStack) -> None:
+        self.case, self.database, self.writer = case, database, writer
+        self._ending = ending
+
+    def come(self) -> None:
+        if self.case.standby:
+            self._ending.enter_context(ephemeral_standby(self.database.cluster))
+        elif self.case.beside == "archiver":
+            archive(self.database, self._ending)
+
+    def use(self, names: str) -> None:
+        """Set the names. The writer waits for standbys unless they are too few without us."""
+        suffices = self.case.satisfied(names)
+        if not suffices:
+            self.writer.go(local=True)
+        choose(self.database.cluster, names)
+        shown = "SHOW synchronous_standby_names"
+        wait_until(lambda: self.database.value(shown) == names, "the setting is in force")
+        self.writer.go(local=not suffices)
+
+    @contextmanager
+    def unconfirmed(self) -> Iterator[None]:
+        """Check that a commit waits all the time where the standbys are too few: we confirm none."""
+        if not self.writer.local:
+            yield
+            return
+        waits = threading.Thread(target=self.database.execute, args=("INSERT INTO others VALUES (2)",))
+        waits.start()
+        wait_until(lambda: self.database.value(f"SELECT count(*) {WAITING}") == 1, "a commit waits", 10)
+        yield
+        assert self.database.value(f"SELECT count(pg_cancel_backend(pid)) {WAITING}") == 1, (
+            "a commit is confirmed, and no standby has it"
+        )
+        waits.join(30)
+        assert not waits.is_alive()
+
+    def follows(self, client: Gateway) -> None:
+        self.database.execute(LOCAL_CHANGE)
+        wait_equal(client, self.database)
+        self.writer.wait_commits(2)
+
+
+def archive(database: Database, ending: ExitStack) -> None:
+    """Start pg_receivewal, which streams WAL and never counts as a synchronous standby."""
+    cluster = database.cluster
+    folder = cluster.folder / "archive"
+    folder.mkdir()
+    give_to_owner(folder)
+    receiving = subprocess.Popen(
+        cluster.programs.command("pg_receivewal", "-D", str(folder), "-d", cluster.url()),
+        stderr=subprocess.DEVNULL,
+        cwd=cluster.folder,
+    )
+    ending.callback(receiving.wait, 30)
+    ending.callback(receiving.terminate)
+    there = "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'pg_receivewal'"
+    wait_until(lambda: database.value(there) == 1, "the archiver streams")
+
+
+@pytest.fixture
+def start(serve: ServerFactory, pooler: PoolerFactory) -> Callable[[Case, Database], Server]:
+    """Starts a server that goes to the database by the way of the case."""
+    settings: dict[str, str] = {}
+
+    def start(case: Case, database: Database) -> Server:
+        port = database.cluster.port
+        if not settings:
+            match case.way:
+                case "queries":
+                    settings["QUERY_CONNECTION_STRING"] = pooler(database, port)
+                case "pooler":
+                    settings["POSTGRES_CONNECTION_STRING"] = pooler(database, port, replication=True)
+                case "walreceiver":
+                    url = f"{database.url()}?application_name=walreceiver"
+                    settings["POSTGRES_CONNECTION_STRING"] = url
+        return serve(database, **settings)
+
+    return start
+
+
+@pytest.fixture
+def neighbours(
+    request: pytest.FixtureRequest, cluster_factory: ClusterFactory, database_factory: DatabaseFactory
+) -> Iterator[Neighbours]:
+    case: Case = request.param
+    database = database_factory(cluster=cluster_factory(programs=fetched(case.version)))
     fill(database, 100)
-    if ours_first:
-        server = serve(database, QUERY_CONNECTION_STRING=pooler(database, cluster.port)).wait_ready()
-        wait_healthy(server)
-    with ephemeral_standby(cluster), writing(database) as writer:
-        if not ours_first:
-            server = serve(database).wait_ready()
-        client = gateway(server)
-        for names in CHOOSING:
-            wait_healthy(server)
-            before = writer.commits
-            choose(cluster, names)
-            wait_until(lambda: "synchronous_standby" in reasons(server), "it says so", 10)
-            wait_until(lambda: polls(server), "it polls")
-            assert database.value(f"{LOGICAL} AND active") == 0
-            database.execute(CHANGE)
-            wait_equal(client, database)
-            assert writer.commits > before
-            choose(cluster, "")
-            wait_until(lambda: server.metric("pads_cdc_source_connected") == 1, "it streams again")
-        assert writer.longest < 2
+    with ExitStack() as ending:
+        writer = ending.enter_context(writing(database))
+        try:
+            yield Neighbours(case, database, writer, ending)
+        finally:
+            choose(database.cluster, "")  # or the writer waits for a standby that has ended
+
+
+def family(when: str) -> pytest.MarkDecorator:
+    """Return the members of the family to be run: a few, and in `make test-all` all of them."""
+    members = [
+        pytest.param(case, marks=marks, id="-".join((*prefix, *case[:4])))
+        for chosen, prefix, marks in (
+            (QUICK, ("some",), [pytest.mark.slow]),
+            (cases(), (), [pytest.mark.soak, pytest.mark.timeout(600)]),
+        )
+        for case in chosen
+        if case.when == when
+    ]
+    return pytest.mark.parametrize("neighbours", members, indirect=True)
+
+
+@family("while")
+def test_no_commit_ever_waits_for_us(
+    neighbours: Neighbours, start: Callable[[Case, Database], Server], gateway: GatewayFactory
+) -> None:
+    case, database, writer = neighbours.case, neighbours.database, neighbours.writer
+    if case.beside != "after":
+        neighbours.come()
+    server = start(case, database)
+    client = gateway(server.wait_ready())
+    wait_streaming(server)
+    if case.beside == "after":
+        neighbours.come()
+    others = cycle(OTHERS if case.way != "walreceiver" else ("", "nobody"))
+    for names in case.names:
+        neighbours.use(names)
+        wait_until(lambda: "synchronous_standby" in reasons(server), "it says so", 10)
+        wait_until(lambda: polls(server), "it polls")
+        wait_until(lambda: database.value(f"{LOGICAL} AND active") == 0, "nobody reads the slot", 5)
+        with neighbours.unconfirmed():
+            neighbours.follows(client)
+        neighbours.use(next(others))
+        wait_streaming(server)
+        with neighbours.unconfirmed():
+            neighbours.follows(client)
+        assert "synchronous_standby" not in reasons(server)
+    assert writer.longest < LONGEST
     assert server.metric("pads_cdc_audit_drift_total") == 0
+
+
+@family("before")
+def test_no_commit_waits_for_a_server_that_starts_where_it_would_be_chosen(
+    neighbours: Neighbours, start: Callable[[Case, Database], Server], gateway: GatewayFactory
+) -> None:
+    """At first there is no slot, and none is made; later there is one, and it is not read."""
+    case, database, writer = neighbours.case, neighbours.database, neighbours.writer
+    neighbours.come()
+    for made, names in enumerate(case.names):
+        neighbours.use(names)
+        with neighbours.unconfirmed():
+            server = start(case, database).wait_ready()
+            client = gateway(server)
+            assert "synchronous_standby" in reasons(server)
+            assert database.value(LOGICAL) == (1 if made else 0)
+            wait_until(lambda: database.value(f"{LOGICAL} AND active") == 0, "nobody reads the slot", 5)
+            neighbours.follows(client)
+        if not made:
+            neighbours.use("")
+            wait_streaming(server)
+            neighbours.follows(client)
+        client.stop()
+        assert server.stop() == 0
+    assert writer.longest < LONGEST
 
 
 def test_it_starts_where_it_would_be_chosen_and_check_says_what_to_type(
@@ -172,8 +370,7 @@ def test_a_cluster_that_waits_for_us_alone_is_told_so(
     wait_until(lambda: "synchronous_standby" in reasons(server), "it says so")
     waits = threading.Thread(target=database.execute, args=(CHANGE,))
     waits.start()
-    hanging = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-    wait_until(lambda: database.value(hanging) == 1, "a commit waits")
+    wait_until(lambda: database.value(f"SELECT count(*) {WAITING}") == 1, "a commit waits")
     choose(cluster, "")
     waits.join(30)
     wait_equal(client, database)
