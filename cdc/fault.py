@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from cdc.errors import PadsCdcError, fault_of_ours
 
-if TYPE_CHECKING:
-    from cdc.observer import Observer
+
+class Troubles(Protocol):
+    """The part of an `Observer` that receives faults."""
+
+    def trouble(self, key: str, message: str | None) -> None:
+        """Report a trouble, or with None its end."""
 
 
 class Fault:
@@ -15,7 +19,7 @@ class Fault:
     them.
     """
 
-    def __init__(self, observer: Observer, thread: str) -> None:
+    def __init__(self, observer: Troubles, thread: str) -> None:
         """``thread`` is the thread's name in `/healthz`."""
         self._observer = observer
         self._key = f"fault_{thread}"

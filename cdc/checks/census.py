@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from cdc.checks.giving_way import giving_way
 from cdc.mapping.row_rule import OddRow, flag
 from cdc.postgres.database import Database
 
@@ -44,14 +45,13 @@ class Census:
     """How many rows are served nevertheless (True), and how many are left out."""
 
     @classmethod
-    def take(cls, database: Database) -> Census:
-        """Read the whole mapping.
+    def take(cls, database: Database, blocked: str) -> Census:
+        """Read the whole mapping; see `giving_way`.
 
         Raises:
             SourceError, Refusal: it cannot be read.
 
         """
-        census = cls()
 
         def encode(row: tuple[Any, ...]) -> bytes:
             try:
@@ -64,12 +64,19 @@ class Census:
             return payload
 
         reading = Database(database.address, database.mapping, database.schema, encode)
-        try:
+        census = cls()
+
+        def read_all() -> None:
+            nonlocal census
+            census = cls()
             with reading.read() as read:
                 for _ in read.chunks():
                     for name, oddity in read.odd.items():
                         if oddity is not None:
                             census._keep(name, oddity)
+
+        try:
+            giving_way(reading, blocked, read_all)
         finally:
             reading.close()
         return census

@@ -190,7 +190,7 @@ class Site:
     @cached_property
     def census(self) -> Census:
         """What there is to say of all rows of the mapping."""
-        return Census.take(self.database)
+        return Census.take(self.database, self.queries["Blocked"])
 
     @cached_property
     def tables(self) -> tuple[Table, ...]:

@@ -25,7 +25,7 @@ from cdc.postgres.session import ask
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
 
-    from cdc.observer import Observer
+    from cdc.fault import Troubles
     from cdc.postgres.database import Database
 
 _TICK = 0.5
@@ -39,7 +39,7 @@ _FORGET = 60.0
 class LockWatch(threading.Thread):
     """Looks for waiting sessions while a read lasts, on a connection of its own, until `stop`."""
 
-    def __init__(self, database: Database, query: str, observer: Observer) -> None:
+    def __init__(self, database: Database, query: str, observer: Troubles) -> None:
         """``query`` is the text of the query `Blocked`."""
         super().__init__(name="lock-watch", daemon=True)
         self._database = database

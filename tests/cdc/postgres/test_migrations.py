@@ -6,14 +6,17 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cdc.checks.census import Census
+from cdc.checks.giving_way import giving_way
 from cdc.errors import PadsCdcError, SourceError, gives_way
 from cdc.mapping.mapping import load, server_queries
 from cdc.postgres.connection import Address
@@ -211,6 +214,56 @@ def test_a_read_that_lasts_gives_way_to_whoever_waits_for_its_locks(
         with reader.read() as again:
             assert sum(map(len, again.chunks())) == 3 * CHUNK
     reader.close()
+
+
+def test_check_gives_way_to_whoever_waits_for_its_locks(database: postgres.Database) -> None:
+    """Its read of all rows lasts as long as there are rows: here until the migration is through."""
+    fill(database, 3 * CHUNK)
+    through = threading.Event()
+    rows = 0
+
+    def encode_slowly(row: tuple[Any, ...]) -> bytes:
+        nonlocal rows
+        rows += 1
+        if rows == CHUNK + 1:
+            reads.set()
+            through.wait(20)
+        return encode(row)
+
+    reads = threading.Event()
+    url = database.url()
+    asked = Database(Address(lambda: url, "TEST"), load("grove"), "public", encode_slowly)
+    with ThreadPoolExecutor(1) as other, closing(asked):
+        census = other.submit(Census.take, asked, server_queries()["Blocked"])
+        assert reads.wait(20)
+        began = time.monotonic()
+        database.execute("ALTER TABLE accounts ADD COLUMN note TEXT")
+        waited = time.monotonic() - began
+        through.set()
+        assert census.result(20).endpoints == 3 * CHUNK
+    assert waited < 3
+    assert rows > 3 * CHUNK, "it was read again"
+
+
+def test_a_statement_of_check_gives_way_too(database: postgres.Database) -> None:
+    """It runs while it holds the locks; here for 20 s, but only at first."""
+    fill(database, 10)
+    reader = database_of(database.url)
+    sleeps = iter([20, 0])
+
+    def read() -> list[tuple[Any, ...]]:
+        return reader.query(
+            f"SELECT pg_sleep({next(sleeps, 0)}) FROM (SELECT max(id) FROM public.accounts) AS one"
+        )
+
+    held = "SELECT count(*) FROM pg_locks WHERE relation = 'accounts'::regclass AND granted"
+    with ThreadPoolExecutor(1) as other, closing(reader):
+        done = other.submit(giving_way, reader, server_queries()["Blocked"], read)
+        wait_until(lambda: database.value(held) > 0, "it holds the lock")
+        began = time.monotonic()
+        database.execute("ALTER TABLE accounts ADD COLUMN note TEXT")
+        assert time.monotonic() - began < 3
+        assert len(done.result(20)) == 1
 
 
 def test_a_read_that_keeps_nobody_waiting_goes_on(database: postgres.Database) -> None:
