@@ -15,6 +15,7 @@ import pytest
 from tests.e2e.test_losses import wait_healthy
 from tests.plugins.server import fill, wait_equal, wait_until
 from tests.support.proxy import Proxy
+from tests.support.repeated import MOST, repeated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from tests.plugins.server import GatewayFactory, Server, ServerFactory
 
 SOCKETS = "/tmp"  # noqa: S108 - short enough for a socket, and the server makes the file
-MOST = 5.0
-"""Seconds that anybody waits for us."""
 RIPPLE = "UPDATE pay_plans SET throughput_limit = throughput_limit + 1"
 HELD = (
     "SELECT count(DISTINCT pid) FROM pg_locks JOIN pg_stat_activity USING (pid)"
@@ -180,7 +179,8 @@ def test_migrations_beside_ripples_and_audits_wait_seconds_at_most(
     server = serve(large, AUDIT_INTERVAL="1s").wait_ready()
     client = gateway(server)
     wait_healthy(server)
-    with _migrating(large) as waits:
+    write = "UPDATE accounts SET plan_type = plan_type WHERE id = 'acc_1'"
+    with _migrating(large) as waits, repeated(large.url(), write):
         until = time.monotonic() + 20
         while time.monotonic() < until:
             large.execute(RIPPLE)

@@ -27,6 +27,7 @@ from server.observe.fanout import Listener
 from tests.cdc.postgres.test_database import encode
 from tests.plugins.server import fill, wait_until
 from tests.support import ROOT
+from tests.support.repeated import repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -301,14 +302,18 @@ def test_a_standby_that_replays_a_migration_does_not_wait_for_our_reads(
     primary = database_factory(cluster=standby17.primary)
     fill(primary, 3 * CHUNK)
     standby17.wait_replayed()
+    standby17.primary.configure({"synchronous_standby_names": "walreceiver"})
+    standby17.primary.reload()
+    write = "SET synchronous_commit = remote_apply; UPDATE pay_plans SET throughput_limit = throughput_limit"
     reader = database_of(primary.on(standby17.standby).url)
-    with watched(reader):
+    with watched(reader), repeated(primary.url(), write) as writer:
         chunks = reader.read().chunks()
         next(chunks)
         primary.execute("ALTER TABLE accounts ADD COLUMN note TEXT")
         began = time.monotonic()
         standby17.wait_replayed()
         assert time.monotonic() - began < 5
+        writer.goes_on()
         with pytest.raises(SourceError):
             for _ in chunks:
                 pass
@@ -408,6 +413,8 @@ def test_a_statement_of_a_process_that_was_killed_ends(database: postgres.Databa
     wait_until(lambda: database.value(held) > 0, "it holds the lock")
     process.kill()
     process.communicate()
-    began = time.monotonic()
-    database.execute("ALTER TABLE accounts ADD COLUMN note TEXT")
-    assert time.monotonic() - began < 5
+    with repeated(database.url(), "UPDATE accounts SET plan_type = plan_type") as writer:
+        began = time.monotonic()
+        database.execute("ALTER TABLE accounts ADD COLUMN note TEXT")
+        assert time.monotonic() - began < 5
+        writer.goes_on()

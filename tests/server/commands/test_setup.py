@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import stat
 import threading
-import time
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -16,6 +14,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from cdc.mapping.mapping import load
 from tests.plugins.decoding import plugin_settings
 from tests.plugins.server import fill, wait_equal, wait_until
+from tests.support.repeated import repeated
 
 if TYPE_CHECKING:
     import subprocess
@@ -307,7 +306,8 @@ def test_a_lock_that_cannot_be_had_is_one_line_and_the_next_run_goes_on(admin: A
     reader = admin.database.connect()
     with reader.cursor() as cursor:
         cursor.execute("BEGIN; SELECT FROM portal_application_settings")
-        failed = admin.run("setup", "--role-file", str(admin.role_file))
+        with repeated(admin.database.url(), "UPDATE portal_application_settings SET id = id WHERE id = 0"):
+            failed = admin.run("setup", "--role-file", str(admin.role_file))
         assert failed.returncode == 1
         assert failed.stderr.startswith("pads-cdc: somebody holds a lock")
         assert failed.stderr.count("\n") == 1
@@ -317,37 +317,27 @@ def test_a_lock_that_cannot_be_had_is_one_line_and_the_next_run_goes_on(admin: A
 
 
 def test_setup_keeps_no_writer_waiting(admin: Admin) -> None:
-    """Indexes are built beside the writers, also while a transaction is open that the build waits for."""
+    """Indexes are built beside the writers, also while a transaction is open for which the build waits. Then
+    the publication is made, and all of it is taken back.
+    """
     fill(admin.database, 20_000)
     admin.database.execute("DROP INDEX IF EXISTS portal_applications_account_id_idx, accounts_plan_type_idx")
     oldest = admin.database.connect()
     oldest.autocommit = False
     oldest.cursor().execute("UPDATE portal_applications SET account_id = account_id WHERE id = 'app_2'")
-    waits: list[float] = []
-    ending = threading.Event()
-
-    def write() -> None:
-        with closing(psycopg2.connect(admin.database.url())) as session, session.cursor() as cursor:
-            session.autocommit = True
-            while not ending.wait(0.002):
-                began = time.monotonic()
-                cursor.execute("UPDATE portal_applications SET account_id = account_id WHERE id = 'app_1'")
-                waits.append(time.monotonic() - began)
-
-    writer = threading.Thread(target=write)
-    building = threading.Thread(target=admin.setup)
-    writer.start()
-    building.start()
-    waiting = "SELECT count(*) FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting%'"
-    wait_until(lambda: admin.database.value(waiting) == 1, "the build waits")
-    seen = len(waits)
-    wait_until(lambda: len(waits) > seen + 100, "the writer goes on")
-    oldest.rollback()
-    building.join(60)
-    ending.set()
-    writer.join(10)
-    assert admin.setup() == []
-    assert max(waits) < 2.5
+    write = "UPDATE portal_applications SET account_id = account_id WHERE id = 'app_1'"
+    with repeated(admin.database.url(), write) as writer:
+        building = threading.Thread(target=admin.setup)
+        building.start()
+        waiting = "SELECT count(*) FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting%'"
+        wait_until(lambda: admin.database.value(waiting) == 1, "the build waits")
+        writer.goes_on(100)
+        oldest.rollback()
+        building.join(60)
+        assert admin.setup() == []
+        assert admin.setup(PLUGIN="pgoutput") != [], "the publication is made"
+        assert admin.teardown() != []
+    assert max(writer.waits) < 2.5
 
 
 def test_row_level_security(admin: Admin, check: Check) -> None:
