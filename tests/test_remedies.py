@@ -12,12 +12,14 @@ from tests.support import ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FOLDERS = ("cdc", "server", "authz")
+FOLDERS = ("cdc", "server", "authz", "client")
 STATEMENT = re.compile(
-    r"\b(?:ALTER|CREATE|DROP|GRANT|REVOKE|ROLLBACK|SELECT|SHOW)\b [^;]*;|^(?:[^:]*: )?ALTER SYSTEM SET"
+    r"\b(?:ALTER|CREATE|DROP|GRANT|REVOKE|ROLLBACK|SELECT|SHOW)\b [^;]*;"
+    r"|^(?:[^:]*: )?ALTER SYSTEM SET|type SELECT "
 )
 COMMAND = re.compile(
-    r"\b(?:chmod|chown|chronyc|head -c|install -d|openssl|pads-cdc (?:check|setup|teardown))\b"
+    r"\b(?:add to pg_hba\.conf|chmod|chown|chronyc|head -c|install -d|nats stream|openssl"
+    r"|pads-cdc (?:check|setup|teardown))\b"
 )
 SETTING = re.compile(r"\b[A-Z]+_[A-Z_]+=\S|\b[a-z]+_[a-z_]+ = ")
 OURS = re.compile(r"\n|CREATE TABLE IF|NOT EXISTS|PRAGMA|ROLLBACK TO|SAVEPOINT|SET ")

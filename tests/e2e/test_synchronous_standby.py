@@ -285,7 +285,7 @@ def test_no_commit_ever_waits_for_us(
         neighbours.use(names)
         wait_until(lambda: "synchronous_standby" in reasons(server), "it says so", 10)
         wait_until(lambda: polls(server), "it polls")
-        wait_until(lambda: database.value(f"{LOGICAL} AND active") == 0, "nobody reads the slot", 5)
+        wait_until(lambda: database.value(f"{LOGICAL} AND active") == 0, "nobody reads the slot")
         with neighbours.unconfirmed():
             neighbours.follows(client)
         neighbours.use(next(others))
@@ -311,7 +311,7 @@ def test_no_commit_waits_for_a_server_that_starts_where_it_would_be_chosen(
             client = gateway(server)
             assert "synchronous_standby" in reasons(server)
             assert database.value(LOGICAL) == (1 if made else 0)
-            wait_until(lambda: database.value(f"{LOGICAL} AND active") == 0, "nobody reads the slot", 5)
+            wait_until(lambda: database.value(f"{LOGICAL} AND active") == 0, "nobody reads the slot")
             neighbours.follows(client)
         if not made:
             neighbours.use("")

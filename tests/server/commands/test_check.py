@@ -333,13 +333,13 @@ def test_pg_hba_conf(
     database = database_factory(cluster=cluster)
     role = database.create_role("REPLICATION")
     conf = cluster.data / "pg_hba.conf"
-    before = conf.read_text()
-    conf.write_text("host all postgres 127.0.0.1/32 scram-sha-256\n")
+    superuser = "host all postgres 127.0.0.1/32 scram-sha-256\n"
+    conf.write_text(superuser)
     cluster.reload()
     finding = check(database.url(*role)).the("connection", "fail")
     line = f"host {database.name} {role.name} 127.0.0.1/32 scram-sha-256"
     assert finding.remedy == f"add to pg_hba.conf, and reload: {line}"
-    conf.write_text(f"{before}\n{line}\n")
+    conf.write_text(f"{superuser}{line}\n")
     cluster.reload()
     assert wait_until(lambda: check(database.url(*role)).the("connection", "pass"), "the remedy")
 
