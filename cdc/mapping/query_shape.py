@@ -9,22 +9,14 @@ The grammar is not parsed. What is not understood counts as "can take away".
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+
+from cdc.mapping import lexer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-_TOKEN: Final = re.compile(
-    r"""
-      (?P<comment> --[^\n]* | /\*.*?\*/ )
-    | (?P<text> '(?:[^']|'')*' | \$(?P<tag>(?:[A-Za-z_]\w*)?)\$ .*? \$(?P=tag)\$ )
-    | (?P<name> (?:"(?:[^"]|"")+" | [^\W\d]\w*) (?:\s*\.\s*(?:"(?:[^"]|"")+" | [^\W\d]\w* | \*))* )
-    | (?P<mark> [(),] )
-    """,
-    re.VERBOSE | re.DOTALL,
-)
 _CLAUSES: Final = {"select", "from", "where", "group", "having", "order", "limit", "offset", "fetch", "for"}
 _UNCLEAR: Final = {
     "with",
@@ -87,24 +79,28 @@ def uses(query: str, table: str, column: str, columns: Mapping[str, Iterable[str
 
 def _tokens(query: str) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield each name, as its stored parts, and each comma, with the depth of the parentheses around it."""
-    depth = 0
-    for token in _TOKEN.finditer(query):
-        if token["mark"] == "(":
+    found = [token for token in lexer.tokens(query) if token.kind in {"name", "word", "mark", "operator"}]
+    depth = at = 0
+    while at < len(found):
+        token = found[at]
+        at += 1
+        if token.text == "(":
             depth += 1
-            yield depth, ("(",)
-        elif token["mark"] == ")":
-            yield depth, (")",)
+        if token.text in {"(", ")", ","}:
+            yield depth, (token.text,)
+        if token.text == ")":
             depth -= 1
-        elif token["mark"] == ",":
-            yield depth, (",",)
-        elif token["name"]:
-            parts = re.findall(r'"(?:[^"]|"")+"|[^\s."]+', token["name"])
-            yield (
-                depth,
-                tuple(
-                    part[1:-1].replace('""', '"') if part.startswith('"') else part.lower() for part in parts
-                ),
-            )
+        if token.stored is not None:
+            parts = [token.stored]
+            while found[at : at + 1] and found[at].text == "." and (part := _part(found[at + 1 : at + 2])):
+                parts.append(part)
+                at += 2
+            yield depth, tuple(parts)
+
+
+def _part(following: list[lexer.Lexeme]) -> str | None:
+    """Return what follows a dot, if it is a name, or ``*``."""
+    return next(("*" if token.text == "*" else token.stored for token in following), None)
 
 
 def _clauses(

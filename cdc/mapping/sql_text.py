@@ -1,7 +1,5 @@
-"""SQL as text: named queries, single statements and parameters, read out of .sql files without running them.
-
-Only as much of SQL's grammar is known as it takes not to be fooled by a semicolon or an at sign inside a
-string, a quoted name or a comment. Backslash escapes (``E'...'``) are not: write ``''`` for a quote.
+"""SQL as text: named queries, parameters, and what statements define, read out of .sql files without running
+them. `cdc.mapping.lexer` says where strings, names and statements end.
 """
 
 from __future__ import annotations
@@ -9,31 +7,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from cdc.mapping.lexer import script, tokens, unquoted
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_TOKEN = re.compile(
-    r"""
-      (?P<comment> --[^\n]* | /\*.*?\*/ | (?m:^)[ \t]*\\[^\n]* )
-    | (?P<quoted> '(?:[^']|'')*' | "(?:[^"]|"")*" | \$(?P<tag>(?:[A-Za-z_]\w*)?)\$ .*? \$(?P=tag)\$ )
-    | (?P<end> ; )
-    | (?<![\w<>@!~&|\#*/+=%^?-]) @(?P<parameter>[A-Za-z_]\w*)
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-_WORD = re.compile(
-    r"""
-      (?P<text> '(?:[^']|'')*' | \$(?P<tag>(?:[A-Za-z_]\w*)?)\$ .*? \$(?P=tag)\$ )
-    | (?P<word> "(?:[^"]|"")+" | [^\W\d]\w* )
-    | (?P<mark> [(),] | :: )
-    """,
-    re.VERBOSE | re.DOTALL,
-)
 _NAMED = re.compile(r"^[ \t]*--[ \t]*name[ \t]*:.*$", re.MULTILINE | re.IGNORECASE)
 _NAME = re.compile(r"-- name: (\w+) :many[ \t\r]*")
 _WORD_OR_QUOTED = r'(?:\w+|"(?:[^"]|"")+")'
 _TABLE = re.compile(
-    rf"CREATE\s+TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(?:{_WORD_OR_QUOTED}\s*\.\s*)?({_WORD_OR_QUOTED})\s*\(",
+    rf"CREATE\s+(?:UNLOGGED\s+)?TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?(?:{_WORD_OR_QUOTED}\s*\.\s*)?({_WORD_OR_QUOTED})\s*\(",
     re.IGNORECASE,
 )
 _KEY = re.compile(
@@ -55,17 +38,7 @@ def statements(text: str) -> list[str]:
     """Return the statements of a file in order, without comments, semicolons, blank lines and psql's own
     commands.
     """
-    found, current, last = [], "", 0
-    for token in _TOKEN.finditer(text):
-        if token["comment"] or token["end"]:
-            current += text[last : token.start()]
-            last = token.end()
-        if token["end"]:
-            found.append(current)
-            current = ""
-    found.append(current + text[last:])
-    tidy = ("\n".join(line.rstrip() for line in one.splitlines() if line.strip()).strip() for one in found)
-    return [one for one in tidy if one]
+    return [one.text for one in script(text) if one.text]
 
 
 def named_queries(text: str) -> dict[str, str]:
@@ -101,7 +74,7 @@ def named_queries(text: str) -> dict[str, str]:
 
 def parameters(query: str) -> set[str]:
     """Return the names of the ``@parameters`` of a query."""
-    return {token["parameter"] for token in _TOKEN.finditer(query) if token["parameter"]}
+    return {token.text[1:] for token in tokens(query) if token.kind == "parameter"}
 
 
 def bind(query: str, name: str | None = None) -> str:
@@ -110,10 +83,10 @@ def bind(query: str, name: str | None = None) -> str:
     It is to be executed with a dict of parameters, an empty one if there are none.
     """
     bound, last = "", 0
-    for token in _TOKEN.finditer(query):
-        if token["parameter"]:
-            bound += query[last : token.start()].replace("%", "%%") + f"%({name or token['parameter']})s"
-            last = token.end()
+    for token in tokens(query):
+        if token.kind == "parameter":
+            bound += query[last : token.start].replace("%", "%%") + f"%({name or token.text[1:]})s"
+            last = token.end
     return bound + query[last:].replace("%", "%%")
 
 
@@ -124,22 +97,21 @@ def columns(query: str) -> tuple[str, ...]:
     """
     listing, cast, depth = False, False, 0
     names, words = list[str](), list[str]()
-    for token in _WORD.finditer(query):
-        word, mark = token["word"] or "", token["mark"]
-        depth += (mark == "(") - (mark == ")")
-        if depth or mark == ")" or token["text"]:
+    for token in tokens(query):
+        depth += (token.text == "(") - (token.text == ")")
+        if depth or token.kind not in {"word", "name", "mark"}:
             continue
-        keyword = word.upper()
+        keyword = token.text.upper() if token.kind == "word" else ""
         if not listing:
             listing = keyword == "SELECT"
-        elif mark == "," or (keyword == "FROM" and words[-1:] != ["distinct"]):
+        elif token.text == "," or (keyword == "FROM" and words[-1:] != ["distinct"]):
             names, words, cast = names + words[-1:], [], False
             if keyword:
                 break
         else:
-            cast = (cast or mark == "::") and keyword != "AS"
-            if not cast:
-                words.append(word[1:-1].replace('""', '"') if word.startswith('"') else word.lower())
+            cast = (cast or token.text == "::") and keyword != "AS"
+            if not cast and token.stored is not None:
+                words.append(token.stored)
     return (*names, *words[-1:])
 
 
@@ -179,7 +151,7 @@ def indexes(setup: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 def stored(name: str) -> str:
     """Return a name as the catalog has it."""
-    return name[1:-1].replace('""', '"') if name.startswith('"') else name.lower()
+    return unquoted(name) if name.startswith('"') else name.lower()
 
 
 def quote_name(name: str) -> str:
@@ -197,13 +169,12 @@ def _created(schema: str) -> Iterator[tuple[str, list[str]]]:
 
 def _listed(text: str) -> list[str]:
     """Split at commas that are in no parentheses, up to the parenthesis that closes the list."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character == "(") - (character == ")")
+    parts, depth, last = list[str](), 0, 0
+    for token in tokens(text):
+        depth += (token.text == "(") - (token.text == ")")
+        if depth < 0 or (token.text == "," and depth == 0):
+            parts.append(text[last : token.start].strip())
+            last = token.end
         if depth < 0:
             break
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts]
+    return parts

@@ -9,24 +9,19 @@ A name that is overlooked here is one that the server does not find: an error, n
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from cdc.mapping.lexer import tokens as tokens_of
 from cdc.mapping.sql_text import quote_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-_TOKEN: Final = re.compile(
-    r"""
-      (?P<text> '(?:[^']|'')*' | \$(?P<tag>(?:[A-Za-z_]\w*)?)\$ .*? \$(?P=tag)\$ )
-    | (?P<name> "(?:[^"]|"")+" )
-    | (?P<word> [^\W\d][\w$]* )
-    | (?P<mark> [(),.] )
-    """,
-    re.VERBOSE | re.DOTALL,
-)
+    from cdc.mapping.lexer import Lexeme
+
+_KINDS: Final = {"text", "name", "word", "mark"}
+"""The tokens that matter here."""
 _BEHIND_TABLES: Final = frozenset(
     {"WHERE", "GROUP", "HAVING", "WINDOW", "ORDER", "LIMIT", "OFFSET", "FETCH", "FOR"}
     | {"UNION", "INTERSECT", "EXCEPT"}
@@ -75,12 +70,12 @@ def qualify(query: str, tables: Collection[str], schema: str) -> str:
         ValueError: a WITH gives the name of a table to something else.
 
     """
-    tokens = [*_TOKEN.finditer(query)]
+    tokens = [token for token in tokens_of(query) if token.kind in _KINDS]
     levels = [_Level()]
     qualified, last = "", 0
     for number, token in enumerate(tokens):
         level = levels[-1]
-        match token["mark"]:
+        match token.text:
             case "(":
                 levels.append(_Level(tables=level.table, table=level.table))
                 level.table = False
@@ -88,41 +83,32 @@ def qualify(query: str, tables: Collection[str], schema: str) -> str:
                 levels = levels[:-1] or [_Level()]
             case ",":
                 level.table = level.tables
-        name = _stored(token)
-        if name is None or level.keyword(
-            (token["word"] or "").upper(), compares=_is_comparison(tokens, number)
-        ):
+        name, word = token.stored, token.text.upper() if token.kind == "word" else ""
+        if name is None or level.keyword(word, compares=_is_comparison(tokens, number)):
             continue
         if name in tables and _is_defined(tokens, number):
-            raise ValueError(f"WITH {token[0]}: that is the name of a table, call it something else")
+            raise ValueError(f"WITH {token.text}: that is the name of a table, call it something else")
         if name in tables and level.table and not _follows(tokens, number, "(", "."):
-            qualified += f"{query[last : token.start()]}{quote_name(schema)}."
-            last = token.start()
+            qualified += f"{query[last : token.start]}{quote_name(schema)}."
+            last = token.start
         level.table = False
     return qualified + query[last:]
 
 
-def _stored(token: re.Match[str]) -> str | None:
-    """Return a name as the catalog has it; None for what is no name."""
-    if token["name"]:
-        return token["name"][1:-1].replace('""', '"')
-    return token["word"].lower() if token["word"] else None
-
-
-def _follows(tokens: list[re.Match[str]], number: int, *what: str) -> bool:
+def _follows(tokens: list[Lexeme], number: int, *what: str) -> bool:
     """Tell whether one of these words or marks is the next token."""
-    return number + 1 < len(tokens) and tokens[number + 1][0].upper() in what
+    return number + 1 < len(tokens) and tokens[number + 1].text.upper() in what
 
 
-def _is_comparison(tokens: list[re.Match[str]], number: int) -> bool:
+def _is_comparison(tokens: list[Lexeme], number: int) -> bool:
     """Tell whether this FROM belongs to ``IS DISTINCT FROM``."""
-    before = [token[0].upper() for token in tokens[max(0, number - 2) : number]]
+    before = [token.text.upper() for token in tokens[max(0, number - 2) : number]]
     return before in (["IS", "DISTINCT"], ["NOT", "DISTINCT"])
 
 
-def _is_defined(tokens: list[re.Match[str]], number: int) -> bool:
+def _is_defined(tokens: list[Lexeme], number: int) -> bool:
     """Tell whether this name is what a WITH defines: ``name (columns) AS MATERIALIZED (``."""
-    before = tokens[number - 1][0].upper() if number else ""
+    before = tokens[number - 1].text.upper() if number else ""
     if before not in {"WITH", "RECURSIVE", ","}:
         return False
     if _follows(tokens, number, "("):

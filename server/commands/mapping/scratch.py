@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from contextlib import closing, contextmanager
+from io import StringIO
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg2
 
 from cdc.errors import ConfigurationError, PadsCdcError
 from cdc.mapping import sql_text
+from cdc.mapping.lexer import script
 from cdc.mapping.mapping import read_sql, server_queries
 from cdc.mapping.sql_text import quote_name
 from server.commands.demo.cluster import ephemeral_cluster
@@ -29,8 +31,12 @@ other by whatever they are joined. There is one for each way in which three tabl
 """
 _TRUE: Final = (2, 5)
 """Those in which booleans are true; at least one of them has a value in each table."""
-_OF_ROLES: Final = re.compile(r"GRANT\b|REVOKE\b|(?:ALTER\s.*\sOWNER\s+TO\s)", re.IGNORECASE | re.DOTALL)
-"""Statements of a dump that need roles which are not here."""
+_LEFT_OUT: Final = re.compile(
+    r"GRANT\b|REVOKE\b|ALTER\s.*\sOWNER\s+TO\s|SET\s+transaction_timeout\b", re.IGNORECASE | re.DOTALL
+)
+"""Statements of a dump that need roles which are not here, or a newer server."""
+_REFUSED: Final = re.compile(r"\\(?:i|ir|include|include_relative|copy|g\w*|if|elif|else|endif)\b")
+"""Commands of psql that would change what is there; others only concern its output or its connection."""
 
 
 @contextmanager
@@ -83,14 +89,23 @@ def set_up(url: str, mapping: Mapping, schema: str) -> None:
 
 
 def _run(cursor: Cursor, path: Path) -> None:
-    for statement in sql_text.statements(read_sql(path)):
-        if not _OF_ROLES.match(statement):
-            _execute(cursor, statement, path)
+    """Run a script as psql would, each statement in a transaction of its own."""
+    for statement in script(read_sql(path)):
+        if statement.command is not None and _REFUSED.match(statement.command):
+            raise ConfigurationError(
+                f"{path}: `{statement.command}` is a command of psql, which is not there: write its effect as"
+                " SQL, and another file as `\\ir FILE` at the start of a line"
+            )
+        if statement.text and not _LEFT_OUT.match(statement.text):
+            _execute(cursor, statement.text, path, statement.data)
 
 
-def _execute(cursor: Cursor, statement: str, path: Path) -> None:
+def _execute(cursor: Cursor, statement: str, path: Path, data: str | None = None) -> None:
     try:
-        cursor.execute(statement)
+        if data is None:
+            cursor.execute(statement)
+        else:
+            cursor.copy_expert(statement, StringIO(data))
     except psycopg2.Error as error:
         begins = " ".join(statement.split())[:60]
         reason = str(error).strip().splitlines()[0]
