@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from cdc.lsn import Lsn
 from cdc.relay.pages import Checkpoint, Head, Page
@@ -18,27 +18,27 @@ from cdc.store.log import Place
 from cdc.units import Revision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from cdc.freshness import Freshness
     from cdc.state.origin import Origin
     from cdc.store.log import Entry
     from cdc.store.store import Cut, Store
 
+_Item = TypeVar("_Item")
+
 PAGE_BYTES: Final = 60 * 1024
 """Maximum size of a page's entries, unless a single entry is larger. With its header a page has 64 KiB at
 most.
 """
 _ENTRY_BYTES: Final = 48
-"""Maximum size of an entry without its id and payload, in bytes."""
+"""Maximum size of an entry without its id and payload, or of a moved position without its id, in bytes."""
 _ENTRIES: Final = 500
 """Entries that are taken from the store at a time."""
 _MOVED_SECONDS: Final = 1.0
 """Seconds between two checkpoints that have nothing but new positions."""
 _GROWTH: Final = 1.0
 """A new generation begins when the pages after the last one have this many times its entries..."""
-_MOVED: Final = 1_000
-"""Maximum number of moved positions in a page."""
 _LEAST: Final = 10_000
 """...and by so many entries."""
 
@@ -92,7 +92,7 @@ class Publisher:
         """Entries of the newest generation, and those published since it began."""
 
     def limit(self, page_bytes: int) -> None:
-        """Let pages have no more bytes than the broker takes in a message; a larger entry goes alone."""
+        """Let the entries of a page have so many bytes at most; a larger entry goes alone."""
         self._page_bytes = min(PAGE_BYTES, page_bytes)
 
     def resume(self, last: Page | None) -> bool:
@@ -244,7 +244,7 @@ class Publisher:
 
     def _older(self, entries: Sequence[Entry]) -> list[Page]:
         pages = []
-        for some in self._cut(entries):
+        for some in self._cut(entries, _size):
             page = self._page(older=True)
             page.entries = some
             pages.append(page)
@@ -252,16 +252,16 @@ class Publisher:
 
     def _run(self, entries: Sequence[Entry], arrival: Cut | None, *, complete: bool = False) -> list[Page]:
         pages = []
-        for some in self._cut(entries):
+        for some in self._cut(entries, _size):
             pages.append(self._page(first=self._begun))
             pages[-1].entries = some
             self._begun = False
         if arrival is None:
             return pages
         moved = self._movements(arrival)
-        for start in range(0, len(moved), _MOVED):
+        for part in self._cut(moved, lambda one: len(one[0].encode())):
             pages.append(self._page(first=self._begun))
-            pages[-1].moved = moved[start : start + _MOVED]
+            pages[-1].moved = part
             self._begun = False
         if not pages:
             pages.append(self._page(first=self._begun))
@@ -282,16 +282,17 @@ class Publisher:
         self._start, self._position = arrival.revision, arrival.position
         return pages
 
-    def _cut(self, entries: Sequence[Entry]) -> Iterator[list[Entry]]:
-        some: list[Entry] = []
+    def _cut(self, items: Iterable[_Item], bytes_of: Callable[[_Item], int]) -> Iterator[list[_Item]]:
+        """Cut into parts that fit into a page; an item that does not fit into any is a part of its own."""
+        some: list[_Item] = []
         room = self._page_bytes
-        for entry in entries:
-            size = _ENTRY_BYTES + len(entry.id.encode()) + len(entry.payload or b"")
+        for item in items:
+            size = _ENTRY_BYTES + bytes_of(item)
             if size > room and some:
                 yield some
                 some, room = [], self._page_bytes
             room -= size
-            some.append(entry)
+            some.append(item)
         if some:
             yield some
 
@@ -331,3 +332,7 @@ class Publisher:
                 for entry in current
                 if entry.revision <= arrival.revision
             ]
+
+
+def _size(entry: Entry) -> int:
+    return len(entry.id.encode()) + len(entry.payload or b"")

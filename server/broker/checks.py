@@ -15,7 +15,7 @@ from nats.js.api import DiscardPolicy, StorageType
 
 from cdc.checks.finding import Finding, fail, good, warn
 from server.broker.connection import Broker, BrokerError
-from server.broker.stream import OLDEST, FencedError, PageStream, unfit
+from server.broker.stream import LEAST_MESSAGE, OLDEST, FencedError, PageStream, unfit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from server.config.settings import Serving
 
-_PAYLOAD: Final = 128 * 1024
-"""Bytes. A page has up to 64 KiB, or more if a single endpoint is larger."""
+_PAYLOAD: Final = 64 * 1024
+"""Bytes of a leader's messages. With smaller ones it needs more of them, and so more time."""
 _SYSTEM_SECONDS: Final = 1.0
 _IMPOSSIBLE: Final = (1 << 63) - 1
 """A sequence number that no stream has reached. The broker refuses a message that expects it."""
@@ -55,7 +55,10 @@ async def _examine(settings: Serving) -> list[tuple[str, Finding]]:
 
 async def _ask(client: Client, settings: Serving) -> AsyncIterator[tuple[str, Finding]]:
     yield "broker_version", _version(client)
-    yield "broker_payload", _payload(client)
+    yield (
+        "broker_payload",
+        _size("the broker", client.max_payload, "set max_payload: 1MB in the broker's configuration"),
+    )
     stream = PageStream(client, settings.broker_stream)
     info = await stream.info()
     if info is None:
@@ -83,14 +86,11 @@ def _version(client: Client) -> Finding:
     return good(f"nats-server {version.major}.{version.minor}.{version.patch}")
 
 
-def _payload(client: Client) -> Finding:
-    most = client.max_payload
+def _size(who: str, most: int, remedy: str) -> Finding:
+    if most < LEAST_MESSAGE:
+        return fail(f"{who} takes messages of {most} bytes at most: we need {LEAST_MESSAGE}", remedy)
     if most < _PAYLOAD:
-        return fail(
-            f"the broker takes messages of {most} bytes at most: an endpoint that is larger would keep all"
-            " others from relays",
-            "set max_payload: 1MB in the broker's configuration",
-        )
+        return warn(f"{who} takes messages of {most} bytes at most: relays get changes more slowly", remedy)
     return good(f"messages may have {most} bytes")
 
 
@@ -113,13 +113,7 @@ def _stream(info: StreamInfo, wanted: StreamConfig) -> list[Finding]:
             )
         )
     if 0 < (config.max_msg_size or -1) < _PAYLOAD:
-        found.append(
-            fail(
-                f"the stream {name} takes messages of {config.max_msg_size} bytes at most: an endpoint that"
-                " is larger would keep all others from relays",
-                f"{edit} --max-msg-size=-1",
-            )
-        )
+        found.append(_size(f"the stream {name}", config.max_msg_size or 0, f"{edit} --max-msg-size=-1"))
     if config.storage != StorageType.FILE:
         found.append(
             warn(

@@ -1,6 +1,12 @@
-"""Pages and heads as protobuf messages (``pads.cdc.v1``), and back."""
+"""Pages and heads as protobuf messages (``pads.cdc.v1``), and back.
+
+A page that is larger than a message is sent in pieces. They are joined here, so a page arrives as a whole or
+not at all. If a piece is missing the page is lost, and the next page's number shows that.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
@@ -9,6 +15,68 @@ from cdc.lsn import Lsn
 from cdc.relay.pages import Head, Page
 from cdc.units import Revision
 from server.rpc.map_messages import checkpoint_of, entries_of, state_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PIECE_BYTES: Final = 256
+"""Maximum bytes of a piece beside its part of the page."""
+
+
+def pieces(page: Page, most: int) -> Iterator[bytes]:
+    """Serialize a page into messages of ``most`` bytes each: into one, if it fits.
+
+    ``most`` is more than `PIECE_BYTES`.
+    """
+    whole = encode(page)
+    if len(whole) <= most:
+        yield whole
+        return
+    step = most - PIECE_BYTES
+    for start in range(0, len(whole), step):
+        last = start + step >= len(whole)
+        yield pb.Page(
+            line=page.line,
+            number=page.number if last else page.number - 1,
+            start=page.start,
+            epoch=page.epoch,
+            timeline=page.timeline,
+            position=page.position,
+            generation=0 if page.complete else page.generation,
+            part=whole[start : start + step],
+            part_start=start,
+            part_total=len(whole),
+        ).SerializeToString()
+
+
+class PageAssembly:
+    """Joins the pieces of a stream's pages. Holds one page at most."""
+
+    def __init__(self) -> None:
+        self._of = "", 0
+        """The line of the page that is incomplete, and its size."""
+        self._parts = bytearray()
+
+    def take(self, raw: bytes) -> Page | None:
+        """Read a message. Returns the page if the message is one, or is the last piece of one.
+
+        Raises:
+            DecodeError: the bytes are no page.
+
+        """
+        message = pb.Page.FromString(raw)
+        if not message.part_total:
+            return _page(message)
+        of = message.line, message.part_total
+        if message.part_start == 0:
+            self._of, self._parts = of, bytearray()
+        if of != self._of or message.part_start != len(self._parts):
+            return None  # a piece is missing
+        self._parts += message.part
+        if len(self._parts) < message.part_total:
+            return None
+        whole, self._parts = bytes(self._parts), bytearray()
+        return decode(whole)
 
 
 def encode(page: Page) -> bytes:
@@ -49,14 +117,17 @@ def encode(page: Page) -> bytes:
 
 
 def decode(raw: bytes) -> Page:
-    """Read a page.
+    """Read a page. Of a piece, read the fields for the leader that continues after it.
 
     Raises:
         DecodeError: the bytes are no page.
 
     """
-    message = pb.Page.FromString(raw)
-    if not message.line or not message.number:
+    return _page(pb.Page.FromString(raw))
+
+
+def _page(message: pb.Page) -> Page:
+    if not message.line or not (message.number or message.part_total):
         raise DecodeError("no page: it has no line and no number")
     entries, moved = entries_of(message.entries)
     return Page(

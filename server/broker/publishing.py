@@ -33,9 +33,15 @@ from cdc.relay.leader import HEAD_SECONDS
 from cdc.relay.publisher import Publisher
 from cdc.units import Revision
 from server.broker.connection import BrokerError
-from server.broker.page_bytes import decode, encode, encode_head
+from server.broker.page_bytes import decode, encode_head, pieces
 from server.broker.seal import SealError
-from server.broker.stream import FencedError, FullError, PageStream, unfit
+from server.broker.stream import (
+    LEAST_MESSAGE,
+    FencedError,
+    FullError,
+    PageStream,
+    unfit,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,8 +72,12 @@ _CHECK_SECONDS: Final = 5.0
 _WANTED_SECONDS: Final = 10.0
 """Minimum interval between two generations that relays have asked for."""
 _STOP_SECONDS: Final = 1.0
-_AROUND: Final = 4 * 1024
-"""Bytes of a message beside a page's entries: its checkpoint, its headers, its seal."""
+_MESSAGE_BYTES: Final = 64 * 1024
+"""Maximum size of a message, with its headers and its seal. A larger page is sent in pieces."""
+_AROUND_PAGE: Final = 1024
+"""Maximum bytes of a message beside its page: its subject, its headers, its seal."""
+_AROUND_ENTRIES: Final = 3 * 1024
+"""Bytes of a page beside its entries: its checkpoint, above all. With more it is sent in pieces."""
 _SURE_SECONDS: Final = 3.0
 """If the database was silent for longer, it may have given our slot to another server."""
 
@@ -112,6 +122,8 @@ class Publishing(threading.Thread):
         self._pair = pair
         self._observer = observer
         self._publisher = Publisher(store, origin, freshness)
+        self._room = _MESSAGE_BYTES
+        """Bytes of a page that fit into one message."""
         self.published = PublishingCounts()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
@@ -191,7 +203,8 @@ class Publishing(threading.Thread):
                 info = await stream.make(self._replicas)
             for text, remedy in unfit(info.config, stream.config()):
                 raise BrokerError(f"{text}; {remedy}")
-            self._publisher.limit(_room(client, info.config))
+            self._room = _room(client, info.config)
+            self._publisher.limit(self._room - _AROUND_ENTRIES)
             await client.subscribe(stream.wanted, cb=self._hear_wanted)
             self.published.connected = True
             while not self._stopping:
@@ -332,13 +345,14 @@ class Publishing(threading.Thread):
         reach("head_stored")
 
     async def _publish_page(self, stream: PageStream, page: Page) -> None:
-        content = self._seal.seal(stream.page, encode(page))
-        reach("page_made")
-        self._sequence = await stream.publish(stream.page, content, self._sequence)
-        self._stored = True
-        reach("page_stored")
+        for piece in pieces(page, self._room):
+            content = self._seal.seal(stream.page, piece)
+            reach("page_made")
+            self._sequence = await stream.publish(stream.page, content, self._sequence)
+            self._stored = True
+            reach("page_stored")
+            self.published.bytes += len(content)
         self.published.pages += 1
-        self.published.bytes += len(content)
         if page.opening:
             self._generation = self._sequence
         if page.checkpoint is not None:
@@ -367,8 +381,18 @@ class Publishing(threading.Thread):
 
 
 def _room(client: Client, config: StreamConfig) -> int:
-    """Return how many bytes of a page's content fit into a message, with all that is around them."""
+    """Return how many bytes of a page fit into a message.
+
+    Raises:
+        BrokerError: the broker or the stream takes only messages that are too small for anything.
+
+    """
     most = client.max_payload
     if config.max_msg_size is not None and config.max_msg_size > 0:
         most = min(most, config.max_msg_size)
-    return most - _AROUND
+    if most < LEAST_MESSAGE:
+        raise BrokerError(
+            f"the broker takes messages of {most} bytes at most, and we need {LEAST_MESSAGE}; raise its"
+            f" max_payload, or the max_msg_size of the stream {config.name}"
+        )
+    return min(most, _MESSAGE_BYTES) - _AROUND_PAGE

@@ -20,7 +20,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from cdc.errors import PadsCdcError, fault_of_ours
 from cdc.failpoints import reach
 from server.broker.connection import BrokerError
-from server.broker.page_bytes import decode, decode_head
+from server.broker.page_bytes import PageAssembly, decode_head
 from server.broker.stream import PageStream
 
 if TYPE_CHECKING:
@@ -67,7 +67,10 @@ class Reading(threading.Thread):
         self._stop_asked = asyncio.Event()
         self._stopping = False
         self._newest: tuple[int, bytes] | None = None
-        """Sequence number and content of the newest page received, as stored in the stream."""
+        """Sequence number and content of the newest message received that is a page or a piece of one, as
+        stored in the stream.
+        """
+        self._assembly = PageAssembly()
         self._unproved = False
         """Whether the first page of this connection has to be that page again. Another one proves another
         stream.
@@ -199,16 +202,18 @@ class Reading(threading.Thread):
                 reach("head_received")
                 self._intake.head(decode_head(content), live=live)
                 return
-            page = decode(content)
+            page = self._assembly.take(content)
         except DecodeError:
             # Whatever it is, no leader has made it: if it has taken a page's place, the next page says so.
             _log.warning("stray message", stream=stream.name, sequence=sequence)
             return
         reach("page_received")
-        self._received.pages += 1
         self._received.bytes += len(message.data)
-        self._intake.page(page)
         self._newest = sequence, message.data
+        if page is None:
+            return
+        self._received.pages += 1
+        self._intake.page(page)
         reach("page_applied")
 
     def _is_proof(self, stream: PageStream, message: Msg, sequence: int) -> bool:

@@ -25,8 +25,8 @@ _SECONDS: Final = 5.0
 _WRONG_LAST_SEQUENCE: Final = (10070, 10071)
 _FULL: Final = (10023, 10047, 10077)
 """JetStream's error codes for insufficient resources, insufficient storage, and more than max_bytes."""
-_TOO_LARGE: Final = 10054
-"""For a message larger than the stream's max_msg_size."""
+LEAST_MESSAGE: Final = 4 * 1024
+"""Bytes of a message that the broker has to take: with smaller ones JetStream itself does not work well."""
 OLDEST: Final = (2, 12)
 """The oldest supported version of the NATS server."""
 
@@ -160,11 +160,6 @@ class PageStream:
             raise FullError(
                 f"the stream {self.name} is full ({text}); raise its max_bytes, or the broker's store"
             )
-        if code == _TOO_LARGE:
-            raise BrokerError(
-                f"one endpoint is larger than the messages of the stream {self.name} may be; raise its"
-                " max_msg_size"
-            )
         raise BrokerError(f"the broker does not store a page: {text}")
 
     async def purge(self, before: int | None) -> None:
@@ -210,10 +205,6 @@ def _broker_error(error: Exception, what: str) -> BrokerError:
     if isinstance(error, js_errors.ServiceUnavailableError | js_errors.NoStreamResponseError):
         return BrokerError(
             f"cannot {what}: the broker has no JetStream for us; turn it on there, and for our account"
-        )
-    if isinstance(error, nats.errors.MaxPayloadError):
-        return BrokerError(
-            f"cannot {what}: one endpoint is larger than the broker's messages may be; raise its max_payload"
         )
     if isinstance(error, nats.errors.NoRespondersError):
         return BrokerError(f"cannot {what}: nobody answers; is the stream there, and does it have a leader?")

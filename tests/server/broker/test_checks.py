@@ -75,6 +75,7 @@ def test_setup_makes_the_stream_that_check_wants(
         (right(max_msgs=100), "fail", "--max-msgs=-1"),
         (right(allow_rollup_hdrs=False), "fail", "--allow-rollup"),
         (right(max_msg_size=1_000), "fail", "--max-msg-size=-1"),
+        (right(max_msg_size=8_000), "warn", "--max-msg-size=-1"),
         (right(subjects=["pads_cdc.page"]), "fail", "--subjects=pads_cdc.page,pads_cdc.head"),
         (right(storage=StorageType.MEMORY), "warn", "file storage"),
     ],
