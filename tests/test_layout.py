@@ -162,6 +162,17 @@ def test_every_file_that_the_architecture_names_is_there() -> None:
     assert {name for name in named if not (ROOT / name).is_file()} == set()
 
 
+def test_the_architecture_names_every_module() -> None:
+    """Whoever looks for the place of a decision finds it there, in words of the decision."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", text))
+    files = {str(path.relative_to(ROOT)) for path in MODULES.values() if path.name != "__init__.py"}
+    assert "server/commands/demo/" in named
+    assert {
+        file for file in files if file not in named and f"{file.rpartition('/')[0]}/" not in named
+    } == set()
+
+
 def test_the_architecture_says_why_each_dependency_is_there() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("## Dependencies")[1]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
