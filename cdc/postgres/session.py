@@ -70,6 +70,7 @@ PINS: Final = (
     # A view reads with its owner's eyes and calls functions with our hands: none is a table of a mapping.
     Pin("restrict_nonsystem_relation_kind", "view, foreign-table", since=(150008, 160004, 170000)),
     # What a statement means.
+    Pin("exit_on_error", "off"),  # an error would end the session, in place of the statement
     Pin("transform_null_equals", "off"),
     Pin("gin_fuzzy_search_limit", "0"),
     Pin("array_nulls", "on"),
@@ -95,6 +96,8 @@ PINS: Final = (
     Pin("lock_timeout", "0", Scope.SESSION),
     Pin("idle_in_transaction_session_timeout", "0", Scope.SESSION),
     Pin("idle_session_timeout", "0", Scope.SESSION),
+    # What temporary tables take at their first use (`mapping test`): 8 MB.
+    Pin("temp_buffers", "1024", Scope.SESSION),
     # How a statement is planned.
     Pin("cursor_tuple_fraction", "1"),
     Pin("jit", "off"),

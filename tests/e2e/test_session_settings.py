@@ -12,6 +12,10 @@ from tests.plugins.postgres import fetched
 from tests.plugins.server import fill, wait_equal, wait_until
 
 if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+    from pathlib import Path
+
     from tests.plugins.check import Check
     from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory, Role
     from tests.plugins.server import GatewayFactory, ServerFactory
@@ -26,12 +30,24 @@ STRINGS = {
     "DateStyle": ("German", "SQL, DMY"),
     "TimeZone": ("Asia/Kathmandu", "America/St_Johns"),
     "application_name": ("", "x" * 63),
+    "backtrace_functions": ("errstart", "exec_simple_query"),
     "client_encoding": ("LATIN1", "SQL_ASCII"),
+    "createrole_self_grant": ("set", "inherit"),
+    "default_table_access_method": ("nowhere", "nowhere"),
+    "default_tablespace": ("nowhere", "nowhere"),
     "default_text_search_config": ("pg_catalog.simple", "pg_catalog.german"),
+    "extension_control_path": ("/nowhere", "/nowhere"),
+    "extension_destdir": ("/nowhere", "/nowhere"),
+    "lc_messages": ("POSIX", "C.UTF-8"),
+    "lc_monetary": ("POSIX", "C.UTF-8"),
+    "lc_numeric": ("POSIX", "C.UTF-8"),
+    "lc_time": ("POSIX", "C.UTF-8"),
     "local_preload_libraries": ("nowhere", "nowhere"),
     "restrict_nonsystem_relation_kind": ("view", "view, foreign-table"),
     "search_path": ("", "nowhere, pg_temp, public, pg_catalog"),
+    "temp_tablespaces": ("nowhere", "nowhere"),
     "timezone_abbreviations": ("India", "Australia"),
+    "wal_consistency_checking": ("heap", "all"),
 }
 """Settings that take any text, and two that are not what we want."""
 NOT_OURS = {
@@ -82,8 +98,6 @@ def set_all(database: Database, role: Role, group: str, *, high: bool) -> set[st
         if of != group or name in NOT_OURS:
             continue
         if vartype == "string":
-            if name not in STRINGS:
-                continue
             value = STRINGS[name][high]
         else:
             value = hostile(name, vartype, usual, least, most, values, high=high)
@@ -135,3 +149,38 @@ def test_each_setting_of_the_role_at_its_worst(
     assert report.ready, report.not_passed()
     assert not [line for line in server.logs if line["level"] != "info"], server.output
     assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("group", "high"),
+    [
+        pytest.param(group, high, marks=() if (group, high) == (GROUPS[1], False) else pytest.mark.soak)
+        for group in GROUPS
+        for high in (False, True)
+    ],
+)
+def test_each_setting_of_an_administrator_at_its_worst(
+    group: str,
+    high: bool,
+    database: Database,
+    pads_cdc: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    """`setup` and `teardown` change what they would, and `mapping test` finds nothing wrong."""
+    fill(database, 50)
+    administrator = database.create_role("SUPERUSER")
+    taken = set_all(database, administrator, group, high=high)
+    assert len(taken) > 25, taken
+    url = database.url(*administrator)
+
+    def run(*arguments: str) -> str:
+        done = pads_cdc(*arguments, ADMIN_CONNECTION_STRING=url)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    role = f"{database.name}_role_service"
+    run("setup", "--role", role, "--role-file", str(tmp_path / "file"))
+    assert database.value("SELECT rolreplication FROM pg_roles WHERE rolname = %s", (role,))
+    run("mapping", "test", "grove", "--database", url)
+    run("teardown", "--role", role)
+    assert database.rows("SELECT FROM pg_roles WHERE rolname = %s", (role,)) == []
