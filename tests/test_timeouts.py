@@ -98,6 +98,8 @@ def _options(tree: ast.Module) -> Iterator[tuple[str, str]]:
                 pairs = [(key, value) for key, value in zip(keys, values, strict=True) if key is not None]
             case ast.Tuple(elts=[key, value]):
                 pairs = [(key, value)]
+            case ast.keyword(arg=str() as name, value=value):
+                pairs = [(ast.Constant(name), value)]
             case ast.Call(func=ast.Name(id="Pin"), args=[key, value, *_]):
                 pairs = [(key, value)]
             case _:
@@ -108,7 +110,7 @@ def _options(tree: ast.Module) -> Iterator[tuple[str, str]]:
                 and isinstance(value, ast.Constant)
                 and isinstance(key.value, str)
             ):
-                number = type(value.value) is int and OPTION.search(key.value)
+                number = type(value.value) is int and value.value > 0 and OPTION.search(key.value)
                 if number or (isinstance(value.value, str) and DURATION.fullmatch(value.value)):
                     yield key.value, str(value.value)
 

@@ -30,6 +30,7 @@ from cdc.postgres import refused
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database
 from cdc.postgres.watchdog import QueryWatchdog
+from server.commands.role_file import RoleFile
 from tests.cdc.postgres.test_database import encode
 from tests.e2e.test_losses import reasons, wait_healthy
 from tests.e2e.test_wal_sender import stopped
@@ -103,6 +104,14 @@ def test_a_server_that_accepts_and_says_nothing_is_given_up(
             Address(database.url, "TEST").connect()
         took(began, 4, 9)
     assert error.value.reason == "unreachable"
+
+
+def test_a_role_s_file_that_leads_to_a_silent_server_is_given_up(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = f"host=127.0.0.1 port={silent.getsockname()[1]} dbname=x user=x password=x"
+        began = time.monotonic()
+        assert not RoleFile(tmp_path / "file", where, new=False).works()
+        took(began, 4, 9)
 
 
 def test_who_refuses_us_is_asked_why_and_not_for_ever() -> None:
