@@ -201,6 +201,43 @@ def test_a_full_stream_is_made_room_in(
     assert leader.metric("pads_cdc_broker_snapshots_total") > 1
 
 
+@pytest.mark.soak
+def test_a_broker_whose_disk_is_full_holds_nobody_up(
+    database: Database,
+    serve: ServerFactory,
+    relay: RelayFactory,
+    feed: FeedFactory,
+    nats_node: NodeFactory,
+    small_disk: Callable[[Path], None],
+) -> None:
+    """JetStream turns itself off then, until its restart. Relays keep the map that they have."""
+    fill(database, 200)
+    key, node = Key(database), nats_node()
+    small_disk(node.store)
+    node.start()
+    leader = serve(database, BROKER_URL=node.url).wait_ready()
+    one = relay(BROKER_URL=node.url).wait_ready()
+    at_leader, at_relay = feed(leader), feed(one, on_change=key.see)
+    follows(one, leader)
+    ballast = node.store / "ballast"
+    with pytest.raises(OSError, match="No space left"):
+        ballast.write_bytes(bytes(16 << 20))
+
+    def said() -> bool:
+        key.rotate()
+        return leader.metric("pads_cdc_broker_connected") == 0
+
+    wait_until(said, "the leader says that it cannot publish", 60)
+    wait_exact(at_leader, expected(database))
+    assert one.get("/readyz")[0] == 200
+    ballast.unlink()
+    node.stop()
+    node.start()
+    wait_exact(at_relay, expected(database))
+    follows(one, leader)
+    key.check()
+
+
 def test_a_client_goes_from_leader_to_relay_and_back_with_its_token(
     database: Database, serve: ServerFactory, relay: RelayFactory, feed: FeedFactory, nats: Node
 ) -> None:
@@ -451,6 +488,40 @@ def test_networks_that_are_cut_and_stall_at_each_edge(
             proxy.refusing = False
             wait_exact(client, expected(database))
         follows(one, leader)
+    key.check()
+
+
+@pytest.mark.soak
+def test_the_network_between_a_relay_and_the_leader_that_it_follows_directly(
+    database: Database, serve: ServerFactory, relay: RelayFactory, feed: FeedFactory
+) -> None:
+    fill(database, 100)
+    key = Key(database)
+    leader = serve(database).wait_ready()
+    with Proxy(leader.grpc) as proxy:
+        one = relay(LEADER_ADDRESS=f"127.0.0.1:{proxy.port}").wait_ready()
+        client = feed(one, on_change=key.see)
+        follows(one, leader)
+        key.rotate()
+        proxy.cut()
+        key.rotate()
+        wait_exact(client, expected(database))
+        restarts = one.metric("pads_cdc_relay_restarts_total")
+        proxy.stalled = True
+        key.rotate(3)
+        wait_until(lambda: one.metric("pads_cdc_relay_restarts_total") > restarts, "the silence is noticed")
+        proxy.stalled = False
+        proxy.cut()
+        wait_exact(client, expected(database))
+        proxy.refusing = True
+        proxy.cut()
+        key.rotate()
+        wait_until(lambda: one.metric("pads_cdc_relay_connected") == 0, "it is said")
+        assert one.get("/readyz")[0] == 200
+        proxy.refusing = False
+        wait_exact(client, expected(database))
+        follows(one, leader)
+    assert client.resets == 1, "its token stays good"
     key.check()
 
 

@@ -18,7 +18,7 @@ import pytest
 from tests.plugins.server import DEADLINE, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 PROGRAM = Path(sys.executable).with_name("nats-server")
 
@@ -122,6 +122,21 @@ def nats_node(tmp_path: Path) -> Iterator[NodeFactory]:
 def nats(nats_node: NodeFactory) -> Node:
     """One server that runs."""
     return nats_node().start()
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[Path], None]]:
+    """Puts a disk of 16 MB under a folder, which a test can fill. Only root may."""
+    with ExitStack() as mounted:
+
+        def put_under(folder: Path) -> None:
+            folder.mkdir()
+            command = ["mount", "-t", "tmpfs", "-o", "size=16m", "pads-cdc-test", folder]
+            if subprocess.run(command, check=False, capture_output=True).returncode != 0:
+                pytest.skip("we may not mount a disk")
+            mounted.callback(subprocess.run, ["umount", "--lazy", folder], check=True)
+
+        yield put_under
 
 
 @pytest.fixture
