@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from google.protobuf.message import DecodeError
 
-from cdc.errors import ConfigurationError, PadsCdcError, fault_of_ours
+from cdc.errors import PadsCdcError, fault_of_ours
 from cdc.failpoints import reach
 from cdc.relay.leader import HEAD_SECONDS
 from cdc.relay.publisher import Publisher
 from cdc.units import Revision
 from server.broker.connection import BrokerError
 from server.broker.page_bytes import decode, encode_head, pieces
-from server.broker.seal import SealError
+from server.broker.seal import LOOK_SECONDS, SealError
 from server.broker.stream import (
     LEAST_MESSAGE,
     FencedError,
@@ -312,15 +312,16 @@ class Publishing(threading.Thread):
 
     async def _publish(self, stream: PageStream) -> None:
         """Publish changes until another server owns the stream or the map, or the connection ends."""
-        head_at = check_at = 0.0
+        head_at = check_at = look_at = 0.0
         while not self._stopping and self._store.ready and not self._pair.standing_by:
             self._wake.clear()
             now = time.monotonic()
             if now >= head_at:
                 head_at = now + HEAD_SECONDS
                 await self._publish_head(stream)
-                if (fault := await asyncio.to_thread(self._seal.look)) is not None:
-                    raise ConfigurationError(fault)
+            if now >= look_at:
+                look_at = now + LOOK_SECONDS
+                await self._seal.look(self._observer)
             if now >= check_at:
                 check_at = now + _CHECK_SECONDS
                 await self._check_end(stream)

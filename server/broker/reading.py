@@ -21,6 +21,7 @@ from cdc.errors import PadsCdcError, fault_of_ours
 from cdc.failpoints import reach
 from server.broker.connection import BrokerError
 from server.broker.page_bytes import PageAssembly, decode_head
+from server.broker.seal import LOOK_SECONDS
 from server.broker.stream import PageStream
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class Reading(threading.Thread):
                 pass
 
     async def _session(self) -> None:
+        await self._seal.look(self._observer)  # a missing key may have ended the connection before
         async with self._broker.connected() as client:
             stream = PageStream(client, self._stream_name)
             info = await stream.info()
@@ -162,7 +164,11 @@ class Reading(threading.Thread):
 
     async def _read(self, client: Client, stream: PageStream, incoming: Subscription) -> None:
         expected, caught_up = 1, False
+        look_at = 0.0
         while True:
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + LOOK_SECONDS
+                await self._seal.look(self._observer)
             try:
                 message = await incoming.next_msg(_SILENCE_SECONDS)
             except (nats.errors.Error, TimeoutError) as error:

@@ -8,6 +8,7 @@ probability of 2^-32. So change keys once a year.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -23,7 +24,12 @@ from server.security.reloaded import Reloaded, read_file
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from cdc.observer import Observer
+
 SETTING: Final = "BROKER_SEAL_FILE"
+TROUBLE: Final = "broker_seal"
+LOOK_SECONDS: Final = 1.0
+"""Interval at which leader and relays read the file again. A new content counts at the second time."""
 _VERSION: Final = b"\x01"
 _KEY_BYTES: Final = 32
 _ID_BYTES: Final = 8
@@ -49,12 +55,11 @@ class Seal:
         if path is not None:
             self._keys = Reloaded(lambda: (read_file(SETTING, path, secret=True),), _keys)
 
-    def look(self) -> str | None:
-        """Read the file again. Returns the reason if its new content is not used. Blocks on the disk."""
-        if self._keys is None:
-            return None
-        self._keys.look()
-        return self._keys.fault
+    async def look(self, observer: Observer) -> None:
+        """Read the file again. If its new content cannot be used, report that and keep the present keys."""
+        if self._keys is not None:
+            await asyncio.to_thread(self._keys.look)
+            observer.trouble(TROUBLE, self._keys.fault)
 
     def seal(self, subject: str, content: bytes) -> bytes:
         """Return the sealed content to store."""

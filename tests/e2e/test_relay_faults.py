@@ -7,6 +7,8 @@ A client never sees a map that did not exist, and none that is older than what i
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import signal
 import threading
 import time
@@ -22,6 +24,7 @@ from tests.e2e.test_pair import free_port, wait_mirrored, wait_streaming
 from tests.e2e.test_relay import follows
 from tests.plugins.feed import status, wait_exact
 from tests.plugins.server import DEADLINE, expected, fill, wait_equal, wait_until
+from tests.support.certificates import write_secret
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -370,22 +373,38 @@ def test_sealed_pages_show_the_broker_nothing(
     database.execute(
         "UPDATE portal_application_settings SET secret_key = 'hunter22' WHERE application_id = 'app_1'"
     )
-    keys = tmp_path / "keys"
-    keys.write_text("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n")
-    keys.chmod(0o600)
+    old, new = (base64.b64encode(bytes([number]) * 32).decode() for number in range(2))
+    keys, relay_keys = tmp_path / "keys", tmp_path / "relay_keys"
+    for file in (keys, relay_keys):
+        write_secret(file, old)
     leader = serve(database, BROKER_URL=nats.url, BROKER_SEAL_FILE=str(keys)).wait_ready()
-    one = relay(BROKER_URL=nats.url, BROKER_SEAL_FILE=str(keys)).wait_ready()
+    one = relay(BROKER_URL=nats.url, BROKER_SEAL_FILE=str(relay_keys)).wait_ready()
     client = feed(one)
     wait_exact(client, expected(database))
     without = relay(BROKER_URL=nats.url)
     wait_until(lambda: "BROKER_SEAL_FILE" in without.get("/healthz")[1], "it says what it lacks")
     assert without.get("/readyz")[0] == 503
-    keys.write_text(
-        "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\nAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n"
-    )
+
+    # As docs/security.md says: the new key to the relays, then to the leader as the first one.
+    relay_keys.write_text("no key\n")
+    wait_until(lambda: "broker_seal" in one.get("/healthz")[1], "it says that this is no key")
+    relay_keys.write_text(f"{old}\n{new}\n")
+    keys.write_text(f"{new}\n{old}\n")
+    with_new = b"\x01" + hashlib.sha256(b"\x01" * 32).digest()[:8]
+
+    def sealed_anew() -> bool:
+        database.execute("UPDATE pay_plans SET throughput_limit = throughput_limit + 1")
+        return bool(
+            by_hand(nats, lambda js: js.get_last_msg(STREAM, f"{STREAM}.page")).data.startswith(with_new)
+        )
+
+    wait_until(sealed_anew, "a page is sealed with the new key")
+    for file in (keys, relay_keys):
+        file.write_text(f"{new}\n")
     database.execute("DELETE FROM portal_applications WHERE id = 'app_2'")
     wait_exact(client, expected(database))
     follows(one, leader)
+    wait_until(lambda: "broker_seal" not in one.get("/healthz")[1], "it says no more")
     nats.stop()
     stored = b"".join(path.read_bytes() for path in nats.store.rglob("*") if path.is_file())
     assert len(stored) > 5_000
