@@ -118,7 +118,7 @@ class Applier(threading.Thread):
         """Ask the thread to end. A running read is cut off, and its transactions stay unconfirmed."""
         self._stopping.set()
         self._backlog.wake()
-        self._database.give_way(0.0)
+        self._database.connections.give_way(0.0)
 
     def read_so_far(self) -> tuple[Timeline, Lsn]:
         """Return the timeline that was followed, and the newest position in it that any read saw.

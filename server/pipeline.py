@@ -150,8 +150,8 @@ class Pipeline:
 
         elsewhere = settings.query_connection_string is not settings.postgres_connection_string
         self._replay_probe = ReplayProbe(query, queries["WalEnd"], freshness, observer) if elsewhere else None
-        self._watchdog = QueryWatchdog(database)
-        self._lock_watch = LockWatch(database, queries["Blocked"], observer)
+        self._watchdog = QueryWatchdog(database.connections)
+        self._lock_watch = LockWatch(database.connections, queries["Blocked"], observer)
         threads = (
             self.applier,
             self._reader,

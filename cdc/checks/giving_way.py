@@ -34,7 +34,7 @@ def giving_way(database: Database, blocked: str, read: Callable[[], T]) -> T:
         SourceError, Refusal: it cannot be read, or others went first again and again.
 
     """
-    watch = LockWatch(database, blocked, _Nobody())
+    watch = LockWatch(database.connections, blocked, _Nobody())
     watch.start()
     try:
         for _ in range(_TRIES - 1):

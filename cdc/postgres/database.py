@@ -17,12 +17,10 @@ releases everything and tries again. A running read is ended when another sessio
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psycopg2
@@ -35,8 +33,8 @@ from cdc.mapping.outside_types import OutsideType, search_path
 from cdc.mapping.row_rule import TWICE, Oddity, OddRow, check_id, shown
 from cdc.mapping.sql_text import tables
 from cdc.postgres.column_types import ColumnTypes, as_bytes, as_printed, describe
+from cdc.postgres.connections import Connections
 from cdc.postgres.encoding import Encoding
-from cdc.postgres.errors import translate
 from cdc.postgres.gate import Evidence, Snapshot
 from cdc.postgres.prepared import MOST_KEYS, PreparedStatements, blames, forbids
 from cdc.postgres.session import begin
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
-    from psycopg2.extensions import cursor as Cursor  # noqa: N812 - it is a class
 
     from cdc.mapping.mapping import Mapping as EndpointMapping
     from cdc.mapping.mapping import Rule
@@ -110,8 +107,8 @@ _ONE_BY_ONE = 60.0
 
 
 class Database:
-    """The server that is queried. One thread reads, and has rows fetched ahead in others. Any thread may call
-    `cancel`, `cut_stalled` and `give_way`.
+    """The server that is queried. One thread reads, and has rows fetched ahead in others. Any thread may end
+    what runs on its `connections`.
     """
 
     def __init__(
@@ -127,32 +124,16 @@ class Database:
         ``wake`` is called from other threads when a read no longer has to wait (`Read.waiting`).
         """
         self.address = address
+        self.connections = Connections(address)
         self.mapping = mapping.within(schema)
         self.schema = schema
         self._names: str | None = None
         self.encode = encode
         self.wake = wake
-        self._idle: list[Connection] = []
-        self._prepared: dict[Connection, PreparedStatements | None] = {}
-        """The prepared statements of each connection; None where a pooler may share the session."""
         self._not_kept: dict[str, float] = {}
         """Statements that failed as prepared ones, and until when they are not prepared (monotonic time)."""
         self._composed: dict[tuple[str, ...], str] = {}
         """Statements by the kinds of their keys; valid for the present `types`."""
-        self._ended: set[Connection] = set()
-        """Connections that were cut, because another session waits for their locks."""
-        self._closed: set[Connection] = set()
-        """Connections in use that are not to be kept, because they were opened before the last `close`."""
-        self._closes = 0
-        self._local = False
-        """Whether the newest connection goes through a Unix socket."""
-        self._busy: dict[Connection, float] = {}
-        """Connections in use, and since when (monotonic time)."""
-        self.longest = 0.0
-        """Duration of the longest transaction that ran to its end since `forget_longest`, in seconds."""
-        self._running: dict[Connection, float] = {}
-        """Connections on which a statement runs, and since when (monotonic time)."""
-        self._lock = threading.Lock()
         self._types: ColumnTypes | None = None
 
     def read(self, keys: Mapping[str, Collection[str]] | None = None, *, at_once: bool = True) -> Read:
@@ -237,7 +218,7 @@ class Database:
     @property
     def most_at_once(self) -> int:
         """Maximum rows of one round trip."""
-        return _LOCAL_CHUNK if self._local else CHUNK
+        return _LOCAL_CHUNK if self.connections.local else CHUNK
 
     def evidence(self) -> Evidence:
         """Return the evidence that a read would have now.
@@ -267,16 +248,17 @@ class Database:
         parent that is NULL.
         """
         declare = f"{self.names()}{self.locks}{_declare(self.types.list_as_printed(query))}"
-        connection = self.take()
+        connections = self.connections
+        connection = connections.take()
         found: list[tuple[str, str | None]] = []
-        with self.or_closed(connection):
+        with connections.or_closed(connection):
             encoding = Encoding.of(connection)
             begin, key = self.begin(connection) + _unconverted(encoding), encoding.key
-            with self.running(connection) as cursor:
+            with connections.running(connection) as cursor:
                 cursor.execute(begin + declare, {})
             more = True
             while more:
-                with self.running(connection) as cursor:
+                with connections.running(connection) as cursor:
                     as_bytes(cursor)
                     cursor.execute(_fetch(self.most_at_once))
                     found += (
@@ -284,9 +266,9 @@ class Database:
                         for row, parent in cursor
                     )
                     more = cursor.rowcount > 0
-            with self.running(connection) as cursor:
+            with connections.running(connection) as cursor:
                 cursor.execute("COMMIT")
-        self.give_back(connection)
+        connections.give_back(connection)
         return found
 
     def names(self) -> str:
@@ -332,12 +314,9 @@ class Database:
             SourceError, Refusal: nothing was read.
 
         """
-        connection = self.take()
-        with self.or_closed(connection), self.running(connection) as cursor:
-            cursor.execute(self.begin(connection) + statement, {**(parameters or {})})
-            rows = cursor.fetchall()
-            cursor.execute("COMMIT")
-        self.give_back(connection)
+        with self.connections.transaction() as cursor:
+            cursor.execute(self.begin(cursor.connection) + statement, {**(parameters or {})})
+            rows: list[tuple[Any, ...]] = cursor.fetchall()
         return rows
 
     def plan(self, statement: str, parameters: Mapping[str, Any]) -> None:
@@ -347,12 +326,10 @@ class Database:
             SourceError, Refusal: the server cannot plan it.
 
         """
-        names, connection = self.names(), self.take()
-        with self.or_closed(connection), self.running(connection) as cursor:
-            begin = self.begin(connection) + names
+        names = self.names()
+        with self.connections.transaction() as cursor:
+            begin = self.begin(cursor.connection) + names
             cursor.execute(f"{begin}{self.locks}{_declare(statement)}", {**parameters})
-            cursor.execute("COMMIT")
-        self.give_back(connection)
 
     @property
     def types(self) -> ColumnTypes:
@@ -366,12 +343,10 @@ class Database:
         """
         if (known := self._types) is not None:
             return known
-        names, connection = self.names(), self.take()
-        with self.or_closed(connection), self.running(connection) as cursor:
-            cursor.execute(self.begin(connection) + names + self.locks, {})
+        names = self.names()
+        with self.connections.transaction() as cursor:
+            cursor.execute(self.begin(cursor.connection) + names + self.locks, {})
             types = self._types = describe(self.mapping, cursor)
-            cursor.execute("COMMIT")
-        self.give_back(connection)
         return types
 
     def forget_types(self) -> None:
@@ -380,129 +355,13 @@ class Database:
         self._composed.clear()
         self._not_kept.clear()
 
-    @contextmanager
-    def or_closed(self, connection: Connection) -> Iterator[None]:
-        """Close the connection if anything fails on it, and translate the driver's errors.
-
-        Raises:
-            SourceError, Refusal: in place of the driver's error.
-
-        """
-        try:
-            yield
-        except Exception as error:  # also errors of encoding, in either direction
-            with self._lock:
-                ended = connection in self._ended
-            # Translated before the connection is closed: the remedy names our role, which the connection
-            # knows.
-            ours = translate(error, self.address.setting) if isinstance(error, psycopg2.Error) else None
-            self.discard(connection)
-            if ended:
-                text = "a read was ended so that somebody gets a lock on a table of the mapping"
-                raise SourceError("gave_way", text) from error
-            if ours is not None:
-                raise ours from error
-            raise
-
     def begin(self, connection: Connection) -> str:
         """Return the first statements of a read, to be sent in one round trip with the next ones."""
         return f"{begin(connection)}{_LIMITS};{_BEFORE};"
 
-    def take(self) -> Connection:
-        """Return a connection that is not in use: an idle or a new one."""
-        with self._lock:
-            kept, closes = self._idle.pop() if self._idle else None, self._closes
-        connection = kept or self.address.connect()
-        with self._lock:
-            self._busy[connection] = time.monotonic()
-            if closes != self._closes:
-                self._closed.add(connection)
-        if kept is None:
-            self._local = (connection.info.host or "/").startswith(("/", "@"))
-            with self.or_closed(connection), self.running(connection) as cursor:
-                self._prepared[connection] = PreparedStatements.of(cursor)
-        return connection
-
-    def prepared(self, connection: Connection) -> PreparedStatements | None:
-        """Return the prepared statements of a connection; None where a pooler may share the session."""
-        return self._prepared[connection]
-
-    def give_back(self, connection: Connection) -> None:
-        """Keep a connection for the next read, unless `close` was called since `take`. No transaction is
-        open.
-        """
-        with self._lock:
-            kept = connection not in self._closed
-            kept = kept and connection not in self._ended
-            if kept:
-                self.longest = max(self.longest, time.monotonic() - self._busy.pop(connection))
-                self._idle.append(connection)
-        if not kept:
-            self.discard(connection)
-
-    def discard(self, connection: Connection) -> None:
-        """Close a connection whose state is unknown or which must not be used again."""
-        with self._lock:
-            self._busy.pop(connection, None)
-            self._ended.discard(connection)
-            self._closed.discard(connection)
-            self._prepared.pop(connection, None)
-        with suppress(psycopg2.Error):
-            connection.close()
-
-    @contextmanager
-    def running(self, connection: Connection) -> Iterator[Cursor]:
-        """Yield a cursor, and let `cut_stalled` see since when its statement runs."""
-        with self._lock:
-            self._running[connection] = time.monotonic()
-        try:
-            with connection.cursor() as cursor:
-                yield cursor
-        finally:
-            with self._lock:
-                del self._running[connection]
-
-    def cut_stalled(self, after: float) -> None:
-        """Cut the connections on which a statement has run for longer than ``after`` seconds.
-
-        The reading thread gets a SourceError. A frozen server does not end a statement at its timeout, while
-        its kernel keeps the connection alive.
-        """
-        began_before = time.monotonic() - after
-        with self._lock:  # under the lock no such connection is closed, so its descriptor is not reused
-            for connection, began in self._running.items():
-                if began < began_before:
-                    _cut(connection)
-
-    def age(self) -> float:
-        """Return the age of the oldest open transaction, in seconds; 0.0 if there is none."""
-        with self._lock:
-            return max((time.monotonic() - began for began in self._busy.values()), default=0.0)
-
-    def forget_longest(self) -> None:
-        """Start to measure `longest` anew."""
-        self.longest = 0.0
-
-    def give_way(self, after: float) -> None:
-        """End the transactions that have been open for longer than ``after`` seconds, from another thread.
-
-        The server releases their locks. The reading thread gets a SourceError, and reads again.
-        """
-        began_before = time.monotonic() - after
-        with self._lock:  # under the lock no connection in use is closed
-            for connection, began in self._busy.items():
-                if began <= began_before:
-                    self._ended.add(connection)
-                    _cut(connection)
-
     def close(self) -> None:
         """Close all connections, those in use after their reads: the server has changed, or shuts down."""
-        with self._lock:
-            idle, self._idle = self._idle, []
-            self._closed |= self._busy.keys()
-            self._closes += 1
-        for connection in idle:
-            self.discard(connection)
+        self.connections.close()
 
 
 class Read:
@@ -524,15 +383,16 @@ class Read:
         ``locks`` are needed unless the statement reads no table.
         """
         self._database = database
+        self._connections = connections = database.connections
         self._encode = database.encode
         self._names = database.names() if locks else ""  # may query the server, on another connection
-        self._connection: Connection | None = database.take()
+        self._connection: Connection | None = connections.take()
         try:
             self._encoding = Encoding.of(self._connection)
         except Refusal:
-            database.discard(self._connection)
+            connections.discard(self._connection)
             raise
-        prepared = database.prepared(self._connection) if keep and self._encoding.utf8 else None
+        prepared = connections.prepared(self._connection) if keep and self._encoding.utf8 else None
         if prepared is not None:
             first = _LOCAL_CHUNK
             rows = self._fetch_kept(prepared, f"{statement}\nLIMIT {first + 1}", parameters, locks=locks)
@@ -669,12 +529,12 @@ class Read:
         if connection is None:
             return
         try:
-            with self._database.running(connection) as cursor:
+            with self._connections.running(connection) as cursor:
                 cursor.execute("COMMIT")
         except psycopg2.Error:  # the rows so far are valid, and the next read will report the error
-            self._database.discard(connection)
+            self._connections.discard(connection)
         else:
-            self._database.give_back(connection)
+            self._connections.give_back(connection)
 
     def discard(self) -> None:
         """End the transaction and close the connection, so that the next read connects anew.
@@ -683,9 +543,9 @@ class Read:
         """
         connection = self._take_connection()
         if connection is not None:
-            with suppress(psycopg2.Error), self._database.running(connection) as cursor:
+            with suppress(psycopg2.Error), self._connections.running(connection) as cursor:
                 cursor.execute("COMMIT")
-            self._database.discard(connection)
+            self._connections.discard(connection)
 
     def _take_connection(self) -> Connection | None:
         if self._ahead is not None:
@@ -717,7 +577,7 @@ class Read:
         if connection is None:
             raise SourceError("closed", "the read was closed")
         try:
-            with self._database.or_closed(connection), self._database.running(connection) as cursor:
+            with self._connections.or_closed(connection), self._connections.running(connection) as cursor:
                 as_bytes(cursor)
                 cursor.execute(statement, parameters)
                 return cursor.fetchall()
@@ -732,12 +592,6 @@ def _declare(statement: str) -> str:
 
 def _fetch(rows: int) -> str:
     return f"FETCH FORWARD {rows} FROM pads_cdc_read"
-
-
-def _cut(connection: Connection) -> None:
-    """Shut the socket down, so that both ends notice. The thread that uses the connection closes it."""
-    with suppress(psycopg2.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
-        line.shutdown(socket.SHUT_RDWR)
 
 
 def _unconverted(encoding: Encoding) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
 
     from cdc.fault import Troubles
-    from cdc.postgres.database import Database
+    from cdc.postgres.connections import Connections
 
 _TICK = 0.5
 """Seconds between two looks. Younger reads are not ended."""
@@ -39,10 +39,10 @@ _FORGET = 60.0
 class LockWatch(threading.Thread):
     """Looks for waiting sessions while a read lasts, on a connection of its own, until `stop`."""
 
-    def __init__(self, database: Database, query: str, observer: Troubles) -> None:
+    def __init__(self, connections: Connections, query: str, observer: Troubles) -> None:
         """``query`` is the text of the query `Blocked`."""
         super().__init__(name="lock-watch", daemon=True)
-        self._database = database
+        self._connections = connections
         self._query = query
         self._fault = Fault(observer, "lock_watch")
         self._connection: Connection | None = None
@@ -55,7 +55,7 @@ class LockWatch(threading.Thread):
     def run(self) -> None:
         """Look until `stop`."""
         while not self._stopping.wait(_TICK):
-            if self._database.age() < _TICK:
+            if self._connections.age() < _TICK:
                 continue
             try:
                 self._look()
@@ -70,18 +70,18 @@ class LockWatch(threading.Thread):
         self._stopping.set()
 
     def _look(self) -> None:
-        now, database = time.monotonic(), self._database
-        if database.longest >= self._ended_age or now - self._ended_at > _FORGET:
+        now, connections = time.monotonic(), self._connections
+        if connections.longest >= self._ended_age or now - self._ended_at > _FORGET:
             self._patience, self._ended_age = _PATIENCE_FIRST, 0.0
         if self._connection is None:
-            self._connection = database.address.connect()
-        with translated(database.address.setting):
+            self._connection = connections.address.connect()
+        with translated(connections.address.setting):
             [(blocked,)] = ask(self._connection, self._query, {"patience": self._patience})
         if blocked:
-            self._ended_at, self._ended_age = now, max(self._ended_age, database.age())
+            self._ended_at, self._ended_age = now, max(self._ended_age, connections.age())
             self._patience = min(2 * self._patience, _PATIENCE_MOST)
-            database.forget_longest()
-            database.give_way(_TICK)
+            connections.forget_longest()
+            connections.give_way(_TICK)
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None

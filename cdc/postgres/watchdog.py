@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cdc.postgres.database import Database
+    from cdc.postgres.connections import Connections
 
 _LIMIT = 75.0
 """Seconds after which a statement must be stuck, since `statement_timeout` is 60 s and `lock_timeout` 5 s."""
@@ -19,16 +19,16 @@ _TICK = 1.0
 class QueryWatchdog(threading.Thread):
     """Looks each second, until `stop`. It never waits for the server."""
 
-    def __init__(self, database: Database, limit: float = _LIMIT) -> None:
+    def __init__(self, connections: Connections, limit: float = _LIMIT) -> None:
         super().__init__(name="hang-up", daemon=True)
-        self._database = database
+        self._connections = connections
         self._limit = limit
         self._stopping = threading.Event()
 
     def run(self) -> None:
         """Look until `stop`."""
         while not self._stopping.wait(min(_TICK, self._limit)):
-            self._database.cut_stalled(self._limit)
+            self._connections.cut_stalled(self._limit)
 
     def stop(self) -> None:
         """Ask the thread to end; it does so at once."""

@@ -61,7 +61,7 @@ def took(began: float, least: float, most: float) -> None:
 def test_a_statement_on_a_frozen_backend_is_hung_up(database: postgres.Database) -> None:
     """`statement_timeout` does nothing there, and the kernel answers for it: 75 s."""
     reader = Database(Address(database.url, "TEST"), load("grove"), "public", encode)
-    watchdog = QueryWatchdog(reader)
+    watchdog = QueryWatchdog(reader.connections)
     watchdog.start()
     raised: list[BaseException] = []
 

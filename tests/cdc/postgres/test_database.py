@@ -197,12 +197,12 @@ def test_tables_of_other_schemas_are_not_ours(
     )
     read = reading(database.url(*role))
     assert set(rows(read)) == {"app_1", "app_2", "app_3"}
-    connection = read.take()
+    connection = read.connections.take()
     with connection.cursor() as cursor:
         cursor.execute(
             "CREATE TEMPORARY TABLE portal_applications AS SELECT 'evil' AS id, 'acc_0' AS account_id"
         )
-    read.give_back(connection)
+    read.connections.give_back(connection)
     assert set(rows(read)) == {"app_1", "app_2", "app_3"}
 
 
@@ -257,7 +257,7 @@ def test_a_statement_that_runs_can_be_ended(
     attempting = threading.Thread(target=attempt)
     attempting.start()
     wait_until(lambda: database.value(OPEN + " AND wait_event = 'PgSleep'") == 1, "it runs")
-    read.give_way(0.0)
+    read.connections.give_way(0.0)
     attempting.join(20)
     assert isinstance(raised[0], SourceError)
     assert raised[0].reason == "gave_way"
@@ -415,7 +415,7 @@ def test_a_server_that_is_frozen_holds_nobody_for_ever(
     with Proxy(database.cluster.port) as proxy:
         read = reading(database.url().replace(str(database.cluster.port), str(proxy.port)))
         read.evidence()  # it has a connection
-        watch = QueryWatchdog(read, limit=1.0)
+        watch = QueryWatchdog(read.connections, limit=1.0)
         opened = None if far == "at once" else read.read()
         chunks = opened.chunks() if opened is not None else iter(())
         if far != "at once":
@@ -447,7 +447,7 @@ def test_a_read_that_is_only_looked_at_slowly_is_not_hung_up(
         chunks = opened.chunks()
         found = len(next(chunks))
         wait_until(lambda: database.value(IN_TRANSACTION + " AND state = 'idle in transaction'"), "fetched")
-        read.cut_stalled(0.0)
+        read.connections.cut_stalled(0.0)
         assert found + sum(map(len, chunks)) == FIRST_CHUNK + 2 * CHUNK
 
 

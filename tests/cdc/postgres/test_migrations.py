@@ -89,7 +89,7 @@ class Readers:
 
 @contextmanager
 def watched(database: Database) -> Iterator[LockWatch]:
-    watch = LockWatch(database, server_queries()["Blocked"], Listener())
+    watch = LockWatch(database.connections, server_queries()["Blocked"], Listener())
     watch.start()
     try:
         yield watch
@@ -286,8 +286,8 @@ def test_a_read_that_keeps_nobody_waiting_goes_on(database: postgres.Database) -
         found = 0
         for chunk in read.chunks():
             found += len(chunk)
-            looked = reader.age() + 0.8
-            wait_until(lambda until=looked: reader.age() > until, "another look")  # type: ignore[misc]
+            looked = reader.connections.age() + 0.8
+            wait_until(lambda until=looked: reader.connections.age() > until, "another look")  # type: ignore[misc]
         assert found == 3 * CHUNK
     holder.rollback()
     waiting.join(30)

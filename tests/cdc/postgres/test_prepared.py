@@ -37,13 +37,13 @@ ONE = {"EndpointsOfApplications": {"app_1"}}
 
 def kept(read: Database) -> list[tuple[Any, ...]]:
     """Return the statements that the one session keeps, with the count of executions."""
-    connection = read.take()
+    connection = read.connections.take()
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT statement, generic_plans, custom_plans FROM pg_prepared_statements ORDER BY prepare_time"
         )
         found = cursor.fetchall()
-    read.give_back(connection)
+    read.connections.give_back(connection)
     return found
 
 
@@ -126,9 +126,9 @@ def test_a_session_that_has_forgotten_costs_no_read(
     fill(database, 3)
     read = reading()
     before = rows(read, **ONE)
-    connection = read.take()
+    connection = read.connections.take()
     connection.cursor().execute("DEALLOCATE ALL")
-    read.give_back(connection)
+    read.connections.give_back(connection)
     for _ in range(3):
         assert rows(read, **ONE) == before
     assert kept(read) == [], "it is not tried again at once"
@@ -186,13 +186,13 @@ def test_a_plan_of_smaller_tables_is_given_up(
     for _ in range(5):
         assert rows(read, **ONE)["app_1"]
     assert time.monotonic() - began < 60, "the server's own limit for a statement"
-    connection = read.take()
+    connection = read.connections.take()
     with connection.cursor() as cursor:
         cursor.execute("SELECT name FROM pg_prepared_statements WHERE cardinality(parameter_types) = 1")
         for [name] in cursor.fetchall():
             cursor.execute(f"EXPLAIN EXECUTE {name} ('{{app_1}}')")
             assert not [line for [line] in cursor if "Seq Scan on portal_application" in line]
-    read.give_back(connection)
+    read.connections.give_back(connection)
 
 
 def test_nothing_is_kept_behind_a_pooler(
