@@ -252,3 +252,14 @@ def test_no_two_classes_have_one_name() -> None:
                 places.setdefault(node.name, []).append(module)
     assert len(places) > 200
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_the_names_of_tests_have_fewer_than_80_characters() -> None:
+    names = {
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
+    assert len(names) > 1000
+    assert {name for name in names if len(name) >= 80} == set()

@@ -189,7 +189,7 @@ def test_a_row_that_no_memory_knows_asks_for_everything(table: Table) -> None:
 @pytest.mark.parametrize(
     "table", [PORTAL_APPLICATIONS, ACCOUNTS_TABLE, PAY_PLANS], ids=lambda table: table.name
 )
-def test_an_identity_without_the_key_asks_for_everything_where_nothing_is_remembered(table: Table) -> None:
+def test_an_identity_without_the_key_asks_for_everything_if_nothing_is_remembered(table: Table) -> None:
     row = table.row("one", 5)
     elsewhere = columns({"some_other_unique_column": 1})
     assert take("grove", Delete("public", table.name, elsewhere)).reconcile == "identity"

@@ -221,7 +221,7 @@ def test_a_table_that_was_not_described_is_an_error(raw: bytes) -> None:
     assert refused.value.reason == "undecodable"
 
 
-def test_rows_after_a_description_that_cannot_be_read_are_not_taken_for_the_old_ones() -> None:
+def test_rows_after_a_description_that_cannot_be_read_are_not_read_by_the_old_one() -> None:
     decoder = pgoutput.PgoutputDecoder()
     decoded(relation(1, "t", "id", "key"), decoder=decoder)
     with pytest.raises(MessageError):
