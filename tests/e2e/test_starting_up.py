@@ -1,0 +1,66 @@
+"""`serve` that is started while Postgres starts up or recovers: it waits, whatever language it is told in."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import psycopg2
+import pytest
+
+from server.commands.demo.programs import ClusterError
+from tests.plugins.server import DEADLINE, fill, wait_equal, wait_until
+
+if TYPE_CHECKING:
+    from server.commands.demo.cluster import Cluster
+    from tests.plugins.languages import SpeakingFactory
+    from tests.plugins.postgres import DatabaseFactory
+    from tests.plugins.server import GatewayFactory, ServerFactory
+
+
+def refusals(cluster: Cluster) -> int:
+    """Return how often the server has said that it is not ready."""
+    return (cluster.folder / "postgres.log").read_text().count("57P03")
+
+
+@pytest.mark.parametrize("language", ["de", pytest.param("fr", marks=pytest.mark.soak)])
+def test_serve_waits_for_a_server_that_starts_up(
+    speaking: SpeakingFactory,
+    database_factory: DatabaseFactory,
+    serve: ServerFactory,
+    gateway: GatewayFactory,
+    language: str,
+) -> None:
+    cluster = speaking(language, {"log_error_verbosity": "verbose"})
+    database = database_factory(cluster=cluster)
+    fill(database, 50)
+    cluster.stop()
+    # A standby without a primary: it is not ready before it is promoted.
+    (cluster.data / "standby.signal").touch()
+    cluster.configure({"restore_command": "false", "hot_standby": "off"})
+
+    def refuses() -> bool:
+        with suppress(psycopg2.OperationalError):
+            psycopg2.connect(database.url()).close()
+        return refusals(cluster) > 0
+
+    def promoted() -> bool:
+        with suppress(ClusterError):  # its recovery has not begun yet
+            cluster.promote()
+            return True
+        return False
+
+    with ThreadPoolExecutor(2) as others:
+        started = others.submit(cluster.start)
+        wait_until(refuses, "57P03")
+        before = refusals(cluster)
+        served = others.submit(serve, database)
+        wait_until(lambda: refusals(cluster) > before + 2, "serve is refused, and tries again")
+        wait_until(promoted, "the standby can be promoted")
+        started.result(DEADLINE)
+        server = served.result(DEADLINE)
+    client = gateway(server.wait_ready())
+    database.execute("UPDATE pay_plans SET throughput_limit = throughput_limit + 1")
+    wait_equal(client, database)
+    assert server.stop() == 0
