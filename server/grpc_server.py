@@ -36,6 +36,10 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", 64 * 1024),  # requests are small
     # Of one connection; a proxy may use one for many gateways. Further streams wait in the client.
     ("grpc.max_concurrent_streams", 1_000),
+    # Calls that wait for the event loop, as after a restart, when every gateway comes at once. Beyond the
+    # first number gRPC refuses some, beyond the second all others. By default these are 1,000 and 3,000.
+    ("grpc.server.max_pending_requests", 20_000),
+    ("grpc.server.max_pending_requests_hard_limit", 20_000),
     ("grpc.server_handshake_timeout_ms", 10_000),  # closes a connection that sends nothing
     ("grpc.max_connection_idle_ms", 600_000),  # closes a connection without streams
     # A connection that died silently is closed within 40 s. A client may ping every 10 s; the third ping that

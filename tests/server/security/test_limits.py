@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import signal
 import socket
 import struct
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -160,6 +162,21 @@ def test_the_streams_of_a_connection_are_bounded(server: Server) -> None:
     with connected(server.grpc) as curious:
         settings = dict(struct.iter_unpack(">HI", curious.wait(SETTINGS)))
         assert settings[_MAX_CONCURRENT_STREAMS] == 1_000
+
+
+def test_everybody_who_comes_at_once_is_served(server: Server) -> None:
+    """As after a restart. gRPC would refuse some of more than 1,000 calls that nobody has taken yet."""
+    with ExitStack() as channels:
+        fetches: list[Any] = []
+        for _ in range(2):  # connections, since each may have 1,000 streams
+            own = (("grpc.use_local_subchannel_pool", 1),)
+            channel = channels.enter_context(grpc.insecure_channel(f"127.0.0.1:{server.grpc}", options=own))
+            fetches.append(channel.unary_unary("/proto.GatewayEndpoints/FetchAuthDataSync"))
+            assert fetches[-1](bytes(0), wait_for_ready=True)
+        server.process.send_signal(signal.SIGSTOP)
+        calls = [fetch.future(bytes(0), timeout=DEADLINE) for fetch in fetches for _ in range(950)]
+        server.process.send_signal(signal.SIGCONT)
+        assert {call.code() for call in calls} == {grpc.StatusCode.OK}
 
 
 def test_requests_are_bounded(server: Server) -> None:
