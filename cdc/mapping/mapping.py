@@ -272,9 +272,17 @@ INNER JOIN (
         """Return the same where ids or keys are equal that are not spelled alike. Each spelling that is
         wanted counts, once: of two that are equal an endpoint has one, and the other one is gone.
         """
-        wants = "\nUNION ALL\n".join(
-            f"SELECT wants.endpoint_id{id_type.cast} AS endpoint_id FROM (\n{self._ids(kind)}\n) AS wants"
+        of_ids = id_type.kind(self.endpoint_keys) if self.endpoint_keys else None
+        found = (
+            # The query of the mapping casts its keys to text, and a bpchar would lose its blanks by that.
+            f"SELECT key AS endpoint_id FROM unnest(%({parameter(kind)})s::TEXT[]) AS key"
+            if kind == of_ids
+            else self._ids(kind)
             for kind in kinds
+        )
+        wants = "\nUNION ALL\n".join(
+            f"SELECT wants.endpoint_id{id_type.cast} AS endpoint_id FROM (\n{query}\n) AS wants"
+            for query in found
         )
         return f"""\
 WITH wanted AS MATERIALIZED (
