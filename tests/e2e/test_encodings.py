@@ -45,7 +45,7 @@ class Encoded:
             return f"\u65e5\u672c {number}"
         high = (bytes([byte]) for byte in range(0xC0, 0xFF))
         letters = [text for raw in high if (text := self._text(raw)).isalpha()]
-        return "".join(letters[number : number + 6])
+        return f"{''.join(letters[number : number + 6])}{number}"  # some have fewer letters than that
 
     def _text(self, raw: bytes) -> str:
         try:
