@@ -116,6 +116,27 @@ def test_each_kind_has_its_verdict(token: Token, expected: Verdict) -> None:
     assert verdict(token) == expected
 
 
+def test_a_mixed_map_s_token_names_no_revision() -> None:
+    assert TOKEN.mixed() == replace(TOKEN, epoch="0" * 32, revision=0)
+
+
+def test_a_token_on_a_later_timeline_has_that_timeline_s_positions() -> None:
+    earlier = replace(TOKEN, timeline=2, position=700, seen=300)
+    assert earlier.on(HERE.history) == replace(earlier, timeline=3, position=300)
+    assert earlier.on(replace(HERE.history, system="8")) is None, "another system has other positions"
+    assert replace(earlier, seen=301).on(HERE.history) is None
+
+
+def test_a_relay_that_is_behind_its_leader_says_how_far_to_wait() -> None:
+    here = replace(HERE, revision=30, reached_at=5.0)
+    assert verdict(TOKEN, here) == Behind(520)
+
+
+def test_a_token_is_good_to_the_end_of_its_retention() -> None:
+    assert verdict(replace(TOKEN, issued=9_000)) == Resume(40)
+    assert verdict(replace(TOKEN, issued=8_999)) == Reset("expired")
+
+
 def test_an_earlier_timeline_resumes_where_it_was_followed() -> None:
     here = replace(HERE, origin=replace(HERE.origin, followed_since=200))
     assert verdict(replace(FOREIGN, timeline=2, position=250, seen=300), here) == Rejoin(250)

@@ -118,3 +118,21 @@ def test_who_is_overtaken_too_often_gets_the_rest_in_its_turn(monkeypatch: pytes
     publish(store, {"app_1": b"y", "app_2": b"y"})
     publish(store, KEY, express=True)
     assert [entry.id for entry in walk.read(1)] == ["app"], "once it has arrived it is overtaken again"
+
+
+def test_a_walk_in_the_order_of_revisions_lets_nothing_overtake() -> None:
+    store = Store()
+    walk = Cursor(store)
+    ripples(store, b"y")
+    publish(store, KEY, express=True)
+    assert "app" not in [entry.id for entry in walk.read(LIMIT).entries]
+
+
+def test_each_part_says_whether_more_is_there() -> None:
+    store = Store()
+    walk = Cursor(store, express=True)
+    ripples(store, b"y")
+    publish(store, KEY, express=True)
+    parts = [walk.read(LIMIT) for _ in range(14)]
+    assert [part.more for part in parts] == [True] * 13 + [False], "the key, and thirteen parts of the ripple"
+    assert [part.arrival is not None for part in parts] == [False] * 13 + [True]
