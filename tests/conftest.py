@@ -1,5 +1,9 @@
 """Registers the fixtures; they live in small plugins, one a subject."""
 
+import signal
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and all programs that we start would, too
+
 pytest_plugins = [
     "tests.plugins.decoding",
     "tests.plugins.postgres",
