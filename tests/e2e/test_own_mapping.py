@@ -78,6 +78,7 @@ def test_the_example_follows(
     assert mapping.reads == ("tiers", "teams", "tokens")
     database.execute(files["schema.sql"] + ROWS)
     database.set_up(mapping, database.create_role("REPLICATION").name)
+    database.publish(mapping=str(tmp_path))
     server = serve(database, MAPPING=str(tmp_path))
     client = gateway(server)
     wait_holds(client, set(database.rows(ENDPOINTS)), "the rows")
