@@ -62,7 +62,7 @@ def feed(
 
 
 def old(notebook: Notebook, port: int, count: int) -> None:
-    """Open the old contract's stream ``count`` times, and throw away what comes."""
+    """Open the legacy contract's stream ``count`` times, and throw away what comes."""
     _follow(notebook, port, count, STREAM, b"", lambda _peer, _message: None, 0)
 
 

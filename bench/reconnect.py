@@ -1,4 +1,4 @@
-"""Reconnect: clients of the old contract come back all at once, and keys are revoked meanwhile."""
+"""Reconnect: clients of the legacy contract come back all at once, and keys are revoked meanwhile."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run(rig: Rig) -> Iterator[Result]:
             wait_until(lambda: keys.keys() <= old.arrivals().keys(), "all revocations arrive", every=0.5)
             at_old = {keys[key]: at for key, at in old.arrivals().items() if key in keys}
         size = f"{len(commits):,} revocations, {sizes.reconnecting} clients, {sizes.small:,} endpoints each"
-        for place, arrived in (("feed", at_feed), ("old contract", at_old)):
+        for place, arrived in (("feed", at_feed), ("legacy contract", at_old)):
             found = since_returned(commits, arrived)
             for name, share in _SHARES.items():
                 case = f"a revocation at the {place}, {name}"

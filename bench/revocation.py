@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _DELAYS: Final = (0, 5, 20, 50, 200)
 """Milliseconds from the return of the plan's commit to the sending of the revocation."""
 _ROTATE: Final = "UPDATE portal_application_settings SET secret_key = %s WHERE application_id = %s"
-_SUBSCRIBERS: Final = {"feed": subscribers.feed, "old contract": subscribers.old_keys}
+_SUBSCRIBERS: Final = {"feed": subscribers.feed, "legacy contract": subscribers.old_keys}
 
 
 def run(rig: Rig) -> Iterator[Result]:
@@ -32,7 +32,7 @@ def run(rig: Rig) -> Iterator[Result]:
         for kind, follow in _SUBSCRIBERS.items():
             found: dict[int, list[float]] = {delay: [] for delay in _DELAYS}
             with rig.serve(database) as served, Follower(follow, served.target) as follower:
-                if kind == "old contract":  # whose stream begins with everything
+                if kind == "legacy contract":  # whose stream begins with everything
                     follower.wait(sizes.small)
                 for number in range(sizes.revocations):
                     rig.say(f"revocation: {kind}, {number + 1} of {sizes.revocations}")

@@ -1,4 +1,4 @@
-"""Ripple, old contract: the same commit, one message an endpoint."""
+"""Ripple, legacy contract: the same commit, one message an endpoint."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def run(rig: Rig) -> Iterator[Result]:
     """Measure endpoints a second at one subscriber: from the commit on, and from the call on."""
     with rig.database(rig.sizes.small) as database:
         count = len(database.portal.numbers(PLAN))
-        rig.say("ripple, old contract: messages are made ready")
+        rig.say("ripple, legacy contract: messages are made ready")
         messages = _messages(database)
         rates: list[float] = []
         limits: list[float] = []
         with rig.serve(database) as served, Follower(subscribers.old, served.target) as subscriber:
-            rig.say("ripple, old contract: everything is sent to the new subscriber")
+            rig.say("ripple, legacy contract: everything is sent to the new subscriber")
             subscriber.wait(rig.sizes.small)
             for _ in range(rig.sizes.runs):
-                rig.say(f"ripple, old contract: {OURS}")
+                rig.say(f"ripple, legacy contract: {OURS}")
                 rates.append(count / ripple(database, subscriber, PLAN, count))
-                rig.say("ripple, old contract: do-nothing server")
+                rig.say("ripple, legacy contract: do-nothing server")
                 limits.append(count / _sent(messages))
     size = f"{count:,} of {rig.sizes.small:,} endpoints, one subscriber, endpoints a second"
     yield Result("ripple_old", "a plan", OURS, "/s", tuple(rates), size)

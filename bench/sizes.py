@@ -16,7 +16,7 @@ class Sizes:
     endpoints: int
     """In the large database."""
     small: int
-    """In the small one: clients of the old contract are sent everything first."""
+    """In the small one: clients of the legacy contract are sent everything first."""
     plan: int
     """Endpoints on the plan that ripples, in both databases."""
     transactions: int
@@ -30,7 +30,7 @@ class Sizes:
     poll: float
     """Seconds between the polls of who polls."""
     reconnecting: int
-    """Clients of the old contract that come back at once."""
+    """Clients of the legacy contract that come back at once."""
     revocations: int
     """Beside a ripple, of each kind and delay."""
     writer_rate: int

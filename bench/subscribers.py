@@ -42,13 +42,13 @@ def feed(notebook: Notebook, target: str) -> None:
 
 
 def old(notebook: Notebook, target: str) -> None:
-    """Follow the old contract's stream, which begins with everything; all of it is noted."""
+    """Follow the legacy contract's stream, which begins with everything; all of it is noted."""
     for update in _updates(notebook, target):
         notebook.arrived((update.endpoint_id,), now())
 
 
 def old_keys(notebook: Notebook, target: str) -> None:
-    """Follow the old contract's stream, and note API keys in place of endpoints: they tell what is new."""
+    """Follow the legacy contract's stream, and note API keys in place of endpoints: they tell what is new."""
     for update in _updates(notebook, target):
         notebook.arrived((update.gateway_endpoint.auth.static_api_key.api_key,), now())
 

@@ -261,8 +261,8 @@ class Applier(threading.Thread):
             self._auditor.hurry()
         elif started.found and kept.fresh and not self._session.streamed:
             self._observer.state_file_error(
-                "the slot has been read before, and there is no state file: clients of the old contract that"
-                " missed deletes must be restarted; keep STATE_FILE on a disk that outlives the process"
+                "the slot has been read before, and there is no state file: clients of the legacy contract"
+                " that missed deletes must be restarted; keep STATE_FILE on a disk that outlives the process"
             )
         # Transactions may have passed unread: always at the start, and where the slot was created anew.
         gap = started.created is not None or started.confirmed > self._requery.reached

@@ -20,7 +20,7 @@ _spawn: Final = multiprocessing.get_context("spawn")
 
 @contextmanager
 def serving(messages: Sequence[bytes]) -> Iterator[str]:
-    """Serve these to each stream of the old contract, from a process of its own; gives where it listens."""
+    """Serve these to each stream of the legacy contract, from its own process; gives where it listens."""
     pipe, other = _spawn.Pipe()
     process = _spawn.Process(target=_run, args=(other, messages), daemon=True)
     process.start()

@@ -63,7 +63,7 @@ class Ledger:
         if self._file.set_aside is not None:
             self._observer.state_file_error(
                 f"the state file {path} was unusable and is now {self._file.set_aside.name};"
-                " clients of the old contract that missed deletes must be restarted"
+                " clients of the legacy contract that missed deletes must be restarted"
             )
 
     def append(self, batch: Batch, *, position: Lsn, seen: Lsn) -> None:

@@ -450,7 +450,7 @@ def teardown(secrets: list[ConnectionString], /, **given: Any) -> int:
     type=click.Choice(["feed", "old"]),
     default="feed",
     show_default=True,
-    help="The endpoint feed, or what clients of the old contract see.",
+    help="The endpoint feed, or what clients of the legacy contract see.",
 )
 @click.option("--ca-file", help="Speak TLS, and trust the certificates in this file.")
 @click.option("--cert-file", help="Certificate to show, where the server wants mutual TLS; with --key-file.")

@@ -282,7 +282,7 @@ def test_clients_that_take_nothing_of_what_they_fetch(
             pb.WatchRequest(open=pb.Open(client_id="stalled")).SerializeToString(),
             id="feed",
         ),
-        pytest.param(b"/proto.GatewayEndpoints/StreamAuthDataUpdates", b"", id="old contract"),
+        pytest.param(b"/proto.GatewayEndpoints/StreamAuthDataUpdates", b"", id="legacy contract"),
     ],
 )
 def test_hundreds_of_subscribers_that_take_nothing(

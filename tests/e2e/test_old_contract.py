@@ -1,4 +1,4 @@
-"""The old contract end to end: real Postgres, the real server in its own process, clients of all
+"""The legacy contract end to end: real Postgres, the real server in its own process, clients of all
 generations.
 """
 

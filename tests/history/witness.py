@@ -1,5 +1,5 @@
-"""Clients of the old contract, of all three generations, that show everything they see to somebody who judges
-it.
+"""Clients of the legacy contract, of all three generations, that show all that they see to somebody who
+judges it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The real server, in a process of its own, and clients of the old contract over real gRPC."""
+"""The real server, in a process of its own, and clients of the legacy contract over real gRPC."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def end(server: Server) -> None:
 
 
 class Gateway:
-    """A client of the old contract: fetches once, then streams and reopens its stream whenever it ends.
+    """A client of the legacy contract: fetches once, then streams and reopens its stream whenever it ends.
 
     ``refetch`` makes it the generation that fetches again before each stream and replaces its map by the
     answer.
@@ -306,7 +306,7 @@ class GatewayFactory(Protocol):
 
 @pytest.fixture
 def gateway() -> Iterator[GatewayFactory]:
-    """Clients of the old contract."""
+    """Clients of the legacy contract."""
     with ExitStack() as clients:
 
         def connect(server: Server, *, refetch: bool = False, fetch: bool = True) -> Gateway:

@@ -1,5 +1,5 @@
-"""Both revisions of the old contract as classes: the second one's are made from its file, in a pool of their
-own, since its messages have the first one's names.
+"""Both revisions of the legacy contract as classes: the second one's are made from its file, in a pool of
+their own, since its messages have the first one's names.
 """
 
 from __future__ import annotations

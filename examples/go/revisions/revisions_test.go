@@ -1,5 +1,5 @@
 // Package revisions has nothing but a test: the bytes that a server sends for an endpoint are read right by Go's parsers
-// of both revisions of the old contract. testdata holds examples with their bytes, and the second revision's descriptors.
+// of both revisions of the legacy contract. testdata holds examples with their bytes, and the second revision's descriptors.
 package revisions
 
 import (

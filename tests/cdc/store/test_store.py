@@ -271,7 +271,7 @@ def test_the_digest_separates_id_and_payload(key: str) -> None:
 
 
 def test_a_revocation_overtakes_the_rest_of_a_ripple() -> None:
-    """The old contract takes one endpoint a message: a ripple of many would otherwise be a queue."""
+    """The legacy contract takes one endpoint a message: a ripple of many would otherwise be a queue."""
     store = Store()
     store.mark_consistent(0)
     publish(store, {f"app_{number}": b"1" for number in range(500)})

@@ -78,7 +78,7 @@ def server(database: Database, serve: ServerFactory, tokens: Path) -> Iterator[S
 
 
 class Stream:
-    """An open stream of the old contract, read by a thread."""
+    """An open stream of the legacy contract, read by a thread."""
 
     def __init__(self, server: Server, token: str) -> None:
         self.channel = grpc.insecure_channel(f"127.0.0.1:{server.grpc}")

@@ -1,4 +1,4 @@
-// Command old-client speaks the old contract as deployed clients do, of the generation that is asked for. It prints one
+// Command old-client speaks the legacy contract as deployed clients do, of the generation that is asked for. It prints one
 // JSON line an event; never a key.
 //
 //	old-client [-generation 1|2|3] [-ca FILE [-token FILE] [-cert FILE -key FILE]] HOST:PORT
