@@ -205,7 +205,8 @@ class Server:
         if confirmed > store.position:
             since = max(self.origin.followed_since or 0, confirmed)
             self.origin = replace(self.origin, followed_since=since)
-        self.read_at = max(self.read_at, confirmed)
+        # A server of this timeline shows at least what was there when the timeline began.
+        self.read_at = max(self.read_at, confirmed, self.database.switches[line - 1])
         self.compare(self.read_at)
         store.mark_consistent(confirmed)
         self.note()
