@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 
-from server.commands.demo.programs import ClusterError
 from tests.plugins.server import DEADLINE, fill, wait_equal, wait_until
+from tests.support.starting_up import starting_up
 
 if TYPE_CHECKING:
     from server.commands.demo.cluster import Cluster
@@ -35,30 +35,18 @@ def test_serve_waits_for_a_server_that_starts_up(
     cluster = speaking(language, {"log_error_verbosity": "verbose"})
     database = database_factory(cluster=cluster)
     fill(database, 50)
-    cluster.stop()
-    # A standby without a primary: it is not ready before it is promoted.
-    (cluster.data / "standby.signal").touch()
-    cluster.configure({"restore_command": "false", "hot_standby": "off"})
 
     def refuses() -> bool:
         with suppress(psycopg2.OperationalError):
             psycopg2.connect(database.url()).close()
         return refusals(cluster) > 0
 
-    def promoted() -> bool:
-        with suppress(ClusterError):  # its recovery has not begun yet
-            cluster.promote()
-            return True
-        return False
-
-    with ThreadPoolExecutor(2) as others:
-        started = others.submit(cluster.start)
-        wait_until(refuses, "57P03")
-        before = refusals(cluster)
-        served = others.submit(serve, database)
-        wait_until(lambda: refusals(cluster) > before + 2, "serve is refused, and tries again")
-        wait_until(promoted, "the standby can be promoted")
-        started.result(DEADLINE)
+    with ThreadPoolExecutor(1) as other:
+        with starting_up(cluster):
+            wait_until(refuses, "57P03")
+            before = refusals(cluster)
+            served = other.submit(serve, database)
+            wait_until(lambda: refusals(cluster) > before + 2, "serve is refused, and tries again")
         server = served.result(DEADLINE)
     client = gateway(server.wait_ready())
     database.execute("UPDATE pay_plans SET throughput_limit = throughput_limit + 1")

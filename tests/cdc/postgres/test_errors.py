@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,8 +13,9 @@ from cdc.errors import PadsCdcError, Refusal, SlotHeld, SourceError
 from cdc.postgres.connection import Address
 from cdc.postgres.errors import is_shutdown, translate, translated
 from server.commands.demo.cluster import free_port
-from server.commands.demo.programs import ClusterError, find_programs
-from tests.plugins.server import DEADLINE, wait_until
+from server.commands.demo.programs import find_programs
+from tests.plugins.server import wait_until
+from tests.support.starting_up import starting_up
 
 if TYPE_CHECKING:
     from tests.plugins.languages import SpeakingFactory
@@ -268,10 +268,6 @@ def test_of_several_addresses_the_one_that_answers_counts(database: Database) ->
 def test_a_server_that_starts_is_told_from_one_that_refuses(language: str, speaking: SpeakingFactory) -> None:
     """It takes connections, says that it is not ready (57P03), in its language, and is ready later."""
     cluster = speaking(language)
-    cluster.stop()
-    # A standby without a primary: it is not ready before it is promoted.
-    (cluster.data / "standby.signal").touch()
-    cluster.configure({"restore_command": "false", "hot_standby": "off"})
     address = Address(cluster.url, SETTING)
 
     def starting() -> PadsCdcError | None:
@@ -279,19 +275,10 @@ def test_a_server_that_starts_is_told_from_one_that_refuses(language: str, speak
             address.connect()
         return error.value if is_shutdown(error.value) else None
 
-    def promoted() -> bool:
-        with suppress(ClusterError):  # its recovery has not begun yet
-            cluster.promote()
-            return True
-        return False
-
-    with ThreadPoolExecutor(1) as other:
-        started = other.submit(cluster.start)
+    with starting_up(cluster):
         error = wait_until(starting, "57P03")
         assert error is not None
         assert "database system" not in str(error), "it speaks English"
-        wait_until(promoted, "the standby can be promoted")
-        started.result(DEADLINE)
 
     def ready() -> bool:
         with suppress(SourceError):
