@@ -490,22 +490,15 @@ def test_networks_that_are_cut_and_stall_at_each_edge(
         one = relay(BROKER_URL=f"nats://127.0.0.1:{of_relay.port}").wait_ready()
         client = feed(one, on_change=key.see)
         for proxy in (of_leader, of_relay):
-            key.rotate()
-            proxy.cut()
-            key.rotate()
-            wait_exact(client, expected(database))
-            proxy.stalled = True
-            key.rotate(3)
-            wait_until(lambda: _restarts(leader, one) > 0, "the silence is noticed")
-            proxy.stalled = False
-            proxy.cut()
-            wait_exact(client, expected(database))
-            proxy.refusing = True
-            proxy.cut()
-            key.rotate()
-            wait_until(lambda: _cut_off(leader, one), "it is said")
-            proxy.refusing = False
-            wait_exact(client, expected(database))
+            _harm(
+                proxy,
+                key,
+                lambda: wait_exact(client, expected(database)),
+                restarts=lambda: _restarts(leader, one),
+                connected=lambda: (
+                    leader.metric("pads_cdc_broker_connected") * one.metric("pads_cdc_relay_connected")
+                ),
+            )
         follows(one, leader)
     key.check()
 
@@ -521,24 +514,14 @@ def test_the_network_between_a_relay_and_the_leader_that_it_follows_directly(
         one = relay(LEADER_ADDRESS=f"127.0.0.1:{proxy.port}").wait_ready()
         client = feed(one, on_change=key.see)
         follows(one, leader)
-        key.rotate()
-        proxy.cut()
-        key.rotate()
-        wait_exact(client, expected(database))
-        restarts = one.metric("pads_cdc_relay_restarts_total")
-        proxy.stalled = True
-        key.rotate(3)
-        wait_until(lambda: one.metric("pads_cdc_relay_restarts_total") > restarts, "the silence is noticed")
-        proxy.stalled = False
-        proxy.cut()
-        wait_exact(client, expected(database))
-        proxy.refusing = True
-        proxy.cut()
-        key.rotate()
-        wait_until(lambda: one.metric("pads_cdc_relay_connected") == 0, "it is said")
+        _harm(
+            proxy,
+            key,
+            lambda: wait_exact(client, expected(database)),
+            restarts=lambda: one.metric("pads_cdc_relay_restarts_total"),
+            connected=lambda: one.metric("pads_cdc_relay_connected"),
+        )
         assert one.get("/readyz")[0] == 200
-        proxy.refusing = False
-        wait_exact(client, expected(database))
         follows(one, leader)
     assert client.resets == 1, "its token stays good"
     key.check()
@@ -548,8 +531,32 @@ def _restarts(leader: Server, relay: Server) -> float:
     return leader.metric("pads_cdc_broker_restarts_total") + relay.metric("pads_cdc_relay_restarts_total")
 
 
-def _cut_off(leader: Server, relay: Server) -> bool:
-    return leader.metric("pads_cdc_broker_connected") * relay.metric("pads_cdc_relay_connected") == 0
+def _harm(
+    proxy: Proxy,
+    key: Key,
+    caught_up: Callable[[], None],
+    *,
+    restarts: Callable[[], float],
+    connected: Callable[[], float],
+) -> None:
+    """Cut an edge, let it stall, and refuse connections; each time the client catches up afterwards."""
+    key.rotate()
+    proxy.cut()
+    key.rotate()
+    caught_up()
+    before = restarts()
+    proxy.stalled = True
+    key.rotate(3)
+    wait_until(lambda: restarts() > before, "the silence is noticed")
+    proxy.stalled = False
+    proxy.cut()
+    caught_up()
+    proxy.refusing = True
+    proxy.cut()
+    key.rotate()
+    wait_until(lambda: connected() == 0, "it is said")
+    proxy.refusing = False
+    caught_up()
 
 
 @pytest.mark.parametrize("count", [20_000, pytest.param(200_000, marks=pytest.mark.soak)])
