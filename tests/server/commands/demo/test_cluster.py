@@ -19,6 +19,7 @@ import pytest
 from server.commands.demo.cluster import _temporary_folder, ephemeral_cluster
 from server.commands.demo.programs import ClusterError, Programs, find_programs
 from tests.plugins.postgres import DEADLINE, drop_database
+from tests.plugins.server import wait_until
 from tests.support.command import processes_of
 
 if TYPE_CHECKING:
@@ -128,8 +129,12 @@ def test_ctrl_c_does_not_reach_the_one_that_cleans_up(monkeypatch: pytest.Monkey
             patched.setattr("server.commands.demo.cluster.subprocess.Popen", Popen)
             with _temporary_folder(programs) as folder:
                 assert heard == [signal.SIGINT]
-                # It leads a session of its own; what it has forked looks like it until it is another program.
-                assert len([pid for pid in processes_of(str(folder)) if os.getsid(pid) == pid]) == 1
+                # It leads a session of its own. What it has forked looks like it until it is another program,
+                # and while it becomes one itself it has no arguments.
+                wait_until(
+                    lambda: len([pid for pid in processes_of(str(folder)) if os.getsid(pid) == pid]) == 1,
+                    "one that leads a session",
+                )
                 assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
         assert not folder.exists()
     finally:
