@@ -143,7 +143,6 @@ class FeedStream:
             self._resetting = False
             if isinstance(walk, Catchup):
                 self._walk = walk.finish()
-                self.more = True  # what has changed since the snapshot was complete
         elif arrival is not None and isinstance(walk, Cursor):
             self._hold(arrival)
         if checkpoint is not None or batch.changes:

@@ -147,7 +147,7 @@ def test_health_and_reflection_answer(database: Database, serve: ServerFactory) 
         for service in ("", "proto.GatewayEndpoints"):
             request = HealthCheckRequest(service=service)
             serving = partial(_serves, check, request)
-            wait_until(serving, f"serving {service!r}")
+            wait_until(serving, f"serving {service!r}", 5)
         reflect = channel.stream_stream(
             "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
             request_serializer=ServerReflectionRequest.SerializeToString,

@@ -21,7 +21,7 @@ from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 from cdc.postgres.timeline import Timeline
 from cdc.state.origin import Origin
-from cdc.state.token import Rejoin, Token, Verdict, judge
+from cdc.state.token import Rejoin, Resume, Token, Verdict, judge
 from cdc.store.store import Store
 from server.rpc import endpoint_feed
 from server.rpc.endpoint_feed import FeedService
@@ -464,3 +464,26 @@ def test_a_promotion_between_the_verdict_and_the_first_message_is_judged_anew(
     assert opened.opened.HasField("resumed")
     [batch, *_] = feed.take()
     assert [one.endpoint for one in batch.batch.changes] == [b"2"]
+
+
+def test_a_token_of_a_new_epoch_stays_good_between_checkpoints() -> None:
+    """What the database has lost in an earlier epoch is no reason to take this one's token away."""
+    store, old = Store(), Origin("a" * 32, followed_since=1)
+    origin = old
+
+    def publish(position: int, *, consistent: bool) -> pb.WatchResponse:
+        row = [("app_1", str(position).encode())]
+        store.publish(store.prepare(row, position), consistent=consistent, position=position, seen=position)
+        [message] = feed.take()
+        return message
+
+    store.follow_timeline(Timeline("7", 1, end=900))
+    feed = FeedStream(store, lambda: origin, lambda: 0.0, 5.0)
+    feed.open(Resume(store.head))
+    origin = replace(old, epoch="b" * 32, left=frozenset({old.epoch}))
+    assert publish(500, consistent=True).batch.HasField("checkpoint")
+    between = publish(600, consistent=False).batch
+    assert not between.HasField("checkpoint")
+    token = Token.parse(between.token)
+    assert token is not None
+    assert (token.epoch, token.complete) == ("b" * 32, True)
