@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from pads_cdc_client.outbox import PACE
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 from bench.following import now
@@ -31,8 +32,6 @@ _WINDOW: Final = 2**31 - 1
 _INITIAL: Final = 65_535
 """What a connection's window is until it is enlarged."""
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_ACKNOWLEDGE_SECONDS: Final = 0.1
-"""Between a client's acknowledgements; see pads_cdc_client/outbox.py."""
 _SAMPLED: Final = 20
 """Subscribers of whom every arrival is noted."""
 _FRAME: Final = 9
@@ -110,7 +109,7 @@ class _Peer:
 
     def acknowledge(self, token: bytes) -> None:
         """Acknowledge a checkpoint of the feed, unless that was done just now."""
-        if now() - self.acknowledged_at >= _ACKNOWLEDGE_SECONDS:
+        if now() - self.acknowledged_at >= PACE:
             self.acknowledged_at = now()
             self.say(pb.WatchRequest(acknowledge=pb.Acknowledge(token=token)).SerializeToString())
 

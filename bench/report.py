@@ -97,7 +97,7 @@ def figure(value: float) -> str:
 
 @dataclass(frozen=True)
 class Reached:
-    """Return a target and its result, in words."""
+    """A target and its result, in words."""
 
     what: str
     reference: str

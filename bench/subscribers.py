@@ -48,7 +48,7 @@ def old(notebook: Notebook, target: str) -> None:
 
 
 def old_keys(notebook: Notebook, target: str) -> None:
-    """Follow the legacy contract's stream, and note API keys in place of endpoints: they tell what is new."""
+    """Follow the legacy contract's stream, and note each update's API key: a rotation is known by its key."""
     for update in _updates(notebook, target):
         notebook.arrived((update.gateway_endpoint.auth.static_api_key.api_key,), now())
 

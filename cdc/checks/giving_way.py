@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from cdc.postgres.database import Database
 
-T = TypeVar("T")
+_Result = TypeVar("_Result")
 
 _TRIES: Final = 20
 """A try that meets a lock takes 0.4 s: together they outlast most migrations."""
@@ -25,7 +25,7 @@ class _Nobody:
         """Do nothing."""
 
 
-def giving_way(database: Database, blocked: str, read: Callable[[], T]) -> T:
+def giving_way(database: Database, blocked: str, read: Callable[[], _Result]) -> _Result:
     """Return what ``read`` returns. It is ended and repeated when somebody waits for its locks.
 
     ``database`` is the one that it reads, ``blocked`` the text of the query `Blocked`.

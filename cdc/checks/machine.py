@@ -55,7 +55,7 @@ def state_file(site: Deployment) -> Iterator[Finding]:
     if kind in _EPHEMERAL:
         yield warn(
             f"STATE_FILE: {folder} is on {kind}, which a restart of the container or the machine empties:"
-            " clients of the legacy contract would not hear of what was deleted meanwhile",
+            " the server would then not tell clients of the legacy contract which endpoints were deleted",
             "mount a volume and set STATE_FILE=/var/lib/pads-cdc/state there",
         )
     else:
