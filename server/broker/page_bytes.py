@@ -6,6 +6,7 @@ not at all. If a piece is missing the page is lost, and the next page's number s
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Final
 
 from google.protobuf.message import DecodeError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES: Final = 256
 """Maximum bytes of a piece beside its part of the page."""
+_DIGEST_BYTES: Final = 16
 
 
 def pieces(page: Page, most: int) -> Iterator[bytes]:
@@ -32,7 +34,7 @@ def pieces(page: Page, most: int) -> Iterator[bytes]:
     if len(whole) <= most:
         yield whole
         return
-    step = most - PIECE_BYTES
+    step, digest = most - PIECE_BYTES, _digest(whole)
     for start in range(0, len(whole), step):
         last = start + step >= len(whole)
         yield pb.Page(
@@ -46,6 +48,7 @@ def pieces(page: Page, most: int) -> Iterator[bytes]:
             part=whole[start : start + step],
             part_start=start,
             part_total=len(whole),
+            part_digest=digest,
         ).SerializeToString()
 
 
@@ -53,8 +56,8 @@ class PageAssembly:
     """Joins the pieces of a stream's pages. Holds one page at most."""
 
     def __init__(self) -> None:
-        self._of = "", 0
-        """The line of the page that is incomplete, and its size."""
+        self._of = b""
+        """The digest of the page that is incomplete."""
         self._parts = bytearray()
 
     def take(self, raw: bytes) -> Page | None:
@@ -67,15 +70,16 @@ class PageAssembly:
         message = pb.Page.FromString(raw)
         if not message.part_total:
             return _page(message)
-        of = message.line, message.part_total
         if message.part_start == 0:
-            self._of, self._parts = of, bytearray()
-        if of != self._of or message.part_start != len(self._parts):
+            self._of, self._parts = message.part_digest, bytearray()
+        if message.part_digest != self._of or message.part_start != len(self._parts):
             return None  # a piece is missing
         self._parts += message.part
         if len(self._parts) < message.part_total:
             return None
         whole, self._parts = bytes(self._parts), bytearray()
+        if _digest(whole) != self._of:
+            raise DecodeError("the pieces make another page")
         return decode(whole)
 
 
@@ -124,6 +128,10 @@ def decode(raw: bytes) -> Page:
 
     """
     return _page(pb.Page.FromString(raw))
+
+
+def _digest(whole: bytes) -> bytes:
+    return hashlib.sha256(whole).digest()[:_DIGEST_BYTES]
 
 
 def _page(message: pb.Page) -> Page:

@@ -51,6 +51,17 @@ def test_a_page_that_lacks_a_piece_does_not_arrive(lost: int) -> None:
     assert again[-1].number == 8
 
 
+def test_pieces_of_two_pages_are_never_joined() -> None:
+    """The leader ended within a page and came back; of the page anew, as long as before, the broker has lost
+    the first piece.
+    """
+    before, after = large(), large()
+    after.entries[0].payload = bytes(reversed(range(256))) * 27
+    [first, *_], [_, *rest] = pieces(before, 1_000), pieces(after, 1_000)
+    assembly = PageAssembly()
+    assert [assembly.take(piece) for piece in (first, *rest)] == [None] * (1 + len(rest))
+
+
 def test_until_the_last_piece_the_page_before_is_the_newest_one() -> None:
     """A leader that finds such a piece at the end of the stream publishes the page once more."""
     *before, last = (decode(piece) for piece in pieces(large(), 1_000))

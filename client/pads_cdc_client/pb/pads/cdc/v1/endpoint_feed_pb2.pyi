@@ -302,7 +302,7 @@ class TimelineSwitch(_message.Message):
     def __init__(self, timeline: _Optional[int] = ..., position: _Optional[int] = ...) -> None: ...
 
 class Page(_message.Message):
-    __slots__ = ("line", "number", "start", "first", "opening", "total", "older", "entries", "checkpoint", "seen", "complete", "epoch", "timeline", "position", "generation", "generating", "part", "part_start", "part_total")
+    __slots__ = ("line", "number", "start", "first", "opening", "total", "older", "entries", "checkpoint", "seen", "complete", "epoch", "timeline", "position", "generation", "generating", "part", "part_start", "part_total", "part_digest")
     LINE_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -322,6 +322,7 @@ class Page(_message.Message):
     PART_FIELD_NUMBER: _ClassVar[int]
     PART_START_FIELD_NUMBER: _ClassVar[int]
     PART_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    PART_DIGEST_FIELD_NUMBER: _ClassVar[int]
     line: str
     number: int
     start: int
@@ -341,7 +342,8 @@ class Page(_message.Message):
     part: bytes
     part_start: int
     part_total: int
-    def __init__(self, line: _Optional[str] = ..., number: _Optional[int] = ..., start: _Optional[int] = ..., first: _Optional[bool] = ..., opening: _Optional[bool] = ..., total: _Optional[int] = ..., older: _Optional[bool] = ..., entries: _Optional[_Iterable[_Union[MirrorEntry, _Mapping]]] = ..., checkpoint: _Optional[_Union[MirrorState, _Mapping]] = ..., seen: _Optional[int] = ..., complete: _Optional[bool] = ..., epoch: _Optional[str] = ..., timeline: _Optional[int] = ..., position: _Optional[int] = ..., generation: _Optional[int] = ..., generating: _Optional[bool] = ..., part: _Optional[bytes] = ..., part_start: _Optional[int] = ..., part_total: _Optional[int] = ...) -> None: ...
+    part_digest: bytes
+    def __init__(self, line: _Optional[str] = ..., number: _Optional[int] = ..., start: _Optional[int] = ..., first: _Optional[bool] = ..., opening: _Optional[bool] = ..., total: _Optional[int] = ..., older: _Optional[bool] = ..., entries: _Optional[_Iterable[_Union[MirrorEntry, _Mapping]]] = ..., checkpoint: _Optional[_Union[MirrorState, _Mapping]] = ..., seen: _Optional[int] = ..., complete: _Optional[bool] = ..., epoch: _Optional[str] = ..., timeline: _Optional[int] = ..., position: _Optional[int] = ..., generation: _Optional[int] = ..., generating: _Optional[bool] = ..., part: _Optional[bytes] = ..., part_start: _Optional[int] = ..., part_total: _Optional[int] = ..., part_digest: _Optional[bytes] = ...) -> None: ...
 
 class Head(_message.Message):
     __slots__ = ("line", "revision", "staleness", "at", "server_end", "position", "seen", "consistent")
