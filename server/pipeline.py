@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from cdc.applier import Applier
 from cdc.checks import Site, preflight
-from cdc.mapping.mapping import load, server_queries
+from cdc.mapping.folder import server_queries
+from cdc.mapping.mapping import load
 from cdc.mapping.parents import Parents
 from cdc.pair.mirrored import Mirrored
 from cdc.pair.standby_role import StandbyRole

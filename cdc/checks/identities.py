@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cdc.checks.finding import fail, good, warn
-from cdc.mapping.mapping import bundled
+from cdc.mapping.folder import bundled
 from cdc.mapping.sql_text import quote_name
 from cdc.mapping.tables import column_to_name, followed, keys, wanted_indexes
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from cdc.checks.finding import fail, good, warn
 from cdc.checks.giving_way import giving_way
 from cdc.errors import Refusal
-from cdc.mapping.mapping import bundled, load
+from cdc.mapping.folder import bundled
+from cdc.mapping.mapping import load
 from cdc.mapping.row_rule import in_short
 from cdc.mapping.sql_text import quote_name
 

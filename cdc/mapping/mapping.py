@@ -19,23 +19,20 @@ A mapping is a folder, either bundled under ``sql/`` or the user's own:
     grants, indexes and replica identities. ``:"role"`` and ``:"schema"`` stand for names, ``:'schema'`` for
     text, as psql has it, so that ``psql -v role=... -v schema=...`` runs it too; tables have their schema.
 
-A line ``-- include: FILE`` in an .sql file, or ``\ir FILE`` as psql has it, stands for another file, by its
-path from there: what several mappings share is written once. A copy of a bundled mapping still finds what
-that one shares with others.
+`cdc.mapping.folder` finds and reads the files.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdc.errors import ConfigurationError
 from cdc.mapping import sql_text
 from cdc.mapping.affects_file import AffectsFile, Rule
+from cdc.mapping.folder import folder_of, named_queries, read_sql, read_text, reading_query
 from cdc.mapping.key_types import (
     NOTHING_KNOWN,
     TEXT,
@@ -51,10 +48,10 @@ from cdc.mapping.table_names import qualify
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from collections.abc import Mapping as Map
+    from pathlib import Path
 
-__all__ = ["COLUMNS", "Mapping", "Rule", "bundled", "load", "server_queries"]
+__all__ = ["COLUMNS", "Mapping", "Rule", "load"]
 
-_FILES = ("affects.toml", "queries.sql", "schema.sql", "setup.sql")
 
 COLUMNS = (
     "endpoint_id",
@@ -77,7 +74,6 @@ _AS_THEY_ARE = frozenset({"secret_key_required", "throughput_limit", "capacity_l
 """Columns whose integers and booleans come as such; everything else is text, or a list of it."""
 
 _NOT_IN = "NOT EXISTS (SELECT 1 FROM {0} WHERE {0}.endpoint_id = {1}.endpoint_id)"
-_INCLUDE = re.compile(r"^(?:-- include: |\\ir )(\S+)[ \t\r]*$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r""":(?P<quote>["'])(?P<what>role|schema)(?P=quote)""")
 _KEYS = re.compile(r"%\(\w+\)s(?P<text>\s*::\s*TEXT\s*\[\](?!\s*::))?", re.IGNORECASE)
 """The parameter of a query; one that is cast to anything but text is left to its author."""
@@ -358,14 +354,14 @@ def load(name_or_path: str) -> Mapping:
 
     """
     folder = folder_of(name_or_path)
-    schema, setup = _read_sql(folder / "schema.sql"), _read_sql(folder / "setup.sql")
-    queries = _queries(folder / "queries.sql")
+    schema, setup = read_sql(folder / "schema.sql"), read_sql(folder / "setup.sql")
+    queries = named_queries(folder / "queries.sql")
     if "Endpoints" not in queries or sql_text.parameters(queries["Endpoints"]):
         raise ConfigurationError(f"{folder / 'queries.sql'}: needs a query Endpoints without parameters")
     has = sql_text.columns(queries["Endpoints"])
     optional = tuple(column for column in OPTIONAL_COLUMNS if column in has)
     path, columns = folder / "affects.toml", sql_text.tables(schema)
-    affects = AffectsFile(path, _read(path), columns, queries)
+    affects = AffectsFile(path, read_text(path), columns, queries)
     for index, table, of_index in sql_text.indexes(setup):
         for column in of_index:
             if column not in columns.get(table, ()):
@@ -397,8 +393,8 @@ def load(name_or_path: str) -> Mapping:
         columns=COLUMNS + optional,
         queries={name: sql_text.bind(queries[name], name) for name in queries if name in used},
         header=_header(optional),
-        outside_types=_read_query("OutsideTypes"),
-        types=_read_query("Types"),
+        outside_types=reading_query("OutsideTypes"),
+        types=reading_query("Types"),
     )
 
 
@@ -421,38 +417,6 @@ def names_table(query: str, table: str) -> bool:
         return False
 
 
-def read_queries(folder: Path) -> dict[str, str]:
-    """Return all queries of a mapping's folder by name, in psycopg2's form, whatever else is in the folder.
-
-    Raises:
-        ConfigurationError: the file is not there, or something in it is wrong.
-
-    """
-    queries = _queries(folder / "queries.sql")
-    return {name: sql_text.bind(query, name) for name, query in queries.items()}
-
-
-def read_sql(path: Path) -> str:
-    """Return the text of an .sql file of a mapping, with what it includes.
-
-    Raises:
-        ConfigurationError: it cannot be read.
-
-    """
-    return _read_sql(path)
-
-
-def bundled() -> list[str]:
-    """Return the names of the mappings that come along. Reads a folder."""
-    return sorted(path.parent.name for path in _sql().glob("*/affects.toml"))
-
-
-def server_queries() -> dict[str, str]:
-    """Return the queries that any server answers, in psycopg2's form, with their parameters' own names."""
-    queries = _queries(_sql() / "server.sql")
-    return {name: sql_text.bind(query) for name, query in queries.items()}
-
-
 def _quoted(text: str, quote: str) -> str:
     """Quote a name or a text for SQL. Backslashes mean nothing: standard_conforming_strings is on."""
     return quote + text.replace(quote, quote * 2) + quote
@@ -460,70 +424,6 @@ def _quoted(text: str, quote: str) -> str:
 
 def _header(optional: Sequence[str]) -> str:
     """Return the part that every statement begins with, with a NULL for each further column."""
-    header = _read_query("Header")
+    header = reading_query("Header")
     last = f"NULL AS {COLUMNS[-1]}"
     return header.replace(last, ",\n    ".join((last, *(f"NULL AS {column}" for column in optional))))
-
-
-def _read_query(name: str) -> str:
-    return sql_text.bind(_queries(_sql() / "read.sql")[name])
-
-
-def _queries(path: Path) -> dict[str, str]:
-    try:
-        return sql_text.named_queries(_read_sql(path))
-    except ValueError as error:
-        raise ConfigurationError(f"{path}: {error}") from error
-
-
-def _sql() -> Path:
-    """Return the folder ``sql``: within the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "sql"
-    return installed if installed.is_dir() else package.parent / "sql"
-
-
-def folder_of(name_or_path: str) -> Path:
-    """Return the folder of a bundled mapping by its name, or of any by its path.
-
-    Raises:
-        ConfigurationError: there is none.
-
-    """
-    names = bundled()
-    if name_or_path in names:
-        return _sql() / name_or_path
-    folder = Path(name_or_path).expanduser()
-    try:
-        found = folder.is_dir()
-    except OSError as error:  # a folder on the way is closed to us
-        raise ConfigurationError(f"MAPPING: {folder} cannot be read: {error.strerror}") from error
-    if found:
-        if not any((folder / file).exists() for file in _FILES):
-            raise ConfigurationError(
-                f"MAPPING: the folder {folder} is no mapping: none of {', '.join(_FILES)} is in it;"
-                f" choose {', '.join(names)}, or a folder with these files"
-            )
-        return folder.resolve()
-    raise ConfigurationError(
-        f"MAPPING: there is no mapping {name_or_path!r}: choose {', '.join(names)}, or a folder's path"
-    )
-
-
-def _read_sql(path: Path) -> str:
-    """Return a file's text, in which the files that it includes stand where it does so."""
-
-    def included(line: re.Match[str]) -> str:
-        beside = path.parent / line[1]
-        shared = Path(os.path.normpath(_sql() / path.parent.name / line[1]))
-        return _read(shared if shared.is_file() and not beside.exists() else beside)
-
-    return _INCLUDE.sub(included, _read(path))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ConfigurationError(f"{path}: cannot be read: {reason}") from error

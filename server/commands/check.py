@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cdc.checks import FURTHER, NECESSARY, Deployment, Verdict, run
-from cdc.mapping.mapping import load, server_queries
+from cdc.mapping.folder import server_queries
+from cdc.mapping.mapping import load
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database
 from server.broker.checks import examine

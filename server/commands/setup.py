@@ -21,7 +21,8 @@ from cdc.checks.plugin import (
     refused_changes,
 )
 from cdc.errors import PadsCdcError, Refusal
-from cdc.mapping.mapping import load, server_queries
+from cdc.mapping.folder import server_queries
+from cdc.mapping.mapping import load
 from cdc.mapping.sql_text import quote_name
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database

@@ -14,7 +14,8 @@ import pytest
 from psycopg2.extensions import make_dsn
 
 from cdc.errors import ConfigurationError, PadsCdcError, Refusal
-from cdc.mapping.mapping import load, server_queries
+from cdc.mapping.folder import server_queries
+from cdc.mapping.mapping import load
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database as Queried
 from cdc.postgres.errors import translated

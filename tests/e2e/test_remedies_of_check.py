@@ -13,7 +13,8 @@ from psycopg2.extensions import make_dsn
 
 from cdc.checks import FURTHER, NECESSARY, Check, Deployment, Finding, Verdict, run
 from cdc.errors import PadsCdcError
-from cdc.mapping.mapping import load, server_queries
+from cdc.mapping.folder import server_queries
+from cdc.mapping.mapping import load
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database as Queried
 from server.payload import encode

@@ -21,7 +21,8 @@ import pytest
 from psycopg2.sql import SQL, Identifier, Literal
 
 from cdc.checks import Site
-from cdc.mapping.mapping import load, server_queries
+from cdc.mapping.folder import server_queries
+from cdc.mapping.mapping import load
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database as Queried
 from cdc.replication import pgoutput, wal2json

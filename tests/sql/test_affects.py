@@ -9,7 +9,8 @@ import psycopg2
 import pytest
 
 from cdc.mapping import sql_text
-from cdc.mapping.mapping import Mapping, load, server_queries
+from cdc.mapping.folder import server_queries
+from cdc.mapping.mapping import Mapping, load
 from cdc.mapping.parents import Parents
 from cdc.replication import wal2json
 from cdc.replication.assembler import Assembler

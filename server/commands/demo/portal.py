@@ -13,7 +13,8 @@ from pads_cdc_client.pb.gateway_endpoint_pb2 import CAPACITY_LIMIT_PERIOD_MONTHL
 from psycopg2.sql import SQL, Identifier, Literal
 
 from cdc.checks import Site
-from cdc.mapping.mapping import load, server_queries
+from cdc.mapping.folder import server_queries
+from cdc.mapping.mapping import load
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database
 from cdc.replication import pgoutput

@@ -11,8 +11,8 @@ import psycopg2
 
 from cdc.errors import ConfigurationError, PadsCdcError
 from cdc.mapping import sql_text
+from cdc.mapping.folder import read_sql, server_queries
 from cdc.mapping.lexer import script
-from cdc.mapping.mapping import read_sql, server_queries
 from cdc.mapping.sql_text import quote_name
 from server.commands.demo.cluster import ephemeral_cluster
 from server.commands.demo.programs import ClusterError

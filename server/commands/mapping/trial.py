@@ -15,7 +15,8 @@ from cdc.checks.changes import changes
 from cdc.checks.dependencies import Dependencies, Listed
 from cdc.checks.finding import fail, good
 from cdc.errors import ConfigurationError
-from cdc.mapping.mapping import folder_of, load, read_queries, server_queries
+from cdc.mapping.folder import folder_of, read_queries, server_queries
+from cdc.mapping.mapping import load
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database
 from server.commands.check import in_json, show

@@ -11,7 +11,8 @@ import pytest
 from cdc.checks import NECESSARY, Site, Verdict, preflight
 from cdc.checks.trial import try_plugin
 from cdc.errors import SourceError, gives_way
-from cdc.mapping.mapping import load, server_queries
+from cdc.mapping.folder import server_queries
+from cdc.mapping.mapping import load
 from cdc.postgres.connection import Address
 from cdc.postgres.errors import is_lasting
 from tests.plugins.postgres import site_of

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cdc.errors import ConfigurationError
-from cdc.mapping.mapping import Mapping, Rule, load, server_queries
+from cdc.mapping.folder import server_queries
+from cdc.mapping.mapping import Mapping, Rule, load
 from tests.support import BUNDLED, ROOT
 
 GROVE = ROOT / "sql" / "grove"

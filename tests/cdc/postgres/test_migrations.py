@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from cdc.checks.census import Census
 from cdc.checks.giving_way import giving_way
 from cdc.errors import PadsCdcError, SourceError, gives_way
-from cdc.mapping.mapping import load, server_queries
+from cdc.mapping.folder import server_queries
+from cdc.mapping.mapping import load
 from cdc.postgres.connection import Address
 from cdc.postgres.database import CHUNK, Database
 from cdc.postgres.lock_watch import LockWatch

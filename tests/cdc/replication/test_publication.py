@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 
-from cdc.mapping.mapping import server_queries
+from cdc.mapping.folder import server_queries
 from cdc.replication.publication import Publication
 from cdc.replication.publication_plan import Kind, Repair, repairs
 from tests.plugins.postgres import fetched, site_of

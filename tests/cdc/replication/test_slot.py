@@ -16,7 +16,8 @@ from psycopg2.sql import SQL, Identifier, Literal
 from cdc import lsn
 from cdc.errors import Refusal, SlotHeld, SourceError
 from cdc.freshness import Freshness
-from cdc.mapping.mapping import Rule, server_queries
+from cdc.mapping.folder import server_queries
+from cdc.mapping.mapping import Rule
 from cdc.postgres.connection import Address
 from cdc.postgres.encoding import Encoding
 from cdc.postgres.timeline import Timeline

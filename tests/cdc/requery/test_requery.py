@@ -12,7 +12,8 @@ import pytest
 
 from cdc.errors import Refusal, SourceError
 from cdc.mapping.affected import Affected
-from cdc.mapping.mapping import load, server_queries
+from cdc.mapping.folder import server_queries
+from cdc.mapping.mapping import load
 from cdc.mapping.parents import Parents
 from cdc.postgres import database as database_module
 from cdc.postgres.connection import Address

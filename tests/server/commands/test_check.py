@@ -13,7 +13,8 @@ from cdc.checks import FURTHER, NECESSARY, Deployment, Verdict
 from cdc.checks.machine import clock, filesystem
 from cdc.checks.types import key_types
 from cdc.errors import SourceError
-from cdc.mapping.mapping import load, server_queries
+from cdc.mapping.folder import server_queries
+from cdc.mapping.mapping import load
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database as Queried
 from server.commands.demo.cluster import ephemeral_standby, free_port

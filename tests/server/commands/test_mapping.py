@@ -16,9 +16,11 @@ import pytest
 
 from cdc.checks import Site, Verdict
 from cdc.checks import changes as trial_of_changes
+from cdc.checks.copies import Copies
 from cdc.checks.dependencies import rolled_back
 from cdc.errors import Refusal, SourceError
-from cdc.mapping.mapping import load, server_queries
+from cdc.mapping.folder import server_queries
+from cdc.mapping.mapping import load
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database as Queried
 from server.commands.mapping import scratch
@@ -366,7 +368,7 @@ def test_a_search_that_takes_too_long_is_done_without(empty: Database, own: Path
         closing(reading.address.connect()) as connection,
         rolled_back(connection, "DATABASE") as cursor,
     ):
-        copies = trial_of_changes.Copies(site(empty, reading), cursor, trusted=True)
+        copies = Copies(site(empty, reading), cursor, trusted=True)
         began = time.monotonic()
         copies.make()
         assert 5 <= time.monotonic() - began < 8
