@@ -97,6 +97,18 @@ class PublishingCounts:
     """Every change up to this revision is in the stream."""
 
 
+@dataclass(frozen=True)
+class _Emptied:
+    """The moment when the stream was emptied."""
+
+    restarts: int
+    """Connections that had ended by then."""
+    generations: int
+    """Generations that had been completed."""
+    head: Revision
+    """The newest revision of the map."""
+
+
 class Publishing(threading.Thread):
     """The publisher's thread. It runs until `stop`."""
 
@@ -138,8 +150,8 @@ class Publishing(threading.Thread):
         self._stored = False
         """Whether a page of ours has been stored since. If so, another server's page is a newer leader's."""
         self._fenced = False
-        self._room_made_at = -1
-        """Generations completed before the stream was last emptied to make room; -1 if it never was."""
+        self._emptied: _Emptied | None = None
+        """When the stream was last emptied to make room; None if it never was."""
         self._wanted = False
         self._wanted_at = -_WANTED_SECONDS
 
@@ -373,9 +385,17 @@ class Publishing(threading.Thread):
 
     async def _make_room(self, stream: PageStream, full: FullError) -> None:
         """Empty the stream and begin again. Until then relays keep the maps that they have."""
-        if self.published.generations == self._room_made_at:
-            raise full  # even the empty stream has no room for the map
-        self._room_made_at = self.published.generations
+        published, last = self.published, self._emptied
+        now = _Emptied(published.restarts, published.generations, self._store.head)
+        # If no snapshot has been completed since, either the empty stream has no room for the map, or changes
+        # meanwhile have taken it. In the second case it is tried again, after a pause.
+        if (
+            last is not None
+            and last.generations == now.generations
+            and (last.restarts == now.restarts or last.head == now.head)
+        ):
+            raise full
+        self._emptied = now
         self._observer.trouble(TROUBLE, f"relays are told anew: {full}")
         await stream.purge(None)
         await self._go_on(stream, None)

@@ -6,7 +6,7 @@ It runs in this process, with a store that the test fills, and a real NATS serve
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from nats.js.api import RetentionPolicy
@@ -206,6 +206,50 @@ def test_a_stream_too_small_for_the_map_is_not_filled_over_and_over(rig: Rig, na
     make_room = right(max_bytes=10_000_000)
     by_hand(nats, lambda js: js.update_stream(make_room))
     wait_until(rig.published, "there is room now")
+    assert "broker" not in rig.troubles.now
+
+
+class Crowded(Publishing):
+    """Changes come while the stream is filled again, after it was emptied."""
+
+    emptied = 0
+
+    async def _make_room(self, *arguments: Any) -> None:
+        await super()._make_room(*arguments)
+        self.emptied += 1
+
+
+class CrowdedRig(Rig):
+    """A rig with such a publisher."""
+
+    made = Crowded
+
+
+@pytest.mark.parametrize("rig", [CrowdedRig], indirect=True)
+def test_a_stream_that_changes_have_filled_meanwhile_is_emptied_again(
+    rig: Rig, nats: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room for the map, but not for the map and all that changes while it is published."""
+    publisher, left = cast("Crowded", rig.publishing), [0]
+
+    def change() -> None:
+        left[0] += 1
+        rig.leader.change([(f"app_{number}", bytes([left[0]]) * 500) for number in range(100)])
+
+    def reach(point: str) -> None:
+        if point == "page_stored" and publisher.emptied == 1 and left[0] < 20:
+            change()
+
+    monkeypatch.setattr(publishing, "reach", reach)
+    change()
+    make(nats, right(max_bytes=120_000))
+    publisher.start()
+    wait_until(rig.published, "the map is published")
+    while not publisher.emptied:
+        change()
+        wait_until(lambda: rig.published() or publisher.emptied > 0, "the change is published")
+    wait_until(lambda: publisher.published.restarts > 0, "the changes have taken the room")
+    wait_until(lambda: rig.published() and publisher.emptied == 2, "it is emptied again")
     assert "broker" not in rig.troubles.now
 
 
