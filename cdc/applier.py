@@ -45,16 +45,16 @@ if TYPE_CHECKING:
     from cdc.units import Xid8
 
 _IDLE = 0.5
-"""Seconds that the loop sleeps at most before it does its upkeep."""
+"""The longest sleep of the loop, in seconds. After it the loop does its upkeep."""
 _GRACE = 1.0
 """Seconds without a stream after which polling begins. A reconnect usually takes less."""
 _POLL = 2.0
-"""Seconds between two polls of the mapping while there is no stream. Polls take a quarter of the time at
-most.
+"""Seconds between two polls of the mapping while there is no stream. Polls take at most a quarter of the
+time.
 """
 _BEHIND = 20.0
-"""Seconds that the stream may be behind the database, with nothing left to read, before polling begins. The
-server may spend minutes on decoding a large transaction of other tables.
+"""Seconds for which the stream may be behind the database and deliver nothing. Then polling begins, because
+the server may need minutes to decode a large transaction of other tables.
 """
 _OWED = "owed"
 _DECODING = "decoding"
@@ -141,7 +141,7 @@ class Applier(threading.Thread):
                 try:
                     self._step()
                 except PadsCdcError:
-                    raise  # errors that a retry can cure have been handled by now
+                    raise  # `_step` has handled the errors that a retry can cure
                 except Exception as error:
                     if not self._session.streamed:
                         raise
@@ -168,7 +168,7 @@ class Applier(threading.Thread):
         kept = self._ledger.kept
         self._store.restore(kept.entries, kept.head, kept.position, kept.seen)
         kept.entries = EntryColumns()
-        self._requery.restore(kept.seen)  # a standby that has restarted must replay as far before it counts
+        self._requery.restore(kept.seen)  # a standby that has replayed less does not count
         kept.position = kept.seen = Lsn(0)  # from now on the store has them
         self._session.owe(kept.owed)
         self._set_mode("waiting")
@@ -215,8 +215,8 @@ class Applier(threading.Thread):
         """
         self._schema.begin(suspects)
         text = (
-            "transactions that began before the newest change of the publication may still run, and what they"
-            " have changed may be missed: everything is read again once they are over"
+            "transactions that began before the publication was last changed may still run, and the stream"
+            " may lack their changes: everything is read again once they have ended"
         )
         self._observer.trouble(_UNPUBLISHED, text if suspects else None)
 
@@ -264,7 +264,7 @@ class Applier(threading.Thread):
                 "the slot has been read before, and there is no state file: clients of the legacy contract"
                 " that missed deletes must be restarted; keep STATE_FILE on a disk that outlives the process"
             )
-        # Transactions may have passed unread: always at the start, and where the slot was created anew.
+        # Transactions may have passed that were never delivered: always at the start, and with a new slot.
         gap = started.created is not None or started.confirmed > self._requery.reached
         held = self._requery.reached if memory is not None else Lsn(0)
         # Without the peer's memory of parents, the reconcile loads it again.
@@ -383,7 +383,7 @@ class Applier(threading.Thread):
         )
 
     def _pay(self) -> None:
-        """Note that nothing is open any more, so that any gap is filled and any debt is paid."""
+        """Note that no task is open: the gap is filled, and the owed reconcile is done."""
         if self._session.owed is not None:
             self._ledger.note(owed="")
             self._observer.trouble(_OWED, None)
@@ -399,9 +399,7 @@ class Applier(threading.Thread):
             self._reader.drop("shutdown")
             self._database.close()
         elif isinstance(error, SourceError) and error.reason == "other_timeline":
-            self._reader.drop(
-                "timeline"
-            )  # if the slot's server was promoted, it will say so when asked again
+            self._reader.drop("timeline")  # reconnecting shows whether the slot's server was promoted
         if self._session.streaming:
             self._let_go()
         else:
@@ -428,8 +426,8 @@ class Applier(threading.Thread):
         if streaming and behind:
             self._observer.trouble(
                 _DECODING,
-                f"the stream is more than {_BEHIND:.0f} s behind and brings nothing: the server decodes much"
-                " that is not ours; the mapping is polled until the stream has caught up",
+                f"the stream is more than {_BEHIND:.0f} s behind and delivers nothing: the server is decoding"
+                " changes of other tables; the mapping is polled until the stream has caught up",
             )
         else:
             self._observer.trouble(_DECODING, None)

@@ -1,7 +1,7 @@
-"""What a slot sends, as a closed set of small types: the edge at which a plugin's output becomes ours.
+"""The messages of a slot, as a closed set of small types.
 
-Both plugins yield these types, and nothing behind their decoders knows which one it was. msgspec decodes
-wal2json's rows right into them: each one's tag is wal2json's ``action``.
+The decoders of both plugins yield these types, and the code behind the decoders does not know which plugin
+it was. msgspec decodes wal2json's rows directly into them: each type's tag is wal2json's ``action``.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 Value: TypeAlias = Any
-"""What a column can hold: text, an integer, a boolean or None. Numbers that are no integers are text, as the
-server prints them: a float would be another number.
+"""The value of a column: text, an integer, a boolean or None. Other numbers are text, as the server prints
+them, because a float could be another number.
 """
 
 Action = Literal["insert", "update", "delete", "truncate"]
 
 
 class Column(msgspec.Struct, frozen=True, gc=False):
-    """A name and its value; unchanged TOASTed values are left out of a row by the plugin."""
+    """A name and its value. The plugins leave unchanged TOASTed values out of a row."""
 
     name: str
     value: Value = None
@@ -39,20 +39,20 @@ class Begin(msgspec.Struct, frozen=True, gc=False):
     xid: Xid
     """32 bits."""
     end: Lsn
-    """A position within its commit record, or that record's end: who has read up to here has read the
-    record.
+    """A position within the commit record, or the end of that record. A stream that was read up to here
+    includes the record.
     """
     committed_at: float
-    """Unix seconds by the database's clock; 0.0 where it cannot be read."""
+    """Unix seconds by the database's clock; 0.0 if it cannot be read."""
 
 
 class Commit(msgspec.Struct, frozen=True, gc=False):
-    """The transaction is whole."""
+    """The transaction ends: all of its rows have been sent."""
 
     xid: Xid
-    """0 where the plugin does not repeat it."""
+    """0 if the plugin does not repeat it."""
     end: Lsn
-    """The end of its commit record: confirming it lets the slot forget the transaction."""
+    """The end of the commit record. Once it is confirmed, the slot no longer delivers the transaction."""
     committed_at: float
 
 
@@ -74,7 +74,7 @@ class Update(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="U")
 
 
 class Delete(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="D"):
-    """A row that is gone, known by its replica identity."""
+    """A deleted row; ``identity`` holds its replica identity's columns."""
 
     schema: str
     table: str
@@ -82,14 +82,14 @@ class Delete(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="D")
 
 
 class Truncate(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="T"):
-    """A table that was emptied; a cascade is one for each table."""
+    """A table that was emptied. TRUNCATE ... CASCADE yields one for each table."""
 
     schema: str
     table: str
 
 
 class Note(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="M"):
-    """``pg_logical_emit_message``: somebody else's business; may stand outside of a transaction."""
+    """A message of ``pg_logical_emit_message``, which is ignored. It may stand outside of a transaction."""
 
 
 Row = Insert | Update | Delete | Truncate
@@ -97,7 +97,7 @@ Message = Begin | Commit | Insert | Update | Delete | Truncate | Note
 
 
 class MessagePlace(Enum):
-    """Where in a stream a plugin sends a kind of message: all that is known of one that cannot be read."""
+    """Where in a stream a message stands. Of a message that cannot be decoded, nothing else is known."""
 
     WITHIN = auto()
     """In an open transaction, or as its beginning."""
@@ -107,15 +107,15 @@ class MessagePlace(Enum):
 
 
 class Decoder(Protocol):
-    """Reads one stream, from its beginning: it may remember what the plugin says only once."""
+    """Decodes one stream from its beginning. It may remember facts that the plugin sends only once."""
 
     def decode(self, raw: bytes) -> Sequence[Message]:
-        """Return what a message says: one thing as a rule, several for a TRUNCATE, or nothing of interest.
+        """Return the content of a message: one item as a rule, several for a TRUNCATE, none if it is ignored.
 
         Raises:
-            MessageError: it cannot be read. The error holds nothing of the message, which may hold a key.
+            MessageError: it cannot be decoded. The error quotes nothing of it, since it may contain a key.
 
         """
 
     def place(self, raw: bytes) -> MessagePlace:
-        """Tell where a message stands that could not be handled."""
+        """Return where in the stream a message stands that could not be handled."""

@@ -2,13 +2,13 @@
 
     PadsCdcError              one line for people; exit code 1
     ├── ConfigurationError    what was typed or set is wrong; exit code 2
-    ├── Refusal               the database or the machine is not fit for us, and waiting does not mend it
+    ├── Refusal               the database or the machine cannot do what we need, and a retry does not help
     ├── SourceError           the database cannot answer now; retried by the applier
     │   └── SlotHeld          another process reads our slot
-    ├── MessageError          wal2json sent something that cannot be handled; answered with a reconcile
+    ├── MessageError          the plugin sent a message that cannot be handled; a reconcile replaces it
     └── StateFileError        the state file cannot be read, written or locked
 
-Driver errors are translated in one place (`cdc.postgres.errors`), always with ``from``. No text ever holds a
+Driver errors are translated in one place (`cdc.postgres.errors`), always with ``from``. No text contains a
 connection string, a key or a row.
 """
 
@@ -26,7 +26,7 @@ class ConfigurationError(PadsCdcError):
     """What was typed or set is wrong; the text says what to type instead."""
 
 
-class Refusal(PadsCdcError):  # noqa: N818 - a refusal is the word for it; it is not a fault of ours
+class Refusal(PadsCdcError):  # noqa: N818 - it is not an error of ours
     """The server cannot do what we need until somebody changes it; the text says what to type."""
 
 
@@ -39,14 +39,14 @@ class SourceError(PadsCdcError):
 
 
 def gives_way(error: BaseException) -> bool:
-    """Tell whether somebody else goes first, by a lock or by ending what we ask: it will be our turn soon."""
+    """Return whether another session goes first: it holds a lock, or it ended our query. Retry soon."""
     return isinstance(error, SourceError) and error.reason in _GIVES_WAY
 
 
 _GIVES_WAY = frozenset({"cancelled", "deadlock", "gave_way", "locked"})
 
 
-class SlotHeld(SourceError):  # noqa: N818 - the state of the slot, not a fault
+class SlotHeld(SourceError):  # noqa: N818 - it is the state of the slot
     """Another process reads our slot; ``pid`` is its backend on the slot's server, where known."""
 
     def __init__(self, text: str, pid: int | None) -> None:
@@ -67,9 +67,9 @@ class StateFileError(PadsCdcError):
 
 
 def fault_of_ours(fault: Exception) -> SourceError:
-    """Make an error of ours of one that we did not foresee: where it happened, and not what it says.
+    """Turn an unexpected exception into an error of ours, which says where it happened.
 
-    Its own text may hold a row's content.
+    The exception's own text is left out, since it may contain values of a row.
     """
     place = traceback.extract_tb(fault.__traceback__)[-1]
     where = f"{place.name} ({PurePath(place.filename).name}:{place.lineno})"

@@ -1,4 +1,4 @@
-"""Reports a fault of ours in one of the threads for as long as it lasts."""
+"""Reports a fault, an unexpected exception in one of our threads, for as long as it recurs."""
 
 from __future__ import annotations
 

@@ -55,7 +55,8 @@ class Freshness:
         self._server_end = self._received = self._applied = self._confirmed = Lsn(0)
         self._replayed: Lsn | None = None
         self._lossy = False
-        """Being up to date with the stream does not make the map exact."""
+        """Whether changes of some table never arrive, so that the stream alone does not keep the map exact.
+        """
         self._heard_at = self._started
 
     def silence(self) -> float:
@@ -79,8 +80,8 @@ class Freshness:
             self._received = max(self._received, lsn)
 
     def applied(self, lsn: Lsn, *, lossy: bool = False) -> None:
-        """Note that every transaction up to ``lsn`` is in the store; ``lossy`` if that does not make the map
-        exact, since changes of some table never come.
+        """Note that every transaction up to ``lsn`` is in the store. ``lossy`` says that the map need not be
+        exact then, because changes of some table never arrive.
         """
         with self._lock:
             self._lossy = lossy
@@ -138,8 +139,8 @@ class Freshness:
             return self._clock() - self._reported[0][0] if self._reported else 0.0
 
     FRESH_SECONDS = 2.5
-    """The server is asked each second. While the newest report is younger than this and reached, staleness is
-    0.
+    """The server is asked each second. While the newest report is younger than this and the map has reached
+    it, staleness is 0.
     """
 
     def _settle(self) -> None:

@@ -1,8 +1,12 @@
-"""The applier's session: is the stream open, and what does the map lack that the stream will not deliver?
+"""The applier's session: whether the stream is open, and whether the map lacks what it will not deliver.
 
-The slot is confirmed, and freshness is claimed, only while the session is exact. Three things are in the way:
-there is no stream; a gap, since transactions have passed that were never delivered here; or a debt, since the
-slot was allowed to let go of WAL whose changes had not been read. One reconcile fills a gap and pays a debt.
+The slot is confirmed, and the map counts as fresh, only while the session is exact. It is not exact
+
+- without a stream;
+- after a gap: transactions have passed that were never delivered here;
+- while a reconcile is owed: the slot was allowed to let go of WAL whose changes had not been read.
+
+One reconcile fills the gap and is the one that was owed.
 """
 
 from __future__ import annotations
@@ -18,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class StreamState(Enum):
-    """Whether transactions come."""
+    """Whether the slot delivers transactions."""
 
     WAITING = auto()
     """There has been no stream since the process started."""
     STREAMING = auto()
-    """Transactions come, each at least once, in the order of their commits."""
+    """The slot delivers transactions, each at least once, in the order of their commits."""
     LOST = auto()
-    """The stream has ended. The next one delivers again whatever was not confirmed."""
+    """The stream has ended. The next one repeats every transaction that was not confirmed."""
 
 
 _LEGAL: Final = frozenset(
@@ -35,15 +39,15 @@ _LEGAL: Final = frozenset(
         (StreamState.LOST, StreamState.STREAMING),  # begin: reconnected
     }
 )
-"""The transitions. A stream that is open cannot begin: two would deliver in two orders."""
+"""The transitions. An open stream cannot begin again: two streams would deliver in two orders."""
 
 
 class IllegalTransitionError(RuntimeError):
-    """A fault of ours: the applier heard of its stream in an order that cannot be."""
+    """A bug: the events of the stream reached the applier in an impossible order."""
 
 
 class Session:
-    """The state of the stream, and what only a reconcile can make good. Used by the applier's thread alone.
+    """The stream's state, its gap, and the owed reconcile. Only the applier's thread uses it.
 
     An example: a server starts without a state file, falls behind, and loses its connection::
 
@@ -62,17 +66,17 @@ class Session:
         self._gap = True
         self._owed: Gate | None = None
         self.number = 0
-        """The stream's number: a confirmation names it, so that none reaches the stream after it."""
+        """The stream's number. A confirmation names it, so that a late one never reaches the next stream."""
         self.held: Lsn = Lsn(0)
-        """Transactions up to here may be delivered once more, and are in the map that was taken over."""
+        """The map that was taken over has all transactions up to here. The slot may deliver them again."""
         self.lost_at = time.monotonic()
-        """Since when there has been no stream, as monotonic time."""
+        """When the newest stream ended, or this process started (monotonic time)."""
         self.reason = "start"
         """Why the next reconcile is needed: a label in logs and metrics."""
 
     @property
     def streaming(self) -> bool:
-        """Whether transactions come."""
+        """Whether the slot delivers transactions."""
         return self._state is StreamState.STREAMING
 
     @property
@@ -82,25 +86,25 @@ class Session:
 
     @property
     def owed(self) -> Gate | None:
-        """What the reconcile must see in whose place WAL was let go; None where nothing is owed."""
+        """The gate of the owed reconcile; None if none is owed."""
         return self._owed
 
     @property
     def exact(self) -> bool:
-        """Whether the map holds everything up to `Requery.done_up_to`, so that this may be claimed."""
+        """Whether the map is known to have every transaction up to `Requery.done_up_to`."""
         return self.streaming and not self._gap and self._owed is None
 
     def begin(self, number: int, *, gap: bool, held: Lsn = Lsn(0)) -> None:
         """Note that a stream has begun.
 
-        ``gap`` says that transactions may have passed before it that were never delivered here. ``held`` is
-        the position of a map that was taken over from the peer.
+        ``gap`` says whether transactions may have passed before it that were never delivered here. ``held``
+        is the position of a map that was taken over from the peer.
         """
         self._enter(StreamState.STREAMING)
         self.number, self._gap, self.held = number, gap, held
 
     def lose(self, reason: str | None = None) -> None:
-        """Note that there is no stream; does nothing but note the reason where there was none."""
+        """Note that the stream has ended, and why. If there was none, only the reason is noted."""
         if self.streaming:
             self._enter(StreamState.LOST)
             self.lost_at = time.monotonic()
@@ -111,17 +115,17 @@ class Session:
         self._gap = True
 
     def owe(self, gate: Gate | None) -> None:
-        """Note what a durable note promises: a reconcile that passes this gate, or nothing."""
+        """Note that a reconcile is owed that must pass this gate; with None, that none is owed."""
         self._owed = gate
 
     def settled(self) -> None:
-        """Note that everything which was open when the stream began, or came since, has been read."""
+        """Note that no task is open: everything that the stream has delivered is in the map."""
         if not self.streaming:
             raise IllegalTransitionError(f"a session that is {self._state.name} cannot be settled")
         self._gap, self._owed = False, None
 
     def exact_again(self) -> None:
-        """Note that everything was read: if it has to be read once more, that is for a reconnect."""
+        """Note that the whole mapping has been read. The next reconcile will be because of a reconnect."""
         self.reason = "reconnect"
 
     def _enter(self, state: StreamState) -> None:

@@ -1,9 +1,10 @@
-"""The types of what a mapping reads.
+"""The types of the columns that a mapping reads.
 
-What a value means is decided in one place, row by row (`cdc.mapping.row_rule`): a driver's conversion fails
-for all rows at once. So text comes as the bytes that the server sends, integers and booleans, which cannot
-fail, as what they are, and all other types are printed as text in the statement itself (`KeyType.sent`). A
-conversion of our own would be called with text that the driver has decoded first.
+One place judges values, row by row (`cdc.mapping.row_rule`). If the driver converted them, one bad value
+would fail the read of all rows. So the driver converts only integers and booleans, which cannot fail. Text
+arrives as the bytes that the server sends, and the statement itself casts all other types to text
+(`KeyType.sent`). A conversion function that we register with the driver would get text that the driver has
+decoded already.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _COLLATION: Final = f"""
 SELECT pg_catalog.pg_collation_for(described.endpoint_id)::TEXT
 FROM (VALUES (1)) AS always
 LEFT JOIN ({_DESCRIBED}) AS described ON true"""
-"""Returns one row also where the mapping has no endpoints."""
+"""Returns one row even if the mapping has no endpoints."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,16 @@ class ColumnTypes:
     """The types of the columns of `Endpoints`; plain text until the catalog has been read."""
 
     id_type: KeyType = TEXT
-    """Of the column ``endpoint_id``."""
+    """The type of the column ``endpoint_id``."""
     columns: Mapping[str, KeyType] = field(default_factory=dict)
-    """Of all columns of `Endpoints`."""
+    """The types of all columns of `Endpoints`, by column."""
     sources: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """The table (oid) and column (number) that a column of `Endpoints` is, where it is one."""
+    """The columns of `Endpoints` that are columns of a table: its oid, and the column's number in it."""
     listed: Mapping[str, Sequence[KeyType]] = field(default_factory=dict)
-    """By the query that lists row ids and keys: the types of both."""
+    """The types of row id and key, by the query that lists them."""
 
     def list_as_printed(self, query: str) -> str:
-        """Return a query that lists row ids and keys so that it lists them as the slot names them."""
+        """Return a query that lists row ids and keys, changed so that it prints them as the slot does."""
         row, key = self.listed.get(query, (TEXT, TEXT))
         return (
             f"SELECT {row.printed('listed.row_id')} AS row_id, {key.printed('listed.parent')} AS parent\n"
@@ -54,20 +55,20 @@ class ColumnTypes:
 
 
 def as_bytes(cursor: Cursor) -> None:
-    """Have a cursor return text as the bytes that the server sends."""
+    """Make a cursor return text as the bytes that the server sends."""
     register_type(BYTES, cursor)
     register_type(BYTESARRAY, cursor)
 
 
 def as_printed(value: Any) -> bytes:
-    """Return a value as the server prints it, however it came: before types are known, some are converted."""
+    """Return a value as the server prints it, also one that the driver has converted."""
     if value is None:
         return b""
     return value if isinstance(value, bytes) else str(value).encode()
 
 
 def describe(mapping: EndpointMapping, cursor: Cursor) -> ColumnTypes:
-    """Have a mapping's queries described, within a transaction. Reads no row of a table."""
+    """Ask the server for the types of a mapping's queries, within a transaction. Reads no row of a table."""
     query = mapping.queries["Endpoints"]
     rules = (rule for of_table in mapping.rules.values() for rule in of_table)
     lists = sorted({mapping.queries[rule.parents] for rule in rules if rule.parents is not None})
@@ -92,7 +93,7 @@ def _described(cursor: Cursor, query: str) -> Sequence[Column]:
 
 
 def _id_type(mapping: EndpointMapping, cursor: Cursor, column: Column) -> KeyType:
-    """Return the type of ids with all that decides how they compare."""
+    """Return the type of ids, with the length and the collation that decide how they compare."""
     code, length = column.type_code, column.internal_size
     of_ids = _found(mapping, cursor, [code], length)[code]
     if of_ids.category != "S":

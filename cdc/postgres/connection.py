@@ -1,4 +1,4 @@
-"""Connections: with a limit on every wait, and a name that administrators find in ``pg_stat_activity``."""
+"""Opens connections, with a limit on every wait and a name that identifies us in ``pg_stat_activity``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _DEFAULTS: dict[str, Any] = {
     "application_name": "pads-cdc",
     "connect_timeout": 5,
-    # A peer that is gone without a word is given up after some 20 s, whatever the kernel's own patience is.
+    # A server that has vanished is given up after about 20 s, whatever the kernel's defaults are.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 2,
@@ -34,7 +34,7 @@ _DEFAULTS: dict[str, Any] = {
 """Defaults; the connection string overrides them."""
 
 _OPTIONS_REFUSED = frozenset({"08P01", "0A000", "42704"})
-"""Answers of poolers to startup options that they do not pass on, and of servers to unknown settings."""
+"""The codes with which poolers refuse startup options, and servers refuse unknown settings."""
 
 
 class Address:
@@ -55,12 +55,13 @@ class Address:
         return f"<Address from {self.setting}>"
 
     def connect(self) -> PlainConnection:
-        """Open an ordinary connection, in autocommit. Blocks for up to the connect timeout (5 s an address).
+        """Open an ordinary connection, in autocommit. Blocks for at most the connect timeout (5 s for each
+        address).
 
-        What runs on it begins with `session.begin`, since a pooler may be in between.
+        Each transaction on it must begin with `session.begin`, since a pooler may be in between.
 
         Raises:
-            SourceError, Refusal: it cannot be had.
+            SourceError, Refusal: it cannot be opened.
 
         """
         connection: PlainConnection = self._open(decoding=False)
@@ -71,7 +72,7 @@ class Address:
         """Open a replication connection; it takes ordinary statements too.
 
         Raises:
-            SourceError, Refusal: it cannot be had.
+            SourceError, Refusal: it cannot be opened.
 
         """
         connection: LogicalReplicationConnection = self._open(decoding=True)
@@ -84,8 +85,8 @@ class Address:
         return connection
 
     def _open(self, *, decoding: bool) -> Any:
-        """Connect with our startup options: all of them, those that every server knows, or, where a pooler
-        refuses those, none.
+        """Connect with as many of our startup options as are accepted: all that the server's version knows,
+        then those that every version knows, then none.
         """
         parameters = self._parameters()
         given = parameters.pop("options", os.environ.get("PGOPTIONS", ""))
@@ -117,7 +118,7 @@ class Address:
         hosts = given.get("host", "").split(",")
         alone = {name: value for name, value in given.items() if name != "target_session_attrs"}
         for number, host in enumerate(hosts):
-            # One value may stand for all hosts.
+            # A single value applies to all hosts.
             own: dict[str, Any] = {
                 name: (given[name].split(",") * len(hosts))[number]
                 for name in ("host", "hostaddr", "port")
@@ -128,7 +129,7 @@ class Address:
 
     def _parameters(self) -> dict[str, Any]:
         given: dict[str, Any] = psycopg2.extensions.parse_dsn(self._read())
-        # The plugin's messages come in the client's encoding: it is not the connection string's to choose.
+        # The plugin sends its messages in the client's encoding, so the connection string must not choose it.
         return {**_DEFAULTS, **given, "client_encoding": "UTF8"}
 
 

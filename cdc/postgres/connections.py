@@ -1,7 +1,8 @@
 """The connections of a `cdc.postgres.database.Database`, and how other threads end what runs on them.
 
-A transaction that somebody waits for, or a statement on a frozen server, is ended from another thread: it
-shuts the socket down, and the thread that reads gets an error, closes the connection, and reads again.
+A transaction whose locks another session waits for, or a statement on a frozen server, is ended from another
+thread. That thread shuts the socket down. The reading thread gets an error, closes the connection, and reads
+again.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Connections:
             ours = translate(error, self.address.setting) if isinstance(error, psycopg2.Error) else None
             self.discard(connection)
             if ended:
-                text = "a read was ended so that somebody gets a lock on a table of the mapping"
+                text = "a read was ended so that another session gets a lock on a table of the mapping"
                 raise SourceError("gave_way", text) from error
             if ours is not None:
                 raise ours from error

@@ -103,7 +103,7 @@ SELECT pg_catalog.set_config('statement_timeout', '250ms', true)
 _SLOW = 0.01
 """Seconds. After a read by a prepared plan that takes longer, the plan is made anew."""
 _ONE_BY_ONE = 60.0
-"""Seconds for which a statement is planned for each read, after it failed as a prepared one."""
+"""Seconds for which a statement is planned anew for each read, after it failed as a prepared one."""
 
 
 class Database:
@@ -244,7 +244,7 @@ class Database:
         return found
 
     def _all_parents(self, query: str) -> list[tuple[str, str | None]]:
-        """Return the row ids and parents that a query lists, spelled as the slot spells them; None for a
+        """Return the row ids and parents that a query lists, printed as the slot prints them; None for a
         parent that is NULL.
         """
         declare = f"{self.names()}{self.locks}{_declare(self.types.list_as_printed(query))}"
@@ -320,7 +320,7 @@ class Database:
         return rows
 
     def plan(self, statement: str, parameters: Mapping[str, Any]) -> None:
-        """Have the server plan a statement as it would for a read, without reading.
+        """Make the server plan a statement as for a read, without reading.
 
         Raises:
             SourceError, Refusal: the server cannot plan it.
@@ -379,7 +379,7 @@ class Read:
     ) -> None:
         """Begin. The evidence is the first row of the statement; ``first`` rows arrive with it.
 
-        With ``keep`` the statement is prepared if the session allows it, and only the first rows can be had.
+        With ``keep`` the statement is prepared if the session allows it, and only the first rows can be read.
         ``locks`` are needed unless the statement reads no table.
         """
         self._database = database
@@ -413,7 +413,9 @@ class Read:
         self.complete = len(rows) < first
         """Whether the server has no more rows than those that have been fetched."""
         self.odd: dict[str, Oddity | None] = {}
-        """The odd rows of the newest chunk, by id. None: no row has this id, which is not a valid one."""
+        """The odd rows of the newest chunk, by id. The value is None for an id that was asked for, that is
+        not valid, and that no row has.
+        """
         self.again: set[str] = set()
         """The ids of the newest chunk that the read has returned more than once."""
         self.passed: set[str] = set()
@@ -497,7 +499,7 @@ class Read:
         return encoded
 
     def _without(self, rows: list[Row], odd: dict[str, Oddity | None]) -> list[Row]:
-        """Return the rows without those to skip."""
+        """Return the rows without those of the ids to skip."""
         met = self._passed_over.intersection(name for name, _ in rows)
         self.passed |= met
         for name in met:
@@ -561,7 +563,7 @@ class Read:
         *,
         locks: bool,
     ) -> list[tuple[Any, ...]]:
-        """Do what a read with a cursor does, with prepared statements."""
+        """Begin a read as with a cursor, but with prepared statements, and return its first rows."""
         began = time.monotonic()
         message = prepared.begin() + self._names
         first = (_IMPATIENT, self._database.mapping.locks, _IN_HASTE) if locks else ()

@@ -1,12 +1,12 @@
-"""The encoding of a database: bytes as the server holds them, and the text that they are.
+"""The encoding of a database: converts between the bytes that the server stores and text.
 
-Neither the slot nor the re-queries let the server convert to UTF-8: wal2json never does, and elsewhere one
-value that has no equivalent would end the stream, or the read of every row. So bytes are decoded here, value
-by value, by rules that agree with Postgres' own conversion (`tests/cdc/postgres/test_encoding.py` compares
-them character by character).
+The server is never asked to convert to UTF-8. wal2json does not convert, and elsewhere one value that has no
+equivalent would end the stream, or fail the read of all rows. So bytes are decoded here, value by value, by
+rules that agree with Postgres' own conversion (`tests/cdc/postgres/test_encoding.py` compares them character
+by character).
 
-A *key* is text that finds a row again. It has to be the same bytes when it is sent back, so bytes that are no
-text are kept in it as surrogates, as Python keeps file names.
+A *key* is text by which a row is found again, so it must be sent back as the same bytes. Bytes that are not
+valid text are kept in it as surrogates, as Python does with file names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ESCAPED: Final = "surrogateescape"
 
 _CODECS: Final[Mapping[str, str]] = {
     "UTF8": "utf-8",
-    "SQL_ASCII": "utf-8",  # any bytes at all, by definition; text in anything else is nobody's to guess
+    "SQL_ASCII": "utf-8",  # it stores any bytes, and does not say which encoding they are in
     "EUC_JP": "euc_jp",
     "EUC_CN": "gb2312",
     "EUC_KR": "euc_kr",
@@ -43,13 +43,14 @@ _CODECS: Final[Mapping[str, str]] = {
     "KOI8R": "koi8_r",
     "KOI8U": "koi8_u",
 }
-"""What Python calls the encodings that a server can have. It has no codec for EUC_TW and MULE_INTERNAL."""
+"""Python's names of the encodings that a server can have. It has no codec for EUC_TW and MULE_INTERNAL."""
 
 _POSTGRES_READS: Final[Mapping[str, tuple[str, str]]] = {
     "EUC_JP": ("〜‖\u2212¢£¬¦", "\uff5e∥\uff0d￠￡￢￤"),
     "EUC_JIS_2004": ("￣―￥⦅⦆", "‾—¥｟｠"),
 }
-"""Characters that Python and Postgres take the same bytes for: Python's, and Postgres'."""
+"""Python and Postgres decode some bytes to different characters: Python's, and Postgres' in the same order.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Encoding:
     """One of a server's encodings; ASCII is part of each. No value decodes to the text of another one."""
 
     name: str
-    """As Postgres has it."""
+    """Its name in Postgres."""
     _codec: str = field(repr=False)
     _to_postgres: Mapping[int, int] = field(default_factory=dict, repr=False)
     _to_python: Mapping[int, int] = field(default_factory=dict, repr=False)
@@ -81,7 +82,7 @@ class Encoding:
 
     @classmethod
     def of(cls, connection: Connection) -> Encoding:
-        """Return the encoding of the database that a connection is to. Asks nobody: the server has said it.
+        """Return the encoding of a connection's database. Sends no query: the server reports it at connect.
 
         Raises:
             Refusal: it cannot be decoded.
@@ -91,26 +92,26 @@ class Encoding:
 
     @property
     def utf8(self) -> bool:
-        """Whether it is UTF-8, in which nothing has to be converted."""
+        """Whether it is UTF-8, so that nothing has to be converted."""
         return self.name == "UTF8"
 
     def text(self, raw: bytes) -> str:
         """Decode a value.
 
         Raises:
-            UnicodeDecodeError: these bytes are no text. The error holds them: let it go no further.
+            UnicodeDecodeError: the bytes are not valid text. The error contains them: never log it.
 
         """
         if raw.isascii():
             return raw.decode("ascii")
         text = raw.decode(self._codec)
-        # Python reads some characters from more than one sequence of bytes; Postgres knows one of them.
+        # Python decodes several byte sequences to the same character; Postgres has only one of them.
         if text.encode(self._codec) != raw:
             raise UnicodeDecodeError(self._codec, raw, 0, len(raw), "another sequence stands for this")
         return text.translate(self._to_postgres) if self._to_postgres else text
 
     def in_utf8(self, value: Any) -> Any:
-        """Convert what a column holds, a list too. What is no text becomes bytes that are none in UTF-8."""
+        """Convert a value, or a list of values. Bytes that are no text become bytes that are invalid UTF-8."""
         if isinstance(value, bytes) and not value.isascii():
             try:
                 return self.text(value).encode()
@@ -119,7 +120,7 @@ class Encoding:
         return [self.in_utf8(one) for one in value] if isinstance(value, list) else value
 
     def key(self, raw: bytes) -> str:
-        """Decode a value so that `raw` gives these very bytes again, whatever they are."""
+        """Decode a value such that `raw` returns the same bytes, whatever they are."""
         try:
             return self.text(raw)
         except UnicodeDecodeError:
@@ -137,7 +138,7 @@ class Encoding:
         """Return the bytes that the database holds for a key.
 
         Raises:
-            UnicodeEncodeError: it holds none: no value of this database is that text.
+            UnicodeEncodeError: no value of this database can be that text.
 
         """
         return key.translate(self._to_python).encode(self._codec, _ESCAPED)

@@ -39,7 +39,7 @@ _ABOUT_DATA = ("22", "23", "P0")
 _WAITING_HELPS = {
     "57014": ("cancelled", "a query was cancelled or took too long"),
     "55P03": ("locked", "somebody holds a lock on a table of the mapping"),
-    "40P01": ("deadlock", "a query was cancelled to let somebody who locks tables of the mapping go on"),
+    "40P01": ("deadlock", "a query was cancelled so that a session that locks the mapping's tables goes on"),
     "40001": ("recovery_conflict", "a query was cancelled by recovery on the standby"),
     "53300": (
         "too_many_connections",
@@ -53,9 +53,9 @@ _WAITING_HELPS = {
 _NO_SUCH_USER = "28000"
 _NO_RIGHT = "42501"
 _NO_CONNECT = "CheckMyDatabase"
-"""The server's function that finds the right CONNECT missing."""
+"""The function in the server's source that reports a missing CONNECT privilege."""
 _FROM_A_POOLER = {"08P01", "0A000"}
-"""A pooler's answer to what it does not know; a server has no reason for it."""
+"""The codes with which a pooler refuses what it does not support. A server does not answer so."""
 
 _REFUSED_AT_CONNECT = {
     "28P01": "check user and password in {setting}",
@@ -64,7 +64,7 @@ _REFUSED_AT_CONNECT = {
     "42704": "correct the options in {setting}",
     "55000": "ALTER DATABASE {database} ALLOW_CONNECTIONS true;",
 }
-"""The remedy of a refusal that waiting does not cure, by SQLSTATE."""
+"""Remedies for refused connections that a retry does not cure, by SQLSTATE."""
 
 _NOT_REACHED = (
     (
@@ -81,8 +81,8 @@ _NOT_REACHED = (
     (r"server does not support SSL", "give sslmode=prefer in {setting}, or turn ssl on at the server"),
     (r"certificate verify failed|root certificate file", "correct sslrootcert or sslmode in {setting}"),
 )
-"""What libpq itself says of a server that does not answer: in English, whatever the server speaks, since our
-process has asked for no other language.
+"""libpq's own texts about a server that does not answer, as patterns, and the remedies. libpq writes English
+whatever the server's language is, because our process has set no locale.
 """
 
 
@@ -90,9 +90,9 @@ PLUGIN_REMEDY = (
     "set output_plugin_libraries = 'pgoutput, test_decoding, wal2json' in postgresql.conf and reload; or, as"
     " a superuser: ALTER ROLE {role} SET output_plugin_libraries = pgoutput, test_decoding, wal2json;"
 )
-"""What lets a server load our plugin, for everybody or for one role (quoted)."""
+"""Allows the server to load our plugin, for all roles or for one (quoted)."""
 
-_OUTSIDE = "give it its schema in the mapping's query, or a cast: only pg_catalog is looked into without"
+_OUTSIDE = "name its schema in the mapping's query, or add a cast: only pg_catalog is searched"
 _ONE_TYPE = "give the columns that are compared one type, or cast them in a mapping of your own"
 
 _REMEDIES = (
@@ -118,7 +118,7 @@ _REMEDIES = (
     ("42704", "", _OUTSIDE),
     ("42883", "op_error", f"{_ONE_TYPE}; or {_OUTSIDE}"),
     ("42883", "", _OUTSIDE),
-    ("55000", "ApplyRetrieveRule", "a view's owner would read as us: put its query into the mapping"),
+    ("55000", "ApplyRetrieveRule", "a view runs functions with our rights: put its query into the mapping"),
     ("3F000", "", "create it, or correct MAPPING and DB_SCHEMA"),
     ("42703", "", "add the column, or correct MAPPING"),
     *((code, "", _ONE_TYPE) for code in ("42804", "42846", "42P18", "42P21", "42P22")),
@@ -129,13 +129,13 @@ _REMEDIES = (
     ),
     ("53400", "", "raise max_replication_slots and restart, or drop a slot that nobody uses"),
 )
-"""What to type for what waiting does not mend: by SQLSTATE, and by a name that no translation changes (a
-setting, a library, a function of the server's source); the first one that fits.
+"""What to type for errors that a retry does not cure: by SQLSTATE, and by a name that is never translated (a
+setting, a library, a function in the server's source). The first match counts.
 """
 
 
 def translate(error: psycopg2.Error, setting: str) -> PadsCdcError:
-    """Turn a driver's error into one of ours; ``setting`` names the connection string that it happened on.
+    """Turn a driver's error into one of ours. ``setting`` is the setting that has the connection string.
 
     The result's text never holds the connection string: libpq's own text names host, port and user at most.
     """
@@ -161,7 +161,7 @@ def translate(error: psycopg2.Error, setting: str) -> PadsCdcError:
 
 
 def is_lasting(error: PadsCdcError) -> bool:
-    """Return whether a statement that failed would fail again, as it would not after a lock or an outage."""
+    """Return whether a failed statement would fail again. After a lock or an outage it would not."""
     return not isinstance(error, SourceError) or error.reason in _OF_THE_STATEMENT
 
 
@@ -186,8 +186,8 @@ def not_connected(
 ) -> PadsCdcError:
     """Turn a driver's error at connect into one of ours.
 
-    ``refused`` is what the server answered, None if none did; ``given`` the parameters of the connection,
-    ``decoding`` whether it was to be a replication connection.
+    ``refused`` is the server's answer, None without one. ``given`` are the connection's parameters.
+    ``decoding`` says whether it was to be a replication connection.
     """
     if refused is None or refused is LET_IN:
         text = _first_line(error)
@@ -212,7 +212,7 @@ def not_connected(
 def _refused_remedy(
     refused: Refused, setting: str, given: Mapping[str, str], *, decoding: bool
 ) -> str | None:
-    """Say what to type for a refused connection; None if it may be mended by waiting."""
+    """Return what to type for a refused connection; None if a retry may help."""
     role, database = (quote_name(given[name]) if name in given else "..." for name in ("user", "dbname"))
     if refused.code in _REFUSED_AT_CONNECT:
         return _REFUSED_AT_CONNECT[refused.code].format(setting=setting, database=database)
@@ -224,18 +224,18 @@ def _refused_remedy(
         return f"ALTER ROLE {role} REPLICATION; (on RDS: GRANT rds_replication TO {role};)"
     if refused.code == _NO_RIGHT:
         return f"GRANT CONNECT ON DATABASE {database} TO {role};"
-    if refused.code == "0A000" and "UTF8" in refused.text:  # MULE_INTERNAL alone has no conversion
+    if refused.code == "0A000" and "UTF8" in refused.text:  # only MULE_INTERNAL has no conversion
         return "copy the database (pg_dump) into one that is in UTF8"
     if refused.code in _FROM_A_POOLER and decoding:
         return (
-            f"give the server's own address in {setting}: poolers, and PgBouncer before 1.23, will do only in"
-            " QUERY_CONNECTION_STRING"
+            f"give the server's own address in {setting}: most poolers, such as PgBouncer before 1.23, can be"
+            " used only in QUERY_CONNECTION_STRING"
         )
     return None
 
 
 def hba_line(text: str, given: Mapping[str, str]) -> str:
-    """Return the line of pg_hba.conf that lets us in; the server's words name the address that it sees."""
+    """Return the line of pg_hba.conf that admits us. The server's text names the address that it sees."""
     names = " ".join(hba_name(given.get(name, name.upper())) for name in ("dbname", "user"))
     if "[local]" in text:
         return f"local {names} scram-sha-256"
@@ -248,14 +248,14 @@ def hba_line(text: str, given: Mapping[str, str]) -> str:
 
 
 def hba_name(name: str) -> str:
-    """Quote a database or a role for pg_hba.conf, where it could mean something else."""
+    """Return the name of a database or role for pg_hba.conf, quoted if it would have a special meaning."""
     plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)
     keyword = name in {"all", "sameuser", "samerole", "samegroup", "replication"}
     return name if plain and not keyword else f'"{name}"'
 
 
 def _remedy(error: psycopg2.Error, code: str, text: str) -> str | None:
-    """Say what to type for an error that waiting does not mend; None if it may be mended by waiting."""
+    """Return what to type for an error that a retry does not cure; None if a retry may help."""
     for of, mark, remedy in _REMEDIES:
         if of == code and (mark in text or mark == error.diag.source_function):
             return remedy.format(role=_role(error))
@@ -273,8 +273,8 @@ def _first_line(error: psycopg2.Error) -> str:
     if not lines:
         return type(error).__name__
     if "no message from the libpq" in lines[0]:  # psycopg2's own words, which name a status of libpq's
-        return "the connection was cut off, with no word from the server"
-    # At connect libpq lists an attempt a line for each address: the last one that says FATAL, or the first.
+        return "the connection was cut off without a message from the server"
+    # At connect libpq prints a line for each address. The last one with FATAL counts, or else the first.
     fatal = [line for line in lines if "FATAL:" in line]
     line = fatal[-1] if fatal else lines[0]
     return re.sub(r"^.*?(FATAL|ERROR):\s+", "", line)

@@ -99,8 +99,9 @@ class Evidence:
     becomes visible, unless its session has set ``synchronous_commit = off``.
     """
     shown: Lsn
-    """The nearest position that nothing visible lies beyond, strictly: what is shown is not flushed yet by a
-    primary, or is the record that a standby is just replaying.
+    """No visible transaction ends beyond this position. On a primary it is the end of the written WAL, which
+    may not be flushed yet. On a standby it is the replay position, plus one byte while the standby may show a
+    commit that it does not count as replayed yet.
     """
     flushed_within: float = 0.0
     """Seconds after which a primary has flushed everything that it shows."""
@@ -115,11 +116,11 @@ class Gate:
     end: Lsn = Lsn(0)
     """End of the batch's last transaction."""
     span: tuple[Xid, Xid] | None = None
-    """First and last (32 bits) of transactions too many to be named: all between must be over."""
+    """The first and last id (32 bits) of transactions that are too many to list: all between must be over."""
     lasting: tuple[Xid8, Xid8] | None = None
-    """Likewise, with 64 bits. 32 bits name a transaction only until 2^31 others have begun. The slot holds
-    those back that it has not been told to let go of (its ``catalog_xmin``), so whatever is unconfirmed may
-    be named so. What outlives that must not: see `settled`.
+    """The same with 64 bits. A 32-bit id identifies a transaction only until 2^31 others have begun. That
+    cannot happen before the slot is confirmed beyond the transaction, since the slot's ``catalog_xmin`` holds
+    it back. A gate that is kept for longer needs 64 bits: see `settled`.
     """
     snapshot: Snapshot | None = None
     """The snapshot with which the slot was created. The slot never delivers the transactions that this
@@ -177,7 +178,7 @@ class Gate:
     def note(self) -> str:
         """Return a `spanned` or `settled` gate as text for the state file. The note leaves out the snapshot.
 
-        Versions that know no `lasting` read the first three numbers alone.
+        Earlier versions of pads-cdc, which have no `lasting`, read only the first three numbers.
         """
         if self.lasting is None:
             return " ".join(map(str, (self.end, *(self.span or ()))))

@@ -49,18 +49,18 @@ class PreparedStatements:
         """``begin`` are the statements that each transaction begins with."""
         self._begin = f"{begin}{_GENERIC}"
         self._names: dict[str, str] = {}
-        """By text."""
+        """The names of the statements, by their text."""
         self._outdated: set[str] = set()
 
     @classmethod
     def of(cls, cursor: Cursor) -> Self | None:
-        """Return those of a new session, or None if a pooler may share it."""
+        """Return the prepared statements of a new session; None if a pooler may share the session."""
         cursor.execute("SELECT pg_catalog.pg_backend_pid()")
         [(pid,)] = cursor.fetchall()
         return cls(begin(cursor.connection)) if pid == cursor.connection.info.backend_pid else None
 
     def begin(self) -> str:
-        """Return how a message begins that executes prepared statements in a transaction."""
+        """Return the first statements of a message that executes prepared statements in a transaction."""
         if len(self._names) <= _MOST:
             return self._begin
         self._names.clear()

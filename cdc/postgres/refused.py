@@ -1,9 +1,9 @@
-"""Why a server refused a connection: its SQLSTATE, which the driver throws away.
+"""Finds out why a server refused a connection: the SQLSTATE, which the driver discards.
 
-libpq reads the code, and leaves it out of the only text that it gives for a connection that failed, unless it
-was asked for all of that before the connection was begun. psycopg2 does not ask. So, after a refusal, the
-same is tried once more with libpq itself, the very library that psycopg2 is linked with. What the server says
-in words depends on its language; the code does not.
+libpq receives the code, but leaves it out of the text about a failed connection, unless the caller asks for
+verbose errors before it connects. psycopg2 does not ask. So after a refusal the connection is tried once more
+with libpq itself, the same library that psycopg2 is linked with. The server's text depends on its language;
+the code does not.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _SECONDS: Final = 5.0
-"""How long the second try may take: the first one was answered in less."""
+"""Time limit of the second try. The first one was answered sooner."""
 _FAILED, _READING, _WRITING, _OK = range(4)
 _VERBOSE: Final = 2
 
 _ANSWER: Final = re.compile(r":  (?=\S)")
-"""How libpq separates a severity, in any language, from the rest; nothing of its own looks like that."""
+"""How libpq separates a severity, in any language, from the rest. libpq's own texts do not contain it."""
 _CODED: Final = re.compile(r":  (?P<code>[0-9A-Z]{5}): (?P<text>[^\n]*)")
 _LOCATION: Final = re.compile(r":  (?P<function>\w+), \w+\.c:\d+$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Refused:
-    """What a server answered in place of letting us in."""
+    """A server's answer when it refused a connection."""
 
     code: str
     """The SQLSTATE."""
     text: str
-    """The server's words, one line, in its language."""
+    """The server's text, one line, in its language."""
     function: str = ""
-    """The function of the server's source that says it; empty where a pooler does."""
+    """The function in the server's source that refused; empty if a pooler did."""
 
 
 def answered(error: psycopg2.Error) -> bool:
-    """Tell whether a failed connection has met a server at all."""
+    """Return whether a server answered the failed connection at all."""
     return _ANSWER.search(str(error)) is not None
 
 
 LET_IN: Final = Refused("00000", "")
-"""Nothing is refused any more."""
+"""The server accepts the connection now."""
 
 
 def why(parameters: Mapping[str, Any]) -> Refused | None:
-    """Try a connection again and return why it is refused; None if nobody answers now.
+    """Try a connection again, and return why it is refused; None if no server answers now.
 
-    Of several hosts the last one that answers counts. Blocks for 5 s at most.
+    Of several hosts, the last one that answers counts. Blocks for at most 5 s.
     """
     said = _try(make_dsn(**parameters).encode())
     if said is None:
@@ -71,7 +71,7 @@ def why(parameters: Mapping[str, Any]) -> Refused | None:
 
 
 def _try(conninfo: bytes) -> str | None:
-    """Connect, hang up, and return what libpq says of it; None if it went well."""
+    """Connect, disconnect, and return libpq's error text; None if the server accepted."""
     libpq, deadline = _libpq(), time.monotonic() + _SECONDS
     connection = libpq.PQconnectStart(conninfo)
     libpq.PQsetErrorVerbosity(connection, _VERBOSE)
@@ -93,7 +93,7 @@ def _try(conninfo: bytes) -> str | None:
 
 @cache
 def _libpq() -> ctypes.CDLL:
-    """Return libpq, found as a symbol of psycopg2's own extension finds it: bundled or the system's."""
+    """Return the libpq that psycopg2's extension module uses: the bundled one or the system's."""
     libpq = ctypes.CDLL(_psycopg.__file__)
     libpq.PQconnectStart.argtypes, libpq.PQconnectStart.restype = [ctypes.c_char_p], ctypes.c_void_p
     libpq.PQsetErrorVerbosity.argtypes = [ctypes.c_void_p, ctypes.c_int]

@@ -1,16 +1,16 @@
-"""What a session of ours is: the settings that decide what a statement means, pinned.
+"""The settings of our sessions. Those that decide what a statement means are pinned.
 
-A role, a database or a connection string can set nearly every parameter of a session, and whoever may create
-objects in a schema of the search path can have a function of theirs run in place of a built-in one. So no
-setting that matters is left to them, on no connection:
+A role, a database or a connection string can set nearly every parameter of a session. Anyone who may create
+objects in a schema of the search path can make their own function run in place of a built-in one. So every
+setting that matters is pinned, on every connection:
 
-- `at_start` gives all of `PINS` as startup options, which beat what a role or a database has set;
-- a pooler may refuse those, or drop them without a word, so `begin` sets the ones that a result or somebody's
-  safety depends on again in each transaction, and nothing is left behind on a connection that others share;
-- `for_good` sets them on a session that is nobody else's: the replication connection.
+- `at_start` passes all of `PINS` as startup options, which override the settings of a role or a database.
+- A pooler may refuse or drop startup options. So `begin` sets the pins that a result or the safety of other
+  sessions depends on again in each transaction. On a connection that others share, nothing is left behind.
+- `for_good` sets the pins on a session that is never shared: the replication connection.
 
-A setting that is not in `PINS` makes a statement slower at worst; `tests/e2e/test_session_settings.py` sets
-each one that a server knows.
+Other settings can at worst make a statement slower. `tests/e2e/test_session_settings.py` tries every setting
+that a server has.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
 
 SEARCH_PATH: Final = "pg_catalog, pg_temp"
-"""Nobody but a superuser creates anything in ``pg_catalog``. Without a word ``pg_temp`` would come first."""
+"""Only superusers create objects in ``pg_catalog``. ``pg_temp`` is searched first unless it is named."""
 
 
 class Scope(IntEnum):
     """Why a setting is pinned."""
 
     START = 0
-    """It counts while a session starts, and cannot be set afterwards."""
+    """It matters while a session starts, and cannot be set later."""
     SESSION = 1
-    """It counts between transactions, or costs no more than time."""
+    """It matters between transactions, or costs only time."""
     TRANSACTION = 2
     """A result, or the safety of other sessions, depends on it. Each transaction sets it."""
 
@@ -50,7 +50,7 @@ class Pin:
     value: str
     scope: Scope = Scope.TRANSACTION
     since: tuple[int, ...] = ()
-    """The first versions that know it, one a major release (``server_version_num``); all know it if empty."""
+    """The first version that has it, of each major release (``server_version_num``); empty: all have it."""
 
     def known(self, version: int) -> bool:
         """Return whether a server of this version has the setting."""
@@ -60,14 +60,14 @@ class Pin:
 
 
 PINS: Final = (
-    # What happens before the first statement.
+    # Before the first statement.
     Pin("local_preload_libraries", "", Scope.START),
-    Pin("transaction_timeout", "0", since=(170000,)),  # it runs already
+    Pin("transaction_timeout", "0", since=(170000,)),  # it is already running
     # Which objects a name means, and what we may see.
     Pin("search_path", SEARCH_PATH),
     Pin("role", "none"),
     Pin("row_security", "off"),  # hidden rows become an error, and no policy's function runs
-    # A view reads with its owner's eyes and calls functions with our hands: none is a table of a mapping.
+    # A view calls functions with our privileges, so no view may be a table of a mapping.
     Pin("restrict_nonsystem_relation_kind", "view, foreign-table", since=(150008, 160004, 170000)),
     # What a statement means.
     Pin("exit_on_error", "off"),  # an error would end the session, in place of the statement
@@ -87,16 +87,16 @@ PINS: Final = (
     Pin("lc_numeric", "C"),
     Pin("lc_monetary", "C"),
     Pin("lc_time", "C"),
-    # How transactions begin that do not say it themselves: a standby refuses serializable ones.
+    # Defaults for transactions that do not set this themselves. A standby refuses serializable ones.
     Pin("default_transaction_isolation", "read committed", Scope.SESSION),
     Pin("default_transaction_read_only", "off", Scope.SESSION),
     Pin("default_transaction_deferrable", "off", Scope.SESSION),
-    # How long anything may take; `LIMITS` has what holds within a transaction.
+    # Time limits; `LIMITS` has those within a transaction.
     Pin("statement_timeout", "0", Scope.SESSION),
     Pin("lock_timeout", "0", Scope.SESSION),
     Pin("idle_in_transaction_session_timeout", "0", Scope.SESSION),
     Pin("idle_session_timeout", "0", Scope.SESSION),
-    # What temporary tables take at their first use (`mapping test`): 8 MB.
+    # Memory that temporary tables take at their first use (`mapping test`): 8 MB.
     Pin("temp_buffers", "1024", Scope.SESSION),
     # How a statement is planned.
     Pin("cursor_tuple_fraction", "1"),
@@ -121,7 +121,7 @@ PINS: Final = (
             "sort",
         )
     ),
-    # What is said beside the answer.
+    # Messages beside the result.
     Pin("client_min_messages", "error", Scope.SESSION),
 )
 
@@ -131,19 +131,20 @@ LIMITS: Final = (
     Pin("idle_in_transaction_session_timeout", "3s"),
     Pin("tcp_user_timeout", "3s"),
 )
-"""How long a transaction waits for a lock, for a statement, and for us: a client that is frozen (SIGSTOP) or
-cut off holds its locks for 3 s, while the server waits for the next statement, and while it cannot write.
+"""Limits of a transaction: on waiting for a lock, on a statement, and on waiting for us. A client that is
+frozen (SIGSTOP) or cut off holds its locks for at most 3 s, whether the server waits for its next statement
+or cannot write to it.
 """
 
 _DECODING: Final = (
-    # How long a wal sender waits for a reader that is frozen or cut off: a fast shutdown of the server waits
-    # for it, and so does whoever wants the slot. Ours says something each second.
+    # How long a wal sender waits for a reader that is frozen or cut off. A fast shutdown of the server waits
+    # for the wal sender, and so does a process that wants the slot. Our reader sends something each second.
     Pin("wal_sender_timeout", "5s"),
 )
 
 
 def at_start(given: str = "", version: int = 0, *, decoding: bool = False) -> str:
-    """Return the startup option ``options``: the given ones, and after them our pins, which win.
+    """Return the startup option ``options``: the given ones, and after them our pins, which override them.
 
     ``version`` is the server's, or 0 if it is unknown before the connection.
     """

@@ -32,7 +32,7 @@ class SlotState:
     synced: bool
     """Whether this is a standby's copy of a failover slot, which cannot be read before the promotion."""
     invalidation: str | None
-    """Why the slot is lost, in the server's word; None if it is not lost, or if the reason is unknown."""
+    """Why the slot is lost, as the server names it; None if it is not lost, or if the reason is unknown."""
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[Any]]) -> SlotState | None:

@@ -130,7 +130,7 @@ def test_what_libpq_says_of_a_server_that_does_not_answer(text: str, remedy: str
 def test_words_of_the_driver_alone_are_put_plainly() -> None:
     cut = psycopg2.DatabaseError("error with status PGRES_COPY_BOTH and no message from the libpq")
     said = str(translate(cut, SETTING))
-    assert said == f"the connection was cut off, with no word from the server ({SETTING})"
+    assert said == f"the connection was cut off without a message from the server ({SETTING})"
 
 
 def test_an_error_without_words() -> None:
