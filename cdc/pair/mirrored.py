@@ -1,8 +1,8 @@
 """The standby server's copy of its peer's map: endpoints, tombstones, revisions and positions.
 
-Positions make the copy useful after a takeover. By its positions, clients resume here with the peer's tokens,
-as at any other server of the database, and the slot is read on from the peer's position. Revisions continue
-from the peer's, but in a new epoch: the peer may have issued later revisions that were never copied.
+Positions make the copy useful after a takeover. With them, clients resume here with the peer's tokens, as at
+any other server of the database, and the slot is read on from the peer's position. Revisions continue from
+the peer's, but in a new epoch: the peer may have issued later revisions that were never copied.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class PeerState:
 
 @dataclass(slots=True)
 class MirrorOpened(PeerNews):
-    """The peer leads, and its stream begins. `reply` is set to whether the stream shall go on."""
+    """The peer leads, and its stream begins. `reply` is set to whether the stream is to go on."""
 
     reset: bool
     """Whether the whole map follows."""
@@ -102,8 +102,8 @@ class Mirrored:
         self.point: Point | None = None
         """The state that the store has; None if its map is not the peer's."""
         self.ours = False
-        """Whether the peer makes its map by our mapping and encoding. If not, the copy's positions and
-        tombstones are useful, but a reconcile must read everything before clients are served.
+        """Whether the peer's mapping and encoding are ours. If not, the copy's positions and tombstones are
+        useful, but a reconcile must read everything before clients are served.
         """
 
     def begin(self, *, reset: bool) -> bool:
@@ -180,7 +180,7 @@ class Mirrored:
         store = self._store
         if (store.digest, len(store)) != (state.digest, state.count):
             self.point = None
-            raise SourceError("mirror", "the copy of the peer's map is not the same, and is had anew")
+            raise SourceError("mirror", "the copy of the peer's map differs from it, and is fetched again")
         if state.owed != self._owed:
             self._owed = state.owed
             self._ledger.note(owed=state.owed)

@@ -1,4 +1,4 @@
-"""The standby server's part in the applier: copies the peer's map while the peer leads, and takes over.
+"""The standby server's part of the applier: copies the peer's map while the peer leads, and takes over.
 
 While the peer leads, this server serves no clients. After it has got the slot, it serves its copy as soon as
 it has followed the slot up to the end of WAL at the takeover, because clients of the peer may have seen
@@ -63,14 +63,14 @@ class StandbyRole:
         self._alone_at = time.monotonic() + _UNHEARD
         self._ready_at: int | None = None
         """The position that the map must reach before it may be served; None without a takeover under way."""
-        self._told_other = False
-        """Whether it was reported that the peer makes its map by other rules."""
+        self._reported_other = False
+        """Whether it was reported that the peer's mapping or encoding is another one."""
         self.owed: Gate | None = None
         """The gate of a reconcile that the peer owes, and that this server owes after a takeover."""
 
     @property
     def waiting(self) -> bool:
-        """Whether to leave everything to the peer, so that the mapping is not even polled."""
+        """Whether the peer does all the work, so that the mapping is not even polled here."""
         if not self._pair.peered or self._store.ready:
             return False
         return self._pair.mirroring or time.monotonic() < self._alone_at
@@ -100,7 +100,7 @@ class StandbyRole:
         return pair.standing_by
 
     def inherit(self, owed: Gate | None) -> Gate | None:
-        """Return the debt after a takeover: the peer's if the map is the peer's, else our own (``owed``)."""
+        """Return the owed reconcile after a takeover: the peer's if the map is the peer's, else ``owed``."""
         return owed if self._mirrored.point is None else self.owed
 
     def confirmable(self, position: Lsn, *, exact: bool, owed: Gate | None) -> Lsn:
@@ -122,24 +122,26 @@ class StandbyRole:
         if opened.reset:
             self._freshness.rewound()
         self._observer.trouble(TROUBLE, None)
-        self._told_other = False
+        self._reported_other = False
         return True
 
     def _take(self, part: MirrorPart) -> None:
         self._mirrored.take(part)
         if part.state is not None:
-            self._tell_of_another_making()
+            self._report_other()
             self._requery.restart_at(part.state.point.followed)
             self.owed = Gate.parse(part.state.owed)
             self._freshness.applied(part.state.point.followed)
 
-    def _tell_of_another_making(self) -> None:
-        if self._told_other is self._mirrored.ours:
-            self._told_other = not self._mirrored.ours
-            self._observer.trouble(TROUBLE, _OTHER if self._told_other else None)
+    def _report_other(self) -> None:
+        if self._reported_other is self._mirrored.ours:
+            self._reported_other = not self._mirrored.ours
+            self._observer.trouble(TROUBLE, _OTHER if self._reported_other else None)
 
     def lost(self, lost: StreamEnded) -> bool:
-        """Note that this server does not have the slot. Return whether the peer has it, as it should be."""
+        """Note that this server does not have the slot. Return whether the peer has it, so that all is
+        well.
+        """
         pair = self._pair
         if pair.leading:
             self._alone_at = time.monotonic() + _UNHEARD
@@ -173,8 +175,8 @@ class StandbyRole:
         self._pair.lead()
         point, self._ready_at = self._mirrored.point, None
         self._mirrored.part_ways()
-        if self._told_other:
-            self._told_other = False
+        if self._reported_other:
+            self._reported_other = False
             self._observer.trouble(TROUBLE, None)
         if point is None:
             return None

@@ -111,7 +111,7 @@ class Encoding:
         return text.translate(self._to_postgres) if self._to_postgres else text
 
     def in_utf8(self, value: Any) -> Any:
-        """Convert a value, or a list of values. Bytes that are no text become bytes that are invalid UTF-8."""
+        """Convert a value, or a list of values. Bytes that are not valid text become invalid UTF-8."""
         if isinstance(value, bytes) and not value.isascii():
             try:
                 return self.text(value).encode()

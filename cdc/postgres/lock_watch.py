@@ -60,7 +60,7 @@ class LockWatch(threading.Thread):
             try:
                 self._look()
                 self._fault.over()
-            except Exception as error:  # noqa: BLE001 - the thread's boundary: it must not end without a word
+            except Exception as error:  # noqa: BLE001 - the thread's boundary: it must not end silently
                 self._fault.met(error)
                 self._close()
         self._close()

@@ -102,4 +102,4 @@ class Intake:
 
     def _tell_broken(self, why: str) -> None:
         self._broken = True
-        self._observer.trouble(CHAIN, f"{why}: the map of before is served until a complete one has come")
+        self._observer.trouble(CHAIN, f"{why}: the old map is served until a complete new one has arrived")

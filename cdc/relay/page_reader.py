@@ -62,7 +62,7 @@ class PageReader:
         """Whether entries newer than the newest checkpoint have been applied as well."""
         self._page_line = ""
         self._page_number = 0
-        """The line and number of the newest page."""
+        """The number of the newest page, in the line `_page_line`."""
         self._running = False
         """Whether no page of the present run is missing so far."""
         self._run_start = Revision(0)
@@ -167,10 +167,11 @@ class PageReader:
         return PageOutcome.ARRIVED
 
     def _forgotten(self, coming: dict[str, Entry], checkpoint: Checkpoint) -> list[Entry]:
-        """Return tombstones for what is held and is not in another line's map, not even as a tombstone.
+        """Return tombstones for endpoints that this relay has and that are missing in another line's map,
+        even as tombstones.
 
-        A leader that has lost its state file does not know what was deleted before. Clients of the legacy
-        contract have such an endpoint from this relay, and nobody else tells them that it is gone.
+        A leader that has lost its state file does not know which endpoints were deleted before. Clients of
+        the legacy contract have received them from this relay, which must send them the deletes.
         """
         revision, position = checkpoint.revision, checkpoint.position
         return [

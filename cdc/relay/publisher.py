@@ -65,11 +65,11 @@ class Publisher:
         self._entries = entries
         self._page_bytes = page_bytes
         self.line = ""
-        """Empty while there is none."""
+        """The present line; empty while there is none."""
         self._of = "", 0
-        """The epoch and the timeline that the line is of."""
+        """The epoch and the timeline of the line."""
         self.number = 0
-        """Of the newest page that was taken."""
+        """The number of the newest page that was taken."""
         self._tail: Cursor | None = None
         self._back: Place | None = None
         """The place of the generation's backward walk; None if no generation is under way."""
@@ -92,7 +92,7 @@ class Publisher:
         """Entries of the newest generation, and those published since it began."""
 
     def limit(self, page_bytes: int) -> None:
-        """Let the entries of a page have so many bytes at most; a larger entry goes alone."""
+        """Limit the entries of a page to so many bytes. An entry that is larger has a page of its own."""
         self._page_bytes = min(PAGE_BYTES, page_bytes)
 
     def resume(self, last: Page | None) -> bool:
@@ -144,7 +144,7 @@ class Publisher:
         positions = self._freshness.positions()
         with self._store.lock:
             store = self._store
-            # A relay that was not told of an endpoint's newer position has not reached ours.
+            # A relay that has not received an endpoint's newer position has not reached our position.
             position = min(store.position, self._position) if self._moved else store.position
             return Head(
                 line=self.line,
@@ -214,8 +214,8 @@ class Publisher:
         self.begin_generation()
 
     def _hear_moves(self, beyond: Lsn, up_to: Revision) -> None:
-        """Collect positions that move from now on, and positions ``beyond`` an LSN of entries ``up_to`` a
-        revision.
+        """Collect the entries whose positions move from now on, and those up to the revision ``up_to`` whose
+        position is beyond ``beyond``.
         """
         self._moved = {}
         with self._store.lock:
@@ -283,7 +283,7 @@ class Publisher:
         return pages
 
     def _cut(self, items: Iterable[_Item], bytes_of: Callable[[_Item], int]) -> Iterator[list[_Item]]:
-        """Cut into parts that fit into a page; an item that does not fit into any is a part of its own."""
+        """Yield the items in parts that fit into a page. An item that is too large is a part of its own."""
         some: list[_Item] = []
         room = self._page_bytes
         for item in items:

@@ -1,7 +1,7 @@
-"""From messages to committed transactions.
+"""Assembles messages into committed transactions.
 
-A plugin sends a transaction only once it is committed, between a begin and a commit. Rows are reduced to the
-keys that they name as they arrive, so a transaction of a million rows costs no more memory than
+A plugin sends a transaction only once it is committed, between a begin and a commit. Each row is reduced to
+the keys that it names as it arrives, so a transaction of a million rows takes no more memory than
 `affected.LIMIT` keys.
 """
 
@@ -31,35 +31,34 @@ _ACTIONS: dict[type[Row], Action] = {
 }
 
 _BYTES = 900
-"""Memory that a transaction takes, without its keys."""
+"""Bytes of memory that a transaction takes, without its keys."""
 
 
 class Transaction(msgspec.Struct, gc=False):
-    """A committed transaction, reduced to what it may have changed for us."""
+    """A committed transaction, reduced to the endpoints that it may have changed."""
 
     xid: Xid
-    """32 bits, as the plugin gives it; 0, which is no transaction's, where it could not be read."""
+    """0, which no transaction has, if it could not be read."""
     end: Lsn
-    """End of its commit record: confirming it lets the slot forget the transaction."""
+    """The end of its commit record. Once it is confirmed, the slot no longer delivers the transaction."""
     committed_at: float
     """Unix seconds by the database's clock."""
     rows: dict[tuple[str, Action], int] = msgspec.field(default_factory=dict)
-    """How many rows of which mapped table; empty for a transaction that touched none (DDL, other tables)."""
+    """Number of rows by mapped table and action; empty for a transaction without any (DDL, other tables)."""
     affected: Affected = msgspec.field(default_factory=Affected)
 
     @property
     def size(self) -> int:
-        """Bytes of memory that it takes, about."""
+        """Approximate memory of the transaction, in bytes."""
         return _BYTES + self.affected.size
 
 
 class Assembler:
-    """Owned by the thread that reads the slot; a new one for each connection, since the server starts over.
+    """Owned by the thread that reads the slot. Each connection needs a new one, since the server starts over.
 
     Args:
-        relations: (schema, table) as the plugin names them, partitions by their leaves, to the mapping's
-            table.
-        rules: what each of the mapping's tables affects.
+        relations: the mapping's table for each (schema, table) that the plugin names, also for partitions.
+        rules: the rules of each of the mapping's tables.
 
     """
 
@@ -70,20 +69,21 @@ class Assembler:
 
     @property
     def between(self) -> bool:
-        """True when no transaction is half read: only then is everything before the stream's position
-        whole.
+        """Whether no transaction is half read, so that everything before the stream's position is
+        complete.
         """
         return self._open is None
 
     def feed(self, message: Message) -> Transaction | None:
-        """Take the next message; return the transaction that it completes, if it does.
+        """Take the next message. Return the transaction that it completes, or None.
 
         Raises:
-            MessageError: it cannot be handled. `spoil` then makes a reconcile of the transaction that it
-                belongs to, and the stream goes on: confirmed, never a reconnect loop.
+            MessageError: the message cannot be handled. The caller then calls `spoil`, and the stream goes
+            on;
+                a reconnect would only meet the same message again.
 
         """
-        if isinstance(message, (Update, Insert, Delete, Truncate)):  # first: nearly all of a backlog
+        if isinstance(message, (Update, Insert, Delete, Truncate)):  # first, since most messages are rows
             self._row(message)
             return None
         match message:
@@ -101,16 +101,15 @@ class Assembler:
                 return None
 
     def spoil(self, reason: str, place: MessagePlace) -> Transaction | None:
-        """Answer a message that could not be handled: its transaction becomes a reconcile, whatever else it
-        says.
+        """Make the transaction of a message that could not be handled a reconcile, whatever else is in it.
 
-        ``place`` is where such messages stand. Returns the transaction if the message was its end, or stood
-        outside of any.
+        ``place`` is where such messages stand. Returns the transaction if the message was its end; also one
+        without an end if the message stood outside of transactions.
         """
         inside = self._open is not None
         done = self._open = self._open or Transaction(xid=Xid(0), end=Lsn(0), committed_at=0.0)
         done.affected.give_up(reason)
-        # Outside of a transaction, a row or a broken begin means that one is open: its commit will say which.
+        # A row or a broken begin outside of a transaction shows that one has begun. Its commit has the xid.
         if place is MessagePlace.END if inside else place is not MessagePlace.WITHIN:
             self._open = None
             return done
@@ -129,7 +128,7 @@ class Assembler:
         if self._open is None:
             raise MessageError("out_of_order", f"a row of {row.table} came outside of a transaction")
         table = self._relations.get((row.schema, row.table))
-        if table is None:  # not ours, though the stream was started with our tables only: the filter leaks
+        if table is None:  # wal2json's filter `add-tables` lets some rows of other tables through
             return
         rows, kind = self._open.rows, (table, _ACTIONS[type(row)])
         rows[kind] = rows.get(kind, 0) + 1

@@ -66,7 +66,7 @@ class Feedback:
         """Send the feedback that is due. ``confirm`` is the position to confirm; 0 for none.
 
         Sends nothing while the connection is full of feedback that the server has not read: psycopg2 would
-        wait for room, and would stop all threads of this process meanwhile.
+        wait for room, and would stop all threads of this process until then.
         """
         now = time.monotonic()
         ask = now - self._asked_at >= ASK

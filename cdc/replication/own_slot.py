@@ -41,13 +41,13 @@ AUTO = "auto"
 """The value of PLUGIN that allows all of `PLUGINS`."""
 
 _ASK_AGAIN = 0.1
-"""Seconds between two requests to give up making the slot: one that comes too early is lost."""
+"""Seconds between two requests to stop creating the slot. A request that comes too early has no effect."""
 _ENDS = 3
 """After so many streams that the server ended at the same place, the slot is dropped."""
 _CANNOT = ("22", "53200", "54", "XX")
 """SQLSTATEs, or their classes, of errors that mean that the server cannot send a change."""
 _REMAKES = 3
-"""A lost slot is created anew at most so many times an hour. After that a person has to look."""
+"""A lost slot is created anew at most so many times an hour. After that a person has to find the cause."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class OwnSlot:
         return OpenedSlot(stream, slot.confirmed, found, created, suspects)
 
     def give_up_creating(self) -> None:
-        """Have the server stop making the slot, from another thread; blocks until it has.
+        """Make the server stop creating the slot, from another thread. Blocks until it has stopped.
 
         The request goes through a connection of its own. psycopg2's ``cancel`` would stop all threads of
         this process until the server answers, and a frozen server never does.
@@ -143,8 +143,8 @@ class OwnSlot:
         said = str(error).splitlines()[0]
         return SourceError(
             "publication",
-            f"the slot {self._name} holds changes from a time without the publication ({said}): once there is"
-            " one, the slot is made anew, and everything read again",
+            f"the slot {self._name} holds changes from a time without the publication ({said}): once the"
+            " publication exists, the slot is made anew, and everything is read again",
         )
 
     def ended(self, error: psycopg2.Error, confirmed: Lsn) -> None:
@@ -183,7 +183,7 @@ class OwnSlot:
             self._observer.reconnecting(
                 "slot_lost",
                 f"the slot {self._name} cannot be read ({why}), and has retained {retained >> 20} MB,"
-                " more than MAX_RETAINED_WAL: it is dropped, and made anew when it can be",
+                " more than MAX_RETAINED_WAL: it is dropped now, and made anew as soon as that is possible",
             )
 
     def _find(self, cursor: ReplicationCursor) -> SlotState | None:

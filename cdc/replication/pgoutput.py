@@ -1,9 +1,9 @@
 """Decodes the output of pgoutput, protocol version 1, into the closed set of types in `cdc.changes`.
 
-The format is binary: one byte says what a message is, numbers are big-endian, names end with a zero byte
-(https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html). A relation is described
-before its first row and again when it has changed; rows name it by its OID and their columns by position.
-A kind of message that is not in the protocol is an error, and is not ignored.
+The format is binary: the first byte is the kind of the message, numbers are big-endian, and names end with a
+zero byte (https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html). A relation is
+described before its first row and again when it has changed; rows name it by its OID and their columns by
+position. A kind of message that is not in the protocol is an error, and is not ignored.
 
 Values come as text in the database's own encoding, because the session asks for no conversion
 (``client_encoding`` SQL_ASCII). With a conversion, the server would end the stream at a value that has no
@@ -69,7 +69,7 @@ def _is_true(text: str) -> bool:
 
 
 _NO_KEYS: Final[dict[int, Callable[[str], Value]]] = {16: _is_true}
-"""Conversions by type OID: booleans that are no keys come as booleans, as from wal2json."""
+"""Conversions by type OID, for columns that are not keys: booleans become booleans, as from wal2json."""
 
 
 def options(publication: str) -> dict[str, str]:
@@ -86,11 +86,11 @@ class _Relation(msgspec.Struct, frozen=True):
     columns: tuple[str | None, ...]
     """The columns by position; None for those that are not needed."""
     identity: frozenset[str]
-    """Whether each column is needed and in the replica identity."""
+    """The needed columns that are in the replica identity."""
     all_identity: bool
-    """Whether all of them are, as with a publication that `setup` made for a table without parents."""
+    """Whether every column is needed and in the identity, as in most publications that `setup` makes."""
     no_keys: dict[str, Callable[[str], Value]]
-    """Conversions of the columns whose types are not text."""
+    """The conversions of `_NO_KEYS` by column, for the columns that have one."""
 
     def identity_of(self, columns: tuple[Column, ...]) -> tuple[Column, ...]:
         """Return the columns that are in the replica identity."""
@@ -107,8 +107,8 @@ class PgoutputDecoder:
         wanted: Mapping[tuple[str, str], Collection[str]] | None = None,
         encoding: Encoding = _UTF8,
     ) -> None:
-        """``wanted`` has the columns that are needed, by (schema, table); None stands for all columns of all
-        tables. ``encoding`` is the database's.
+        """``wanted`` has the needed columns by (schema, table); None means all columns of all tables.
+        ``encoding`` is the database's.
         """
         self._wanted = wanted
         self._encoding = encoding
@@ -123,7 +123,7 @@ class PgoutputDecoder:
             MessageError: with reason ``undecodable`` or ``unknown_action``.
 
         """
-        # Without a cause, which may quote the message; a UnicodeDecodeError is a ValueError.
+        # Raised without a cause, which might quote the message; a UnicodeDecodeError is a ValueError.
         try:
             if raw[0] not in _ROWS:
                 return self._no_row(raw)
@@ -136,7 +136,7 @@ class PgoutputDecoder:
             raise MessageError("undecodable", text) from None
 
     def place(self, raw: bytes) -> MessagePlace:
-        """Return at which place of a stream a message of this kind stands."""
+        """Return where in a stream a message of this kind stands."""
         kind = raw[:1]
         if kind == _BY_COMMIT:
             return MessagePlace.END
@@ -146,8 +146,8 @@ class PgoutputDecoder:
         match raw[:1]:
             case b"B":
                 commit, at, xid = _BEGIN.unpack(raw)
-                # The commit record's end is not known yet. It is read as a whole, so that whoever has got
-                # beyond its first byte has read it.
+                # The end of the commit record is not known yet. A server reads a record as a whole, so a
+                # position beyond its first byte is beyond the record.
                 return (Begin(xid, commit + 1, _seconds(at)),)
             case b"C":
                 _, _, end, at = _COMMIT.unpack(raw)
@@ -215,7 +215,7 @@ class PgoutputDecoder:
 
     def _describe(self, raw: bytes) -> None:
         oid = raw[1:5]
-        self._relations.pop(oid, None)  # whatever follows is not the old one
+        self._relations.pop(oid, None)  # the old description is invalid even if this one cannot be decoded
         schema, at = self._name(raw, 5)
         table, at = self._name(raw, at)
         (count,) = _COUNT.unpack_from(raw, at + 1)  # before it, the kind of the identity
@@ -260,8 +260,9 @@ class PgoutputDecoder:
         return [Truncate(one.schema, one.table) for one in relations if one is not None]
 
     def _name(self, raw: bytes, at: int) -> tuple[str, int]:
-        """Read a name, and return it with the offset behind it. A name that is not valid text is not one of
-        ours.
+        """Read a name. Return it with the offset behind it.
+
+        A name that is not valid text is no error: it equals no name of the mapping.
         """
         end = raw.index(0, at)
         return self._encoding.key(raw[at:end]), end + 1

@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
 _INTERVAL = 1.0
 _HISTORY = 5.0
-"""Seconds between questions to a standby which timeline it replays. The question needs a replication
-connection, and nothing else announces the promotion of its primary.
+"""Seconds between questions for the timeline that a standby replays, each on a new replication connection.
+Nothing else announces that the primary has changed.
 """
 _UNHEARD = 10.0
-"""Seconds without an answer from the wal sender after which the probe looks at what it does."""
+"""Seconds without an answer from the wal sender after which the probe looks at its state."""
 _TROUBLE = "slot_creation"
 
 
@@ -80,7 +80,7 @@ class _Asking(threading.Thread, ABC):
                 with translated(self._address.setting):
                     self._ask(self._connection)
                 self._fault.over()
-            except Exception as error:  # noqa: BLE001 - the thread's boundary: it must not end without a word
+            except Exception as error:  # noqa: BLE001 - the thread's boundary: it must not end silently
                 self._fault.met(error)
                 self._failed(error)
                 self._close()
@@ -139,7 +139,7 @@ class Probe(_Asking):
 
     def _failed(self, error: Exception) -> None:
         if is_shutdown(error):
-            self._reader.drop("shutdown")  # a fast shutdown waits until nobody reads a slot
+            self._reader.drop("shutdown")  # a fast shutdown waits for readers of slots
 
     def _ask(self, connection: Connection) -> None:
         asked_at = time.monotonic()
@@ -163,7 +163,7 @@ class Probe(_Asking):
                 )
             )
         if self._reader.creating or self._said_creating:
-            self._say_whom_the_slot_waits_for(connection)
+            self._report_creation(connection)
 
     def _look_at_sender(self, connection: Connection) -> None:
         """Find out why the wal sender does not answer: it may be dead, or decode changes of other tables."""
@@ -174,7 +174,9 @@ class Probe(_Asking):
             self._reader.at_work()
 
     def _look_at_history(self, timeline: int | None) -> None:
-        """Begin the stream anew if the server's timeline has changed. ``timeline`` is None on a standby."""
+        """Begin the stream anew if the server's timeline has changed. ``timeline`` is None on a standby,
+        which is asked for it.
+        """
         now = time.monotonic()
         if timeline is None and now >= self._history_at:
             self._history_at = now + _HISTORY
@@ -184,7 +186,8 @@ class Probe(_Asking):
         if timeline is not None and known is not None and known.timeline != timeline:
             self._reader.drop("timeline")
 
-    def _say_whom_the_slot_waits_for(self, connection: Connection) -> None:
+    def _report_creation(self, connection: Connection) -> None:
+        """Report which transactions the creation of the slot waits for."""
         self._said_creating = self._reader.creating
         if not self._said_creating:
             self._observer.trouble(_TROUBLE, None)

@@ -1,12 +1,12 @@
 """Finds what is wrong with the publication, and the SQL that repairs it. `check` shows both, `setup` runs the
 SQL.
 
-A table is published with the columns that its rules need and those of its replica identity, present or about
-to be chosen. With REPLICA IDENTITY FULL Postgres allows no list, and without an identity it would refuse the
-table's UPDATEs: such a table is left out. A partitioned table is named beside its partitions, without a list,
-which it may not have, so that a partition that is made later is published at once: with all of its columns,
-until `setup` runs again. (With publish_via_partition_root one list would do, but a TRUNCATE of a partition
-would not be sent.)
+A table is published with the columns that its rules need and those of its replica identity, the present one
+or the one that `setup` is about to choose. With REPLICA IDENTITY FULL Postgres allows no column list. Without
+an identity it would refuse the table's UPDATEs, so such a table is left out. A partitioned table is named
+beside its partitions, so that a partition that is created later is published at once. It cannot have a column
+list, so the new partition is published with all of its columns until `setup` runs again. (With
+publish_via_partition_root one list would suffice, but a TRUNCATE of a partition would not be sent.)
 
 Further tables and columns stay published, since another subscriber may need them.
 """
@@ -60,7 +60,7 @@ def repairs(
     mapping: EndpointMapping,
     identities: Mapping[int, Sequence[str]] | None = None,
 ) -> list[Repair]:
-    """Yield the repairs in an order in which they can be made.
+    """Return the repairs in an order in which they can be made.
 
     ``identities`` has the columns of replica identities that are about to be chosen, by the tables' oids.
     """
@@ -118,7 +118,7 @@ class _Planner:
     def _leaf(self, publication: Publication, leaf: Table) -> Iterator[Repair]:
         published, member = publication.table(leaf.oid), leaf.oid in publication.members
         if not leaf.identity and leaf.oid not in self._identities:
-            if published is not None:  # for now, whatever is missed by that
+            if published is not None:  # removed for now, even though its changes are missed then
                 yield Repair(
                     Kind.REFUSED, _refusal(leaf.name), self._drop(self._only(leaf)), by_hand=not member
                 )

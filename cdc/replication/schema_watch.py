@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from cdc.units import Xid
 
 _LOOK = 1.0
-"""Seconds between two looks at the definitions, at least."""
+"""Minimum time between two looks at the definitions, in seconds."""
 _NAMED = 10_000
-"""Transactions that a look waits for one by one. Of more, it waits for all between the first and the last."""
+"""Transactions that are listed one by one for the next look. If there are more, it waits for all between the
+first and the last.
+"""
 _LATER = 5.0
 """Seconds within which to look after a transaction with rows, which rarely changes a definition as well."""
 
@@ -60,7 +62,7 @@ class SchemaWatch:
             self._look_by = 0.0
 
     def note(self, transaction: Transaction) -> None:
-        """Have a look follow this transaction. Without rows it may well have been DDL."""
+        """Schedule a look after this transaction. If it has no rows, it may have been DDL."""
         self._xids.append(transaction.xid)
         self._progress(transaction.end, _LATER if transaction.rows else 0.0)
         if len(self._xids) > _NAMED:
@@ -68,7 +70,7 @@ class SchemaWatch:
             self._xids.clear()
 
     def note_progress(self, end: Lsn) -> None:
-        """Have a look follow, because the stream has progressed to ``end`` without a transaction."""
+        """Schedule a look, because the stream has progressed to ``end`` without a transaction."""
         self._progress(end, 0.0)
 
     def _progress(self, end: Lsn, within: float) -> None:
@@ -77,8 +79,8 @@ class SchemaWatch:
             self._look_by = min(self._look_by, time.monotonic() + within)
 
     def changed(self) -> bool:
-        """Look if it is time. Return whether the definitions have changed, so that the stream must begin
-        anew.
+        """Look at the definitions if a look is due. Return whether they have changed, so that the stream must
+        begin anew.
 
         Raises:
             SourceError, Refusal: the database cannot be read.
@@ -106,7 +108,7 @@ class SchemaWatch:
         """Return the seconds until the next look, if nothing else arrives.
 
         A change in the WAL may not be visible yet. If the stream delivered no transaction, there is no
-        transaction id to wait for. So there is one more look once all transactions of now are over.
+        transaction id to wait for. So there is one more look once all present transactions are over.
         """
         if self._progressed:
             self._unseen = evidence.snapshot.widen(relations.next_xid)

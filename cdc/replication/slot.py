@@ -51,11 +51,10 @@ _SILENCE = 15.0
 _EVIDENCE = 5.0
 """Seconds for which the wal sender counts as busy after it was found so."""
 _ASIDE = 1.0
-"""Seconds between attempts while the server would take us for a synchronous standby."""
+"""Seconds between attempts to read, while the server would take us for a synchronous standby."""
 _NEVER = 1e9
-"""Seconds."""
 _HELD = 10.0
-"""Seconds after which a connection counts as a working one."""
+"""A connection that has lasted for so many seconds counts as a working one."""
 
 
 class SlotReader(threading.Thread):

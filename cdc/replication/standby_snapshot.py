@@ -1,4 +1,5 @@
-"""Asks a primary to log its running transactions: the creation of a slot on its standby waits for that.
+"""Asks a primary to log its running transactions, because the creation of a slot on its standby waits for
+that.
 
 A busy primary logs them every 15 s. An idle one may not do so for a long time.
 """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SlotStream:
-    """They are for one connection, since the server starts over with each."""
+    """The parts of one connection's stream; the server starts over with each connection."""
 
     assembler: Assembler
     decoder: Decoder
@@ -35,7 +35,7 @@ class SlotStream:
 
         ``slot`` is quoted.
         """
-        # The replication grammar knows doubled quotes, and no escapes by backslash.
+        # The grammar of replication commands has doubled quotes, but no backslash escapes.
         quoted = ((name, value.replace("'", "''")) for name, value in self.options.items())
         given = ", ".join(f"\"{name}\" '{value}'" for name, value in quoted)
         command = f"START_REPLICATION SLOT {slot} LOGICAL 0/0 ({given})"

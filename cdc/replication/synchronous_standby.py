@@ -2,9 +2,9 @@
 
 A wal sender counts as a synchronous standby if ``synchronous_standby_names`` has its ``application_name`` or
 ``*``, and if it has reported a flush position. We report one only to confirm the slot, and withdraw it with
-the next message (`cdc.replication.feedback`), so that Postgres shows us as ``async``, like pg_receivewal. For
-a moment at each confirmation, however, we could count, and commits would return that no standby has. So the
-slot is not read while the setting would choose us.
+the next message (`cdc.replication.feedback`), so that Postgres shows us as ``async``, like pg_receivewal. But
+for a moment at each confirmation we could count, and Postgres would acknowledge commits that no real standby
+has. So the slot is not read while the setting would choose us.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ REASON = "synchronous_standby"
 """The reason of the error, the key of the trouble in `/healthz`, and the name of the check."""
 
 _TOKEN = re.compile(r'"(?P<quoted>(?:[^"]|"")*)"|(?P<plain>[A-Za-z0-9_$\x80-\U0010ffff]+|\*)|(?P<mark>[(),])')
-"""The tokens of the setting, as in Postgres's own scanner (``syncrep_scanner.l``)."""
+"""The tokens of the setting, as in Postgres' own scanner (``syncrep_scanner.l``)."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ _WITHIN: Final = tuple(b'{"action":"%c"' % action for action in b"BIUDT")
 
 
 class _Begin(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="B"):
-    """``lsn`` and ``nextlsn`` are of the transaction's *commit* record, and that record's end."""
+    """``lsn`` is the position of the transaction's *commit* record, ``nextlsn`` the end of that record."""
 
     xid: Xid
     timestamp: str
@@ -49,7 +49,7 @@ class _Begin(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="B")
 
 
 class _Commit(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="C"):
-    """The same values as in its `_Begin`."""
+    """The same values as in the transaction's `_Begin`."""
 
     xid: Xid
     timestamp: str
@@ -73,13 +73,14 @@ class Wal2JsonDecoder:
         """Decode a message; see `parse`."""
         if self._encoding is None or raw.isascii():
             return (parse(raw),)
-        # JSON is UTF-8. A character for each byte makes it that, and in no encoding of a server is a byte of
-        # a longer character one that JSON knows. Then each text is decoded by itself: one may be none.
+        # msgspec decodes only UTF-8, so each byte is made a character first. That keeps the JSON intact,
+        # since in no server encoding does a character of several bytes contain a byte of JSON's syntax. Then
+        # each text is decoded by itself, because a text may be invalid.
         message = parse(raw.decode("latin-1").encode())
         return (message if isinstance(message, Begin | Commit) else _decoded(message, self._encoding),)
 
     def place(self, raw: bytes) -> MessagePlace:
-        """Return at which place of a stream a message of this kind stands, by its first bytes."""
+        """Return where in a stream a message of this kind stands, by its first bytes."""
         if raw.startswith(_COMMIT):
             return MessagePlace.END
         return MessagePlace.WITHIN if raw.startswith(_WITHIN) else MessagePlace.ANYWHERE
@@ -90,8 +91,7 @@ def parse(raw: bytes) -> Message:
 
     Raises:
         MessageError: with reason ``undecodable`` (not the expected JSON) or ``unknown_action``. The error
-        does
-            not quote the message, which may contain an API key.
+            does not quote the message, which may contain an API key.
 
     """
     try:
@@ -113,7 +113,7 @@ def parse(raw: bytes) -> Message:
 
 
 def _decoded(message: _Row, encoding: Encoding) -> _Row:
-    """Return a decoded message with its texts in the database's encoding; so far each character is a byte."""
+    """Return a message with its texts decoded from the database's encoding; so far a character is a byte."""
 
     def text(value: Value) -> Value:
         if isinstance(value, str) and not value.isascii():
@@ -160,10 +160,10 @@ def options(tables: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _unguessable() -> str:
-    """Return a random prefix for ``add-msg-prefixes``, so that no logical message is sent.
+    """Return a random prefix for ``add-msg-prefixes``, which no logical message has, so that none is sent.
 
-    Any role may call pg_logical_emit_message(). A message of 200 MB is more than the plugin can write, and
-    would end every stream.
+    Any role may call pg_logical_emit_message(). The plugin cannot write a message of 200 MB, so such a
+    message would end every stream.
     """
     return f"pads_cdc_{secrets.token_hex(16)}"
 

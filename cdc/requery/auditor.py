@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cdc.store.store import Store
 
 _AGAIN = 10.0
-"""Seconds after which an audit is run again that failed, or that may find an odd row corrected."""
+"""Seconds until the next audit, if the last one failed or if an odd row may have been corrected."""
 _TROUBLE = "audit"
 
 
@@ -96,8 +96,8 @@ class Auditor:
         return True
 
     def _nameless_may_be_mended(self) -> bool:
-        """Return whether a row without an id may have got one. Its changes name no endpoint, so only an audit
-        can find out.
+        """Return whether a row without an id may have been given one. Its changes name no endpoint, so only
+        an audit can find out.
         """
         if not self._requery.odd_rows.nameless or time.monotonic() < self._seen_at + _AGAIN:
             return False

@@ -35,9 +35,9 @@ class MonotonicReads:
         """The server runs that have been read since then."""
 
     def delivered(self, gate: Gate) -> None:
-        """Take transactions that the slot has delivered: standbys may show them from now on.
+        """Add transactions that the slot has delivered: standbys may show them from now on.
 
-        They are delivered again if the process ends before a standby was read for them.
+        If the process ends before a standby was read for them, the slot delivers them again.
         """
         if self._shown is not None:
             self._shown = replace((self._shown | gate).spanned(), end=self._shown.end, snapshot=None)
@@ -69,7 +69,7 @@ class MonotonicReads:
         if reached < shown.end:
             what = "the slot has not delivered yet what the standby has shown"
         elif not shown.opens(evidence):
-            what = "transactions that the standby has shown, or older ones, are not over here"
+            what = "transactions that the standby has shown, or older ones, have not ended here"
         else:
             return
         raise SourceError("query_server_behind", f"the queries moved from a standby to a primary: {what}")
@@ -81,7 +81,9 @@ class MonotonicReads:
         self._ledger.note(shown="")
 
     def _settle(self, evidence: Evidence) -> None:
-        """Name by 64 bits what was delivered since: it may be long before the next one is."""
+        """Give the delivered transactions 64-bit ids: the next evidence may come after 2^31 other
+        transactions.
+        """
         if self._shown is not None and self._shown.span is not None:
             self._remember(self._shown.settled(evidence.snapshot))
 

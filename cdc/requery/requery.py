@@ -59,7 +59,7 @@ _MANY = 64
 _ABREAST = 3
 """Long reads that may be open at once. Each uses a connection."""
 _LATELY = 3600.0
-"""Seconds for which a snapshot tells which 64-bit ids transactions of now have: 2^31 take days at least."""
+"""Seconds for which a snapshot is recent enough to widen 32-bit ids: 2^31 transactions take days at least."""
 _GIVE_WAY = 0.002
 """Seconds that a ripple pauses after a small change has overtaken it. Without the pause, the threads that
 send the change would wait for the interpreter's lock several times.
@@ -112,7 +112,9 @@ class Requery:
         self._history: Timeline | None = None
         self._read_up_to: Lsn = Lsn(0)
         self._shown_up_to: Lsn = Lsn(0)
-        """The same for standbys other than the server run `_shown_by`."""
+        """The newest `Evidence.shown` of a standby, which was the server run `_shown_by`. Any other server
+        must have replayed as far.
+        """
         self._shown_by = ""
         self._consistency = Consistency(self._are_ids)
         self._reached: Lsn = Lsn(0)
@@ -120,7 +122,7 @@ class Requery:
         """A durable note owes a reconcile for everything up to here."""
         self._exact_at: float | None = None
         self._flushed_by = inf
-        """Monotonic time when all that a primary has shown to the reads is flushed."""
+        """Monotonic time by which a primary has flushed everything that it has shown to the reads."""
         self._present: tuple[float, Snapshot | None] = (0.0, None)
         """The newest snapshot that a server has shown, and when (monotonic)."""
 
@@ -208,13 +210,15 @@ class Requery:
 
     @property
     def consistent(self) -> bool:
-        """Whether the map is one that the database had: no read is half applied, and none shows too much."""
+        """Whether the map is one that the database had: no read is half applied, and none has shown a part of
+        a later transaction.
+        """
         return (
             self._store.ready and not self._reads and not self._consistency.shows(self.reached, self._waiting)
         )
 
     def mark_consistent(self) -> None:
-        """Tell the store, if the map is consistent."""
+        """Mark the store as consistent, if the map is."""
         if self.consistent and (not self._store.consistent or self._store.position < self.done_up_to):
             self._store.mark_consistent(self.done_up_to)
 
@@ -225,7 +229,7 @@ class Requery:
 
     @property
     def confirmable(self) -> Lsn:
-        """The slot may be confirmed up to here: beyond `done_up_to`, a reconcile is owed."""
+        """The slot may be confirmed up to here. If that is beyond `done_up_to`, a reconcile is owed."""
         return max(self.done_up_to, self._let_go_to)
 
     def patience(self, idle: float) -> float:
@@ -264,8 +268,8 @@ class Requery:
             read.task.transactions.clear()
 
     def open_gate(self) -> Gate:
-        """Return what has to be seen before everything that is open now counts as done, such that it lasts
-        when the slot has let go of it.
+        """Return the gate that a read must pass to replace all open tasks. It stays valid after the slot has
+        let go of their transactions.
         """
         gate = Gate()
         for task in self._open_tasks():
@@ -297,11 +301,11 @@ class Requery:
 
     @property
     def audit(self) -> Audit | None:
-        """The audit that is running; None if there is none. It is told which endpoints the reads return."""
+        """The audit that is running, to which the ids that reads return are passed; None if there is none."""
         return self._audit
 
     def begin_audit(self, audit: Audit) -> None:
-        """Start to tell an audit which endpoints the reads return."""
+        """Pass the ids that reads return to an audit, from now on."""
         self._audit = audit
 
     def end_audit(self) -> None:
@@ -314,7 +318,7 @@ class Requery:
 
     def settle_doubts(self, since: Lsn) -> None:
         """Add a task for the ids that other reads have skipped. Those reads were for transactions after
-        ``since``, which are not done before it.
+        ``since``, which count as done only when this task is.
         """
         kind, doubtful = self._database.mapping.endpoint_keys, self.doubtful()
         if kind and doubtful:
@@ -366,7 +370,8 @@ class Requery:
         if not ready:
             return
         if len(self._waiting) > 1 or ready[0].reason is not None:
-            # Usually there is one task with keys. It is read at once, and its gate is checked afterwards.
+            # Usually there is one task, and it has keys. It is read at once, and its gate is checked
+            # afterwards.
             opened = self._open_gates(self._database.evidence())
             ready = [task for task in ready if task in opened]
         shut = [task for task in self._waiting if task not in ready]
@@ -396,7 +401,7 @@ class Requery:
         return [some for some in (urgent, others) if some]
 
     def _may_begin(self, task: Task) -> bool:
-        """Return whether a read for this task may begin. A short one ends at once, and needs no place."""
+        """Return whether a read for this task may begin. Only long reads count towards the limit."""
         return self._is_short(task.affected) or len(self._reads) < _ABREAST
 
     def _is_short(self, affected: Affected) -> bool:
@@ -434,7 +439,7 @@ class Requery:
             self._load_parents()
         keys = None if task.reason is not None else task.affected.keys
         try:
-            # A read that may take long is not waited for here, so that others go on.
+            # A read that may take long is not waited for here, so that the others go on.
             read = self.checked(self._database.read(keys, at_once=self._is_short(task.affected)))
         except SourceError as error:
             if error.reason != ABOUT_A_ROW or task.reason is not None:
@@ -530,8 +535,9 @@ class Requery:
     def _look_at_flushed(self) -> None:
         """Ask how far the WAL is flushed, if the slot does not pass the newest read.
 
-        The records of a transaction that still runs may stay unflushed for minutes. They show nothing. By
-        now all commits that a read has shown are flushed, so the flushed end is a bound, too.
+        The newest read may have noted an end of WAL with records of running transactions, which may stay
+        unflushed for minutes and which no read shows. All commits that a read has shown are flushed by now,
+        so no read has shown anything beyond the flushed end.
         """
         now = time.monotonic()
         if now < self._flushed_by:
@@ -546,7 +552,7 @@ class Requery:
         self._flushed_by = inf
 
     def _note_odd(self, read: OpenRead, rows: list[Row], odd: dict[str, Oddity | None], batch: Batch) -> None:
-        """Record the odd rows, and the ids that the read has returned more than once."""
+        """Note the odd rows, and the ids that the read has returned more than once."""
         odd_rows, reading = self.odd_rows, read.reading or self._store.reading
         odd.update(dict.fromkeys(batch.twice, TWICE))
         odd_rows.take(rows, odd, reading, overtaken=read.overtaken, whole=read.task.reason is not None)
@@ -597,7 +603,7 @@ class Requery:
 
     @property
     def lossy(self) -> bool:
-        """Whether changes of some table never come."""
+        """Whether changes of some table never arrive."""
         return bool(self._lossy)
 
     def _tell_lossy(self, tables: list[str]) -> None:
@@ -632,11 +638,12 @@ class Requery:
         self._monotonic_reads.check_evidence(evidence, self.reached)
 
     def checked(self, read: Read, read_up_to: Lsn | None = None) -> Read:
-        """Return the read if it counts, and discard it otherwise. ``read_up_to`` is as of the read's begin.
+        """Return the read if it counts, and discard it otherwise.
+
+        ``read_up_to`` is the value of that property when the read began, by default the present one.
 
         Raises:
-            SourceError: the read does not count. Its connection is closed too, since with several hosts
-            another
+            SourceError: the read does not count. Its connection is closed too: with several hosts, another
                 one may be the right one.
 
         """

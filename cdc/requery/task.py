@@ -35,7 +35,7 @@ _RIPPLE_CHUNK = 500
 interpreter's lock. A read of the whole mapping is rare, and applies more at a time to save time.
 """
 _SMALL = 10_000
-"""So few keys are never replaced by a reconcile."""
+"""A reconcile never replaces so few keys."""
 _BYTES = 180
 """Bytes of memory of a `Committed` that shares its rows with another one."""
 _XID_BYTES = 70
@@ -75,7 +75,7 @@ class Task:
         rows: Mapping[tuple[str, Action], int] = {}
         for one in transactions:
             affected.merge(one.affected)
-            rows = rows if rows == one.rows else one.rows  # equal ones are shared, to save memory
+            rows = rows if rows == one.rows else one.rows  # equal mappings are shared, to save memory
             committed.append(Committed(one.xid, one.end, one.committed_at, rows))
         gate = Gate(frozenset(one.xid for one in committed), committed[-1].end)
         return cls(affected, gate, since, committed[-1].end, committed)
@@ -122,7 +122,7 @@ class Task:
         return self
 
     def seen(self, affected: int) -> Iterator[TransactionSeen]:
-        """Yield the transactions for the observer. To be called right after they have been published."""
+        """Yield the transactions for the observer. Call it right after they have been published."""
         now = time.time()
         for one in self.transactions:
             yield TransactionSeen(one.xid, one.end, one.committed_at, now, one.rows, affected)
@@ -199,8 +199,8 @@ class OpenRead:
         self._overtaken.update(row[0] for row in rows)
 
     def missing(self, store: Store) -> list[Row]:
-        """Return deletes for the endpoints that a read of the whole mapping did not return. To be called
-        after all of its rows have been applied.
+        """Return deletes for the endpoints that a read of the whole mapping did not return. Call it after all
+        of its rows have been applied.
         """
         if not self._overtaken and not self._left_out and not self.doubtful and self.rows == len(store):
             return []  # as many rows as live endpoints, so none is missing
@@ -211,7 +211,7 @@ class OpenRead:
         ]
 
     def seen(self, revision: Revision) -> BatchSeen:
-        """Describe this read for the observer. To be called right after it was published as ``revision``."""
+        """Describe this read for the observer. Call it right after it was published as ``revision``."""
         keyed = self.task.reason is None
         return BatchSeen(
             transactions=tuple(self.task.seen(self.rows)),

@@ -140,7 +140,8 @@ class Ledger:
         self._retry_at = self._clock() + _RETRY
         self.epoch = uuid.uuid4().hex
         self._observer.state_file_error(str(error))
-        self._observer.trouble(TROUBLE, f"{error}; a restart now would forget what clients must be told")
+        forgets = "a restart now would forget revisions, and deletes that clients must still receive"
+        self._observer.trouble(TROUBLE, f"{error}; {forgets}")
 
 
 def _remembered(store: Store) -> EntryColumns:

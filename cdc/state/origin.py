@@ -1,8 +1,8 @@
 """The origin of the map: the epoch of its revisions, and the position since which it is followed without a
 gap.
 
-Resume tokens are made of it and of the store's positions, and judged by both. The applier's thread changes
-it, and the feed reads it.
+Resume tokens are made from it and from the store's positions, and are judged by both. The applier's thread
+changes it, and the feed reads it.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class CurrentOrigin:
     """Holds the present `Origin`; each change replaces it, so that a reading is consistent."""
 
     def __init__(self, ledger: Ledger, encoding: int = 1, mapping: int = 0) -> None:
-        """``encoding`` and ``mapping`` are what `Origin` says of them."""
+        """``encoding`` and ``mapping`` are those of `Origin`."""
         self._ledger = ledger
         self._lock = threading.Lock()
-        # What an earlier process followed without a gap is not known; that it ended here is.
+        # It is unknown since when an earlier process had followed without a gap. It ended at this position.
         self._now = Origin(ledger.epoch, ledger.kept.position or None, encoding=encoding, mapping=mapping)
 
     def now(self) -> Origin:
@@ -92,7 +92,7 @@ class CurrentOrigin:
             self._now = replace(self._now, reread=reread)
 
     def broken(self) -> None:
-        """Note that the database has gone back. To be called before the ledger begins a new epoch."""
+        """Note that the database has gone back. Call it before the ledger begins a new epoch."""
         with self._lock:
             left = self._now.left | {self._ledger.epoch}
             self._now = replace(self._now, left=left, followed_since=None, reread=None)

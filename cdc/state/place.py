@@ -1,6 +1,6 @@
-"""Where a state file is to be: why it cannot be written there, and what to type.
+"""Finds out why a state file cannot be written at its place, and what to type.
 
-For `pads-cdc check`, which looks before anything is started, and for a server whose state file fails.
+`pads-cdc check` asks before anything is started, and a server asks when its state file fails.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class PlaceFault(NamedTuple):
 
 
 def find_fault(path: Path) -> PlaceFault | None:
-    """Return what forbids our user to write a state file there; None if nothing does.
+    """Return why our user cannot write a state file at ``path``; None if it can.
 
-    Folders on the way may be closed to us: `Path.is_dir` raises an error for what is inside them.
+    We may have no right to enter a folder on the way: `Path.is_dir` raises an error for its content.
     """
     try:
         return _find_fault(path.absolute())
@@ -41,7 +41,7 @@ def _find_fault(path: Path) -> PlaceFault | None:
         if closed.stat().st_uid == os.geteuid():
             return PlaceFault(text, f"chmod u+rwx {at}")
         return PlaceFault(
-            text, f"choose another STATE_FILE, or let everybody through that folder: chmod o+x {at}"
+            text, f"choose another STATE_FILE, or let all users enter that folder: chmod o+x {at}"
         )
     if not folder.is_dir():
         if (
@@ -65,11 +65,11 @@ def _find_fault(path: Path) -> PlaceFault | None:
 
 
 def _first_closed(folder: Path) -> Path | None:
-    """Return the outermost folder that we may not look into, on the way to what is in ``folder``."""
+    """Return the outermost folder on the way into ``folder`` that we may not enter; None if there is none."""
     for one in (*reversed(folder.parents), folder):
         try:
             found = one.stat()
-        except OSError:  # it is not there
+        except OSError:  # it does not exist
             return None
         if stat.S_ISDIR(found.st_mode) and not os.access(one, os.X_OK):
             return one
@@ -77,7 +77,7 @@ def _first_closed(folder: Path) -> Path | None:
 
 
 def _not_writable(refused: Path) -> PlaceFault:
-    """Say how to get the right to write to a file or folder."""
+    """Return how to get the right to write to a file or folder."""
     text, at = f"we may not write to {refused}", shlex.quote(str(refused))
     if os.statvfs(refused).f_flag & os.ST_RDONLY:
         return PlaceFault(
@@ -89,7 +89,7 @@ def _not_writable(refused: Path) -> PlaceFault:
 
 
 def _our_user() -> str:
-    """Return the name that we run under, or the number where it has no name, as in many containers."""
+    """Return the name of our user, or its number if it has no name, as in many containers."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:

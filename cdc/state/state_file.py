@@ -42,7 +42,9 @@ _SQLITE = b"SQLite format 3\0"
 _CHUNK = 50_000
 """Entries in one packed row, when the whole store is written."""
 _FOLD, _OVERGROWN = 2, 4
-"""Rows for each entry from which on the file is folded: when there is nothing else to do, and in any case."""
+"""The file is folded when it has this many rows for each entry: the first number applies while there is
+nothing else to do, the second always.
+"""
 _JOURNAL = 16 * 2**20
 """Bytes to which SQLite's journal (its WAL) is truncated after a larger batch."""
 _STEP = 2_000
@@ -98,8 +100,8 @@ class StateFile:
                 self.kept = self._load()
             except _Foreign as error:
                 raise StateFileError(
-                    f"the state file {path} cannot be used: it is something else, and stays as it is; name"
-                    " another file in STATE_FILE"
+                    f"the state file {path} cannot be used: it is not a state file, and was left as it is;"
+                    " name another file in STATE_FILE"
                 ) from error
             except (_Unusable, sqlite3.DatabaseError) as error:
                 if isinstance(error, sqlite3.OperationalError):
@@ -350,7 +352,7 @@ def _checksum(ids: str, *columns: bytes) -> int:
 
 @contextmanager
 def _errors(path: Path) -> Iterator[None]:
-    """Return an error text with the cause and the remedy."""
+    """Translate errors of the file in a block into ours, with the cause and the remedy."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -370,6 +372,4 @@ def _errors(path: Path) -> Iterator[None]:
 
 def _remedy(path: Path) -> str:
     fault = find_fault(path)
-    return (
-        f"{fault.text}; {fault.remedy}" if fault else "see to the disk below it, or choose another STATE_FILE"
-    )
+    return f"{fault.text}; {fault.remedy}" if fault else "check its disk, or choose another STATE_FILE"

@@ -227,9 +227,9 @@ def judge(raw: bytes, here: Here, *, opened: float) -> Verdict:
 def _has_all(token: Token, here: Here, opened: float) -> bool:
     """Return whether this map of the token's epoch is not older than anything that the client holds.
 
-    Only a relay's can be. The client may hold changes newer than its token's revision: in the middle of a
-    snapshot, where the token has revision 0, and after changes that no checkpoint has followed yet. The
-    leader's `seen` never falls from one revision to the next.
+    Only a relay's map can be older. The client may hold changes newer than its token's revision: in the
+    middle of a snapshot, where the token has revision 0, and after changes that no checkpoint has followed
+    yet. The leader's `seen` never falls from one revision to the next.
     """
     return here.reached_at > opened or here.position >= token.seen or here.seen > token.seen
 

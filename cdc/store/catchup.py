@@ -1,8 +1,8 @@
 """The walk for a client of the feed that cannot resume by revision: a snapshot, or a part of one.
 
-It goes backwards through the log, newest first, and new entries (the tail) go ahead of it. So a revocation of
-now never waits behind one of yesterday. The client has a consistent map only when the backward walk has ended
-and the tail has arrived at the head; before that there is no cut.
+It goes backwards through the log, newest first, and new entries (the tail) go ahead of it. So a new
+revocation never waits behind older entries. The client has a consistent map only when the backward walk has
+ended and the tail has arrived at the head; before that there is no cut.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Catchup:
     """Reads like a `Cursor`. Once it is `done`, only the tail is left. Not thread-safe."""
 
     def __init__(self, store: Store, beyond: Lsn | None = None) -> None:
-        """Return all live endpoints; with ``beyond``, the entries and tombstones that a transaction beyond
-        this position has named.
+        """Walk over all live endpoints; with ``beyond``, over the entries and tombstones that a transaction
+        beyond this position has named.
         """
         self._store = store
         self._beyond = beyond

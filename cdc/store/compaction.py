@@ -39,7 +39,7 @@ class Compaction:
     def finish(self, log: list[Entry], places: Collection[Place]) -> list[Entry]:
         """Return the shorter log with the entries that were appended since, and move the walks to it.
 
-        To be called under the store's lock.
+        The caller holds the store's lock.
         """
         for place in places:
             beyond = max(0, place.index - self._end)

@@ -79,7 +79,7 @@ class Batch:
 
 
 class Store:
-    """See the module."""
+    """The map, its log, and the positions up to which the map has the database's transactions."""
 
     _COMPACT_FROM = 4096
     """The log is not compacted for fewer dead entries than this."""
@@ -134,7 +134,7 @@ class Store:
         return self._digest.to_bytes(DIGEST_BYTES, "big")
 
     def cut(self) -> Cut:
-        """Return the map of this moment. To be called under the lock."""
+        """Return the map of this moment. The caller holds the lock."""
         return Cut(self.head, self.history, self.position, self.seen, len(self), self.digest, self.consistent)
 
     def live(self) -> list[Entry]:
@@ -143,10 +143,10 @@ class Store:
             return [entry for entry in self.entries.values() if entry.payload is not None]
 
     def moved_before(self, moved: dict[str, Entry], beyond: Lsn, up_to: Revision) -> None:
-        """Add to one of the `movements` the entries of revisions ``up_to`` one whose position is ``beyond``
-        another.
+        """Add entries to ``moved``, which is one of the `movements`: those up to the revision ``up_to`` whose
+        position is beyond ``beyond``.
 
-        Takes 0.2 s a million. The lock is held for a copy of the references alone: nobody waits for the rest.
+        Takes 0.2 s for a million entries. The lock is held only while references are copied.
         """
         with self.lock:
             entries = list(self.entries.values())
@@ -321,9 +321,9 @@ class Store:
         occur once in a call.
 
         ``named`` says that transactions up to ``position`` named these ids, so that the entries' positions
-        move even if the payloads have not changed. The rows of a reconcile are not named. Of the named ids,
-        ``asked`` are those of which no row was changed, since somebody only asked for them. Such an id leaves
-        no tombstone if it is unknown: no client can have it. If one ``reading`` returns an id twice with
+        move even if the payloads have not changed. The rows of a reconcile are not named. ``asked`` are the
+        named ids of which no row has changed: only a signal table names them. If such an id is unknown, it
+        leaves no tombstone, since no client can have it. If one ``reading`` returns an id twice with
         different payloads, the endpoint becomes a tombstone, because it is unknown which row counts. Nothing
         in the rows is newer than ``seen``.
         """

@@ -59,7 +59,7 @@ def test_a_primary_is_read_however_long_nothing_has_changed(
         ledger = Ledger(tmp_path / "state", "", Listener())
         reads = MonotonicReads(ledger)
     now = CHANGE + 1 + later
-    with pytest.raises(SourceError, match="are not over here"):
+    with pytest.raises(SourceError, match="have not ended here"):
         reads.check_evidence(evidence(now, standby=False, running=frozenset({CHANGE})), 700)
     reads.check_evidence(evidence(now, standby=False), 700)
     ledger.close()
@@ -76,7 +76,7 @@ def test_a_change_after_a_long_time_has_to_be_over_there_too(tmp_path: Path, lat
         evidence(new, standby=False),
         evidence(new + 2, standby=False, running=frozenset({new})),
     ):
-        with pytest.raises(SourceError, match="are not over here"):
+        with pytest.raises(SourceError, match="have not ended here"):
             reads.check_evidence(not_over, 700)
     reads.check_evidence(evidence(new + 2, standby=False), 700)
     ledger.close()

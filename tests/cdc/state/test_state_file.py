@@ -154,7 +154,7 @@ def test_a_file_of_somebody_else_is_left_alone(path: Path, content: str) -> None
             database.execute("CREATE TABLE dashboards (id INT)")
         database.close()
     before = path.read_bytes()
-    with pytest.raises(StateFileError, match="it is something else, and stays as it is; name another file"):
+    with pytest.raises(StateFileError, match="is not a state file, and was left as it is; name another file"):
         StateFile(path)
     assert path.read_bytes() == before
     assert [each.name for each in path.parent.iterdir()] == [path.name]
@@ -162,7 +162,7 @@ def test_a_file_of_somebody_else_is_left_alone(path: Path, content: str) -> None
 
 def test_what_is_no_file_is_left_alone(path: Path) -> None:
     os.mkfifo(path)
-    with pytest.raises(StateFileError, match="it is something else"):
+    with pytest.raises(StateFileError, match="it is not a state file"):
         StateFile(path)
     assert path.is_fifo()
 
