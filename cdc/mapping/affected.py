@@ -54,7 +54,7 @@ class Affected(msgspec.Struct, gc=False):
     """Why keys do not suffice and everything must be read: a truncate, too many rows. No keys are kept then.
     """
     asked: set[str] = msgspec.field(default_factory=set)
-    """The keys that only signal tables name: nobody has changed a row of theirs."""
+    """The keys that only signal tables name: no row of theirs has changed."""
     _room: int = msgspec.field(default_factory=lambda: LIMIT // _MOST)
     """Rows that can be added before `LIMIT` can be exceeded."""
 
@@ -165,7 +165,9 @@ class Affected(msgspec.Struct, gc=False):
         parent: str | None,
         now: Sequence[Column] = (),
     ) -> None:
-        """Add the parent that the row had ``before``, or have the memory of parents find it."""
+        """Add the parent that the row had ``before``. If it is unknown, add a move: the memory of parents
+        finds it.
+        """
         if before is not None:
             left = _key(before, rule)
             if left is not None and left != parent:
@@ -184,7 +186,7 @@ class Affected(msgspec.Struct, gc=False):
         *,
         known: bool,
     ) -> None:
-        """Add moves, so that the memory of parents knows the row by its present key."""
+        """Add moves, so that the memory of parents has the row under its present key."""
         if _has(identity, rule.row):
             before_row = _row(identity, rule)
             now_row = _row(now, rule) if _has(now, rule.row) else before_row

@@ -25,25 +25,26 @@ _RULE_KEYS = frozenset({"table", "column", "query", "row", "parents", "actions"}
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of ``table`` affects the endpoints that ``query`` finds for its ``column``, for the new and old
-    value.
+    """A row of ``table`` affects the endpoints that ``query`` finds for the value of its ``column``: for the
+    new value and for the old one.
     """
 
     table: str
     column: str
     query: str
-    """The kind of the key: a query that turns keys into endpoint ids."""
+    """The query that turns keys into endpoint ids."""
     row: str | None = None
-    """The column that a delete names if it does not name ``column``: the row's own id."""
+    """The column with the row's own id: a delete names it, even if it does not name ``column``."""
     parents: str | None = None
     """The query that lists (row id, key), for the memory of rows that are deleted by id."""
     actions: frozenset[str] = ACTIONS
     kind: str = field(default="", compare=False)
-    """The kind of the keys: the query, and what they are compared as if that is not text
-    (`cdc.mapping.key_types`); known of the rules of a stream. A rule is the same one whatever that is.
+    """The kind of the keys: the query, and the type in which they are compared if that is not text
+    (`cdc.mapping.key_types`). The type is known once a stream begins, and does not count when rules are
+    compared.
     """
     hides_nan: bool = field(default=False, compare=False)
-    """A key that comes as null is none."""
+    """Whether a null key stands for NaN or Infinity (`KeyType.hides_nan`)."""
     only_asks: bool = field(default=False, compare=False)
     """Whether the table is a signal table: its rows ask for endpoints, which need not exist."""
 
@@ -53,20 +54,23 @@ class Rule:
 
     @property
     def queries(self) -> tuple[str, ...]:
-        """The names of the queries that it uses."""
+        """The names of the queries that the rule uses."""
         return (self.query,) if self.parents is None else (self.query, self.parents)
 
 
 class AffectsFile:
-    """One such file, held against schema and queries beside it; complaints name the file and the key."""
+    """One affects.toml, checked against schema.sql and queries.sql beside it. Errors name the file and the
+    key.
+    """
 
     def __init__(
         self, path: Path, text: str, columns: Map[str, frozenset[str]], queries: Map[str, str]
     ) -> None:
-        """``columns`` are those of each table of the schema, ``queries`` are by name, with ``@parameters``.
+        """``columns`` has the columns of each table in schema.sql; ``queries`` are by name, with
+        ``@parameters``.
 
         Raises:
-            ConfigurationError: something is wrong; so does `rules`.
+            ConfigurationError: something in the file is wrong. `rules` and `key_columns` raise it too.
 
         """
         self._path, self._columns, self._queries = path, columns, queries
@@ -89,7 +93,7 @@ class AffectsFile:
             self._query("endpoint_keys", self.endpoint_keys, {"keys"})
 
     def _marked(self) -> frozenset[str]:
-        """Return the tables whose marks of deleted rows Endpoints looks at."""
+        """Return the tables whose column ``deleted`` or ``deleted_at`` the query Endpoints uses."""
         query = self._queries.get("Endpoints", "")
         return frozenset(
             table
@@ -98,18 +102,21 @@ class AffectsFile:
         )
 
     def key_columns(self, columns: Collection[str]) -> dict[str, str]:
-        """Return the kinds whose keys stand in one of these columns of Endpoints, and which that is."""
+        """Return the queries of ``key_columns``, each with the column of Endpoints that has its keys.
+
+        ``columns`` are the columns of Endpoints.
+        """
         where, given = "key_columns", self._toml.get("key_columns", {})
         if not isinstance(given, dict):
             raise self._wrong(where, 'must be a table, { query = "column" }')
-        # A row that names its endpoint's id as well says by that what is gone.
+        # If rows of a table also name their endpoints' ids, the ids find the endpoints that are gone.
         named = {rule.table for rule in self._rules() if rule.query == self.endpoint_keys}
         removing = takes_away(self._queries["Endpoints"], self._columns) - named
         found = {query: self._text(where, given, query) for query in given}
         for query, column in found.items():
             self._query(where, query, {"keys"})
             if query == self.endpoint_keys:
-                raise self._wrong(where, f"{query} is in endpoint_keys: its keys may be of what is gone")
+                raise self._wrong(where, f"{query} is in endpoint_keys: its keys may be deleted ids")
             if column not in columns:
                 raise self._wrong(f"{where} {query}", f"Endpoints has no column {column}")
             for rule in self._rules():

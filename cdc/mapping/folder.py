@@ -1,8 +1,8 @@
-r"""The files of mappings: where a mapping's folder is, and the text and the queries in it.
+r"""Finds the folders of mappings, and reads the texts and queries in them.
 
-A line ``-- include: FILE`` in an .sql file, or ``\ir FILE`` as psql has it, stands for another file, by its
-path from there: what several mappings share is written once. A copy of a bundled mapping still finds what
-that one shares with others.
+A line ``-- include: FILE`` in an .sql file, or ``\ir FILE`` as in psql, is replaced by another file, whose
+path is relative to the first one. So text that several mappings share is written once. A copy of a bundled
+mapping still finds the files that the bundled one includes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _INCLUDE = re.compile(r"^(?:-- include: |\\ir )(\S+)[ \t\r]*$", re.MULTILINE)
 
 
 def read_queries(folder: Path) -> dict[str, str]:
-    """Return all queries of a mapping's folder by name, in psycopg2's form, whatever else is in the folder.
+    """Return the queries of a mapping's folder by name, in psycopg2's form. No other file of it is read.
 
     Raises:
-        ConfigurationError: the file is not there, or something in it is wrong.
+        ConfigurationError: queries.sql does not exist, or something in it is wrong.
 
     """
     queries = named_queries(folder / "queries.sql")
@@ -30,12 +30,12 @@ def read_queries(folder: Path) -> dict[str, str]:
 
 
 def bundled() -> list[str]:
-    """Return the names of the mappings that come along. Reads a folder."""
+    """Return the names of the bundled mappings. Reads a folder."""
     return sorted(path.parent.name for path in _sql().glob("*/affects.toml"))
 
 
 def server_queries() -> dict[str, str]:
-    """Return the queries that any server answers, in psycopg2's form, with their parameters' own names."""
+    """Return the queries of ``sql/server.sql``, which need no mapping, in psycopg2's form."""
     queries = named_queries(_sql() / "server.sql")
     return {name: sql_text.bind(query) for name, query in queries.items()}
 
@@ -46,7 +46,7 @@ def reading_query(name: str) -> str:
 
 
 def named_queries(path: Path) -> dict[str, str]:
-    """Return the queries of a file by name, as they stand there.
+    """Return the queries of a file by name, unchanged.
 
     Raises:
         ConfigurationError: it cannot be read, or a line with a name is wrong.
@@ -66,10 +66,10 @@ def _sql() -> Path:
 
 
 def folder_of(name_or_path: str) -> Path:
-    """Return the folder of a bundled mapping by its name, or of any by its path.
+    """Return the folder of a bundled mapping by its name, or of any mapping by its path.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is no such mapping.
 
     """
     names = bundled()
@@ -78,7 +78,7 @@ def folder_of(name_or_path: str) -> Path:
     folder = Path(name_or_path).expanduser()
     try:
         found = folder.is_dir()
-    except OSError as error:  # a folder on the way is closed to us
+    except OSError as error:  # we may not enter a folder on the way
         raise ConfigurationError(f"MAPPING: {folder} cannot be read: {error.strerror}") from error
     if found:
         if not any((folder / file).exists() for file in _FILES):
@@ -93,7 +93,7 @@ def folder_of(name_or_path: str) -> Path:
 
 
 def read_sql(path: Path) -> str:
-    """Return the text of an .sql file, in which the files that it includes stand where it does so.
+    """Return the text of an .sql file, with the text of each included file in place of its line.
 
     Raises:
         ConfigurationError: one of them cannot be read.

@@ -1,12 +1,13 @@
-"""What keys are compared as. They come out of the slot as text, and the database has its own ways to compare:
-`character(10)` without trailing blanks, `citext` without case, `numeric` without its scale.
+"""The types in which keys are compared. Keys come out of the slot as text, but the database compares some
+types in other ways: `character(10)` without trailing blanks, `citext` without case, `numeric` without its
+scale.
 
-So the keys of a column are cast to that column's own type, and a column with a collation in which different
-texts are equal brings that along: then they find what the joins of the mapping find. Text that is equal only
-if it is spelled alike needs nothing of this, and its statements are as they stand in the mapping.
+So the keys of a column are cast to the column's type. If the column has a collation in which different texts
+are equal, the keys get that collation as well. Then they find the same rows as the joins of the mapping.
+Types of text whose values are equal only if they are spelled alike need no cast.
 
-In memory, keys and ids are compared as they are spelled. That is right for an id even where two spellings are
-equal in the database: a gateway knows an endpoint by its spelling.
+In memory, keys and ids are compared by their spelling. That is right for an id even if two spellings are
+equal in the database, because a gateway knows an endpoint by its spelling.
 """
 
 from __future__ import annotations
@@ -33,39 +34,39 @@ _PLAIN: Final = frozenset({"text", "character varying"})
 
 @dataclass(frozen=True)
 class KeyType:
-    """A column's type, that of a domain being what it is made of."""
+    """The type of a column; for a domain, its base type."""
 
     name: str
-    """As SQL writes it, quoted where it has to be, with its length."""
+    """The name in SQL, quoted if necessary, with its length."""
     category: str
     """``pg_type.typcategory``: S for text, N for numbers, A for arrays, E for enums, ..."""
     exact: bool
-    """Two values are equal only if they are spelled alike."""
+    """Whether two values are equal only if they are spelled alike."""
     collation: str | None = None
-    """One in which texts are equal that are not spelled alike; quoted."""
+    """The column's collation, quoted, if texts that are spelled differently are equal in it."""
     not_null: bool = False
 
     @property
     def plain(self) -> bool:
-        """Whether it is nothing but text."""
+        """Whether it is text that is compared by its spelling."""
         return self.exact and self.name.partition("(")[0] in _PLAIN
 
     @property
     def hides_nan(self) -> bool:
-        """Whether null, which wal2json says for NaN and Infinity, can be nothing else."""
+        """Whether a null from wal2json stands for NaN or Infinity, since the column cannot be NULL."""
         return self.not_null and self.name.partition("(")[0] in _INEXACT_NUMBERS
 
     @property
     def cast(self) -> str:
-        """The cast behind an expression that is compared as this type; empty for plain text."""
+        """The cast that makes an expression this type; empty for plain text."""
         if self.plain:
             return ""
         return f"{_CAST}{self.name}{_COLLATE}{self.collation}" if self.collation else f"{_CAST}{self.name}"
 
     def printed(self, expression: str) -> str:
-        """Return the SQL of an expression as text, as the server prints its values, in psycopg2's form.
+        """Return SQL for the text that the server prints for an expression's value, in psycopg2's form.
 
-        A cast would lose the blanks of `character(10)`, and may be a function of somebody's own.
+        A cast would lose the blanks of `character(10)`, and may call a function that a user has defined.
         """
         if self.plain:
             return expression
@@ -75,8 +76,9 @@ class KeyType:
         return f"CASE WHEN {expression} IS NOT NULL THEN {spelled} END"
 
     def sent(self, expression: str, *, as_text: bool = True) -> str:
-        """Return the SQL of an expression so that the driver has no conversion for it which can fail; with
-        ``as_text``, numbers and booleans come as text, too.
+        """Return SQL for an expression's value in a type that the driver cannot fail to convert.
+
+        With ``as_text``, numbers and booleans become text too.
         """
         as_it_is = _SENT_AS_TEXT if as_text else _SENT_AS_IT_IS
         if self.name.partition("(")[0] in as_it_is or self.category == "X":
@@ -89,7 +91,7 @@ class KeyType:
 
     @property
     def built_in(self) -> bool:
-        """Whether every server has it: other names have their schema before them."""
+        """Whether it is a type of ``pg_catalog``; the names of others are qualified."""
         return "." not in self.name
 
     def kind(self, query: str) -> str:
@@ -103,28 +105,30 @@ NOTHING_KNOWN: Final[Mapping[str, KeyType]] = {}
 
 
 def query_of(kind: str) -> str:
-    """Return the name of the query that takes keys of a kind: what stands before the cast."""
+    """Return the name of the query that takes keys of a kind, which is the part before the cast."""
     return kind.partition(_CAST)[0]
 
 
 def is_exact(kind: str) -> bool:
-    """Tell whether keys of a kind are equal only if they are spelled alike; False where that is not known."""
+    """Return whether keys of a kind are equal only if they are spelled alike; False if that is unknown."""
     _, _, cast = kind.partition(_CAST)
     return not cast or cast.partition("(")[0] in _EXACT
 
 
 def collation_of(kind: str) -> str | None:
-    """Return the collation that keys of a kind bring along, if any."""
+    """Return the collation of a kind's keys; None if it has none of its own."""
     return kind.partition(_COLLATE)[2] or None
 
 
 def parameter(kind: str) -> str:
-    """Return the name under which psycopg2 takes a kind's keys: it would take a parenthesis for the end."""
+    """Return the name of the parameter with a kind's keys. psycopg2 allows no parentheses in it."""
     return kind.replace("(", "[").replace(")", "]")
 
 
 def keys_of(kind: str) -> str:
-    """Return the SQL of a kind's keys: its parameter, cast to an array of what they are compared as."""
+    """Return SQL for a kind's keys: its parameter, cast to an array of the type in which they are
+    compared.
+    """
     _, _, cast = kind.partition(_CAST)
     given = f"%({parameter(kind)})s::TEXT[]"
     if not cast:
@@ -134,7 +138,7 @@ def keys_of(kind: str) -> str:
 
 
 def literal(kind: str, key: str) -> str:
-    """Return a key as its type reads it: wal2json leaves out how `bytea` begins."""
+    """Return a key in a form that its type can read: wal2json leaves out the `\\x` before a `bytea`."""
     if kind.endswith(f"{_CAST}bytea") and not key.startswith("\\x"):
         return f"\\x{key}"
     return key

@@ -1,4 +1,4 @@
-"""SQL in tokens, and scripts in statements, by the rules of psql's own lexer (``psqlscan.l``).
+"""Splits SQL into tokens, and scripts into statements, by the rules of psql's own lexer (``psqlscan.l``).
 
 A semicolon ends a statement unless it is in a string, a quoted name, a comment, parentheses (as in a rule's
 ``DO ALSO (a; b)``) or the body ``BEGIN ATOMIC ... END`` of a function. Nothing is run or looked up here.
@@ -54,7 +54,7 @@ class Lexeme(NamedTuple):
 
     @property
     def stored(self) -> str | None:
-        """The name as the catalog has it; None if this is no name."""
+        """The name as the catalog has it; None if this token is not a name."""
         if self.kind == "word":
             return self.text.lower()
         return unquoted(self.text) if self.kind == "name" else None
@@ -67,11 +67,13 @@ class ScriptPart(NamedTuple):
     data: str | None = None
     """The lines that follow a COPY ... FROM STDIN."""
     command: str | None = None
-    """psql's own command, which stands here instead of a statement; ``text`` is empty then."""
+    """A command of psql's own in place of a statement; ``text`` is empty then."""
 
 
 def tokens(text: str, start: int = 0) -> Iterator[Lexeme]:
-    """Yield the tokens of SQL from a position on. A string or comment without an end goes to the text's."""
+    """Yield the tokens of SQL from a position on. A string or comment that is not closed ends with the
+    text.
+    """
     while (found := _TOKEN.search(text, start)) is not None:
         kind: Kind = found.lastgroup  # type: ignore[assignment] # the pattern has these groups
         start = found.end()
@@ -81,7 +83,7 @@ def tokens(text: str, start: int = 0) -> Iterator[Lexeme]:
 
 
 def unquoted(name: str) -> str:
-    """Return a quoted name without its quotes, and with the characters that ``U&`` escapes stand for."""
+    """Return a quoted name without its quotes, with its ``U&`` escapes decoded."""
     if name[0] == '"':
         return name[1:-1].replace('""', '"')
     return _ESCAPED.sub(
@@ -101,11 +103,11 @@ def script(text: str) -> Iterator[ScriptPart]:
 
 @dataclass
 class _Nesting:
-    """What encloses a place within a statement."""
+    """The parentheses and blocks that are open at a place in a statement."""
 
     parentheses: int = 0
     body: int = 0
-    """The number of words END that are to come in a function's body, where CASE has one, too."""
+    """Number of blocks of a function's body that are open: BEGIN opens one, CASE too, and END closes one."""
     first_words: list[str] = field(default_factory=list)
 
     def take(self, token: Lexeme) -> None:
@@ -136,17 +138,17 @@ class _Copied:
     plain: str = ""
 
     def step_over(self, token: Lexeme) -> None:
-        """Leave out a token. A comment still separates what stands on its two sides."""
+        """Leave out a token. A comment still separates the text on its two sides."""
         self.plain += self.text[self.last : token.start] + (" " if token.text.startswith("/*") else "")
         self.last = token.end
 
     def keep(self, token: Lexeme) -> None:
-        """Copy a token as it stands."""
+        """Copy a token unchanged."""
         self.parts += [self.upto(token.start), token.text]
         self.plain, self.last = "", token.end
 
     def upto(self, end: int) -> str:
-        """Return what follows the last token that was kept."""
+        """Return the text between the last token that was kept and a position."""
         return re.sub(r"\s*\n", "\n", self.plain + self.text[self.last : end])
 
     def whole(self, end: int) -> str:
@@ -155,13 +157,13 @@ class _Copied:
 
 
 def _statement(text: str, start: int) -> tuple[ScriptPart | None, int]:
-    """Return the statement that begins at a position, if any, and where the next one does."""
+    """Return the statement that begins at a position, if any, and the position where the next one begins."""
     copied, nesting = _Copied(text, start), _Nesting()
     for token in tokens(text, start):
         nesting.take(token)
         if token.kind == "command":
             before = copied.whole(token.start)
-            if not before or token.text.startswith("\\g"):  # \g and its kin run what stands before them
+            if not before or token.text.startswith("\\g"):  # \g and the like run what is before
                 return ScriptPart(before, command=token.text.rstrip()), token.end
         if token.kind in {"comment", "command"}:
             copied.step_over(token)
@@ -173,7 +175,9 @@ def _statement(text: str, start: int) -> tuple[ScriptPart | None, int]:
 
 
 def _with_data(text: str, statement: str, end: int) -> tuple[ScriptPart | None, int]:
-    """Return a statement with the data that follows it, if any, and where the next one begins."""
+    """Return a statement with the data that follows it, if any, and the position where the next one
+    begins.
+    """
     if not _COPY.match(statement):
         return ScriptPart(statement) if statement else None, end
     begins = text.find("\n", end) + 1 or len(text)
@@ -183,7 +187,7 @@ def _with_data(text: str, statement: str, end: int) -> tuple[ScriptPart | None, 
 
 
 def _comment_end(text: str, start: int) -> int:
-    """Return where a comment ends, in which there may be others."""
+    """Return the end of a comment, which may contain other comments."""
     depth = 1
     for found in _COMMENT_ENDS.finditer(text, start):
         depth += 1 if found[0] == "/*" else -1

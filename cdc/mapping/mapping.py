@@ -7,17 +7,17 @@ A mapping is a folder, either bundled under ``sql/`` or the user's own:
     the tables that it expects, one ``CREATE TABLE`` each, with all columns that are used;
 ``queries.sql``
     `Endpoints` with the columns of `COLUMNS` and any of `OPTIONAL_COLUMNS`, named one by one,
-    ``EndpointsOf...(@keys)`` and ``ParentsOf...``, each with a line ``-- name: X :many`` as sqlc has it.
-    Names are found in ``pg_catalog`` and in ``reads`` alone; whatever else a query uses (a function, an
-    operator, a type) it names with its schema, for which ``:"schema"`` stands if it is the tables' own;
+    ``EndpointsOf...(@keys)`` and ``ParentsOf...``, each with a line ``-- name: X :many`` as in sqlc.
+    Unqualified names are found only in ``pg_catalog`` and in ``reads``. Any other function, operator or type
+    must be named with its schema; ``:"schema"`` stands for the schema of the tables;
 ``affects.toml``
-    the tables it ``reads``, those that others refer to first, the ``signals`` that it hears, whose
-    ``deleted`` columns it honours (``honours_deleted``), the query whose keys are endpoint ids
-    (``endpoint_keys``, if any), those whose keys stand in a column of `Endpoints` (``key_columns``), and an
-    ``[[affects]]`` entry for each `Rule`;
+    the tables that it ``reads``, those that others refer to first; the signal tables (``signals``); the
+    tables whose ``deleted`` columns it honours (``honours_deleted``); the query whose keys are endpoint ids
+    (``endpoint_keys``, if any); the queries whose keys are in a column of `Endpoints` (``key_columns``); and
+    an ``[[affects]]`` entry for each `Rule`;
 ``setup.sql``
-    grants, indexes and replica identities. ``:"role"`` and ``:"schema"`` stand for names, ``:'schema'`` for
-    text, as psql has it, so that ``psql -v role=... -v schema=...`` runs it too; tables have their schema.
+    grants, indexes and replica identities. As in psql, ``:"role"`` and ``:"schema"`` stand for names and
+    ``:'schema'`` for text, so ``psql -v role=... -v schema=...`` can run it too. Tables are qualified.
 
 `cdc.mapping.folder` finds and reads the files.
 """
@@ -66,26 +66,28 @@ COLUMNS = (
 """The columns of `Endpoints` that every mapping has."""
 
 OPTIONAL_COLUMNS = ("capacity_limit_period", "name", "user_id", "email", "environment")
-"""More columns that `Endpoints` may have, all text: ``day``, ``week``, ``month`` or ``year`` for the first
-one (NULL is a month), and what the contract's ``Metadata`` has beside the account and the plan.
+"""More columns that `Endpoints` may have, all text. The first one is ``day``, ``week``, ``month`` or ``year``
+(NULL is a month). The others are the fields of the contract's ``Metadata`` beside the account and the plan.
 """
 
 _AS_THEY_ARE = frozenset({"secret_key_required", "throughput_limit", "capacity_limit"})
-"""Columns whose integers and booleans come as such; everything else is text, or a list of it."""
+"""Columns whose integers and booleans are sent as such; everything else is sent as text, or as a list of
+text.
+"""
 
 _NOT_IN = "NOT EXISTS (SELECT 1 FROM {0} WHERE {0}.endpoint_id = {1}.endpoint_id)"
 _PLACEHOLDER = re.compile(r""":(?P<quote>["'])(?P<what>role|schema)(?P=quote)""")
 _KEYS = re.compile(r"%\(\w+\)s(?P<text>\s*::\s*TEXT\s*\[\](?!\s*::))?", re.IGNORECASE)
-"""The parameter of a query; one that is cast to anything but text is left to its author."""
+"""The parameter of a query, with its cast to text. If the query casts it to another type, that cast stays."""
 
 
 @dataclass(frozen=True)
 class Mapping:
-    """Everything that one folder says, checked, with the queries in psycopg2's form.
+    """The checked content of one folder, with the queries in psycopg2's form.
 
-    A statement that reads begins with a header row: the snapshot, `seen` (the end of WAL after that), what
-    the session had put into the setting ``pads_cdc.before``, then NULLs. Any further row is NULL, NULL, the
-    id that was wanted, whether there is such an endpoint, and its `columns`, NULLs where not.
+    A statement that reads begins with a header row: the snapshot, `seen` (the end of WAL after that), the
+    value of the session's setting ``pads_cdc.before``, then NULLs. Each further row has NULL, NULL, the id
+    that was asked for, whether there is such an endpoint, and its `columns`, which are NULL if there is none.
     """
 
     name: str
@@ -100,38 +102,38 @@ class Mapping:
     honours_deleted: frozenset[str]
     """Tables whose rows the mapping leaves out if ``deleted`` is set."""
     endpoint_keys: str | None
-    """The kind of keys that are endpoint ids; None if there is none."""
+    """The query whose keys are endpoint ids; None if there is none."""
     key_columns: Map[str, str]
-    """Kinds whose keys stand in a column of `COLUMNS`: they find the endpoints that have one of them there,
-    and name none that is gone.
+    """Queries whose keys are in a column of `COLUMNS`, with that column. Such keys find the endpoints that
+    have one of them in the column, but none that is gone.
     """
     rules: Map[str, tuple[Rule, ...]] = field(repr=False)
     columns: tuple[str, ...]
     """`COLUMNS`, and those of `OPTIONAL_COLUMNS` that `Endpoints` has."""
     queries: Map[str, str] = field(repr=False)
-    """Those that are used, by name. The parameter of an ``EndpointsOfX`` is ``%(EndpointsOfX)s``, so that
-    several fit together.
+    """The queries that are used, by name. The parameter of ``EndpointsOfX`` is ``%(EndpointsOfX)s``, so that
+    several queries can be in one statement.
     """
     header: str = field(repr=False)
     outside_types: str = field(repr=False)
-    """The query that finds the columns whose types have their operators outside of ``pg_catalog``, with the
-    parameters ``schema``, ``tables`` and ``columns``.
+    """The query that finds the columns whose types have their operators outside of ``pg_catalog``. Its
+    parameters are ``schema``, ``tables`` and ``columns``.
     """
     types: str = field(repr=False)
-    """The query that says what types are, with the parameters ``types``, ``length`` and ``collation``."""
+    """The query that describes types. Its parameters are ``types``, ``length`` and ``collation``."""
     db_schema: str | None = None
-    """The schema that the tables are in; None before `within` has said it, and then nothing finds them."""
+    """The schema of the tables; None before `within`, so that the statements cannot be executed yet."""
 
     def within(self, schema: str) -> Mapping:
-        """Return this mapping for tables in a schema: its statements name them with it, whatever the search
-        path is.
+        """Return this mapping for tables in a schema: its statements qualify their names, so the search path
+        does not matter.
         """
         queries = {name: placed(query, self.reads, schema) for name, query in self.queries.items()}
         return replace(self, queries=queries, db_schema=schema)
 
     def over_copies(self, schema: str) -> Mapping:
-        """Return a mapping that `within` has made, over tables of the same names in another schema; all else
-        that it names stays where it is.
+        """Return a mapping, which `within` has made, for tables of the same names in another schema. All
+        other objects that it names stay the same.
         """
         tables = "|".join(f'"{re.escape(table)}"|{re.escape(table)}\\b' for table in self.reads)
         before = re.escape(sql_text.quote_name((self.db_schema or "").replace("%", "%%")))
@@ -148,10 +150,10 @@ class Mapping:
         return self.reads + self.signals
 
     def fingerprint(self, *place: str) -> int:
-        """Return 32 bits that are others for another mapping, and in another ``place`` (database, schema).
+        """Return 32 bits that differ for another mapping, and for another ``place`` (database, schema).
 
-        Everything counts that decides which endpoints there are, what is in them, and which transactions name
-        them; comments and file names do not.
+        They cover everything that decides which endpoints there are, what is in them, and which transactions
+        name them. Comments and file names do not count.
         """
         rules = sorted(
             repr((table, rule.column, rule.query, rule.row, rule.parents, sorted(rule.actions)))
@@ -175,12 +177,12 @@ class Mapping:
     def locks(self) -> str:
         """The statement that takes all locks of a read before its snapshot is taken.
 
-        They are taken in the order of `reads`: TRUNCATE ... CASCADE locks parents first and needs what we
-        hold. In the order of the joins we could hold the children and wait for the parents, and the server
-        could end the writer's transaction for it. Partitions are locked when a statement is planned, and so
-        after its own snapshot: one that is emptied and filled again meanwhile would be seen empty. So a
-        condition that is never true would not do here, for which they would be left out.
-        (LOCK TABLE would need a grant on the whole table.)
+        They are taken in the order of `reads`, since TRUNCATE ... CASCADE locks parents first. In the order
+        of the joins we could hold a child and wait for its parent while the TRUNCATE holds the parent and
+        waits for the child, and the server could end the writer's transaction. Partitions are locked when a
+        statement is planned, which is after it has taken its snapshot: a partition that is emptied and filled
+        again in between would look empty. A WHERE that is never true would not lock them, since the planner
+        would leave them out. (LOCK TABLE would need a grant on the whole table.)
         """
         tables = [sql_text.quote_name(table) for table in self.reads]
         if self.db_schema is not None:
@@ -191,8 +193,8 @@ class Mapping:
     def full(self, types: Map[str, KeyType] = NOTHING_KNOWN, id_type: KeyType = TEXT) -> str:
         """Return the statement that reads the whole mapping.
 
-        ``types`` are those of the columns of `Endpoints`, ``id_type`` is that of its ids with all that
-        decides how they compare.
+        ``types`` are the types of the columns of `Endpoints`. ``id_type`` is the type of its ids, with the
+        length and the collation that decide how they compare.
         """
         return f"{self.header}\nUNION ALL\n{self._found(self.queries['Endpoints'], types, id_type)}"
 
@@ -202,20 +204,18 @@ class Mapping:
         types: Map[str, KeyType] = NOTHING_KNOWN,
         id_type: KeyType = TEXT,
     ) -> str:
-        """Return the statement that reads what keys of these kinds affect; each kind's keys are a parameter
-        (`key_types.parameter`). Types are those of `full`.
+        """Return the statement that reads the endpoints that keys of these kinds affect. Each kind's keys are
+        a parameter (`key_types.parameter`). ``types`` and ``id_type`` are as in `full`.
 
-        Each wanted id comes once, also where no endpoint has it any more. Keys of `key_columns` are a
-        condition on the mapping, which a plan's ripple is through with in half the time, and of which the
-        first rows are there at once. Other kinds ask for ids first, which are joined to the
-        mapping before missing ones are added: an outer join would be resolved last, and compute the
-        mapping's expressions for every endpoint there is (in `grove_jwt`, three times slower). Those that are
-        found come as they are joined, those that are gone behind them: an outer join of the two would first
-        sort both.
+        Each id is returned once, even if no endpoint has it any more. Keys of `key_columns` are a condition
+        on the mapping: a plan's ripple then takes half the time, and its first rows arrive at once. Keys of
+        other kinds are turned into ids first. These ids are joined to the mapping by an inner join, whose
+        rows come first; the ids without an endpoint follow. An outer join would be evaluated last, and would
+        compute the mapping's expressions for all endpoints (in `grove_jwt`, three times slower).
 
         Raises:
-            KeyError: no query has the name of the kind.
-            ValueError: no kinds.
+            KeyError: there is no query for a kind.
+            ValueError: ``kinds`` is empty.
 
         """
         if not kinds:
@@ -228,8 +228,8 @@ class Mapping:
         parts = [self.header]
         if by_id:
             parts += [self._found("SELECT * FROM endpoint", types, id_type), self._gone(id_type)]
-        # A part each, as no index helps with an OR over the columns of two tables. Later ones leave out what
-        # earlier ones bring.
+        # One part for each kind, since no index helps with an OR over the columns of two tables. Each part
+        # leaves out the rows of the parts before it.
         brought = [_NOT_IN.format("wanted", "mapping")] if by_id else []
         for kind in by_column:
             having = f"mapping.{self.key_columns[query_of(kind)]} = ANY({keys_of(kind)})"
@@ -240,15 +240,17 @@ class Mapping:
         return (self._wanted(by_id, id_type) if by_id else "") + "\nUNION ALL\n".join(parts)
 
     def _wanted(self, kinds: Sequence[str], id_type: KeyType) -> str:
-        """Return the ids that queries find, and what the mapping has of them, as tables of a statement."""
+        """Return the WITH clause of a statement: the ids that queries find, and the endpoints that have
+        them.
+        """
         if not id_type.exact:
             return self._wanted_as_spelled(kinds, id_type)
         wanted = "\nUNION\n".join(
             f"SELECT wants.endpoint_id{id_type.cast} AS endpoint_id FROM (\n{self._ids(kind)}\n) AS wants"
             for kind in kinds
         )
-        # A UNION leaves out duplicates, and so must this. Keys that are ids are a set already, of which the
-        # planner knows how many there are: with DISTINCT it would look up 300,000 one by one.
+        # A UNION removes duplicates; a single query needs a DISTINCT for that. Keys that are ids have no
+        # duplicates, and the planner knows their number: with a DISTINCT it would look up 300,000 one by one.
         if len(kinds) == 1 and kinds[0] != self.endpoint_keys:
             wanted = wanted.replace("SELECT", "SELECT DISTINCT", 1)
         return f"""\
@@ -265,12 +267,12 @@ INNER JOIN (
 """
 
     def _wanted_as_spelled(self, kinds: Sequence[str], id_type: KeyType) -> str:
-        """Return the same where ids or keys are equal that are not spelled alike. Each spelling that is
-        wanted counts, once: of two that are equal an endpoint has one, and the other one is gone.
+        """Return the same clause for ids or keys that can be equal and spelled differently. Each spelling is
+        asked for once. Of two spellings that are equal, an endpoint has only one; the other one is gone.
         """
         of_ids = id_type.kind(self.endpoint_keys) if self.endpoint_keys else None
         found = (
-            # The query of the mapping casts its keys to text, and a bpchar would lose its blanks by that.
+            # The mapping's own query casts the keys to text, and a bpchar would lose its blanks.
             f"SELECT key AS endpoint_id FROM unnest(%({parameter(kind)})s::TEXT[]) AS key"
             if kind == of_ids
             else self._ids(kind)
@@ -329,10 +331,10 @@ WHERE mapping.endpoint_id IN (SELECT wanted.endpoint_id FROM wanted)
         return ", ".join(f"{table}.{column}" for column in self.columns)
 
     def setup_statements(self, schema: str, role: str | None) -> list[str]:
-        """Return what makes a database ready, one statement each, for the owner of the tables.
+        """Return the statements that prepare a database, for the owner of the tables.
 
-        They are to be executed one by one, in one session and in autocommit (an index is built CONCURRENTLY),
-        as often as one likes. Without a role those that grant it something are left out.
+        Execute them one by one, in one session and in autocommit (an index is built CONCURRENTLY). They may
+        be executed again. Without a role, statements that name it are left out.
         """
         names = {"schema": schema, "role": role or ""}
 
@@ -350,7 +352,7 @@ def load(name_or_path: str) -> Mapping:
     """Read a bundled mapping by its name, or any mapping by the path of its folder. Reads files.
 
     Raises:
-        ConfigurationError: there is none, or something in it is wrong: the file, and what.
+        ConfigurationError: there is no such mapping, or something in it is wrong; the text names the file.
 
     """
     folder = folder_of(name_or_path)
@@ -399,7 +401,7 @@ def load(name_or_path: str) -> Mapping:
 
 
 def placed(query: str, tables: Collection[str], schema: str) -> str:
-    """Return a query, in psycopg2's form, that finds tables in a schema, and ``:"schema"`` as well.
+    """Return a query, in psycopg2's form, with the schema before these tables' names and for ``:"schema"``.
 
     Raises:
         ValueError: a WITH gives the name of a table to something else.
@@ -410,7 +412,7 @@ def placed(query: str, tables: Collection[str], schema: str) -> str:
 
 
 def names_table(query: str, table: str) -> bool:
-    """Tell whether a query reads a table, by its text."""
+    """Return whether the text of a query names a table."""
     try:
         return qualify(query, {table}, "") != query
     except ValueError:  # a WITH gives the name to something else
@@ -418,12 +420,14 @@ def names_table(query: str, table: str) -> bool:
 
 
 def _quoted(text: str, quote: str) -> str:
-    """Quote a name or a text for SQL. Backslashes mean nothing: standard_conforming_strings is on."""
+    """Quote a name or a text for SQL. A backslash is an ordinary character: standard_conforming_strings is
+    on.
+    """
     return quote + text.replace(quote, quote * 2) + quote
 
 
 def _header(optional: Sequence[str]) -> str:
-    """Return the part that every statement begins with, with a NULL for each further column."""
+    """Return the first part of every statement that reads, with a NULL for each optional column."""
     header = reading_query("Header")
     last = f"NULL AS {COLUMNS[-1]}"
     return header.replace(last, ",\n    ".join((last, *(f"NULL AS {column}" for column in optional))))

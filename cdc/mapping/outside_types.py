@@ -1,9 +1,9 @@
 """Types whose operators are not in ``pg_catalog``, such as ``citext``, and how our queries find them.
 
 Without its own operators a ``citext`` would be compared as text: an account on the plan "Pro" would not have
-the limits of the plan "pro". So the schema of such a type is looked into as well, if nobody can put an
-operator there but the owners of the mapped tables, the owner of the schema, and superusers. Otherwise the
-mapping is refused, with what to type.
+the limits of the plan "pro". So the schema of such a type is searched as well, if only the owners of the
+mapped tables, the owner of the schema and superusers can create operators there. Otherwise the mapping is
+refused, with an error that says what to type.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class OutsideType:
 
     schema: str
     column: str
-    """With its table."""
+    """The column, with its table."""
     name: str
     fault: str | None
-    """Other roles that can have put an operator there; None if there are none."""
+    """Which other roles may have created an operator there; None if there are none."""
     remedy: str | None
-    """What to type against it."""
+    """The statement that takes that right away from them."""
 
     def __str__(self) -> str:
         where = f"{self.column} is of type {self.name}, whose operators are in the schema {self.schema}"
@@ -36,6 +36,6 @@ class OutsideType:
 
 
 def search_path(types: Iterable[OutsideType]) -> str | None:
-    """Return the search path in which the operators of these types are found, too; None if there are none."""
+    """Return the search path that has the operators of these types; None if there are no types."""
     schemas = dict.fromkeys(quote_name(one.schema) for one in types)
     return ", ".join(("pg_catalog", *schemas, "pg_temp")) if schemas else None

@@ -42,7 +42,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """A transaction that ended at ``at`` has put a row under a parent, or away (None)."""
+    """A transaction that ended at ``at`` has put a row under a parent, or has removed it (None)."""
 
     at: Lsn
     rule: Rule
@@ -67,7 +67,7 @@ class Parents:
 
     def __init__(self) -> None:
         self._memory: dict[Rule, dict[str, str | None]] = {}
-        """By rule and row the parent; None for a row whose parent is NULL."""
+        """The parent of each row, by rule and row; None for a row whose parent is NULL."""
         self._covered: Lsn = Lsn(0)
         self._end: Lsn = Lsn(0)
         """End of the newest transaction that was followed."""
@@ -82,9 +82,10 @@ class Parents:
         """Replace the whole memory.
 
         ``covered`` is an end of WAL that was determined after the rows were read. If a transaction up to
-        there changed a row that is not in the memory, that was visible when the rows were read, so the read
-        of the mapping that follows has it. Without ``complete``, the rows lack a transaction that was
-        followed already, such as one whose commit waits for a standby. Then the memory counts as unknown.
+        there names a row that is not in the memory, its change was visible when the rows were read, so the
+        read of the mapping that follows sees it as well. Without ``complete``, the rows lack a transaction
+        that was followed already, such as one whose commit waits for a standby. Then the memory counts as
+        unknown.
         """
         self._memory = {rule: dict(rows) for rule, rows in memory.items()}
         self._covered = covered
@@ -124,7 +125,7 @@ class Parents:
                 at = _NEVER if self._incomplete else max(self._covered, self._end)
                 loaded = Loaded(Lsn(at), {rule: _with_parent(rows) for rule, rows in self._memory.items()})
                 with self._lock:
-                    untold.items, untold.everything = [loaded], False  # what is older is in it
+                    untold.items, untold.everything = [loaded], False  # it includes all earlier changes
                 untold.wake()
 
     def _note(self, followed: Followed) -> None:

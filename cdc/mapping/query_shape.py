@@ -1,10 +1,10 @@
-"""What the text of the query `Endpoints` says of its tables: which of them can take endpoints away.
+"""Finds out, from the text of the query `Endpoints`, which of its tables can take endpoints away.
 
-A change of a row whose table only adds columns to endpoints (by a LEFT JOIN) leaves every endpoint there. A
-change of a row that stands in a WHERE, or in an inner join, may take endpoints away, and those are then
-named by ids only: no condition on a column of the mapping finds what the mapping has no more.
+If a table only adds columns to endpoints (by a LEFT JOIN), a change of its rows removes no endpoint. If a
+table is used in a WHERE or in an inner join, a change of its rows may remove endpoints. Only ids find these:
+no condition on a column of the mapping finds an endpoint that the mapping no longer has.
 
-The grammar is not parsed. What is not understood counts as "can take away".
+The grammar is not parsed. A table whose use is not understood counts as one that can take endpoints away.
 """
 
 from __future__ import annotations
@@ -35,24 +35,25 @@ _UNCLEAR: Final = {
     "window",
     "tablesample",
 }
-"""Words at the top of a query whose effect on its rows is not looked into."""
+"""Words at the top of a query whose effect on its rows is not analyzed."""
 _JOINS: Final = {"join", "inner", "left", "outer", "cross", "on", "using", "as", "only", "lateral"}
 
 
 @dataclass
 class _Item:
-    """A table, or something in parentheses, of the FROM clause."""
+    """An item of the FROM clause: a table, or an expression in parentheses."""
 
     outer: bool
-    """It comes by a LEFT JOIN: its rows add columns."""
+    """Whether it is joined by a LEFT JOIN, so that its rows only add columns."""
     tables: set[str] = field(default_factory=set)
     condition: list[tuple[str, ...]] = field(default_factory=list)
-    """The names in its ON."""
+    """The names in its ON condition."""
 
 
 def takes_away(query: str, columns: Mapping[str, Iterable[str]]) -> frozenset[str]:
-    """Return the tables whose rows can take rows away from what a query finds, of those with these
-    ``columns``.
+    """Return the tables whose rows can remove rows from the result of a query.
+
+    ``columns`` has the columns of each table to look for.
     """
     tokens = list(_tokens(query))
     if any(depth == 0 and len(name) == 1 and name[0] in _UNCLEAR for depth, name in tokens):
@@ -67,7 +68,7 @@ def takes_away(query: str, columns: Mapping[str, Iterable[str]]) -> frozenset[st
 
 
 def uses(query: str, table: str, column: str, columns: Mapping[str, Iterable[str]]) -> bool:
-    """Tell whether a query names a column of a table, anywhere in it."""
+    """Return whether a query names a column of a table, anywhere in it."""
     tokens = list(_tokens(query))
     _, _, aliases = _clauses(tokens, columns)
     everywhere = {**aliases, **_aliases(tokens, columns)}
@@ -99,14 +100,14 @@ def _tokens(query: str) -> Iterator[tuple[int, tuple[str, ...]]]:
 
 
 def _part(following: list[lexer.Lexeme]) -> str | None:
-    """Return what follows a dot, if it is a name, or ``*``."""
+    """Return the name, or the ``*``, that follows a dot; None if something else follows."""
     return next(("*" if token.text == "*" else token.stored for token in following), None)
 
 
 def _clauses(
     tokens: list[tuple[int, tuple[str, ...]]], columns: Mapping[str, Iterable[str]]
 ) -> tuple[list[_Item], list[tuple[str, ...]], dict[str, set[str]]]:
-    """Return the items of the FROM at the top, the names in the WHERE, and what aliases stand for."""
+    """Return the items of the top FROM, the names in its WHERE, and the tables of each alias."""
     clause, in_from, where = "", list[tuple[str, tuple[str, ...]]](), list[tuple[str, ...]]()
     for depth, name in tokens:
         word = name[0] if len(name) == 1 and depth == 0 else ""
@@ -122,7 +123,10 @@ def _clauses(
 def _items(
     in_from: Iterable[tuple[str, tuple[str, ...]]], columns: Mapping[str, Iterable[str]]
 ) -> list[_Item]:
-    """Return the items of a FROM, of its names with the word that each is at the top of the query."""
+    """Return the items of a FROM clause.
+
+    ``in_from`` has the names in the clause, each with the word that it is at the top of the query.
+    """
     items, outer, conditional = list[_Item](), False, False
     for word, name in in_from:
         if word in {"from", "join", ","}:
@@ -159,7 +163,7 @@ def _aliases(
 def _named(
     names: Iterable[tuple[str, ...]], columns: Mapping[str, Iterable[str]], aliases: Mapping[str, set[str]]
 ) -> set[str]:
-    """Return the tables that names are of: by their alias, or for a bare column each table that has one."""
+    """Return the tables that names refer to: by an alias, or every table that has a column of that name."""
     found: set[str] = set()
     for name in names:
         if len(name) > 1:

@@ -48,13 +48,13 @@ SERVED: Final = frozenset({"out_of_range", "fraction"})
 """The reasons for which a row is still served."""
 
 MESSAGE_BYTES: Final = (4 << 20) - (8 << 10)
-"""An endpoint's id and payload are no longer than this together: a gRPC client takes no message of more than
-4 MiB unless it was told to, and a stream that holds one breaks again and again. The rest is for what is
-around them in a message.
+"""Maximum bytes of an endpoint's id and payload together. By default a gRPC client accepts messages of at
+most 4 MiB, and a stream with a larger one would break again and again. The 8 KiB are for the message's other
+fields.
 """
 
 _INT32_LEAST, _INT32_MOST = -(2**31), 2**31 - 1
-# Possessive, so that no text is looked at twice: the interpreter's lock is held meanwhile.
+# Possessive quantifiers, so that no text is scanned twice: the match holds the interpreter's lock.
 _NUMBER: Final = re.compile(rb"\s*+[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]{1,9})?\s*+")
 _INFINITE: Final = re.compile(rb"\s*+([+-]?)inf(?:inity)?\s*+", re.IGNORECASE)
 _SHOWN: Final = 40
@@ -67,7 +67,7 @@ class Oddity:
 
     reason: OddReason
     text: str
-    """The column, and its fault."""
+    """The column, and what is odd about it."""
 
     @property
     def served(self) -> bool:
@@ -78,11 +78,11 @@ class Oddity:
 TWICE: Final = Oddity("twice", "another row has this endpoint_id as well, and says other things")
 
 
-class OddRow(Exception):  # noqa: N818 - it is about a row; nothing is wrong with us
-    """Raised in place of returning the payload of a row that is odd."""
+class OddRow(Exception):  # noqa: N818 - it describes a row, not an error of ours
+    """Raised for an odd row, in place of returning its payload."""
 
     def __init__(self, oddity: Oddity, payload: bytes | None = None, *, named: bool = True) -> None:
-        """``payload`` is what is served; ``named`` says that the row has an id which an endpoint can have."""
+        """``payload`` is the payload to serve, if any; ``named`` says whether the row has a valid id."""
         super().__init__(oddity.text)
         self.oddity = oddity
         self.payload = payload
@@ -106,7 +106,7 @@ def limit(column: str, value: bytes | None) -> tuple[int, Oddity | None]:
     elif _NUMBER.fullmatch(value) is not None:
         try:
             found = Decimal(value.decode("ascii").strip())
-        except InvalidOperation:  # its exponent is beyond all reason
+        except InvalidOperation:  # its exponent is too large even for Decimal
             raise _no_number(column, value) from None
     else:
         raise _no_number(column, value)
@@ -122,11 +122,11 @@ def limit(column: str, value: bytes | None) -> tuple[int, Oddity | None]:
 
 
 def flag(column: str, value: bool | bytes | None) -> bool:
-    """Return whether a boolean is true, also as Postgres prints it or reads it from text; a number, too.
-    NULL is not.
+    """Return whether a boolean is true: also one in a form that Postgres prints or reads, or a number. NULL
+    is false.
 
     Raises:
-        OddRow: it is neither.
+        OddRow: the value is neither true nor false.
 
     """
     if value is None or isinstance(value, bool):
@@ -204,14 +204,14 @@ def check_size(what: str, size: int) -> None:
 
 
 def shown(value: bytes | None) -> str:
-    """Return an invalid id as reports show it."""
+    """Return an invalid id in the form that reports show."""
     if value is None:
         return "(NULL)"
     return _shown(value) or "(empty)"
 
 
 def in_short(text: str) -> str:
-    """Return text as reports show it: on one line, and not too long."""
+    """Return text in the form that reports show: on one line, and not too long."""
     text = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text[: 4 * _SHOWN])
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 

@@ -1,5 +1,5 @@
-"""SQL as text: named queries, parameters, and what statements define, read out of .sql files without running
-them. `cdc.mapping.lexer` says where strings, names and statements end.
+"""Reads .sql files as text: their named queries and parameters, and the tables and indexes that they create.
+Nothing is executed. `cdc.mapping.lexer` finds the ends of strings, names and statements.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def named_queries(text: str) -> dict[str, str]:
     """Return the queries of a file by the names in sqlc's ``-- name: X :many`` lines.
 
     Raises:
-        ValueError: a name is given twice, or does not stand before exactly one statement, or a statement has
-            none: what to write, and where.
+        ValueError: a name is given twice or is not followed by exactly one statement, or a statement has no
+            name. The text says what to write, and where.
 
     """
     lines = [*_NAMED.finditer(text)]
@@ -78,9 +78,9 @@ def parameters(query: str) -> set[str]:
 
 
 def bind(query: str, name: str | None = None) -> str:
-    """Write a query the way psycopg2 reads it: ``@x`` as ``%(x)s`` or ``%(name)s``, any other ``%`` doubled.
+    """Return a query in psycopg2's form: ``@x`` becomes ``%(x)s`` or ``%(name)s``, and ``%`` is doubled.
 
-    It is to be executed with a dict of parameters, an empty one if there are none.
+    Execute it with a dict of parameters, which is empty if there are none.
     """
     bound, last = "", 0
     for token in tokens(query):
@@ -91,9 +91,9 @@ def bind(query: str, name: str | None = None) -> str:
 
 
 def columns(query: str) -> tuple[str, ...]:
-    """Return the names of the columns in a query's list: the last word of each, or the last before a cast.
+    """Return the names of the columns that a query returns: the last word of each item, before any cast.
 
-    What ``*`` stands for is not known here.
+    A ``*`` is not expanded.
     """
     listing, cast, depth = False, False, 0
     names, words = list[str](), list[str]()
@@ -116,7 +116,7 @@ def columns(query: str) -> tuple[str, ...]:
 
 
 def tables(schema: str) -> dict[str, frozenset[str]]:
-    """Return the columns of each table that a schema creates: names as they are stored."""
+    """Return the columns of each table that a schema creates, by their names in the catalog."""
     found: dict[str, frozenset[str]] = {}
     for table, definitions in _created(schema):
         first = (re.match(_WORD_OR_QUOTED, definition) for definition in definitions)
@@ -125,7 +125,7 @@ def tables(schema: str) -> dict[str, frozenset[str]]:
 
 
 def keys(schema: str) -> Iterator[tuple[str, frozenset[str]]]:
-    """Yield (table, columns) for each primary key and UNIQUE that a schema gives a table."""
+    """Yield (table, columns) for each primary key and UNIQUE constraint of a schema's tables."""
     added = (_KEY.fullmatch(statement) for statement in statements(schema))
     of_tables = [*_created(schema), *((stored(one[1]), [one[2]]) for one in added if one)]
     for table, definitions in of_tables:
@@ -138,7 +138,7 @@ def keys(schema: str) -> Iterator[tuple[str, frozenset[str]]]:
 
 
 def indexes(setup: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Yield (name, table, columns) for each index that a ``setup.sql`` makes."""
+    """Yield (name, table, columns) for each index that a ``setup.sql`` creates."""
     for statement in statements(setup):
         index = _INDEX.fullmatch(statement)
         if index:
@@ -160,7 +160,7 @@ def quote_name(name: str) -> str:
 
 
 def _created(schema: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield each table that a schema creates with what stands in its parentheses."""
+    """Yield each table that a schema creates, with the items in its parentheses."""
     for statement in statements(schema):
         table = _TABLE.match(statement)
         if table:
@@ -168,7 +168,7 @@ def _created(schema: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _listed(text: str) -> list[str]:
-    """Split at commas that are in no parentheses, up to the parenthesis that closes the list."""
+    """Split at commas outside of inner parentheses, up to the parenthesis that closes the list."""
     parts, depth, last = list[str](), 0, 0
     for token in tokens(text):
         depth += (token.text == "(") - (token.text == ")")

@@ -1,10 +1,11 @@
-"""Adds the schema to the table names in a query, since no search path leads to the mapped tables.
+"""Adds the schema to the table names in a query, since our search path does not include the mapped tables.
 
-Whoever may create objects in a schema of the search path can have an operator or a function of theirs run in
-place of a built-in one: ``=`` for two ``varchar`` is found there, while the built-in one takes two ``text``.
-So a session of ours looks into ``pg_catalog`` alone, and the tables of a mapping have to be told by name.
+Anyone who may create objects in a schema of the search path can make their own operator or function run in
+place of a built-in one: an ``=`` for two ``varchar`` there is preferred to the built-in one, which takes two
+``text``. So our sessions search only ``pg_catalog``, and the tables of a mapping have to be qualified.
 
-A name that is overlooked here is one that the server does not find: an error, never another table.
+If this module overlooks a name, the server does not find the table and reports an error. It never finds
+another table.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _BEHIND_TABLES: Final = frozenset(
     {"WHERE", "GROUP", "HAVING", "WINDOW", "ORDER", "LIMIT", "OFFSET", "FETCH", "FOR"}
     | {"UNION", "INTERSECT", "EXCEPT"}
 )
-"""Words that end a list of tables. All words looked for here are reserved: no table is called like that."""
+"""Words that end a list of tables. All words looked for here are reserved, so no table has such a name."""
 
 
 @dataclass
@@ -34,16 +35,18 @@ class _Level:
     """One level of parentheses."""
 
     select: bool = False
-    """It has a SELECT: a FROM is a clause of it, and no part of ``extract(epoch FROM x)``."""
+    """Whether it has a SELECT, so that a FROM begins a list of tables, unlike in ``extract(epoch FROM
+    x)``.
+    """
     tables: bool = False
-    """We are in the list of tables, where a comma is followed by one."""
+    """Whether the position is in a list of tables, where a table follows each comma."""
     table: bool = False
-    """What comes next is a table, or a parenthesis around some."""
+    """Whether the next token is a table, or opens a parenthesis around tables."""
 
     def keyword(self, word: str, *, compares: bool) -> bool:
-        """Take a word, in capitals; tells whether it is a keyword that matters here.
+        """Take a word, in upper case. Return whether it is a keyword that matters here.
 
-        ``compares`` says that it would be the end of ``IS DISTINCT FROM``.
+        ``compares`` says whether the word is the FROM of ``IS DISTINCT FROM``.
         """
         if word == "SELECT":
             self.select, self.tables, self.table = True, False, False
@@ -61,10 +64,11 @@ class _Level:
 
 
 def qualify(query: str, tables: Collection[str], schema: str) -> str:
-    """Return a query in which these tables have their schema, wherever a name stands for a table.
+    """Return a query with the schema before the name of each of these tables, wherever it stands for the
+    table.
 
-    ``tables`` are names as they are stored. Columns and short names that are spelled alike stay as they are,
-    as do functions, and names that have a schema.
+    ``tables`` are the names in the catalog. Columns, aliases and functions of the same names stay as they
+    are, and so do qualified names.
 
     Raises:
         ValueError: a WITH gives the name of a table to something else.
@@ -96,18 +100,18 @@ def qualify(query: str, tables: Collection[str], schema: str) -> str:
 
 
 def _follows(tokens: list[Lexeme], number: int, *what: str) -> bool:
-    """Tell whether one of these words or marks is the next token."""
+    """Return whether the next token is one of these words or marks."""
     return number + 1 < len(tokens) and tokens[number + 1].text.upper() in what
 
 
 def _is_comparison(tokens: list[Lexeme], number: int) -> bool:
-    """Tell whether this FROM belongs to ``IS DISTINCT FROM``."""
+    """Return whether this FROM belongs to ``IS DISTINCT FROM``."""
     before = [token.text.upper() for token in tokens[max(0, number - 2) : number]]
     return before in (["IS", "DISTINCT"], ["NOT", "DISTINCT"])
 
 
 def _is_defined(tokens: list[Lexeme], number: int) -> bool:
-    """Tell whether this name is what a WITH defines: ``name (columns) AS MATERIALIZED (``."""
+    """Return whether a WITH defines this name: ``name (columns) AS MATERIALIZED (``."""
     before = tokens[number - 1].text.upper() if number else ""
     if before not in {"WITH", "RECURSIVE", ","}:
         return False

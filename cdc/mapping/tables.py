@@ -1,7 +1,7 @@
-"""The mapping's tables as the catalog has them, and what of it makes following them exact, or fast.
+"""The mapping's tables as the catalog describes them: whether following them can be exact, and fast.
 
-What a table needs is data: the rules of the mapping say which column an update or delete has to name,
-``schema.sql`` which keys are unique, and ``setup.sql`` which indexes the ripples go through.
+The mapping says what each table needs: its rules, which column an update or delete has to name;
+``schema.sql``, which keys are unique; and ``setup.sql``, which indexes make ripples fast.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ _SCHEMA = re.compile(r'("(?:[^"]|"")*"|[^".]+)\.')
 
 @dataclass(frozen=True)
 class Index:
-    """An index, which lies in the schema of its table."""
+    """An index, which is in the schema of its table."""
 
     raw_name: str
     name: str
-    """Quoted, for ALTER TABLE, which takes no schema there."""
+    """The quoted name, without a schema, as ALTER TABLE needs it."""
     full_name: str
-    """Quoted, with its schema."""
+    """The quoted name, with its schema."""
     columns: tuple[str, ...]
     primary: bool
     unique: bool
     valid: bool
     identity: bool
-    """Chosen by REPLICA IDENTITY USING INDEX."""
+    """Whether REPLICA IDENTITY USING INDEX has chosen it."""
     plain: bool
-    """Neither partial nor over expressions."""
+    """Whether it is neither partial nor over expressions."""
     may_identify: bool
-    """REPLICA IDENTITY takes it: unique, immediate, plain, over columns that are NOT NULL."""
+    """Whether it can be the replica identity: unique, immediate, plain, over columns that are NOT NULL."""
     comment: str | None
 
 
@@ -52,30 +52,30 @@ class Table:
     oid: int
     mapped: str
     top: bool
-    """The table that the queries name, and not a partition of it."""
+    """Whether the queries name it, so that it is not a partition of such a table."""
     name: str
     kind: str
-    """``r`` a table, ``p`` one that has partitions, ``v`` ``m`` ``f`` what sends no rows."""
+    """``r`` is a table, ``p`` a partitioned one; ``v``, ``m`` and ``f`` are relations that send no rows."""
     logged: bool
     identity_kind: str
     """``d``efault (the primary key), ``i``ndex, ``f``ull or ``n``othing."""
     columns: tuple[str, ...]
     row_security: bool
     hides_rows: bool
-    """Row-level security leaves out rows for us."""
+    """Whether row-level security hides rows from us."""
     readable: bool
     writable: bool
     indexes: tuple[Index, ...]
 
     @property
     def schema(self) -> str:
-        """The quoted schema that it lies in, as its indexes do."""
+        """The quoted schema of the table and its indexes."""
         found = _SCHEMA.match(self.name)
         return found[1] if found else ""
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The columns that an update or delete carries of the old row; none, and it is lost."""
+        """The columns of the old row that an update or delete carries. If it is empty, the change is lost."""
         if self.identity_kind == "f":
             return self.columns
         index = self.identity_index
@@ -83,7 +83,7 @@ class Table:
 
     @property
     def identity_index(self) -> Index | None:
-        """The index that the identity goes by, if it is one of those."""
+        """The index that is the replica identity; None if it is FULL or NOTHING, or has lost its index."""
         for index in self.indexes:
             chosen = index.primary if self.identity_kind == "d" else index.identity
             if self.identity_kind in "di" and chosen and index.may_identify and index.valid:
@@ -107,8 +107,8 @@ class WantedIndex:
     columns: tuple[str, ...]
 
     def lacked_by(self, tables: Iterable[Table]) -> Iterator[Table]:
-        """Yield the table if it has none like it; of a partitioned one, the partitions that have none. One
-        without the columns cannot have it.
+        """Yield the tables that lack such an index: the table itself, or its partitions. Tables without the
+        columns are left out.
         """
         for table in tables:
             ours = table.mapped == self.table and table.kind == "r"
@@ -116,15 +116,15 @@ class WantedIndex:
                 yield table
 
     def name_on(self, table: Table) -> str:
-        """Name it on a table; partitions may lie in one schema, where each index has its own name."""
+        """Return the name of the index on a table. Partitions need names of their own within a schema."""
         return self.name if table.top else f"{self.name}_{table.oid}"
 
     def create_on(self, table: Table) -> str:
-        """Return the statement that makes it there, while others write."""
+        """Return the statement that creates the index on a table without blocking writers."""
         return f"CREATE INDEX CONCURRENTLY {self.name_on(table)} ON {table.name} ({', '.join(self.columns)});"
 
     def answered_by(self, table: Table) -> Index | None:
-        """Return an index of the table that serves as well."""
+        """Return an index of the table that serves the same purpose; None if there is none."""
         for index in table.indexes:
             if index.valid and index.plain and index.columns[: len(self.columns)] == self.columns:
                 return index
@@ -132,7 +132,7 @@ class WantedIndex:
 
 
 def look(ask: Ask, mapping: Mapping, schema: str) -> tuple[Table, ...]:
-    """Read the mapping's tables and their partitions with all indexes: two queries."""
+    """Read the mapping's tables and their partitions, with all indexes, in two queries."""
     rows = ask("MappedTables", schema=schema, tables=list(mapping.tables), signals=list(mapping.signals))
     of_table: dict[int, list[Index]] = {}
     for table, *index in ask("MappedIndexes", tables=[row[0] for row in rows]):
@@ -141,14 +141,14 @@ def look(ask: Ask, mapping: Mapping, schema: str) -> tuple[Table, ...]:
 
 
 def followed(tables: Iterable[Table], mapping: Mapping) -> Iterator[Table]:
-    """Yield the tables that updates and deletes of come from: not signals, where only inserts count, and of
-    a partitioned table the partitions.
+    """Yield the tables whose updates and deletes count: no signal tables, of which only inserts count, and in
+    place of a partitioned table its partitions.
     """
     return (table for table in tables if table.mapped in mapping.reads and table.kind == "r")
 
 
 def column_to_name(mapping: Mapping, table: str) -> str | None:
-    """Return the column that has to be in the identity so that no parent needs to be remembered, if any."""
+    """Return the column that the identity needs so that no parent has to be remembered; None if none."""
     for rule in mapping.rules[table]:
         if rule.parents is not None:
             return rule.column
@@ -156,17 +156,19 @@ def column_to_name(mapping: Mapping, table: str) -> str | None:
 
 
 def keys(mapping: Mapping) -> Iterator[tuple[str, frozenset[str]]]:
-    """Yield (table, columns) for each primary key and UNIQUE that ``schema.sql`` gives a table that is
+    """Yield (table, columns) for each primary key and UNIQUE constraint in ``schema.sql`` of a table that is
     read.
     """
     return ((table, columns) for table, columns in sql_text.keys(mapping.schema) if table in mapping.reads)
 
 
 def wanted_indexes(mapping: Mapping) -> Iterator[WantedIndex]:
-    """Yield the indexes that ``setup.sql`` makes."""
+    """Yield the indexes that ``setup.sql`` creates."""
     return (WantedIndex(*index) for index in sql_text.indexes(mapping.setup))
 
 
 def _fields(row: Iterable[Any]) -> list[Any]:
-    """Return a row as the fields of a frozen value, in whose order the queries' columns are."""
+    """Return a row's values as the fields of a frozen class, which are in the order of the query's
+    columns.
+    """
     return [tuple(value) if isinstance(value, list) else value for value in row]
