@@ -138,7 +138,7 @@ def keys_of(kind: str) -> str:
 
 
 def literal(kind: str, key: str) -> str:
-    """Return a key in a form that its type can read: wal2json leaves out the `\\x` before a `bytea`."""
+    r"""Return a key in a form that its type can read: wal2json leaves out the `\x` before a `bytea`."""
     if kind.endswith(f"{_CAST}bytea") and not key.startswith("\\x"):
         return f"\\x{key}"
     return key
