@@ -1,4 +1,4 @@
-// Package connect opens connections as both clients need them: plaintext or TLS, with keepalive.
+// Package connect opens the connections of the clients: plaintext or TLS, with keepalive.
 package connect
 
 import (
@@ -19,33 +19,33 @@ import (
 	"google.golang.org/grpc/keepalive"
 )
 
-// Options say how a server is spoken to. Each is a file, and may be empty.
+// Options name the files for TLS and the token. Each may be empty.
 type Options struct {
-	CA    string // certificates to trust; without them it is plaintext
-	Cert  string // our own certificate, where the server wants mutual TLS
+	CA    string // certificates to trust; if empty, plaintext
+	Cert  string // client certificate, for mutual TLS
 	Key   string // and its key
 	Token string // the bearer token
 }
 
-// Flags are the options as command line flags.
+// Flags defines the options as command-line flags.
 func Flags() *Options {
 	options := &Options{}
-	flag.StringVar(&options.CA, "ca", "", "speak TLS, and trust the certificates in this `file`")
-	flag.StringVar(&options.Cert, "cert", "", "`file` of the certificate to show, for mutual TLS")
-	flag.StringVar(&options.Key, "key", "", "`file` of its key")
-	flag.StringVar(&options.Token, "token", "", "`file` of the bearer token; it is read again for each call")
+	flag.StringVar(&options.CA, "ca", "", "use TLS, and trust the certificates in this `file`")
+	flag.StringVar(&options.Cert, "cert", "", "`file` with the client certificate, for mutual TLS")
+	flag.StringVar(&options.Key, "key", "", "`file` with its key")
+	flag.StringVar(&options.Token, "token", "", "`file` with the bearer token; it is read again for each call")
 	return options
 }
 
-// To returns a connection, which is made at the first call and made again when it breaks.
+// To returns a connection. gRPC connects at the first call, and again when the connection breaks.
 func To(target string, options *Options) (*grpc.ClientConn, error) {
 	with := []grpc.DialOption{grpc.WithKeepaliveParams(keepalive.ClientParameters{
-		// A server that is gone without a word is noticed within half a minute. Between pings it takes 10 s at least.
+		// A server that vanished is noticed within half a minute. The server allows one ping in 10 s.
 		Time: 20 * time.Second, Timeout: 10 * time.Second,
 	})}
 	if options.CA == "" {
 		if options.Token != "" || options.Cert != "" {
-			return nil, errors.New("a token or a certificate needs TLS: say -ca too")
+			return nil, errors.New("a token or a certificate needs TLS: give -ca too")
 		}
 		return dial(target, append(with, plaintext))
 	}
@@ -60,14 +60,14 @@ func To(target string, options *Options) (*grpc.ClientConn, error) {
 	return dial(target, with)
 }
 
-// Server allows the pings by which Envoy keeps its connections; gRPC's own policy ends one after three of them.
+// Server returns a server that allows Envoy's keepalive pings; by default gRPC ends a connection after three of them.
 func Server() *grpc.Server {
 	return grpc.NewServer(grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 		MinTime: 5 * time.Second, PermitWithoutStream: true,
 	}))
 }
 
-// Listen listens on HOST:PORT, or on the socket of unix:PATH. One that a dead process has left is replaced.
+// Listen listens on HOST:PORT, or on the socket of unix:PATH. It replaces a socket that a dead process has left.
 func Listen(address string) (net.Listener, error) {
 	if path := strings.TrimPrefix(address, "unix:"); path != address {
 		if other, err := net.Dial("unix", path); err == nil {
@@ -106,7 +106,7 @@ func tlsConfig(options *Options) (*tls.Config, error) {
 		return nil, fmt.Errorf("%s: no certificate in it", options.CA)
 	}
 	if options.Cert != "" {
-		// Read at each connection, because certificates are renewed.
+		// Read the files at each connection, because certificates are renewed.
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			certificate, err := tls.LoadX509KeyPair(options.Cert, options.Key)
 			return &certificate, err
@@ -115,7 +115,7 @@ func tlsConfig(options *Options) (*tls.Config, error) {
 	return config, nil
 }
 
-// bearer is the file that a token is in.
+// bearer is the name of a file with a token.
 type bearer string
 
 func (file bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {

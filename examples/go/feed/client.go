@@ -15,13 +15,13 @@ import (
 )
 
 const (
-	firstWord     = 45 * time.Second // a server that has no complete map yet says so after 30 s
+	firstWord     = 45 * time.Second // a server without a complete map answers within 30 s
 	firstRetry    = 200 * time.Millisecond
 	longestRetry  = 30 * time.Second
-	operatorRetry = time.Minute // somebody has to change something first
+	operatorRetry = time.Minute // an operator has to change something first
 )
 
-// Client follows the servers, one at a time, and has the map in Replica.
+// Client follows one of the servers at a time, and keeps the map in Replica.
 type Client struct {
 	ID      string // shown on the server's status page, such as this host's name
 	Servers []grpc.ClientConnInterface
@@ -29,7 +29,7 @@ type Client struct {
 	Observe func(event string, details map[string]any) // called in Run's goroutine
 }
 
-// Run returns when the context ends, or when the server says that this client does not keep to the protocol.
+// Run returns when the context ends, or when the server reports that this client violates the protocol.
 func (c *Client) Run(ctx context.Context) error {
 	random := rand.New(rand.NewSource(time.Now().UnixNano()))
 	wait := firstRetry
@@ -51,7 +51,7 @@ func (c *Client) Run(ctx context.Context) error {
 		if wait *= 2; wait > longestRetry {
 			wait = longestRetry
 		}
-		// Jitter, so that a thousand gateways do not come back at the same moment.
+		// Jitter, so that a thousand gateways do not reconnect at the same moment.
 		pause = pause/2 + time.Duration(random.Int63n(int64(pause/2)))
 		c.Observe("lost", map[string]any{"why": err.Error(), "retry_seconds": pause.Seconds()})
 		select {
@@ -62,12 +62,12 @@ func (c *Client) Run(ctx context.Context) error {
 	}
 }
 
-// watch follows one stream to its end, and says whether it has proved the map.
+// watch follows one stream to its end, and reports whether a digest has proved the map.
 func (c *Client) watch(ctx context.Context, server grpc.ClientConnInterface) (proved bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	patience := firstWord
-	silence := time.AfterFunc(patience, cancel) // a server that says nothing though its connection stands
+	silence := time.AfterFunc(patience, cancel) // for a server that is silent on an open connection
 	defer silence.Stop()
 
 	// An endpoint may be larger than gRPC's 4 MiB.
@@ -75,7 +75,7 @@ func (c *Client) watch(ctx context.Context, server grpc.ClientConnInterface) (pr
 	if err != nil {
 		return false, err
 	}
-	_ = stream.Send(c.Replica.opening(c.ID)) // an error of Send says only that the stream has ended; Recv says why
+	_ = stream.Send(c.Replica.opening(c.ID)) // if Send fails, the stream has ended; Recv returns the reason
 	for {
 		message, err := stream.Recv()
 		if err != nil {

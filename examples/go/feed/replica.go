@@ -1,6 +1,6 @@
-// Package feed keeps a copy of every GatewayEndpoint exact: the reference client of pads.cdc.v1.EndpointFeedService.
+// Package feed is the reference client of pads.cdc.v1.EndpointFeedService: it keeps an exact copy of every GatewayEndpoint.
 //
-// This file has the rules of the protocol and no I/O; client.go connects, and comes back when it is cut off.
+// This file has the rules of the protocol, without I/O. client.go connects and reconnects.
 package feed
 
 import (
@@ -17,16 +17,16 @@ import (
 	gateway "pads-cdc/gen/proto"
 )
 
-// Sum is a number modulo 2^128: a hash of an endpoint, or the sum of all, by which two maps are compared.
+// Sum is a number modulo 2^128: the hash of an endpoint, or the sum of all hashes, which is the digest of a map.
 type Sum struct{ high, low uint64 }
 
-// Plus adds.
+// Plus returns a + b.
 func (a Sum) Plus(b Sum) Sum {
 	low, carry := bits.Add64(a.low, b.low, 0)
 	return Sum{a.high + b.high + carry, low}
 }
 
-// Minus takes away.
+// Minus returns a - b.
 func (a Sum) Minus(b Sum) Sum {
 	low, borrow := bits.Sub64(a.low, b.low, 0)
 	return Sum{a.high - b.high - borrow, low}
@@ -35,9 +35,9 @@ func (a Sum) Minus(b Sum) Sum {
 // String is the digest in hexadecimal.
 func (a Sum) String() string { return fmt.Sprintf("%016x%016x", a.high, a.low) }
 
-// Hash is what an endpoint adds to the digest. It is of the bytes as they came: serialized again they may be others.
+// Hash returns what an endpoint adds to the digest. Pass the bytes as received: serializing again may change them.
 func Hash(id string, endpoint []byte) Sum {
-	hash, _ := blake2b.New(16, nil) // fails for other sizes only
+	hash, _ := blake2b.New(16, nil) // fails only for other sizes
 	hash.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(id))), id...))
 	hash.Write(endpoint)
 	return sumOf(hash.Sum(nil))
@@ -55,36 +55,36 @@ type held struct {
 	hash     Sum
 }
 
-// Replica is the map. One goroutine applies messages; any number may Get meanwhile, and none ever waits for the network.
+// Replica is the map. One goroutine applies messages while any number of others call Get. Get never waits for the network.
 type Replica struct {
 	mu         sync.RWMutex
 	endpoints  map[string]held
 	digest     Sum
 	token      []byte              // belongs to the map: where to resume, and how new it is
-	unseen     map[string]struct{} // after a reset: what the snapshot has not brought yet
-	reported   bool                // a mismatch, which the server has not answered yet
-	mismatches int                 // since a proof was good
-	complete   bool                // it has been the server's map, once
+	unseen     map[string]struct{} // after a reset: the ids that the snapshot has not brought yet
+	reported   bool                // a mismatch was reported, and the server has not answered yet
+	mismatches int                 // since the last digest that was equal
+	complete   bool                // the map has been equal to the server's at least once
 	exactAt    time.Time           // the moment as of which the map was last proved to be the database's
 }
 
 // NewReplica returns an empty map.
 func NewReplica() *Replica { return &Replica{endpoints: map[string]held{}} }
 
-// Get returns an endpoint, which is not to be changed; nil if there is none of this id.
+// Get returns the endpoint with this id, which must not be changed, or nil.
 func (r *Replica) Get(id string) *gateway.GatewayEndpoint {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	return r.endpoints[id].endpoint
 }
 
-// Staleness is how long ago the map was known to be the database's. While all is well it stays below the server's progress
-// interval; while the server or its database is away, or changes let it come to no rest, it grows: serve the map all the
-// same. It is false until the map has been complete once: an id that is not in it proves nothing then.
+// Staleness returns the time since the map last equalled the database. It normally stays below the server's progress
+// interval, and grows while the server or its database is unreachable, or changes come without a pause: serve the map all
+// the same. It returns false until the map has been complete once; until then, a missing id proves nothing.
 func (r *Replica) Staleness() (time.Duration, bool) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return time.Since(r.exactAt), r.complete // of the zero time: the longest that there is
+	return time.Since(r.exactAt), r.complete // for the zero time: the longest possible duration
 }
 
 // State returns the number of endpoints and their digest.
@@ -101,7 +101,7 @@ func (r *Replica) opening(clientID string) *cdcv1.WatchRequest {
 	return &cdcv1.WatchRequest{Request: &cdcv1.WatchRequest_Open{Open: open}}
 }
 
-// apply takes a message in and returns what to answer, if anything. Readers see all of a message or nothing of it.
+// apply applies a message and returns the answer to it, or nil. Readers see all of a message or nothing of it.
 func (r *Replica) apply(message *cdcv1.WatchResponse) (*cdcv1.Acknowledge, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -123,7 +123,7 @@ func (r *Replica) apply(message *cdcv1.WatchResponse) (*cdcv1.Acknowledge, error
 		}
 		r.token = response.Batch.Token
 		if response.Batch.SnapshotEnd {
-			for id := range r.unseen { // gone, and it was not said when
+			for id := range r.unseen { // deleted while this client was away
 				r.remove(id)
 			}
 			r.unseen = nil
@@ -159,7 +159,7 @@ func (r *Replica) remove(id string) {
 	}
 }
 
-// check compares with the server's map. With a difference one does not live on: the server sends everything anew.
+// check compares the map with the server's. After a difference is reported, the server sends a new snapshot.
 func (r *Replica) check(checkpoint *cdcv1.Checkpoint) *cdcv1.Acknowledge {
 	if checkpoint == nil || r.reported {
 		return nil
@@ -170,7 +170,7 @@ func (r *Replica) check(checkpoint *cdcv1.Checkpoint) *cdcv1.Acknowledge {
 		return &cdcv1.Acknowledge{Token: r.token, DigestMismatch: true}
 	}
 	r.mismatches, r.complete = 0, true
-	if checkpoint.Unsettled { // it may hold an endpoint that is newer than another: that is no proof
+	if checkpoint.Unsettled { // some endpoints may be newer than others, so this proves nothing
 		return &cdcv1.Acknowledge{Token: r.token}
 	}
 	r.exactAt = time.Now().Add(-checkpoint.Staleness.AsDuration())

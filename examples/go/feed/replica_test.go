@@ -12,7 +12,7 @@ import (
 	gateway "pads-cdc/gen/proto"
 )
 
-// server says what a server would, about a map of its own.
+// server makes the messages of a server that has a map of its own.
 type server map[string][]byte
 
 func (s server) change(t *testing.T, id, key string) *cdcv1.Change {
@@ -51,7 +51,7 @@ func reset() *cdcv1.WatchResponse {
 	return &cdcv1.WatchResponse{Response: &cdcv1.WatchResponse_Opened{Opened: opened}}
 }
 
-// take applies a message and fails unless it is answered like this: "proof", "mismatch", or nothing.
+// take applies a message, and fails unless the answer is as expected: "proof", "mismatch", or "" for none.
 func take(t *testing.T, replica *Replica, message *cdcv1.WatchResponse, answer string) {
 	t.Helper()
 	acknowledge, err := replica.apply(message)

@@ -1,5 +1,5 @@
-// Package revisions has nothing but a test: the bytes that a server sends for an endpoint are read right by Go's parsers
-// of both revisions of the legacy contract. testdata holds examples with their bytes, and the second revision's descriptors.
+// Package revisions has only a test: Go's parsers of both revisions of the legacy contract read the bytes that a server sends
+// for an endpoint correctly. testdata holds examples with their bytes, and the second revision's descriptors.
 package revisions
 
 import (
@@ -18,7 +18,7 @@ import (
 	gateway "pads-cdc/gen/proto"
 )
 
-// row is what a mapping's query says of an endpoint.
+// row is the row that a mapping's query returns for an endpoint.
 type row struct {
 	EndpointID          string   `json:"endpoint_id"`
 	SecretKey           string   `json:"secret_key"`
@@ -65,8 +65,8 @@ func decoded(t *testing.T, text string) []byte {
 	return raw
 }
 
-// secondRevision returns an empty endpoint of that revision. Its messages have the first one's names, so they are kept out
-// of the registry.
+// secondRevision returns an empty endpoint of the second revision. Its messages have the same names as those of the first
+// one, so they are not registered.
 func secondRevision(t *testing.T) *dynamicpb.Message {
 	t.Helper()
 	raw, err := os.ReadFile("testdata/second_revision.binpb")

@@ -9,7 +9,7 @@ import (
 	"unicode/utf8"
 )
 
-// The rules, and why they are enough, are those of authz/identity.py; tests/authz/requests.toml is the table of cases.
+// authz/identity.py has the same rules, and says why they are enough. tests/authz/requests.toml has the cases.
 var (
 	idPattern  = regexp.MustCompile(`^[A-Za-z0-9._~-]{1,255}$`)
 	visible    = regexp.MustCompile(`^[!-~]*$`)
@@ -20,7 +20,7 @@ var (
 
 func nameable(id string) bool { return id != "." && id != ".." && idPattern.MatchString(id) }
 
-// identify returns the id of the endpoint that a request means; false where it names none, or can be read in two ways.
+// identify returns the id of the endpoint that a request is for, or false if it names none or can be read in two ways.
 func identify(path string, named []string, prefix string) (string, bool) {
 	id, clear := "", true
 	if prefix != "" {
@@ -33,7 +33,7 @@ func identify(path string, named []string, prefix string) (string, bool) {
 	return id, clear && id != ""
 }
 
-// fromPath returns "" where the path names none, and false where it can be read in two ways.
+// fromPath returns the id in the path, "" if it names none, or false if it can be read in two ways.
 func fromPath(path, prefix string) (string, bool) {
 	if path == "" || path == "*" { // CONNECT and OPTIONS
 		return "", true
@@ -54,7 +54,7 @@ func fromPath(path, prefix string) (string, bool) {
 	return "", !strings.HasPrefix(lenient, strings.ToLower(prefix))
 }
 
-// decode decodes until nothing is left to decode; false where that is not well-formed UTF-8, or takes too long.
+// decode decodes percent escapes repeatedly. It returns false if the result is not UTF-8 or has too many layers.
 func decode(literal string) (string, bool) {
 	broken := strings.Contains(escape.ReplaceAllString(literal, ""), "%")
 	for range 4 {

@@ -1,6 +1,6 @@
 //go:build !old_grpc
 
-// Command ext-authz is an external authorization server for Envoy on the endpoint feed, as `pads-cdc authorize` is.
+// Command ext-authz is an external authorization server for Envoy that uses the endpoint feed, as `pads-cdc authorize` does.
 //
 //	ext-authz [-listen ADDRESS] [-subject-header NAME] [-ca FILE [-token FILE] [-cert FILE -key FILE]] FEED...
 package main
@@ -40,9 +40,9 @@ type server struct {
 }
 
 var scheme = regexp.MustCompile(`^(?i:bearer )`)
-var unsendable = regexp.MustCompile(`\p{Cc}|^\p{Z}|\p{Z}$`) // would reach the other side as something else
+var unsendable = regexp.MustCompile(`\p{Cc}|^\p{Z}|\p{Z}$`) // the upstream would read another value
 
-// Check never waits: the map is in memory.
+// Check answers one request of Envoy. It never waits: the map is in memory.
 func (s *server) Check(_ context.Context, request *auth.CheckRequest) (*auth.CheckResponse, error) {
 	if !s.ready() {
 		return refuse(503, "authorization is not available")
@@ -69,7 +69,7 @@ func (s *server) ready() bool {
 	return complete && (s.maxStaleness == 0 || staleness <= s.maxStaleness)
 }
 
-// values returns every value of a header, from whichever field Envoy has put headers into.
+// values returns every value of a header, from the field of headers that Envoy has filled.
 func values(http *auth.AttributeContext_HttpRequest, name string) (found []string) {
 	for key, value := range http.GetHeaders() {
 		if name != "" && strings.EqualFold(key, name) {
@@ -84,7 +84,7 @@ func values(http *auth.AttributeContext_HttpRequest, name string) (found []strin
 	return found
 }
 
-// authorized tells whether what a request shows is what its endpoint asks for. A doubled header shows nothing.
+// authorized reports whether a request may use its endpoint. A repeated header counts as none.
 func authorized(asked *gateway.Auth, authorization, subject []string) bool {
 	switch kind := asked.GetAuthType().(type) {
 	case *gateway.Auth_NoAuth:
@@ -114,7 +114,7 @@ func allow(id string, endpoint *gateway.GatewayEndpoint) *auth.CheckResponse {
 	ok := &auth.OkHttpResponse{HeadersToRemove: []string{"authorization"}}
 	for _, header := range [][2]string{{"Portal-Application-ID", id}, {"Portal-Account-ID", account},
 		{"Rl-Endpoint-Id", limited}, {"Rl-Throughput", throughput}} {
-		if header[1] == "" { // a client's own must not pass
+		if header[1] == "" { // the client's own header must not pass
 			ok.HeadersToRemove = append(ok.HeadersToRemove, header[0])
 		} else {
 			ok.Headers = append(ok.Headers, set(header[0], header[1]))
@@ -167,8 +167,8 @@ func main() {
 		time.Sleep(200 * time.Millisecond)
 	}
 	status.Shutdown()
-	time.Sleep(3 * time.Second)                  // checks are answered until Envoy's health checks have seen it
-	time.AfterFunc(time.Second, grpcServer.Stop) // a stream that watches our health would be waited for forever
+	time.Sleep(3 * time.Second)                  // answer checks until Envoy's health checks have noticed
+	time.AfterFunc(time.Second, grpcServer.Stop) // GracefulStop would wait forever for a stream that watches health
 	grpcServer.GracefulStop()
 }
 

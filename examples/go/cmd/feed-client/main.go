@@ -1,4 +1,4 @@
-// Command feed-client follows the endpoint feed and prints what happens, one JSON line an event; never a key.
+// Command feed-client follows the endpoint feed and prints one JSON line for each event, and never a key.
 //
 //	feed-client [-id NAME] [-ca FILE [-token FILE] [-cert FILE -key FILE]] HOST:PORT...
 package main
@@ -26,14 +26,14 @@ func main() {
 	defer stop()
 
 	out := json.NewEncoder(os.Stdout)
-	replica := feed.NewReplica() // an authorization server calls its Get at each request
+	replica := feed.NewReplica() // an authorization server calls replica.Get for each request
 	client := feed.Client{ID: *id, Replica: replica, Observe: func(event string, details map[string]any) {
 		details["event"] = event
-		if staleness, complete := replica.Staleness(); complete && staleness < math.MaxInt64 { // proved, once
+		if staleness, complete := replica.Staleness(); complete && staleness < math.MaxInt64 { // proved at least once
 			details["staleness_seconds"] = staleness.Seconds()
 		}
 		if out.Encode(details) != nil {
-			stop() // nobody reads it any more
+			stop() // the reader of the output has gone
 		}
 	}}
 	var err error

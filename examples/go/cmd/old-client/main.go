@@ -1,15 +1,15 @@
-// Command old-client speaks the legacy contract as deployed clients do, of the generation that is asked for. It prints one
-// JSON line an event; never a key.
+// Command old-client uses the legacy contract as deployed clients of the given generation do. It prints one JSON line for
+// each event, and never a key.
 //
 //	old-client [-generation 1|2|3] [-ca FILE [-token FILE] [-cert FILE -key FILE]] HOST:PORT
 //
 //	generation        | 1                  | 2               | 3
 //	------------------|--------------------|-----------------|----------------------------------------------------
-//	the first fetch   | fatal if it fails  | again every 2 s | again after 0.5 s, then half as long again, ten times
+//	the first fetch   | fatal if it fails  | again every 2 s | again after 0.5 s, then after 1.5 times that, ten times
 //	each stream       |                    |                 | is preceded by another fetch, which may fail
-//	it ends with OK   | opened at once     | opened at once  | opened after 0.1 s
-//	... with an error | opened after 2 s   | opened after 2 s| opened after 2 s, then half as long again, up to 30 s;
-//	                  |                    |                 | only an end with OK brings the 2 s back
+//	ends with OK      | opened at once     | opened at once  | opened after 0.1 s
+//	... with an error | opened after 2 s   | opened after 2 s| opened after 2 s, then after 1.5 times that, up to 30 s;
+//	                  |                    |                 | only an end with OK resets it to 2 s
 package main
 
 import (
@@ -42,7 +42,7 @@ const (
 type client struct {
 	server    gateway.GatewayEndpointsClient
 	endpoints map[string]*gateway.GatewayEndpoint
-	digest    feed.Sum // of the map, to be compared with others: this contract itself knows none
+	digest    feed.Sum // of the map, to compare maps in tests: this contract has no digest
 	out       *json.Encoder
 }
 
@@ -110,7 +110,7 @@ func (c *client) start(ctx context.Context, generation int) {
 	}
 }
 
-// fetch replaces the map. gRPC's limit of 4 MiB a message stands, as it does in deployed clients.
+// fetch replaces the map. It keeps gRPC's limit of 4 MiB for each message, as deployed clients do.
 func (c *client) fetch(ctx context.Context) error {
 	response, err := c.server.FetchAuthDataSync(ctx, &gateway.AuthDataRequest{})
 	if err != nil {
@@ -126,14 +126,14 @@ func (c *client) fetch(ctx context.Context) error {
 	return nil
 }
 
-// follow returns when the stream ends, with what it ended with: io.EOF for OK.
+// follow returns when the stream ends, with its error: io.EOF for OK.
 func (c *client) follow(ctx context.Context) error {
 	c.tell("opening", "")
 	stream, err := c.server.StreamAuthDataUpdates(ctx, &gateway.AuthDataUpdatesRequest{})
 	if err != nil {
 		return err
 	}
-	if header, err := stream.Header(); err == nil && header != nil { // there is none where the call is refused
+	if header, err := stream.Header(); err == nil && header != nil { // a refused call has no header
 		c.tell("opened", "")
 	}
 	for {
@@ -177,12 +177,12 @@ func (c *client) remove(id string) {
 	}
 }
 
-// hash serializes the endpoint again. That all languages make the same bytes of it is true of these messages, and not a
-// promise of protobuf: the endpoint feed sends bytes for that reason.
+// hash serializes the endpoint again. All languages produce the same bytes for these messages, but protobuf does not promise
+// it: that is why the endpoint feed sends bytes.
 func hash(id string, endpoint *gateway.GatewayEndpoint) feed.Sum {
 	bytes, err := proto.MarshalOptions{Deterministic: true}.Marshal(endpoint)
 	if err != nil {
-		log.Fatal("old-client: ", err) // a string that is not UTF-8, which could not have been received
+		log.Fatal("old-client: ", err) // a string that is not UTF-8; such a message could not have been received
 	}
 	return feed.Hash(id, bytes)
 }
@@ -193,6 +193,6 @@ func (c *client) tell(event, detail string) {
 		"at": time.Now().UTC().Format(time.RFC3339Nano),
 	})
 	if err != nil {
-		log.Fatal("old-client: ", err) // nobody reads it any more
+		log.Fatal("old-client: ", err) // the reader of the output has gone
 	}
 }
