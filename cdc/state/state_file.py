@@ -42,8 +42,8 @@ _SQLITE = b"SQLite format 3\0"
 _CHUNK = 50_000
 """Entries in one packed row, when the whole store is written."""
 _FOLD, _OVERGROWN = 2, 4
-"""The file is folded when it has this many rows for each entry: the first number applies while there is
-nothing else to do, the second always.
+"""The file is folded when it has this many rows for each entry: the first limit applies while the server is
+idle, the larger one always.
 """
 _JOURNAL = 16 * 2**20
 """Bytes to which SQLite's journal (its WAL) is truncated after a larger batch."""
