@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the dashboard pads-cdc.json from panels.toml. Run it after a change: a test fails on stale JSON."""
+"""Writes the dashboard pads-cdc.json from panels.toml. A test fails if the JSON is stale."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 HERE = Path(__file__).parent
 DASHBOARD = HERE / "pads-cdc.json"
 WIDTH = 24
-"""Grafana's grid."""
+"""Width of Grafana's grid."""
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 OURS = 'job=~"$job", instance=~"$instance"'
 
@@ -35,7 +35,7 @@ class Panel:
 
 
 def dashboard() -> dict[str, Any]:
-    """Return Grafana's model of it. No uid and no id: whoever imports it gives it one."""
+    """Return Grafana's JSON model. It has no uid and no id: Grafana assigns them at the import."""
     panels: list[dict[str, Any]] = []
     y = 0
     for row in tomllib.loads((HERE / "panels.toml").read_text())["row"]:
@@ -169,7 +169,7 @@ def _variables() -> list[dict[str, Any]]:
 
 
 def text() -> str:
-    """Return the file's content."""
+    """Return the content of pads-cdc.json."""
     return json.dumps(dashboard(), indent=2, ensure_ascii=False) + "\n"
 
 
