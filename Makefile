@@ -1,5 +1,5 @@
-# Everything sets itself up at its first use: the virtual environment from the hashed lock files, and PostgreSQL with
-# wal2json (for the tests) from Debian's packages (as root; otherwise one line says what to install).
+# Each target sets up what it needs at its first use: the virtual environment from the hashed lock files, and PostgreSQL
+# with wal2json (for the tests) from Debian's packages (as root; otherwise one line says what to install).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -8,22 +8,22 @@ MAKEFLAGS += --no-builtin-rules
 
 BIN := .venv/bin
 PIP := $(BIN)/pip --quiet --disable-pip-version-check --no-input
-# Stamps: what is newer than them is installed again.
+# Stamps: if a lock file is newer than its stamp, it is installed again.
 RUNTIME := .venv/runtime.stamp
 DEV := .venv/dev.stamp
 
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
-# Three at a time, on two cores: most of a test is waiting for servers. `-n 0` in TEST_ARGS runs them in one process.
+# Three processes on two cores, because tests mostly wait for servers. `-n 0` in TEST_ARGS runs them in one process.
 PYTEST := $(BIN)/pytest -n 3 --dist worksteal
 
 .PHONY: help
-help: ## Show what there is to make
+help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 .PHONY: demo
-demo: $(RUNTIME) $(if $(findstring --envoy,$(DEMO_ARGS))$(findstring --relays,$(DEMO_ARGS)),$(DEV)) any-postgres ## Run the whole thing on a throw-away database; DEMO_ARGS="--seconds 20 --plain --envoy --relays 2"
+demo: $(RUNTIME) $(if $(findstring --envoy,$(DEMO_ARGS))$(findstring --relays,$(DEMO_ARGS)),$(DEV)) any-postgres ## Show the server at work on a temporary database; DEMO_ARGS="--seconds 20 --plain --envoy --relays 2"
 	@$(BIN)/pads-cdc demo $(DEMO_ARGS)
 
 .PHONY: test
@@ -31,7 +31,7 @@ test: $(DEV) postgres replicas observers go ## Run the tests; TEST_ARGS="-k gate
 	$(PYTEST) -m "not soak" $(TEST_ARGS)
 
 .PHONY: test-all
-test-all: $(DEV) postgres replicas observers go ## Run all tests, those that take minutes too, with both plugins each
+test-all: $(DEV) postgres replicas observers go ## Run all tests, with both plugins, those that take minutes included
 	$(PYTEST) --decode-with both $(TEST_ARGS)
 
 .PHONY: test-matrix
@@ -47,7 +47,7 @@ bounds: $(DEV) postgres replicas ## Measure how much memory the server takes at 
 
 MUTANTS ?=
 .PHONY: mutants
-mutants: $(DEV) ## Break the pure modules of cdc/ in each small way, and list what no test notices; MUTANTS="cdc.postgres.gate*"
+mutants: $(DEV) ## Change the pure modules of cdc/ in small ways, and list the changes that no test notices; MUTANTS="cdc.postgres.gate*"
 	@$(PIP) install --require-hashes -r requirements-mutants.txt
 	nice $(BIN)/mutmut run $(MUTANTS)
 	$(BIN)/mutmut results | grep -v 'not checked'
@@ -59,7 +59,7 @@ soak: $(DEV) postgres ## Run writers, faults and clients against each other; SEC
 	$(BIN)/python -m tests.soak --seconds $(SECONDS) $(SOAK_ARGS)
 
 .PHONY: bench
-bench: $(DEV) postgres ## Measure us beside the alternatives, small: BENCH_ARGS="ripple start" measures only these
+bench: $(DEV) postgres ## Measure pads-cdc beside the alternatives, in minutes: BENCH_ARGS="ripple start" measures only these
 	$(BIN)/python -m bench --size quick $(BENCH_ARGS)
 
 .PHONY: bench-full
@@ -74,7 +74,7 @@ bench-compare: $(DEV) postgres ## Measure two commits in turns: OLD=v1.0 NEW=HEA
 	$(BIN)/python -m bench.compare $(OLD) $(NEW) $(BENCH_ARGS)
 
 .PHONY: picture
-picture: $(DEV) postgres ## Draw docs/demo.svg and docs/demo-envoy.svg anew, from runs of the demo
+picture: $(DEV) postgres ## Draw docs/demo.svg and docs/demo-envoy.svg from runs of the demo
 	$(BIN)/python -m tests.picture docs/demo.svg
 	$(BIN)/python -m tests.picture docs/demo-envoy.svg --envoy
 
@@ -99,13 +99,13 @@ proto: $(DEV) ## Generate the stubs in client/pads_cdc_client/pb/ from proto/
 	scripts/generate-stubs client
 
 .PHONY: check-proto
-check-proto: $(DEV) ## Fail where the stubs are stale
+check-proto: $(DEV) ## Fail if the stubs are stale
 	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; scripts/generate-stubs "$$fresh"; \
 	diff -r --exclude=__init__.py --exclude=__pycache__ "$$fresh/pads_cdc_client/pb" client/pads_cdc_client/pb || \
 	{ echo "the stubs in client/pads_cdc_client/pb/ are stale: make proto" >&2; exit 1; }
 
 .PHONY: go
-go: ## Build and test the Go clients in examples/go; PADS_GO=modules or PADS_GO=debian says with which libraries
+go: ## Build and test the Go clients in examples/go; PADS_GO=modules or PADS_GO=debian selects the libraries
 	@scripts/build-go >/dev/null
 
 .PHONY: go-stubs
@@ -119,11 +119,11 @@ proto-lint: $(DEV) ## Check the style of proto/, and that no published message o
 	$(BIN)/buf breaking --against $(PROTO_BASELINE)
 
 .PHONY: proto-baseline
-proto-baseline: $(DEV) ## Take proto/ as it is now for published: at a release
+proto-baseline: $(DEV) ## Record proto/ as published, at a release
 	$(BIN)/buf build --exclude-source-info -o $(PROTO_BASELINE)
 
 .PHONY: lock
-lock: $(DEV) ## Write the lock files anew from pyproject.toml; LOCK_ARGS=--upgrade takes newer versions
+lock: $(DEV) ## Write the lock files from pyproject.toml; LOCK_ARGS=--upgrade takes newer versions
 	scripts/lock $(LOCK_ARGS)
 
 .PHONY: clean
@@ -132,7 +132,7 @@ clean: ## Remove what make has made: the virtual environment, caches, fetched se
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: observers
-observers: # those who look at us in the tests: a Prometheus and a browser
+observers: # a Prometheus and a browser, for the tests of metrics and status page
 	@scripts/fetch-prometheus >/dev/null
 	@scripts/install-chromium
 
@@ -143,9 +143,9 @@ postgres:
 any-postgres:
 	@scripts/install-postgres any
 
-# For the tests on standbys and through a pooler, whose timeouts must not include a slow mirror. Whatever is missing
-# after this is fetched by the tests that need it, which fail where it cannot be had; those on 18 alone, which a mirror
-# may not have, are skipped then.
+# For the tests on standbys and through a pooler, so that their timeouts do not include a slow mirror. If a program is still
+# missing after this, the tests that need it fetch it, and fail if they cannot. Only tests on PostgreSQL 18, which a mirror
+# may not have, are skipped instead.
 .PHONY: replicas
 replicas:
 	@for version in 17 18; do scripts/fetch-postgres $$version >/dev/null || true; done

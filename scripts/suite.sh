@@ -1,9 +1,8 @@
-# For scripts that unpack programs of another Debian release beside whatever the system has: to be sourced. Each of them
-# sets `me` to its name first.
+# To be sourced by scripts that unpack programs of another Debian release. Each sets `me` to its name first.
 #
-# The programs want that release's libraries, the C library among them: those are unpacked too, and each program becomes
-# a wrapper that starts the real one by that C library's loader. LD_LIBRARY_PATH would not do: the programs pass it on to
-# /bin/sh, which then meets a C library that is not its own.
+# The programs need that release's libraries, the C library included. Those are unpacked too, and each program is replaced by
+# a wrapper that starts the real one with that C library's loader. LD_LIBRARY_PATH is not enough: the programs pass it on to
+# /bin/sh, which would then load the wrong C library.
 # shellcheck shell=bash
 umask 022
 
@@ -14,7 +13,7 @@ fail() {
 
 # Exit code 3: this machine's mirror does not have it.
 unavailable() {
-  echo "$me: it is not to be had here: $*" >&2
+  echo "$me: this machine cannot get it: $*" >&2
   exit 3
 }
 
@@ -22,12 +21,12 @@ for tool in apt-get dpkg-deb flock; do
   command -v "$tool" >/dev/null || fail "$tool is missing: this needs Debian or a descendant of it"
 done
 
-# Sets `cache` to the folder of this name where fetched programs stay, and waits until nobody else works in it.
+# Sets `cache` to the folder of this name where fetched programs stay, and waits until no other script works in it.
 open_cache() {
   cache=$(dirname "${BASH_SOURCE[0]}")/../.cache/$1
   mkdir -p "$cache"
-  cache=$(cd "$cache" && pwd -P) # work trees may share it, by a link
-  # As root servers run as the user postgres, who may not be let into the clone (it may lie below /root).
+  cache=$(cd "$cache" && pwd -P) # work trees may share the folder through a link
+  # As root, servers run as the user postgres, who may have no access to the clone (it may be below /root).
   if [ "$(id -u)" = 0 ] && id postgres >/dev/null 2>&1 &&
     ! setpriv --reuid=postgres --regid=postgres --init-groups test -x "$cache"; then
     cache=/var/cache/pads-cdc/$1
@@ -37,18 +36,18 @@ open_cache() {
   flock 9
 }
 
-# Whether this folder is complete, and still where it was made: the wrappers hold its path.
+# Whether this folder is complete and has not been moved: the wrappers contain its path.
 is_complete() { [ "$(cat "$1/complete" 2>/dev/null)" = "$1" ]; }
 
-# Makes `work`, a folder that goes with the script, and a configuration of apt of its own in it, for a release's packages;
-# with a second argument its security updates too.
+# Makes `work`, a folder that is removed when the script ends, with a configuration of apt for a release's packages; with a
+# second argument, for its security updates too.
 open_suite() {
   suite=$1
   work=$(mktemp -d "$cache/fetching.XXXXXX")
   trap 'rm -rf "$work"' EXIT
   mkdir -p "$work"/{lists/partial,cache/archives/partial,packages,tree}
   : >"$work/status"
-  # The mirror is the one that the system uses; of those, the one that is not only for security updates.
+  # The system's mirror; if it has several, the first one that is not only for security updates.
   local mirror security
   mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | sed -n 1p)
   [ -n "$mirror" ] || fail "apt knows no package mirror: look at /etc/apt/sources.list"
@@ -57,7 +56,7 @@ open_suite() {
   if [ -n "${2-}" ] && [ -n "$security" ]; then
     echo "deb $security $suite-security main" >>"$work/sources.list"
   fi
-  chmod 600 "$work/sources.list" # a mirror's address may hold a password
+  chmod 600 "$work/sources.list" # a mirror's address may contain a password
   private=(
     -qq
     -o "Dir::Etc::SourceList=$work/sources.list"
@@ -68,10 +67,10 @@ open_suite() {
     -o "Dir::State::status=$work/status"
     -o "Dir::Cache=$work/cache"
     -o "Acquire::Languages=none"
-    -o "APT::Sandbox::User=" # the user _apt may not be let into the clone either
+    -o "APT::Sandbox::User=" # the user _apt may have no access to the clone either
   )
-  # A mirror that is not kept up to date has lists that have expired. Their signature is good all the same, and for
-  # programs that tests start and throw away they do: they are taken, and it is said.
+  # The lists of an outdated mirror have expired, but their signature is valid. For temporary programs of tests that is
+  # good enough: the lists are used, and a message says so.
   if ! apt-get "${private[@]}" update >"$work/update.log" 2>&1; then
     grep -q 'is expired\|is not valid anymore' "$work/update.log" || no_lists
     echo "$me: the mirror's lists of Debian $suite have expired: what they have is taken as it was then" >&2
@@ -81,18 +80,18 @@ open_suite() {
 }
 
 no_lists() {
-  local why # without the mirror's address, which may hold a password
+  local why # without the mirror's address, which may contain a password
   why=$({ grep -m 1 '^E:' "$work/update.log" || echo "apt-get update failed"; } | sed -E 's#[a-z+]+://[^ ]*#the mirror#g')
   unavailable "the package lists of Debian $suite cannot be read: $why"
 }
 
-# Prints the packages that the given ones depend on, without alternatives that are virtual.
+# Prints the packages that the given ones depend on, without virtual alternatives.
 depends() {
   apt-cache "${private[@]}" depends --no-{recommends,suggests,conflicts,breaks,replaces,enhances} "$@"
 }
 
-# Unpacks packages into $work/tree, with the libraries that they name, and whatever those need. Not LLVM: it serves only
-# PostgreSQL's just-in-time compiler, at four times the size of all the rest.
+# Unpacks packages into $work/tree, with the libraries that they need, directly or indirectly. LLVM is left out: only
+# PostgreSQL's just-in-time compiler uses it, and it is four times as large as all the rest.
 unpack() {
   local named libraries package
   mapfile -t named < <(depends "$@" | sed -nE 's/^ *\|?Depends: (lib[^ ]+)$/\1/p' | grep -v '^libllvm' | sort -u)
@@ -107,7 +106,7 @@ unpack() {
   [ ! -d "$work/tree/lib" ] || cp -a "$work/tree/lib/." "$work/tree/usr/lib/"
 }
 
-# Replaces the programs in a folder of the tree by wrappers, for when the tree is at `destination`.
+# Replaces the programs in a folder of the tree by wrappers that expect the tree at `destination`.
 wrap() {
   local folder=$work/tree/$1 loader run program name
   loader=$(cd "$work/tree" && echo usr/lib/*/ld-linux-*.so.*)
@@ -123,7 +122,7 @@ wrap() {
   done
 }
 
-# Moves the tree to `destination`; `finish` follows once its programs were seen to run.
+# Moves the tree to `destination`. Call `finish` after its programs have run once.
 settle() {
   rm -rf "$destination"
   mv "$work/tree" "$destination"
