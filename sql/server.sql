@@ -548,6 +548,7 @@ ORDER BY 1, 2;
 -- name: UnlistedReads :many
 -- The relations that our transaction has locked and that are neither one of @tables nor a partition or child of one: planning a
 -- query locks each table that it reads, also through views and inlined functions. Works on standbys, where no view can be made.
+-- And those that the called functions read whose body is in the catalog (BEGIN ATOMIC): they are planned only when they run.
 WITH RECURSIVE tree (relid) AS (
     SELECT c.oid
     FROM pg_class c
@@ -557,15 +558,35 @@ WITH RECURSIVE tree (relid) AS (
     SELECT i.inhrelid
     FROM tree
     JOIN pg_inherits i ON i.inhparent = tree.relid
+),
+called (objid) AS (
+    SELECT p.oid
+    FROM unnest(@function_schemas::text[], @function_names::text[]) AS given (schema_name, name)
+    JOIN pg_namespace n ON n.nspname = given.schema_name
+    JOIN pg_proc p ON p.pronamespace = n.oid AND p.proname = given.name
+    UNION
+    SELECT d.refobjid
+    FROM called
+    JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = called.objid AND d.deptype = 'n'
+    WHERE d.refclassid = 'pg_proc'::regclass
+),
+read (relid) AS (
+    SELECT l.relation
+    FROM pg_locks l
+    WHERE l.locktype = 'relation'
+        AND l.pid = pg_backend_pid()
+        AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+    UNION
+    SELECT d.refobjid
+    FROM called
+    JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = called.objid AND d.deptype = 'n'
+    WHERE d.refclassid = 'pg_class'::regclass
 )
 SELECT n.nspname::text AS schema_name, c.relname::text AS table_name, c.relkind::text AS kind
-FROM pg_locks l
-JOIN pg_class c ON c.oid = l.relation
+FROM read
+JOIN pg_class c ON c.oid = read.relid
 JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE l.locktype = 'relation'
-    AND l.pid = pg_backend_pid()
-    AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-    AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
     AND n.nspname NOT IN ('pg_catalog', 'information_schema')
     AND c.oid NOT IN (SELECT tree.relid FROM tree)
 ORDER BY 1, 2;

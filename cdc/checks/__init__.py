@@ -7,7 +7,7 @@ starts nevertheless.
 
 from __future__ import annotations
 
-from cdc.checks import failover, identities, machine, mapping, plugin, slot, source, types
+from cdc.checks import dependencies, failover, identities, machine, mapping, plugin, slot, source, types
 from cdc.checks.finding import Check, Deployment, Finding, Site, Verdict, run
 
 __all__ = ["FURTHER", "NECESSARY", "Check", "Deployment", "Finding", "Site", "Verdict", "run"]
@@ -34,7 +34,7 @@ NECESSARY: tuple[Check[Site], ...] = (
     Check("soft_delete", mapping.soft_delete, _FOUND),
     Check("operators", mapping.operators, _FOUND),
     Check("statements", mapping.statements, _READABLE),
-    Check("reads", mapping.reads, _TYPED),
+    Check("reads", dependencies.reads, _TYPED),
     Check("column_types", types.column_types, _TYPED),
     Check("key_types", types.key_types, _TYPED),
 )

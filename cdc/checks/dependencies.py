@@ -1,15 +1,20 @@
-"""What the queries of a mapping read, by the dependencies that Postgres itself records for a view over each.
+"""What the queries of a mapping read. Postgres knows it in two ways.
 
-They name columns, and reach through other views. A view takes a primary and the right TEMPORARY, so this is
-for ``pads-cdc mapping test``; `cdc.checks.mapping.reads` asks the locks, which name tables alone, everywhere.
-The view is gone when the transaction is rolled back. Nobody knows what a function reads, unless its body is
-in the catalog (``BEGIN ATOMIC``): such functions are named.
+- By locks: it locks each table of a query when it plans the query, also behind views and inlined functions.
+  This needs no right and writes nothing, so it works on standbys, and `serve` asks for it (`reads`). What
+  functions read whose body is in the catalog (``BEGIN ATOMIC``) is looked up by the functions' names.
+- By dependencies: it records what a view over a query reads, with the columns, and with functions behind
+  operators and casts. The view is temporary and is rolled back. It needs a primary and the right TEMPORARY,
+  and is DDL: it takes transaction ids, and event triggers and DDL logs see it. So only the commands that
+  people type make views: ``pads-cdc check`` and ``pads-cdc mapping test``.
+
+What any other function reads is unknown; those functions are named.
 """
 
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +22,20 @@ import psycopg2
 
 from cdc.checks.finding import fail, good, warn
 from cdc.checks.mapping import NO_ROWS, with_place
-from cdc.errors import Refusal
+from cdc.errors import PadsCdcError, Refusal, SourceError, gives_way
 from cdc.mapping.mapping import names_table, placed
 from cdc.mapping.sql_text import quote_name
-from cdc.postgres.errors import is_lasting, translate, translated
+from cdc.mapping.table_names import calls
+from cdc.postgres.errors import ABOUT_A_ROW, is_lasting, translate, translated
 from cdc.postgres.session import begin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
     from psycopg2.extensions import cursor as Cursor  # noqa: N812 - it is a class
 
-    from cdc.checks.finding import Finding
+    from cdc.checks.finding import Finding, Site
 
 _VIEW = "pads_cdc_dependencies"
 _MAY = """
@@ -80,20 +86,18 @@ class Listed:
     reads: tuple[str, ...]
     affecting: Mapping[str, Mapping[str, str]]
     """The tables that an [[affects]] entry names: the queries, by column."""
+    signals: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, toml: Mapping[str, Any]) -> Listed:
         """Read a file's tables."""
-        reads, affects = toml.get("reads"), toml.get("affects")
+        affects = toml.get("affects")
         affecting: dict[str, dict[str, str]] = {}
         for entry in affects if isinstance(affects, list) else ():
             match entry:
                 case {"table": str(table), "column": str(column), "query": str(query)}:
                     affecting.setdefault(table, {})[column] = query
-        return cls(
-            tuple(table for table in reads if isinstance(table, str)) if isinstance(reads, list) else (),
-            affecting,
-        )
+        return cls(_texts(toml.get("reads")), affecting, _texts(toml.get("signals")))
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ class Dependencies:
     """Foreign keys: table, column, the table that it refers to, and the column there."""
     keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The columns of each table's primary key."""
+    without_columns: str = ""
+    """Why no columns are known; empty if they are."""
 
     @classmethod
     def ask(
@@ -133,10 +139,12 @@ class Dependencies:
         queries: Mapping[str, str],
         schema: str,
         setting: str,
+        names: str = "",
     ) -> Dependencies:
         """Make a view of each query in turn, within one transaction that is rolled back.
 
-        ``queries`` are as a folder has them, in psycopg2's form; ``setting`` is the connection string's name.
+        ``queries`` are as a folder has them, in psycopg2's form; ``setting`` is the connection string's name,
+        and ``names`` sets the search path for types of other schemas, if any.
 
         Raises:
             SourceError, Refusal: the server takes no views from us.
@@ -144,6 +152,8 @@ class Dependencies:
         """
         found = cls()
         with rolled_back(connection, setting) as cursor:
+            if names:
+                cursor.execute(names, {})
             cursor.execute(_TABLES, {"schema": quote_name(schema)})
             tables = [table for (table,) in cursor]
             for name, query in queries.items():
@@ -152,9 +162,7 @@ class Dependencies:
             cursor.execute(server_queries["References"], {"schema": schema})
             found.references = tuple(sorted(cursor.fetchall()))
             cursor.execute(server_queries["Constraints"], {"schema": schema, "tables": tables})
-            for table, definition in cursor:
-                if primary := re.fullmatch(r"PRIMARY KEY \((.*?)\).*", definition):
-                    found.keys[table] = tuple(part.strip().strip('"') for part in primary[1].split(","))
+            found.keys = _primary_keys(cursor.fetchall())
         return found
 
     def _derive(
@@ -172,7 +180,9 @@ class Dependencies:
             ours.__cause__ = error
             if not is_lasting(ours):
                 raise
-            self.faults[name] = with_place(ours)
+            about_a_row = isinstance(ours, SourceError) and ours.reason == ABOUT_A_ROW
+            # Making a view reads no row: this is about a constant, or an event trigger raised it.
+            self.faults[name] = str(error).splitlines()[0] if about_a_row else with_place(ours)
         cursor.execute("ROLLBACK TO SAVEPOINT derive")
 
     def judge(self, listed: Listed, schema: str) -> Iterator[Finding]:
@@ -182,7 +192,7 @@ class Dependencies:
             sound = False
             fault, _, remedy = text.partition("; ")
             yield fail(f"the query {name}: {fault}", remedy or "correct it")
-        for name, relation in self._each():
+        for name, relation in self.each():
             finding = self._unlisted(name, relation, listed, schema)
             if finding is not None:
                 sound = sound and relation.kind == "function"
@@ -201,11 +211,16 @@ class Dependencies:
                 " could wait for each other",
                 f"write in affects.toml: {_reads(ordered)}",
             )
-        if sound:
+        if sound and self.without_columns:
+            yield good(
+                "affects.toml lists all tables that the queries read; which of their columns is unknown:"
+                f" {self.without_columns}"
+            )
+        elif sound:
             read = [one.described for one in self.of_query.get("Endpoints", ()) if one.kind != "function"]
             yield good(f"Endpoints reads {', '.join(read)}; affects.toml lists all that the queries read")
 
-    def _each(self) -> Iterator[tuple[str, ReadRelation]]:
+    def each(self) -> Iterator[tuple[str, ReadRelation]]:
         """Yield everything that is read once, with the first query that reads it."""
         seen: set[tuple[str, str]] = set()
         for name in sorted(self.of_query, key=lambda one: (one != "Endpoints", one)):
@@ -232,6 +247,11 @@ class Dependencies:
             )
         if relation.name in listed.reads:
             return None
+        if relation.name in listed.signals:
+            return fail(
+                f"{what}, which is among the `signals` of affects.toml: its own changes would be missed",
+                f'move "{relation.name}" from `signals` to `reads`, in affects.toml',
+            )
         ordered = self._ordered((*listed.reads, relation.name))
         entry = "" if relation.name in listed.affecting else f"\n{self._entry(relation.name, listed)}"
         return fail(
@@ -286,6 +306,86 @@ class Dependencies:
         for table in tables:
             add(table)
         return tuple(ordered)
+
+
+def reads(site: Site) -> Iterator[Finding]:
+    """Hold affects.toml against what the queries read: by locks, and by views where the site allows them."""
+    mapping = site.database.mapping
+    found = _by_views(site) if site.makes_views else Dependencies(without_columns="no views were made")
+    known = {(relation.schema, relation.name) for _, relation in found.each()}
+    for name, relations in _by_locks(site).items():
+        more = tuple(one for one in relations if (one.schema, one.name) not in known)
+        found.of_query[name] = found.of_query.get(name, ()) + more
+    if found.without_columns:
+        tables = [*mapping.reads, *(relation.name for _, relation in found.each())]
+        found.references = tuple(sorted(site.read("References", schema=site.schema)))
+        found.keys = _primary_keys(site.read("Constraints", schema=site.schema, tables=tables))
+    affecting = {table: {rule.column: rule.query for rule in rules} for table, rules in mapping.rules.items()}
+    yield from found.judge(Listed(mapping.reads, affecting, mapping.signals), site.schema)
+
+
+def _by_views(site: Site) -> Dependencies:
+    """Return what views over the queries depend on, or why no view could be made."""
+    database = site.database
+    try:
+        with closing(database.address.connect()) as connection:
+            found = Dependencies.ask(
+                connection,
+                site.queries,
+                database.mapping.queries,
+                site.schema,
+                database.address.setting,
+                names=database.names(),
+            )
+    except PadsCdcError as error:
+        if gives_way(error):
+            raise
+        return Dependencies(without_columns=str(error).partition("; ")[0])
+    for name, fault in found.faults.items():
+        # Postgres can plan the query: what hinders the view is no fault of the mapping.
+        return Dependencies(without_columns=f"no view of the query {name} can be made: {fault}")
+    return found
+
+
+def _by_locks(site: Site) -> dict[str, tuple[ReadRelation, ...]]:
+    """Return what `reads` of affects.toml leaves out, by query, without columns.
+
+    One short transaction for all queries; only if it finds something, each query is asked by itself.
+    """
+    queries = site.database.mapping.queries
+    if not _unlisted(site, *queries.values()):
+        return {}
+    return {name: _unlisted(site, query) for name, query in queries.items()}
+
+
+def _unlisted(site: Site, *queries: str) -> tuple[ReadRelation, ...]:
+    mapping = site.database.mapping
+    probes = ";\n".join(f"SELECT FROM (\n{query}\n) AS probed LIMIT 0" for query in queries)
+    statement = f"{site.database.names()}{probes};\n{site.queries['UnlistedReads']}"
+    keys: dict[str, list[str]] = {name: [] for name in mapping.queries}
+    called = {function for query in queries for function in calls(query)}
+    parameters = {
+        **keys,
+        "schema": site.schema,
+        "tables": list(mapping.reads),
+        "function_schemas": [schema for schema, _ in called],
+        "function_names": [name for _, name in called],
+    }
+    rows = site.database.query(statement, parameters)
+    return tuple(ReadRelation(schema, table, kind, ()) for schema, table, kind in rows)
+
+
+def _primary_keys(constraints: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """Return the columns of each table's primary key, from the rows of the query `Constraints`."""
+    found = {}
+    for table, definition in constraints:
+        if primary := re.fullmatch(r"PRIMARY KEY \((.*?)\).*", definition):
+            found[table] = tuple(part.strip().strip('"') for part in primary[1].split(","))
+    return found
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(one for one in value if isinstance(one, str)) if isinstance(value, list) else ()
 
 
 def _as_toml(**entry: str) -> str:

@@ -120,6 +120,8 @@ class Site:
     """Standbys are to keep the slot."""
     service_role: str | None = None
     """The role that `serve` is going to have, where that is another one than ours."""
+    makes_views: bool = False
+    """A check may make temporary views, which are rolled back. `serve` starts without writing anything."""
 
     def ask(self, query: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """Ask the slot's server, in a session of its own.

@@ -165,50 +165,6 @@ def statements(site: Site) -> Iterator[Finding]:
         yield good(f"all {len(mapping.queries)} queries fit the tables")
 
 
-def reads(site: Site) -> Iterator[Finding]:
-    """Hold `reads` against the tables that the queries read, as Postgres has it: planning a query locks each
-    of its tables, on a primary and on a standby.
-
-    One short transaction for all queries; only if it finds something each query is asked by itself.
-    """
-    queries = site.database.mapping.queries
-    found = False
-    if _unlisted(site, *queries.values()):
-        for name, query in queries.items():
-            for schema, table, kind in _unlisted(site, query):
-                found = True
-                yield fail(
-                    f"the query {name} reads {quote_name(schema)}.{quote_name(table)}, which `reads` of"
-                    " affects.toml leaves out: changes of it would be missed",
-                    _remedy(site, schema, table, kind),
-                )
-    if not found:
-        yield good("affects.toml names all tables that the queries read")
-
-
-def _unlisted(site: Site, *queries: str) -> list[tuple[str, str, str]]:
-    """Return the tables that queries read and `reads` does not list: schema, name and kind of each."""
-    mapping = site.database.mapping
-    probes = ";\n".join(f"SELECT FROM (\n{query}\n) AS probed LIMIT 0" for query in queries)
-    statement = f"{site.database.names()}{probes};\n{site.queries['UnlistedReads']}"
-    keys: dict[str, list[str]] = {name: [] for name in mapping.queries}
-    parameters = {**keys, "schema": site.schema, "tables": list(mapping.reads)}
-    return [(schema, table, kind) for schema, table, kind in site.database.query(statement, parameters)]
-
-
-def _remedy(site: Site, schema: str, table: str, kind: str) -> str:
-    if kind in NO_ROWS:
-        return f"{NO_ROWS[kind]} sends no changes: query the tables behind it"
-    if schema != site.schema:
-        return f"a mapping follows the tables of one schema: move it to {site.schema}, or do without it"
-    if table in site.database.mapping.signals:
-        return f'move "{table}" from `signals` to `reads`, in affects.toml'
-    return (
-        f'add "{table}" to `reads`, and an [[affects]] entry with table = "{table}" that says what its rows'
-        " affect (docs/mappings.md; pads-cdc mapping test FOLDER says which of its columns count)"
-    )
-
-
 def with_place(error: PadsCdcError) -> str:
     """Return an error's text with the line of SQL that it is about: in a check there are no keys in it."""
     line = re.search(r"^LINE \d+: +(.*)$", str(error.__cause__), re.MULTILINE)

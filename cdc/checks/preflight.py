@@ -49,4 +49,6 @@ def _refuse(site: Site) -> None:
     for question in NECESSARY:
         for finding in question.ask(site):
             if finding.verdict is Verdict.FAIL:
-                raise Refusal(f"{finding.text}; {finding.remedy}")
+                first, *more = finding.remedy.splitlines()
+                rest = " (`pads-cdc check` shows all of it)" if more else ""
+                raise Refusal(f"{finding.text}; {first}{rest}")

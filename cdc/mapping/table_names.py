@@ -99,6 +99,16 @@ def qualify(query: str, tables: Collection[str], schema: str) -> str:
     return qualified + query[last:]
 
 
+def calls(query: str) -> set[tuple[str, str]]:
+    """Return the functions that a query calls by schema and name, as the catalog has both."""
+    tokens = [token for token in tokens_of(query) if token.kind != "comment"]
+    return {
+        (schema.stored, name.stored)
+        for schema, dot, name, parenthesis in zip(tokens, tokens[1:], tokens[2:], tokens[3:], strict=False)
+        if (dot.text, parenthesis.text) == (".", "(") and schema.stored and name.stored
+    }
+
+
 def _follows(tokens: list[Lexeme], number: int, *what: str) -> bool:
     """Return whether the next token is one of these words or marks."""
     return number + 1 < len(tokens) and tokens[number + 1].text.upper() in what

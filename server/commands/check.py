@@ -76,6 +76,7 @@ def deployment(settings: Settings) -> Deployment:
         publication_name=settings.publication,
         max_retained_wal=settings.max_retained_wal,
         state_file=settings.state_file,
+        makes_views=True,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from cdc.mapping.mapping import load
 from server.commands.demo.cluster import free_port
 from tests.plugins.postgres import fetched
 from tests.plugins.server import fill, wait_equal, wait_until
+from tests.support import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -277,6 +279,23 @@ def test_a_mark_of_deletion_that_the_mapping_ignores(refused: Refused, database:
     database.execute("ALTER TABLE portal_applications ADD COLUMN deleted BOOLEAN NOT NULL DEFAULT false")
     assert_says(refused(database.url()), "deleted", "MAPPING=grove_soft_delete")
     assert not database.rows(SLOTS)
+
+
+def test_a_mapping_leaves_out_what_a_function_reads(
+    refused: Refused, streamer: Role, database: Database, tmp_path: Path
+) -> None:
+    """It is known without the right to make temporary views."""
+    database.execute(f"""
+        REVOKE TEMPORARY ON DATABASE {database.name} FROM PUBLIC;
+        GRANT pg_read_all_data TO {streamer.name};
+        CREATE TABLE bonus (relays INT);
+        CREATE FUNCTION most() RETURNS INT LANGUAGE sql BEGIN ATOMIC SELECT max(relays) FROM bonus; END
+    """)
+    own = shutil.copytree(ROOT / "sql/grove", tmp_path / "own")
+    text = (own / "queries.sql").read_text()
+    (own / "queries.sql").write_text(text.replace("pay_plans.monthly_relay_limit AS", ':"schema".most() AS'))
+    line = refused(database.url(*streamer), MAPPING=str(own))
+    assert_says(line, "Endpoints reads bonus", "`reads` of affects.toml", "pads-cdc check")
 
 
 def test_an_unknown_mapping(refused: Refused, database: Database) -> None:

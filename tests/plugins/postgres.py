@@ -308,7 +308,12 @@ def _ensure_template(cluster: Cluster, mapping: str, plugin: str) -> str:
 
 @contextmanager
 def site_of(
-    url: str, mapping: str = "grove", schema: str = "public", publication: str = "pads_cdc"
+    url: str,
+    mapping: str = "grove",
+    schema: str = "public",
+    publication: str = "pads_cdc",
+    *,
+    makes_views: bool = False,
 ) -> Iterator[Site]:
     """Return what the checks ask about a database. It remembers its answers."""
     address = Address(lambda: url, "POSTGRES_CONNECTION_STRING")
@@ -320,6 +325,7 @@ def site_of(
             schema=schema,
             slot_name="pads_cdc",
             publication_name=publication,
+            makes_views=makes_views,
         )
 
 

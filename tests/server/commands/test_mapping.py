@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import psycopg2
 import pytest
 
 from cdc.checks import Site, Verdict
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cdc.checks import Finding
+    from tests.plugins.pgbouncer import PoolerFactory
     from tests.plugins.postgres import Database, DatabaseFactory, Replicated
 
 TEMPLATE = ROOT / "server/commands/mapping/template"
@@ -394,6 +396,23 @@ def test_on_a_standby(standby17: Replicated, database_factory: DatabaseFactory) 
     standby17.wait_replayed()
     with pytest.raises(Refusal, match="DATABASE leads to a standby"):
         list(examine(ROOT / "sql/grove", address(database.on(standby17.standby)), "public"))
+
+
+def test_through_a_pooler(empty: Database, own: Path, pooler: PoolerFactory) -> None:
+    """In transaction mode, whose sessions others share: the same is found, and nothing is left there."""
+    scratch.fill(empty.url(), own, "public")
+    edit(own / "queries.sql", ("ANY(@keys::BIGINT[])", "ANY(@keys::BIGINT[]) AND tokens.secret = 'key 1'"))
+    url = pooler(empty, empty.cluster.port)
+    with closing(psycopg2.connect(url)) as session, session.cursor() as other:
+        session.autocommit = True
+        for table in ("pg_class", "pg_depend"):
+            other.execute(f"CREATE TEMPORARY TABLE {table} ()")
+        directly = [*examine(own, address(empty), "public")]
+        assert wrong(directly)[0][0] == "changes"
+        for _ in range(2):
+            assert [*examine(own, Address(lambda: url, "DATABASE"), "public")] == directly
+    left = "SELECT relname FROM pg_class WHERE relpersistence = 't' AND relkind IN ('r', 'v') ORDER BY 1"
+    assert empty.rows(left) == [("pg_class",), ("pg_depend",)]
 
 
 # --- the command
