@@ -44,8 +44,10 @@ _ASK_AGAIN = 0.1
 """Seconds between two requests to stop creating the slot. A request that comes too early has no effect."""
 _ENDS = 3
 """After so many streams that the server ended at the same place, the slot is dropped."""
-_CANNOT = ("22", "53200", "54", "XX")
-"""SQLSTATEs, or their classes, of errors that mean that the server cannot send a change."""
+_CANNOT = ("22", "53200", "54", "58", "XX")
+"""SQLSTATEs, or their classes, of errors that mean that the server cannot send a change. 58 is a file that it
+cannot read: somebody has removed WAL from a full disk, or reset it.
+"""
 _REMAKES = 3
 """A lost slot is created anew at most so many times an hour. After that a person has to find the cause."""
 
@@ -151,7 +153,8 @@ class OwnSlot:
         """Note that the server ended a stream that began at ``confirmed``.
 
         A change that the plugin cannot write, such as a value of 200 MB that becomes 1.2 GB of JSON, ends
-        every stream at the same place. The slot would retain WAL for ever, so it is dropped then.
+        every stream at the same place, as does WAL that is gone. The slot would retain WAL for ever, and
+        nothing would be streamed, so it is dropped then.
         """
         code = error.pgcode or ""
         self._ends = [*self._ends[1 - _ENDS :], (confirmed, code)] if code.startswith(_CANNOT) else []

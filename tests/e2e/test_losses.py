@@ -362,6 +362,16 @@ def test_a_change_that_the_plugin_cannot_write_costs_the_slot_and_nothing_else(r
     assert rig.server.metric("pads_cdc_reconcile_total", reason="slot_created") == 2
 
 
+def test_wal_that_is_gone_costs_the_slot_and_nothing_else(rig: Rig) -> None:
+    """Somebody has removed files from a full pg_wal, or reset it: Postgres does not call the slot lost."""
+    rig.cluster.stop()
+    rig.cluster.programs.run("pg_resetwal", "-f", "-D", str(rig.cluster.data), cwd=rig.cluster.folder)
+    rig.cluster.start()
+    wait_until(lambda: "cannot send (SQLSTATE 58P01" in rig.server.output, "the slot is given up")
+    rig.heals()
+    assert rig.server.metric("pads_cdc_reconcile_total", reason="slot_created") == 2
+
+
 @pytest.mark.both_plugins
 def test_foreign_wal_is_let_go_while_the_erd_is_idle(rig: Rig) -> None:
     """250 MB of WAL of another database, and nothing for us: the slot must not hold it."""
