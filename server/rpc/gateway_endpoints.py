@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
-from pads_cdc_client.pb.gateway_endpoint_pb2 import AuthDataRequest, AuthDataUpdatesRequest
 
 from cdc.store.log import OutlivedError
 from cdc.store.replay import Replay
@@ -67,20 +66,19 @@ class GatewayEndpoints:
         self._warned = False
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """Return the handler for `grpc.aio.Server.add_generic_rpc_handlers`. Responses are already bytes."""
+        """Return the handler for `grpc.aio.Server.add_generic_rpc_handlers`.
+
+        Requests have no fields, so their bytes are not decoded. Responses are already bytes.
+        """
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "FetchAuthDataSync": grpc.unary_unary_rpc_method_handler(
-                    self.fetch, request_deserializer=AuthDataRequest.FromString
-                ),
-                "StreamAuthDataUpdates": grpc.unary_stream_rpc_method_handler(
-                    self.stream, request_deserializer=AuthDataUpdatesRequest.FromString
-                ),
+                "FetchAuthDataSync": grpc.unary_unary_rpc_method_handler(self.fetch),
+                "StreamAuthDataUpdates": grpc.unary_stream_rpc_method_handler(self.stream),
             },
         )
 
-    async def fetch(self, _: AuthDataRequest, context: _Context) -> bytes:
+    async def fetch(self, _: bytes, context: _Context) -> bytes:
         """Return the whole map as an ``AuthDataResponse``."""
         with counted(self._metrics, "FetchAuthDataSync", context):
             await self._ready(context)
@@ -111,7 +109,7 @@ class GatewayEndpoints:
             await asyncio.sleep(0)  # let other tasks run
         return b"".join(slices)
 
-    async def stream(self, _: AuthDataUpdatesRequest, context: _Context) -> AsyncIterator[bytes]:
+    async def stream(self, _: bytes, context: _Context) -> AsyncIterator[bytes]:
         """Yield ``AuthDataUpdate``s without end: the whole map, new changes before the rest of it."""
         with counted(self._metrics, "StreamAuthDataUpdates", context):
             await self._ready(context)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from server.rpc.undecodable import answered
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -59,6 +61,9 @@ class _Accepting(_cygrpc.AioServer):  # type: ignore[misc] # no stubs
         self._asked = interceptors
         self._answering: set[asyncio.Task[None]] = set()
         super().__init__(self._running, None, (), interceptors, options, None)
+
+    def add_registered_method_handlers(self, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]) -> None:
+        super().add_registered_method_handlers({name: answered(each) for name, each in handlers.items()})
 
     async def _request_call(self) -> Any:
         while True:

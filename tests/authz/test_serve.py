@@ -118,6 +118,20 @@ def test_a_map_that_differs_goes_on_being_used_until_another_one_is_whole(
     assert authorizer.check("/v1/app_4").code == 200
 
 
+def test_checks_that_cannot_be_decoded_are_answered_and_not_logged(
+    scripted: Scripted, authorize: AuthorizerFactory
+) -> None:
+    authorizer = authorize(f"127.0.0.1:{scripted.port}")
+    with grpc.insecure_channel(f"127.0.0.1:{authorizer.grpc}") as channel:
+        check: Any = channel.unary_unary(f"/{SERVICE}/Check")
+        with pytest.raises(grpc.RpcError) as refused:
+            check(b"\xff\xff\xff\xff", wait_for_ready=True, timeout=DEADLINE)
+        assert isinstance(refused.value, grpc.Call)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert authorizer.check("/v1/app_1").code == 503
+    assert "Traceback" not in authorizer.output
+
+
 def test_without_its_feed_it_goes_on_and_says_how_old_its_map_is(
     database: Database, serve: ServerFactory, authorize: AuthorizerFactory
 ) -> None:

@@ -7,7 +7,7 @@ import signal
 import socket
 import struct
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -187,6 +187,38 @@ def test_requests_are_bounded(server: Server) -> None:
             fetch(b"\x0a\x80\x80\x08" + bytes(128 * 1024))
         assert isinstance(refused.value, grpc.Call)
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_requests_that_cannot_be_decoded_are_answered_and_not_logged(server: Server) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc}") as channel:
+        refused = grpc.StatusCode.INVALID_ARGUMENT
+        bad = b"\xff\xff\xff\xff"
+        assert _code(channel.unary_unary("/grpc.health.v1.Health/Check"), bad) == refused
+        assert _code(channel.unary_stream("/grpc.health.v1.Health/Watch"), bad) == refused
+        reflection: Any = channel.stream_stream(
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+        )
+        assert _code(reflection, iter((b":\0", bad))) == refused, "the second one, too"
+        watch: Any = channel.stream_stream("/pads.cdc.v1.EndpointFeedService/Watch")
+        assert _code(watch, iter((bad,))) == refused
+        # The requests of these methods have no fields: whatever comes is one.
+        assert (
+            _code(channel.unary_unary("/proto.GatewayEndpoints/FetchAuthDataSync"), bad) == grpc.StatusCode.OK
+        )
+        assert (
+            _code(channel.unary_unary("/pads.cdc.v1.EndpointFeedService/Status"), bad) == grpc.StatusCode.OK
+        )
+    assert "Traceback" not in server.output
+
+
+def _code(method: Any, request: Any) -> grpc.StatusCode:
+    """Return the status with which a call ends."""
+    call = getattr(method, "future", method)(request, wait_for_ready=True, timeout=DEADLINE)
+    with suppress(grpc.RpcError):
+        for _ in () if hasattr(method, "future") else call:
+            pass
+    ended: grpc.StatusCode = call.code()
+    return ended
 
 
 @pytest.mark.slow
