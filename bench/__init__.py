@@ -1,4 +1,4 @@
-"""Benchmarks: ours beside what people would use instead, on the same data in the same run.
+"""Benchmarks: pads-cdc beside its alternatives, on the same data in the same run.
 
-``make bench`` and ``make bench-full``, or ``python -m bench ripple latency``. See docs/performance.md.
+Run ``make bench`` or ``make bench-full``, or ``python -m bench ripple latency``. See docs/performance.md.
 """

@@ -1,6 +1,6 @@
 """``python -m bench``: see `bench.cli`."""
 
-# Followers are new processes, and import this module too: they need none of what it takes to run them.
+# Followers run in new processes, which import this module too. They need none of the imports of the command.
 if __name__ == "__main__":
     from bench.cli import main
 

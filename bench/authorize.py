@@ -1,4 +1,4 @@
-"""The authorizer: what a check costs, how long it takes while all changes, when a revoked key is refused."""
+"""The authorizer: the cost of a check, its duration during changes, and when a revoked key is refused."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _GO: Final = "in Go"
 _NOTHING: Final = "do-nothing server"
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _RATE: Final = 1_000
-"""Checks a second while everything changes."""
+"""Checks per second while endpoints change."""
 _CHANGES: Final = 500
-"""A second."""
+"""Changes per second."""
 _HTTP_RATE: Final = 200
-"""Requests a second through Envoy."""
+"""Requests per second through Envoy."""
 _REVOKE: Final = "UPDATE portal_application_settings SET secret_key = NULL WHERE application_id = %s"
 _KNOWN: Final = 5_000
-"""Endpoints that callers call."""
+"""Number of endpoints that callers use."""
 
 
 class _Server(NamedTuple):
-    """One that answers checks."""
+    """A server that answers checks."""
 
     port: int
     pid: int
@@ -60,7 +60,7 @@ class _Server(NamedTuple):
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Measure ours, the one in Go and the references, on the same endpoints."""
+    """Measure the authorizer, the one in Go and the references, on the same endpoints."""
     with rig.database(rig.sizes.small) as database, rig.serve(database) as served:
         rest = database.portal.numbers(REST)
         calls = _calls(rest[: min(_KNOWN, len(rest) // 2)])
@@ -90,7 +90,7 @@ def _calls(numbers: Sequence[int]) -> list[checks.Call]:
 
 @contextmanager
 def _in_go(rig: Rig, served: Served) -> Iterator[_Server | None]:
-    """Have the authorizer in Go; None where it cannot be built."""
+    """Run the authorizer in Go; None if it cannot be built."""
     root = Path(__file__).parents[1]
     built = subprocess.run([root / "scripts/build-go"], capture_output=True, text=True, check=False)  # noqa: S603
     program = Path(built.stdout.strip()) / "ext-authz"
@@ -111,7 +111,7 @@ def _in_go(rig: Rig, served: Served) -> Iterator[_Server | None]:
 
 
 def _answers(server: _Server) -> bool:
-    """Tell whether it holds a map: its health says so."""
+    """Return whether it holds a map, by its health service."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415
 
     with grpc.insecure_channel(server.target) as channel:
@@ -123,7 +123,7 @@ def _answers(server: _Server) -> bool:
 
 
 def _cost(rig: Rig, servers: dict[str, _Server], calls: Sequence[checks.Call]) -> Iterator[Result]:
-    """Divide checks by the processor time of who answers: whoever asks may be slower, and beside it."""
+    """Divide checks by the CPU time of the server: the callers may be slower, and share its cores."""
     taken: dict[str, list[float]] = {}
     seconds = rig.sizes.seconds / rig.sizes.runs
     for _ in range(rig.sizes.runs):
@@ -138,14 +138,14 @@ def _cost(rig: Rig, servers: dict[str, _Server], calls: Sequence[checks.Call]) -
 
 
 def _memory(rig: Rig, authorizer: Served) -> Iterator[Result]:
-    """Say what a worker holds for each endpoint, beyond what it is without any."""
+    """Return a worker's memory for each endpoint, beyond its memory without endpoints."""
     with rig.authorize("127.0.0.1:9", wait=False) as empty:
         each = (authorizer.resident_bytes() - empty.resident_bytes()) / rig.sizes.small
     yield Result("authorize", "memory an endpoint", OURS, "bytes", (each,), f"{rig.sizes.small:,} endpoints")
 
 
 def _through_envoy(rig: Rig, servers: dict[str, _Server], calls: Sequence[checks.Call]) -> Iterator[Result]:
-    """Send requests to each Envoy in turn."""
+    """Send requests to the Envoys in turn."""
     with ExitStack() as running:
         envoys = {name: running.enter_context(_envoy(rig, server)) for name, server in servers.items()}
         envoys["no ext_authz"] = running.enter_context(_envoy(rig, None))
@@ -165,7 +165,7 @@ def _through_envoy(rig: Rig, servers: dict[str, _Server], calls: Sequence[checks
 
 @contextmanager
 def _envoy(rig: Rig, server: _Server | None) -> Iterator[int]:
-    """Have an Envoy that asks this server, or nobody; gives its port."""
+    """Run an Envoy that asks this server, or none; yield its port."""
     edits = [("route: {cluster: upstream, timeout: 60s}", "direct_response: {status: 200}")]
     if server is None:
         text = configuration("envoy.yaml")
@@ -193,13 +193,13 @@ def _envoy(rig: Rig, server: _Server | None) -> Iterator[int]:
 def _revocations(
     rig: Rig, database: Database, served: Served, servers: dict[str, _Server]
 ) -> Iterator[Result]:
-    """Revoke one key after the other, each in use through Envoy, while a client of the feed follows."""
+    """Revoke keys one after the other, each while it is used through Envoy, beside a client of the feed."""
     count = max(10, int(rig.sizes.seconds * 7))
     numbers = database.portal.numbers(REST)
     taken: dict[str, list[float]] = {"feed client": []}
     with database.connect().cursor() as cursor, Follower(checks.follow, served.target) as follower:
         for place, contender in enumerate(name for name in servers if name != _NOTHING):
-            # From the end, so that nobody else calls these.
+            # From the end, because no caller uses these.
             chosen = _calls(numbers[len(numbers) - (place + 1) * count : len(numbers) - place * count])
             with _envoy(rig, servers[contender]) as port, checks.probing(port) as prober:
                 rig.say(f"authorize: {count} revocations, {contender}")
@@ -223,7 +223,7 @@ def _revocations(
 def _while_everything_changes(
     rig: Rig, database: Database, served: Served, calls: Sequence[checks.Call]
 ) -> Iterator[Result]:
-    """Ask at a steady rate while keys of others change and a plan ripples."""
+    """Check at a steady rate while other keys change and a plan ripples."""
     taken: dict[tuple[str, str], list[float]] = {}
     rest = database.portal.numbers(REST)[len(calls) :]
     for _ in range(rig.sizes.runs):
@@ -248,9 +248,9 @@ def _while_everything_changes(
 
 @contextmanager
 def _alone(rig: Rig, served: Served, contender: str) -> Iterator[_Server | None]:
-    """Have one contender and one authorizer on the feed: the do-nothing server has one of ours beside it.
+    """Run one contender and one authorizer on the feed; beside the do-nothing server, an authorizer too.
 
-    So each has the same neighbours on the same cores, and what the do-nothing server takes is theirs.
+    So each contender has the same neighbours on the same cores.
     """
     if contender == _GO:
         with _in_go(rig, served) as in_go:

@@ -1,4 +1,4 @@
-"""Backlog: how long until everything that piled up is in the store, and the slot may forget it."""
+"""Backlog: time until all waiting transactions are in the store and confirmed to the slot."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ _WITH_WAL2JSON: Final = "ours with wal2json"
 
 
 class _Spent(NamedTuple):
-    """What one contender took: wall time and CPU time, both in seconds."""
+    """Wall time and CPU time of one contender, in seconds."""
 
     seconds: float
     cpu: float
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Halt our server, let changes pile up, and let it go on; the references have slots of their own.
+    """Stop our server (SIGSTOP), commit changes, and let it continue. The references have their own slots.
 
     The plugins take turns, so that neither has a quieter machine than the other.
     """
@@ -82,7 +82,7 @@ def run(rig: Rig) -> Iterator[Result]:
 def _round(
     rig: Rig, database: Database, served: Served, plugin: str, case: str, number: int
 ) -> Iterator[tuple[str, _Spent]]:
-    # The rounds before have left what autovacuum would have cleared away.
+    # The previous rounds left dead rows, which autovacuum would have removed.
     database.execute("VACUUM (ANALYZE)")
     with ExitStack() as slots:
         limit, bare = (slots.enter_context(database.slot(name, plugin)) for name in ("limit", "bare"))
@@ -102,7 +102,7 @@ def _round(
 
             wait_until(confirmed, "the backlog is confirmed")
         yield OURS, _Spent(time.monotonic() - began, served.cpu_seconds() - used)
-        if case == "settings":  # what is not ours does not count as a transaction
+        if case == "settings":  # transactions of other tables are not counted
             seen = served.metric(_TRANSACTIONS) - before
             if seen <= rig.sizes.transactions:
                 raise RuntimeError(f"confirmed after {seen:.0f} transactions: the rest was not taken")

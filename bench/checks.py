@@ -1,4 +1,4 @@
-"""Who asks an authorizer, each in a process of its own: by gRPC as Envoy does, or through Envoy by HTTP."""
+"""Callers of an authorizer, each in its own process: by gRPC as Envoy does, or through Envoy by HTTP."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 _CHECK: Final = "/envoy.service.auth.v3.Authorization/Check"
 _DROPPED_SECONDS: Final = 10.0
-"""What a check counts that is not answered."""
+"""The duration of a check without an answer."""
 _UNDER_WAY: Final = 32
-"""Checks that a busy Envoy has under way."""
+"""Concurrent checks of a busy Envoy."""
 _HEADERS: Final = {
     "portal-application-id": "",
     "authorization": "",
@@ -44,32 +44,32 @@ Call = tuple[str, str]
 
 
 def saturate(target: str, calls: Sequence[Call], seconds: float) -> int:
-    """Ask as fast as answers come, with many under way; returns how many were answered."""
+    """Send checks as fast as answers arrive, many concurrently; return the number of answers."""
     count: int = _in_process(_saturate, target, calls, seconds)
     return count
 
 
 def at_rate(target: str, calls: Sequence[Call], rate: float) -> Asking:
-    """Begin to ask at a steady rate, whatever becomes of the answers."""
+    """Begin to send checks at a steady rate, without waiting for answers."""
     return Asking(_at_rate, target, calls, rate)
 
 
 def through_envoy(port: int, calls: Sequence[Call], rate: float) -> Asking:
-    """Begin to send requests at a steady rate over one connection, as long as each is answered in time."""
+    """Begin to send requests at a steady rate over one connection, while answers arrive in time."""
     return Asking(_through_envoy, port, calls, rate)
 
 
 class Asking:
-    """A process that asks until `stop`, which returns (when asked, seconds until the answer) of each."""
+    """A process that sends checks until `stop`, which returns (time, seconds until the answer) of each."""
 
     def __init__(self, ask: Callable[..., None], *arguments: Any) -> None:
         self._pipe, other = children.Pipe()
         self._process = children.start(ask, other, *arguments)
         other.close()
-        self._pipe.recv()  # it has begun
+        self._pipe.recv()  # the process has begun
 
     def stop(self) -> list[tuple[float, float]]:
-        """End it."""
+        """End the process."""
         self._pipe.send(None)
         found: list[tuple[float, float]] = self._pipe.recv()
         self._process.join()
@@ -85,12 +85,12 @@ class Prober:
         other.close()
 
     def use(self, call: Call) -> None:
-        """Begin; returns once the key was let in."""
+        """Begin; return after the key was accepted once."""
         self._pipe.send(call)
         self._pipe.recv()
 
     def refused_at(self) -> float:
-        """Return when the first refusal was here, by `bench.following.now`."""
+        """Return the time of the first refusal, by `bench.following.now`."""
         at: float = self._pipe.recv()
         return at
 
@@ -102,7 +102,7 @@ class Prober:
 
 @contextmanager
 def probing(port: int) -> Iterator[Prober]:
-    """Have a prober while the context lasts."""
+    """Run a prober while the context lasts."""
     prober = Prober(port)
     try:
         yield prober
@@ -111,7 +111,7 @@ def probing(port: int) -> Iterator[Prober]:
 
 
 def follow(notebook: Notebook, target: str) -> None:
-    """Be the feed's client, as an authorizer has it; what comes before it is ready is not noted."""
+    """Run the feed's client, as an authorizer does. Arrivals before it is ready are not noted."""
     feed = EndpointFeed(
         target, client_id="bench", on_change=lambda change: notebook.arrived([change.endpoint_id], now())
     )
@@ -124,7 +124,7 @@ def follow(notebook: Notebook, target: str) -> None:
 
 
 def requests(calls: Sequence[Call]) -> list[bytes]:
-    """Serialize what Envoy sends for such calls."""
+    """Serialize the requests that Envoy sends for such calls."""
     made = []
     for endpoint_id, key in calls:
         request = CheckRequest()
@@ -154,7 +154,7 @@ def _saturate(pipe: Connection, target: str, calls: Sequence[Call], seconds: flo
         async with grpc.aio.insecure_channel(target) as channel:
             check: _Check = channel.unary_unary(
                 _CHECK
-            )  # bytes in, bytes out: the client is to cost as little as can be
+            )  # bytes in, bytes out, so that the client costs as little as possible
             await check(asked[0], wait_for_ready=True)
             until = time.monotonic() + seconds
 
@@ -171,7 +171,7 @@ def _saturate(pipe: Connection, target: str, calls: Sequence[Call], seconds: flo
 
 
 def _at_rate(pipe: Connection, target: str, calls: Sequence[Call], rate: float) -> None:
-    gc.disable()  # a full collection takes 40 ms here, which would be measured as the server's
+    gc.disable()  # a full collection takes 40 ms here, and would be measured as the server's time
 
     async def run() -> list[tuple[float, float]]:
         asked, found = requests(calls), []
@@ -181,7 +181,7 @@ def _at_rate(pipe: Connection, target: str, calls: Sequence[Call], rate: float) 
             async def ask(request: bytes, at: float) -> None:
                 try:
                     answer = CheckResponse.FromString(await check(request))
-                except grpc.aio.AioRpcError:  # gRPC drops calls of a server that is 1,000 behind
+                except grpc.aio.AioRpcError:  # gRPC drops calls if the server is 1,000 behind
                     found.append((at, _DROPPED_SECONDS))
                     return
                 if answer.WhichOneof("http_response") != "ok_response":
@@ -206,7 +206,7 @@ def _at_rate(pipe: Connection, target: str, calls: Sequence[Call], rate: float) 
 
 
 class _Http:
-    """One kept connection, with no more of HTTP than is needed."""
+    """One persistent connection, with as much of HTTP as is needed."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), 10)
@@ -214,7 +214,7 @@ class _Http:
         self._stream = self._socket.makefile("rb")
 
     def get(self, call: Call) -> int:
-        """Return the answer's code."""
+        """Return the status code of the answer."""
         endpoint_id, key = call
         self._socket.sendall(
             f"GET /v1/{endpoint_id} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n".encode()
@@ -249,7 +249,7 @@ def _probe(pipe: Connection, port: int) -> None:
             call = pipe.recv()
         except EOFError:
             os._exit(0)
-        while connection.get(call) != 200:  # noqa: PLR2004 (it may not have heard of the key yet)
+        while connection.get(call) != 200:  # noqa: PLR2004 (the key may not have arrived yet)
             pass
         pipe.send(True)
         while connection.get(call) == 200:  # noqa: PLR2004

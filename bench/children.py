@@ -1,4 +1,4 @@
-"""Processes beside a benchmark that end with it, whatever ends it."""
+"""Child processes that end with the benchmark, however it ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Pipe: Final = _spawn.Pipe
 
 
 def start(run: Callable[..., None], *arguments: Any) -> SpawnProcess:
-    """Run a function in a process of its own. It is killed when the thread that called this ends."""
+    """Run a function in its own process, which is killed when the calling thread ends."""
     process = _spawn.Process(target=_run, args=(run, arguments), daemon=True)
     process.start()
     return process

@@ -1,4 +1,4 @@
-"""``python -m bench``: all benchmarks, or those that are named."""
+"""``python -m bench``: all benchmarks, or the named ones."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ BENCHMARKS: Final[dict[str, Callable[[Rig], Iterator[Result]]]] = {
 _SIZES: Final = {sizes.name: sizes for sizes in (TINY, QUICK, FULL)}
 
 _SOME: Final = "some"
-"""Names what is left of a run that was not of everything, or has not ended."""
+"""Name of the results of a run that is partial or has not ended."""
 _WIDTH: Final = 150
-"""Of a table that goes to a file."""
+"""Width of a table that is written to a file."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,10 +72,10 @@ _WIDTH: Final = 150
 @click.option("--size", type=click.Choice(list(_SIZES)), default=QUICK.name, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), default=FOLDER, help="Where JSON and PNG go.")
 def main(names: Sequence[str], size: str, folder: Path) -> None:
-    """Run benchmarks, all of them unless some are NAMED, and show what they found.
+    """Run the NAMED benchmarks, or all, and show the results.
 
-    What was found is in the folder as well: under the name of the size, or as `some` where only some ran,
-    or one has failed.
+    The results are also in the folder: under the name of the size, or as `some` if only some ran or one
+    failed.
     """
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     record = measure(names or list(BENCHMARKS), _SIZES[size], console, folder / f"{_SOME}.json")
@@ -90,11 +90,11 @@ def main(names: Sequence[str], size: str, folder: Path) -> None:
 
 
 def measure(names: Sequence[str], sizes: Sizes, console: Console, sofar: Path) -> Record:
-    """Run these benchmarks in one cluster, with a bar that shows how far it is.
+    """Run these benchmarks in one cluster, with a progress bar.
 
-    After each, all that was found is put into ``sofar``: a run may take long, and end early.
+    After each, all results are written to ``sofar``, because a run may take long and end early.
     """
-    # A thousand subscribers are a thousand sockets, here and in the server, which inherits this.
+    # A thousand subscribers need a thousand sockets, here and in the server, which inherits the limit.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     results: list[Result] = []

@@ -1,4 +1,4 @@
-"""One-row commits at a steady rate, whatever becomes of them."""
+"""One-row commits at a steady rate, without waiting for their arrival."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ UPDATE portal_application_settings SET secret_key = $1 WHERE application_id = $2
 
 
 class Commit(NamedTuple):
-    """When a commit was asked for, and when its answer was here."""
+    """The times when a commit was sent and when it returned."""
 
     sent: float
     returned: float
 
 
 class Rotation:
-    """Gives endpoints new keys, one after the other, in a thread, until its context or they end.
+    """Gives endpoints new keys, one after the other, in a thread, until the context or the endpoints end.
 
-    Commits that are late are made up for, so that a slow one does not lower the rate.
+    After a slow commit the next ones follow at once, so that the rate stays.
     """
 
     def __init__(self, database: Database, numbers: Iterable[int], rate: float) -> None:
@@ -42,7 +42,7 @@ class Rotation:
         self._done = threading.Event()
         self._stamp = f"{now():.6f}"
         self.commits: dict[str, Commit] = {}
-        """By endpoint."""
+        """The commits by endpoint."""
         self._thread = ThreadPoolExecutor(1)
         self._ended = self._thread.submit(self._rotate)
 
@@ -54,13 +54,13 @@ class Rotation:
         self.join()
 
     def join(self) -> None:
-        """Wait for the end, which comes by itself where there are not endpoints for ever."""
+        """Wait for the end. With an infinite number of endpoints, only the context's end brings it."""
         self._ended.result()
         self._thread.shutdown()
         self._session.close()
 
     def key(self, endpoint: str) -> str:
-        """Return the key that an endpoint gets: no other endpoint or rotation has it."""
+        """Return the key that an endpoint gets, which is unique among endpoints and rotations."""
         return f"{self._stamp} {endpoint}"
 
     def _rotate(self) -> None:
@@ -77,13 +77,13 @@ class Rotation:
 
 
 def since_returned(commits: Mapping[str, Commit], arrived: Mapping[str, float]) -> list[float]:
-    """Return milliseconds from each commit's return to the endpoint's arrival: below 0 where that was first.
+    """Return milliseconds from each commit's return to the endpoint's arrival, negative if it arrived first.
 
-    A slot delivers a commit as soon as it is flushed, often before its session hears of it.
+    A slot delivers a commit as soon as it is flushed, often before the commit returns to its session.
     """
     return [1000 * (arrived[endpoint] - commit.returned) for endpoint, commit in commits.items()]
 
 
 def since_sent(commits: Mapping[str, Commit], arrived: Mapping[str, float]) -> list[float]:
-    """Return milliseconds from the moment when each commit was asked for to the endpoint's arrival."""
+    """Return milliseconds from the sending of each commit to the endpoint's arrival."""
     return [1000 * (arrived[endpoint] - commit.sent) for endpoint, commit in commits.items()]

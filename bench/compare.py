@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
 _WIDTH: Final = 150
-"""Of a table that goes to a file."""
+"""Width of a table that is written to a file."""
 
 Key = tuple[str, str, str]
 """Benchmark, case and contender."""
@@ -39,9 +39,9 @@ Key = tuple[str, str, str]
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each commit.")
 @click.option("--size", default="quick", show_default=True, help="As of `python -m bench`.")
 def main(old: str, new: str, names: Sequence[str], rounds: int, size: str) -> None:
-    """Run the benchmarks that are NAMED (all, if none is) of the commits OLD and NEW, in turns, and compare.
+    """Run the NAMED benchmarks (or all) of the commits OLD and NEW in turns, and compare the results.
 
-    Both run in this virtual environment: their dependencies should be the same.
+    Both run in this virtual environment, so their dependencies should be the same.
     """
     found: dict[str, dict[Key, Result]] = {old: {}, new: {}}
     with checked_out(old) as tree_of_old, checked_out(new) as tree_of_new:
@@ -54,7 +54,7 @@ def main(old: str, new: str, names: Sequence[str], rounds: int, size: str) -> No
 
 @contextmanager
 def checked_out(commit: str) -> Iterator[Path]:
-    """Put a commit's files into a folder of their own, which ends with the context.
+    """Write a commit's files into a temporary folder, which is removed at the end of the context.
 
     Raises:
         click.UsageError: there is no such commit.
@@ -75,9 +75,9 @@ def checked_out(commit: str) -> Iterator[Path]:
 
 
 def run(tree: Path, names: Sequence[str], size: str) -> tuple[Result, ...]:
-    """Return what a commit's own benchmarks find."""
+    """Return the results of a commit's own benchmarks."""
     results = tree / "bench/results"
-    # Everything is imported from the tree: `-m` looks into the working folder first, and the client is named.
+    # All imports come from the tree: `-m` searches the working folder first, and the path names the client.
     subprocess.run(  # noqa: S603 - all of it is ours
         [sys.executable, "-m", "bench", *names, "--size", size, "--folder", str(results)],
         cwd=tree,
@@ -89,7 +89,7 @@ def run(tree: Path, names: Sequence[str], size: str) -> tuple[Result, ...]:
 
 
 def gather(found: dict[Key, Result], results: Sequence[Result]) -> None:
-    """Add a round's samples to those before it."""
+    """Add a round's samples to those of earlier rounds."""
     for one in results:
         if not one.along:
             key = (one.benchmark, one.case, one.contender)
@@ -98,7 +98,7 @@ def gather(found: dict[Key, Result], results: Sequence[Result]) -> None:
 
 
 def compared(old: dict[Key, Result], new: dict[Key, Result], *names: str) -> Table:
-    """Put what both measured side by side: medians of all samples, and NEW divided by OLD."""
+    """Return both results side by side: medians of all samples, and NEW divided by OLD."""
     table = Table("", "case", "contender", *names, "new / old", box=SIMPLE_HEAD)
     for key, before in old.items():
         after = new.get(key)

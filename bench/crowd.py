@@ -1,8 +1,7 @@
-"""Many subscribers in one process: HTTP/2 by hand, as gRPC's own clients would take all CPU.
+"""Many subscribers in one process. They implement HTTP/2, because gRPC's clients would take all CPU.
 
-To be run by `bench.following`. To the server they are connections like any other. They offer the largest
-windows there are, answer settings and pings, and acknowledge checkpoints of the feed as
-`pads_cdc_client` does.
+`bench.following` runs this. For the server they are ordinary connections: they offer the largest possible
+windows, answer settings and pings, and acknowledge checkpoints of the feed as `pads_cdc_client` does.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ if TYPE_CHECKING:
 _DATA, _HEADERS, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 4, 6, 8
 _ACK, _END_HEADERS = 1, 4
 _CALL: Final = 1
-"""The stream that the call is made on."""
+"""The HTTP/2 stream of the call."""
 _WINDOW: Final = 2**31 - 1
 _INITIAL: Final = 65_535
-"""What a connection's window is until it is enlarged."""
+"""Initial window of a connection."""
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _SAMPLED: Final = 20
-"""Subscribers of whom every arrival is noted."""
+"""Number of subscribers whose arrivals are noted."""
 _FRAME: Final = 9
 _MESSAGE: Final = 5
 
@@ -43,8 +42,8 @@ def feed(
 ) -> None:
     """Open the feed ``count`` times from a token, and note arrivals as ``subscriber/endpoint``.
 
-    Of every so many subscribers that 20 are noted, or all where there are fewer. ``stalled`` more open it
-    and take nothing.
+    The arrivals of 20 subscribers, evenly chosen, are noted, or of all if there are fewer. ``stalled`` more
+    subscribers open the feed and read nothing.
     """
     opening = pb.WatchRequest(open=pb.Open(client_id="bench", resume_token=token)).SerializeToString()
     every = max(1, count // _SAMPLED)
@@ -61,12 +60,12 @@ def feed(
 
 
 def old(notebook: Notebook, port: int, count: int) -> None:
-    """Open the legacy contract's stream ``count`` times, and throw away what comes."""
+    """Open the legacy contract's stream ``count`` times, and discard what arrives."""
     _follow(notebook, port, count, STREAM, b"", lambda _peer, _message: None, 0)
 
 
 def sampled(count: int) -> int:
-    """Return of how many subscribers `feed` notes the arrivals."""
+    """Return the number of subscribers whose arrivals `feed` notes."""
     return len(range(0, count, max(1, count // _SAMPLED)))
 
 
@@ -77,7 +76,7 @@ class _Peer:
     number: int
     plain: socket.socket
     heard: bool = False
-    """A message has come."""
+    """Handle a message."""
     acknowledged_at: float = 0.0
     _received: bytearray = field(default_factory=bytearray)
     _data: bytearray = field(default_factory=bytearray)
@@ -114,12 +113,12 @@ class _Peer:
             self.say(pb.WatchRequest(acknowledge=pb.Acknowledge(token=token)).SerializeToString())
 
     def send(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        """Send a frame; small ones always fit into the socket's buffer."""
+        """Send a frame, which must be small enough for the socket's buffer."""
         head = struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream)
         self.plain.sendall(head + payload)
 
     def receive(self, take: Callable[[_Peer, bytes], None]) -> None:
-        """Take what is there; raises ConnectionError where the server has gone."""
+        """Read what has arrived. Raises ConnectionError if the server has gone."""
         more = self.plain.recv(1 << 18)
         if not more:
             raise ConnectionError("the server closed a subscriber's connection")
@@ -174,7 +173,7 @@ def _follow(
                 if not waiting:
                     notebook.following()
                     waiting.clear()
-            del idle[stalled:]  # they live as long as we do
+            del idle[stalled:]  # they live as long as this process
 
 
 def _string(value: str) -> bytes:

@@ -26,17 +26,17 @@ _PICTURE: Final = "![How far each target is, and how cost grows](../bench/result
 
 
 def main() -> int:
-    """Rewrite what stands between the marks; returns the exit code."""
+    """Rewrite the text between the marks; return the exit code."""
     text = DOCUMENT.read_text(encoding="utf-8")
     DOCUMENT.write_text(renewed(text, read(RECORD)), encoding="utf-8")
     return 0
 
 
 def renewed(text: str, record: Record) -> str:
-    """Return the document with a record's tables in the place of those that it has.
+    """Return the document with its tables replaced by those of a record.
 
     Raises:
-        ValueError: the marks are not there.
+        ValueError: the document lacks the marks.
 
     """
     figures = "".join(["\n", *_compared(record.results), *map(_growth, growths(record.results))])
@@ -62,12 +62,12 @@ def _targets(record: Record) -> Iterable[str]:
 
 
 def _loop(record: Record) -> str:
-    """Say how fast the machine was, where the record knows."""
+    """Return how fast the machine was, if the record has it."""
     return f" An empty loop of Python takes {record.loop:.0f} million steps a second." if record.loop else ""
 
 
 def _compared(results: Sequence[Result]) -> Iterable[str]:
-    """A table for each benchmark."""
+    """Yield a table for each benchmark."""
     made = lines(results)
     for benchmark in dict.fromkeys(line.benchmark for line in made):
         yield f"### {benchmark.replace('_', ' ').capitalize()}\n\n"

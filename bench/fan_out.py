@@ -1,4 +1,4 @@
-"""Fan-out: the same changes to more and more subscribers of the feed."""
+"""Fan-out: the same changes to a growing number of subscribers of the feed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 _SHARES: Final = {"p50": 0.5, "p99": 0.99}
 AT: Final = 500
-"""Subscribers for which a latency is to be reached."""
+"""Number of subscribers that the target for the latency is about."""
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Measure latency, CPU and memory at each number of subscribers, in one server's life."""
+    """Measure latency, CPU and memory at each number of subscribers, with one server process."""
     sizes = rig.sizes
     with rig.database(sizes.small) as database, rig.serve(database) as served:
-        # What a first subscriber makes grow is not the others' cost, nor are the changes' own old versions.
+        # Growth of memory by the first subscriber, or by the changes, is not a cost of more subscribers.
         before, after = (storm(rig, database, served, 1)[-1] for _ in range(2))
         for number, count in enumerate(sizes.fan_out, 1):
             grown = max(0, after - before)
@@ -60,7 +60,7 @@ def _measured(
 
 
 def _stalled(rig: Rig, database: Database, served: Served) -> Iterator[Result]:
-    """Measure others with and without one that takes nothing, in turns."""
+    """Measure subscribers with and without a stalled one beside them, in turns."""
     count = _most(rig)
     contenders = {OURS: 1, "none is stalled": 0}
     taken: dict[tuple[str, str], list[float]] = {}
@@ -81,7 +81,7 @@ def _most(rig: Rig) -> int:
 def storm(
     rig: Rig, database: Database, served: Served, count: int, stalled: int = 0
 ) -> tuple[list[float], float, int, int]:
-    """Change endpoints while so many subscribe.
+    """Change endpoints while this many clients subscribe.
 
     Returns milliseconds from each commit to each arrival, the server's share of a core, and its resident
     bytes before the first change and at the end.
@@ -110,7 +110,7 @@ def latencies(commits: Mapping[str, Commit], arrivals: Mapping[str, float]) -> l
 
 
 def resume_token(served: Served) -> bytes:
-    """Have a snapshot, and return the token at its end: with it, others need none."""
+    """Receive a snapshot and return the token at its end, with which others need no snapshot."""
     opening = pb.WatchRequest(open=pb.Open(client_id="bench"))
     with grpc.insecure_channel(served.target, options=OPTIONS) as channel:
         watch = channel.stream_stream(WATCH, pb.WatchRequest.SerializeToString, pb.WatchResponse.FromString)

@@ -1,6 +1,6 @@
-"""Whoever follows the database, ours or another, in a process of its own that notes when it has what.
+"""Followers of the database, ours and others, in processes of their own that note when a change arrives.
 
-The clock is monotonic, which on Linux all processes share.
+The clock is monotonic; on Linux all processes share it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 DEADLINE: Final = 300.0
-"""Seconds after which what should arrive counts as never."""
+"""Seconds after which a missing arrival is an error."""
 
-# Forking a process that has gRPC's threads, or connections, would end badly.
+# A process with gRPC's threads or with connections must not be forked.
 _spawn: Final = multiprocessing.get_context("spawn")
 
 
 class Notebook:
-    """In the follower's process: what has arrived since the last `mark`, by endpoint."""
+    """In the follower's process: the time of each endpoint's first arrival since the last `mark`."""
 
     def __init__(self) -> None:
         self._arrivals: dict[str, float] = {}
@@ -35,13 +35,13 @@ class Notebook:
         self._changed = threading.Condition()
 
     def following(self) -> None:
-        """Say that everything from now on will be noted."""
+        """Declare that everything from now on will be noted."""
         with self._changed:
             self._following_since = now()
             self._changed.notify_all()
 
     def arrived(self, endpoints: Iterable[str], at: float) -> None:
-        """Note that these are here, at this time by ``time.monotonic``; what is noted stays as it is."""
+        """Note that these arrived at this time by ``time.monotonic``. The first arrival of each counts."""
         arrivals = self._arrivals
         for endpoint in endpoints:
             if endpoint not in arrivals:
@@ -51,7 +51,7 @@ class Notebook:
                 self._changed.notify_all()
 
     def answer(self, command: str, count: int, seconds: float) -> Any:
-        """Do what the other side asks for."""
+        """Execute a command of the other process."""
         with self._changed:
             match command:
                 case "following":
@@ -65,16 +65,16 @@ class Notebook:
                     if not self._changed.wait_for(lambda: len(self._arrivals) >= count, seconds):
                         return None
                     self._wanted = -1
-                    # In the order of their arrival. A copy at once, as the other thread goes on.
+                    # In the order of arrival. The list is copied at once, because the other thread continues.
                     return list(self._arrivals.values())[count - 1]
         return dict(self._arrivals)
 
 
 class Follower:
-    """Runs ``follow(notebook, ...)``, which never returns, in a process; ends with its context."""
+    """Runs ``follow(notebook, ...)``, which never returns, in a process until the context ends."""
 
     def __init__(self, follow: Callable[..., None], *arguments: Any, **options: Any) -> None:
-        """Start; ``follow`` and its arguments go by pickle."""
+        """Start the process. ``follow`` and its arguments are pickled."""
         self._pipe, other = _spawn.Pipe()
         self._process = _spawn.Process(
             target=_run, args=(other, partial(follow, **options), arguments), daemon=True
@@ -84,7 +84,7 @@ class Follower:
         self._name = follow.__name__
         self._server: int | None = None
         self.following_since = 0.0
-        """Since when it is known to follow, once that is known."""
+        """The time from which it notes everything; 0 until it does."""
 
     def __enter__(self) -> Self:
         try:
@@ -100,29 +100,29 @@ class Follower:
         self._process.join()
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time of its process, or of the server that it follows, if `charge` named one."""
+        """Return the CPU time of its process, or of the server that `charge` named."""
         return cpu_seconds(self._server or self._process.pid or 0)
 
     def charge(self, server: int) -> None:
-        """Count the CPU time of a process of ours, and not that of the client."""
+        """Count the CPU time of this server's process instead of the client's."""
         self._server = server
 
     def mark(self) -> None:
-        """Forget what has arrived."""
+        """Forget all arrivals."""
         self._ask("mark")
 
     def wait(self, count: int, seconds: float = DEADLINE) -> float:
-        """Return when the last of so many endpoints (at least one) had arrived, once they have.
+        """Wait until ``count`` endpoints (at least one) have arrived; return the time of the last one.
 
         Raises:
-            TimeoutError: they have not within ``seconds``.
+            TimeoutError: they did not arrive within ``seconds``.
 
         """
         at: float = self._ask("wait", count, seconds)
         return at
 
     def arrivals(self) -> dict[str, float]:
-        """Return when each endpoint arrived first."""
+        """Return the time of each endpoint's first arrival."""
         arrived: dict[str, float] = self._ask("arrivals")
         return arrived
 
@@ -144,17 +144,17 @@ def _run(pipe: Connection, follow: Callable[..., None], arguments: tuple[Any, ..
         try:
             pipe.send(notebook.answer(*pipe.recv()))
         except (EOFError, BrokenPipeError):
-            os._exit(0)  # whoever started us has gone; gRPC's threads need no goodbye
+            os._exit(0)  # the parent has gone; gRPC's threads need no cleanup
 
 
 def _follow(notebook: Notebook, follow: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     try:
         follow(notebook, *arguments)
     finally:
-        # It is not meant to end; its traceback, if any, has been printed by then.
+        # It should not end by itself. Its traceback, if any, has been printed.
         threading.Timer(0.2, os._exit, (1,)).start()
 
 
 def now() -> float:
-    """Return the time that arrivals are noted by."""
+    """Return the time by the clock of the arrivals."""
     return time.monotonic()

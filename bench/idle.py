@@ -1,4 +1,4 @@
-"""Idle: what a server costs that has nothing to do, and what an audit costs."""
+"""Idle: the cost of a server without changes, and the cost of an audit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bench.rig import Rig
 
 _AUDIT_SECONDS: Final = 300.0
-"""AUDIT_INTERVAL, as it is by default."""
+"""The default of AUDIT_INTERVAL, in seconds."""
 _AUDITS: Final = "pads_cdc_audit_runs_total"
 
 

@@ -1,4 +1,4 @@
-"""Latency: from the return of a one-row commit until a subscriber in another process has it."""
+"""Latency: from the return of a one-row commit to its arrival at a subscriber in another process."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 _SHARES: Final = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 _WARM_UP: Final = 50
-"""Commits that are not counted: connections and plans are cold."""
+"""Commits that are not counted, because connections and plans are cold."""
 _AHEAD: Final = 10
-"""Commits before the ripple's."""
+"""Commits before that of the ripple."""
 
 
 def run(rig: Rig) -> Iterator[Result]:
@@ -84,7 +84,7 @@ def _measure(rig: Rig, database: Database, follower: Follower, contender: str, r
             taken.setdefault(f"one row, {name}", []).append(percentile(found, share))
         asked = percentile(since_sent(commits, arrived), 0.5)
         taken.setdefault("one row, p50 with the commit itself", []).append(asked)
-        if contender != "poller":  # it fetches everything, whatever has changed
+        if contender != "poller":  # it fetches everything, however little has changed
             taken.setdefault("one row, CPU", []).append(1_000 * cpu / len(commits))
     size = f"{sizes.rate:,} commits a second for {sizes.seconds:.0f} s, {sizes.endpoints:,} endpoints"
     for case, samples in taken.items():
@@ -94,7 +94,7 @@ def _measure(rig: Rig, database: Database, follower: Follower, contender: str, r
 def _follow(
     database: Database, follower: Follower, numbers: range, rate: float
 ) -> tuple[dict[str, Commit], dict[str, float], float]:
-    """Return the commits, when each endpoint arrived, and the CPU seconds that following them took."""
+    """Return the commits, the arrival of each endpoint, and the follower's CPU seconds."""
     Rotation(database, numbers[:_WARM_UP], rate).join()
     follower.wait(len(numbers[:_WARM_UP]))
     follower.mark()
@@ -106,7 +106,7 @@ def _follow(
 
 
 def _during_ripple(rig: Rig, database: Database, follower: Follower) -> Iterator[Result]:
-    """Commit rows of other plans for as long as a plan ripples."""
+    """Commit rows of other plans while a plan ripples."""
     taken: dict[str, list[float]] = {share: [] for share in _SHARES}
     for _ in range(rig.sizes.runs):
         rig.say("latency: during a ripple")
@@ -125,7 +125,7 @@ def _while_rippling(database: Database, follower: Follower, sizes: Sizes) -> lis
         follower.wait(_AHEAD)
         database.execute(RAISE, (PLAN,))
         began = now()
-        # The rows that go on being committed count as well, so a few of the plan may come after this.
+        # Rotated rows count too, so a few endpoints of the plan may arrive after this.
         follower.wait(len(plan) + _AHEAD)
     follower.wait(len(plan) + len(rotation.commits))
     arrived = follower.arrivals()

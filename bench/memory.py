@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 _MIB: Final = 2**20
 _EVERY_PLAN: Final = "UPDATE pay_plans SET throughput_limit = throughput_limit + 1"
 _CHURN_RATE: Final = 500.0
-"""Commits a second."""
+"""Commits per second."""
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Look at the process from outside; the base is a server of the smallest database."""
+    """Measure the process from outside; the baseline is a server of the smallest database."""
     sizes = rig.sizes
     base, fewest = 0, min(sizes.growth)
     for endpoints in sizes.growth:
@@ -53,7 +53,7 @@ def _growth(benchmark: str, value: float, unit: str, endpoints: int) -> Result:
 
 
 def _latency(rig: Rig, database: Database, subscriber: Follower) -> float:
-    """Return the median of some one-row commits, in milliseconds."""
+    """Return the median latency of one-row commits, in milliseconds."""
     numbers = database.portal.numbers(REST)[: rig.sizes.rate]
     rotation = Rotation(database, numbers, rig.sizes.rate)
     rotation.join()
@@ -63,7 +63,7 @@ def _latency(rig: Rig, database: Database, subscriber: Follower) -> float:
 
 def _ripple(rig: Rig, database: Database, served: Served, subscriber: Follower) -> Iterator[Result]:
     rig.say("memory: everything ripples")
-    _change_everything(database, subscriber)  # the log of revisions has its dead places from now on
+    _change_everything(database, subscriber)  # from now on the log of revisions has dead places
     steady = served.resident_bytes()
     served.forget_peak()
     _change_everything(database, subscriber)
@@ -78,7 +78,7 @@ def _change_everything(database: Database, subscriber: Follower) -> None:
 
 
 def _churn(rig: Rig, database: Database, served: Served) -> Iterator[Result]:
-    """Change rows again and again; memory may settle in the first fifth of the time."""
+    """Change rows repeatedly. Growth of memory counts after the first fifth of the time."""
     seconds = rig.sizes.churn_seconds
     rig.say(f"memory: {seconds:.0f} s of churn")
     with Rotation(database, cycle(database.portal.numbers(REST)), _CHURN_RATE):

@@ -1,4 +1,4 @@
-"""The picture: how far each target is, and how cost grows."""
+"""Draws the picture: the distance to each target, and the growth of cost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _GROWS: Final = {
 
 
 def draw(record: Record, path: Path) -> None:
-    """Draw a record into a PNG."""
+    """Draw a record as a PNG."""
     figure = Figure(figsize=(13, 10), dpi=90, layout="constrained")
     (targets, first), (second, third) = figure.subplots(2, 2)
     _targets(targets, record.results)
@@ -38,7 +38,7 @@ def draw(record: Record, path: Path) -> None:
 
 
 def _targets(axes: Axes, results: Sequence[Result]) -> None:
-    """A bar for each target: 1 is what is to be reached, more is worse."""
+    """Draw a bar for each target: 1 is the target, more is worse."""
     shares: dict[str, float] = {}
     for target in TARGETS:
         value = target.value(results)

@@ -1,4 +1,4 @@
-"""A portal of any size: which endpoints there are, on which plans, and the SQL that makes them."""
+"""A portal of any size: its endpoints, their plans, and the SQL that creates them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
 REST: Final = "rest"
-"""The plan of all that no other plan has."""
+"""The plan of all other endpoints."""
 
 _ID: Final = "substr(md5(number::text), 1, 24)"
 _ACCOUNT: Final = "'a' || lpad((%(first)s + (number - %(first)s) / 10 * 10)::text, 9, '0')"
@@ -27,12 +27,12 @@ SELECT {_ID}, {_ACCOUNT} FROM generate_series(%(first)s, %(last)s) AS number;
 INSERT INTO portal_application_settings (application_id, secret_key, secret_key_required)
 SELECT {_ID}, md5('key' || number), true FROM generate_series(%(first)s, %(last)s) AS number;
 """
-"""Ten applications an account; ids as scattered as real ones, so that indexes are met in no order."""
+"""Ten applications for each account. Ids are scattered like real ones, out of the order of indexes."""
 _NOISE: Final = """
 CREATE TABLE noise (id INT PRIMARY KEY, secret_key TEXT, secret_key_required BOOLEAN);
 INSERT INTO noise SELECT number, md5('key' || number), true FROM generate_series(0, %(last)s) AS number;
 """
-"""A table that is none of ours, as large as one of them."""
+"""A table outside the mapping, as large as one of its tables."""
 _PUBLICATION: Final = """
 CREATE PUBLICATION pads_cdc FOR TABLE
     public.pay_plans (plan_type),
@@ -41,19 +41,19 @@ CREATE PUBLICATION pads_cdc FOR TABLE
     public.portal_application_settings (id, application_id),
     public.portal_application_changes (id, portal_app_id);
 """
-"""As `pads-cdc setup` makes it."""
+"""The publication as `pads-cdc setup` creates it."""
 
 
 @dataclass(frozen=True)
 class Portal:
-    """Endpoints are known by numbers from 0; a plan has a range of them, and `REST` what is left."""
+    """Endpoints have numbers from 0. Each plan has a range of them; the plan `REST` has all others."""
 
     endpoints: int
     plans: Mapping[str, int]
-    """Endpoints by plan, in the order of their numbers; `REST` follows and is not named here."""
+    """Number of endpoints of each plan, in the order of their numbers, without `REST`, which is last."""
 
     def numbers(self, plan: str) -> range:
-        """Return the endpoints of a plan."""
+        """Return the numbers of a plan's endpoints."""
         first = 0
         for name, count in self.plans.items():
             if name == plan:
@@ -62,11 +62,11 @@ class Portal:
         return range(first, self.endpoints)
 
     def fill(self, session: connection) -> None:
-        """Make schema, rows and what `pads-cdc setup` adds. Blocks for some 15 s a million endpoints."""
+        """Create the schema, the rows and what `pads-cdc setup` adds. Takes 15 s for a million endpoints."""
         mapping = load("grove")
         with session.cursor() as cursor:
             cursor.execute(mapping.schema)
-            cursor.execute("SET session_replication_role = replica")  # no foreign key is looked up a row
+            cursor.execute("SET session_replication_role = replica")  # no foreign key checks
             for plan in (*self.plans, REST):
                 numbers = self.numbers(plan)
                 if numbers:
@@ -79,5 +79,5 @@ class Portal:
 
 
 def endpoint_id(number: int) -> str:
-    """Return the id of an endpoint, as the database makes it."""
+    """Return the id of an endpoint, as the SQL computes it."""
     return hashlib.md5(str(number).encode(), usedforsecurity=False).hexdigest()[:24]

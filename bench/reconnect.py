@@ -1,4 +1,4 @@
-"""Reconnect: clients of the legacy contract come back all at once, and keys are revoked meanwhile."""
+"""Reconnect: all clients of the legacy contract return at once, while keys are revoked."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 _SHARES: Final = {"p50": 0.5, "p99": 0.99}
 _RATE: Final = 50.0
-"""Revocations a second."""
+"""Revocations per second."""
 _LEAST: Final = 10
-"""Revocations, however soon the clients have everything."""
+"""Least number of revocations, however soon the clients have everything."""
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Rotate keys while everything is sent to all clients; look at one of them, and at a feed subscriber."""
+    """Rotate keys while all clients are sent everything; measure one, and a subscriber of the feed."""
     sizes = rig.sizes
     with rig.database(sizes.small) as database, rig.serve(database) as served:
         rig.say("reconnect: clients come")
@@ -36,7 +36,7 @@ def run(rig: Rig) -> Iterator[Result]:
         ):
             rig.say("reconnect: keys are revoked")
             rotation = Rotation(database, database.portal.numbers(REST), _RATE)
-            # Until one client has everything, or for long enough.
+            # Until the client has everything, but at least for the minimum.
             with rotation:
                 with suppress(TimeoutError):
                     old.wait(sizes.small, sizes.seconds)

@@ -1,4 +1,4 @@
-"""What is kept of a run: JSON that says on what machine, with which versions, and every sample."""
+"""The record of a run, as JSON: the machine, the versions, and every sample."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ _REPEATS: Final = 5
 
 @dataclass(frozen=True)
 class Record:
-    """A run."""
+    """The record of a run."""
 
     size: str
     made: str
-    """The day, in UTC."""
+    """The date, in UTC."""
     minutes: float
-    """How long it took."""
+    """Duration in minutes."""
     machine: str
     postgres: str
     results: tuple[Result, ...]
     loop: float = 0.0
-    """Millions of steps a second of an empty loop in Python: it tells records of two machines apart."""
+    """Millions of steps per second of an empty loop in Python, to compare the records of two machines."""
 
     def write(self, path: Path) -> None:
-        """Put it into a file."""
+        """Write the record to a file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
 
 
 def read(path: Path) -> Record:
-    """Take a record from a file."""
+    """Read a record from a file."""
     return msgspec.json.decode(path.read_bytes(), type=Record)
 
 
 def make(size: str, postgres: str, seconds: float, results: Iterable[Result]) -> Record:
-    """Describe a run that has just ended."""
+    """Return the record of a run that has just ended."""
     return Record(
         size=size,
         made=time.strftime("%Y-%m-%d", time.gmtime()),

@@ -1,4 +1,4 @@
-"""Relays behind a broker, beside their leader: what they add, how they start, and what they take off it."""
+"""Relays behind a broker, beside their leader: their latency, their start, and the leader's CPU."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 LEADER: Final = "leader"
 _SHARES: Final = {"p50": 0.5, "p99": 0.99}
 _RELAYS: Final = (0, 1, 4)
-"""Beside which the leader's CPU is measured."""
+"""Numbers of relays for which the leader's CPU is measured."""
 _FRONTS: Final = 2
-"""Relays that share subscribers."""
+"""Number of relays that share subscribers."""
 
 
 def run(rig: Rig) -> Iterator[Result]:
@@ -42,7 +42,7 @@ def run(rig: Rig) -> Iterator[Result]:
 
 
 def _start(rig: Rig, database: Database) -> Iterator[Result]:
-    """Start a server from the database, and a relay from what that server has published."""
+    """Start a server from the database, and a relay from the stream of that server."""
     taken: dict[str, list[float]] = {OURS: [], "server without a state file": []}
     for _ in range(rig.sizes.runs):
         with rig.broker() as url, rig.serve(database, BROKER_URL=url, SLOT_NAME="start") as leader:
@@ -92,7 +92,7 @@ def _ripple(rig: Rig, database: Database, leader: Served, relay: Served) -> Iter
 
 
 def _cpu(rig: Rig, database: Database, url: str) -> Iterator[Result]:
-    """Measure the leader's CPU beside more and more relays: each has a subscriber, the leader none."""
+    """Measure the leader's CPU beside a growing number of relays, each with a subscriber."""
     sizes = rig.sizes
     taken: dict[int, list[float]] = {}
     for _ in range(sizes.runs):
@@ -115,7 +115,7 @@ def _cpu(rig: Rig, database: Database, url: str) -> Iterator[Result]:
 
 
 def _fan_out(rig: Rig, database: Database, url: str) -> Iterator[Result]:
-    """Share subscribers between relays, and give as many to one server."""
+    """Divide subscribers among relays, and give the same number to one server."""
     sizes = rig.sizes
     most = max(sizes.fan_out)
     with rig.serve(database, BROKER_URL=url) as leader, ExitStack() as running:

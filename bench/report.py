@@ -1,4 +1,4 @@
-"""The table: each case with ours beside each reference, medians, spreads, ratios and targets."""
+"""The table: for each case ours and each reference, with medians, spreads, ratios and targets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Line:
-    """A contender in a case, in words."""
+    """A contender in a case, as text."""
 
     benchmark: str
     case: str
@@ -33,7 +33,7 @@ class Line:
     """Ours divided by this contender's."""
     target: str
     met: bool | None
-    """None where nothing is to be reached, or it was not measured."""
+    """None if there is no target, or it was not measured."""
 
 
 HEADS: Final = ("", "case", "contender", "median", "least to most", "ours / this", "target", "met")
@@ -41,7 +41,7 @@ _NUMBERS: Final = ("median", "least to most", "ours / this")
 
 
 def lines(results: Sequence[Result]) -> list[Line]:
-    """Put results into words, ours first in each case."""
+    """Return the results as text, ours first in each case."""
     cases: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for one in results:
         if not one.along:
@@ -84,12 +84,12 @@ def _bound(target: Target, unit: str) -> str:
 
 
 def shown(value: float, unit: str) -> str:
-    """Write a number with three digits that count, and its unit."""
+    """Format a number with three significant digits and its unit."""
     return f"{figure(value)} {unit}".rstrip()
 
 
 def figure(value: float) -> str:
-    """Write a number with three digits that count."""
+    """Format a number with three significant digits."""
     if abs(value) >= 1_000:  # noqa: PLR2004 - beyond that, digits need grouping and no fraction
         return f"{value:,.0f}"
     return f"{value:#.3g}".rstrip(".")
@@ -97,20 +97,20 @@ def figure(value: float) -> str:
 
 @dataclass(frozen=True)
 class Reached:
-    """A target and its result, in words."""
+    """A target and its result, as text."""
 
     what: str
     reference: str
     bound: str
     measured: str
-    """Empty if nothing of it was measured."""
+    """Empty if it was not measured."""
     met: bool | None
     why: str
     """As in `Target`."""
 
 
 def reached(results: Sequence[Result]) -> list[Reached]:
-    """Put all targets into words, in their order."""
+    """Return all targets as text, in their order."""
     units = {(one.benchmark, one.case): one.unit for one in results if one.contender == OURS}
     made: list[Reached] = []
     for target in TARGETS:
@@ -127,7 +127,7 @@ def reached(results: Sequence[Result]) -> list[Reached]:
 
 @dataclass(frozen=True)
 class Growth:
-    """How cost grows along one quantity, as a table."""
+    """A table of the growth of cost along one quantity."""
 
     heads: list[str]
     """The quantity, then each curve with its unit."""
@@ -135,7 +135,7 @@ class Growth:
 
 
 def growths(results: Sequence[Result]) -> list[Growth]:
-    """Put the curves into tables, a row for each amount."""
+    """Return the curves as tables, with a row for each amount."""
     found: dict[str, dict[int, dict[str, str]]] = {}
     for one in results:
         if one.point is not None:
@@ -150,7 +150,7 @@ def growths(results: Sequence[Result]) -> list[Growth]:
 
 
 def table(results: Sequence[Result], title: str) -> Table:
-    """Make the table for a terminal."""
+    """Return the table for a terminal."""
     made = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for head in HEADS:
         justify: Literal["right", "left"] = "right" if head in _NUMBERS else "left"
@@ -172,7 +172,7 @@ def table(results: Sequence[Result], title: str) -> Table:
 
 
 def growth_table(growth: Growth) -> Table:
-    """Make one for a terminal."""
+    """Return the table of targets for a terminal."""
     made = Table(box=SIMPLE_HEAD)
     for head in growth.heads:
         made.add_column(head, justify="right")
@@ -182,7 +182,7 @@ def growth_table(growth: Growth) -> Table:
 
 
 def missed(results: Iterable[Result]) -> list[Target]:
-    """Return the targets that were measured and not reached."""
+    """Return the targets that were measured and missed."""
     kept = list(results)
     values = ((target, target.value(kept)) for target in TARGETS)
     return [target for target, value in values if value is not None and not target.met(value)]

@@ -1,4 +1,4 @@
-"""What a benchmark finds, and what is kept of it."""
+"""The results of a benchmark."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 OURS: Final = "pads-cdc"
-"""The contender that all others are compared with."""
+"""The contender with which all others are compared."""
 
 
 class Point(NamedTuple):
-    """A place on a curve."""
+    """A point on a curve."""
 
     grows: str
-    """What there is more and more of: endpoints, subscribers, affected."""
+    """The quantity that grows: endpoints, subscribers, affected."""
     much: int
-    """How much of it there was."""
+    """The amount of that quantity."""
     line: str
-    """What is measured along the curve."""
+    """The name of the curve."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One contender in one case, measured as often as ``samples`` are many."""
+    """The samples of one contender in one case."""
 
     benchmark: str
     case: str
-    """The same in a quick and in a full run; how much it was stands in ``size``."""
+    """The same in a quick and in a full run; ``size`` has the amounts."""
     contender: str
     unit: str
-    """``s``, ``ms``, ``/s``, ``bytes``, ``MiB``, ``%``: of each sample."""
+    """The unit of the samples: ``s``, ``ms``, ``/s``, ``bytes``, ``MiB``, ``%``."""
     samples: tuple[float, ...]
     size: str = ""
     point: Point | None = None
-    """Where it stands on a curve, if it does."""
+    """Its point, if it belongs to a curve."""
 
     @property
     def along(self) -> bool:
-        """Whether it is there for a curve alone: nothing of it stands in the table."""
+        """Whether it belongs to a curve only, and not to the table."""
         return self.case.startswith("growth")
 
     @property

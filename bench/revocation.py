@@ -1,4 +1,4 @@
-"""Revocation: a plan's ripple has begun, and so long after it one key on another plan is revoked."""
+"""Revocation: a plan's ripple begins, and after a delay one key on another plan is revoked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SUBSCRIBERS: Final = {"feed": subscribers.feed, "legacy contract": subscribers.
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Measure from the return of the commit until its key is at the one subscriber, of either kind."""
+    """Measure the time from the commit's return to the key's arrival, for each kind of subscriber."""
     sizes = rig.sizes
     with rig.database(sizes.small) as database:
         count = len(database.portal.numbers(PLAN))
@@ -32,7 +32,7 @@ def run(rig: Rig) -> Iterator[Result]:
         for kind, follow in _SUBSCRIBERS.items():
             found: dict[int, list[float]] = {delay: [] for delay in _DELAYS}
             with rig.serve(database) as served, Follower(follow, served.target) as follower:
-                if kind == "legacy contract":  # whose stream begins with everything
+                if kind == "legacy contract":  # its stream begins with the whole map
                     follower.wait(sizes.small)
                 for number in range(sizes.revocations):
                     rig.say(f"revocation: {kind}, {number + 1} of {sizes.revocations}")
@@ -48,7 +48,7 @@ def run(rig: Rig) -> Iterator[Result]:
 
 
 def _revoked(database: Database, follower: Follower, kind: str, delay: int) -> float:
-    """Return the milliseconds that one revocation takes, once the ripple has ended as well."""
+    """Return the milliseconds of one revocation, after the ripple has ended too."""
     plan, rest = database.portal.numbers(PLAN), database.portal.numbers(REST)
     endpoint = endpoint_id(rest[int(now() * 1000) % len(rest)])
     key = f"{now():.6f}"

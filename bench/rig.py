@@ -1,4 +1,4 @@
-"""What all benchmarks stand on: one cluster a run, a database for each, servers."""
+"""The common ground of all benchmarks: a cluster for each run, a database for each benchmark, servers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _Value = TypeVar("_Value")
 
 DEADLINE: Final = 300.0
-"""Seconds after which what should come counts as never."""
+"""Seconds after which a missing result is an error."""
 PLAN: Final = "plan"
 """The plan whose ripple is measured."""
 
@@ -39,21 +39,21 @@ _SETTINGS: Final = {
     "shared_buffers": "1GB",
     "max_wal_size": "8GB",
     "checkpoint_timeout": "1h",
-    # What comes when it likes would fall to one contender alone; tables are vacuumed when made.
+    # Autovacuum and checkpoints at random times would hit one contender only. New tables are vacuumed.
     "autovacuum": "off",
-    # A server of ours that is halted while a backlog is written must not be cut off.
+    # Our server, stopped while a backlog is written, must not be disconnected.
     "wal_sender_timeout": "0",
     "max_connections": "200",
 }
 _QUIET: Final = {"AUDIT_INTERVAL": "1h"}
-"""An audit in the middle would be measured with whatever runs; it has a case of its own."""
+"""An audit would distort other measurements; it has a case of its own."""
 
 _numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
 class Database:
-    """A database that one benchmark has to itself."""
+    """A database that belongs to one benchmark."""
 
     cluster: Cluster
     name: str
@@ -62,23 +62,23 @@ class Database:
 
     @property
     def url(self) -> str:
-        """How to connect. It holds a secret: do not print it."""
+        """The connection string. It contains a secret: do not print it."""
         return self.cluster.url(self.name)
 
     def connect(self) -> connection:
-        """Open a session in autocommit; it ends with the database."""
+        """Open a session in autocommit, which ends with the database."""
         session = self._closing.enter_context(closing(psycopg2.connect(self.url)))
         session.autocommit = True
         return session
 
     def execute(self, statement: str, arguments: Any = None) -> None:
-        """Run statements in a session of their own."""
+        """Run statements in a new session."""
         with closing(psycopg2.connect(self.url)) as session, session.cursor() as cursor:
             session.autocommit = True
             cursor.execute(statement, arguments)
 
     def value(self, query: str, arguments: Any = None) -> Any:
-        """Return the single value that a query finds."""
+        """Return the single value of a query."""
         with closing(psycopg2.connect(self.url)) as session, session.cursor() as cursor:
             session.autocommit = True
             cursor.execute(query, arguments)
@@ -91,7 +91,7 @@ class Database:
 
     @contextmanager
     def slot(self, name: str, plugin: str = wal2json.NAME) -> Iterator[str]:
-        """Have a slot like ours, from now on."""
+        """Create a slot like that of the server."""
         self.execute("SELECT pg_create_logical_replication_slot(%s, %s)", (name, plugin))
         try:
             yield name
@@ -99,16 +99,16 @@ class Database:
             self.drop_slots(name)
 
     def drop_slots(self, name: str = "") -> None:
-        """Drop a slot, or all of the database, once whoever read it has gone."""
+        """Drop a slot, or all slots of the database, after their readers have gone."""
         chosen = "FROM pg_replication_slots WHERE database = current_database() AND %s IN ('', slot_name)"
-        # The reader may have ended just now, and the server not noticed yet.
+        # The reader may just have ended, and Postgres may not have noticed yet.
         held = f"SELECT count(*) {chosen} AND active"
         wait_until(lambda: self.value(held, (name,)) == 0, "nobody reads the slots")
         self.execute(f"SELECT pg_drop_replication_slot(slot_name) {chosen}", (name,))
 
 
 class Rig:
-    """One run's cluster and what was made in it; ``say`` is told what is being done."""
+    """One run's cluster with its databases; ``say`` reports progress."""
 
     def __init__(self, cluster: Cluster, folder: Path, sizes: Sizes, say: Callable[[str], None]) -> None:
         self.cluster = cluster
@@ -119,7 +119,7 @@ class Rig:
 
     @contextmanager
     def database(self, endpoints: int) -> Iterator[Database]:
-        """Have a fresh portal of a size; the first of each size takes a while to be made."""
+        """Create a fresh portal of a size. The first one of each size takes longer."""
         template, portal = self._template(endpoints)
         name = f"bench_{next(_numbers)}"
         self._administer(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
@@ -131,9 +131,9 @@ class Rig:
 
     @contextmanager
     def serve(self, database: Database, *, wait: bool = True, **settings: str) -> Iterator[Served]:
-        """Have a server of ours that is ready, with a state file of its own unless that is set.
+        """Run a server until the context ends, with a state file of its own unless that is set.
 
-        Without ``wait`` it has only begun to listen.
+        Return when it is ready or, without ``wait``, when it listens.
         """
         folder = self._folder / f"server_{next(_numbers)}"
         folder.mkdir()
@@ -148,7 +148,7 @@ class Rig:
 
     @contextmanager
     def relay(self, **settings: str) -> Iterator[Served]:
-        """Have a relay that is ready."""
+        """Run a relay; return when it is ready."""
         folder = self._folder / f"relay_{next(_numbers)}"
         folder.mkdir()
         self.say("a relay starts")
@@ -158,7 +158,7 @@ class Rig:
 
     @contextmanager
     def authorize(self, feed: str, *, wait: bool = True) -> Iterator[Served]:
-        """Have an authorizer on a feed that is ready, or only has begun to listen."""
+        """Run an authorizer; return when it is ready or, without ``wait``, when it listens."""
         self.say("an authorizer starts")
         with Served("authorize", self.folder("authorizer"), {"FEED_ADDRESSES": feed}) as served:
             if wait:
@@ -168,14 +168,14 @@ class Rig:
             yield served
 
     def folder(self, name: str) -> Path:
-        """Make a folder that goes with the run."""
+        """Create a folder that is removed after the run."""
         made = self._folder / f"{name}_{next(_numbers)}"
         made.mkdir()
         return made
 
     @contextmanager
     def broker(self) -> Iterator[str]:
-        """Have a NATS server with JetStream; returns its address."""
+        """Run a NATS server with JetStream; return its address."""
         folder = self._folder / f"nats_{next(_numbers)}"
         folder.mkdir()
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -195,7 +195,7 @@ class Rig:
                 process.terminate()
 
     def state_file(self) -> Path:
-        """Return a name for a state file that is not there yet."""
+        """Return a path for a new state file."""
         return self._folder / f"state_{next(_numbers)}"
 
     def version(self) -> str:
@@ -227,7 +227,7 @@ class Rig:
 
 @contextmanager
 def rig(sizes: Sizes, folder: Path, say: Callable[[str], None]) -> Iterator[Rig]:
-    """Start the cluster of a run, and end it."""
+    """Run the cluster of a run until the context ends."""
     with ephemeral_cluster(_SETTINGS) as cluster:
         yield Rig(cluster, folder, sizes, say)
 
@@ -235,10 +235,10 @@ def rig(sizes: Sizes, folder: Path, say: Callable[[str], None]) -> Iterator[Rig]
 def wait_until(
     condition: Callable[[], _Value], what: str, *, every: float = 0.005, deadline: float = DEADLINE
 ) -> _Value:
-    """Return the condition's first true value, looked at ``every`` so many seconds.
+    """Return the condition's first true value. It is evaluated every ``every`` seconds.
 
     Raises:
-        TimeoutError: it did not come.
+        TimeoutError: the condition did not become true.
 
     """
     until = time.monotonic() + deadline

@@ -1,4 +1,4 @@
-"""Ripple: one commit changes a plan, and everything on it is to be at a subscriber of the feed."""
+"""Ripple: one commit changes a plan, and all its endpoints have to reach a subscriber of the feed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RAISE: Final = "UPDATE pay_plans SET throughput_limit = throughput_limit + 1 WHE
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Measure a plan, all endpoints on one plan, and plans that grow, over one large database."""
+    """Measure one plan, all endpoints on one plan, and plans of growing size, in one large database."""
     sizes = rig.sizes
     with (
         rig.database(sizes.endpoints) as database,
@@ -63,7 +63,7 @@ def _point(count: int, contender: str = OURS) -> Point:
 
 
 def ripple(database: Database, subscriber: Follower, plan: str, count: int) -> float:
-    """Change a plan, and return the time from the commit's return to the last arrival, in seconds."""
+    """Change a plan; return the seconds from the commit's return to the last arrival."""
     subscriber.mark()
     database.execute(RAISE, (plan,))
     committed = now()

@@ -1,4 +1,4 @@
-"""Ripple, legacy contract: the same commit, one message an endpoint."""
+"""Ripple, legacy contract: the same commit, with one message for each endpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Measure endpoints a second at one subscriber: from the commit on, and from the call on."""
+    """Measure endpoints per second at one subscriber, from the commit and from the call."""
     with rig.database(rig.sizes.small) as database:
         count = len(database.portal.numbers(PLAN))
         rig.say("ripple, legacy contract: messages are made ready")
@@ -42,7 +42,7 @@ def run(rig: Rig) -> Iterator[Result]:
 
 
 def _messages(database: Database) -> list[bytes]:
-    """Return what a ripple sends, serialized."""
+    """Return the serialized messages of a ripple."""
     endpoints = (GatewayEndpoint.FromString(encode(row)) for row in mapping_query.rows(database, PLAN))
     return [
         AuthDataUpdate(endpoint_id=endpoint.endpoint_id, gateway_endpoint=endpoint).SerializeToString()
@@ -51,6 +51,6 @@ def _messages(database: Database) -> list[bytes]:
 
 
 def _sent(messages: list[bytes]) -> float:
-    """Have a subscriber of the do-nothing server's take everything; returns seconds from its start."""
+    """Let a subscriber receive everything from the do-nothing server; return the seconds from its start."""
     with plain_server.serving(messages) as target, Follower(subscribers.old, target) as subscriber:
         return subscriber.wait(len(messages)) - subscriber.following_since

@@ -8,43 +8,43 @@ from typing import Final
 import click
 
 DELIVERIES: Final = 250_000
-"""Changes that a process hands to its subscribers in a second of one core: it is full at 500 subscribers with
-500 changes a second (`python -m bench fan_out`).
+"""Changes that one core can send to subscribers in a second: 500 subscribers with 500 changes a second use it
+fully (`python -m bench fan_out`).
 """
 ENDPOINT_BYTES: Final = 320
 """Memory of an endpoint in a process (`python -m bench memory`)."""
 SUBSCRIBER_BYTES: Final = 64 * 1024
 """Memory of a subscriber under load (`python -m bench fan_out`)."""
 STREAM_BYTES: Final = 3 * 130
-"""What an endpoint takes in the stream at most, before its older part is purged: docs/scale.md."""
+"""The most that an endpoint takes in the stream, before the older part is purged: docs/scale.md."""
 CHANGE_BYTES: Final = 250
-"""A change on its way to a relay or to a subscriber."""
+"""Size of a change on the network, to a relay or a subscriber."""
 SNAPSHOT_BYTES: Final = 130
-"""An endpoint on its way to a relay that starts."""
+"""Size of an endpoint on the network, to a relay that starts."""
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """What there is, and what happens to it."""
+    """The size of a fleet, and its changes."""
 
     relays: int
     gateways: int
     endpoints: int
     changes: float
-    """A second."""
+    """Changes per second."""
 
     @property
     def subscribers(self) -> float:
-        """Of each relay: gateways spread evenly."""
+        """Gateways of each relay, if they are spread evenly."""
         return self.gateways / self.relays
 
     @property
     def core(self) -> float:
-        """How much of one core each relay takes; at 1 it falls behind."""
+        """The share of one core that each relay uses; at 1 it falls behind."""
         return self.subscribers * self.changes / DELIVERIES
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return what it costs, in words."""
+        """Return the cost, as text."""
         memory = self.endpoints * ENDPOINT_BYTES + self.subscribers * SUBSCRIBER_BYTES
         out = self.changes * CHANGE_BYTES
         return [
@@ -65,7 +65,7 @@ class Fleet:
 @click.option("--endpoints", type=click.IntRange(0), default=1_000_000, show_default=True)
 @click.option("--changes", type=click.FloatRange(0), default=50.0, show_default=True, help="A second.")
 def main(relays: int, gateways: int, endpoints: int, changes: float) -> None:
-    """Say what a fleet costs. It assumes that gateways spread evenly, and that every change goes to all."""
+    """Print the cost of a fleet, assuming that gateways are spread evenly and every change goes to all."""
     for what, cost in Fleet(relays, gateways, endpoints, changes).rows():
         click.echo(f"{what:30} {cost}")
 

@@ -1,4 +1,4 @@
-"""A server of ours in a process of its own, and what it costs."""
+"""A server of ours in its own process, and its cost."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH")
-"""Of our environment; settings in it are meant for another server."""
+"""Variables that the server inherits. Others may be settings for another server."""
 _LOOK: Final = 0.01
-"""Seconds between looks at a server that starts."""
+"""Seconds between checks of a server that starts."""
 _STOP_SECONDS: Final = 20.0
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class ServerEndedError(RuntimeError):
-    """The server has ended, or does not get ready; the message has the last line of its log."""
+    """The server has ended or does not become ready. The message has the last line of its log."""
 
 
 class Served:
-    """``pads-cdc serve`` on a database, or a relay, started at once; ends with its context."""
+    """``pads-cdc serve`` on a database, or a relay. It is started at once and ends with the context."""
 
     def __init__(self, command: str, folder: Path, settings: Mapping[str, str]) -> None:
         self._log = folder / "log"
@@ -41,7 +41,7 @@ class Served:
         self.started_at = time.monotonic()
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(  # noqa: S603 (all of it is ours)
-                # It ends with us, whatever ends us.
+                # It ends with this process, however this process ends.
                 ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "server", command],  # noqa: S607
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -49,10 +49,10 @@ class Served:
                 stderr=log,
             )
         self.grpc = 0
-        """The port that gateways connect to, once it is ready."""
+        """The port for gateways, once it listens."""
         self._http = 0
         self.ready_after = 0.0
-        """Seconds from its start until it held a complete map; 0 before that."""
+        """Seconds from the start until it held a complete map; 0 before that."""
 
     def __enter__(self) -> Self:
         return self
@@ -62,14 +62,14 @@ class Served:
 
     @property
     def target(self) -> str:
-        """Where gateways connect."""
+        """The address for gateways."""
         return f"127.0.0.1:{self.grpc}"
 
     def wait_ready(self, deadline: float) -> None:
-        """Return once it holds a complete map.
+        """Wait until it holds a complete map.
 
         Raises:
-            ServerEndedError: it never did.
+            ServerEndedError: it ended, or took too long.
 
         """
         while time.monotonic() < self.started_at + deadline:
@@ -85,13 +85,13 @@ class Served:
         raise ServerEndedError(f"the server is not ready: {lines[-1] if lines else 'it said nothing'}")
 
     def listens(self) -> bool:
-        """Tell whether it has said where it listens."""
+        """Return whether its log has reported where it listens."""
         if not self._http:
             self._find_ports()
         return bool(self._http)
 
     def metric(self, name: str) -> float:
-        """Return a series of its metrics page, by name and labels as they stand there; else 0.0."""
+        """Return the value of a series, by name and labels as in /metrics, or 0.0."""
         for line in self._page("/metrics")[1].splitlines():
             series, _, value = line.rpartition(" ")
             if series == name:
@@ -99,29 +99,29 @@ class Served:
         return 0.0
 
     def wait_metric(self, at_least: float, name: str) -> None:
-        """Return when a series has reached a value."""
+        """Wait until a series has reached a value."""
         while self.metric(name) < at_least:
             if self.process.poll() is not None:
                 raise ServerEndedError(f"the server has ended before {name} was {at_least:g}")
             time.sleep(_LOOK)
 
     def cpu_seconds(self) -> float:
-        """Return what all its threads have used, in the kernel and outside."""
+        """Return the CPU seconds of all its threads, user and system."""
         return cpu_seconds(self.process.pid)
 
     def resident_bytes(self, *, peak: bool = False) -> int:
-        """Return what it holds in memory, or the most it has held since `forget_peak`."""
+        """Return its resident memory, or its peak since `forget_peak`."""
         name = "VmHWM:" if peak else "VmRSS:"
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         [line] = [line for line in status.splitlines() if line.startswith(name)]
         return int(line.split()[1]) * 1024
 
     def forget_peak(self) -> None:
-        """Let the peak begin at what is held now."""
+        """Reset the peak to the present memory."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
     def stop(self) -> None:
-        """Ask it to end, and wait; one that does not is killed."""
+        """Ask the process to end, and wait; kill it if it does not."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()
@@ -148,6 +148,6 @@ class Served:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return what a process has used of the processors, in the kernel and outside."""
+    """Return the CPU seconds of a process, user and system."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS

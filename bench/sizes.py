@@ -1,4 +1,4 @@
-"""How much of everything is measured: for a look between two changes, for the record, and for CI."""
+"""The amounts of each kind of run: for a check between two changes, for the record, and for CI."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ class Sizes:
 
     name: str
     runs: int
-    """How often each contender is measured where one measurement takes seconds."""
+    """Repetitions of measurements that take seconds."""
     endpoints: int
-    """In the large database."""
+    """Endpoints in the large database."""
     small: int
-    """In the small one: clients of the legacy contract are sent everything first."""
+    """Endpoints in the small database: clients of the legacy contract are sent all of them first."""
     plan: int
     """Endpoints on the plan that ripples, in both databases."""
     transactions: int
-    """Of one update each, in the backlog."""
+    """Transactions of one update each in the backlog."""
     bulk: int
     """Updates of the one large transaction in the backlog."""
     rate: int
-    """One-row commits a second."""
+    """One-row commits per second."""
     seconds: float
-    """Of one-row commits."""
+    """Duration of the one-row commits."""
     poll: float
-    """Seconds between the polls of who polls."""
+    """Seconds between two polls of the poller."""
     reconnecting: int
-    """Clients of the legacy contract that come back at once."""
+    """Clients of the legacy contract that return at once."""
     revocations: int
-    """Beside a ripple, of each kind and delay."""
+    """Revocations beside a ripple, for each kind and delay."""
     writer_rate: int
-    """pgbench's transactions a second."""
+    """pgbench's transactions per second."""
     writer_seconds: float
     plan_updates: int
     """Updates of a plan in each turn of the writers."""
     fan_out: tuple[int, ...]
-    """Subscribers of the feed."""
+    """Numbers of subscribers of the feed."""
     fan_out_rate: int
-    """Changes a second."""
+    """Changes per second."""
     fan_out_seconds: float
     churn_seconds: float
     idle_subscribers: int
     idle_seconds: float
     growth: tuple[int, ...]
-    """Endpoints in a database, for the curves."""
+    """Sizes of databases in endpoints, for the curves."""
     ripples: tuple[int, ...]
-    """Endpoints on a plan, for the curves; all of them together fit into the large database."""
+    """Sizes of plans in endpoints, for the curves. Together they fit into the large database."""
 
 
 TINY: Final = Sizes(

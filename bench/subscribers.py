@@ -1,4 +1,4 @@
-"""Subscribers of ours, for `bench.following`: raw streams that do no more than read and note."""
+"""Subscribers of our server, for `bench.following`: bare streams that only read and note."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ WATCH: Final = "/pads.cdc.v1.EndpointFeedService/Watch"
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_http_proxy", 0),
-    # Read in the thread that walks the stream, without a second one to hand each message over.
+    # Messages are read in the thread that iterates over the stream, without a second thread.
     (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
 )
 
 
 def feed(notebook: Notebook, target: str) -> None:
-    """Follow the feed; what comes before the end of the snapshot is not noted."""
+    """Follow the feed; arrivals before the end of the snapshot are not noted."""
     opening = pb.WatchRequest(open=pb.Open(client_id="bench"))
     with grpc.insecure_channel(target, options=OPTIONS) as channel:
         watch = channel.stream_stream(WATCH, pb.WatchRequest.SerializeToString, pb.WatchResponse.FromString)
@@ -42,13 +42,13 @@ def feed(notebook: Notebook, target: str) -> None:
 
 
 def old(notebook: Notebook, target: str) -> None:
-    """Follow the legacy contract's stream, which begins with everything; all of it is noted."""
+    """Follow the legacy contract's stream, which begins with the whole map; note all arrivals."""
     for update in _updates(notebook, target):
         notebook.arrived((update.endpoint_id,), now())
 
 
 def old_keys(notebook: Notebook, target: str) -> None:
-    """Follow the legacy contract's stream, and note each update's API key: a rotation is known by its key."""
+    """Follow the legacy contract's stream, and note each update's API key, which identifies a rotation."""
     for update in _updates(notebook, target):
         notebook.arrived((update.gateway_endpoint.auth.static_api_key.api_key,), now())
 

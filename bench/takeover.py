@@ -1,6 +1,6 @@
-"""Takeover: from the death of the server that reads the slot to its standby serving in its place.
+"""Takeover: from the kill of the server that reads the slot until its standby server serves.
 
-While writers go on, so that something is always on its way.
+Writers continue all the time, so some changes are always in transit.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _UPDATE: Final = (
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Kill the one that reads the slot; the other one is started anew each time."""
+    """Kill the leader; each time, start the other server again."""
     ready: list[float] = []
     arrived: list[float] = []
     with rig.database(rig.sizes.endpoints) as database:
@@ -54,7 +54,7 @@ def run(rig: Rig) -> Iterator[Result]:
 
 
 def _kill(rig: Rig, database: Database, leader: Served, standby: Served) -> tuple[float, float]:
-    """Return the seconds from the kill until the standby is ready, and until a client has what is new."""
+    """Return the seconds from the kill until the standby is ready, and until a client has a new change."""
     fresh: set[bytes] = set()
     arrived: list[float] = []
 

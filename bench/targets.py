@@ -1,4 +1,4 @@
-"""What is to be reached, as data: a case, whom ours is compared with there, and how far it may be off."""
+"""The targets, as data: a case, the reference, and the bound of the ratio."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """Ours divided by the reference's, or ours alone where there is none, against a bound."""
+    """A bound of our median divided by the reference's, or of our median alone without a reference."""
 
     benchmark: str
     case: str
     reference: str | None
     bound: float
     at_least: bool = False
-    """The bound is the least that will do; else it is the most."""
+    """Whether the bound is a minimum; otherwise it is a maximum."""
     why: str = ""
-    """The heading of docs/performance.md that says why it was missed, as a link has it."""
+    """Anchor of the section of docs/performance.md that explains why the target was missed."""
 
     def value(self, results: Collection[Result]) -> float | None:
-        """Return what is held against the bound, by medians; None when it was not measured."""
+        """Return the value that is compared with the bound; None if it was not measured."""
         medians = {
             one.contender: one.median
             for one in results
@@ -38,7 +38,7 @@ class Target:
         return medians[OURS] if self.reference is None else medians[OURS] / medians[self.reference]
 
     def met(self, value: float) -> bool:
-        """Tell whether such a value will do."""
+        """Return whether a value meets the target."""
         return value >= self.bound if self.at_least else value <= self.bound
 
 

@@ -1,4 +1,4 @@
-"""Writers: what following costs those who commit."""
+"""Writers: the cost of following the database for its writers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MIGRATED: Final = ("nobody", OURS)
 _LONGEST: Final = "longest wait, a migration each second"
 _MIGRATE: Final = "ALTER TABLE accounts ALTER plan_type SET DEFAULT %s"
 _PAUSE: Final = 0.3
-"""Seconds before each of those, so that nobody's processors are warmer than another's."""
+"""Pause in seconds before each of them, so that no contender gets a warmer processor."""
 
 
 def run(rig: Rig) -> Iterator[Result]:
@@ -50,7 +50,7 @@ def run(rig: Rig) -> Iterator[Result]:
                         taken.setdefault((_SENDER, contender), []).append(share)
                     taken.setdefault(("mean", contender), []).append(statistics.mean(found))
                     taken.setdefault(("p99", contender), []).append(percentile(found, 0.99))
-                    # The triggers take long, and are far off.
+                    # The triggers take long, and their result is far away from the others.
                     times = 1 if contender == "triggers" else sizes.plan_updates
                     plan = _change_plan(database, followers, count, times)
                     taken.setdefault(("a plan", contender), []).append(plan)
@@ -82,18 +82,18 @@ def _following(rig: Rig, database: Database, contender: str) -> Iterator[list[Fo
             stack.enter_context(triggers.installed(database))
             followers.append(stack.enter_context(Follower(triggers.follow, database.url)))
         yield followers
-    # A slot that nobody reads would have the next contender pay for what is retained.
+    # An unread slot would retain WAL at the cost of the next contender.
     database.drop_slots()
 
 
 def _senders(database: Database) -> tuple[int, float]:
-    """Return how many wal senders there are, and what they have used of the processors, in seconds."""
+    """Return the number of wal senders and their CPU seconds."""
     pids = database.value("SELECT coalesce(array_agg(pid), '{}') FROM pg_stat_replication")
     return len(pids), sum(map(cpu_seconds, pids))
 
 
 def _change_plan(database: Database, followers: list[Follower], count: int, times: int) -> float:
-    """Return milliseconds of an update of a plan, the median of some; waits until each has gone through."""
+    """Return the median milliseconds of an update of a plan; wait until each one has arrived."""
     found: list[float] = []
     with closing(database.connect()) as session, session.cursor() as cursor:
         for _ in range(times):
@@ -111,7 +111,7 @@ def _change_plan(database: Database, followers: list[Follower], count: int, time
 def _beside_migrations(database: Database, seconds: float) -> float:
     """Return milliseconds of a writer's longest statement, while a plan ripples and a table is migrated.
 
-    A migration waits for all who read its table, and whoever comes after it waits behind it.
+    A migration waits for all readers of its table, and later sessions queue behind it.
     """
     until = time.monotonic() + seconds
     waits = [0.0]

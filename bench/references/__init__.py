@@ -1,1 +1,1 @@
-"""What people would use instead, and the limits that nothing can beat: honest, tuned code."""
+"""The alternatives to pads-cdc, and the limits that nothing can beat, as tuned code."""

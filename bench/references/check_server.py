@@ -1,4 +1,4 @@
-"""The limit of answering: a Check server in Python that lets everybody in and looks at nothing."""
+"""The limit of answering: a Check server in Python that allows every request without looking at it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def serving() -> Iterator[tuple[int, int]]:
-    """Serve from a process of its own; gives its port and its pid."""
+    """Serve from a process of its own; yield its port and its pid."""
     pipe, other = children.Pipe()
     process = children.start(_run, other)
     try:
@@ -46,7 +46,7 @@ def _run(pipe: Connection) -> None:
 
 async def _serve(pipe: Connection) -> None:
     gc.collect()
-    gc.freeze()  # as ours does: a full collection would hold checks up for 50 ms
+    gc.freeze()  # as the authorizer does: a full collection would delay checks by 50 ms
     server = grpc.aio.server()
     add_AuthorizationServicer_to_server(_DoesNothing(), server)
     add_HealthServicer_to_server(HealthServicer(), server)  # Envoy asks

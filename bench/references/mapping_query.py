@@ -1,4 +1,4 @@
-"""The limit of re-querying: the mapping's rows, fetched or copied as fast as psycopg2 can, and dropped."""
+"""The limit of re-querying: the mapping's rows, fetched or copied as fast as psycopg2 can, then dropped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PLAN: Final = f"SELECT * FROM ({_MAPPING}) AS mapping WHERE plan_type = '{{plan
 
 
 def fetch(database: Database, plan: str | None = None) -> float:
-    """Fetch a plan's rows, or all, and return how long that took, in seconds."""
+    """Fetch a plan's rows, or all; return the seconds that it took."""
     with closing(psycopg2.connect(database.url)) as session, session.cursor() as cursor:
         began = time.monotonic()
         cursor.execute(_query(plan))
@@ -30,7 +30,7 @@ def fetch(database: Database, plan: str | None = None) -> float:
 
 
 def rows(database: Database, plan: str) -> list[tuple[Any, ...]]:
-    """Return a plan's rows, in the mapping's columns, text as bytes."""
+    """Return a plan's rows with the mapping's columns, text as bytes."""
     with closing(psycopg2.connect(database.url)) as session, session.cursor() as cursor:
         as_bytes(cursor)
         cursor.execute(_query(plan))
@@ -38,7 +38,7 @@ def rows(database: Database, plan: str) -> list[tuple[Any, ...]]:
 
 
 def copy(database: Database, plan: str | None = None) -> float:
-    """COPY a plan's rows, or all, to nowhere, and return how long that took, in seconds."""
+    """COPY a plan's rows, or all, and discard them; return the seconds that it took."""
     with closing(psycopg2.connect(database.url)) as session, session.cursor() as cursor:
         began = time.monotonic()
         cursor.copy_expert(f"COPY ({_query(plan)}) TO STDOUT", _Nowhere())

@@ -1,4 +1,4 @@
-"""Writers that commit at a fixed rate, by PostgreSQL's own pgbench."""
+"""Writers that commit at a fixed rate: PostgreSQL's pgbench."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UPDATE portal_application_settings SET secret_key = md5(random()::text) WHERE id
 """
 _CLIENTS: Final = 4
 _ELAPSED, _LAG = 2, 6
-"""Columns of its log, in microseconds: since the moment when it was due, and how late it began."""
+"""Columns of its log, in microseconds: time since the transaction was due, and delay of its start."""
 
 
 def run(database: Database, rate: int, seconds: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""The limit of sending: a gRPC server that has its messages ready and does nothing else."""
+"""The limit of sending: a gRPC server that only sends prepared messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _spawn: Final = multiprocessing.get_context("spawn")
 
 @contextmanager
 def serving(messages: Sequence[bytes]) -> Iterator[str]:
-    """Serve these to each stream of the legacy contract, from its own process; gives where it listens."""
+    """Send these messages to each stream of the legacy contract, from another process; yield its address."""
     pipe, other = _spawn.Pipe()
     process = _spawn.Process(target=_run, args=(other, messages), daemon=True)
     process.start()

@@ -1,4 +1,4 @@
-"""Who gave up on being told: fetches everything now and then, and compares."""
+"""A poller: fetches everything at an interval, and compares."""
 
 from __future__ import annotations
 

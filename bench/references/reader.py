@@ -1,4 +1,4 @@
-"""A bare psycopg2 reader: what Python can have of a slot at best, and what it costs to read again as well."""
+"""A bare psycopg2 reader: the best that Python can do with a slot, and the cost of re-reading."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WAIT: Final = 1.0
 
 
 def follow(notebook: Notebook, url: str, slot: str) -> None:
-    """Note each update of settings when its row is here, before its commit is."""
+    """Note each update of settings when its row arrives, before its commit does."""
     with closing(psycopg2.connect(url, connection_factory=LogicalReplicationConnection)) as connection:
         cursor = connection.cursor()
         cursor.start_replication(slot_name=slot, decode=False, options=options())
@@ -38,7 +38,7 @@ def follow(notebook: Notebook, url: str, slot: str) -> None:
 
 
 def follow_and_query(notebook: Notebook, url: str, slot: str) -> None:
-    """Read the endpoint again, by a prepared statement, once its transaction is whole; no gate is kept."""
+    """Read the endpoint again with a prepared statement after its commit, without a gate."""
     with (
         closing(psycopg2.connect(url, connection_factory=LogicalReplicationConnection)) as connection,
         closing(psycopg2.connect(url)) as session,
@@ -62,13 +62,13 @@ def follow_and_query(notebook: Notebook, url: str, slot: str) -> None:
 
 
 def read(url: str, slot: str, end: int, plugin: str) -> float:
-    """Read a slot up to a position, look at nothing, and return how long that took, in seconds."""
+    """Read a slot up to a position and discard the messages; return the seconds that it took."""
     began = time.monotonic()
     with closing(psycopg2.connect(url, connection_factory=LogicalReplicationConnection)) as connection:
         cursor = connection.cursor()
         cursor.start_replication(slot_name=slot, decode=False, options=options(plugin))
         while cursor.wal_end < end:
-            # A keepalive, which is no message, says how far the stream is as well.
+            # A keepalive is not a message, but it reports the stream's position too.
             if cursor.read_message() is None and cursor.wal_end < end:
                 select.select([cursor], [], [], _WAIT)
         cursor.send_feedback(flush_lsn=end, force=True)

@@ -1,4 +1,4 @@
-"""The predecessor's way: triggers fill a table of changes, a listener queries each endpoint of it again."""
+"""The method of PADS: triggers fill a table of changes, and a listener queries each endpoint in it again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FORGET: Final = "DELETE FROM portal_application_changes WHERE id = ANY(%s)"
 
 @contextmanager
 def installed(database: Database) -> Iterator[None]:
-    """Have the triggers for as long as the context lasts."""
+    """Install the triggers while the context lasts."""
     database.execute(_CREATE.read_text())
     try:
         yield
@@ -41,7 +41,7 @@ def installed(database: Database) -> Iterator[None]:
 
 
 def follow(notebook: Notebook, url: str) -> None:
-    """Listen, take the changes that there are, and query their endpoints one by one."""
+    """Listen, take the waiting changes, and query their endpoints one by one."""
     with closing(psycopg2.connect(url)) as session, session.cursor() as cursor:
         session.autocommit = True
         cursor.execute(f"PREPARE endpoint(text) AS {ENDPOINT}")

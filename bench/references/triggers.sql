@@ -1,5 +1,5 @@
--- The predecessor's way, as fast as it can be made: each changed row writes a row for each endpoint that it affects,
--- within the writer's transaction, and a listener is told.
+-- The method of PADS, as fast as possible: for each changed row, a trigger writes a row for each affected endpoint in the
+-- writer's transaction, and notifies a listener.
 
 CREATE FUNCTION note_application() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
