@@ -1,8 +1,8 @@
-"""Checks whether the database is fit for us. `serve` and `pads-cdc check` use the same list.
+"""Checks whether the database is ready for a server. `serve` and `pads-cdc check` use the same list.
 
-A server cannot start without the `NECESSARY` checks: it makes them itself (`preflight`) and stops at the
-first fault. The `FURTHER` checks find what makes a server lose events, fill a disk, or be slow. A server
-starts nevertheless.
+A server runs the `NECESSARY` checks when it starts (`preflight`), and does not start if one of them fails.
+The `FURTHER` checks find faults that would make a server lose events, fill a disk, or be slow. A server
+starts in spite of them.
 """
 
 from __future__ import annotations

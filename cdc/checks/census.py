@@ -1,4 +1,4 @@
-"""All rows of the mapping, read once as the server reads them, and what `check` says of them."""
+"""Reads all rows of the mapping once, as a server does, and counts what `check` reports."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ _NAMED: Final = 10
 
 @dataclass
 class Some:
-    """How many there are, and the id of the first."""
+    """A number of endpoints, and the id of the first one."""
 
     number: int = 0
     first: str = ""
 
     def add(self, endpoint_id: bytes) -> None:
-        """Count one more."""
+        """Count one more endpoint."""
         self.number += 1
         self.first = self.first or endpoint_id.decode()
 
 
 @dataclass
 class Census:
-    """What was counted."""
+    """The counts."""
 
     endpoints: int = 0
     open_to_all: Some = field(default_factory=Some)
-    """Endpoints without settings that say whether a key is required."""
+    """Endpoints whose settings do not say whether a key is required."""
     without_key: Some = field(default_factory=Some)
     """Endpoints that require a key and have none."""
     odd: dict[str, Oddity] = field(default_factory=dict)
-    """Some of the rows that are no endpoints as they stand, by id."""
+    """Some of the odd rows, by id; see `cdc.mapping.row_rule`."""
     odd_rows: Counter[bool] = field(default_factory=Counter)
-    """How many rows are served nevertheless (True), and how many are left out."""
+    """Number of all odd rows that are served (True), and of those that are left out (False)."""
 
     @classmethod
     def take(cls, database: Database, blocked: str) -> Census:

@@ -1,11 +1,11 @@
-"""Are all changes found that alter an endpoint? Each column of each table is changed, to see.
+"""Tests whether a mapping's rules find every change that alters an endpoint, by changing each column.
 
 Everything happens in one transaction that is rolled back, on copies of some rows (`cdc.checks.copies`).
 
-One change is a savepoint; an UPDATE of one column of one row, or its DELETE; a read of the whole mapping,
-which says what has changed; then what `serve` would do: the keys that the rules find in the row as the slot
-sends it (`cdc.mapping.affected`, with the memory of parents), and the re-query of those. What the re-query
-does not bring up to date is missed. The way back, from the changed row to the one before, is tried as well.
+A trial begins with a savepoint, and updates one column of one row or deletes the row. A read of the whole
+mapping shows which endpoints that has altered. Then it does what `serve` would do: find the keys in the row
+as the slot would send it (`cdc.mapping.affected`, with the memory of parents), and re-query them. An endpoint
+that the re-query does not bring up to date is missed. The change back to the former row is tried as well.
 """
 
 from __future__ import annotations
@@ -41,23 +41,25 @@ if TYPE_CHECKING:
     from cdc.mapping.mapping import Mapping as EndpointMapping
 
 _ROWS_TRIED: Final = (2, 12)
-"""Rows in which a column is changed: at least, and at most while no change of it has altered an endpoint."""
+"""Number of rows in which a column is changed: the minimum, and the maximum if no change has altered an
+endpoint before.
+"""
 _OTHERS: Final = 2
-"""Values of other rows that a column is changed to."""
+"""Number of other rows whose values a column is changed to."""
 
 
 @dataclass
 class _Missed:
-    """Changes of one kind that are not found."""
+    """The altered endpoints that changes of one column do not find."""
 
     ids: dict[bytes, None] = field(default_factory=dict)
     only_by_column: bool = True
-    """Without `key_columns` they are."""
+    """Whether they would be found without `key_columns`."""
 
 
 @dataclass(frozen=True)
 class _Followed:
-    """The replica identities that tables have, or may have, and what that makes of the rules."""
+    """The replica identities that tables have, or could have, and the rules for a stream with them."""
 
     identities: Mapping[str, tuple[str, ...]]
     rules: Mapping[str, tuple[Rule, ...]]
@@ -73,7 +75,7 @@ class _Followed:
 
 
 class Changes:
-    """Tries changes, and counts what came of them."""
+    """Tries changes, and counts the results."""
 
     def __init__(self, copies: Copies, cursor: Cursor, followed: Sequence[_Followed]) -> None:
         self._copies = copies
@@ -87,7 +89,7 @@ class Changes:
         self.failing: dict[tuple[str, str], None] = {}
 
     def run(self) -> None:
-        """Try everything. Changes are named by table and column; a row that comes or goes has no column."""
+        """Try all changes. Results are by table and column; the column is empty for inserts and deletes."""
         least, most = _ROWS_TRIED
         for table in self._copies.tables:
             rows = self._copies.rows(table)
@@ -121,7 +123,7 @@ class Changes:
             self._hold(what, message, one, memory, changed or {}, self.before)
 
     def _all(self, what: tuple[str, str]) -> MappingRows | None:
-        """Return what the mapping says now; None if it cannot be read, because of what is in the rows."""
+        """Return the mapping's rows now; None if a value makes the read fail."""
         self._cursor.execute("SAVEPOINT look")
         try:
             found = self._copies.all()
@@ -133,7 +135,7 @@ class Changes:
         return found
 
     def _message(self, table: str, followed: _Followed, before: Values | None, after: Values | None) -> Row:
-        """Return what a slot would send."""
+        """Return the message that a slot would send for a change."""
         names = [one.name for one in self._copies.columns[table]]
         identity = followed.identities.get(table, ())
         old = tuple(Column(*one) for one in zip(names, before or (), strict=False) if one[0] in identity)
@@ -151,14 +153,17 @@ class Changes:
         held: MappingRows,
         now: MappingRows,
     ) -> None:
-        """Hold what a server that held one map would have after a message against what it should have."""
+        """Compare the map that a server would have after a message with the map that it should have.
+
+        The server has the map ``held`` before the message. It should have ``now`` afterwards.
+        """
         affected, parents = Affected(), Parents()
         parents.load(memory, Lsn(0))
         try:
             affected.add(message, followed.rules[message.table])
             parents.resolve(affected, Lsn(1))
         except MessageError:
-            return  # it is answered with a reconcile
+            return  # a server makes a reconcile then
         if affected.reconcile:
             return
         missed = self._unlike(affected.keys, self._copies.mapping, held, now)
@@ -170,7 +175,7 @@ class Changes:
     def _unlike(
         self, keys: Mapping[str, Iterable[str]], mapping: EndpointMapping, held: MappingRows, now: MappingRows
     ) -> set[bytes]:
-        """Return the ids that are not what they should be after a re-query of keys; one that fails brings
+        """Return the ids whose rows are wrong after a re-query of keys. A re-query that fails changes
         nothing.
         """
         cursor = self._cursor
@@ -185,10 +190,10 @@ class Changes:
 
 
 def changes(site: Site, read: frozenset[tuple[str, str]], *, trusted: bool) -> Iterator[Finding]:
-    """Change each column of each table, and see whether affects.toml finds what that alters.
+    """Change each column of each table, and report the altered endpoints that affects.toml does not find.
 
-    ``read`` are the columns that `Endpoints` reads, each with its table: changes of theirs should matter. A
-    database is ``trusted`` that was made for this.
+    ``read`` are the (table, column) pairs that `Endpoints` reads, so that a change of them should alter an
+    endpoint. ``trusted`` says that the database was created for this test.
     """
     database = site.database
     names = database.names()
@@ -207,8 +212,8 @@ def _judged(
     found = Changes(copies, cursor, _followed(site))
     if not found.before:
         yield fail(
-            "Endpoints finds no endpoint in the rows that were looked at, so that no change alters one",
-            "write rows into sample.sql, of which it finds some; or correct the query",
+            "Endpoints finds no endpoint in the rows that were looked at, so no change can alter one",
+            "write rows that make endpoints into sample.sql, or correct the query",
         )
         return
     found.run()
@@ -216,8 +221,8 @@ def _judged(
         yield _missing(copies.mapping, table, column, missed)
     for table, column in found.failing:
         yield warn(
-            f"the query Endpoints fails after {_described(table, column)}: then nothing can be read",
-            "have the query return a row whatever is in the tables",
+            f"the query Endpoints fails after {_described(table, column)}: then no endpoint can be read",
+            "write the query so that no value in the tables makes it fail",
         )
     if unseen := [
         f"{table}.{one.name}"
@@ -228,9 +233,9 @@ def _judged(
         and not found.altering[table, one.name]
     ]:
         yield warn(
-            f"no change of {', '.join(unseen)} altered an endpoint among the rows that were looked at, so"
-            " that nothing was seen of it",
-            "write rows into sample.sql in which it matters",
+            f"no change of {', '.join(unseen)} altered an endpoint among the rows that were looked at, so it"
+            " is unknown whether such changes are found",
+            "write rows in which it matters into sample.sql",
         )
     if not found.missed:
         yield good(
@@ -240,13 +245,13 @@ def _judged(
 
 
 def _missing(mapping: EndpointMapping, table: str, column: str, missed: _Missed) -> Finding:
-    """Say which change is missed, and what to type."""
+    """Return a finding that names a change that is missed, and what to type."""
     rules = mapping.rules[table]
     first = in_short(next(iter(missed.ids)).decode("utf-8", "backslashreplace"))
     more = f" and {len(missed.ids) - 1} more" if len(missed.ids) > 1 else ""
     if missed.only_by_column:
         names = ", ".join(rule.query for rule in rules if rule.query in mapping.key_columns)
-        remedy = f"take {names} out of key_columns, in affects.toml: it finds no endpoint that is gone"
+        remedy = f"take {names} out of key_columns, in affects.toml: it cannot find endpoints that are gone"
     else:
         entries = ", ".join(f"{rule.query} by {rule.column}" for rule in rules)
         remedy = (
@@ -260,7 +265,7 @@ def _missing(mapping: EndpointMapping, table: str, column: str, missed: _Missed)
 
 
 def _own_keys(mapping: EndpointMapping) -> set[tuple[str, str]]:
-    """Return the columns by which rows are remembered, whose changes need not matter."""
+    """Return the columns that identify rows in the memory of parents. They need not alter an endpoint."""
     return {(one.table, one.row) for of_table in mapping.rules.values() for one in of_table if one.row}
 
 
@@ -269,15 +274,15 @@ def _described(table: str, column: str) -> str:
 
 
 def _values(column: ColumnOf, now: str | None, of_rows: Iterable[str | None]) -> dict[str | None, None]:
-    """Return what to change a value to: what other rows have there, NULL, and something new."""
+    """Return the values to try in place of ``now``: those of other rows, NULL, and a new one."""
     others = [one for one in dict.fromkeys(of_rows) if one is not None and one != now][:_OTHERS]
     empty = [None] if now is not None and not column.not_null else []
     return dict.fromkeys([*others, *empty, *column.fresh(now)])
 
 
 def _followed(site: Site) -> list[_Followed]:
-    """Return the tables as they are followed: by the replica identities that they have, and by their primary
-    keys, which they have before anybody has chosen another one.
+    """Return the rules for the replica identities that the tables have now, and for their primary keys, which
+    are the identities before `setup` has run.
     """
     mapping, tables = site.database.mapping, list(site.database.mapping.tables)
     asked = {"schema": site.schema, "tables": tables}

@@ -1,9 +1,8 @@
 """Copies of some rows of a mapping's tables, on which changes can be tried (`cdc.checks.changes`).
 
-They are temporary tables, in which no trigger runs and which nobody waits for. The rows are read first, a
-table at a time, each under a savepoint, whose end lets go of the table's lock. The copies have the checks and
-the keys of their tables, but no foreign keys: what those rule out may be loaded in another order, or without
-them.
+They are temporary tables, so no trigger runs and no other session waits for them. The rows are read first,
+one table at a time, each under a savepoint; its rollback releases the table's lock. The copies have the CHECK
+and key constraints of their tables, but no foreign keys, since only some of the rows are copied.
 """
 
 from __future__ import annotations
@@ -29,13 +28,15 @@ if TYPE_CHECKING:
     from cdc.mapping.mapping import Mapping as EndpointMapping
 
 _MOST_ROWS: Final = 60
-"""Rows of a table that are copied."""
+"""Maximum number of rows of a table that are copied."""
 _ROUNDS: Final = 3
-"""How often rows are looked for that belong to those that were copied: plans of accounts of applications."""
+"""How many times the search follows keys from rows that were found: from applications to accounts to
+plans.
+"""
 _FIRST_ENDPOINTS: Final = 20
-"""Endpoints whose rows are copied first."""
+"""Number of endpoints with whose keys the search begins."""
 _SCAN_SECONDS: Final = 5
-"""A table that takes longer to search gives its first rows instead."""
+"""Time limit for the search of one table. If it takes longer, the table's first rows are taken instead."""
 _TEMPORARY: Final = "pg_temp"
 _LINKS: Final = ("endpoint_id", "account_id", "plan_type", "user_id")
 """Columns of `Endpoints` whose values may be keys of other tables. Never the API key."""
@@ -47,7 +48,7 @@ _FRESH: Final[Mapping[str, tuple[str, ...]]] = {
     "I": ("192.0.2.1",),
     "A": ("{}",),
 }
-"""Values that hardly any row has, by the category of their type."""
+"""Values that hardly any row has, by the category of the type."""
 _FRESH_BY_NAME: Final[Mapping[str, tuple[str, ...]]] = {
     "uuid": ("00000000-0000-4000-8000-00000000beef",),
     "json": ("{}",),
@@ -57,7 +58,7 @@ _FRESH_BY_NAME: Final[Mapping[str, tuple[str, ...]]] = {
 
 Values = tuple["str | None", ...]
 MappingRows = dict[bytes, list[str]]
-"""What the mapping says: by id, its rows. Compared, never shown."""
+"""The mapping's rows by id. They are compared and never shown."""
 Loaded = dict["Rule", list[tuple[str, str | None]]]
 
 
@@ -88,12 +89,12 @@ class ColumnOf:
 
     @property
     def printed(self) -> str:
-        """SQL of its value as the server prints it, in psycopg2's form."""
+        """SQL for the column's value as the server prints it, in psycopg2's form."""
         name = quote_name(self.name).replace("%", "%%")
         return f"CASE WHEN {name} IS NOT NULL THEN pg_catalog.format('%%s', {name}) END"
 
     def fresh(self, now: str | None) -> Iterator[str]:
-        """Yield values that are other ones than that of a row, as far as the type is known."""
+        """Yield values that differ from ``now``, if the type is known."""
         if self.category == "B":
             yield "f" if now == "t" else "t"
         elif self.labels:
@@ -101,19 +102,19 @@ class ColumnOf:
         elif self.category == "N":
             try:
                 yield str(Decimal(now or "6") + 1)
-            except InvalidOperation:  # money, perhaps
+            except InvalidOperation:  # for example money
                 yield "7"
         else:
             yield from _FRESH_BY_NAME.get(self.type_name, _FRESH.get(self.category, ()))
 
 
 class Copies:
-    """Copies of rows, and the mapping over them; all of it ends with the transaction."""
+    """Copies of rows, and the mapping over them. They are gone at the end of the transaction."""
 
     def __init__(self, site: Site, cursor: Cursor, *, trusted: bool) -> None:
-        """Copies are made by `make`, within the cursor's transaction.
+        """`make` makes the copies, within the cursor's transaction.
 
-        Unless the database is ``trusted``, no function of the tables' owners must run.
+        Unless the database is ``trusted``, no function that the tables' owners have defined may run.
         """
         self._trusted = trusted
         self._cursor = cursor
@@ -127,16 +128,16 @@ class Copies:
         self.columns: dict[str, list[ColumnOf]] = {table: [] for table in self.tables}
 
     def make(self) -> None:
-        """Read rows, let go of the tables, and put the rows into copies."""
+        """Read rows, release the locks of their tables, and put the rows into copies."""
         cursor, queries = self._cursor, self._site.queries
         parameters = {"schema": self._schema, "tables": list(self.tables)}
         if not self._trusted:
             cursor.execute(queries["RunsOthers"], parameters)
             if (others := cursor.fetchone()) is not None:
                 raise Refusal(
-                    f"a row of {others[0]} cannot be copied without running a function that is not Postgres's"
-                    f" own, for the column {others[1]}: it would have our rights; test without --database, on"
-                    " a throw-away server"
+                    f"a row of {others[0]} cannot be copied without running a function that is not Postgres'"
+                    f" own, for the column {others[1]}, with our rights; test without --database, on a"
+                    " throw-away server"
                 )
         cursor.execute(queries["Definitions"], parameters)
         for row in cursor.fetchall():
@@ -162,8 +163,8 @@ class Copies:
         self.types = describe(self.mapping, cursor)
 
     def _sample(self) -> dict[str, list[Values]]:
-        """Return some rows of each table that belong together: those of a few endpoints, as far as keys lead
-        to them; of a small table all.
+        """Return some rows of each table that belong together: those of a few endpoints, found by their keys.
+        Of a small table, return all rows.
         """
         rows: dict[str, dict[Values, None]] = {}
         searched: list[str] = []
@@ -186,7 +187,7 @@ class Copies:
         return {table: list(of_table) for table, of_table in rows.items()}
 
     def _links(self) -> set[str]:
-        """Return the keys that stand in a few endpoints."""
+        """Return the keys in the columns of a few endpoints."""
         mapping = self._site.database.mapping
         printed = ", ".join(
             f"pg_catalog.format('%%s', first.{column})" for column in _LINKS if column in mapping.columns
@@ -210,7 +211,7 @@ class Copies:
         return found
 
     def _released(self, query: str, parameters: Any) -> list[Values] | None:
-        """Run a query, and let go of its locks. None if it took too long."""
+        """Run a query, release its locks, and return its rows; None if it took too long."""
         cursor = self._cursor
         cursor.execute(f"SAVEPOINT sample; SET LOCAL statement_timeout = '{_SCAN_SECONDS}s'")
         found: list[Values] | None = None
@@ -223,13 +224,13 @@ class Copies:
         return found
 
     def rows(self, table: str) -> list[tuple[str, Values]]:
-        """Return the copied rows of a table, each with its place."""
+        """Return the copied rows of a table, each with its place (ctid)."""
         printed = ", ".join(one.printed for one in self.columns[table])
         self._cursor.execute(f"SELECT ctid::pg_catalog.text, {printed} FROM {self._copy(table)}", ())
         return [(place, tuple(values)) for place, *values in self._cursor.fetchall()]
 
     def update(self, table: str, place: str, row: Values, column: ColumnOf, value: str | None) -> Values:
-        """Change a column of a row; returns the row as it is then, the same one where that cannot be."""
+        """Change a column of a row. Return the new row, or the old one if a constraint forbids the change."""
         printed = ", ".join(one.printed for one in self.columns[table])
         name = quote_name(column.name).replace("%", "%%")
         update = (
@@ -243,7 +244,7 @@ class Copies:
         self._cursor.execute(f"DELETE FROM {self._copy(table)} WHERE ctid = %s::pg_catalog.tid", [place])
 
     def _attempt(self, statement: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]] | None:
-        """Run a statement, which a value may forbid; returns its rows, or None."""
+        """Run a statement and return its rows; None if a constraint or a type rejects a value."""
         cursor = self._cursor
         cursor.execute("SAVEPOINT attempt")
         try:
@@ -256,11 +257,11 @@ class Copies:
         return found
 
     def all(self) -> MappingRows:
-        """Return what the mapping says of the copies."""
+        """Return the rows of the mapping over the copies."""
         return self._read(self.mapping.full(self.types.columns, self.types.id_type), {})
 
     def some(self, keys: Mapping[str, Iterable[str]], mapping: EndpointMapping | None = None) -> MappingRows:
-        """Return what a re-query of keys brings: no rows for an id that is gone."""
+        """Return the result of a re-query of keys by id, without rows for an id that is gone."""
         given = {parameter(kind): [literal(kind, one) for one in values] for kind, values in keys.items()}
         mapping = mapping or self.mapping
         return self._read(mapping.compose(list(keys), self.types.columns, self.types.id_type), given)
@@ -278,7 +279,7 @@ class Copies:
         return found
 
     def parents(self, rules: Iterable[Rule]) -> Loaded:
-        """Return what the memory of parents would have of the copies."""
+        """Return the memory of parents for the copied rows."""
         loaded: Loaded = {}
         for rule in rules:
             if rule.parents is not None:

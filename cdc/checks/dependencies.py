@@ -1,4 +1,4 @@
-"""What the queries of a mapping read. Postgres knows it in two ways.
+"""Finds what the queries of a mapping read. Postgres knows it in two ways.
 
 - By locks: it locks each table of a query when it plans the query, also behind views and inlined functions.
   This needs no right and writes nothing, so it works on standbys, and `serve` asks for it (`reads`). What
@@ -51,10 +51,11 @@ WHERE c.relnamespace = pg_catalog.to_regnamespace(%(schema)s) AND c.relkind IN (
 
 @contextmanager
 def rolled_back(connection: Connection, setting: str, isolation: str = "READ COMMITTED") -> Iterator[Cursor]:
-    """Open a transaction that may make temporary objects, and is rolled back; yields its cursor.
+    """Open a transaction that can create temporary objects, and roll it back at the end. Yields its cursor.
 
     Raises:
-        Refusal: this server, or our role, takes none. SourceError, Refusal: what the driver says meanwhile.
+        Refusal: the server is a standby, or our role may not create temporary objects.
+        SourceError, Refusal: in place of the driver's errors in the block.
 
     """
     with translated(setting), connection.cursor() as cursor:
@@ -81,11 +82,11 @@ def rolled_back(connection: Connection, setting: str, isolation: str = "READ COM
 
 @dataclass(frozen=True)
 class Listed:
-    """What affects.toml says of tables, as far as it can be read: it may be what is to be corrected."""
+    """The tables in affects.toml. The file may have faults, so whatever cannot be understood is ignored."""
 
     reads: tuple[str, ...]
     affecting: Mapping[str, Mapping[str, str]]
-    """The tables that an [[affects]] entry names: the queries, by column."""
+    """For each table that an [[affects]] entry names: the queries by column."""
     signals: tuple[str, ...] = ()
 
     @classmethod
@@ -102,28 +103,28 @@ class Listed:
 
 @dataclass(frozen=True)
 class ReadRelation:
-    """Something that a query reads."""
+    """A relation that a query reads, or a function that it calls."""
 
     schema: str
     name: str
     kind: str
-    """As in ``pg_class.relkind``; ``function`` for a function of which nobody knows what it reads."""
+    """``pg_class.relkind``, or ``function`` for a function whose reads are unknown."""
     columns: tuple[str, ...]
-    """Those that the query reads; none where only rows count, as in EXISTS."""
+    """The columns that the query reads; empty if only the existence of rows counts, as in EXISTS."""
 
     @property
     def described(self) -> str:
-        """Its name, and the columns that are read."""
+        """The name, and the columns that are read."""
         return f"{self.name} ({', '.join(self.columns)})" if self.columns else self.name
 
 
 @dataclass
 class Dependencies:
-    """What each query reads, and what was wrong with those that are not in it."""
+    """The relations that each query reads, and the faults of the queries that Postgres rejects."""
 
     of_query: dict[str, tuple[ReadRelation, ...]] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
-    """By the query's name; a fault, a semicolon and what to type."""
+    """The faults by the query's name: what is wrong, a semicolon, and what to type."""
     references: tuple[tuple[str, str, str, str], ...] = ()
     """Foreign keys: table, column, the table that it refers to, and the column there."""
     keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -143,11 +144,11 @@ class Dependencies:
     ) -> Dependencies:
         """Make a view of each query in turn, within one transaction that is rolled back.
 
-        ``queries`` are as a folder has them, in psycopg2's form; ``setting`` is the connection string's name,
-        and ``names`` sets the search path for types of other schemas, if any.
+        ``queries`` are those of a folder, in psycopg2's form. ``setting`` is the connection string's name.
+        ``names`` sets the search path for types of other schemas, if there are any.
 
         Raises:
-            SourceError, Refusal: the server takes no views from us.
+            SourceError, Refusal: no views can be created on the server.
 
         """
         found = cls()
@@ -186,7 +187,7 @@ class Dependencies:
         cursor.execute("ROLLBACK TO SAVEPOINT derive")
 
     def judge(self, listed: Listed, schema: str) -> Iterator[Finding]:
-        """Hold what is read against what affects.toml lists."""
+        """Compare the relations that are read with those that affects.toml lists."""
         sound = True
         for name, text in self.faults.items():
             sound = False
@@ -221,7 +222,7 @@ class Dependencies:
             yield good(f"Endpoints reads {', '.join(read)}; affects.toml lists all that the queries read")
 
     def each(self) -> Iterator[tuple[str, ReadRelation]]:
-        """Yield everything that is read once, with the first query that reads it."""
+        """Yield each relation once, with the first query that reads it."""
         seen: set[tuple[str, str]] = set()
         for name in sorted(self.of_query, key=lambda one: (one != "Endpoints", one)):
             for relation in self.of_query[name]:
@@ -267,8 +268,8 @@ class Dependencies:
         return None
 
     def _entry(self, table: str, listed: Listed) -> str:
-        """Suggest an [[affects]] entry: with the query that has the table's name and its key, or by a foreign
-        key with the query of the table that it refers to.
+        """Return an [[affects]] entry to suggest. It uses the table's key and the query that is named for the
+        table, or a foreign key and the query of the table that this refers to.
         """
         keys = self.keys.get(table, ())
         wanted = f"endpointsof{table.replace('_', '')}"
@@ -292,7 +293,7 @@ class Dependencies:
         return f"{entry}\nand to queries.sql that query, which finds the endpoints of such keys"
 
     def _ordered(self, tables: Sequence[str]) -> tuple[str, ...]:
-        """Return tables so that those that others refer to come first, and otherwise as they were."""
+        """Return the tables in an order in which each comes after those that it refers to."""
         ordered: list[str] = []
 
         def add(table: str, above: tuple[str, ...] = ()) -> None:

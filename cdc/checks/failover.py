@@ -1,4 +1,4 @@
-"""Questions about what has to be so that a standby that is promoted has our slot."""
+"""Checks whether a standby will have our slot when it is promoted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RELOAD = "SELECT pg_reload_conf();"
 
 
 def slot_failover(site: Site) -> Iterator[Finding]:
-    """Judge whether the slot's server can have what SLOT_FAILOVER asks for."""
+    """Check whether the slot's server supports failover slots, if SLOT_FAILOVER asks for one."""
     if not site.failover:
         yield good("SLOT_FAILOVER is off: after a promotion the slot is made anew, and everything compared")
     elif site.server.major < _OLDEST:
@@ -30,7 +30,7 @@ def slot_failover(site: Site) -> Iterator[Finding]:
 
 
 def failover(site: Deployment) -> Iterator[Finding]:
-    """Look at the primary and at every standby that is among the hosts given."""
+    """Check the primary, and each standby among the hosts of the connection string."""
     if not site.failover:
         yield good("not asked for")
         return
@@ -44,8 +44,8 @@ def failover(site: Deployment) -> Iterator[Finding]:
     wait = f"ALTER SYSTEM SET synchronized_standby_slots = '{', '.join(kept)}'; {_RELOAD}"
     if not waited_for:
         yield warn(
-            "synchronized_standby_slots is empty on the primary: what the server has read may be lost with"
-            " it, and is taken back then",
+            "synchronized_standby_slots is empty on the primary: if the primary is lost, changes that the"
+            " gateways have may be lost with it, and are taken back then",
             f"on the primary: {wait}"
             if kept
             else "name in it, on the primary, the slots that the standbys have in primary_slot_name",
@@ -62,13 +62,13 @@ def failover(site: Deployment) -> Iterator[Finding]:
         yield from found or [good(f"{host} keeps the slot for its promotion")]
     if not standbys:
         yield warn(
-            "no standby is among the hosts given: whether one keeps the slot was not looked at",
+            "no standby is among the hosts given: it was not checked whether one keeps the slot",
             "name all hosts in POSTGRES_CONNECTION_STRING: host=a,b target_session_attrs=primary",
         )
 
 
 def _judge(host: str, standby: Server, slot: str) -> Iterator[Finding]:
-    """Look at one standby; ``slot`` is a name for a physical slot that it may lack."""
+    """Check one standby. ``slot`` is a name for the physical slot that it may lack."""
     on = f"on {host}: ALTER SYSTEM SET"
     if not standby.syncs_slots:
         yield fail(f"sync_replication_slots is off on {host}", f"{on} sync_replication_slots = on; {_RELOAD}")

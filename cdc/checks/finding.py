@@ -1,4 +1,4 @@
-"""Checks, their findings, and the deployment that they ask."""
+"""Checks, their findings, and the servers that they query."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """An answer to a check's question. No text holds a connection string or a key."""
+    """A finding of a check. No text contains a connection string or a key."""
 
     verdict: Verdict
     text: str
@@ -76,36 +76,38 @@ class Server:
     superuser: bool
     on_rds: bool
     client: str | None
-    """The address that the server sees us at; None through a Unix socket."""
+    """Our address as the server sees it; None through a Unix socket."""
     ssl: bool
     wal_level: str
     output_plugins: str | None
-    """The plugins that may be loaded; None where the server loads any."""
+    """output_plugin_libraries, the plugins that may be loaded; None if the server has no such setting."""
     slots_most: int
     slots_used: int
     senders_most: int
     senders_used: int
     keep_bytes: int | None
-    """WAL that a slot may retain at most (max_slot_wal_keep_size); None without a limit."""
+    """max_slot_wal_keep_size in bytes; None without a limit."""
     idle_timeout: str | None
     """idle_replication_slot_timeout, as Postgres writes it; None without one."""
     feedback: bool
     """hot_standby_feedback."""
     primary_slot: str
-    """primary_slot_name; empty where there is none."""
+    """primary_slot_name; empty if there is none."""
     syncs_slots: bool
-    """sync_replication_slots: a standby keeps the primary's failover slots as well."""
+    """sync_replication_slots: whether a standby copies the primary's failover slots."""
     waited_for: str
-    """synchronized_standby_slots: whose standbys a failover slot's reader never gets ahead of."""
+    """synchronized_standby_slots: the standbys' slots that readers of failover slots wait for."""
     names_database: bool | None
-    """Whether primary_conninfo has a dbname; None where our role may not see it."""
+    """Whether primary_conninfo has a dbname; None if our role may not see it."""
     open_to_public: bool
-    """Every role may connect to the database."""
+    """Whether every role may connect to the database."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """The servers and the mapping: enough for what `serve` cannot start without. Asks once and remembers."""
+    """The servers and the mapping, as the necessary checks need them. It keeps the answers to its
+    questions.
+    """
 
     source: Address
     database: Database
@@ -115,16 +117,18 @@ class Site:
     plugin: str = AUTO
     """One of `PLUGINS`, or `AUTO`."""
     publication_name: str
-    """Of use where the plugin is pgoutput."""
+    """The publication for pgoutput."""
     failover: bool = False
-    """Standbys are to keep the slot."""
+    """Whether standbys are to keep the slot (SLOT_FAILOVER)."""
     service_role: str | None = None
-    """The role that `serve` is going to have, where that is another one than ours."""
+    """The role of the later server, if it is not ours."""
     makes_views: bool = False
-    """A check may make temporary views, which are rolled back. `serve` starts without writing anything."""
+    """Whether a check may make temporary views, which are rolled back. `serve` starts without writing
+    anything.
+    """
 
     def ask(self, query: str, **parameters: Any) -> list[tuple[Any, ...]]:
-        """Ask the slot's server, in a session of its own.
+        """Run a query on the slot's server, in a session of its own.
 
         Raises:
             SourceError, Refusal: it does not answer.
@@ -138,7 +142,7 @@ class Site:
             connection.close()
 
     def read(self, query: str, **parameters: Any) -> list[tuple[Any, ...]]:
-        """Ask the server that the mapping is read from, in the setting of the re-queries.
+        """Run a query on the query server, with the settings of the re-queries.
 
         Raises:
             SourceError, Refusal: it does not answer.
@@ -154,7 +158,7 @@ class Site:
 
     @cached_property
     def output_plugins(self) -> str | None:
-        """The plugins that may be loaded for the service's role; None where any may, or we are not told."""
+        """The plugins that the service's role may load; None if there is no list, or we may not see it."""
         listed = self.server.output_plugins
         if listed is None or self.service_role is None:
             return listed
@@ -163,9 +167,9 @@ class Site:
         return str(of_role[0][0]) if of_role else listed
 
     def servers(self) -> Iterator[tuple[str, Server]]:
-        """Look at each host of the slot's connection string, whatever it says of which one to take.
+        """Yield each host of the slot's connection string that answers, with its `Server`.
 
-        Those that do not answer are left out.
+        ``target_session_attrs`` does not count.
         """
         for host, address in self.source.each():
             with suppress(PadsCdcError):
@@ -174,39 +178,39 @@ class Site:
 
     @cached_property
     def reader(self) -> Server:
-        """The server that the mapping is read from, and our role there."""
+        """The query server, and our role there."""
         [row] = self.read("Server")
         return Server(*row)
 
     @cached_property
     def types(self) -> ColumnTypes:
-        """The types of what the mapping reads."""
+        """The types of the columns that the mapping reads."""
         return self.database.types
 
     def described(self, column: str) -> str:
-        """Name a column of `Endpoints`, and the column of a table that it is, if it is one."""
+        """Return the name of a column of `Endpoints`, with that of the table's column that it is, if any."""
         table, number = self.types.sources.get(column, (0, 0))
         found = self.read("ColumnName", table=table, number=number)
         return f"{column}, from {found[0][0]}," if found else column
 
     @cached_property
     def census(self) -> Census:
-        """What there is to say of all rows of the mapping."""
+        """The counts of all rows of the mapping."""
         return Census.take(self.database, self.queries["Blocked"])
 
     @cached_property
     def tables(self) -> tuple[Table, ...]:
-        """The mapping's tables, on the server that runs the queries."""
+        """The mapping's tables, on the query server."""
         return tables.look(self.read, self.database.mapping, self.schema)
 
     @cached_property
     def slot(self) -> SlotState | None:
-        """Our slot, if it is there."""
+        """Our slot; None if it does not exist."""
         return SlotState.of(self.ask("Slot", slot=self.slot_name))
 
     @cached_property
     def chosen(self) -> str | None:
-        """The plugin that the slot is read with, or is going to be made for; None where there is none."""
+        """The plugin of the slot, or the plugin with which it would be created; None if none can be used."""
         if self.plugin != AUTO:
             return self.plugin
         if self.slot is not None and self.slot.plugin in PLUGINS:
@@ -217,7 +221,7 @@ class Site:
         return last if self.publication is not None else None
 
     def trial(self, plugin: str) -> Trial:
-        """Have the slot's server load a plugin, once."""
+        """Make the slot's server load a plugin. It is tried only once."""
         if plugin not in self._trials:
             self._trials[plugin] = try_plugin(self.source, self.queries["TryPlugin"], plugin)
         return self._trials[plugin]
@@ -228,7 +232,7 @@ class Site:
 
     @cached_property
     def publication(self) -> Publication | None:
-        """The publication with all that it publishes, if it is there."""
+        """The publication with its tables; None if it does not exist."""
         name = self.publication_name
         return Publication.of(
             name, self.ask("Publication", publication=name, slot=self.slot_name, tables=None)
@@ -236,7 +240,7 @@ class Site:
 
     @cached_property
     def restrictions(self) -> tuple[Restriction, ...]:
-        """What publications, ours and others', demand of the tables' replica identities."""
+        """The demands of all publications, ours and others, on the tables' replica identities."""
         rows = self.ask("Restrictions", tables=[table.oid for table in self.tables])
         return tuple(
             Restriction(oid, name, None if columns is None else tuple(columns), filtered)
@@ -244,8 +248,8 @@ class Site:
         )
 
     def refusing(self, table: Table, identity: Collection[str] | None) -> list[str]:
-        """Name the publications because of which Postgres would refuse updates of a table with an identity;
-        None is FULL.
+        """Return the publications that would make Postgres refuse updates of a table with this replica
+        identity; None stands for FULL.
         """
         return [
             one.publication for one in self.restrictions if one.oid == table.oid and one.refuses(identity)
@@ -254,10 +258,10 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment(Site):
-    """A site, and how `serve` is going to be run there."""
+    """A site, and further settings of the server that is to run there."""
 
     max_retained_wal: int
-    """Bytes."""
+    """MAX_RETAINED_WAL, in bytes."""
     state_file: Path
 
 
@@ -266,18 +270,18 @@ At_contra = TypeVar("At_contra", bound=Site, contravariant=True)
 
 @dataclass(frozen=True)
 class Check(Generic[At_contra]):
-    """A question. It yields what it finds, at least one finding."""
+    """A check: a name, and a function that yields at least one finding."""
 
     name: str
     ask: Callable[[At_contra], Iterable[Finding]]
     needs: tuple[str, ...] = ()
-    """Checks that must not have failed: the question would have no answer, or the same one."""
+    """Checks that must not have failed: otherwise this one could not run, or would find the same fault."""
 
 
 def run(checks: Sequence[Check[At_contra]], at: At_contra) -> Iterator[tuple[str, Finding]]:
-    """Ask everything, whatever the answers; yields each finding with its check's name.
+    """Run all checks, even after a failure. Yields each finding with the name of its check.
 
-    A check that cannot be made fails with the error's text. Blocks while the servers answer.
+    A check that raises an error fails with the error's text. Blocks while the servers answer.
     """
     unmet: set[str] = set()
     for check in checks:
@@ -296,8 +300,8 @@ def run(checks: Sequence[Check[At_contra]], at: At_contra) -> Iterator[tuple[str
 
 
 def _failed(error: PadsCdcError) -> Finding:
-    """Make a finding of an error, whose text is a fault, a semicolon and the remedy."""
+    """Turn an error, whose text is a fault, a semicolon and the remedy, into a finding."""
     text, _, remedy = str(error).partition("; ")
     if isinstance(error, SourceError):
-        remedy = remedy or "ask again once that is over"
+        remedy = remedy or "run the check again once that is over"
     return fail(text, remedy)

@@ -1,4 +1,6 @@
-"""Reads of the whole mapping by a command. As in a server, they end when somebody waits for their locks."""
+"""Reads of the whole mapping by a command. As in a server, they end when another session waits for their
+locks.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +17,25 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 _TRIES: Final = 20
-"""A try that meets a lock takes 0.4 s: together they outlast most migrations."""
+"""Maximum number of attempts. An attempt that meets a lock takes 0.4 s, so together they outlast most
+migrations.
+"""
 
 
 class _Nobody:
-    """Receives no reports: what ends a read is in its error."""
+    """Ignores reports, because the error of a read already says what ended it."""
 
     def trouble(self, key: str, message: str | None) -> None:
         """Do nothing."""
 
 
 def giving_way(database: Database, blocked: str, read: Callable[[], _Result]) -> _Result:
-    """Return what ``read`` returns. It is ended and repeated when somebody waits for its locks.
+    """Return the result of ``read``. It is ended and repeated when another session waits for its locks.
 
-    ``database`` is the one that it reads, ``blocked`` the text of the query `Blocked`.
+    ``database`` is the database that it reads, ``blocked`` the text of the query `Blocked`.
 
     Raises:
-        SourceError, Refusal: it cannot be read, or others went first again and again.
+        SourceError, Refusal: the database cannot be read, or every attempt was ended.
 
     """
     watch = LockWatch(database.connections, blocked, _Nobody())

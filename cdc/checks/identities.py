@@ -1,4 +1,4 @@
-"""Questions about what updates and deletes carry, what is unique, and what makes ripples fast."""
+"""Checks of replica identities, unique keys and indexes, and of the triggers that PADS left behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def replica_identity(site: Site) -> Iterator[Finding]:
-    """Judge each table's identity: one without columns loses events, one without the parent costs memory."""
+    """Check each table's identity: without any column events are lost, without the parent's they cost
+    memory.
+    """
     mapping = site.database.mapping
     sound = True
     for table in followed(site.tables, mapping):
@@ -34,7 +36,7 @@ def replica_identity(site: Site) -> Iterator[Finding]:
 
 
 def unique_keys(site: Site) -> Iterator[Finding]:
-    """Hold the keys of ``schema.sql`` against the tables: what is not unique there has no one answer."""
+    """Check that the keys of ``schema.sql`` are unique in the tables: otherwise a join finds several rows."""
     mapping = site.database.mapping
     sound = True
     for mapped, columns in keys(mapping):
@@ -55,11 +57,11 @@ def unique_keys(site: Site) -> Iterator[Finding]:
             else:
                 yield warn(text, remedy)
     if sound:
-        yield good("what has to be unique is")
+        yield good("the keys of schema.sql are unique")
 
 
 def indexes(site: Site) -> Iterator[Finding]:
-    """Find the indexes through which a change of a parent reaches its applications."""
+    """Check that there are indexes through which a change of a parent finds its applications."""
     sound = True
     for wanted in wanted_indexes(site.database.mapping):
         for table in wanted.lacked_by(site.tables):
@@ -76,7 +78,7 @@ def indexes(site: Site) -> Iterator[Finding]:
 
 
 def legacy_triggers(site: Site) -> Iterator[Finding]:
-    """Find the triggers of PADS, which cost every writer and are of no more use."""
+    """Find the triggers of PADS, which slow down every writer and are no longer needed."""
     tables = list(site.database.mapping.tables)
     found = site.read("LegacyTriggers", schema=site.schema, tables=tables)
     for trigger, table, remedy in found:
@@ -91,7 +93,7 @@ def legacy_triggers(site: Site) -> Iterator[Finding]:
 
 
 def _lost(table: Table) -> Finding | None:
-    """Judge an identity without columns: the plugin leaves such updates and deletes out, without a word."""
+    """Check for an identity without columns: the plugin silently leaves out such updates and deletes."""
     if table.identity:
         return None
     why = {
@@ -108,7 +110,7 @@ def _lost(table: Table) -> Finding | None:
 
 
 def _nameless(site: Site, table: Table, parent: str) -> Finding | None:
-    """Judge an identity that does not have the parent's key, so that parents have to be remembered."""
+    """Check for an identity without the parent's key, with which parents have to be remembered."""
     if parent in table.identity:
         return None
     index = table.identifier(parent)
@@ -124,7 +126,7 @@ def _nameless(site: Site, table: Table, parent: str) -> Finding | None:
 
 
 def _misses(site: Site, table: Table, affecting: list[str], parent: str | None) -> Finding | None:
-    """Judge an identity by another index, without a column that nothing remembers."""
+    """Check for an identity that lacks a column which no memory of parents can replace."""
     missing = [column for column in affecting if column != parent and column not in table.identity]
     if not missing or parent is not None:
         return None
@@ -140,7 +142,9 @@ def _misses(site: Site, table: Table, affecting: list[str], parent: str | None) 
 
 
 def _identify(site: Site, table: Table, index: Index) -> str:
-    """Return what chooses an identity. Where a publication is in the way, all updates would be refused."""
+    """Return the statement that chooses an identity, or a warning if a publication would refuse all
+    updates.
+    """
     choose = f"ALTER TABLE {table.name} REPLICA IDENTITY USING INDEX {index.name};"
     names = site.refusing(table, index.columns)
     if not names:

@@ -1,4 +1,4 @@
-"""Questions about the machine that we run on: its clock, and where the state file goes."""
+"""Checks of the machine that we run on: its clock, and the place of the state file."""
 
 from __future__ import annotations
 
@@ -39,16 +39,14 @@ def clock(site: Deployment) -> Iterator[Finding]:
 
 
 def state_file(site: Deployment) -> Iterator[Finding]:
-    """Judge whether the state file can be written, and will be there after a restart."""
+    """Check whether the state file can be written, and will survive a restart."""
     path = site.state_file.absolute()
     fault = find_fault(path)
     if fault is not None:
         yield fail(f"STATE_FILE: {fault.text}", fault.remedy)
         return
     if path.exists() and is_foreign(path):
-        yield fail(
-            f"STATE_FILE: {path} is no state file but something else", "name another file in STATE_FILE"
-        )
+        yield fail(f"STATE_FILE: {path} is another kind of file", "name another file in STATE_FILE")
         return
     folder = path.parent
     kind = filesystem(folder, _MOUNTS.read_text(encoding="utf-8")) if _MOUNTS.exists() else None
@@ -76,7 +74,7 @@ def filesystem(folder: Path, mounts: str) -> str | None:
 
 
 def _skew(site: Deployment) -> tuple[float, float]:
-    """Return how far the server's clock is ahead, and the round trip of the fastest question."""
+    """Return how far the server's clock is ahead, and the shortest round trip, both in seconds."""
     connection = site.source.connect()
     try:
         with translated(site.source.setting):

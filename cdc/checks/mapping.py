@@ -1,4 +1,4 @@
-"""Questions about the mapping: can all of its tables, columns and rows be read?"""
+"""Checks whether all tables, columns and rows of the mapping can be read."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from cdc.mapping.mapping import Mapping
 
 NO_ROWS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
-_UNHEARD = "it is not there, or belongs neither to the schema's owner nor to that of a mapped table"
+_UNHEARD = "it does not exist, or its owner is neither the schema's nor a mapped table's"
 
 _ABOUT_TYPES = re.compile(r"\btype|operator|function|collation|coerce|cast")
 _SHORT_NAME = re.compile(r'\b(?:FROM|JOIN)\s+(?:"(?:[^"]|"")+"\.)?(\w+)\s+AS\s+(\w+)', re.IGNORECASE)
 
 
 def tables(site: Site) -> Iterator[Finding]:
-    """Find every table of the mapping, as something whose rows are in the WAL."""
+    """Check that every table of the mapping exists, and that its rows are in the WAL."""
     mapping = site.database.mapping
     usable = [row for (row,) in site.read("Schema", schema=site.schema)]
     if not usable:
@@ -51,7 +51,7 @@ def tables(site: Site) -> Iterator[Finding]:
             f"create it (see {mapping.name}/schema.sql), or correct MAPPING and DB_SCHEMA",
         )
     for table in site.tables:
-        # Nobody needs a signal table, and whoever puts something else in its place must not stop us by that.
+        # Signal tables are optional. If another user creates something in their place, we must not stop.
         judge = fail if table.mapped in mapping.reads else warn
         if table.kind in NO_ROWS:
             yield judge(
@@ -70,7 +70,7 @@ def tables(site: Site) -> Iterator[Finding]:
 
 
 def select(site: Site) -> Iterator[Finding]:
-    """Judge the right to read."""
+    """Check the privilege to read the tables."""
     mapping = site.database.mapping
     unreadable = [
         table.name
@@ -88,7 +88,7 @@ def select(site: Site) -> Iterator[Finding]:
 
 
 def row_security(site: Site) -> Iterator[Finding]:
-    """Judge row-level security: a hidden row would be taken for a deleted one."""
+    """Check row-level security: a hidden row would be taken for a deleted one."""
     reads = site.database.mapping.reads
     hidden = [table.name for table in site.tables if table.top and table.mapped in reads and table.hides_rows]
     if hidden:
@@ -102,22 +102,22 @@ def row_security(site: Site) -> Iterator[Finding]:
 
 
 def soft_delete(site: Site) -> Iterator[Finding]:
-    """Hold columns that mark rows as deleted against the mapping."""
+    """Check that the mapping honours all columns that mark rows as deleted."""
     mapping = site.database.mapping
     marked = site.read("SoftDeleted", schema=site.schema, tables=list(mapping.reads))
     ignored = [table for (table,) in marked if table not in mapping.honours_deleted]
     if ignored:
         yield fail(
             f"{site.schema}.{ignored[0]} marks rows as deleted (a column deleted or deleted_at), which the"
-            f" mapping {mapping.name} ignores: it would authorize what is deleted",
+            f" mapping {mapping.name} ignores: deleted endpoints would be authorized",
             _that_honours(mapping, {table for (table,) in marked}),
         )
     else:
-        yield good("no table marks rows as deleted that the mapping would serve")
+        yield good("the mapping serves no rows that are marked as deleted")
 
 
 def _that_honours(mapping: Mapping, marked: set[str]) -> str:
-    """Return a remedy: the bundled mapping of the same tables that leaves out what is marked, if there is
+    """Return a remedy: the bundled mapping of the same tables that leaves out the marked rows, if there is
     one.
     """
     for name in bundled():
@@ -128,7 +128,9 @@ def _that_honours(mapping: Mapping, marked: set[str]) -> str:
 
 
 def operators(site: Site) -> Iterator[Finding]:
-    """Judge the types whose operators are not in ``pg_catalog``: others could put operators beside them."""
+    """Check the types whose operators are outside of ``pg_catalog``: other roles could add operators
+    there.
+    """
     types = site.database.outside_types()
     for one in types:
         if one.fault is not None:
@@ -140,7 +142,7 @@ def operators(site: Site) -> Iterator[Finding]:
 
 
 def statements(site: Site) -> Iterator[Finding]:
-    """Plan every query of the mapping, which reads no row but finds what is missing."""
+    """Plan every query of the mapping. That reads no row, and finds missing columns."""
     mapping = site.database.mapping
     keys: dict[str, list[str]] = {name: [] for name in mapping.queries}
     wrong: dict[str, None] = {}  # a set that keeps its order
@@ -166,20 +168,20 @@ def statements(site: Site) -> Iterator[Finding]:
 
 
 def with_place(error: PadsCdcError) -> str:
-    """Return an error's text with the line of SQL that it is about: in a check there are no keys in it."""
+    """Return an error's text with the line of SQL that it is about. In a check, that line contains no key."""
     line = re.search(r"^LINE \d+: +(.*)$", str(error.__cause__), re.MULTILINE)
     fault, separator, remedy = str(error).partition("; ")
     return f"{fault}, in: {line[1]}{separator}{remedy}" if line and _ABOUT_TYPES.search(fault) else str(error)
 
 
 def _by_tables(text: str, statement: str) -> str:
-    """Name tables where an error has the statement's short names for them."""
+    """Replace the aliases of tables in an error's text by the tables' names."""
     named = {short: table for table, short in _SHORT_NAME.findall(statement)}
     return re.sub(r"\bcolumn (\w+)\.", lambda found: f"column {named.get(found[1], found[1])}.", text)
 
 
 def ids(site: Site) -> Iterator[Finding]:
-    """Find ids that are NULL or come twice. Reads the whole mapping."""
+    """Find ids that are NULL or not unique. Reads the whole mapping."""
     database = site.database
     endpoints = database.mapping.queries["Endpoints"]
     query = (
@@ -191,14 +193,14 @@ def ids(site: Site) -> Iterator[Finding]:
         what = "is NULL" if endpoint_id is None else f"{in_short(endpoint_id)} comes"
         yield fail(
             f"the query Endpoints: endpoint_id {what} in {number} rows",
-            "have it return each endpoint once, with its id: a join that finds several rows returns several",
+            "make it return each endpoint once, with its id: a join that finds several rows repeats it",
         )
     if not wrong:
-        yield good("each endpoint has an id, and comes once")
+        yield good("each endpoint has an id of its own")
 
 
 def endpoints(site: Site) -> Iterator[Finding]:
-    """Count the endpoints whose settings say less than their owners may think. Reads the whole mapping."""
+    """Count the endpoints that anybody, or nobody, may call, perhaps by mistake. Reads the whole mapping."""
     census = site.census
     number, open_to_all, without_key = census.endpoints, census.open_to_all, census.without_key
     if open_to_all.number:
@@ -218,7 +220,7 @@ def endpoints(site: Site) -> Iterator[Finding]:
 
 
 def odd_rows(site: Site) -> Iterator[Finding]:
-    """Find the rows that are no endpoints as they stand. Reads the whole mapping."""
+    """Find the odd rows (`cdc.mapping.row_rule`). Reads the whole mapping."""
     census = site.census
     for served, what in ((False, "are left out"), (True, "are served with another limit")):
         if census.odd_rows[served]:
@@ -231,4 +233,4 @@ def odd_rows(site: Site) -> Iterator[Finding]:
                 "mend them, and keep such values out by a type or a CHECK; docs/operate.md has the rule",
             )
     if not census.odd:
-        yield good("each row is an endpoint as it stands")
+        yield good("each row is a valid endpoint")

@@ -1,4 +1,4 @@
-"""Questions about the plugin that decodes, and about the publication that pgoutput goes by."""
+"""Checks of the plugin that decodes, and of the publication that pgoutput needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SETUP = "run pads-cdc setup, which makes the publication that pgoutput needs"
 
 
 def output_plugin_libraries(site: Site) -> Iterator[Finding]:
-    """Judge the allow-list of minors from 15.19, 16.15, 17.11 and 18.6 on."""
+    """Check the setting of that name, which releases have from 15.19, 16.15, 17.11 and 18.6 on."""
     listed = site.output_plugins
     slot = site.slot.plugin if site.slot is not None else None
     plugin = site.plugin if site.plugin != AUTO else slot or wal2json.NAME
@@ -44,7 +44,9 @@ def output_plugin_libraries(site: Site) -> Iterator[Finding]:
 
 
 def plugin(site: Deployment) -> Iterator[Finding]:
-    """Have the server load the plugin. On a standby that tells whether the primary's wal_level will do."""
+    """Make the server load the plugin. On a standby, that also shows whether the primary's wal_level
+    suffices.
+    """
     chosen = site.chosen or wal2json.NAME
     trial = site.trial(chosen)
     if trial.loads:
@@ -61,7 +63,9 @@ def plugin(site: Deployment) -> Iterator[Finding]:
 
 
 def publication(site: Site) -> Iterator[Finding]:
-    """Hold the publication against the mapping's tables: what it leaves out is never heard of."""
+    """Check that the publication has all that the mapping needs: changes that it leaves out are never
+    sent.
+    """
     if site.chosen is None:
         why, _, remedy = str(site.trial(wal2json.NAME).error).partition("; ")
         yield fail(
@@ -76,11 +80,11 @@ def publication(site: Site) -> Iterator[Finding]:
         judge = fail if repair.kind is Kind.MISSED else warn
         yield judge(repair.fault, where + repair.remedy)
     if not found:
-        yield good(_fine(site, f"the publication {site.publication_name} lets through all that is needed"))
+        yield good(_fine(site, f"the publication {site.publication_name} has all that is needed"))
 
 
 def refused_changes(site: Site) -> Iterator[Finding]:
-    """Look for tables that nobody can update any more because of the publication."""
+    """Find tables whose updates Postgres refuses because of the publication."""
     found = [*_repairs(site, Kind.REFUSED)]
     for repair in found:
         yield fail(repair.fault, repair.remedy)
@@ -89,7 +93,7 @@ def refused_changes(site: Site) -> Iterator[Finding]:
 
 
 def published_columns(site: Site) -> Iterator[Finding]:
-    """Look for columns that are sent though nobody here needs them: API keys may be among them."""
+    """Find columns that are sent though we do not need them: API keys may be among them."""
     found = [*_repairs(site, Kind.MORE)]
     for repair in found:
         yield warn(repair.fault, repair.remedy)
@@ -110,7 +114,9 @@ def _fine(site: Site, text: str) -> str:
 
 
 def _untried(site: Deployment, chosen: str) -> Finding:
-    """Judge a server on which no slot is free for a trial: one that reads ours has loaded the plugin."""
+    """Return the finding for a server without a free slot for a trial. If our slot is being read, its plugin
+    is loaded.
+    """
     if site.slot is not None and site.slot.active_pid is not None:
         return good(f"{chosen} is loaded: our slot is being read")
     return warn(

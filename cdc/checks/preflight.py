@@ -1,6 +1,6 @@
-"""The checks that `serve` makes before it starts, so that a mistake is one line and not an endless retry.
+"""The checks that `serve` runs before it starts, so that a mistake gives one line and not endless retries.
 
-They are the necessary ones of ``pads-cdc check``. They are repeated for a while if the database is starting
+They are the necessary checks of ``pads-cdc check``. They are repeated for a while if the database is starting
 up, if a table is locked, or if a query was cancelled.
 """
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PATIENCE = 30.0
-"""Seconds for which checks are repeated that fail for such a reason."""
+"""Seconds for which checks that fail for a passing reason are repeated."""
 _PASSING = {"shutdown", "recovery_conflict"}
-"""Reasons that the server itself gives; one that does not answer at all is for a person, or a supervisor."""
+"""Passing reasons that the server itself reports. If it does not answer at all, a person has to look."""
 
 
 def check(new_site: Callable[[], Site]) -> None:
-    """Look at the slot's server and at the server that is queried. Blocks while they answer.
+    """Run the necessary checks on the slot's server and the query server. Blocks while they answer.
 
-    ``new_site`` makes a site that has not been asked anything yet: it remembers its answers.
+    ``new_site`` makes a site without answers, since a site keeps the answers that it has got.
 
     Raises:
-        PadsCdcError: what is wrong, and what to type.
+        PadsCdcError: a check failed. The text says what is wrong, and what to type.
 
     """
     patiently = Retrying(
@@ -45,7 +45,7 @@ def _passes(error: BaseException) -> bool:
 
 
 def _refuse(site: Site) -> None:
-    """Raise the first fault."""
+    """Raise an error for the first fault."""
     for question in NECESSARY:
         for finding in question.ask(site):
             if finding.verdict is Verdict.FAIL:

@@ -1,4 +1,4 @@
-"""Questions about our slot, and about what it does to the disk and to the standby that it is on."""
+"""Checks of our slot, of the WAL that it retains, and of the standby that it is on."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 _MIB = 2**20
 _LITTLE = 32 * _MIB
-"""Bytes of WAL, two files, below which no limit of ours would let us read much before the slot is lost."""
+"""Two WAL files, in bytes. If max_slot_wal_keep_size is below this, no MAX_RETAINED_WAL can be below it."""
 _LEAST_SAFE = 0.2
-"""The share of max_slot_wal_keep_size below which what is left of it is little."""
+"""The check warns if less than this share of max_slot_wal_keep_size is left."""
 
 
 def slot(site: Deployment) -> Iterator[Finding]:
-    """Look at the slot of our name."""
+    """Check the slot of our name."""
     state, name = site.slot, site.slot_name
     if state is None:
         yield good(f"the slot {name} is not there yet: the server makes it at its first start")
@@ -52,11 +52,11 @@ def slot(site: Deployment) -> Iterator[Finding]:
     elif state.active_pid is not None:
         yield good(f"the slot {name} is being read by process {state.active_pid}")
     else:
-        yield good(f"the slot {name} is there, and nobody reads it")
+        yield good(f"the slot {name} exists, and no process reads it")
 
 
 def retained_wal(site: Deployment) -> Iterator[Finding]:
-    """Judge what the slot retains, and which limit comes first: ours, or the server's that loses the slot."""
+    """Check the WAL that the slot retains, and that our limit is below the one at which the slot is lost."""
     state, most, keep = site.slot, site.max_retained_wal, site.server.keep_bytes
     retained = state.retained_bytes if state else None
     text = f"the slot retains {_size(retained)}" if retained is not None else "no WAL is retained"
@@ -83,7 +83,7 @@ def retained_wal(site: Deployment) -> Iterator[Finding]:
 
 
 def max_slot_wal_keep_size(site: Deployment) -> Iterator[Finding]:
-    """Judge the server's own limit: without one, a reader that is away fills the disk."""
+    """Check the server's own limit: without it, the slot fills the disk while no process reads it."""
     keep, timeout = site.server.keep_bytes, site.server.idle_timeout
     if keep is None:
         yield warn(
@@ -101,7 +101,7 @@ def max_slot_wal_keep_size(site: Deployment) -> Iterator[Finding]:
 
 
 def standby(site: Deployment) -> Iterator[Finding]:
-    """Judge what keeps a slot on a standby from being invalidated by vacuum on the primary."""
+    """Check the settings that keep a VACUUM on the primary from invalidating a slot on its standby."""
     server = site.server
     if not server.in_recovery:
         yield good("the slot is on a primary")
@@ -122,7 +122,7 @@ def standby(site: Deployment) -> Iterator[Finding]:
 
 
 def synchronous_standby(site: Deployment) -> Iterator[Finding]:
-    """Judge whether commits would wait for us: the slot is not read then."""
+    """Check whether commits would wait for us, in which case the slot is not read."""
     text = synchronous.refusal(synchronous.Sender.of(site.ask("Sender")))
     if text is None:
         yield good("no commit waits for us")
@@ -132,11 +132,11 @@ def synchronous_standby(site: Deployment) -> Iterator[Finding]:
 
 
 def _waits(site: Deployment) -> Iterator[Finding]:
-    """Name the transactions for which the creation of the slot would wait."""
+    """Find the transactions for which the creation of the slot would wait."""
     if site.server.in_recovery:
         yield warn(
-            "making a slot on a standby waits until the primary logs its running transactions, for long where"
-            " it is idle",
+            "making a slot on a standby waits until the primary logs its running transactions, which takes"
+            " long while it is idle",
             "when the server starts for the first time, on the primary: SELECT pg_log_standby_snapshot();",
         )
         return
@@ -149,7 +149,7 @@ def _waits(site: Deployment) -> Iterator[Finding]:
 
 
 def _size(number: int) -> str:
-    """Write bytes as Postgres' settings and ours read them."""
+    """Return a number of bytes in the form of Postgres' settings and ours."""
     for unit, of in (("GB", 2**30), ("MB", _MIB)):
         if number >= of and number % of == 0:
             return f"{number // of}{unit}"

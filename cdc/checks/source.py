@@ -1,4 +1,4 @@
-"""Questions to the slot's server: may we connect, replicate and decode there?"""
+"""Checks whether we may connect, replicate and decode on the slot's server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def connection(site: Site) -> Iterator[Finding]:
 
 
 def server_version(site: Site) -> Iterator[Finding]:
-    """Judge the version: decoding on a standby is younger than decoding."""
+    """Check the version: decoding on a standby needs a newer one."""
     server = site.server
     if server.major < _OLDEST:
         yield fail(f"PostgreSQL {server.major} is too old", f"upgrade the server to {_OLDEST} or later")
@@ -44,7 +44,7 @@ def server_version(site: Site) -> Iterator[Finding]:
 
 
 def wal_level(site: Site) -> Iterator[Finding]:
-    """Judge wal_level; on a standby that decodes, it is the primary's too that counts: see `plugin`."""
+    """Check wal_level. On a standby, the primary's counts as well: see `plugin`."""
     level = site.server.wal_level
     if level == "logical":
         yield good("wal_level is logical")
@@ -58,7 +58,7 @@ def wal_level(site: Site) -> Iterator[Finding]:
 
 
 def replication_right(site: Site) -> Iterator[Finding]:
-    """Open a replication connection: the right to, and pg_hba.conf's opinion of it, show only in trying."""
+    """Open a replication connection: only an attempt shows whether the role and pg_hba.conf allow it."""
     try:
         site.source.connect_replication().close()
     except PadsCdcError as error:
@@ -76,7 +76,7 @@ def replication_right(site: Site) -> Iterator[Finding]:
 
 
 def role(site: Site) -> Iterator[Finding]:
-    """Judge what the role may do beyond what it needs."""
+    """Check that the role has no more rights than it needs."""
     server = site.server
     writable = [table.name for table in site.tables if table.writable]
     least = "run pads-cdc setup, and connect as the role that it makes"
@@ -89,7 +89,7 @@ def role(site: Site) -> Iterator[Finding]:
 
 
 def query_server(site: Site) -> Iterator[Finding]:
-    """Compare the two servers: rows of another cluster would be taken for ours."""
+    """Check that both servers have the same database: rows of another one would be taken for ours."""
     [(ours,)] = site.ask("Identity")
     [(theirs,)] = site.read("Identity")
     if ours == theirs and site.server.database == site.reader.database:
@@ -103,7 +103,7 @@ def query_server(site: Site) -> Iterator[Finding]:
 
 
 def replication_slots(site: Deployment) -> Iterator[Finding]:
-    """Count the slots that are free, unless ours is there."""
+    """Check that a slot is free, unless ours exists."""
     most, used = site.server.slots_most, site.server.slots_used
     text = f"{used} of {most} replication slots are used"
     if used < most or site.slot is not None:
@@ -117,7 +117,7 @@ def replication_slots(site: Deployment) -> Iterator[Finding]:
 
 
 def wal_senders(site: Deployment) -> Iterator[Finding]:
-    """Count the senders that are free, unless one of them is busy with our slot."""
+    """Check that a WAL sender is free, unless one of them reads our slot."""
     most, used = site.server.senders_most, site.server.senders_used
     text = f"{used} of {most} WAL senders are busy"
     if used < most or (site.slot is not None and site.slot.active_pid is not None):

@@ -1,4 +1,4 @@
-"""A trial of a plugin: a slot that ends with its session, which shows whether the server loads it."""
+"""A trial of a plugin: a temporary slot shows whether the server loads the plugin."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ if TYPE_CHECKING:
 
 _NO_SLOT_FREE = "53400"
 _TRY_SECONDS = 1.0
-"""How long the trial slot may wait for running transactions: by then the plugin has been loaded."""
+"""Maximum seconds that the creation of the slot waits for running transactions. The plugin is loaded
+before.
+"""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of one."""
+    """The result of a trial."""
 
     loads: bool | None
-    """None where it could not be tried, as no slot is free."""
+    """Whether the server loads the plugin; None if that could not be tried, since no slot is free."""
     error: PadsCdcError | None = None
-    """Why it is not loaded."""
+    """Why the server does not load it."""
     sqlstate: str | None = None
 
 
 def try_plugin(source: Address, query: str, plugin: str) -> Trial:
-    """Have the server load a plugin, for a second at most; ``query`` is `TryPlugin`.
+    """Make the server load a plugin, for at most a second. ``query`` is `TryPlugin`.
 
     Raises:
-        SourceError, Refusal: no connection could be had, or it was lost: that says nothing of the plugin.
+        SourceError, Refusal: the connection failed, so nothing is known about the plugin.
 
     """
     connection = source.connect()
     try:
-        # Running transactions are waited for by their locks.
+        # Creating a slot waits for running transactions as for a lock.
         brief = f"SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = '{_TRY_SECONDS}s';\n"
         ask(connection, brief + query, {"slot": f"pads_cdc_check_{os.getpid()}", "plugin": plugin})
     except psycopg2.Error as error:

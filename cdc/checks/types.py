@@ -1,4 +1,4 @@
-"""Questions about encoding and types: can all of it be decoded, compared, and sent to gateways?"""
+"""Checks of encoding and types: can all values be decoded, compared, and sent to gateways?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TEXT, _ENUM, _NUMBER, _BOOLEAN, _LIST, _NOTHING = "SENBAX"
 
 
 def encoding(site: Site) -> Iterator[Finding]:
-    """Judge the database's encoding, where the slot is and where the mapping is read."""
+    """Check the database's encoding, on the slot's server and on the query server."""
     found = dict.fromkeys(_encoding_at(address) for address in (site.source, site.database.address))
     yield good(f"the database is in the encoding {' and '.join(found)}")
 
@@ -40,7 +40,7 @@ def _encoding_at(address: Address) -> str:
 
 
 def column_types(site: Site) -> Iterator[Finding]:
-    """Judge the types of the columns of `Endpoints`: gateways are told text, lists of it, and numbers."""
+    """Check the types of the columns of `Endpoints`: gateways receive text, lists of text, and numbers."""
     types = site.types
     wrong = {
         column: wanted
@@ -53,11 +53,11 @@ def column_types(site: Site) -> Iterator[Finding]:
             f"make it a column of {wanted}; or cast it, in the query Endpoints of a mapping of your own",
         )
     if not wrong:
-        yield good("what gateways are told is text, lists and numbers")
+        yield good("all columns are text, lists of text, or numbers")
 
 
 def _lacks(column: str, of_column: KeyType) -> str | None:
-    """Say what a column has to be, if it is not that."""
+    """Return the type that a column has to have; None if it has it."""
     category, name = of_column.category, of_column.name
     if category == _NOTHING:
         return None
@@ -71,7 +71,7 @@ def _lacks(column: str, of_column: KeyType) -> str | None:
 
 
 def limits(site: Site) -> Iterator[Finding]:
-    """Name the limits that may hold what the wire cannot carry."""
+    """Find limits whose type allows values that a message cannot carry."""
     sound = True
     for column, of_column in site.types.columns.items():
         if column in _LIMITS and of_column.name not in _INT32 and of_column.category != _NOTHING:
@@ -86,7 +86,7 @@ def limits(site: Site) -> Iterator[Finding]:
 
 
 def key_types(site: Site) -> Iterator[Finding]:
-    """Plan the very statements that look up what changes, with keys of the types that the tables have."""
+    """Plan the statements that look up changes, with keys of the types that the tables have."""
     database = site.database
     mapping, types = database.mapping, (site.types.columns, site.types.id_type)
     wrong = False
@@ -106,11 +106,11 @@ def key_types(site: Site) -> Iterator[Finding]:
     if not wrong:
         database.plan(mapping.compose(kinds, *types), {parameter(kind): [] for kind in kinds})
         database.plan(mapping.full(*types), {})
-        yield good("what changes can be looked up by its keys")
+        yield good("all changes can be looked up by their keys")
 
 
 def _kinds(site: Site) -> dict[str, tuple[Rule, KeyType]]:
-    """Return the kinds of keys that changes name, each with a rule that it comes from."""
+    """Return the kinds of keys that changes name, each with its rule and its type."""
     mapping = site.database.mapping
     rules = [rule for of_table in mapping.rules.values() for rule in of_table]
     columns = sorted({rule.column for rule in rules})

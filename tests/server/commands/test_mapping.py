@@ -252,7 +252,7 @@ def test_keys_in_a_column_do_not_find_what_is_gone(empty: Database, own: Path) -
             ("", one) for one in trial_of_changes.changes(site(empty, reading), frozenset(), trusted=True)
         ]
     assert [remedy for _, _, remedy in wrong(found)] == 3 * [
-        "take EndpointsOfTeams out of key_columns, in affects.toml: it finds no endpoint that is gone"
+        "take EndpointsOfTeams out of key_columns, in affects.toml: it cannot find endpoints that are gone"
     ]
 
 
