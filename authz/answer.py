@@ -1,7 +1,7 @@
-"""What Envoy is told: answers as serialized ``CheckResponse``, made once for each endpoint and kept.
+"""Answers for Envoy as serialized ``CheckResponse`` messages, which are made once for each endpoint and kept.
 
-Serialized protobuf messages can be joined: fields of the second are added to the first. So what depends on
-the moment (a staleness, a ``Retry-After``) is joined to what does not.
+Serialized protobuf messages can be concatenated: the fields of the second are added to the first. So the
+parts that change with time (a staleness, a ``Retry-After``) are appended to a kept answer.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from authz.config import UpstreamHeaders
 
 _KEPT: Final = 10_000
-"""Endpoints whose answers are kept: some 2 kB each, and making one takes 15 us."""
+"""Number of endpoints whose answers are kept. An answer has about 2 kB, and making one takes 15 us."""
 _NO_HEADER: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]|^\s|\s$")
-"""Values that would end a header, or reach the other side as other ones."""
+"""Values that would end a header, or that proxies would change."""
 _CODES: Final = {
     400: Code.INVALID_ARGUMENT,
     401: Code.UNAUTHENTICATED,
@@ -37,7 +37,7 @@ _CODES: Final = {
     429: Code.RESOURCE_EXHAUSTED,
     503: Code.UNAVAILABLE,
 }
-"""For logs; to Envoy all of them mean "no"."""
+"""The gRPC code for each HTTP status. It is only for logs: Envoy refuses the request with any of them."""
 _PERIODS: Final = {
     number: name.removeprefix("CAPACITY_LIMIT_PERIOD_")
     for name, number in CapacityLimitPeriod.items()
@@ -51,7 +51,7 @@ class Prepared:
 
     endpoint: GatewayEndpoint = field(repr=False)
     allowed: bytes | None = field(repr=False)
-    """None where the endpoint has values that no header can carry."""
+    """The answer; None if the endpoint has values that no header can carry."""
 
 
 class Answers:
@@ -62,7 +62,9 @@ class Answers:
         self._staleness_header = staleness_header
         self._refused = {outcome: _refused(outcome) for outcome in ANSWERS}
         self.prepared = lru_cache(_KEPT)(self._prepare)
-        """Takes an endpoint's bytes. What was revoked has other bytes, so that nothing old is found."""
+        """Returns the `Prepared` for an endpoint's bytes. After a change the bytes differ, so no old one is
+        found.
+        """
 
     def refused(self, outcome: Outcome, prepared: Prepared | None = None, retry_after: int = 0) -> bytes:
         """Return the answer that refuses, for a reason other than "allowed"."""
@@ -103,7 +105,7 @@ class Answers:
         answer.dynamic_metadata.fields["outcome"].string_value = Outcome.ALLOWED.value
         ok = answer.ok_response
         ok.headers.extend([_header(name, value) for name, value in values if name and value])
-        # The client's own: of what we set nothing is left over, of what we do not set nothing passes.
+        # Headers that we set replace the client's own of the same name. Those that we do not set are removed.
         ok.headers_to_remove.extend([name for name, value in values if name and not value])
         if given.remove_authorization:
             ok.headers_to_remove.append("authorization")
@@ -117,7 +119,7 @@ def _refused(outcome: Outcome) -> bytes:
         headers=[_header("content-type", "application/json")],
         body=json.dumps({"code": status, "message": message}),
     )
-    if status == 401:  # noqa: PLR2004 (RFC 9110 wants the scheme named)
+    if status == 401:  # noqa: PLR2004 (RFC 9110 requires the scheme)
         denied.headers.append(_header("www-authenticate", "Bearer"))
     answer = CheckResponse(status=Status(code=_CODES[status]), denied_response=denied)
     answer.dynamic_metadata.fields["outcome"].string_value = outcome.value
@@ -125,7 +127,7 @@ def _refused(outcome: Outcome) -> bytes:
 
 
 def _described(endpoint: GatewayEndpoint) -> Struct:
-    """Tell access logs and rate limit descriptors of an endpoint; never a key."""
+    """Return an endpoint's values for access logs and rate limit descriptors, without its key."""
     limits = endpoint.rate_limiting
     described = Struct()
     fields = described.fields
@@ -135,7 +137,7 @@ def _described(endpoint: GatewayEndpoint) -> Struct:
     fields["throughput_limit"].number_value = limits.throughput_limit
     fields["capacity_limit"].number_value = limits.capacity_limit
     fields["capacity_limit_period"].string_value = _PERIODS.get(limits.capacity_limit_period, "")
-    if limits.throughput_limit > 0:  # in the form in which Envoy overrides a descriptor's limit
+    if limits.throughput_limit > 0:  # in the form that overrides a descriptor's limit in Envoy
         override = fields["rate_limit"].struct_value.fields
         override["requests_per_unit"].number_value = limits.throughput_limit
         override["unit"].string_value = "SECOND"

@@ -39,7 +39,7 @@ class CheckMetrics:
 
     def __init__(self, version: str, held: Held) -> None:
         self.registry = registry = CollectorRegistry()
-        build = Gauge(  # with the server's name, by which dashboards find all processes
+        build = Gauge(  # named like the server's metric, so that dashboards find all processes
             "pads_cdc_build_info", "Always 1; the version is in the label.", ("version",), registry=registry
         )
         build.labels(version).set(1)

@@ -233,8 +233,8 @@ class EndpointFeed:
             credentials = self._credentials() if callable(self._credentials) else self._credentials
         except OSError as error:
             return Remedy.BACK_OFF, f"the token or a certificate cannot be read: {error.strerror}"
-        except ValueError:  # a file in the middle of being renewed; its words may be the token's
-            return Remedy.BACK_OFF, "the token or a certificate is not what it should be"
+        except ValueError:  # the file may be half written; the error's text may quote the token
+            return Remedy.BACK_OFF, "the token or a certificate is malformed"
         self.attempts += 1
         outbox = Outbox(self._replica.opening(self._client_id), self._watch_silence)
         self._heard_at, self._patience = time.monotonic(), _FIRST_WORD_SECONDS
@@ -265,10 +265,10 @@ class EndpointFeed:
         return Remedy.RETRY, "the server ended a stream that has no end"
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
-        """Return the token as gRPC takes it.
+        """Return the metadata with the token.
 
         Raises:
-            ValueError: no header can carry it; gRPC itself would show it in its error.
+            ValueError: no header can carry the token. gRPC's own error would show it.
 
         """
         if self._bearer is None:
@@ -281,7 +281,7 @@ class EndpointFeed:
     def _work(self, steps: Steps[None]) -> None:
         if self._turns is None:
             at_once(steps)
-        else:  # before the first complete map nobody can use it, so that others need not be spared
+        else:  # before the first complete map no check can be answered, so other work can wait
             self._turns.take(steps, hurry=not self.ready)
 
     def _received(self, raw: bytes) -> pb.WatchResponse:

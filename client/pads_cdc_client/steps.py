@@ -1,4 +1,4 @@
-"""Work in steps, so that whoever shares a thread with it has turns in between."""
+"""Work in steps, so that other work in the same thread has turns in between."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any, Final, TypeVar
 
 _Result = TypeVar("_Result")
 Steps = Generator[None, None, _Result]
-"""Yields after each step of less than a millisecond; returns what the work led to."""
+"""A generator that yields after each step of less than a millisecond, and returns the result of the work."""
 
 _TURN_SECONDS: Final = 0.001
-"""How long others wait for us at most."""
+"""Maximum seconds of steps in one turn; other work in the event loop waits for it."""
 _PAUSE_SECONDS: Final = 0.001
-"""How long we wait for others then, at least. Where cores are short, the operating system makes a thread that
-never sleeps wait for several milliseconds at once; it lets one through that sleeps half of the time.
+"""Minimum seconds between two turns. With few cores, the operating system makes a thread that never sleeps
+wait for several milliseconds at a time, but not a thread that sleeps half of the time.
 """
 _LOOK_SECONDS: Final = 0.5
-"""Between looks whether the event loop still runs."""
+"""Seconds between two checks whether the event loop still runs."""
 
 
 class AbandonedError(Exception):
-    """The rest of the steps is not taken."""
+    """The remaining steps will not be taken."""
 
 
 def at_once(steps: Steps[_Result]) -> _Result:
-    """Take all steps, here."""
+    """Take all steps in this thread, and return the result."""
     while True:
         try:
             next(steps)
@@ -38,7 +38,7 @@ def at_once(steps: Steps[_Result]) -> _Result:
 
 
 class Turns:
-    """Takes steps in an event loop, while another thread waits for their end."""
+    """Takes steps in an event loop, while another thread waits for their result."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -47,9 +47,10 @@ class Turns:
         self._under_way: Future[Any] = Future()
 
     def take(self, steps: Steps[_Result], *, hurry: bool = False) -> _Result:
-        """Return once all steps were taken; called by one other thread. What a step raises is raised here.
+        """Return the result once all steps have been taken. An error of a step is raised here.
 
-        With ``hurry`` others have a round of the event loop after each turn, and else a whole pause.
+        Call it in one thread other than the loop's. With ``hurry`` the event loop does one round of other
+        work after each turn; otherwise it has a whole pause for other work.
 
         Raises:
             AbandonedError: `close` was called, or the event loop has ended.
@@ -62,13 +63,15 @@ class Turns:
             self._under_way = ended
             self._loop.call_soon_threadsafe(self._turn, steps, ended, hurry)
         while not wait((ended,), _LOOK_SECONDS).done:
-            # Its loop may end without a word.
+            # The loop may end without an error.
             if self._loop.is_closed() or (self._closed and not self._loop.is_running()):
                 raise AbandonedError
         return ended.result()
 
     def close(self) -> None:
-        """Take no further steps; whoever waits in `take` is let go, after a step that runs."""
+        """Take no further steps. A thread that waits in `take` gets an error, after the step that is
+        running.
+        """
         with self._lock:
             self._closed = True
             if self._loop.is_running() and not _runs_here(self._loop):
@@ -86,7 +89,7 @@ class Turns:
             while not ended.done():  # a step may have called `close`
                 next(steps)
                 if (took := time.perf_counter() - began) > _TURN_SECONDS:
-                    # A turn that had to wait for a core took longer: others have as much to make up for.
+                    # A turn that had to wait for a core took longer, so other work gets a longer pause too.
                     pause = 0.0 if hurry else max(_PAUSE_SECONDS, took)
                     self._loop.call_later(pause, self._turn, steps, ended, hurry)
                     return

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 _CONNECT_SECONDS: Final = 5
 _CLEAR_SECONDS: Final = 0.2
-"""What closing gets where no connection has come about: after a TLS error it waits for an answer."""
+"""Time limit for closing a connection that was never established: after a TLS error, closing waits for an
+answer.
+"""
 _PING_SECONDS: Final = 5
 """Interval of pings. A connection that died silently is noticed within three of them."""
 _CREDENTIALS: Final = "-----BEGIN NATS USER JWT-----"
@@ -37,11 +39,11 @@ class PlaintextError(BrokerError):
 
 
 class _Client(Client):
-    """Sends nothing in plaintext where TLS was asked for.
+    """A client that sends nothing in plaintext if TLS was asked for.
 
-    nats-py goes by what the server says, and would give our credentials and every page to whoever answers in
-    its place without TLS. This method of it is not public; `tests/server/broker/test_connection.py` shows
-    that it is called.
+    nats-py uses TLS only if the server demands it, so any server in its place could get our credentials and
+    every page without TLS. The overridden method is not public; `tests/server/broker/test_connection.py`
+    shows that it is called.
     """
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
@@ -49,7 +51,7 @@ class _Client(Client):
         if initial_connection and "tls" in self.options and not first and not info.get("tls_required"):
             if not info.get("tls_available"):
                 raise PlaintextError
-            info["tls_required"] = True  # it takes both: then we take TLS
+            info["tls_required"] = True  # the server allows TLS and plaintext: use TLS
         await super()._process_info(info, initial_connection)
 
 
@@ -68,9 +70,11 @@ class Broker:
         self._tls = self._ca is not None or any(url.startswith("tls:") for url in self._urls)
         self._name = f"{name} {socket.gethostname()}"
         self._first: set[str] = set()
-        """The URLs where TLS begins at once, as behind a proxy that ends it; NATS itself speaks first."""
+        """The URLs where TLS begins at once, as behind a proxy; otherwise NATS sends a plaintext line
+        first.
+        """
         self._refusal = ""
-        """What the broker has last said that we may not do, on the present connection."""
+        """The broker's last error about a missing permission, on the present connection."""
 
     def verify(self) -> None:
         """Check at the start that the files can be read. Later they may change.
@@ -109,7 +113,7 @@ class Broker:
             await _close(client)
 
     def refuses(self, subject: str) -> bool:
-        """Tell whether the broker has said that we may not use a subject that begins so."""
+        """Return whether the broker has refused us a subject that begins like this."""
         return f'"{subject.lower()}' in self._refusal.lower()
 
     async def _connect(self) -> Client:
@@ -137,14 +141,16 @@ class Broker:
                     if tls_first == first or not _is_mute(error):
                         why = _why(error, url)
                     if not _is_mute(error):
-                        break  # so the order of the handshake was right
+                        break  # the server answered, so the order of the handshake was right
                 else:
                     (self._first.add if tls_first else self._first.discard)(url)
                     return client
         raise BrokerError(why)
 
     async def _hear_error(self, error: Exception) -> None:
-        """Keep what we may not do; all other errors come out where they are waited for."""
+        """Keep an error about a missing permission. All other errors are raised by the calls that they
+        concern.
+        """
         text = " ".join(str(error).split()).removeprefix("nats: ")
         if "permissions violation" in text.lower():
             self._refusal = text
@@ -181,7 +187,7 @@ async def _close(client: Client, seconds: float = _CONNECT_SECONDS) -> None:
 
 
 def _is_mute(error: Exception) -> bool:
-    """Tell whether the other side has not said a word that we understand: it may wait for TLS to begin."""
+    """Return whether the server has sent nothing that we understand: it may be waiting for TLS to begin."""
     if isinstance(error, TimeoutError | nats.errors.TimeoutError | ConnectionResetError):
         return True
     return isinstance(error, nats.errors.Error) and "expecting INFO" in str(error)

@@ -179,11 +179,11 @@ class Publishing(threading.Thread):
                 began = time.monotonic()
                 try:
                     await self._session()
-                except Exception as fault:  # noqa: BLE001 (the thread's boundary: it must not end without a word)
+                except Exception as fault:  # noqa: BLE001 (the thread's boundary: it must not end silently)
                     error = fault if isinstance(fault, PadsCdcError) else fault_of_ours(fault)
                     self.published.connected = False
                     self.published.restarts += 1
-                    self._observer.trouble(TROUBLE, f"relays are not told: {error}")
+                    self._observer.trouble(TROUBLE, f"nothing is published to relays: {error}")
                     retry = (
                         _RETRY_FIRST
                         if time.monotonic() - began > _RETRY_MOST
@@ -280,14 +280,16 @@ class Publishing(threading.Thread):
             if (self._sequence, last.number) != (before, number):
                 await self._go_on(stream, last)
         elif self._sequence < before or (self._stored and last is not None):
-            # Purged, deleted, or an older copy of it: whatever it holds, it is not the present.
+            # The stream was purged, or deleted, or is an older copy: its content is out of date.
             if not self._pair.sure(self._freshness.silence()):
                 return False  # another leader may have written since
             await self._go_on(stream, last)
         return True
 
     async def _stored_since(self, stream: PageStream, sequence: int) -> tuple[bool, Page | None]:
-        """Tell whether nobody else has stored a page behind this sequence; and our newest page from there."""
+        """Return whether no other server has stored a page after this sequence number, and our newest
+        page.
+        """
         ours, before = None, sequence
         while (stored := await stream.next_page(sequence)) is not None:
             sequence = stored.sequence + 1
@@ -309,8 +311,8 @@ class Publishing(threading.Thread):
         self.published.fenced += 1
         self._observer.trouble(
             FENCED,
-            f"another server publishes to the stream {self._stream_name}: we stand back until the slot is"
-            " ours anew; give each database and mapping a BROKER_STREAM of its own",
+            f"another server publishes to the stream {self._stream_name}: we stand back until we get the slot"
+            " again; give each database and mapping a BROKER_STREAM of its own",
         )
         _log.warning("fenced", stream=self._stream_name)
 
@@ -387,8 +389,8 @@ class Publishing(threading.Thread):
         """Empty the stream and begin again. Until then relays keep the maps that they have."""
         published, last = self.published, self._emptied
         now = _Emptied(published.restarts, published.generations, self._store.head)
-        # If no snapshot has been completed since, either the empty stream has no room for the map, or changes
-        # meanwhile have taken it. In the second case it is tried again, after a pause.
+        # If no snapshot has been completed since the last time, either the empty stream has no room for the
+        # map, or changes have taken the room. In the second case it is tried again, after a pause.
         if (
             last is not None
             and last.generations == now.generations
@@ -396,7 +398,7 @@ class Publishing(threading.Thread):
         ):
             raise full
         self._emptied = now
-        self._observer.trouble(TROUBLE, f"relays are told anew: {full}")
+        self._observer.trouble(TROUBLE, f"everything is published again: {full}")
         await stream.purge(None)
         await self._go_on(stream, None)
 
@@ -405,7 +407,7 @@ def _room(client: Client, config: StreamConfig) -> int:
     """Return how many bytes of a page fit into a message.
 
     Raises:
-        BrokerError: the broker or the stream takes only messages that are too small for anything.
+        BrokerError: the broker or the stream accepts only messages that are too small for us.
 
     """
     most = client.max_payload

@@ -73,8 +73,8 @@ class Reading(threading.Thread):
         """
         self._assembly = PageAssembly()
         self._unproved = False
-        """Whether the first page of this connection has to be that page again. Another one proves another
-        stream.
+        """Whether the first page of this connection must be `_newest` again. If it is not, the stream is
+        another one.
         """
         self._asked_at = -_ASK_SECONDS
 
@@ -210,7 +210,8 @@ class Reading(threading.Thread):
                 return
             page = self._assembly.take(content)
         except DecodeError:
-            # Whatever it is, no leader has made it: if it has taken a page's place, the next page says so.
+            # No leader has made this message. If it is in the place of a page, the next page's number shows
+            # that.
             _log.warning("stray message", stream=stream.name, sequence=sequence)
             return
         reach("page_received")
@@ -223,10 +224,10 @@ class Reading(threading.Thread):
         reach("page_applied")
 
     def _is_proof(self, stream: PageStream, message: Msg, sequence: int) -> bool:
-        """Tell whether to take a message after a loss: not before the page that we took last has come again.
+        """Return whether to take a message after a loss: only after the page that we took last has come
+        again.
 
-        A broker that came back older may have as many messages by now as it had then, and others in their
-        places.
+        A broker that was restored from an older state may have other messages with the same sequence numbers.
 
         Raises:
             BrokerError: another page has come in its place.

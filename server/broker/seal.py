@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SETTING: Final = "BROKER_SEAL_FILE"
 TROUBLE: Final = "broker_seal"
 LOOK_SECONDS: Final = 1.0
-"""Interval at which leader and relays read the file again. A new content counts at the second time."""
+"""Interval at which leader and relays read the file again. A new content is used after two equal looks."""
 _VERSION: Final = b"\x01"
 _KEY_BYTES: Final = 32
 _ID_BYTES: Final = 8
@@ -83,7 +83,7 @@ class Seal:
             return stored
         key = self._keys.value.get(stored[1 : 1 + _ID_BYTES]) if sealed else None
         if key is None:
-            what = f"a key that {SETTING} does not hold" if sealed else "no key at all"
+            what = f"a key that {SETTING} does not have" if sealed else "no key at all"
             raise SealError(f"the stream is sealed with {what}: give leader and relays the same keys")
         nonce = stored[1 + _ID_BYTES : _HEAD_BYTES]
         try:

@@ -110,7 +110,7 @@ class PageStream:
         return await self._get(subject, None)
 
     async def next_page(self, sequence: int) -> Stored | None:
-        """Return the first page that has this sequence or a greater one; None where there is none.
+        """Return the first page that has this sequence number or a greater one; None if there is none.
 
         Raises:
             BrokerError: the broker does not answer.
@@ -197,7 +197,7 @@ def unfit(config: StreamConfig, wanted: StreamConfig) -> list[tuple[str, str]]:
     if config.no_ack:
         found.append((f"the stream {name} acknowledges nothing", f"{edit} --ack"))
     if config.deny_purge or config.sealed:
-        found.append((f"the stream {name} does not let us purge what is before a snapshot", anew))
+        found.append((f"the stream {name} does not let us purge the pages before a snapshot", anew))
     return found
 
 
@@ -207,7 +207,7 @@ def _broker_error(error: Exception, what: str) -> BrokerError:
             f"cannot {what}: the broker has no JetStream for us; turn it on there, and for our account"
         )
     if isinstance(error, nats.errors.NoRespondersError):
-        return BrokerError(f"cannot {what}: nobody answers; is the stream there, and does it have a leader?")
+        return BrokerError(f"cannot {what}: no answer; does the stream exist, and does it have a leader?")
     if isinstance(error, nats.errors.TimeoutError | TimeoutError):
         return BrokerError(f"cannot {what}: no answer within {_SECONDS:.0f} s, or no right to ask")
     text = getattr(error, "description", None) or str(error) or type(error).__name__

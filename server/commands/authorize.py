@@ -49,21 +49,21 @@ _SWITCH_SECONDS: Final = 0.0001
 the event loop answers checks, and a revocation waits as often.
 """
 _WORKER: Final = "PADS_CDC_AUTHORIZE_WORKER"
-"""In a worker's environment: its number, and `late` where others serve already."""
+"""A variable in a worker's environment: its number, followed by `late` if other workers serve already."""
 _LINE_BYTES: Final = 4 * 1024 * 1024
 _SOCKET_MODE: Final = 0o660
 
 
 def authorize(settings: AuthorizeSettings, flags: Mapping[str, object]) -> int:
-    """Answer Envoy's checks until SIGTERM or SIGINT; returns the exit code. Workers are given the ``flags``.
+    """Answer Envoy's checks until SIGTERM or SIGINT; returns the exit code. Workers get the same ``flags``.
 
     Raises:
-        PadsCdcError: it cannot start, or cannot go on.
+        PadsCdcError: the authorizer cannot start, or cannot go on.
 
     """
     writer = logs.configure(settings)
     for meaningless in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(meaningless, signal.SIG_IGN)  # what can be read again is read again by itself
+        signal.signal(meaningless, signal.SIG_IGN)  # files are read again without it
     sys.setswitchinterval(_SWITCH_SECONDS)
     number, _, late = os.environ.get(_WORKER, "").partition(" ")
     if not number:
@@ -137,7 +137,7 @@ async def _supervise(settings: AuthorizeSettings, flags: Mapping[str, object]) -
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=_LINE_BYTES,
-                start_new_session=True,  # Ctrl-C is handed on by us
+                start_new_session=True,  # so that Ctrl-C reaches only us, and `stop` passes it on
             )
 
         supervisor = workers.Supervisor(settings.workers, start)
@@ -193,10 +193,10 @@ def _config(settings: AuthorizeSettings, number: int) -> Config:
 
 
 def _feed(settings: AuthorizeSettings, number: int) -> Callable[[Callable[[Change], object]], EndpointFeed]:
-    """Return what makes the client; its files are read now, so that a wrong name is an error at the start.
+    """Return a function that makes the client. Its files are read now, to find wrong names at the start.
 
     Raises:
-        ConfigurationError: one cannot be read.
+        ConfigurationError: a file cannot be read.
 
     """
     for name in ("feed_ca_file", "feed_cert_file", "feed_key_file", "feed_token_file"):
@@ -232,43 +232,44 @@ def _feed(settings: AuthorizeSettings, number: int) -> Callable[[Callable[[Chang
 
 
 class _Transport:
-    """The server's own gRPC: its methods cannot be ended by strangers, its certificates are renewed."""
+    """A gRPC server like that of `serve`: it survives calls of unknown methods, and reloads certificates."""
 
     def __init__(
         self, settings: AuthorizeSettings, registry: CollectorRegistry, health: AuthorizerHealth, most: int
     ) -> None:
-        """Let ``most`` connections in."""
+        """``most`` is the maximum number of connections."""
         self._most = most
         self._security = Security(settings, registry, health)
 
     def server(self, options: Sequence[tuple[str, object]]) -> grpc.aio.Server:
-        """Make one for the running event loop."""
+        """Make a server for the running event loop."""
         bounded = (*options, (unknown_methods.MOST_CONNECTIONS, self._most))
         return unknown_methods.server(bounded, self._security.interceptors)
 
     def register(
         self, server: grpc.aio.Server, handler: grpc.GenericRpcHandler, descriptor: ServiceDescriptor
     ) -> None:
-        """Add a service."""
+        """Register a service."""
         unknown_methods.register(server, handler, descriptor)
 
     def listen(self, server: grpc.aio.Server, host: str, port: int, *, shared: bool) -> int:
-        """Add an address.
+        """Listen on an address, and return the port.
 
         Raises:
-            ListenError: the port is taken or the address is not ours.
+            ListenError: the port is in use, or this machine does not have the address.
 
         """
-        if not shared:  # else the supervisor has looked
+        if not shared:  # otherwise the supervisor has tried it
             with _bound(host, port):
                 pass
         return self._security.listen(server, address(host, port))
 
     def listen_unix(self, server: grpc.aio.Server, path: Path) -> None:
-        """Add a socket that our user and group may connect to; one that a dead process has left is replaced.
+        """Listen on a Unix socket that our user and group may connect to. A dead process's socket is
+        replaced.
 
         Raises:
-            ListenError: somebody else listens there, or it cannot be made.
+            ListenError: another process listens there, or the socket cannot be made.
 
         """
         with socket.socket(socket.AF_UNIX) as probe:
@@ -292,7 +293,7 @@ class _Transport:
             os.umask(before)
 
     async def watch(self) -> None:
-        """Take up renewed certificates, for ever."""
+        """Reload renewed certificates, until the task is cancelled."""
         await self._security.watch()
 
 
@@ -301,7 +302,12 @@ def _no_socket(path: Path, why: str) -> ListenError:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """Bind the port, or say why that cannot be: gRPC would not."""
+    """Return a socket that is bound to the port. The error says why that fails, which gRPC's would not.
+
+    Raises:
+        ListenError: the port is in use, or this machine does not have the address.
+
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
@@ -310,7 +316,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class _reserved:  # noqa: N801 (reads as a function)
-    """Keep a port for the workers to share: nobody else gets it while no worker listens."""
+    """Keeps a port for the workers to share: no other process gets it while no worker listens."""
 
     def __init__(self, host: str, port: int) -> None:
         with _bound(host, port) as free:

@@ -21,7 +21,7 @@ def seconds(given: object) -> float:
     """Read ``500ms``, ``30s``, ``5m``, ``2h`` or ``1d``.
 
     Raises:
-        ValueError: not a positive duration with a unit.
+        ValueError: it is not a positive duration with a unit.
 
     """
     return _read(given, _SECONDS, "a duration", "ms, s, m, h or d")
@@ -31,7 +31,7 @@ def size(given: object) -> int:
     """Read ``64MB`` or ``1GB`` (also ``GiB``, which is the same here) as bytes.
 
     Raises:
-        ValueError: not a positive size with a unit.
+        ValueError: it is not a positive size with a unit.
 
     """
     return int(

@@ -1,5 +1,5 @@
 # ruff: noqa: D102 (the Observer protocol describes each report)
-"""Tells several listeners what the applier reports: metrics, health, the log hear what they need."""
+"""Passes the applier's reports on to several listeners: metrics, health, the log."""
 
 from __future__ import annotations
 
@@ -51,36 +51,36 @@ class FanOut:
         self._observers = observers
 
     def mode(self, mode: Mode) -> None:
-        self._tell(lambda observer: observer.mode(mode))
+        self._each(lambda observer: observer.mode(mode))
 
     def connected(self, connected: bool) -> None:
-        self._tell(lambda observer: observer.connected(connected))
+        self._each(lambda observer: observer.connected(connected))
 
     def reconnecting(self, reason: str, message: str) -> None:
-        self._tell(lambda observer: observer.reconnecting(reason, message))
+        self._each(lambda observer: observer.reconnecting(reason, message))
 
     def batch(self, batch: BatchSeen) -> None:
-        self._tell(lambda observer: observer.batch(batch))
+        self._each(lambda observer: observer.batch(batch))
 
     def reconciled(self, reconcile: ReconcileSeen) -> None:
-        self._tell(lambda observer: observer.reconciled(reconcile))
+        self._each(lambda observer: observer.reconciled(reconcile))
 
     def decode_error(self, reason: str, message: str) -> None:
-        self._tell(lambda observer: observer.decode_error(reason, message))
+        self._each(lambda observer: observer.decode_error(reason, message))
 
     def state_file_error(self, message: str) -> None:
-        self._tell(lambda observer: observer.state_file_error(message))
+        self._each(lambda observer: observer.state_file_error(message))
 
     def slot(self, slot: SlotSeen) -> None:
-        self._tell(lambda observer: observer.slot(slot))
+        self._each(lambda observer: observer.slot(slot))
 
     def odd_rows(self, numbers: Mapping[OddReason, int]) -> None:
-        self._tell(lambda observer: observer.odd_rows(numbers))
+        self._each(lambda observer: observer.odd_rows(numbers))
 
     def trouble(self, key: str, message: str | None) -> None:
-        self._tell(lambda observer: observer.trouble(key, message))
+        self._each(lambda observer: observer.trouble(key, message))
 
-    def _tell(self, report: Callable[[Observer], None]) -> None:
+    def _each(self, report: Callable[[Observer], None]) -> None:
         for observer in self._observers:
             try:
                 report(observer)

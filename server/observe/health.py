@@ -78,7 +78,7 @@ class Health(Listener):
             reasons.append(Reason("disconnected", last_loss or "the replication connection is not up"))
         if mode == "polling":
             reasons.append(
-                Reason("polling", "the stream alone does not do: the mapping is re-read every few seconds")
+                Reason("polling", "the stream alone is not enough: the mapping is re-read every few seconds")
             )
         staleness = self._freshness.staleness()
         if staleness > STALE_SECONDS and not any(reason.code == "stale" for reason in reasons):

@@ -131,7 +131,9 @@ class LogObserver(Listener):
         with self._lock:
             before, self._wal_status = self._wal_status, slot.wal_status
         if before != slot.wal_status and slot.wal_status in ("unreserved", "lost"):
-            _log.error("slot's WAL is going", wal_status=slot.wal_status, retained_bytes=slot.retained_bytes)
+            _log.error(
+                "slot is losing its WAL", wal_status=slot.wal_status, retained_bytes=slot.retained_bytes
+            )
 
     def trouble(self, key: str, message: str | None) -> None:
         """Log a lasting condition once when it begins, changes or ends.

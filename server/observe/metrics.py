@@ -1,7 +1,7 @@
 """The Prometheus metrics: reports of the applier are counted, states are read at each scrape.
 
 Each instance has its own registry, so that two servers in one process (tests, the demo) do not mix. No label
-ever holds an id, a key or a connection string; ``reason`` labels are the closed sets of ``cdc.observer``.
+ever contains an id, a key or a connection string; ``reason`` labels are the closed sets of ``cdc.observer``.
 """
 
 from __future__ import annotations

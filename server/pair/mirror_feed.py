@@ -76,7 +76,7 @@ class MirrorFeed:
         self._moved: dict[str, Entry] = {}
         """Entries whose position has moved since they were sent."""
         self._unlooked: pb.MirrorOpen | None = None
-        """Where the standby continues, until `look_back` has been called."""
+        """The opening of a standby server that resumes, until `look_back` has been called."""
 
     def open(self, opening: pb.MirrorOpen | None = None) -> pb.MirrorResponse:
         """Begin with the changes since the standby's map, or with everything if it holds no map of ours."""
@@ -101,9 +101,9 @@ class MirrorFeed:
         )
 
     def look_back(self) -> None:
-        """Find the positions that have moved since the standby was here: a look at every entry.
+        """Find the positions that have moved since the standby server was connected last, among all entries.
 
-        `take` does that itself, unless it was done before: in another thread, so that nobody waits.
+        `take` does that itself unless it was done before. Call it in another thread, so that no stream waits.
         """
         opening, self._unlooked = self._unlooked, None
         if opening is not None:
@@ -145,7 +145,7 @@ class MirrorFeed:
 
         """
         if acknowledge.followed > self._told_most:
-            raise MisuseError("acknowledged what was not sent on this stream")
+            raise MisuseError("acknowledged a position that was not sent on this stream")
         self._standby.acknowledge(Lsn(acknowledge.followed))
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
-"""Limits the memory of answers to fetches: each is as large as the map, and is held until the client took it.
+"""Limits the memory of answers to fetches: each is as large as the map, and is held until the client has
+taken it.
 
 A frozen gateway takes nothing, and hundreds may fetch at once. So there is room for some answers, and the
-next fetch waits until an answer was taken or its connection has ended.
+next fetch waits until an answer has been taken or its connection has ended.
 """
 
 from __future__ import annotations

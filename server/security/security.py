@@ -126,7 +126,7 @@ class Security:
 
 
 _OF_CLIENTS: Final = (
-    "Invalid encoding on",  # metadata that are not UTF-8, which it quotes: such as a mangled token
+    "Invalid encoding on",  # metadata that are not UTF-8, such as a mangled token, which the line quotes
     "ExecuteBatchError raised in core",  # a client went away while it was sent something
 )
 """Beginnings of gRPC's log lines, each with a traceback, about ordinary behaviour of clients."""

@@ -70,7 +70,7 @@ def test_a_token_file_amid_its_renewal_is_waited_out_and_never_shown(
     with EndpointFeed(target, client_id="test", bearer=lambda: next(files).decode()) as client:
         assert client.wait_ready(DEADLINE)
     assert client.attempts == 1, "of the others nobody was told"
-    assert "is not what it should be" in caplog.text
+    assert "is malformed" in caplog.text
     assert "sesam" not in caplog.text
 
 

@@ -1,1 +1,1 @@
-"""``pads-cdc mapping``: write a mapping of one's own, and test it."""
+"""``pads-cdc mapping``: writes a mapping to start from, and tests a mapping."""

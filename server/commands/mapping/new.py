@@ -1,4 +1,4 @@
-"""``pads-cdc mapping new``: write a mapping's folder, to be edited."""
+"""``pads-cdc mapping new``: writes a mapping's folder for the user to edit."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from cdc.errors import ConfigurationError, PadsCdcError
 
 _TEMPLATE: Final = Path(__file__).parent / "template"
 FILES: Final = ("schema.sql", "queries.sql", "affects.toml", "setup.sql", "sample.sql")
-"""In the order in which they are best edited."""
+"""The files of a mapping, in the order in which they are best edited."""
 
 
 def new(folder: Path) -> int:
-    """Write the example of docs/mappings.md with comments, which passes ``mapping test``, and say what to do
-    with it; returns the exit code. No file is replaced.
+    """Write the example of docs/mappings.md with comments, and print what to do next; returns the exit code.
+
+    The example passes ``mapping test``.
 
     Raises:
-        ConfigurationError: one of the files is there already; nothing is written then.
+        ConfigurationError: one of the files exists already. No file is written or replaced then.
         PadsCdcError: the folder cannot be written to.
 
     """

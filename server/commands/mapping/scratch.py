@@ -26,25 +26,26 @@ if TYPE_CHECKING:
     from cdc.mapping.mapping import Mapping
 
 _ROWS: Final = 8
-"""Rows that are made up for a table. The number of a row stands in all its columns, so that rows find each
-other by whatever they are joined. There is one for each way in which three tables can have a value or NULL.
+"""Number of rows that are made up for each table. All columns of a row have the row's number, so rows of the
+same number are joined, whichever columns join them. There is one row for each way in which three tables can
+have a value or NULL.
 """
 _TRUE: Final = (2, 5)
-"""Those in which booleans are true; at least one of them has a value in each table."""
+"""The numbers of the rows whose booleans are true. In each table, at least one of these rows has a value."""
 _LEFT_OUT: Final = re.compile(
     r"GRANT\b|REVOKE\b|ALTER\s.*\sOWNER\s+TO\s|SET\s+transaction_timeout\b", re.IGNORECASE | re.DOTALL
 )
-"""Statements of a dump that need roles which are not here, or a newer server."""
+"""Statements of a dump that are skipped: they need roles that do not exist here, or a newer server."""
 _REFUSED: Final = re.compile(r"\\(?:i|ir|include|include_relative|copy|g\w*|if|elif|else|endif)\b")
-"""Commands of psql that would change what is there; others only concern its output or its connection."""
+"""Commands of psql that are refused, since they affect what is executed. Others only concern psql itself."""
 
 
 @contextmanager
 def server() -> Iterator[str]:
-    """Start a server of PostgreSQL, in about 2 s, that is gone at the end; yields its connection string.
+    """Start a PostgreSQL server, which takes 2 s, and remove it at the end. Yields its connection string.
 
     Raises:
-        PadsCdcError: it cannot be had.
+        PadsCdcError: the server cannot be started.
 
     """
     try:
@@ -58,7 +59,7 @@ def fill(url: str, folder: Path, schema: str) -> None:
     """Create the folder's tables in an empty database, and put rows into them.
 
     Raises:
-        ConfigurationError: a file is not there, or a statement in it fails.
+        ConfigurationError: a file does not exist, or a statement in it fails.
 
     """
     with closing(psycopg2.connect(url)) as connection:
@@ -93,8 +94,8 @@ def _run(cursor: Cursor, path: Path) -> None:
     for statement in script(read_sql(path)):
         if statement.command is not None and _REFUSED.match(statement.command):
             raise ConfigurationError(
-                f"{path}: `{statement.command}` is a command of psql, which is not there: write its effect as"
-                " SQL, and another file as `\\ir FILE` at the start of a line"
+                f"{path}: `{statement.command}` is a command of psql, which does not run this file: write its"
+                " effect as SQL, and another file as `\\ir FILE` at the start of a line"
             )
         if statement.text and not _LEFT_OUT.match(statement.text):
             _execute(cursor, statement.text, path, statement.data)
@@ -113,13 +114,13 @@ def _execute(cursor: Cursor, statement: str, path: Path, data: str | None = None
 
 
 def _make_up_rows(cursor: Cursor, folder: Path, schema: str) -> None:
-    """Fill every table of schema.sql."""
+    """Insert `_ROWS` rows into every table of schema.sql."""
     tables = list(sql_text.tables(read_sql(folder / "schema.sql")))
     cursor.execute(server_queries()["Definitions"], {"schema": schema, "tables": tables})
     columns: dict[str, list[tuple[Any, ...]]] = {}
     for table, *column in cursor.fetchall():
         columns.setdefault(table, []).append(tuple(column))
-    # Neither foreign keys nor triggers: each row finds the others by its number, in whatever order they come.
+    # Without foreign keys and triggers, the rows can be inserted in any order.
     cursor.execute("SET session_replication_role = replica")
     for place, table in enumerate(tables):
         for number in range(1, _ROWS + 1):
@@ -144,10 +145,10 @@ def _make_up_rows(cursor: Cursor, folder: Path, schema: str) -> None:
 
 
 def _value(column: list[Any], number: int, bare: bool) -> str:
-    """Return the SQL of a column's value in the row with a number; nothing for what is best left out.
+    """Return SQL for a column's value in the row with this number; empty if the column is left out.
 
-    Rows are neither deleted nor inactive: that is a default, as a rule, or a NULL. A ``bare`` row has nothing
-    but what it must have.
+    Dates that may be NULL are left out: they usually mark rows as deleted or inactive. A ``bare`` row has
+    only the values that it must have.
     """
     type_name, category, _, not_null, generated, _, computed, labels, linking = column
     constant = computed is not None and "(" not in computed

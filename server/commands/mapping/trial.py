@@ -1,4 +1,4 @@
-"""``pads-cdc mapping test``: is a mapping right, and does it find all changes? Changes nothing."""
+"""``pads-cdc mapping test``: tests whether a mapping is right and finds all changes. It changes nothing."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ if TYPE_CHECKING:
     from server.config.connection_string import ConnectionString
 
 DATABASE: Final = "--database"
-"""The connection string's name, in messages."""
+"""The name of the connection string in messages."""
 
 
 _NOT_BEFORE: Final = Finding(Verdict.SKIP, "not asked before what fails above passes")
 
 
 def test(name_or_path: str, given: ConnectionString | None, schema: str, *, as_json: bool) -> int:
-    """Test a mapping on a throw-away server, or on a database that is given, and print what was found;
-    returns the exit code. Blocks for some seconds.
+    """Test a mapping on the given database, or on a throw-away server, and print the findings.
+
+    Returns the exit code. Blocks for some seconds.
 
     Raises:
-        PadsCdcError: there is no such folder, or no database can be had.
+        PadsCdcError: there is no such folder, or the database cannot be used.
 
     """
     folder = folder_of(name_or_path)
@@ -79,10 +80,10 @@ def examine(
     schema: str,
     set_up: Callable[[Mapping, str], None] | None = None,
 ) -> Iterator[Found]:
-    """Test the mapping in a folder on a database, which ``set_up`` is to make ready for it first.
+    """Test the mapping in a folder on a database. ``set_up`` prepares the database before the last checks.
 
     Raises:
-        SourceError, Refusal: the database cannot be asked.
+        SourceError, Refusal: the database cannot be queried.
 
     """
     try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from server.commands.watch.feed import FeedSubscriber
 
 _SYNCED: Final = "in sync"
-_UNSETTLED: Final = "the server's map, while changes let it come to no rest: no proof yet"
+_UNSETTLED: Final = "the server's map, which changes keep in motion: no proof yet"
 
 
 class WatchedFeed:
@@ -50,7 +50,7 @@ class WatchedFeed:
                 case CheckpointReached():
                     self._reached(event)
                 case Mismatched():
-                    self._told("our map is not the server's; everything comes anew")
+                    self._told("our map differs from the server's; everything is sent again")
                 case StreamLost():
                     self._told(f"{printable(event.reason)}; trying again in {event.retry_seconds:.1f} s")
             if self._until_synced and event.synced:
