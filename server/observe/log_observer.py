@@ -127,13 +127,11 @@ class LogObserver(Listener):
         _log.error("state file failed, clients cannot resume across a restart", message=message)
 
     def slot(self, slot: SlotSeen) -> None:
-        """Log when Postgres begins, or ceases, to be about to drop the slot's WAL."""
+        """Log once that Postgres is about to drop the slot's WAL, or has dropped it."""
         with self._lock:
             before, self._wal_status = self._wal_status, slot.wal_status
         if before != slot.wal_status and slot.wal_status in ("unreserved", "lost"):
-            _log.error(
-                "slot is losing its WAL", wal_status=slot.wal_status, retained_bytes=slot.retained_bytes
-            )
+            _log.error("slot loses its WAL", wal_status=slot.wal_status, retained_bytes=slot.retained_bytes)
 
     def trouble(self, key: str, message: str | None) -> None:
         """Log a lasting condition once when it begins, changes or ends.
