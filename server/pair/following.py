@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import socket
 import threading
 import time
 import uuid
 from typing import TYPE_CHECKING, Final
 
-import grpc
-from pads_cdc_client.outbox import Outbox
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
-from pads_cdc_client.retry import Backoff, Remedy, remedy
+from pads_cdc_client.retry import Backoff, Remedy
 
 from cdc.lsn import Lsn
 from cdc.relay.pages import Head, Page
 from cdc.units import Revision
-from server.pair.mirror import MIRROR
+from server.pair.peer import MirrorStream
 from server.rpc.map_messages import checkpoint_of, entries_of
 
 if TYPE_CHECKING:
@@ -27,10 +24,6 @@ if TYPE_CHECKING:
     from server.pair.peer import Peer
 
 REASON: Final = "leader"
-_FIRST_WORD_SECONDS: Final = 45.0
-"""Maximum wait for the first message. A leader without a complete map answers UNAVAILABLE after 30 s."""
-_SILENT_INTERVALS: Final = 3
-"""The relay abandons a stream after this many progress intervals without a message."""
 _STOP_SECONDS: Final = 1.0
 
 
@@ -41,15 +34,12 @@ class Following(threading.Thread):
         self, leader: Peer, reader: PageReader, intake: Intake, observer: Observer, received: Received
     ) -> None:
         super().__init__(name="leader-reader", daemon=True)
-        self._leader = leader
+        self._stream = MirrorStream(leader)
         self._reader = reader
         self._intake = intake
         self._observer = observer
         self._received = received
         self._stopping = threading.Event()
-        self._call: grpc.Call | None = None
-        self._heard_at = 0.0
-        self._patience = 0.0
         self._line = ""
         self._number = 0
         self._resetting = False
@@ -60,9 +50,7 @@ class Following(threading.Thread):
     def stop(self) -> None:
         """End the thread and its stream. Blocks for a second at most."""
         self._stopping.set()
-        call = self._call
-        if call is not None:
-            call.cancel()
+        self._stream.cancel()
         self.join(_STOP_SECONDS)
 
     def run(self) -> None:
@@ -70,8 +58,8 @@ class Following(threading.Thread):
         backoff = Backoff(first=0.2, most=2.0, late=5.0)
         while not self._stopping.is_set():
             try:
-                found, why = self._session(backoff)
-            except Exception as error:  # noqa: BLE001 (the thread's boundary: it must not end without a word)
+                found, why = self._stream.read(self._opening(), self._take, backoff)
+            except Exception as error:  # noqa: BLE001 (the thread's boundary: it must not end silently)
                 found, why = Remedy.BACK_OFF, f"{type(error).__name__} while its stream was read"
                 if isinstance(error, OSError):
                     why = f"{error.filename}: {error.strerror}"
@@ -83,31 +71,6 @@ class Following(threading.Thread):
                 self._stopping.wait(backoff.wait(found))
                 self._intake.look()
 
-    def _session(self, backoff: Backoff) -> tuple[Remedy, str]:
-        outbox = Outbox(self._opening(), self._look)
-        self._heard_at, self._patience = time.monotonic(), _FIRST_WORD_SECONDS
-        with self._leader.channel() as channel:
-            mirror = channel.stream_stream(
-                MIRROR,
-                request_serializer=pb.MirrorRequest.SerializeToString,
-                response_deserializer=pb.MirrorResponse.FromString,
-            )
-            call = self._call = mirror(outbox, metadata=self._leader.metadata())
-            try:
-                for message in call:
-                    self._heard_at = math.inf  # while we process it, the leader's silence does not count
-                    self._take(message)
-                    backoff.succeeded()
-                    self._heard_at = time.monotonic()
-            except grpc.RpcError:
-                code, details = call.code(), " ".join((call.details() or "").split())
-                return remedy(code), f"{code.name} {details}"
-            finally:
-                self._call = None
-                outbox.close()
-                call.cancel()
-        return Remedy.RETRY, "it ended a stream that has no end"
-
     def _opening(self) -> pb.MirrorRequest:
         opening = pb.MirrorOpen(client_id=f"relay {socket.gethostname()}"[:128], relay=True)
         reader = self._reader
@@ -116,21 +79,19 @@ class Following(threading.Thread):
             opening.revision, opening.followed = reader.exact, reader.position
         return pb.MirrorRequest(open=opening)
 
-    def _take(self, message: pb.MirrorResponse) -> None:
-        match message.WhichOneof("response"):
-            case "opened":
-                self._patience = _SILENT_INTERVALS * message.opened.progress_interval.ToNanoseconds() / 1e9
-                self._begun, self._resetting = True, message.opened.reset
-                self._received.connected = True
-                self._observer.connected(connected=True)
-                self._observer.mode("streaming")
-                if message.opened.reset:
-                    self._line, self._number = uuid.uuid4().hex, 0
-                    self._intake.page(self._page(opening=True))
-            case "batch":
-                self._batch(message.batch)
+    def _take(self, message: pb.MirrorResponse, _: object) -> str | None:
+        if message.HasField("batch"):
+            return self._batch(message.batch)
+        self._begun, self._resetting = True, message.opened.reset
+        self._received.connected = True
+        self._observer.connected(connected=True)
+        self._observer.mode("streaming")
+        if message.opened.reset:
+            self._line, self._number = uuid.uuid4().hex, 0
+            self._intake.page(self._page(opening=True))
+        return None
 
-    def _batch(self, batch: pb.MirrorBatch) -> None:
+    def _batch(self, batch: pb.MirrorBatch) -> str | None:
         page = self._page(first=self._begun)
         self._begun = False
         page.entries, page.moved = entries_of(batch.entries)
@@ -143,11 +104,10 @@ class Following(threading.Thread):
         if batch.HasField("state"):
             self._intake.head(_head(self._line, batch), live=True)
             self._intake.look()
-            if self._reader.wanting:  # our map differs from the leader's: fetch all of it again
+            if self._reader.wanting:
                 self._line = ""
-                call = self._call
-                if call is not None:
-                    call.cancel()
+                return "our map differs from the leader's, and all of it is fetched again"
+        return None
 
     def _page(self, *, opening: bool = False, first: bool = False) -> Page:
         self._number += 1
@@ -162,13 +122,6 @@ class Following(threading.Thread):
             opening=opening,
             generating=self._resetting,
         )
-
-    def _look(self) -> None:
-        """Cancel the call if the leader has been silent for too long."""
-        if time.monotonic() - self._heard_at > self._patience:
-            call = self._call
-            if call is not None:
-                call.cancel()
 
 
 def _head(line: str, batch: pb.MirrorBatch) -> Head:

@@ -7,26 +7,25 @@ acknowledges it.
 
 from __future__ import annotations
 
-import math
 import socket
 import threading
-import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final
 
-import grpc
 import structlog
-from pads_cdc_client.outbox import Outbox
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
-from pads_cdc_client.retry import Backoff, Remedy, remedy
+from pads_cdc_client.retry import Backoff, Remedy
 
 from cdc.lsn import Lsn
 from cdc.pair.mirrored import MirrorLost, MirrorOpened, MirrorPart, PeerState, Point
 from cdc.pair.mirrored_parents import ParentsPart
 from cdc.units import Revision
+from server.pair.peer import MirrorStream
 from server.rpc.map_messages import entries_of, history_of
 
 if TYPE_CHECKING:
+    from pads_cdc_client.outbox import Outbox
+
     from cdc.observer import Observer
     from cdc.pair.mirrored import Mirrored
     from cdc.pair.pair import Pair
@@ -35,14 +34,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger("pads_cdc")
 
-MIRROR: Final = f"/{pb.DESCRIPTOR.services_by_name['EndpointFeedService'].full_name}/Mirror"
-_FIRST_WORD_SECONDS: Final = 45.0
-"""Maximum wait for the first message. A peer without a complete map answers UNAVAILABLE after 30 s."""
-_SILENT_INTERVALS: Final = 3
-"""The mirror abandons a stream after this many progress intervals without a message."""
-_PACE: Final = 0.02
-"""Minimum seconds between acknowledgements: the leader waits for them before it confirms the slot."""
 _TROUBLE: Final = "peer"
+_UNUSABLE: Final = "it has to be mirrored anew, or we have the slot"
 _NAME_BYTES: Final = 128
 
 
@@ -54,23 +47,18 @@ class Mirror(threading.Thread):
     ) -> None:
         """``system`` is the followed cluster's identifier. Maps of other clusters are refused."""
         super().__init__(name="mirror", daemon=True)
-        self._peer = peer
+        self._stream = MirrorStream(peer, lambda: pair.leading)
         self._system = system
         self._pair = pair
         self._mirrored = mirrored
         self._backlog = backlog
         self._observer = observer
         self._stopping = threading.Event()
-        self._call: grpc.Call | None = None
-        self._heard_at = 0.0
-        self._patience = 0.0
 
     def stop(self) -> None:
         """End the thread and its stream."""
         self._stopping.set()
-        call = self._call
-        if call is not None:
-            call.cancel()
+        self._stream.cancel()
 
     def run(self) -> None:
         """Mirror the peer whenever this server does not lead."""
@@ -80,7 +68,7 @@ class Mirror(threading.Thread):
             if not self._pair.wait_lost(1.0):
                 continue
             try:
-                found, why = self._session(backoff)
+                found, why = self._stream.read(opening_at(self._mirrored.point), self._take, backoff)
             except (OSError, ValueError) as error:
                 said_of_it = (
                     f"{error.filename}: {error.strerror}"
@@ -99,52 +87,25 @@ class Mirror(threading.Thread):
             said = why
             self._stopping.wait(backoff.wait(found))
 
-    def _session(self, backoff: Backoff) -> tuple[Remedy, str]:
-        outbox = Outbox(opening_at(self._mirrored.point), self._look, _PACE)
-        self._heard_at, self._patience = time.monotonic(), _FIRST_WORD_SECONDS
-        with self._peer.channel() as channel:
-            mirror = channel.stream_stream(
-                MIRROR,
-                request_serializer=pb.MirrorRequest.SerializeToString,
-                response_deserializer=pb.MirrorResponse.FromString,
-            )
-            call = self._call = mirror(outbox, metadata=self._peer.metadata())
-            try:
-                for message in call:
-                    self._heard_at = math.inf  # while we process it, the peer's silence does not count
-                    if not self._take(message, outbox):
-                        return Remedy.RETRY, "it has to be mirrored anew, or we have the slot"
-                    backoff.succeeded()
-                    self._heard_at = time.monotonic()
-            except grpc.RpcError:
-                code, details = call.code(), " ".join((call.details() or "").split())
-                return remedy(code), f"{code.name} {details}"
-            finally:
-                self._call = None
-                outbox.close()
-                call.cancel()
-        return Remedy.RETRY, "it ended a stream that has no end"
-
-    def _take(self, message: pb.MirrorResponse, outbox: Outbox[pb.MirrorRequest]) -> bool:
-        """Pass a message to the applier. Returns False if the stream cannot be used any more."""
-        match message.WhichOneof("response"):
-            case "opened":
-                self._patience = _SILENT_INTERVALS * message.opened.progress_interval.ToNanoseconds() / 1e9
-                opened = MirrorOpened(message.opened.reset, Future())
-                self._backlog.tell(opened)
-                return self._answer(opened.reply)
-            case "batch":
-                part = part_of(message.batch)
-                if part.state is not None and part.state.history.system != self._system:
-                    self._observer.trouble(_TROUBLE, "PEER_ADDRESS leads to a server of another database")
-                    return False
-                self._backlog.tell(part)
-                if not self._answer(part.reply):
-                    return False
-                if part.state is not None:
-                    followed = part.state.point.followed
-                    outbox.put(pb.MirrorRequest(acknowledge=pb.MirrorAcknowledge(followed=followed)))
-        return True
+    def _take(self, message: pb.MirrorResponse, outbox: Outbox[pb.MirrorRequest]) -> str | None:
+        """Pass a message to the applier. Return why the stream cannot be used any more, if so."""
+        if message.HasField("opened"):
+            opened = MirrorOpened(message.opened.reset, Future())
+            self._backlog.tell(opened)
+            return None if self._answer(opened.reply) else _UNUSABLE
+        if not message.HasField("batch"):
+            return None
+        part = part_of(message.batch)
+        if part.state is not None and part.state.history.system != self._system:
+            self._observer.trouble(_TROUBLE, "PEER_ADDRESS leads to a server of another database")
+            return _UNUSABLE
+        self._backlog.tell(part)
+        if not self._answer(part.reply):
+            return _UNUSABLE
+        if part.state is not None:
+            followed = part.state.point.followed
+            outbox.put(pb.MirrorRequest(acknowledge=pb.MirrorAcknowledge(followed=followed)))
+        return None
 
     def _answer(self, reply: Future[bool]) -> bool:
         while not self._stopping.is_set():
@@ -153,13 +114,6 @@ class Mirror(threading.Thread):
             except TimeoutError:
                 continue
         return False
-
-    def _look(self) -> None:
-        """Cancel the call if the peer has been silent for too long, or if this server reads the slot."""
-        if self._pair.leading or time.monotonic() - self._heard_at > self._patience:
-            call = self._call
-            if call is not None:
-                call.cancel()
 
 
 def opening_at(point: Point | None) -> pb.MirrorRequest:

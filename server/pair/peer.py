@@ -1,15 +1,32 @@
-"""Connections to the peer: its address, TLS and the token."""
+"""Connections to a peer or a leader (address, TLS, token), and the streams of its map."""
 
 from __future__ import annotations
 
+import math
+import time
 from typing import TYPE_CHECKING, Final
 
 import grpc
+from pads_cdc_client.outbox import Outbox
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
+from pads_cdc_client.retry import Backoff, Remedy, remedy
 
 from server.security.reloaded import read_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    Take = Callable[[pb.MirrorResponse, Outbox[pb.MirrorRequest]], str | None]
+    """Takes a message. Acknowledgements go into the outbox. A text ends the stream, and says why."""
+
+_MIRROR: Final = f"/{pb.DESCRIPTOR.services_by_name['EndpointFeedService'].full_name}/Mirror"
+_FIRST_WORD_SECONDS: Final = 45.0
+"""Maximum wait for the first message. A server without a complete map answers UNAVAILABLE after 30 s."""
+_SILENT_INTERVALS: Final = 3
+"""A stream is abandoned after this many progress intervals without a message."""
+_PACE: Final = 0.02
+"""Minimum seconds between acknowledgements: the leader waits for them before it confirms the slot."""
 
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),  # an endpoint may have any size
@@ -83,3 +100,61 @@ class Peer:
         if self._token_file is None:
             return ()
         return (("authorization", f"Bearer {self._token_file.read_text().strip()}"),)
+
+
+class MirrorStream:
+    """The streams of a server's map, one after the other. One thread reads; any thread may `cancel`."""
+
+    def __init__(self, peer: Peer, unwanted: Callable[[], bool] = lambda: False) -> None:
+        """``unwanted`` returns whether the stream must end; it is called twice a second."""
+        self._peer = peer
+        self._unwanted = unwanted
+        self._call: grpc.Call | None = None
+        self._heard_at = 0.0
+        self._patience = 0.0
+
+    def read(self, opening: pb.MirrorRequest, take: Take, backoff: Backoff) -> tuple[Remedy, str]:
+        """Pass the messages of a new stream to ``take``. Return what to do after its end, and why it ended.
+
+        Raises:
+            OSError, ValueError: a file of the credentials cannot be used.
+
+        """
+        outbox = Outbox(opening, self._look, _PACE)
+        self._heard_at, self._patience = time.monotonic(), _FIRST_WORD_SECONDS
+        with self._peer.channel() as channel:
+            mirror = channel.stream_stream(
+                _MIRROR,
+                request_serializer=pb.MirrorRequest.SerializeToString,
+                response_deserializer=pb.MirrorResponse.FromString,
+            )
+            call = self._call = mirror(outbox, metadata=self._peer.metadata())
+            try:
+                for message in call:
+                    self._heard_at = math.inf  # while we process it, the server's silence does not count
+                    if message.HasField("opened"):
+                        interval = message.opened.progress_interval.ToNanoseconds() / 1e9
+                        self._patience = _SILENT_INTERVALS * interval
+                    if (why := take(message, outbox)) is not None:
+                        return Remedy.RETRY, why
+                    backoff.succeeded()
+                    self._heard_at = time.monotonic()
+            except grpc.RpcError:
+                code, details = call.code(), " ".join((call.details() or "").split())
+                return remedy(code), f"{code.name} {details}"
+            finally:
+                self._call = None
+                outbox.close()
+                call.cancel()
+        return Remedy.RETRY, "it ended a stream that has no end"
+
+    def cancel(self) -> None:
+        """End the present stream, if there is one. Does not block."""
+        call = self._call
+        if call is not None:
+            call.cancel()
+
+    def _look(self) -> None:
+        """End the stream if the server has been silent for too long, or if the stream is unwanted."""
+        if self._unwanted() or time.monotonic() - self._heard_at > self._patience:
+            self.cancel()
