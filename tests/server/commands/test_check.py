@@ -530,7 +530,7 @@ def test_a_table_that_somebody_locks_has_no_wrong_types(ready: Database, check: 
         with pytest.raises(SourceError) as error:
             list(key_types(site))
         assert error.value.reason == "locked"
-        assert "ask again" in check(ready).the("statements", "fail").remedy
+        assert "run the check again" in check(ready).the("statements", "fail").remedy
 
 
 # --- our machine
