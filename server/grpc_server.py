@@ -125,13 +125,13 @@ async def start(
     port = security.listen(server, address(settings.host, settings.port))
     await server.start()
     background = (
-        asyncio.create_task(_tell_health(serving, hub, health)),
+        asyncio.create_task(_report_health(serving, hub, health)),
         asyncio.create_task(security.watch()),
     )
     return GrpcServer(server, port, background, serving)
 
 
-async def _tell_health(serving: HealthServicer, hub: Hub, health: Health) -> None:
+async def _report_health(serving: HealthServicer, hub: Hub, health: Health) -> None:
     """Set ``grpc.health.v1`` to the state of ``/readyz``, for the server as a whole and for its services."""
     told = None
     while True:

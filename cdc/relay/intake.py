@@ -71,10 +71,10 @@ class Intake:
                 self._arrived(other_line=self._reader.line != line)
             case PageOutcome.BROKEN:
                 self._received.breaks += 1
-                self._tell_broken("pages are missing")
+                self._report_broken("pages are missing")
             case PageOutcome.MISMATCH:
                 self._received.mismatches += 1
-                self._tell_broken("count or digest is not the leader's")
+                self._report_broken("count or digest is not the leader's")
 
     def head(self, word: Head, *, live: bool) -> None:
         """Take a head of the leader."""
@@ -100,6 +100,6 @@ class Intake:
             self._broken = False
             self._observer.trouble(CHAIN, None)
 
-    def _tell_broken(self, why: str) -> None:
+    def _report_broken(self, why: str) -> None:
         self._broken = True
         self._observer.trouble(CHAIN, f"{why}: the old map is served until a complete new one has arrived")

@@ -106,7 +106,7 @@ class Publisher:
         self.line, self._of, self.number, self._begun = last.line, of, last.number, True
         self._tail, self._start, self._told = Cursor(store, reached), reached, None
         self._position = last.position if last.checkpoint is None else last.checkpoint.position
-        self._hear_moves(beyond=self._position, up_to=reached)
+        self._collect_moves(beyond=self._position, up_to=reached)
         self._generation, self._since = len(store.entries), 0
         self._newest, self._opened = last.generation, 0
         if not self._newest:  # the line has no complete generation: its leader ended before that
@@ -210,10 +210,10 @@ class Publisher:
         self._tail, self._told = Cursor(self._store), None
         self._start = self._tail.revision
         self._position = self._opened = self._newest = Lsn(0)
-        self._hear_moves(beyond=Lsn(0), up_to=Revision(-1))
+        self._collect_moves(beyond=Lsn(0), up_to=Revision(-1))
         self.begin_generation()
 
-    def _hear_moves(self, beyond: Lsn, up_to: Revision) -> None:
+    def _collect_moves(self, beyond: Lsn, up_to: Revision) -> None:
         """Collect the entries whose positions move from now on, and those up to the revision ``up_to`` whose
         position is beyond ``beyond``.
         """

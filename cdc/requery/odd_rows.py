@@ -139,4 +139,4 @@ class OddRows:
                 parts.append(f"{what}: {named}{more}")
         if self._more:
             parts.append(f"{self._more.total():,} rows beyond these")
-        return f"rows that are no endpoints as they stand: {'. '.join(parts)}"
+        return f"rows that are not valid endpoints: {'. '.join(parts)}"

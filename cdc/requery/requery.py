@@ -576,7 +576,7 @@ class Requery:
             self.odd_rows.passed_over(read.doubtful, read.reading)
             self.odd_rows.end(read.reading)
             self._store.loaded()
-            self._tell_origin(read)
+            self._update_origin(read)
             seconds = time.monotonic() - read.began
             self._observer.reconciled(
                 ReconcileSeen(task.reason, len(self._store), read.upserts, read.deletes, seconds)
@@ -589,8 +589,8 @@ class Requery:
 
     def _load_parents(self) -> None:
         relations, all_rules = self._catalog.look(self._database), self._database.mapping.rules
-        self._tell_lossy(self._catalog.lossy(relations))
-        self._tell_refused(self._catalog.refusing(self._database, relations))
+        self._report_lossy(self._catalog.lossy(relations))
+        self._report_refused(self._catalog.refusing(self._database, relations))
         rules = relations.nameless(all_rules)
         if not rules:
             self._parents.load({}, Lsn(0))
@@ -606,14 +606,14 @@ class Requery:
         """Whether changes of some table never arrive."""
         return bool(self._lossy)
 
-    def _tell_lossy(self, tables: list[str]) -> None:
+    def _report_lossy(self, tables: list[str]) -> None:
         if tables != self._lossy:
             self._lossy = tables
             lacks = f"the stream lacks {' and '.join(tables)}"
             text = f"{lacks}: the mapping is polled meanwhile; see pads-cdc check"
             self._observer.trouble(_LOSSY, text if tables else None)
 
-    def _tell_refused(self, tables: list[str]) -> None:
+    def _report_refused(self, tables: list[str]) -> None:
         if tables != self._refused:
             self._refused = tables
             text = (
@@ -659,7 +659,7 @@ class Requery:
             self.failing, self._retry, self._waits_since = False, _RETRY_FIRST, None
             self._observer.trouble(_TROUBLE, None)
 
-    def _tell_origin(self, read: OpenRead) -> None:
+    def _update_origin(self, read: OpenRead) -> None:
         evidence = read.read.evidence
         covers = evidence.flushed if evidence.replayed is None else evidence.replayed
         if not self._store.history.system:  # no slot has been read yet, so only this read knows the system

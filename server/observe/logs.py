@@ -60,7 +60,7 @@ def configure_to(settings: CommandSettings, stream: TextIO) -> logging.Handler:
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
             processors=[
-                _tell_repeats,
+                _add_repeats,
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.StackInfoRenderer(),
                 structlog.processors.format_exc_info,  # plain: prettier ones print local variables
@@ -144,7 +144,7 @@ class _Redaction:
         return text if name in ("exception", "stack") else " ".join(text.split())
 
 
-def _tell_repeats(_logger: object, _method: str, event: EventDict) -> EventDict:
+def _add_repeats(_logger: object, _method: str, event: EventDict) -> EventDict:
     dropped = getattr(event["_record"], "repeats_dropped", 0)
     if dropped:
         event["repeats_dropped"] = dropped

@@ -120,9 +120,7 @@ class Metrics(Listener):
         self._troubles = gauge(
             "trouble", "1 while a lasting condition holds that /healthz reports.", "reason"
         )
-        self._odd_rows = gauge(
-            "odd_rows", "Rows that are no endpoints as they stand, by what is odd about them.", "reason"
-        )
+        self._odd_rows = gauge("odd_rows", "Rows that are not valid endpoints, by the reason.", "reason")
         self._feed_resets = counter(
             "feed_resets", "Clients of the feed that were sent everything, and why.", "reason"
         )

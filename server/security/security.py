@@ -63,7 +63,7 @@ class Security:
             ConfigurationError: a file is not valid.
 
         """
-        logging.getLogger("grpc._cython.cygrpc").addFilter(_tells_of_faults)
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_a_fault)
         self._observer = observer
         self._certificates = _certificates(settings)
         self._clients_need_certificate = settings.tls_client_ca_file is not None
@@ -132,7 +132,7 @@ _OF_CLIENTS: Final = (
 """Beginnings of gRPC's log lines, each with a traceback, about ordinary behaviour of clients."""
 
 
-def _tells_of_faults(record: logging.LogRecord) -> bool:
+def _is_a_fault(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(_OF_CLIENTS)
 
 
