@@ -97,7 +97,7 @@ Message = Begin | Commit | Insert | Update | Delete | Truncate | Note
 
 
 class MessagePlace(Enum):
-    """Where in a stream a message stands. Of a message that cannot be decoded, nothing else is known."""
+    """Where in a stream a message stands. It is all that is known of a message that cannot be decoded."""
 
     WITHIN = auto()
     """In an open transaction, or as its beginning."""

@@ -15,8 +15,8 @@ class Troubles(Protocol):
 
 
 class Fault:
-    """Not thread-safe: each thread has its own. Database errors are not faults: whoever catches them reports
-    them.
+    """The fault of one thread. Errors of the database are not faults, and are reported where they are
+    caught.
     """
 
     def __init__(self, observer: Troubles, thread: str) -> None:

@@ -36,7 +36,7 @@ class Positions:
 
 
 class Freshness:
-    """Shared by all threads; a lock makes each reading consistent.
+    """The positions and the staleness. All threads share it; a lock makes each reading consistent.
 
     The clock is monotonic, because a wall clock that jumps must not make a stale map look fresh.
     """

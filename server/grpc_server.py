@@ -34,7 +34,7 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a load balancer
     ("grpc.max_send_message_length", -1),  # the answer to a fetch has no limit
     ("grpc.max_receive_message_length", 64 * 1024),  # requests are small
-    # Of one connection; a proxy may use one for many gateways. Further streams wait in the client.
+    # The streams of one connection, which a proxy may use for many gateways. Further ones wait in the client.
     ("grpc.max_concurrent_streams", 1_000),
     # Calls that wait for the event loop, as after a restart, when every gateway comes at once. Beyond the
     # first number gRPC refuses some, beyond the second all others. By default these are 1,000 and 3,000.
@@ -145,6 +145,6 @@ async def _report_health(serving: HealthServicer, hub: Hub, health: Health) -> N
                 await serving.set(name, status)
             told = status
         if unready:
-            await wait(changed, _HEALTH_SECONDS)  # the first map is told at once
+            await wait(changed, _HEALTH_SECONDS)  # so that the first map is reported at once
         else:
             await asyncio.sleep(_HEALTH_SECONDS)  # staleness grows without any event

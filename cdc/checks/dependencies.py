@@ -310,7 +310,9 @@ class Dependencies:
 
 
 def reads(site: Site) -> Iterator[Finding]:
-    """Hold affects.toml against what the queries read: by locks, and by views where the site allows them."""
+    """Check that affects.toml lists all that the queries read: by locks, and also by views if the site allows
+    it.
+    """
     mapping = site.database.mapping
     found = _by_views(site) if site.makes_views else Dependencies(without_columns="no views were made")
     known = {(relation.schema, relation.name) for _, relation in found.each()}

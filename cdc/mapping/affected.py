@@ -54,7 +54,7 @@ class Affected(msgspec.Struct, gc=False):
     """Why keys do not suffice and everything must be read: a truncate, too many rows. No keys are kept then.
     """
     asked: set[str] = msgspec.field(default_factory=set)
-    """The keys that only signal tables name: no row of theirs has changed."""
+    """The keys that only signal tables name. No row with such a key has changed."""
     _room: int = msgspec.field(default_factory=lambda: LIMIT // _MOST)
     """Rows that can be added before `LIMIT` can be exceeded."""
 

@@ -63,7 +63,7 @@ class Untold:
 
 
 class Parents:
-    """Owned by the applier's thread, which applies transactions in the order of their commits."""
+    """The memory of parents. Owned by the applier's thread, which applies transactions in commit order."""
 
     def __init__(self) -> None:
         self._memory: dict[Rule, dict[str, str | None]] = {}

@@ -1,4 +1,4 @@
-"""The mapping's tables as the catalog describes them: whether following them can be exact, and fast.
+"""The mapping's tables as the catalog describes them, and what makes following them exact and fast.
 
 The mapping says what each table needs: its rules, which column an update or delete has to name;
 ``schema.sql``, which keys are unique; and ``setup.sql``, which indexes make ripples fast.

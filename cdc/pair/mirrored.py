@@ -88,7 +88,7 @@ class MirrorLost(PeerNews):
 
 
 class Mirrored:
-    """Used by the applier's thread. Any thread may read `point`."""
+    """Applies the peer's parts to the store. Owned by the applier's thread; any thread may read `point`."""
 
     def __init__(self, store: Store, ledger: Ledger, origin: CurrentOrigin) -> None:
         self._store = store

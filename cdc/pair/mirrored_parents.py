@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cdc.mapping.affects_file import Rule
 
     Memory = dict[Rule, Iterable[tuple[str, str]]]
-    """What `Parents.load` takes."""
+    """The argument of `Parents.load`."""
 
 _Column = tuple[str, str]
 """A table and its column."""
@@ -39,7 +39,7 @@ class ParentsPart:
 
 
 class MirroredParents:
-    """Owned by the applier's thread."""
+    """The copy of the peer's memory, and changes that wait for it. Owned by the applier's thread."""
 
     def __init__(self) -> None:
         self._memory: dict[_Column, dict[str, str]] = {}

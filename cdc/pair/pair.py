@@ -92,7 +92,9 @@ class StandbyServer:
 
 
 class Pair:
-    """Shared by the applier, the mirror's thread and the event loop; nothing here waits."""
+    """The role of this server, and its standby servers. The applier, the mirror's thread and the event loop
+    share it; no method but `wait_lost` waits.
+    """
 
     def __init__(self, *, peered: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         """``peered`` says whether there is a peer (PEER_ADDRESS)."""

@@ -43,7 +43,7 @@ _OTHER = (
 
 
 class StandbyRole:
-    """Owned by the applier's thread."""
+    """Decides when this server copies, takes over and serves. Owned by the applier's thread."""
 
     def __init__(
         self,

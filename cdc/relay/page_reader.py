@@ -47,7 +47,9 @@ class PageOutcome(enum.Enum):
 
 
 class PageReader:
-    """Used by one thread, the only one that writes to the store. Any thread may call `origin`."""
+    """Keeps a relay's map. One thread uses it, and alone writes to the store. Any thread may call
+    `origin`.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -54,7 +54,9 @@ class Transaction(msgspec.Struct, gc=False):
 
 
 class Assembler:
-    """Owned by the thread that reads the slot. Each connection needs a new one, since the server starts over.
+    """Takes messages and returns transactions. Owned by the thread that reads the slot.
+
+    Each connection needs a new one, since the server starts over.
 
     Args:
         relations: the mapping's table for each (schema, table) that the plugin names, also for partitions.

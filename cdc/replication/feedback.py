@@ -37,7 +37,7 @@ ASK = 5.0
 
 
 class Feedback:
-    """Used by the thread that reads the slot; one for each connection."""
+    """Sends one connection's feedback. Owned by the thread that reads the slot."""
 
     def __init__(self, confirming: ReplicationCursor, signs: ReplicationCursor) -> None:
         """Take two cursors of the reading connection that have not sent feedback yet."""

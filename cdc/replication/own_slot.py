@@ -67,7 +67,7 @@ class OpenedSlot:
 
 
 class OwnSlot:
-    """Used by the thread that reads the slot."""
+    """Our slot on its server. Owned by the thread that reads the slot."""
 
     def __init__(
         self,

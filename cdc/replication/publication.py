@@ -163,5 +163,7 @@ def fault(
 
 
 def needed(rules: Iterable[Rule]) -> frozenset[str]:
-    """Return the columns of a table that its rows must have, whatever the replica identity is."""
+    """Return the columns that every row of a table must have in the stream, whatever its replica identity
+    is.
+    """
     return frozenset(name for rule in rules for name in (rule.column, rule.row) if name is not None)

@@ -33,7 +33,7 @@ _LATER = 5.0
 
 
 class SchemaWatch:
-    """Owned by the applier's thread."""
+    """Compares the tables' definitions with those of the stream. Owned by the applier's thread."""
 
     def __init__(self, catalog: Catalog, database: Database) -> None:
         self._catalog = catalog

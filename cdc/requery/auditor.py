@@ -27,7 +27,7 @@ _TROUBLE = "audit"
 
 
 class Auditor:
-    """Owned by the applier's thread."""
+    """Runs one audit after another. Owned by the applier's thread."""
 
     def __init__(
         self,

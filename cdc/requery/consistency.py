@@ -64,7 +64,7 @@ class Consistency:
             self._held = 0
 
     def waits(self, reached: Lsn) -> bool:
-        """Return whether the slot has still to be followed to the newest read."""
+        """Return whether the newest read is ahead of the slot, which has been followed to ``reached``."""
         return reached < self._up_to
 
     def flushed(self, up_to: Lsn) -> None:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 class MonotonicReads:
-    """Used by the applier's thread alone. Its state is in the state file, since the query server often
-    changes with a restart of this process.
+    """Keeps the gate that a primary must pass. Owned by the applier's thread. The gate is in the state file
+    too, since the query server often changes with a restart of this process.
     """
 
     def __init__(self, ledger: Ledger) -> None:

@@ -30,7 +30,7 @@ _TROUBLE: Final = "odd_rows"
 
 
 class OddRows:
-    """Owned by the applier's thread."""
+    """The list of odd rows. Owned by the applier's thread."""
 
     def __init__(self, observer: Observer, clock: Callable[[], float] = time.monotonic) -> None:
         self._observer = observer

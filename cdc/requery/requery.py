@@ -77,7 +77,7 @@ _KEY_SHAPE = "key_shape"
 
 
 class Requery:
-    """Owned by the applier's thread."""
+    """The open tasks and their reads. Owned by the applier's thread."""
 
     def __init__(
         self,

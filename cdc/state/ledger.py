@@ -29,7 +29,7 @@ TROUBLE = "state_file"
 
 
 class Ledger:
-    """Used by the applier's thread alone, except for `epoch`."""
+    """The state file as the applier uses it. Owned by the applier's thread; any thread may read `epoch`."""
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class PlaceFault(NamedTuple):
-    """What is wrong with a place."""
+    """A fault of a place, and its remedy."""
 
     text: str
     remedy: str

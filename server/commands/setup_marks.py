@@ -1,6 +1,6 @@
 """The marks that `setup` leaves in comments of the catalog, so that `teardown` undoes only its work.
 
-An index of the same name, or an identity, that somebody else made or chose has no mark and stays.
+An index or an identity that another person has created or chosen has no mark, and stays.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def teardown(site: Site, name: str, role: DatabaseRole | None) -> Iterator[State
 
 def _role(site: Site, name: str, role: DatabaseRole | None) -> Iterator[str]:
     quoted = quote_name(name)
-    grants = site.server.on_rds  # there, nobody may give the attribute
+    grants = site.server.on_rds  # on RDS, no role can set the attribute
     if role is None:
         yield f"CREATE ROLE {quoted} LOGIN{'' if grants else ' REPLICATION'};"
         yield comment_on(role_name(name), MADE)

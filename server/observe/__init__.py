@@ -1,1 +1,1 @@
-"""Metrics, health, logs and pages. They listen to the domain, which does not know them."""
+"""Metrics, health, logs and pages. They receive the reports of `cdc`, which does not import them."""

@@ -1,10 +1,10 @@
 """Standard error that never blocks, so that a log without a reader does not stop the server.
 
-A write to a pipe that nobody reads, or to a terminal where somebody typed Ctrl-S, blocks for ever, and with
-it the thread that logs: the event loop, or the reader of the slot. So a line is written at once if there is
+A write to a pipe that is not read, or to a terminal that was stopped by Ctrl-S, blocks for ever, and so does
+the thread that logs: the event loop, or the reader of the slot. So a line is written at once if there is
 room. That is the usual case, and a process that dies right afterwards has lost nothing. If there is no room,
-the line waits in a bounded queue. While the queue is full, lines are dropped and counted. A thread writes
-the queue when there is room, and then reports how many lines are missing.
+the line waits in a bounded queue. While the queue is full, lines are dropped and counted. A thread writes the
+queue when there is room, and then reports how many lines are missing.
 
 Libraries in C (gRPC) write to the same descriptor by themselves. `unblock` makes it refuse them instead of
 letting them wait.
