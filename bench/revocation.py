@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 from bench import subscribers
@@ -54,7 +55,7 @@ def _revoked(database: Database, follower: Follower, kind: str, delay: int) -> f
     key = f"{now():.6f}"
     name = endpoint if kind == "feed" else key
     follower.mark()
-    with database.connect() as writer, writer.cursor() as cursor:
+    with closing(database.connect()) as writer, writer.cursor() as cursor:
         database.execute(RAISE, (PLAN,))
         time.sleep(delay / 1000)
         cursor.execute(_ROTATE, (key, endpoint))
