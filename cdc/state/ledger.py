@@ -99,14 +99,16 @@ class Ledger:
         """Do a step of upkeep: fold the file, or try to open one again. Return whether more is left."""
         if self._file is not None:
             try:
+                self._file.check_place()
                 return self._file.fold(store.entries)
             except StateFileError as error:
                 self._failed(error)
         elif self._clock() >= self._retry_at and store.ready:
             try:
                 again = StateFile(self._path)
-            except (StateFileError, Refusal):  # another process may have opened it in the meantime
+            except (StateFileError, Refusal) as error:  # another process may have opened it in the meantime
                 self._retry_at = self._clock() + _RETRY
+                self._complain(error)
                 return False
             if self._rewrite(again, store):
                 self._observer.trouble(TROUBLE, None)
@@ -140,6 +142,9 @@ class Ledger:
         self._retry_at = self._clock() + _RETRY
         self.epoch = uuid.uuid4().hex
         self._observer.state_file_error(str(error))
+        self._complain(error)
+
+    def _complain(self, error: StateFileError | Refusal) -> None:
         forgets = "a restart now would forget revisions, and deletes that clients must still receive"
         self._observer.trouble(TROUBLE, f"{error}; {forgets}")
 

@@ -109,6 +109,7 @@ class StateFile:
                 self._move_away()
                 self._open()
                 self.kept = self._load()
+            self._opened = self._found()
 
     def append(self, batch: Batch, *, position: Lsn, seen: Lsn) -> None:
         """Write one batch, atomically.
@@ -128,11 +129,13 @@ class StateFile:
         columns.positions.extend([batch.position] * len(batch.moved))
         columns.digests += b"".join([digest or GONE for digest in batch.digests])
         columns.digests += b"".join([digest or GONE for _, digest in batch.moved])
+        self.check_place()
         with _errors(self.path), self._db:
             self._insert(columns, batch.revision, position, seen)
 
     def note(self, **values: str | int) -> None:
         """Write notes by name (``system``, ``timeline``, ``bootstrap``, ``owed``, ``shown``)."""
+        self.check_place()
         with _errors(self.path), self._db:
             self._set(values)
 
@@ -164,6 +167,35 @@ class StateFile:
             self._insert(kept.entries, kept.head, kept.position, kept.seen, number=numbers[-1])
             self._folded_to = numbers[-1]
         return True
+
+    def check_place(self) -> None:
+        """Make sure that the file, and SQLite's journal beside it, still are the ones that were opened.
+
+        Writes to a file that somebody has removed or replaced succeed, but no restart would find them. Two
+        calls of stat cost 5 us.
+
+        Raises:
+            StateFileError: they have been removed or replaced.
+
+        """
+        if self._found() != self._opened:
+            fault = find_fault(self.path)
+            remedy = f"{fault.text}; {fault.remedy}" if fault else "a new one is written within seconds"
+            raise StateFileError(
+                f"the state file {self.path} has been removed or replaced while it was in use; {remedy}"
+            )
+
+    def _found(self) -> list[tuple[int, int] | None]:
+        """Return the device and inode of the file and of its journal; None for one that is not there."""
+        found: list[tuple[int, int] | None] = []
+        for path in (self.path, Path(f"{self.path}-wal")):
+            try:
+                status = path.stat()
+            except OSError:
+                found.append(None)
+            else:
+                found.append((status.st_dev, status.st_ino))
+        return found
 
     def overgrown(self, live: int) -> bool:
         """Return whether folding can no longer wait, given the number of entries in the store."""

@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import pytest
@@ -18,11 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdc.errors import Refusal, StateFileError
-from cdc.state.ledger import Ledger
+from cdc.state.ledger import TROUBLE, Ledger
 from cdc.state.state_file import StateFile
 from cdc.store.entry_columns import GONE
 from cdc.store.store import Store
 from server.observe.fanout import Listener
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KEY = b"secret-key-0123456789"
 
@@ -220,6 +224,98 @@ def test_a_file_that_grows_without_a_pause_is_folded_all_the_same(path: Path) ->
     assert most < 4 * 2_000 + 2 * 50_000 + 3 * 2_000
     ledger.close()
     assert len(reopened(path)) == 2_000
+
+
+def _removed(path: Path) -> None:
+    path.unlink()
+
+
+def _journal_removed(path: Path) -> None:
+    path.with_name(f"{path.name}-wal").unlink()
+
+
+def _put_back(path: Path) -> None:
+    """Somebody restores an old copy, as a tool for backups does."""
+    copy = path.with_name("copy")
+    copy.write_bytes(path.read_bytes())
+    copy.replace(path)
+
+
+def _folder_moved(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("elsewhere"))
+    path.parent.mkdir()
+
+
+@pytest.mark.parametrize("happens", [_removed, _journal_removed, _put_back, _folder_moved])
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_file_that_vanishes_while_it_is_in_use_is_noticed_and_written_anew(
+    tmp_path: Path, happens: Callable[[Path], None], *, idle: bool
+) -> None:
+    """SQLite goes on writing to a file that no restart would find, and reports no error."""
+    told = Told()
+    path, now = tmp_path / "folder" / "state", 0.0
+    path.parent.mkdir()
+    ledger, store = Ledger(path, "", told, clock=lambda: now), Store()
+
+    def publish(number: int, row: dict[str, bytes | None]) -> None:
+        batch = store.prepare(row.items(), number)
+        ledger.append(batch, position=number, seen=number)
+        store.publish(batch, consistent=True)
+
+    publish(1, {"a": KEY, "b": KEY})
+    store.loaded()
+    epoch = ledger.epoch
+    happens(path)
+    if idle:
+        ledger.tend(store)
+    else:
+        publish(2, {"a": b"2"})
+    assert len(told.errors) == 1
+    assert "removed or replaced" in (told.standing or "")
+    assert ledger.epoch != epoch, "a restart now would not know these revisions"
+    publish(3, {"b": None})
+    now = 5.0
+    ledger.tend(store)
+    assert told.standing is None
+    publish(4, {"c": KEY})
+    assert len(told.errors) == 1
+    ledger.close()
+    again = reopened(path)
+    assert again.entries.keys() == {"a", "b", "c"}
+    assert list(again.tombstones) == ["b"]
+
+
+def test_what_keeps_a_new_file_from_being_written_is_said(path: Path) -> None:
+    told, now = Told(), 0.0
+    ledger, store = Ledger(path, "", told, clock=lambda: now), Store()
+    store.publish(store.prepare([("a", KEY)], 1), consistent=True)
+    store.loaded()
+    path.unlink()
+    path.mkdir()
+    ledger.tend(store)
+    assert "is not a file" in (told.standing or "")
+    path.rmdir()
+    path.write_text("another program's")
+    now = 5.0
+    ledger.tend(store)
+    assert "it is not a state file" in (told.standing or "")
+    assert path.read_text() == "another program's"
+    assert len(told.errors) == 1, "an attempt is not another failure"
+
+
+class Told(Listener):
+    """An observer that keeps what is said about the state file."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.standing: str | None = None
+
+    def state_file_error(self, message: str) -> None:
+        self.errors.append(message)
+
+    def trouble(self, key: str, message: str | None) -> None:
+        assert key == TROUBLE
+        self.standing = message
 
 
 def test_the_journal_shrinks_after_a_large_batch(path: Path) -> None:
