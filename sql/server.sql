@@ -593,7 +593,7 @@ ORDER BY 1, 2;
 
 -- name: ViewReads :many
 -- What a view reads, by the dependencies that Postgres itself has recorded: relations with their columns, through other views and
--- through functions that have their body in the catalog (BEGIN ATOMIC); and the functions of which nobody knows what they read.
+-- through functions that have their body in the catalog (BEGIN ATOMIC); and the functions whose reads the catalog does not show.
 WITH RECURSIVE reached (classid, objid) AS (
     SELECT r.tableoid, r.oid
     FROM pg_rewrite r
@@ -649,7 +649,7 @@ JOIN pg_namespace n ON n.oid = child.relnamespace AND n.oid = parent.relnamespac
 WHERE k.contype = 'f' AND n.nspname = @schema AND child.oid <> parent.oid;
 
 -- name: Definitions :many
--- The columns of tables, with all that it takes to make tables like them, and values for them: `type_name` as SQL writes it,
+-- The columns of tables, with everything needed to create similar tables and values: `type_name` as SQL writes it,
 -- `category` that of pg_type, also of a domain; the labels of an enum; and what a default or a generated column computes.
 SELECT
     c.relname::text AS table_name,
@@ -680,8 +680,8 @@ WHERE n.nspname = @schema AND c.relname = ANY (@tables::text[]) AND c.relkind IN
 ORDER BY c.relname, a.attnum;
 
 -- name: Constraints :many
--- What tables demand of single rows, and which of their columns are unique together, as SQL writes it; but for what runs
--- functions or operators that are not Postgres's own: they are whoever's who made them, and would run in our name.
+-- The CHECK and uniqueness constraints of tables, as SQL writes them, without those that run functions or operators outside of
+-- pg_catalog: other roles own these, and they would run with our rights.
 SELECT c.relname::text AS table_name, pg_get_constraintdef(k.oid) AS definition
 FROM pg_constraint k
 JOIN pg_class c ON c.oid = k.conrelid
@@ -702,9 +702,9 @@ JOIN pg_class c ON c.oid = a.attrelid
 WHERE a.attrelid = @table::oid AND a.attnum = @number;
 
 -- name: RunsOthers :many
--- The columns of tables that run functions which are not Postgres's own whenever a row is written, to a copy too: generated
--- ones, and those of a type that has a domain with such a check in it. Constraints of the tables themselves are left out of
--- copies for that; see `Constraints`.
+-- The columns that run functions outside of pg_catalog whenever a row is written, even to a copy: generated columns, and those
+-- whose type contains a domain with such a check. Constraints of the tables themselves are left out of copies for the same
+-- reason; see `Constraints`.
 WITH RECURSIVE used (table_name, column_name, type) AS (
     SELECT c.relname::text, a.attname::text, a.atttypid
     FROM pg_class c
