@@ -132,6 +132,7 @@ def _make_up_rows(cursor: Cursor, folder: Path, schema: str) -> None:
             name = f"{quote_name(schema)}.{quote_name(table)}"
             insert = (
                 f"INSERT INTO {name} ({names}) OVERRIDING SYSTEM VALUE VALUES ({', '.join(values.values())})"
+                " ON CONFLICT DO NOTHING"  # a key of an enum has fewer values than there are rows
             )
             try:
                 cursor.execute(insert)
@@ -139,7 +140,7 @@ def _make_up_rows(cursor: Cursor, folder: Path, schema: str) -> None:
                 reason = str(error).strip().splitlines()[0]
                 raise ConfigurationError(
                     f"{folder / 'sample.sql'}: is not there, and no rows can be made up for {table}"
-                    f" ({reason}): write INSERT statements into it, with rows of which Endpoints finds some"
+                    f" ({reason}); write INSERT statements into it, with rows of which Endpoints finds some"
                 ) from error
     cursor.execute("RESET session_replication_role")
 

@@ -67,7 +67,8 @@ def on_scratch(folder: Path, url: str, schema: str) -> Iterator[Found]:
     try:
         scratch.fill(url, folder, schema)
     except ConfigurationError as error:
-        yield "schema", fail(str(error), "correct it")
+        fault, _, remedy = str(error).partition("; ")
+        yield "schema", fail(fault, remedy or "correct it")
         yield "mapping", _NOT_BEFORE
         return
     yield "schema", good("schema.sql creates its tables, and there are rows in them")

@@ -276,6 +276,21 @@ def test_types_and_columns_that_are_not_there(empty: Database, own: Path) -> Non
     assert (check, fault) == ("dependencies", "the query Endpoints: column tokens.password does not exist")
 
 
+def test_rows_are_made_up_as_far_as_a_key_goes(empty: Database, own: Path) -> None:
+    """The key of an enum has few values. Where no row can be made up, the user is asked for some."""
+    (own / "sample.sql").unlink()
+    sizes = "CREATE TYPE size AS ENUM ('S', 'L');\nCREATE TABLE sizes (size size PRIMARY KEY);\nCREATE TABLE"
+    edit(own / "schema.sql", ("CREATE TABLE tiers", f"{sizes} tiers"))
+    scratch.fill(empty.url(), own, "public")
+    assert empty.rows("SELECT size FROM sizes ORDER BY 1") == [("S",), ("L",)]
+    edit(own / "schema.sql", ("PRIMARY KEY);", "PRIMARY KEY CHECK (size > 'L'));"))
+    empty.execute("DROP SCHEMA public CASCADE")
+    [(check, fault, remedy)] = wrong(on_scratch(own, empty.url(), "public"))
+    assert check == "schema"
+    assert "no rows can be made up for sizes (new row for relation" in fault
+    assert remedy == "write INSERT statements into it, with rows of which Endpoints finds some"
+
+
 def test_views_and_functions(empty: Database, own: Path) -> None:
     """Views are seen through, and so are bodies that the catalog has; of other functions it is said."""
     edit(
