@@ -51,7 +51,7 @@ class Held:
         return None
 
     def _changed(self, change: Change) -> None:
-        """Keep count of unnameable endpoints. The feed's thread calls this."""
+        """Keep count of unnameable endpoints. The event loop calls this."""
         more = (change.after is not None) - (change.before is not None)
         if more and not is_nameable(change.endpoint_id):
             self.unnameable += more

@@ -1,4 +1,4 @@
-"""Runs one process: the feed's client in a thread, checks and HTTP pages in the event loop.
+"""Runs one process: the feed, checks and HTTP pages share one event loop.
 
 The command line passes a gRPC server with its TLS (`Transport`) and a function that shows health and metrics
 (`Expose`).

@@ -1,9 +1,9 @@
 """A client of the endpoint feed: keeps an exact copy of every endpoint in memory.
 
 One thread reads the stream, applies it and runs the callback; all other threads read a dict. Code in asyncio
-reads the same dict, and awaits where threads block: there is no second implementation. An event loop that
-has to answer fast applies the stream itself, in turns (``loop``), because a thread would compete with it for
-the interpreter.
+reads the same dict, and awaits where threads block. An event loop that has to answer fast follows the stream
+itself (``loop``), in turns: a thread would compete with it for the interpreter, and whenever that thread has
+to wait for a core, the loop would wait as well. Both ways differ only in how they wait.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import time
 from concurrent.futures import Future
 from contextlib import suppress
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
 
-from pads_cdc_client.outbox import Outbox
+from pads_cdc_client.outbox import LoopOutbox, Outbox
 from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 from pads_cdc_client.replica import Applied, Change, Replica, reset_reason
 from pads_cdc_client.retry import Backoff, Remedy, remedy
-from pads_cdc_client.steps import AbandonedError, Turns, at_once
+from pads_cdc_client.steps import at_once, in_turns, portions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,6 +51,8 @@ _SILENT_INTERVALS: Final = 3
 """The client abandons a stream after this many progress intervals without a message."""
 _MISMATCHES: Final = 2
 """The client abandons a stream after this many mismatches in a row. The first is answered by a snapshot."""
+_LOOK_SECONDS: Final = 0.5
+"""Interval at which a thread that waits for the event loop checks whether it still runs."""
 
 
 class FeedStoppedError(Exception):
@@ -81,8 +83,8 @@ class EndpointFeed:
             on_change: called in the feed's thread, after the map has the change. It delays the next change.
             endpoints: `endpoints` as an earlier process left it, to resume from.
             resume_token: `resume_token` as that process left it.
-            loop: a running event loop. With it, changes are applied and ``on_change`` is called in that loop,
-                for at most a millisecond at a time.
+            loop: a running event loop, in which `start` is called. With it the feed has no thread: it applies
+                changes and calls ``on_change`` in that loop, for at most a millisecond at a time.
 
         Raises:
             ValueError: no target is given.
@@ -96,7 +98,9 @@ class EndpointFeed:
         self._bearer = bearer
         self._on_change = on_change
         self._replica = Replica(endpoints, resume_token)
-        self._turns = None if loop is None else Turns(loop)
+        self._loop = loop
+        self._task: asyncio.Task[None] | None = None
+        self._task_ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pads-cdc-feed", daemon=True)
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -154,7 +158,11 @@ class EndpointFeed:
 
     def start(self) -> Self:
         """Connect, and reconnect as needed, until `close`. Returns at once."""
-        self._thread.start()
+        if self._loop is None:
+            self._thread.start()
+        else:
+            self._task = self._loop.create_task(self._run_in_loop(), name="pads-cdc-feed")
+            self._task.add_done_callback(self._has_ended)
         return self
 
     def wait_ready(self, timeout: float | None = None) -> bool:
@@ -179,15 +187,29 @@ class EndpointFeed:
         await asyncio.shield(asyncio.wrap_future(self._ready))
 
     def close(self) -> None:
-        """End the connection and the thread. Waits for a callback that is running."""
+        """End the connection and the thread. Waits for a callback that is running.
+
+        In the event loop that follows the feed it cannot wait, but no further callback is called.
+        """
         self._closed.set()
-        if self._turns is not None:
-            self._turns.close()
+        if self._task is not None:
+            self._close_task(self._task)
+            return
         with self._lock:
             if self._call is not None:
                 self._call.cancel()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def _close_task(self, task: asyncio.Task[None]) -> None:
+        loop = task.get_loop()
+        if _runs_here(loop):
+            task.cancel()
+            return
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(task.cancel)
+        while loop.is_running() and not self._task_ended.wait(_LOOK_SECONDS):
+            pass
 
     def __enter__(self) -> Self:
         return self.start()
@@ -199,7 +221,11 @@ class EndpointFeed:
         return self.start()
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.to_thread(self.close)
+        if self._task is None:
+            await asyncio.to_thread(self.close)
+        else:
+            self.close()
+            await asyncio.wait((self._task,))
 
     # --- the thread
 
@@ -208,61 +234,119 @@ class EndpointFeed:
         try:
             why = self._follow()
         finally:
-            if not self._ready.done():
-                self._ready.set_exception(FeedStoppedError(why))
+            self._will_never_be_ready(why)
 
     def _follow(self) -> str:
         """Follow one server after the other, until `close` or a bug of ours. Returns why it ended."""
         backoff = Backoff()
         for target in itertools.cycle(self._targets):
             found, why = self._session(target, backoff)
-            if found is Remedy.STOP:
-                _log.error("the feed has stopped for good: %s", why)
+            wait = self._next_attempt(target, found, why, backoff)
+            if wait is None:
                 return why
-            wait = backoff.wait(found)
-            if not self._closed.is_set():
-                _log.warning("the feed from %s ended: %s; again in %.1f s", target, why, wait)
             if self._closed.wait(wait):
                 break
         return "it was closed"
 
     def _session(self, target: str, backoff: Backoff) -> tuple[Remedy, str]:
         """Follow one server until its stream ends. Returns what to do next, and why the stream ended."""
-        try:
-            metadata = self._metadata()
-            credentials = self._credentials() if callable(self._credentials) else self._credentials
-        except OSError as error:
-            return Remedy.BACK_OFF, f"the token or a certificate cannot be read: {error.strerror}"
-        except ValueError:  # the file may be half written; the error's text may quote the token
-            return Remedy.BACK_OFF, "the token or a certificate is malformed"
-        self.attempts += 1
-        outbox = Outbox(self._replica.opening(self._client_id), self._watch_silence)
-        self._heard_at, self._patience = time.monotonic(), _FIRST_WORD_SECONDS
-        with _channel(target, credentials) as channel:
-            watch = channel.stream_stream(
-                _WATCH,
-                request_serializer=pb.WatchRequest.SerializeToString,
-                response_deserializer=self._received,
-            )
-            call = watch(outbox, metadata=metadata)
+        access = self._access()
+        if isinstance(access, str):
+            return Remedy.BACK_OFF, access
+        metadata, credentials = access
+        outbox = Outbox(self._opening(), self._watch_silence)
+        with _channel(grpc, target, credentials) as channel:
+            call = _watch(channel, self._received)(outbox, metadata=metadata)
             with self._lock:
                 self._call = call
             if self._closed.is_set():
                 call.cancel()
             try:
                 for message in call:
-                    self._work(self._take(message, outbox, backoff))
+                    at_once(self._take(message, outbox, backoff))
                     if self._replica.mismatches >= _MISMATCHES:
-                        return Remedy.RETRY, "the map differs from the server's after a whole snapshot"
-            except grpc.RpcError:
-                code, details = call.code(), " ".join((call.details() or "").split())
-                return remedy(code), f"{code.name} {details}"
-            except AbandonedError:
-                return Remedy.RETRY if self._closed.is_set() else Remedy.STOP, "its event loop has ended"
+                        return _DIFFERS
+            except grpc.RpcError as error:
+                return _ended(error)
             finally:
                 outbox.close()
                 call.cancel()
-        return Remedy.RETRY, "the server ended a stream that has no end"
+        return _NO_END
+
+    # --- the same in an event loop
+
+    async def _run_in_loop(self) -> None:
+        backoff = Backoff()
+        for target in itertools.cycle(self._targets):
+            found, why = await self._session_in_loop(target, backoff)
+            wait = self._next_attempt(target, found, why, backoff)
+            if wait is None:
+                self._will_never_be_ready(why)
+                return
+            await asyncio.sleep(wait)
+
+    async def _session_in_loop(self, target: str, backoff: Backoff) -> tuple[Remedy, str]:
+        access = await asyncio.to_thread(self._access)  # which reads files
+        if isinstance(access, str):
+            return Remedy.BACK_OFF, access
+        metadata, credentials = access
+        outbox = LoopOutbox(self._opening(), self._watch_silence)
+        async with _channel(grpc.aio, target, credentials) as channel:
+            self._call = call = _watch(channel, self._received)(aiter(outbox), metadata=metadata)
+            try:
+                async for message in call:
+                    # Before the first complete map no check can be answered, so other work can wait.
+                    await in_turns(self._take(message, outbox, backoff), lambda: not self.ready)
+                    if self._replica.mismatches >= _MISMATCHES:
+                        return _DIFFERS
+            except grpc.RpcError as error:
+                return _ended(error)
+            except asyncio.CancelledError:
+                if self._task is None or self._task.cancelling():
+                    raise
+                return _SILENT
+            finally:
+                call.cancel()
+        return _NO_END
+
+    def _has_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("the feed failed", exc_info=error)
+            self._will_never_be_ready("it failed; see the traceback")
+        self._will_never_be_ready("it was closed")
+        self._task_ended.set()
+
+    # --- what both share
+
+    def _will_never_be_ready(self, why: str) -> None:
+        if not self._ready.done():
+            self._ready.set_exception(FeedStoppedError(why))
+
+    def _next_attempt(self, target: str, found: Remedy, why: str, backoff: Backoff) -> float | None:
+        """Return the seconds until the next attempt, or None if there will be none."""
+        if found is Remedy.STOP:
+            _log.error("the feed has stopped for good: %s", why)
+            return None
+        wait = backoff.wait(found)
+        if not self._closed.is_set():
+            _log.warning("the feed from %s ended: %s; again in %.1f s", target, why, wait)
+        return wait
+
+    def _access(self) -> tuple[tuple[tuple[str, str], ...], grpc.ChannelCredentials | None] | str:
+        """Return metadata and credentials for an attempt, or why there are none."""
+        try:
+            credentials = self._credentials() if callable(self._credentials) else self._credentials
+            return self._metadata(), credentials
+        except OSError as error:
+            return f"the token or a certificate cannot be read: {error.strerror}"
+        except ValueError:  # the file may be half written; the error's text may quote the token
+            return "the token or a certificate is malformed"
+
+    def _opening(self) -> pb.WatchRequest:
+        """Begin an attempt; returns its first request."""
+        self.attempts += 1
+        self._heard_at, self._patience = time.monotonic(), _FIRST_WORD_SECONDS
+        return self._replica.opening(self._client_id)
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         """Return the metadata with the token.
@@ -278,18 +362,12 @@ class EndpointFeed:
             raise ValueError("the token has characters that no header can carry")
         return (("authorization", f"Bearer {token}"),)
 
-    def _work(self, steps: Steps[None]) -> None:
-        if self._turns is None:
-            at_once(steps)
-        else:  # before the first complete map no check can be answered, so other work can wait
-            self._turns.take(steps, hurry=not self.ready)
-
     def _received(self, raw: bytes) -> pb.WatchResponse:
         self.received_bytes += len(raw)
         return pb.WatchResponse.FromString(raw)
 
     def _take(
-        self, message: pb.WatchResponse, outbox: Outbox[pb.WatchRequest], backoff: Backoff
+        self, message: pb.WatchResponse, outbox: Outbox[pb.WatchRequest] | LoopOutbox, backoff: Backoff
     ) -> Steps[None]:
         self._heard_at = math.inf  # while we process the message, the server's silence does not count
         if message.HasField("opened"):
@@ -320,11 +398,14 @@ class EndpointFeed:
     def _call_back(self, applied: Applied) -> Steps[None]:
         if self._on_change is None:
             return
-        for change in applied.changes:
-            try:
-                self._on_change(change)
-            except Exception:  # noqa: BLE001 (the user's code; the map must be kept up to date all the same)
-                _log.exception("a callback failed for %s", change.endpoint_id)
+        for some in portions(applied.changes):
+            for change in some:
+                if self._closed.is_set():
+                    return
+                try:
+                    self._on_change(change)
+                except Exception:  # noqa: BLE001 (the user's code; the map must be kept up to date all the same)
+                    _log.exception("a callback failed for %s", change.endpoint_id)
             yield
 
     def _watch_silence(self) -> None:
@@ -335,7 +416,30 @@ class EndpointFeed:
                     self._call.cancel()
 
 
-def _channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+_DIFFERS: Final = (Remedy.RETRY, "the map differs from the server's after a whole snapshot")
+_SILENT: Final = (Remedy.RETRY, "the server was silent for too long")
+_NO_END: Final = (Remedy.RETRY, "the server ended a stream that has no end")
+
+
+def _ended(error: grpc.RpcError) -> tuple[Remedy, str]:
+    code, details = error.code(), " ".join((error.details() or "").split())
+    return remedy(code), f"{code.name} {details}"
+
+
+def _channel(api: Any, target: str, credentials: grpc.ChannelCredentials | None) -> Any:
+    """Open a channel of this API: of `grpc`, or of `grpc.aio`."""
     if credentials is None:
-        return grpc.insecure_channel(target, options=_OPTIONS)
-    return grpc.secure_channel(target, credentials, options=_OPTIONS)
+        return api.insecure_channel(target, options=_OPTIONS)
+    return api.secure_channel(target, credentials, options=_OPTIONS)
+
+
+def _watch(channel: Any, received: Callable[[bytes], pb.WatchResponse]) -> Any:
+    serialize = pb.WatchRequest.SerializeToString
+    return channel.stream_stream(_WATCH, request_serializer=serialize, response_deserializer=received)
+
+
+def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 _TICK = 0.5
 """Seconds between two checks whether the server is still alive."""
@@ -56,3 +57,30 @@ class Outbox(Generic[_Request]):
                 return request
             self._tick()
         raise StopIteration
+
+
+class LoopOutbox:
+    """The same requests for `grpc.aio`, which reads them in the event loop."""
+
+    def __init__(self, opening: pb.WatchRequest, tick: Callable[[], None]) -> None:
+        """Begin with ``opening``. ``tick`` is called twice a second, in the loop."""
+        self._next = opening
+        self._tick = tick
+        self._changed = asyncio.Event()
+
+    def put(self, acknowledge: pb.WatchRequest) -> None:
+        """Send this request in place of an acknowledgement that still waits to be sent."""
+        self._next = acknowledge
+        self._changed.set()
+
+    async def __aiter__(self) -> AsyncIterator[pb.WatchRequest]:
+        yield self._next
+        while True:
+            try:
+                await asyncio.wait_for(self._changed.wait(), _TICK)
+            except TimeoutError:
+                self._tick()
+                continue
+            await asyncio.sleep(PACE)
+            self._changed.clear()
+            yield self._next

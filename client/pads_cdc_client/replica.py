@@ -6,22 +6,16 @@ A client in another language has to do what this module does, and no more.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from pads_cdc_client.digest import Digest
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
-from pads_cdc_client.steps import at_once
+from pads_cdc_client.steps import at_once, portions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Mapping
 
     from pads_cdc_client.steps import Steps
-
-_Item = TypeVar("_Item")
-
-_STEP: Final = 8
-"""Endpoints of one step: some 25 us."""
 
 
 class Change(NamedTuple):
@@ -107,13 +101,13 @@ class Replica:
         self.reset = opened.reset if opened.HasField("reset") else None
         self._unseen = set()
         if self.reset:
-            for some in _portions(self.endpoints):
+            for some in portions(self.endpoints):
                 self._unseen.update(some)
                 yield
 
     def _apply_batch(self, batch: pb.Batch) -> Steps[Applied]:
         changes: list[Change] = []
-        for some in _portions(batch.changes):
+        for some in portions(batch.changes):
             for change in some:
                 endpoint_id = change.endpoint_id  # protobuf makes a new object at each look
                 endpoint = change.endpoint if change.HasField("endpoint") else None
@@ -129,14 +123,14 @@ class Replica:
         return Applied(changes)
 
     def _end_snapshot(self, changes: list[Change]) -> Steps[None]:
-        for gone in _portions(self._unseen):
+        for gone in portions(self._unseen):
             for endpoint_id in gone:
                 self._put(changes, endpoint_id, None, 0)
             yield
         self._unseen, self.reset = set(), None
         if self.mismatches:  # the error may have been in the digest
             self._digest = Digest()
-            for held in _portions(self.endpoints.items()):
+            for held in portions(self.endpoints.items()):
                 for endpoint_id, endpoint in held:
                     self._digest.change(endpoint_id, None, endpoint)
                 yield
@@ -164,10 +158,3 @@ class Replica:
         self.complete = True
         staleness = None if checkpoint.unsettled else checkpoint.staleness.ToNanoseconds() / 1e9
         return Applied(changes, pb.Acknowledge(token=self.token), staleness)
-
-
-def _portions(items: Iterable[_Item]) -> Iterator[list[_Item]]:
-    """Cut into lists of one step each."""
-    iterator = iter(items)
-    while portion := list(islice(iterator, _STEP)):
-        yield portion

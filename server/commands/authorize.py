@@ -45,9 +45,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("pads_cdc")
 
 _SWITCH_SECONDS: Final = 0.0001
-"""How long a thread may keep the interpreter. The feed's thread needs it several times for each change while
-the event loop answers checks, and a revocation waits as often.
-"""
+"""Maximum seconds for which another thread, such as the log's, keeps the interpreter from the event loop."""
 _WORKER: Final = "PADS_CDC_AUTHORIZE_WORKER"
 """A variable in a worker's environment: its number, followed by `late` if other workers serve already."""
 _LINE_BYTES: Final = 4 * 1024 * 1024

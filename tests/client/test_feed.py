@@ -36,12 +36,12 @@ def rotate(database: Database, number: int, key: str) -> None:
 
 
 def test_a_map_a_callback_and_how_stale_it_is(
-    database: Database, serve: ServerFactory, feed: FeedFactory
+    database: Database, serve: ServerFactory, either_feed: FeedFactory
 ) -> None:
     fill(database, 100)
     server = serve(database, PROGRESS_INTERVAL="200ms")
     changes: list[Change] = []
-    client = feed(server, on_change=changes.append)
+    client = either_feed(server, on_change=changes.append)
     assert client.wait_ready(DEADLINE)
     assert len(client) == len(changes) == 100
     wait_until(lambda: client.staleness() < 1, "a fresh map")
@@ -60,15 +60,18 @@ def test_a_map_a_callback_and_how_stale_it_is(
 
 
 def test_a_token_file_amid_its_renewal_is_waited_out_and_never_shown(
-    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    scripted: Scripted,
+    either_feed: FeedFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("pads_cdc_client.feed.Backoff", partial(Backoff, late=0.01))
     files = iter([b"sesame\xff", "sesam\u00e9".encode(), b"sesame\nsesame", b"sesame"])
     scripted.opened()
     scripted.send(end=True)
     target = f"127.0.0.1:{scripted.port}"
-    with EndpointFeed(target, client_id="test", bearer=lambda: next(files).decode()) as client:
-        assert client.wait_ready(DEADLINE)
+    client = either_feed(target, bearer=lambda: next(files).decode())
+    assert client.wait_ready(DEADLINE)
     assert client.attempts == 1, "of the others nobody was told"
     assert "is malformed" in caplog.text
     assert "sesam" not in caplog.text
@@ -137,7 +140,10 @@ def wait_cut(client: EndpointFeed, proxy: Proxy) -> None:
 
 
 def test_a_client_moves_between_servers_and_never_goes_back(
-    database: Database, serve: ServerFactory, tmp_path_factory: pytest.TempPathFactory
+    database: Database,
+    serve: ServerFactory,
+    feed: FeedFactory,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     fill(database, 50)
     folder = tmp_path_factory.mktemp("states")
@@ -155,10 +161,7 @@ def test_a_client_moves_between_servers_and_never_goes_back(
 
     with ExitStack() as closing:
         proxies = [closing.enter_context(Proxy(server.grpc)) for server in servers]
-        client = EndpointFeed(
-            *(f"127.0.0.1:{proxy.port}" for proxy in proxies), client_id="mover", on_change=note
-        )
-        closing.enter_context(client)
+        client = feed(*(f"127.0.0.1:{proxy.port}" for proxy in proxies), on_change=note)
         assert client.wait_ready(DEADLINE)
         # A token is good at the other server from the moment on at which that one began to follow.
         for server in servers:
@@ -179,7 +182,7 @@ def test_a_client_moves_between_servers_and_never_goes_back(
 
 
 def test_a_map_that_has_gone_wrong_is_noticed_and_had_anew(
-    database: Database, serve: ServerFactory, feed: FeedFactory
+    database: Database, serve: ServerFactory, either_feed: FeedFactory
 ) -> None:
     fill(database, 50)
     server = serve(database, PROGRESS_INTERVAL="100ms")
@@ -189,7 +192,7 @@ def test_a_map_that_has_gone_wrong_is_noticed_and_had_anew(
         held, token = dict(one.endpoints), one.resume_token
     held["app_1"], held["app_ghost"] = b"damaged", b"damaged"
     del held["app_2"]
-    client = feed(server, endpoints=held, resume_token=token)
+    client = either_feed(server, endpoints=held, resume_token=token)
     wait_exact(client, expected(database))
     assert client.resets == 1
     assert server.metric("pads_cdc_feed_resets_total", reason="digest_mismatch") == 1
@@ -264,12 +267,12 @@ def test_a_callback_that_fails_and_one_that_closes_do_no_harm(
 
 
 def test_a_server_that_falls_silent_is_given_up(
-    database: Database, serve: ServerFactory, feed: FeedFactory
+    database: Database, serve: ServerFactory, either_feed: FeedFactory
 ) -> None:
     fill(database, 5)
     server = serve(database, PROGRESS_INTERVAL="300ms")
     with Proxy(server.grpc) as proxy:
-        client = feed(f"127.0.0.1:{proxy.port}")
+        client = either_feed(f"127.0.0.1:{proxy.port}")
         assert client.wait_ready(DEADLINE)
         proxy.stalled = True
         rotate(database, 1, "unheard")

@@ -8,9 +8,9 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from pads_cdc_client import Change, EndpointFeed
+from pads_cdc_client import Change, EndpointFeed, FeedStoppedError
 from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
-from pads_cdc_client.steps import AbandonedError, Turns
+from pads_cdc_client.steps import in_turns
 
 from tests.plugins.server import DEADLINE
 
@@ -43,9 +43,7 @@ def test_others_have_turns_between_a_few_steps() -> None:
     order: list[str] = []
 
     async def run() -> None:
-        taking = asyncio.create_task(
-            asyncio.to_thread(Turns(asyncio.get_running_loop()).take, work(100, order))
-        )
+        taking = asyncio.create_task(in_turns(work(100, order), lambda: True))
         while not taking.done():
             order.append("other")
             await asyncio.sleep(0)
@@ -57,68 +55,28 @@ def test_others_have_turns_between_a_few_steps() -> None:
     assert max(map(len, turns)) <= 1 + 0.001 / STEP, "a turn is a millisecond"
 
 
-def test_what_a_step_raises_is_raised_where_it_is_waited_for() -> None:
-    def fails() -> Steps[None]:
-        yield
-        raise TimeoutError("a step's own")
+def test_others_have_as_much_time_as_a_turn_took() -> None:
+    async def run() -> float:
+        began = time.perf_counter()
+        await in_turns(work(50), lambda: False)
+        return time.perf_counter() - began
 
-    async def run() -> None:
-        turns = Turns(asyncio.get_running_loop())
-        with pytest.raises(TimeoutError, match="a step's own"):
-            await asyncio.to_thread(turns.take, fails())
-        assert await asyncio.to_thread(turns.take, work(1)) == 1, "the next one is taken"
-
-    asyncio.run(run())
+    assert asyncio.run(run()) > 2 * 0.9 * 50 * STEP
 
 
-@pytest.mark.parametrize("where", ["in the loop", "in a step", "in a thread"])
-def test_closing_lets_the_waiting_thread_go_and_takes_no_further_step(where: str) -> None:
+def test_a_cancelled_task_takes_no_further_step() -> None:
     taken: list[str] = []
 
     async def run() -> None:
-        loop = asyncio.get_running_loop()
-        turns = Turns(loop)
-
-        def closes() -> Steps[None]:
-            yield from work(3, taken)
-            turns.close()
-            yield from work(3, taken)
-
-        steps = closes() if where == "in a step" else work(1_000_000, taken)
-        waiting = asyncio.create_task(asyncio.to_thread(turns.take, steps))
+        task = asyncio.create_task(in_turns(work(1_000_000, taken), lambda: False))
         await until(lambda: bool(taken))
-        if where == "in the loop":
-            turns.close()
-        elif where == "in a thread":
-            await asyncio.to_thread(turns.close)
-        with pytest.raises(AbandonedError):
-            await asyncio.wait_for(waiting, DEADLINE)
+        task.cancel()
         before = len(taken)
         await asyncio.sleep(0.02)
+        assert task.cancelled()
         assert len(taken) == before
-        with pytest.raises(AbandonedError):
-            turns.take(work(1))
 
     asyncio.run(run())
-
-
-def test_a_loop_that_ends_lets_the_waiting_thread_go() -> None:
-    found: list[BaseException] = []
-
-    def wait(turns: Turns) -> None:
-        try:
-            turns.take(work(1_000_000))
-        except AbandonedError as error:
-            found.append(error)
-
-    async def run() -> threading.Thread:
-        thread = threading.Thread(target=wait, args=(Turns(asyncio.get_running_loop()),))
-        thread.start()
-        await asyncio.sleep(0.02)
-        return thread
-
-    asyncio.run(run()).join(DEADLINE)
-    assert found
 
 
 def endpoints(count: int) -> list[GatewayEndpoint]:
@@ -158,7 +116,7 @@ def test_closing_amid_a_ripple_ends_at_once(scripted: Scripted, where: str) -> N
         target, loop = f"127.0.0.1:{scripted.port}", asyncio.get_running_loop()
         feed = EndpointFeed(target, client_id="test", loop=loop).start()
         scripted.opened()
-        scripted.send(*endpoints(30_000), end=True)
+        scripted.send(*endpoints(100_000), end=True)
         async with asyncio.timeout(DEADLINE):
             await until(lambda: len(feed) > 0)
             if where == "in the loop":
@@ -167,7 +125,44 @@ def test_closing_amid_a_ripple_ends_at_once(scripted: Scripted, where: str) -> N
                 await asyncio.to_thread(feed.close)
             size = len(feed)
             await asyncio.sleep(0.02)
-        assert 0 < size < 30_000
+        assert 0 < size < 100_000
         assert len(feed) == size, "the map stays as it was left"
 
     asyncio.run(run())
+
+
+def test_a_callback_that_closes_the_feed_is_the_last_one(scripted: Scripted) -> None:
+    async def run() -> None:
+        target, loop = f"127.0.0.1:{scripted.port}", asyncio.get_running_loop()
+        changes: list[Change] = []
+
+        def close(change: Change) -> None:
+            changes.append(change)
+            feed.close()
+
+        feed = EndpointFeed(target, client_id="test", on_change=close, loop=loop).start()
+        scripted.opened()
+        scripted.send(*endpoints(10), proof=False)
+        async with asyncio.timeout(DEADLINE):
+            await until(lambda: bool(changes))
+            with pytest.raises(FeedStoppedError, match="closed"):
+                await feed.until_ready()
+        assert len(changes) == 1
+
+    asyncio.run(run())
+
+
+def test_a_loop_that_ends_ends_the_feed(scripted: Scripted) -> None:
+    async def run() -> EndpointFeed:
+        target, loop = f"127.0.0.1:{scripted.port}", asyncio.get_running_loop()
+        feed = EndpointFeed(target, client_id="test", loop=loop).start()
+        scripted.opened()
+        scripted.send(*endpoints(10), proof=False)
+        async with asyncio.timeout(DEADLINE):
+            await until(lambda: len(feed) > 0)
+        return feed
+
+    feed = asyncio.run(run())
+    with pytest.raises(FeedStoppedError):
+        feed.wait_ready(DEADLINE)
+    feed.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -122,6 +123,35 @@ def feed() -> Iterator[FeedFactory]:
             return clients.enter_context(EndpointFeed(*targets, client_id="test", **options))
 
         yield connect
+
+
+@pytest.fixture(params=["a thread", "an event loop"])
+def either_feed(request: pytest.FixtureRequest, feed: FeedFactory) -> Iterator[FeedFactory]:
+    """Clients that follow in a thread of their own, then those that an event loop follows."""
+    if request.param == "a thread":
+        yield feed
+        return
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    clients: list[EndpointFeed] = []
+
+    async def start(targets: list[str], options: dict[str, Any]) -> EndpointFeed:
+        clients.append(EndpointFeed(*targets, client_id="test", loop=loop, **options))
+        return clients[-1].start()
+
+    def connect(*servers: Server | str, **options: Any) -> EndpointFeed:
+        targets = [one if isinstance(one, str) else f"127.0.0.1:{one.grpc}" for one in servers]
+        return asyncio.run_coroutine_threadsafe(start(targets, options), loop).result(DEADLINE)
+
+    try:
+        yield connect
+    finally:
+        for client in clients:
+            client.close()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(DEADLINE)
+        loop.close()
 
 
 def status(server: Server) -> pb.StatusResponse:
