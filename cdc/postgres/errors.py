@@ -53,7 +53,13 @@ _WAITING_HELPS = {
 _NO_SUCH_USER = "28000"
 _NO_RIGHT = "42501"
 _NO_CONNECT = "CheckMyDatabase"
-"""The function in the server's source that reports a missing CONNECT privilege."""
+"""The server's function that finds that the privilege CONNECT is missing, or that the database's connection
+limit is reached.
+"""
+_FULL_ROLE = "InitializeSessionUserId"
+"""The one that finds that the role's connection limit is reached."""
+_SETS = ("call_", "set_config")
+"""Beginnings of the names of those that refuse a setting in the options of a connection string."""
 _FROM_A_POOLER = {"08P01", "0A000"}
 """The codes with which a pooler refuses what it does not support. A server does not answer so."""
 
@@ -198,9 +204,7 @@ def not_connected(
                 return SourceError("unreachable", f"{text} ({setting}); {remedy.format(setting=setting)}")
         return SourceError("unreachable", f"{text} ({setting})")
     if refused.code == "53300":
-        return SourceError(
-            "too_many_connections", f"{refused.text}; raise max_connections or max_wal_senders ({setting})"
-        )
+        return SourceError("too_many_connections", f"{refused.text}; {_more(refused, given)} ({setting})")
     if refused.code in _WAITING_HELPS:
         return SourceError(_WAITING_HELPS[refused.code][0], f"{refused.text} ({setting})")
     to_type = _refused_remedy(refused, setting, given, decoding=decoding)
@@ -213,13 +217,15 @@ def _refused_remedy(
     refused: Refused, setting: str, given: Mapping[str, str], *, decoding: bool
 ) -> str | None:
     """Return what to type for a refused connection; None if a retry may help."""
-    role, database = (quote_name(given[name]) if name in given else "..." for name in ("user", "dbname"))
+    role, database = _who_and_where(given)
     if refused.code in _REFUSED_AT_CONNECT:
         return _REFUSED_AT_CONNECT[refused.code].format(setting=setting, database=database)
     if refused.code == _NO_SUCH_USER:
         if "pg_hba.conf" in refused.text:
             return f"add to pg_hba.conf, and reload: {hba_line(refused.text, given)}"
         return f"correct the user in {setting}, or create the role with LOGIN"
+    if refused.code == _NO_RIGHT and refused.function.startswith(_SETS):
+        return f"correct the options in {setting}"
     if refused.code == _NO_RIGHT and decoding and refused.function != _NO_CONNECT:
         return f"ALTER ROLE {role} REPLICATION; (on RDS: GRANT rds_replication TO {role};)"
     if refused.code == _NO_RIGHT:
@@ -232,6 +238,22 @@ def _refused_remedy(
             " used only in QUERY_CONNECTION_STRING"
         )
     return None
+
+
+def _more(refused: Refused, given: Mapping[str, str]) -> str:
+    """Say what to type where there is no connection left: the limit may be the role's or the database's."""
+    role, database = _who_and_where(given)
+    if refused.function == _FULL_ROLE:
+        return f"ALTER ROLE {role} CONNECTION LIMIT -1;"
+    if refused.function == _NO_CONNECT:
+        return f"ALTER DATABASE {database} CONNECTION LIMIT -1;"
+    return "raise max_connections or max_wal_senders"
+
+
+def _who_and_where(given: Mapping[str, str]) -> tuple[str, str]:
+    """Return the role and the database of a connection, quoted."""
+    role, database = (quote_name(given[name]) if name in given else "..." for name in ("user", "dbname"))
+    return role, database
 
 
 def hba_line(text: str, given: Mapping[str, str]) -> str:

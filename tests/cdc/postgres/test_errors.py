@@ -228,6 +228,8 @@ def test_refusals_at_connect_whatever_the_language(
     remedy(database.url(role.name, "x"), f"check user and password in {SETTING}")
     remedy(cluster.url("nothing"), f"correct the database name in {SETTING}")
     remedy(database.url() + "?options=-cwork_memory%3D1", f"correct the options in {SETTING}")
+    for option in ("role%3Dpostgres", "log_min_messages%3Ddebug5"):  # our role may set neither
+        remedy(f"{database.url(*role)}?options=-c{option}", f"correct the options in {SETTING}")
     again = f'ALTER ROLE "{role.name}" REPLICATION;'
     remedy(
         database.url(*role),
