@@ -11,15 +11,10 @@ of that length finished, the longer the others have to wait, up to some seconds.
 
 from __future__ import annotations
 
-import threading
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import psycopg2
-
-from cdc.fault import Fault
-from cdc.postgres.errors import translated
+from cdc.postgres.asking import Asking
 from cdc.postgres.session import ask
 
 if TYPE_CHECKING:
@@ -36,55 +31,29 @@ _FORGET = 60.0
 """Seconds after which ended reads are no longer counted."""
 
 
-class LockWatch(threading.Thread):
+class LockWatch(Asking):
     """Looks for waiting sessions while a read lasts, on a connection of its own, until `stop`."""
 
     def __init__(self, connections: Connections, query: str, observer: Troubles) -> None:
         """``query`` is the text of the query `Blocked`."""
-        super().__init__(name="lock-watch", daemon=True)
+        super().__init__("lock-watch", connections.address, observer, _TICK)
         self._connections = connections
         self._query = query
-        self._fault = Fault(observer, "lock_watch")
-        self._connection: Connection | None = None
         self._patience = _PATIENCE_FIRST
         self._ended_at = time.monotonic()
         self._ended_age = 0.0
         """Seconds that the longest ended read had taken."""
-        self._stopping = threading.Event()
 
-    def run(self) -> None:
-        """Look until `stop`."""
-        while not self._stopping.wait(_TICK):
-            if self._connections.age() < _TICK:
-                continue
-            try:
-                self._look()
-                self._fault.over()
-            except Exception as error:  # noqa: BLE001 - the thread's boundary: it must not end silently
-                self._fault.met(error)
-                self._close()
-        self._close()
+    def _is_due(self) -> bool:
+        return self._connections.age() >= _TICK
 
-    def stop(self) -> None:
-        """Ask the thread to end; it does so at once, unless the server is frozen."""
-        self._stopping.set()
-
-    def _look(self) -> None:
+    def _ask(self, connection: Connection) -> None:
         now, connections = time.monotonic(), self._connections
         if connections.longest >= self._ended_age or now - self._ended_at > _FORGET:
             self._patience, self._ended_age = _PATIENCE_FIRST, 0.0
-        if self._connection is None:
-            self._connection = connections.address.connect()
-        with translated(connections.address.setting):
-            [(blocked,)] = ask(self._connection, self._query, {"patience": self._patience})
+        [(blocked,)] = ask(connection, self._query, {"patience": self._patience})
         if blocked:
             self._ended_at, self._ended_age = now, max(self._ended_age, connections.age())
             self._patience = min(2 * self._patience, _PATIENCE_MOST)
             connections.forget_longest()
             connections.give_way(_TICK)
-
-    def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(psycopg2.Error):
-                connection.close()

@@ -10,19 +10,15 @@ thread, so that a frozen query server does not look like a frozen slot's server.
 
 from __future__ import annotations
 
-import threading
 import time
-from abc import ABC, abstractmethod
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import TYPE_CHECKING
 
-import psycopg2
-
 from cdc import lsn
-from cdc.fault import Fault
 from cdc.observer import SlotSeen
+from cdc.postgres.asking import Asking
 from cdc.postgres.connection import identify
-from cdc.postgres.errors import is_shutdown, translated
+from cdc.postgres.errors import is_shutdown
 from cdc.postgres.session import ask
 from cdc.postgres.slot_state import SlotState
 from cdc.replication.synchronous_standby import Sender
@@ -47,59 +43,12 @@ _UNHEARD = 10.0
 _TROUBLE = "slot_creation"
 
 
-class _Asking(threading.Thread, ABC):
-    """Asks once a second on one connection, until `stop`; after an error it connects anew."""
-
-    def __init__(self, name: str, address: Address, observer: Observer) -> None:
-        super().__init__(name=name, daemon=True)
-        self._address = address
-        self._observer = observer
-        self._stopping = threading.Event()
-        self._fault = Fault(observer, name.replace("-", "_"))
-        self._connection: Connection | None = None
-
-    @abstractmethod
-    def _ask(self, connection: Connection) -> None:
-        """Ask, and report the answer."""
-
-    @abstractmethod
-    def _failed(self, error: Exception) -> None:
-        """Report that there is no answer."""
-
-    def stop(self) -> None:
-        """Ask the thread to end; it does so within a second, or when the server has answered."""
-        self._stopping.set()
-
-    def run(self) -> None:
-        """Ask until `stop`."""
-        while not self._stopping.is_set():
-            began = time.monotonic()
-            try:
-                if self._connection is None:
-                    self._connection = self._address.connect()
-                with translated(self._address.setting):
-                    self._ask(self._connection)
-                self._fault.over()
-            except Exception as error:  # noqa: BLE001 - the thread's boundary: it must not end silently
-                self._fault.met(error)
-                self._failed(error)
-                self._close()
-            self._stopping.wait(max(0.0, _INTERVAL - (time.monotonic() - began)))
-        self._close()
-
-    def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(psycopg2.Error):
-                connection.close()
-
-
-class ReplayProbe(_Asking):
+class ReplayProbe(Asking):
     """Reports None for a primary, and for a server that does not answer."""
 
     def __init__(self, address: Address, query: str, freshness: Freshness, observer: Observer) -> None:
         """``query`` is the text of the query `WalEnd`."""
-        super().__init__("replay-probe", address, observer)
+        super().__init__("replay-probe", address, observer, _INTERVAL)
         self._query = query
         self._freshness = freshness
 
@@ -112,7 +61,7 @@ class ReplayProbe(_Asking):
         self._freshness.replayed(None)
 
 
-class Probe(_Asking):
+class Probe(Asking):
     """Reports nothing while the server is away, so that staleness grows."""
 
     def __init__(
@@ -128,7 +77,8 @@ class Probe(_Asking):
         """``snapshot_request`` asks the primary for its running transactions while a slot is created on a
         standby; None if the primary is unknown.
         """
-        super().__init__("probe", address, observer)
+        super().__init__("probe", address, observer, _INTERVAL)
+        self._observer = observer
         self._slot_name = slot_name
         self._queries = queries
         self._reader = reader
