@@ -363,13 +363,13 @@ def new(folder: Path) -> int:
 def test(
     secrets: list[ConnectionString], /, folder: str, db_schema: str, *, as_json: bool, **given: Any
 ) -> int:
-    """Say whether the mapping in FOLDER is right and finds every change: each column of each table that it
-    reads is changed, and what that alters must be found.
+    """Test whether the mapping in FOLDER is right and finds every change. The test changes each column of
+    each table that the mapping reads, and affects.toml must find the endpoints that this alters.
 
-    By default on a throw-away server, with schema.sql and the rows of sample.sql (or made-up ones). With
-    --database on copies of some of its rows, in temporary tables: it reads your tables, changes no row, runs
-    no trigger, and gives up where it would wait for a lock. That takes a primary and the right TEMPORARY.
-    Exits with 0, with 1 when something is wrong, with 2 when what was typed is.
+    By default it uses a throw-away server, with schema.sql and the rows of sample.sql (or made-up ones). With
+    --database it uses copies of some rows of your tables, in temporary tables: it changes no row, runs no
+    trigger, and gives up where it would wait for a lock. That needs a primary and the privilege TEMPORARY.
+    Exits with 0, with 1 if something is wrong, or with 2 if an argument is wrong.
     """
     database = _connection_string(secrets, "DATABASE", given)
     from server.commands.mapping.trial import test as run  # noqa: PLC0415
@@ -386,19 +386,19 @@ def test(
     default="auto",
     show_envvar=True,
     show_default=True,
-    help="What is going to decode; pgoutput needs the publication, auto where wal2json is not loaded.",
+    help="The plugin that will decode. pgoutput needs the publication, and so does auto without wal2json.",
 )
 @click.option(
     "--role-file",
-    help="File for the role's connection string: written, with a new password, where it is not there yet.",
+    help="File for the role's connection string; written, with a new password, if it does not exist yet.",
 )
 @click.pass_obj
 def setup(secrets: list[ConnectionString], /, role_file: str | None, **given: Any) -> int:
     """Make a database ready: a role that may read, replica identities, a publication, indexes. Touches no
     row.
 
-    As often as you like: only what is missing is done, and each statement is printed. With BROKER_URL the
-    stream for relays is made, too.
+    Run it as often as you like: it does only what is missing, and prints each statement. With BROKER_URL it
+    creates the stream for relays, too.
     """
     from server.commands.setup import setup as run  # noqa: PLC0415
     from server.config.settings import Serving  # noqa: PLC0415
