@@ -5,7 +5,9 @@ Files are read again at each use, so that a rotated password needs no restart.
 
 from __future__ import annotations
 
+import errno
 import re
+import stat
 import threading
 from pathlib import Path
 from typing import Final
@@ -77,7 +79,7 @@ class ConnectionString:
     def _from_file(self) -> str:
         assert self._file is not None  # noqa: S101 (for the type checker; the caller has just looked)
         try:
-            return Path(self._file).read_text(encoding="utf-8")
+            return _content(Path(self._file))
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             # People sometimes put the connection string itself here: show only what is surely a path.
@@ -86,6 +88,13 @@ class ConnectionString:
                 f"{self._name}_FILE: cannot read {shown} ({why}); "
                 "give the path of a file that holds the connection string"
             ) from None
+
+
+def _content(path: Path) -> str:
+    if stat.S_ISREG(path.stat().st_mode) or path.is_dir():
+        return path.read_text(encoding="utf-8")  # of a folder: an error that says so
+    # A pipe could block, and would return its content only once. A device may never end.
+    raise OSError(errno.EINVAL, "a pipe or a device: it is read again at each connection")
 
 
 def _fault(text: str) -> str | None:

@@ -321,6 +321,17 @@ def test_a_file_without_text_is_told(content: bytes, tmp_path: Path) -> None:
     assert "POSTGRES_CONNECTION_STRING_FILE" in complaint(postgres_connection_string_file=str(file))
 
 
+@pytest.mark.timeout(10)
+def test_a_pipe_or_a_device_is_no_file_that_can_be_read_again(tmp_path: Path) -> None:
+    """The shell makes a pipe of <(command); reading it could hang, and /dev/zero has no end."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        text = complaint(postgres_connection_string_file=str(path))
+        assert "it is read again at each connection" in text
+        assert "POSTGRES_CONNECTION_STRING_FILE" in text
+    assert "directory" in complaint(postgres_connection_string_file=str(tmp_path))
+
+
 def test_a_connection_string_in_place_of_a_path_is_not_quoted() -> None:
     text = complaint(postgres_connection_string_file=URL)
     assert "give the path of a file" in text
