@@ -11,6 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from authz.health import Reason
+from cdc import lsn
 from cdc.pair.pair import Pair
 from server.observe.fanout import Listener
 
@@ -61,7 +62,12 @@ class Health(Listener):
             return (Reason("not_ready", "no complete map has been loaded yet"),)
         staleness = self._freshness.staleness()
         if self._max_staleness is not None and staleness > self._max_staleness:
-            return (Reason("stale", f"{_exact_ago(staleness)}; MAX_STALENESS is {self._max_staleness:g} s"),)
+            return (
+                Reason(
+                    "stale",
+                    f"{_exact_ago(staleness)}; MAX_STALENESS is {self._max_staleness:g} s{self._behind()}",
+                ),
+            )
         return ()
 
     def reasons(self) -> tuple[Reason, ...]:
@@ -82,11 +88,23 @@ class Health(Listener):
             )
         staleness = self._freshness.staleness()
         if staleness > STALE_SECONDS and not any(reason.code == "stale" for reason in reasons):
-            reasons.append(Reason("stale", _exact_ago(staleness)))
+            reasons.append(Reason("stale", _exact_ago(staleness) + self._behind()))
         if slot is not None and slot.wal_status in _LOSING:
             reasons.append(Reason("slot_lost", _LOSING[slot.wal_status]))
         reasons.extend(Reason(key, message) for key, message in sorted(troubles.items()))
         return tuple(reasons)
+
+    def _behind(self) -> str:
+        """Say so if the query server is a standby that has not replayed what the slot's server has."""
+        positions = self._freshness.positions()
+        if positions.replayed is None or positions.replayed >= positions.server_end:
+            return ""
+        behind = positions.server_end - positions.replayed
+        return (
+            f"; the query server has replayed up to {lsn.show(positions.replayed)}, {behind} bytes less than"
+            " the slot's server has: see pg_is_wal_replay_paused(), recovery_min_apply_delay and"
+            " pg_stat_wal_receiver there"
+        )
 
     def mode(self, mode: Mode) -> None:
         """Remember the mode in which the source is read."""

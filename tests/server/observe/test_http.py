@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 
 from cdc.freshness import Freshness
+from cdc.lsn import Lsn
 from cdc.observer import SlotSeen
 from cdc.pair.pair import Pair
 from cdc.store.store import Store
@@ -125,6 +126,20 @@ def test_a_database_outage_is_no_gateway_outage() -> None:
     assert scene.codes("/readyz") == []
     assert scene.codes("/healthz") == ["disconnected", "stale"]
     assert scene.health.reasons()[0].message == "connection refused at db:5432"
+
+
+def test_a_query_server_that_does_not_replay_is_named() -> None:
+    scene = Scene()
+    scene.well()
+    scene.freshness.reported(Lsn(0x2000), scene.now)
+    scene.now += 40
+    [alone] = scene.health.reasons()
+    assert "query server" not in alone.message, "there is none beside the slot's"
+    scene.freshness.replayed(Lsn(0x1800))
+    [reason] = scene.health.reasons()
+    assert "the query server has replayed up to 0/1800, 2048 bytes less" in reason.message
+    scene.freshness.replayed(Lsn(0x2000))
+    assert scene.health.reasons() == (alone,), "something else is slow"
 
 
 def test_staleness_makes_it_unready_only_where_an_operator_says_so() -> None:
