@@ -58,7 +58,7 @@ FURTHER: tuple[Check[Deployment], ...] = (
     Check("failover", failover.failover, (*_CONNECTED, "slot_failover")),
     Check("replica_identity", identities.replica_identity, _CONNECTED),
     Check("unique_keys", identities.unique_keys, _CONNECTED),
-    Check("indexes", identities.indexes, _CONNECTED),
+    Check("indexes", identities.indexes, _TYPED),
     Check("legacy_triggers", identities.legacy_triggers, _CONNECTED),
     Check("limits", types.limits, _READ),
     Check("endpoints", mapping.endpoints, _READ),

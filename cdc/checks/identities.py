@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cdc.checks.finding import fail, good, warn
 from cdc.mapping.folder import bundled
@@ -73,8 +73,32 @@ def indexes(site: Site) -> Iterator[Finding]:
                 " parent reads all of it",
                 f"DROP INDEX CONCURRENTLY {invalid[0]}; {create}" if invalid else create,
             )
+    for query, scanned in _without_index(site) if sound else ():
+        sound = False
+        yield warn(
+            f"the query {query} can use no index to find rows of {scanned}: each change reads all of it",
+            "create an index on the column that it compares with its keys, in setup.sql; an index of a column"
+            " serves no comparison of column::TEXT",
+        )
     if sound:
         yield good("ripples go through indexes")
+
+
+def _without_index(site: Site) -> Iterator[tuple[str, str]]:
+    """Yield each query of affects.toml that reads all rows of a table though that costs the planner most."""
+    mapping = site.database.mapping
+    named = {rule.query for rules in mapping.rules.values() for rule in rules}
+    for name in sorted(named - {mapping.endpoint_keys}):
+        statement = f"SET LOCAL enable_seqscan = off; EXPLAIN (FORMAT JSON)\n{mapping.queries[name]}"
+        [(plan,)] = site.database.query(f"{site.database.names()}{statement}", {name: []})
+        for table in sorted(_scanned(plan[0]["Plan"])):
+            yield name, table
+
+
+def _scanned(node: dict[str, Any]) -> set[str]:
+    """Return the tables of which a plan reads all rows."""
+    found = {node["Relation Name"]} if node["Node Type"] == "Seq Scan" else set()
+    return found.union(*map(_scanned, node.get("Plans", ())))
 
 
 def legacy_triggers(site: Site) -> Iterator[Finding]:

@@ -157,5 +157,5 @@ _QUESTIONS: Final[tuple[Check[Site], ...]] = (
     Check("odd_rows", questions.odd_rows, _SOUND[:7]),
     Check("replica_identity", identities.replica_identity, _SOUND[:1]),
     Check("unique_keys", identities.unique_keys, _SOUND[:1]),
-    Check("indexes", identities.indexes, _SOUND[:1]),
+    Check("indexes", identities.indexes, _SOUND[:5]),
 )

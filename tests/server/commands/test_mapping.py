@@ -291,6 +291,21 @@ def test_rows_are_made_up_as_far_as_a_key_goes(empty: Database, own: Path) -> No
     assert remedy == "write INSERT statements into it, with rows of which Endpoints finds some"
 
 
+def test_a_query_that_can_use_no_index_is_named(empty: Database, own: Path) -> None:
+    """Whether setup.sql has none, or the query compares something else than the column."""
+    edit(own / "queries.sql", ("tokens.team_id = ANY(@keys", "tokens.team_id + 0 = ANY(@keys"))
+    [(check, fault, _)] = wrong(on_scratch(own, empty.url(), "public"), Verdict.WARN)
+    assert (check, fault.partition(":")[0]) == (
+        "indexes",
+        "the query EndpointsOfTeams can use no index to find rows of tokens",
+    )
+    (own / "setup.sql").write_text("")
+    empty.execute("DROP SCHEMA public CASCADE")
+    faults = [fault for _, fault, _ in wrong(on_scratch(own, empty.url(), "public"), Verdict.WARN)]
+    named = {name for fault in faults for name in re.findall(r"the query (\w+) can use no index", fault)}
+    assert named == {"EndpointsOfTeams", "EndpointsOfTiers"}
+
+
 def test_views_and_functions(empty: Database, own: Path) -> None:
     """Views are seen through, and so are bodies that the catalog has; of other functions it is said."""
     edit(
