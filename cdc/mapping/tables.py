@@ -1,7 +1,7 @@
 """The mapping's tables as the catalog describes them, and what makes following them exact and fast.
 
-The mapping says what each table needs: its rules, which column an update or delete has to name;
-``schema.sql``, which keys are unique; and ``setup.sql``, which indexes make ripples fast.
+The mapping says what each table needs. Its rules say which column an update or delete has to name,
+``schema.sql`` says which keys are unique, and ``setup.sql`` says which indexes make ripples fast.
 """
 
 from __future__ import annotations

@@ -241,7 +241,9 @@ def _refused_remedy(
 
 
 def _more(refused: Refused, given: Mapping[str, str]) -> str:
-    """Say what to type where there is no connection left: the limit may be the role's or the database's."""
+    """Return what to type if no connection is left: the limit may be the server's, the role's or the
+    database's.
+    """
     role, database = _who_and_where(given)
     if refused.function == _FULL_ROLE:
         return f"ALTER ROLE {role} CONNECTION LIMIT -1;"

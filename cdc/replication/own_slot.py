@@ -45,8 +45,8 @@ _ASK_AGAIN = 0.1
 _ENDS = 3
 """After so many streams that the server ended at the same place, the slot is dropped."""
 _CANNOT = ("22", "53200", "54", "58", "XX")
-"""SQLSTATEs, or their classes, of errors that mean that the server cannot send a change. 58 is a file that it
-cannot read: somebody has removed WAL from a full disk, or reset it.
+"""SQLSTATEs, or their classes, of errors that mean that the server cannot send a change. Class 58: it cannot
+read a file, because a person has removed or reset WAL, for example on a full disk.
 """
 _REMAKES = 3
 """A lost slot is created anew at most so many times an hour. After that a person has to find the cause."""
