@@ -274,7 +274,7 @@ FROM pg_prepared_xacts
 LIMIT 5;
 
 -- name: SoftDeleted :many
--- The mapping's tables that mark rows as deleted: a mapping that ignores the mark would authorize them for ever.
+-- The mapping's tables that mark rows as deleted: a mapping that ignores the mark would authorize them forever.
 SELECT DISTINCT c.relname::text
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
