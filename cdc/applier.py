@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from cdc.replication.slot import SlotReader
     from cdc.requery.auditor import Auditor
     from cdc.requery.requery import Requery
+    from cdc.state.forgetting import Forgetting
     from cdc.state.ledger import Ledger
     from cdc.state.origin import CurrentOrigin
     from cdc.store.store import Store
@@ -81,6 +82,7 @@ class Applier(threading.Thread):
         freshness: Freshness,
         observer: Observer,
         standby_role: StandbyRole,
+        forgetting: Forgetting,
         max_retained_wal: int,
         on_failure: Callable[[], object],
     ) -> None:
@@ -102,6 +104,7 @@ class Applier(threading.Thread):
         self._freshness = freshness
         self._observer = observer
         self._standby_role = standby_role
+        self._forgetting = forgetting
         self._max_retained_wal = max_retained_wal
         self._on_failure = on_failure
         self.failure: BaseException | None = None
@@ -166,7 +169,7 @@ class Applier(threading.Thread):
 
     def _restore(self) -> None:
         kept = self._ledger.kept
-        self._store.restore(kept.entries, kept.head, kept.position, kept.seen)
+        self._store.restore(kept.entries, kept.head, kept.position, kept.seen, kept.forgotten)
         kept.entries = EntryColumns()
         self._requery.restore(kept.seen)  # a standby that has replayed less does not count
         kept.position = kept.seen = Lsn(0)  # from now on the store has them
@@ -191,6 +194,7 @@ class Applier(threading.Thread):
             self._settle()
             if self._session.streaming:
                 self._watch_the_schema()
+            self._forgetting.step(leading=self._session.streaming)
             self._auditor.step(may_start=self._session.streaming and self._store.ready)
         except PadsCdcError as error:
             self._read_failed(error)

@@ -22,6 +22,7 @@ from cdc.replication.slot import SlotReader
 from cdc.replication.standby_snapshot import StandbySnapshotRequest
 from cdc.requery.auditor import Auditor
 from cdc.requery.requery import Requery
+from cdc.state.forgetting import Forgetting, Marks
 from cdc.state.ledger import Ledger
 from cdc.state.origin import CurrentOrigin
 from server.pair.mirror import Mirror
@@ -145,6 +146,7 @@ class Pipeline:
             freshness=freshness,
             observer=observer,
             standby_role=StandbyRole(pair, mirrored, requery, store, freshness, observer),
+            forgetting=Forgetting(store, ledger, self.origin, Marks(settings.tombstone_retention)),
             max_retained_wal=settings.max_retained_wal,
             on_failure=on_failure,
         )

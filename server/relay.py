@@ -9,6 +9,7 @@ from cdc.pair.pair import Pair
 from cdc.relay.intake import Intake, Received
 from cdc.relay.leader import LeaderFreshness
 from cdc.relay.page_reader import PageReader
+from cdc.state.forgetting import Marks
 from server.broker.connection import Broker
 from server.broker.gauges import ReceivedGauges
 from server.broker.reading import Reading
@@ -42,7 +43,7 @@ async def _relay(settings: RelaySettings, writer: LogWriter) -> int:
     freshness, received = LeaderFreshness(), Received()
     source = settings.leader_address or settings.broker_stream
     front = Front(settings, writer, freshness, Pair(), source=source, audit_interval=None)
-    reader = PageReader(front.store)
+    reader = PageReader(front.store, Marks(settings.tombstone_retention))
     intake = Intake(front.store, reader, freshness, front.observer, received)
     following = _following(settings, reader, intake, front, received)
     front.metrics.registry.register(ReceivedGauges(received, freshness))

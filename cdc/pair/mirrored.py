@@ -17,6 +17,7 @@ from cdc.pair.mirrored_parents import MirroredParents
 from cdc.replication.backlog import PeerNews
 from cdc.store.digest import entry_digest
 from cdc.store.store import Batch
+from cdc.units import Revision
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from cdc.state.origin import CurrentOrigin
     from cdc.store.log import Entry
     from cdc.store.store import Store
-    from cdc.units import Revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,8 @@ class PeerState:
     encoding: int = 1
     mapping: int = 0
     """As in `cdc.state.origin.Origin`."""
+    forgotten: Revision = Revision(0)
+    """As in `Origin`."""
 
 
 @dataclass(slots=True)
@@ -168,7 +170,9 @@ class Mirrored:
         )
         by_position: defaultdict[Lsn, list[tuple[Entry, bytes]]] = defaultdict(list)
         for endpoint_id, at in part.moved:
-            entry = store.entries[endpoint_id]
+            entry = store.entries.get(endpoint_id)
+            if entry is None:
+                continue  # a tombstone that is forgotten here, and that the peer is about to forget
             digest = b"" if entry.payload is None else entry_digest(entry.id, entry.payload)
             by_position[at].append((entry, digest))
         for at, moved in by_position.items():
@@ -189,7 +193,10 @@ class Mirrored:
             kept.system, kept.timeline = state.history.system, state.history.timeline
             self._ledger.note(system=kept.system, timeline=kept.timeline)
         self.parents.followed(state.point.followed)
-        self._origin.mirrored(state.followed_since)
+        self._origin.mirrored(state.followed_since, state.forgotten)
+        if state.forgotten > store.forgotten:
+            self._ledger.note(forgotten=state.forgotten)
+            store.forget(state.forgotten)
         origin = self._origin.now()
         self.ours = (state.encoding, state.mapping) == (origin.encoding, origin.mapping)
         self.point = state.point

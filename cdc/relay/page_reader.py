@@ -9,11 +9,13 @@ older than the map that is served. Until a new map is complete, the relay serves
 from __future__ import annotations
 
 import enum
+import math
 import time
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from cdc.lsn import Lsn
+from cdc.state.forgetting import Marks
 from cdc.state.origin import Origin
 from cdc.state.token import Behind, Here, Token, judge
 from cdc.store.digest import DIGEST_BYTES, entry_digest
@@ -51,8 +53,10 @@ class PageReader:
     `origin`.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, marks: Marks | None = None) -> None:
+        """``marks`` says how long deletes are kept that the leader has forgotten; by default for ever."""
         self._store = store
+        self._marks = marks or Marks(math.inf)
         self._origin = Origin("0" * 32, None)
         self.line = ""
         """The line of the present map; empty while there is no map."""
@@ -151,7 +155,8 @@ class PageReader:
             self.start_over()
             return PageOutcome.MISMATCH
         self._coming = None
-        if line == self.line and not self._distrusted:
+        missed = self.exact < checkpoint.origin.forgotten  # deletes that the leader has forgotten since
+        if line == self.line and not self._distrusted and not missed:
             news = sorted(self._newer(coming.values()), key=attrgetter("revision"))
             return self._publish(news, [], checkpoint)
         self._store.adopt(
@@ -163,9 +168,12 @@ class PageReader:
             seen=checkpoint.seen,
             along=lambda: setattr(self, "_origin", checkpoint.origin),
         )
+        if line != self.line:
+            self._marks.clear()
         self.line, self.exact, self.position = line, checkpoint.revision, checkpoint.position
         self._ahead = False
         self._distrusted = False
+        self._forget()
         return PageOutcome.ARRIVED
 
     def _forgotten(self, coming: dict[str, Entry], checkpoint: Checkpoint) -> list[Entry]:
@@ -256,7 +264,19 @@ class PageReader:
         store.publish(
             batch, consistent=checkpoint.consistent, position=checkpoint.position, seen=checkpoint.seen
         )
+        self._forget()
         return PageOutcome.ARRIVED
+
+    def _forget(self) -> None:
+        """Forget deletes that the leader has forgotten, once they have been here for the retention, too.
+
+        After this relay was cut off they are news to its clients of the legacy contract.
+        """
+        store = self._store
+        self._marks.set(store.head)
+        up_to = min(self._marks.due, self._origin.forgotten)
+        if up_to > store.forgotten:
+            store.forget(up_to)
 
     def _move(self, moved: Sequence[tuple[str, Revision, Lsn]]) -> None:
         """Move the positions of entries whose payloads have not changed, if they still have that revision."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from cdc.lsn import Lsn
 from cdc.relay.pages import Checkpoint, Head, Page
 from cdc.store.cursor import SCAN, Cursor
-from cdc.store.log import Place
+from cdc.store.log import OutlivedError, Place
 from cdc.units import Revision
 
 if TYPE_CHECKING:
@@ -99,7 +99,11 @@ class Publisher:
         """Continue after the stream's last page. If that is impossible, begin a new line and return False."""
         store, of = self._store, self._present()
         self.close()
-        if last is None or (last.epoch, last.timeline) != of or last.reached > store.head:
+        if (
+            last is None
+            or (last.epoch, last.timeline) != of
+            or not store.forgotten <= last.reached <= store.head
+        ):
             self._open_line(of)
             return False
         reached = last.reached
@@ -169,7 +173,11 @@ class Publisher:
             page = self._page(opening=True, older=True)
             self._opened = page.number
             return [page]
-        part = self._tail.read(self._entries)
+        try:
+            part = self._tail.read(self._entries)
+        except OutlivedError:  # this walk stood still for so long that deletes behind it are forgotten
+            self._open_line(of)
+            return []
         if part.entries:
             self._since += len(part.entries)
             return self._run(part.entries, part.arrival)
@@ -238,7 +246,7 @@ class Publisher:
                 while back.index > stop and len(entries) < self._entries:
                     back.index -= 1
                     entry = store.log[back.index]
-                    if store.entries[entry.id] is entry:
+                    if store.entries.get(entry.id) is entry:
                         entries.append(entry)
         return entries
 

@@ -100,7 +100,7 @@ class Ledger:
         if self._file is not None:
             try:
                 self._file.check_place()
-                return self._file.fold(store.entries)
+                return self._file.fold(store.entries, store.forgotten)
             except StateFileError as error:
                 self._failed(error)
         elif self._clock() >= self._retry_at and store.ready:
@@ -126,7 +126,11 @@ class Ledger:
     def _rewrite(self, file: StateFile, store: Store) -> bool:
         try:
             self.epoch = file.start_epoch(
-                _remembered(store), store.head, position=store.position, seen=store.seen
+                _remembered(store),
+                store.head,
+                position=store.position,
+                seen=store.seen,
+                forgotten=store.forgotten,
             )
         except StateFileError as error:
             file.discard()

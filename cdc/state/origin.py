@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cdc.lsn import Lsn
+from cdc.units import Revision
 
 if TYPE_CHECKING:
     from cdc.state.ledger import Ledger
@@ -47,6 +48,8 @@ class Origin:
     """The version of the rules that encode payloads (`server.payload.ENCODING`), 1 to 255."""
     mapping: int = 0
     """Identifies the mapping (`cdc.mapping.mapping.Mapping.fingerprint`)."""
+    forgotten: Revision = Revision(0)
+    """Deletes up to this revision may be forgotten, so that no client may go on from an older one."""
 
 
 class CurrentOrigin:
@@ -57,7 +60,13 @@ class CurrentOrigin:
         self._ledger = ledger
         self._lock = threading.Lock()
         # It is unknown since when an earlier process had followed without a gap. It ended at this position.
-        self._now = Origin(ledger.epoch, ledger.kept.position or None, encoding=encoding, mapping=mapping)
+        self._now = Origin(
+            ledger.epoch,
+            ledger.kept.position or None,
+            encoding=encoding,
+            mapping=mapping,
+            forgotten=ledger.kept.forgotten,
+        )
 
     def now(self) -> Origin:
         """Return the present value; never waits."""
@@ -79,12 +88,19 @@ class CurrentOrigin:
         with self._lock:
             self._now = replace(self._now, followed_since=max(self._now.followed_since or Lsn(0), up_to))
 
-    def mirrored(self, followed_since: Lsn) -> None:
-        """Note that the map is a copy of a peer's, whose transactions set positions from ``followed_since``
-        on.
+    def forgets(self, up_to: Revision, position: Lsn) -> None:
+        """Note that deletes up to this revision are forgotten. ``position`` is the newest of a transaction
+        that named one of them.
         """
         with self._lock:
-            self._now = replace(self._now, followed_since=followed_since or None)
+            since, forgotten = self._now.followed_since, max(self._now.forgotten, up_to)
+            since = None if since is None else max(since, position)
+            self._now = replace(self._now, followed_since=since, forgotten=forgotten)
+
+    def mirrored(self, followed_since: Lsn, forgotten: Revision = Revision(0)) -> None:
+        """Note that the map is a copy of a peer's, with the peer's values of `Origin`."""
+        with self._lock:
+            self._now = replace(self._now, followed_since=followed_since or None, forgotten=forgotten)
 
     def reread(self, reread: Reread) -> None:
         """Note that a read of the whole mapping has been applied to the store."""

@@ -73,6 +73,10 @@ class Kept:
     """
     shown: Gate | None = None
     """The gate for a primary after reads from a standby; see `cdc.requery.monotonic_reads`."""
+    forgotten: Revision = Revision(0)
+    """Tombstones up to this revision are forgotten, even if the file still has them."""
+    marks: str = ""
+    """See `cdc.state.forgetting`."""
     entries: EntryColumns = field(default_factory=EntryColumns)
 
 
@@ -94,6 +98,8 @@ class StateFile:
         self._rows = 0
         self._folded_to: int | None = None
         """The number of the last batch that was folded; None while no folding is under way."""
+        self._forgotten = Revision(0)
+        """Tombstones up to this revision were forgotten when the present folding began."""
         with _errors(path):
             try:
                 self._open()
@@ -134,29 +140,34 @@ class StateFile:
             self._insert(columns, batch.revision, position, seen)
 
     def note(self, **values: str | int) -> None:
-        """Write notes by name (``system``, ``timeline``, ``bootstrap``, ``owed``, ``shown``)."""
+        """Write notes by name (``system``, ``timeline``, ``bootstrap``, ``owed``, ``shown``,
+        ``forgotten``, ``marks``).
+        """
         self.check_place()
         with _errors(self.path), self._db:
             self._set(values)
 
-    def start_epoch(self, entries: EntryColumns, head: Revision, *, position: Lsn, seen: Lsn) -> str:
+    def start_epoch(
+        self, entries: EntryColumns, head: Revision, *, position: Lsn, seen: Lsn, forgotten: Revision
+    ) -> str:
         """Begin a new epoch with this content, so that earlier tokens are invalid. Return the new epoch."""
         self.kept.epoch = uuid.uuid4().hex
         with _errors(self.path), self._db:
-            self._set({"epoch": self.kept.epoch})
+            self._set({"epoch": self.kept.epoch, "forgotten": forgotten})
             self._replace(entries, head, position, seen)
         return self.kept.epoch
 
-    def fold(self, entries: Mapping[str, Entry]) -> bool:
+    def fold(self, entries: Mapping[str, Entry], forgotten: Revision = Revision(0)) -> bool:
         """Do a step of folding, if most of the file is out of date. Return whether there is more to do.
 
-        ``entries`` are the store's, which include all entries of the file. A step takes some milliseconds.
-        With a million entries, folding at once would hold up a revocation for seconds.
+        ``entries`` are the store's, which include all entries of the file but tombstones up to ``forgotten``.
+        A step takes some milliseconds. With a million entries, folding at once would hold up a revocation for
+        seconds.
         """
         if self._folded_to is None:
             if self._rows <= _FOLD * len(entries) + _CHUNK:
                 return False
-            self._folded_to = 0
+            self._folded_to, self._forgotten = 0, forgotten
         with _errors(self.path), self._db:
             numbers, kept, read = self._read_newest(self._folded_to, entries)
             if not numbers:
@@ -210,16 +221,26 @@ class StateFile:
         with closing(self._db.execute(f"{_BATCHES} WHERE number > ? ORDER BY number", (after,))) as batches:
             for number, *batch in batches:
                 columns = self._unpack(kept, batch)
-                # An entry of a batch is up to date if the store's entry has the same revision.
-                newest = (row for row in columns if _is_now(entries.get(row.id), row))
+                newest = (row for row in columns if self._is_now(entries.get(row.id), row))
                 _overlay(kept.entries, places, newest)
                 numbers.append(number)
                 read += len(columns)
                 if read >= _STEP:
                     break
-            if numbers and not kept.entries:  # the newest entry carries the positions of all batches
-                _overlay(kept.entries, places, [*columns][-1:])
+            if numbers and not kept.entries:
+                # The newest entry carries the positions of all batches. If its tombstone was forgotten, it
+                # must not bring back the endpoint.
+                row = [*columns][-1]
+                _overlay(kept.entries, places, [row if row.id in entries else row._replace(digest=GONE)])
         return numbers, kept, read
+
+    def _is_now(self, entry: Entry | None, row: EntryRow) -> bool:
+        """Return whether a row of the file is up to date, given the store's entry."""
+        if entry is not None:
+            return (row.revision, row.position) >= (entry.revision, entry.position)
+        # A forgotten tombstone. If it was forgotten during this folding, a batch that was folded before may
+        # have an older row of the same id. So the tombstone stays until the next folding.
+        return row.digest == GONE and row.revision > self._forgotten
 
     def close(self) -> None:
         """Sync the file to the disk, and mark it as closed in good order."""
@@ -273,6 +294,10 @@ class StateFile:
         kept.bootstrap = Snapshot.parse(bootstrap) if bootstrap else None
         kept.owed = Gate.parse(str(facts.get("owed", "")))
         kept.shown = Gate.parse(str(facts.get("shown", "")))
+        # No walk can begin before what is forgotten, so this must not be beyond the head. A file without any
+        # entry has no head.
+        kept.forgotten = min(Revision(int(facts.get("forgotten", 0))), kept.head)
+        kept.marks = str(facts.get("marks", ""))
         with self._db:
             self._set({"version": _VERSION, "epoch": kept.epoch, "boot": boot, "clean": 0})
         return kept
@@ -359,10 +384,6 @@ class _Foreign(Exception):  # noqa: N818 - never leaves this module
 
 class _Unusable(Exception):  # noqa: N818 - never leaves this module
     """The file has another version or belongs to another cluster, or a checksum is wrong."""
-
-
-def _is_now(entry: Entry | None, row: EntryRow) -> bool:
-    return entry is None or (row.revision, row.position) >= (entry.revision, entry.position)
 
 
 def _overlay(entries: EntryColumns, numbers: dict[str, int], newer: Iterable[EntryRow]) -> None:

@@ -205,7 +205,8 @@ def judge(raw: bytes, here: Here, *, opened: float) -> Verdict:
     if token.epoch != here.origin.epoch:
         verdict = _judge_foreign(token, here, opened)
     elif token.revision <= here.revision and _has_all(token, here, opened):
-        verdict = Resume(token.revision)
+        old = token.complete and token.revision < here.origin.forgotten
+        verdict = Reset("expired") if old else Resume(token.revision)
     elif here.reached_at <= opened:
         verdict = Behind(token.seen)
     else:  # beyond our newest revision: our state file has been replaced by an older one

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cdc.store.cursor import SCAN, Cursor, Part
-from cdc.store.log import Place
+from cdc.store.log import OutlivedError, Place
 
 if TYPE_CHECKING:
     from cdc.lsn import Lsn
@@ -31,11 +31,18 @@ class Catchup:
         with store.lock:
             # All entries before the tail's place belong to the backward walk, and all others to the tail.
             self._back = Place(self.tail.index, store.places)
+            self._forgotten = store.forgotten
         self.done = False
         """Whether the backward walk has ended."""
 
     def read(self, limit: int) -> Part:
-        """Take at most ``limit`` entries; never waits."""
+        """Take at most ``limit`` entries; never waits.
+
+        Raises:
+            OutlivedError: the store has adopted another map, or has forgotten deletes that this walk had
+                still to return.
+
+        """
         part = self.tail.read(limit)
         if part.entries or part.more:
             # Even if the tail has arrived, the client's map is still incomplete.
@@ -59,11 +66,13 @@ class Catchup:
         store = self._store
         entries: list[Entry] = []
         with store.lock:
+            if self._beyond is not None and self._forgotten < store.forgotten:
+                raise OutlivedError
             stop = max(0, self._back.index - limit * SCAN)
             while self._back.index > stop and len(entries) < limit:
                 self._back.index -= 1
                 entry = store.log[self._back.index]
-                if store.entries[entry.id] is entry and self._wants(entry):
+                if store.entries.get(entry.id) is entry and self._wants(entry):
                     entries.append(entry)
             self.done = self._back.index == 0
         return entries

@@ -31,7 +31,7 @@ class Compaction:
         """Look at the next ``places`` entries and copy the live ones. Return True after the last one."""
         start, self._next = self._next, min(self._next + places, self._end)
         slice_ = self._old[start : self._next]
-        kept = [index for index, entry in enumerate(slice_) if live[entry.id] is entry]
+        kept = [index for index, entry in enumerate(slice_) if live.get(entry.id) is entry]
         self._kept.extend([start + index for index in kept])
         self._log.extend([slice_[index] for index in kept])
         return self._next == self._end

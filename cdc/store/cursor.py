@@ -80,12 +80,13 @@ class Cursor(Place):
         """Take at most ``limit`` entries; never waits.
 
         Raises:
-            OutlivedError: the store has adopted another map.
+            OutlivedError: the store has adopted another map, or has forgotten deletes that this walk had
+                still to return.
 
         """
         store = self.store
         with store.lock:
-            if self.outlived:
+            if self.outlived or self.revision < store.forgotten:
                 raise OutlivedError
             if self._target is None:
                 self._target = store.head
@@ -121,7 +122,7 @@ class Cursor(Place):
             if self._target is None or entry.revision > self._target:
                 break
             self.index += 1
-            if live[entry.id] is not entry:
+            if live.get(entry.id) is not entry:
                 self._target = self.store.head
             elif overtaking is None or not overtaking.has_sent(entry):
                 entries.append(entry)

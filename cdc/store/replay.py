@@ -49,12 +49,13 @@ class Replay:
         is `more`.
 
         Raises:
-            OutlivedError: the store has adopted another map.
+            OutlivedError: the store has adopted another map, or has forgotten deletes that this walk had
+                still to return.
 
         """
         entries: list[Entry] = []
         with self._store.lock:
-            if self._covered.outlived:
+            if self._covered.outlived or self.revision < self._store.forgotten:
                 raise OutlivedError
             self._cover()
             entries = self._overtaking.take(limit, self._store.entries)
@@ -126,7 +127,7 @@ class _Stretch:
         while top.index > stop and len(entries) < limit:
             top.index -= 1
             entry = store.log[top.index]
-            if store.entries[entry.id] is entry and not overtaking.has_sent(entry):
+            if store.entries.get(entry.id) is entry and not overtaking.has_sent(entry):
                 entries.append(entry)
         return entries
 

@@ -13,6 +13,7 @@ the lock for one bounded slice of the log.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import repeat
 from operator import attrgetter
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 
 _MODULUS = 1 << 128
+_FORGET_STEP = 2_000
+"""Tombstones that are removed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,10 @@ class Store:
         """The tombstones by id, oldest first: deletes that clients of the legacy contract may not have
         received.
         """
+        self.forgotten = Revision(0)
+        """Tombstones up to this revision may be gone, so that no walk may go on from an older one."""
+        self._old: list[Entry] = []
+        """Tombstones that are still to be removed."""
         self.places: set[Place] = set()
         """The places of walks in the log. A compaction moves them."""
         self.express = Express()
@@ -171,12 +178,19 @@ class Store:
 
     # Writing: one thread only. That thread may read without the lock.
 
-    def restore(self, kept: EntryColumns, head: Revision, position: Lsn = Lsn(0), seen: Lsn = Lsn(0)) -> None:
+    def restore(
+        self,
+        kept: EntryColumns,
+        head: Revision,
+        position: Lsn = Lsn(0),
+        seen: Lsn = Lsn(0),
+        forgotten: Revision = Revision(0),
+    ) -> None:
         """Load the entries of the state file, before any other call. Their payloads come with the first
         reconcile.
 
         Endpoints that the reconcile finds unchanged keep their revisions. Those that it does not find become
-        tombstones.
+        tombstones. The file may still have tombstones that were ``forgotten``.
         """
         kept = kept.in_order()
         revisions = cast("Iterable[Revision]", kept.revisions)
@@ -187,11 +201,14 @@ class Store:
         else:
             gone = []
         unverified = dict(zip(kept.ids, range(len(log)), strict=True))
+        entries = dict(zip(kept.ids, log, strict=True))
         for entry in gone:
             del unverified[entry.id]
+            if entry.revision <= forgotten:
+                del entries[entry.id]  # in the log it is as one that has changed since
         with self.lock:
-            self.log, self.entries = log, dict(zip(kept.ids, log, strict=True))
-            self.tombstones = {entry.id: entry for entry in gone}
+            self.log, self.entries, self.forgotten = log, entries, forgotten
+            self.tombstones = {entry.id: entry for entry in gone if entry.revision > forgotten}
             self._kept, self._unverified = kept, unverified
             self.head, self.position, self.seen = head, position, seen
 
@@ -225,6 +242,7 @@ class Store:
             self.log, self._compaction = log, None
             self.entries = {entry.id: entry for entry in log}
             self.tombstones = {entry.id: entry for entry in log if entry.payload is None}
+            self.forgotten, self._old = Revision(0), []
             self._unverified = {}
             self._digest = digest
             self.history, self.head, self.consistent = history, head, consistent
@@ -259,6 +277,32 @@ class Store:
             old = self.entries.get(entry.id)
             count += (entry.payload is not None) - (old is not None and entry.id not in self.tombstones)
         return count, ((self._digest + batch.delta) % _MODULUS).to_bytes(DIGEST_BYTES, "big")
+
+    def tombstones_up_to(self, revision: Revision) -> list[Entry]:
+        """Return the oldest tombstones, up to this revision."""
+        tombstones = list(self.tombstones.values())
+        return tombstones[: bisect_right(tombstones, revision, key=attrgetter("revision"))]
+
+    def forget(self, up_to: Revision) -> None:
+        """Remove the tombstones up to a revision, some now and the rest in the calls of `publish` and `tend`.
+
+        Walks that are behind it end, as with `adopt`: they would never learn of those deletes.
+        """
+        self._old = self.tombstones_up_to(up_to)
+        with self.lock:
+            self.forgotten = max(self.forgotten, up_to)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Remove some of the tombstones to be forgotten: a million at once would hold up a revocation for a
+        second.
+        """
+        some = self._old[-_FORGET_STEP:]
+        del self._old[-_FORGET_STEP:]
+        with self.lock:
+            for entry in some:
+                if self.entries.get(entry.id) is entry:  # else it has come back
+                    del self.tombstones[entry.id], self.entries[entry.id]
 
     def rewind(self, history: Timeline) -> None:
         """Adopt another history, to which the present positions do not belong. Entries and revisions stay."""
@@ -429,6 +473,8 @@ class Store:
             wakes = tuple(self._wakes)
         for wake in wakes:
             wake()
+        if self._old:
+            self._remove_old()
         self._compact(len(batch.changed))
 
     def loaded(self) -> None:
@@ -459,10 +505,12 @@ class Store:
             self.tombstones.update((entry.id, entry) for entry in batch.changed if entry.payload is None)
 
     def tend(self) -> bool:
-        """Do a step of compaction, if the log needs it. Return whether there is more to do."""
-        if self._compaction is not None:
+        """Do a step of what is left of forgetting and of compaction. Return whether there is more to do."""
+        if self._old:
+            self._remove_old()
+        elif self._compaction is not None:
             self._compact(self._COMPACT_STEP)
-        return self._compaction is not None
+        return bool(self._old) or self._compaction is not None
 
     def _compact(self, changed: int) -> None:
         """Remove dead entries from the log once there is one for every three live ones, since they take

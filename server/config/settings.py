@@ -106,7 +106,10 @@ class Serving(CommandSettings):
         "5s", "5s", "How often a subscriber of the feed hears from the server, busy or idle."
     )
     tombstone_retention: Seconds = setting(
-        "24h", "7d", "How old a resume token of the feed may be; with an older one a client starts over."
+        "24h",
+        "7d",
+        "How long deletes are remembered, and how old a resume token of the feed may be; with an older one a"
+        " client starts over.",
     )
     max_concurrent_snapshots: Annotated[int, Field(ge=1)] = setting(
         8, "32", "Clients of the feed that are sent everything at the same time; others wait their turn."

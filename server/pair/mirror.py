@@ -156,4 +156,5 @@ def _state(state: pb.MirrorState) -> PeerState:
         owed=state.owed,
         encoding=state.encoding or 1,
         mapping=state.mapping,
+        forgotten=Revision(state.forgotten),
     )

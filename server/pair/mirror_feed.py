@@ -84,7 +84,7 @@ class MirrorFeed:
         store = self._store
         self._line, self._told = self._present(), None
         resumed = opening is not None and (opening.epoch, opening.timeline) == self._line
-        resumed = resumed and opening is not None and opening.revision <= store.head
+        resumed = resumed and opening is not None and store.forgotten <= opening.revision <= store.head
         self._moved, self._unlooked = {}, None
         with store.lock:
             store.movements.append(self._moved)
@@ -218,6 +218,7 @@ class MirrorFeed:
             server_end=positions.server_end,
             encoding=origin.encoding,
             mapping=origin.mapping,
+            forgotten=origin.forgotten,
         )
         for timeline, position in cut.history.switches:
             state.switches.add(timeline=timeline, position=position)

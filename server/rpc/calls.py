@@ -27,7 +27,9 @@ READY_SECONDS: Final = 30.0
 NOT_READY: Final = "no complete map has been loaded yet; try again"
 STANDING_BY: Final = "this server stands by for its peer, which serves; connect to that one"
 SHUTTING_DOWN: Final = "the server is shutting down; reconnect"
-OTHER_MAP: Final = "the map here is another leader's now; reconnect, with the token"
+OTHER_MAP: Final = (
+    "the map here was replaced, or this stream stood still for too long; reconnect, with the token"
+)
 
 
 async def abort(context: Context, code: grpc.StatusCode, why: str) -> NoReturn:

@@ -151,8 +151,9 @@ class FeedService:
             verdict = judge(token, around, opened=opened)
             if not isinstance(verdict, Behind):
                 message = feed.open(verdict, token)
-                if self._store.history is not around.history:
-                    continue  # the epoch or timeline by which the token was judged has changed
+                forgotten = self._origin().forgotten
+                if self._store.history is not around.history or forgotten != around.origin.forgotten:
+                    continue  # what the token was judged by has changed before the walk began
                 if isinstance(verdict, Reset):
                     self._metrics.feed_reset(verdict.reason)
                 return message

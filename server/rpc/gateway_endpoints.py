@@ -125,8 +125,9 @@ class GatewayEndpoints:
                         await unavailable(context, self._hub.ending)
                     entries = replay.read(_CHUNK)
                     for entry in entries:
-                        # Entries that changed while this stream waited follow in their new state later.
-                        if self._store.entries.get(entry.id) is entry:
+                        # Entries that changed while this stream waited follow in their new state later. A
+                        # tombstone that was forgotten meanwhile has no newer state.
+                        if self._store.entries.get(entry.id, entry) is entry:
                             yield _update(entry)
                             subscriber.sent += 1
                     if not entries and replay.more:

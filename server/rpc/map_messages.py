@@ -44,6 +44,7 @@ def checkpoint_of(state: pb.MirrorState, seen: int) -> Checkpoint:
             left=frozenset(state.left),
             encoding=state.encoding or 1,
             mapping=state.mapping,
+            forgotten=Revision(state.forgotten),
         ),
         history=history_of(state),
         position=Lsn(state.position),
@@ -76,6 +77,7 @@ def state_of(checkpoint: Checkpoint) -> pb.MirrorState:
         left=sorted(origin.left),
         encoding=origin.encoding,
         mapping=origin.mapping,
+        forgotten=origin.forgotten,
     )
     for timeline, position in checkpoint.history.switches:
         state.switches.add(timeline=timeline, position=position)

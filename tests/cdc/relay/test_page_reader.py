@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cdc.relay.page_reader import PageOutcome, PageReader
+from cdc.state.forgetting import Marks
 from cdc.store.store import Store
 from tests.cdc.relay.test_pages_model import Leader, contents, copied
 
@@ -77,3 +78,69 @@ def test_what_another_leader_does_not_know_of_is_gone_and_legacy_clients_are_tol
         reader.take(page)
     assert contents(store) == contents(new.store)
     assert (store.digest, set(store.tombstones)) == (new.store.digest, {"app_2"})
+
+
+def test_a_relay_that_missed_what_its_leader_has_forgotten_tells_its_clients() -> None:
+    """It has missed the pages with the delete, and the next generation has no tombstone."""
+    leader, store = leading("1" * 32, "app_0", "app_1"), Store()
+    reader = PageReader(store)
+    for page in everything(leader):
+        reader.take(page)
+    leader.change([("app_0", None)])
+    everything(leader)
+    leader.forget(leader.store.head)
+    outcomes = []
+    for _ in range(2):  # the first one shows that pages are missing
+        leader.publisher.begin_generation()
+        outcomes += [reader.take(page) for page in everything(leader)]
+    assert PageOutcome.MISMATCH not in outcomes
+    assert contents(store) == contents(leader.store)
+    assert set(store.tombstones) == {"app_0"}
+    assert reader.origin().forgotten == leader.origin.forgotten, "tokens are judged by it"
+
+
+def test_a_relay_keeps_deletes_for_the_retention_if_its_leader_has_forgotten_them() -> None:
+    now = [0.0]
+    leader, store = leading("1" * 32, "app_0", "app_1", "app_2"), Store()
+    reader = PageReader(store, Marks(24.0, lambda: now[0]))
+
+    def follow() -> None:
+        leader.change([("app_2", str(now[0]).encode())])
+        for page in everything(leader):
+            reader.take(page)
+
+    follow()
+    leader.change([("app_0", None)])
+    leader.forget(leader.store.head)
+    follow()
+    assert set(store.tombstones) == {"app_0"}, "it has come just now"
+    for _ in range(26):
+        now[0] += 1.0
+        follow()
+    assert not store.tombstones
+    leader.change([("app_1", None)])
+    for _ in range(50):
+        now[0] += 1.0
+        follow()
+    assert set(store.tombstones) == {"app_1"}, "its leader has it still"
+
+
+def test_a_leader_whose_stream_ends_before_what_it_has_forgotten_begins_another() -> None:
+    leader = leading("1" * 32, "app_0", "app_1")
+    *_, last = everything(leader)
+    leader.change([("app_0", None)])
+    leader.forget(leader.store.head)
+    assert not leader.publisher.resume(last)
+    assert leader.publisher.line != last.line
+
+
+def test_a_publisher_that_stood_still_for_too_long_begins_another_line() -> None:
+    leader, store = leading("1" * 32, "app_0", "app_1"), Store()
+    reader = PageReader(store)
+    for page in everything(leader):
+        reader.take(page)
+    leader.change([("app_0", None)])
+    leader.forget(leader.store.head)
+    for page in everything(leader):
+        reader.take(page)
+    assert contents(store) == contents(leader.store)

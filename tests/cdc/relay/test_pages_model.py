@@ -26,6 +26,7 @@ from cdc.relay.publisher import Publisher
 from cdc.state.origin import Origin
 from cdc.store.log import Entry
 from cdc.store.store import Store
+from cdc.units import Revision
 
 if TYPE_CHECKING:
     from cdc.relay.pages import Page
@@ -66,6 +67,11 @@ class Leader:
         self.store.publish(batch, consistent=True, position=self.position, seen=self.position)
         self.note()
 
+    def forget(self, up_to: int) -> None:
+        """Forget the deletes up to a revision."""
+        self.origin = replace(self.origin, forgotten=max(self.origin.forgotten, up_to))
+        self.store.forget(Revision(up_to))
+
     def note(self) -> None:
         self.maps[self.store.head] = contents(self.store)
 
@@ -104,6 +110,10 @@ class Relaying(RuleBasedStateMachine):
     @rule(rows=st.dictionaries(IDS, PAYLOADS, min_size=1, max_size=4))
     def change(self, rows: dict[str, bytes | None]) -> None:
         self.leader.change(list(rows.items()))
+
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject | Chosen) -> None:
+        self.leader.forget(data.draw(st.integers(0, self.leader.store.head)))
 
     @rule(times=st.integers(1, 4))
     def publish(self, times: int) -> None:

@@ -337,7 +337,9 @@ def test_the_journal_shrinks_after_a_large_batch(path: Path) -> None:
 @given(st.integers(0, 2**32), st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
 def test_folding_step_by_step_between_batches_changes_nothing(seed: int, step: int) -> None:
-    """Entries change, move, go and come back while it is folded, and it may be opened after any step."""
+    """Entries change, move, go and come back, and deletes are forgotten, while it is folded. It may be opened
+    after any step.
+    """
     choose = Random(seed)  # noqa: S311 - a history, not a secret
     with TemporaryDirectory() as folder, patch.multiple("cdc.state.state_file", _CHUNK=0, _STEP=step):
         path = Path(folder) / "state"
@@ -349,18 +351,23 @@ def test_folding_step_by_step_between_batches_changes_nothing(seed: int, step: i
             batch = store.prepare(rows, position, named=choose.random() < 0.7)
             file.append(batch, position=number, seen=number)
             store.publish(batch, consistent=True, position=number, seen=number)
+            if choose.random() < 0.2:
+                store.forget(choose.randint(store.forgotten, store.head))
+                file.note(forgotten=store.forgotten)
             for _ in range(choose.randint(0, 3)):
-                file.fold(store.entries)
+                file.fold(store.entries, store.forgotten)
         folding = choose.random() < 0.5
-        while folding and file.fold(store.entries):
+        while folding and file.fold(store.entries, store.forgotten):
             pass
         file.close()
         kept = StateFile(path).kept
         assert kept.head == store.head or not store.log
-        assert {(row.id, row.revision, row.digest) for row in kept.entries} == {
+        assert kept.forgotten == store.forgotten
+        there = [row for row in kept.entries if row.digest != GONE or row.revision > kept.forgotten]
+        assert {(row.id, row.revision, row.digest) for row in there} == {
             (entry.id, entry.revision, store.kept_digest(entry)) for entry in store.entries.values()
         }
-        for row in kept.entries:
+        for row in there:
             assert row.position <= store.entries[row.id].position
 
 

@@ -24,6 +24,8 @@ from cdc.postgres.timeline import Timeline
 from cdc.state.ledger import Ledger
 from cdc.state.origin import CurrentOrigin
 from cdc.state.state_file import StateFile
+from cdc.store.entry_columns import GONE
+from cdc.store.log import OutlivedError
 from cdc.store.store import Store
 from server.observe.fanout import Listener
 from server.pair.mirror import opening_at, part_of
@@ -40,7 +42,7 @@ ROWS = st.sampled_from(["1", "2", "3"])
 
 def content(store: Store) -> list[tuple[object, ...]]:
     """Everything that matters of a store's entries; the log has to be in the order of revisions."""
-    live = [entry for entry in store.log if store.entries[entry.id] is entry]
+    live = [entry for entry in store.log if store.entries.get(entry.id) is entry]
     revisions = [entry.revision for entry in live]
     assert revisions == sorted(revisions)
     assert len(live) == len(store.entries)
@@ -75,7 +77,8 @@ class Mirroring(RuleBasedStateMachine):
             self.ledger.close()
             kept = StateFile(Path(self.folder.name) / "standby").kept
             if self.mirrored.point is not None:
-                assert sorted((one.revision, one.id, one.position) for one in kept.entries) == sorted(
+                there = [one for one in kept.entries if one.digest != GONE or one.revision > kept.forgotten]
+                assert sorted((one.revision, one.id, one.position) for one in there) == sorted(
                     (entry.revision, entry.id, entry.position) for entry in self.copy.entries.values()
                 ), "what a restart of the standby would begin with"
             self.folder.cleanup()
@@ -127,6 +130,13 @@ class Mirroring(RuleBasedStateMachine):
         if done:
             self.mark_consistent()
 
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        """Forget the deletes up to a revision: the standby does, too."""
+        up_to = data.draw(st.integers(0, self.store.head))
+        self.origin.forgets(up_to, 0)
+        self.store.forget(up_to)
+
     @rule()
     def load(self) -> None:
         """Load the memory anew, as it is in the database by now."""
@@ -138,10 +148,18 @@ class Mirroring(RuleBasedStateMachine):
     def flow(self, messages: int) -> None:
         for _ in range(messages):
             if not self.wire:
-                assert self.feed is not None
-                self.wire = list(self.feed.take())
+                self.wire = self.take()
             if self.wire:
                 self.deliver(self.wire.pop(0))
+
+    def take(self) -> list[pb.MirrorResponse]:
+        """Take the next messages. A stream that is behind what was forgotten ends, and another one begins."""
+        assert self.feed is not None
+        try:
+            return list(self.feed.take())
+        except OutlivedError:
+            self.connect()
+            return self.wire
 
     @rule()
     def cut(self) -> None:
@@ -161,7 +179,7 @@ class Mirroring(RuleBasedStateMachine):
         while True:
             while self.wire:
                 self.deliver(self.wire.pop(0))
-            self.wire = list(self.feed.take())
+            self.wire = self.take()
             state = self.wire[-1].batch.state if self.wire else None
             if state is not None and state.revision == self.store.head and not self.feed.more:
                 break
@@ -187,3 +205,14 @@ class Mirroring(RuleBasedStateMachine):
 
 TestMirroring = Mirroring.TestCase
 TestMirroring.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_what_is_forgotten_is_so_in_one_epoch_only() -> None:
+    pair = Mirroring()
+    pair.begin()
+    pair.ledger.note(forgotten=1_000)
+    pair.read({"app_1": b"1", "app_2": b"1"}, named=True, done=True)
+    pair.read({"app_1": None}, named=True, done=True)
+    pair.drain()
+    assert set(pair.copy.tombstones) == {"app_1"}
+    pair.teardown()

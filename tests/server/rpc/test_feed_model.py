@@ -21,8 +21,10 @@ from pads_cdc_client import Replica
 from cdc.postgres.timeline import Timeline
 from cdc.state.origin import Origin, Reread
 from cdc.state.token import Behind, Reset, judge
-from cdc.store.entry_columns import EntryColumns
+from cdc.store.entry_columns import GONE, EntryColumns, EntryRow
+from cdc.store.log import OutlivedError
 from cdc.store.store import Store
+from cdc.units import Revision
 from server.rpc.feed import FeedStream, here
 
 if TYPE_CHECKING:
@@ -105,6 +107,8 @@ class Server:
         self.pending: list[dict[str, bytes | None]] = []
         """Parts of a ripple that are still to be published."""
         self.read_at = 0
+        self.forgotten: list[EntryRow] = []
+        """The state file has them until it is folded."""
         self.bootstrap(0)
 
     @property
@@ -211,19 +215,35 @@ class Server:
         store.mark_consistent(confirmed)
         self.note()
 
+    def forget(self, up_to: int) -> None:
+        """Forget the deletes up to a revision, as `cdc.state.forgetting` does."""
+        up = Revision(up_to)
+        old = [one for one in self.store.tombstones.values() if one.revision <= up]
+        if old:
+            self.forgotten += [EntryRow(one.id, one.revision, one.position, GONE) for one in old]
+            since, newest = self.origin.followed_since, max(one.position for one in old)
+            since = None if since is None else max(since, newest)
+            forgotten = max(self.origin.forgotten, up)
+            self.origin = replace(self.origin, forgotten=forgotten, followed_since=since)
+            self.store.forget(up)
+
     def restart(self, *, forgetful: bool) -> None:
         """End the process, and start another with the state file, or without."""
         old, self.store, self.pending = self.store, Store(), []
         self.store.history = old.history
         if forgetful:
             self.origin = Origin(self.new_epoch(), None)
-            self.maps, self.settled = {}, set()
+            self.maps, self.settled, self.forgotten = {}, set(), []
         else:
             kept = EntryColumns(
                 (e.id, e.revision, e.position, old.kept_digest(e)) for e in old.entries.values()
             )
-            self.store.restore(kept, old.head, old.position, old.seen)
-            self.origin = Origin(self.origin.epoch, old.position)
+            for row in self.forgotten:
+                if row.id not in old.entries:
+                    kept.add(*row)
+            forgotten = self.origin.forgotten
+            self.store.restore(kept, old.head, old.position, old.seen, forgotten)
+            self.origin = Origin(self.origin.epoch, old.position, forgotten=forgotten)
         self.bootstrap(self.end)
 
 
@@ -302,7 +322,7 @@ class Feeds(RuleBasedStateMachine):
 
     @rule(
         which=st.integers(0, 1),
-        kind=st.sampled_from(["reconcile", "poll", "restart", "forget", "lose", "expire"]),
+        kind=st.sampled_from(["reconcile", "poll", "restart", "forget", "lose", "expire", "let go"]),
         data=st.data(),
     )
     def trouble(self, which: int, kind: str, data: st.DataObject) -> None:
@@ -322,6 +342,8 @@ class Feeds(RuleBasedStateMachine):
                 server.restart(forgetful=kind == "forget")
             case "lose":
                 server.origin = replace(server.origin, epoch=server.new_epoch())
+            case "let go":
+                server.forget(data.draw(st.integers(0, server.store.head)))
             case "expire" if data.draw(st.booleans()):
                 self.now += RETENTION + 1
 
@@ -386,11 +408,15 @@ class Feeds(RuleBasedStateMachine):
             return False
         message = next(client.messages, None)
         if message is None:
-            if progress:
-                message = client.feed.progress()
-            else:
-                client.messages = client.feed.take()
-                message = next(client.messages, None)
+            try:
+                if progress:
+                    message = client.feed.progress()
+                else:
+                    client.messages = client.feed.take()
+                    message = next(client.messages, None)
+            except OutlivedError:  # it was behind deletes that are forgotten; it has its token
+                client.disconnect()
+                return False
         if message is not None:
             self.receive(client, message)
         return message is not None or client.feed.more
@@ -466,8 +492,10 @@ class Feeds(RuleBasedStateMachine):
             if client.feed is None:
                 self.connect(who, who)
             assert client.feed is not None, "behind a server that has everything"
-            while self.take(client, progress=False):
-                pass
+            self.drain(who)
+            if client.feed is None:  # it was behind what is forgotten
+                self.connect(who, who)
+                self.drain(who)
             self.take(client, progress=True)
             newest = self.database.newest
             assert client.replica.endpoints == self.database.at(self.database.end(newest), newest)
@@ -551,3 +579,60 @@ def test_who_holds_something_of_another_server_goes_by_positions_at_home_too(fee
     feeds.connect(0, 0)
     feeds.drain(0)
     assert feeds.clients[0].replica.endpoints == feeds.database.at(3, 0)
+
+
+def delete_and_forget(feeds: Feeds, which: int) -> None:
+    """Delete an endpoint, and have a server forget that it was there."""
+    server = feeds.servers[which]
+    feeds.commit({"app_0": None})
+    server.apply(server.end, server.end, 1)
+    server.forget(server.store.head)
+    assert "app_0" not in server.store.entries
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_who_was_away_while_a_delete_was_forgotten_has_everything_anew(feeds: Feeds, which: int) -> None:
+    """At the server that it knows, whose revisions say so, and at another one, by positions."""
+    client = feeds.clients[0]
+    client.disconnect()
+    delete_and_forget(feeds, which)
+    feeds.connect(0, which)
+    assert client.feed is not None
+    assert client.feed.catching_up, "a walk from its old place would not come past the delete"
+    feeds.drain(0)
+    assert "app_0" not in client.replica.endpoints
+
+
+def test_a_stream_that_stood_still_while_a_delete_was_forgotten_ends(feeds: Feeds) -> None:
+    client = feeds.clients[0]
+    delete_and_forget(feeds, 0)
+    feeds.drain(0)
+    assert client.feed is None
+    assert "app_0" in client.replica.endpoints
+    feeds.connect(0, 0)
+    feeds.drain(0)
+    assert "app_0" not in client.replica.endpoints
+
+
+def test_a_walk_by_positions_ends_when_a_delete_before_it_is_forgotten(feeds: Feeds) -> None:
+    """Another server's token was good when it was judged; the walk by it has not come past the delete."""
+    client, server = feeds.clients[0], feeds.servers[1]
+    client.disconnect()
+    feeds.commit({"app_0": None})
+    server.apply(server.end, server.end, 1)
+    feeds.connect(0, 1)
+    assert client.feed is not None
+    server.forget(server.store.head)
+    feeds.drain(0)
+    assert client.feed is None
+    feeds.connect(0, 1)
+    feeds.drain(0)
+    assert "app_0" not in client.replica.endpoints
+
+
+def test_a_forgotten_delete_in_the_state_file_is_none_after_a_restart(feeds: Feeds) -> None:
+    delete_and_forget(feeds, 0)
+    server = feeds.servers[0]
+    server.restart(forgetful=False)
+    assert "app_0" not in server.store.entries
+    feeds.commit({"app_0": b"back"})

@@ -256,7 +256,7 @@ class MirrorEntry(_message.Message):
     def __init__(self, endpoint_id: _Optional[str] = ..., revision: _Optional[int] = ..., position: _Optional[int] = ..., endpoint: _Optional[bytes] = ..., deleted: _Optional[bool] = ..., moved: _Optional[bool] = ...) -> None: ...
 
 class MirrorState(_message.Message):
-    __slots__ = ("epoch", "revision", "system", "timeline", "position", "followed", "followed_since", "whole", "count", "digest", "owed", "switches", "left", "staleness", "server_end", "encoding", "mapping")
+    __slots__ = ("epoch", "revision", "system", "timeline", "position", "followed", "followed_since", "whole", "count", "digest", "owed", "switches", "left", "staleness", "server_end", "encoding", "mapping", "forgotten")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     SYSTEM_FIELD_NUMBER: _ClassVar[int]
@@ -274,6 +274,7 @@ class MirrorState(_message.Message):
     SERVER_END_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     MAPPING_FIELD_NUMBER: _ClassVar[int]
+    FORGOTTEN_FIELD_NUMBER: _ClassVar[int]
     epoch: str
     revision: int
     system: str
@@ -291,7 +292,8 @@ class MirrorState(_message.Message):
     server_end: int
     encoding: int
     mapping: int
-    def __init__(self, epoch: _Optional[str] = ..., revision: _Optional[int] = ..., system: _Optional[str] = ..., timeline: _Optional[int] = ..., position: _Optional[int] = ..., followed: _Optional[int] = ..., followed_since: _Optional[int] = ..., whole: _Optional[bool] = ..., count: _Optional[int] = ..., digest: _Optional[bytes] = ..., owed: _Optional[str] = ..., switches: _Optional[_Iterable[_Union[TimelineSwitch, _Mapping]]] = ..., left: _Optional[_Iterable[str]] = ..., staleness: _Optional[float] = ..., server_end: _Optional[int] = ..., encoding: _Optional[int] = ..., mapping: _Optional[int] = ...) -> None: ...
+    forgotten: int
+    def __init__(self, epoch: _Optional[str] = ..., revision: _Optional[int] = ..., system: _Optional[str] = ..., timeline: _Optional[int] = ..., position: _Optional[int] = ..., followed: _Optional[int] = ..., followed_since: _Optional[int] = ..., whole: _Optional[bool] = ..., count: _Optional[int] = ..., digest: _Optional[bytes] = ..., owed: _Optional[str] = ..., switches: _Optional[_Iterable[_Union[TimelineSwitch, _Mapping]]] = ..., left: _Optional[_Iterable[str]] = ..., staleness: _Optional[float] = ..., server_end: _Optional[int] = ..., encoding: _Optional[int] = ..., mapping: _Optional[int] = ..., forgotten: _Optional[int] = ...) -> None: ...
 
 class TimelineSwitch(_message.Message):
     __slots__ = ("timeline", "position")
