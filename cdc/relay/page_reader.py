@@ -95,8 +95,14 @@ class PageReader:
         return self._coming is not None and not self._opened
 
     def hear(self, head: Head) -> None:
-        """Adopt the leader's position, which moves even while its map does not change."""
+        """Adopt the leader's position, which moves even while its map does not change.
+
+        Heads come in order with pages. If a page before this one has not come, it may have moved positions of
+        entries, even if it had no new revision.
+        """
         store = self._store
+        if head.number and (head.line, head.number) != (self._page_line, self._page_number):
+            return
         if head.line == self.line and head.revision == self.exact and head.consistent and store.consistent:
             store.mark_consistent(head.position)
 

@@ -114,3 +114,5 @@ class Head:
     """As in `Checkpoint`, for this revision."""
     seen: Lsn = Lsn(0)
     consistent: bool = False
+    number: int = 0
+    """The number of the line's newest page; 0 if the leader does not say."""

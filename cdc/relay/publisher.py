@@ -159,6 +159,7 @@ class Publisher:
                 position=position,
                 seen=store.seen,
                 consistent=store.consistent,
+                number=self.number,
             )
 
     def take(self) -> list[Page]:

@@ -171,6 +171,7 @@ def encode_head(head: Head) -> bytes:
         position=head.position,
         seen=head.seen,
         consistent=head.consistent,
+        number=head.number,
     ).SerializeToString()
 
 
@@ -191,4 +192,5 @@ def decode_head(raw: bytes) -> Head:
         position=Lsn(message.position),
         seen=Lsn(message.seen),
         consistent=message.consistent,
+        number=message.number,
     )

@@ -321,6 +321,13 @@ def test_a_lost_page_that_brought_positions_alone_is_missed() -> None:
     machine.come_to_rest()
 
 
+def test_a_head_moves_no_position_if_a_page_before_it_was_lost() -> None:
+    machine = relaying("app_0", "app_1", "app_2")
+    lose_one_of(machine, len(machine.stream), "app_0", "app_1", "app_2")
+    machine.hear()
+    machine.what_is_named_up_to_its_position_has_come()
+
+
 def test_a_generation_that_was_complete_is_not_the_next_one() -> None:
     machine = relaying()
     lose_one_of(machine, len(machine.stream), "app_0", "app_1", "app_3")

@@ -348,7 +348,7 @@ class Page(_message.Message):
     def __init__(self, line: _Optional[str] = ..., number: _Optional[int] = ..., start: _Optional[int] = ..., first: _Optional[bool] = ..., opening: _Optional[bool] = ..., total: _Optional[int] = ..., older: _Optional[bool] = ..., entries: _Optional[_Iterable[_Union[MirrorEntry, _Mapping]]] = ..., checkpoint: _Optional[_Union[MirrorState, _Mapping]] = ..., seen: _Optional[int] = ..., complete: _Optional[bool] = ..., epoch: _Optional[str] = ..., timeline: _Optional[int] = ..., position: _Optional[int] = ..., generation: _Optional[int] = ..., generating: _Optional[bool] = ..., part: _Optional[bytes] = ..., part_start: _Optional[int] = ..., part_total: _Optional[int] = ..., part_digest: _Optional[bytes] = ...) -> None: ...
 
 class Head(_message.Message):
-    __slots__ = ("line", "revision", "staleness", "at", "server_end", "position", "seen", "consistent")
+    __slots__ = ("line", "revision", "staleness", "at", "server_end", "position", "seen", "consistent", "number")
     LINE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     STALENESS_FIELD_NUMBER: _ClassVar[int]
@@ -357,6 +357,7 @@ class Head(_message.Message):
     POSITION_FIELD_NUMBER: _ClassVar[int]
     SEEN_FIELD_NUMBER: _ClassVar[int]
     CONSISTENT_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     line: str
     revision: int
     staleness: float
@@ -365,4 +366,5 @@ class Head(_message.Message):
     position: int
     seen: int
     consistent: bool
-    def __init__(self, line: _Optional[str] = ..., revision: _Optional[int] = ..., staleness: _Optional[float] = ..., at: _Optional[float] = ..., server_end: _Optional[int] = ..., position: _Optional[int] = ..., seen: _Optional[int] = ..., consistent: _Optional[bool] = ...) -> None: ...
+    number: int
+    def __init__(self, line: _Optional[str] = ..., revision: _Optional[int] = ..., staleness: _Optional[float] = ..., at: _Optional[float] = ..., server_end: _Optional[int] = ..., position: _Optional[int] = ..., seen: _Optional[int] = ..., consistent: _Optional[bool] = ..., number: _Optional[int] = ...) -> None: ...
