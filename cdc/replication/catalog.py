@@ -163,8 +163,9 @@ class Catalog:
         for table in self._mapping.reads:  # a signal table may be missing
             if table not in found:
                 raise Refusal(
-                    f"the mapping {self._mapping.name} needs the table {self._schema}.{table},"
-                    " which is not there: create it, or correct MAPPING and DB_SCHEMA"
+                    f"the mapping {self._mapping.name} needs the table {self._schema}.{table}, and there is"
+                    " none of that name (a view or a foreign table will not do, since the WAL has no rows of"
+                    " it): create it, or correct MAPPING and DB_SCHEMA"
                 )
         names, rules = relations.names(), relations.rules(self._mapping.rules)
         encoding = Encoding.of(cursor.connection)

@@ -413,6 +413,21 @@ def test_a_ripple_longer_than_wal_sender_timeout_keeps_its_connection(rig: Rig) 
     assert rig.server.metric("pads_cdc_source_reconnects_total") == 0
 
 
+@pytest.mark.soak
+def test_a_view_in_place_of_a_table_is_named(rig: Rig) -> None:
+    rig.database.execute(
+        "ALTER TABLE pay_plans RENAME TO moved; CREATE VIEW pay_plans AS SELECT * FROM moved"
+    )
+
+    def named() -> bool:
+        return "public.pay_plans, and there is none of that name (a view" in rig.server.get("/healthz")[1]
+
+    wait_until(named, "it says that a view will not do")
+    rig.still_serves()
+    rig.database.execute("DROP VIEW pay_plans; ALTER TABLE moved RENAME TO pay_plans")
+    rig.heals()
+
+
 def test_a_missing_state_file_is_said(rig: Rig, serve: ServerFactory, tmp_path: Path) -> None:
     """Old clients that were away cannot be told of deletes any more: a person has to restart them."""
     assert rig.server.metric("pads_cdc_state_file_errors_total") == 0
