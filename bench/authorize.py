@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -24,7 +24,8 @@ from server.commands.demo.envoy_process import EnvoyProcess, configuration
 from server.commands.demo.upstream import EchoUpstream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from bench.rig import Database, Rig
     from bench.served import Served
@@ -223,27 +224,68 @@ def _revocations(
 def _while_everything_changes(
     rig: Rig, database: Database, served: Served, calls: Sequence[checks.Call]
 ) -> Iterator[Result]:
-    """Check at a steady rate while other keys change and a plan ripples."""
+    """Check at a steady rate while other keys change and a plan ripples.
+
+    The contender shares one core with its caller, as with an Envoy beside it. The server and the database
+    have the other cores, as on a machine of their own.
+    """
     taken: dict[tuple[str, str], list[float]] = {}
     rest = database.portal.numbers(REST)[len(calls) :]
     for _ in range(rig.sizes.runs):
         for contender in (OURS, _NOTHING, _GO):
-            with _alone(rig, served, contender) as server:
-                if server is None:
-                    continue
+            with ExitStack() as running:
+                one_core = running.enter_context(_other_cores(served.process.pid, database.cluster.pid))
+                with one_core():
+                    server = running.enter_context(_alone(rig, served, contender))
+                    if server is None:
+                        continue
+                    asking = checks.at_rate(server.target, calls, _RATE)
                 rig.say(f"authorize: while everything changes, {contender}")
                 with Rotation(database, rest, _CHANGES):
-                    asking = checks.at_rate(server.target, calls, _RATE)
                     time.sleep(rig.sizes.seconds / 12)
                     began = now()
                     database.execute(RAISE, (PLAN,))
-                    time.sleep(rig.sizes.seconds / 12)
+                    time.sleep(rig.sizes.seconds / 6)  # longer than the ripple takes
                     found = [1000 * seconds for at, seconds in asking.stop() if at >= began]
             for name, share in _SHARES.items():
                 taken.setdefault((name, contender), []).append(percentile(found, share))
     size = f"{_RATE:,} checks, {_CHANGES} changes a second, and {rig.sizes.plan:,} endpoints pass"
     for (name, contender), samples in taken.items():
         yield Result("authorize", f"while everything changes, {name}", contender, "ms", tuple(samples), size)
+
+
+@contextmanager
+def _other_cores(*processes: int) -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Keep us, these processes and their children off one core. What the given context starts runs on it."""
+    cores = os.sched_getaffinity(0)
+    one = {max(cores)}
+    others = cores - one or cores
+
+    @contextmanager
+    def one_core() -> Iterator[None]:
+        os.sched_setaffinity(0, one)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, others)
+
+    _move(processes, others)
+    os.sched_setaffinity(0, others)
+    try:
+        yield one_core
+    finally:
+        os.sched_setaffinity(0, cores)
+        _move(processes, cores)
+
+
+def _move(processes: Sequence[int], cores: set[int]) -> None:
+    """Let all threads of these processes and of their children run on these cores only."""
+    for pid in processes:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for one in (pid, *map(int, children)):
+            with suppress(OSError):  # it has just ended
+                for thread in Path(f"/proc/{one}/task").iterdir():
+                    os.sched_setaffinity(int(thread.name), cores)
 
 
 @contextmanager
