@@ -15,7 +15,16 @@ from nats.js.api import DiscardPolicy, StorageType
 
 from cdc.checks.finding import Finding, fail, good, warn
 from server.broker.connection import Broker, BrokerError
-from server.broker.stream import LEAST_MESSAGE, OLDEST, FencedError, PageStream, unfit
+from server.broker.stream import (
+    LEAST_MESSAGE,
+    OLDEST,
+    PAYLOAD,
+    FencedError,
+    PageStream,
+    bounded,
+    correct,
+    unfit,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,8 +34,6 @@ if TYPE_CHECKING:
 
     from server.config.settings import Serving
 
-_PAYLOAD: Final = 64 * 1024
-"""Bytes of a leader's messages. With smaller ones it needs more of them, and so more time."""
 _SYSTEM_SECONDS: Final = 1.0
 _IMPOSSIBLE: Final = (1 << 63) - 1
 """A sequence number that no stream has reached. The broker refuses a message that expects it."""
@@ -89,31 +96,32 @@ def _version(client: Client) -> Finding:
 def _size(who: str, most: int, remedy: str) -> Finding:
     if most < LEAST_MESSAGE:
         return fail(f"{who} takes messages of {most} bytes at most: we need {LEAST_MESSAGE}", remedy)
-    if most < _PAYLOAD:
+    if most < PAYLOAD:
         return warn(f"{who} takes messages of {most} bytes at most: relays get changes more slowly", remedy)
     return good(f"messages may have {most} bytes")
 
 
 def _stream(info: StreamInfo, wanted: StreamConfig) -> list[Finding]:
     config, name = info.config, wanted.name
-    edit = f"nats stream edit {name}"
     found = [fail(text, remedy) for text, remedy in unfit(config, wanted)]
     if config.discard != DiscardPolicy.NEW:
         found.append(
             fail(
                 f"the stream {name} drops its oldest pages when it is full, and relays cannot start then",
-                f"{edit} --discard=new",
+                correct(name, "--discard=new"),
             )
         )
-    if (config.max_age or 0) > 0 or (config.max_msgs or -1) > 0 or config.max_msgs_per_subject > 0:
+    if bounded(config):
         found.append(
             fail(
                 f"the stream {name} forgets pages by age or number, and relays cannot start then",
-                f"{edit} --max-age=0 --max-msgs=-1 --max-msgs-per-subject=-1",
+                correct(name, "--max-age=0 --max-msgs=-1 --max-msgs-per-subject=-1"),
             )
         )
-    if 0 < (config.max_msg_size or -1) < _PAYLOAD:
-        found.append(_size(f"the stream {name}", config.max_msg_size or 0, f"{edit} --max-msg-size=-1"))
+    if 0 < (config.max_msg_size or -1) < PAYLOAD:
+        found.append(
+            _size(f"the stream {name}", config.max_msg_size or 0, correct(name, "--max-msg-size=-1"))
+        )
     if config.storage != StorageType.FILE:
         found.append(
             warn(
@@ -127,7 +135,7 @@ def _stream(info: StreamInfo, wanted: StreamConfig) -> list[Finding]:
             warn(
                 f"the stream {name} has {config.num_replicas} copies, and BROKER_REPLICAS is"
                 f" {wanted.num_replicas}",
-                f"{edit} --replicas={wanted.num_replicas}",
+                correct(name, f"--replicas={wanted.num_replicas}"),
             )
         )
     return found or [good(f"the stream {name}: {info.state.messages} messages, {info.state.bytes} bytes")]

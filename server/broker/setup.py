@@ -1,4 +1,4 @@
-"""Creates the stream with an administrator's credentials, so that servers need no permission to create it."""
+"""Creates or corrects the stream, with an administrator's credentials: servers need no right to do so."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def make_stream(settings: Serving, *, dry_run: bool) -> None:
-    """Create the stream if it does not exist, and print that. Blocks while the broker answers.
+    """Create the stream if it does not exist, or correct its configuration, and print that. Blocks while the
+    broker answers.
 
     Raises:
-        BrokerError: the broker cannot be reached, or refuses.
+        BrokerError: the broker cannot be reached, or refuses, or the stream is another program's.
 
     """
     asyncio.run(_make(settings, dry_run=dry_run))
@@ -27,8 +28,15 @@ def make_stream(settings: Serving, *, dry_run: bool) -> None:
 async def _make(settings: Serving, *, dry_run: bool) -> None:
     async with Broker(settings, "pads-cdc setup").connected() as client:
         stream = PageStream(client, settings.broker_stream)
-        if await stream.info() is not None:
-            click.echo(f"-- the stream {stream.name} is there")
+        info = await stream.info()
+        if info is not None:
+            changes = stream.corrections(info.config, settings.broker_replicas)
+            if not changes:
+                click.echo(f"-- the stream {stream.name} is there")
+                return
+            click.echo(f"-- the stream {stream.name} gets another {', '.join(changes)}")
+            if not dry_run:
+                await stream.correct(info.config, changes)
         else:
             config = stream.config(settings.broker_replicas)
             click.echo(

@@ -27,6 +27,8 @@ _FULL: Final = (10023, 10047, 10077)
 """JetStream's error codes for insufficient resources, insufficient storage, and more than max_bytes."""
 LEAST_MESSAGE: Final = 4 * 1024
 """Bytes of a message that the broker has to take: with smaller ones JetStream itself does not work well."""
+PAYLOAD: Final = 64 * 1024
+"""Bytes of a leader's messages. With smaller ones it needs more of them, and so more time."""
 OLDEST: Final = (2, 12)
 """The oldest supported version of the NATS server."""
 
@@ -99,6 +101,47 @@ class PageStream:
             return await self._jetstream.add_stream(self.config(replicas))
         except (js_errors.Error, nats.errors.Error, TimeoutError) as error:
             raise _broker_error(error, f"make the stream {self.name}") from error
+
+    def corrections(self, present: StreamConfig, replicas: int) -> dict[str, Any]:
+        """Return what has to change in the configuration of a stream that exists, by name.
+
+        Raises:
+            BrokerError: the stream is another program's.
+
+        """
+        if any(not subject.startswith(f"{self.name}.") for subject in present.subjects or ()):
+            raise BrokerError(
+                f"the stream {self.name} is another program's: its subjects are"
+                f" {', '.join(present.subjects or ())}; give another BROKER_STREAM"
+            )
+        wanted, changes = self.config(replicas), dict[str, Any]()
+        if set(present.subjects or ()) != set(wanted.subjects or ()):
+            changes["subjects"] = wanted.subjects
+        if present.discard != wanted.discard:
+            changes["discard"] = wanted.discard
+        if not present.allow_rollup_hdrs:
+            changes["allow_rollup_hdrs"] = True
+        if present.no_ack:
+            changes["no_ack"] = False
+        if bounded(present):
+            changes |= {"max_age": 0, "max_msgs": -1, "max_msgs_per_subject": -1}
+        if 0 < (present.max_msg_size or -1) < PAYLOAD:
+            changes["max_msg_size"] = -1
+        if (present.num_replicas or 1) < replicas:
+            changes["num_replicas"] = replicas
+        return changes
+
+    async def correct(self, present: StreamConfig, changes: dict[str, Any]) -> None:
+        """Change the stream's configuration.
+
+        Raises:
+            BrokerError: the broker refuses.
+
+        """
+        try:
+            await self._jetstream.update_stream(present, **changes)
+        except (js_errors.Error, nats.errors.Error, TimeoutError) as error:
+            raise _broker_error(error, f"correct the stream {self.name}") from error
 
     async def last(self, subject: str) -> Stored | None:
         """Return the newest message of a subject from the stream's own leader; None if there is none.
@@ -178,27 +221,39 @@ class PageStream:
 def unfit(config: StreamConfig, wanted: StreamConfig) -> list[tuple[str, str]]:
     """Return why a stream cannot be one that a leader publishes to, each with what to type."""
     name = wanted.name
-    edit = f"nats stream edit {name}"
     found = []
     if set(config.subjects or ()) != set(wanted.subjects or ()):
         found.append(
             (
                 f"the stream {name} has other subjects: {', '.join(config.subjects or ()) or 'none'}",
-                f"{edit} --subjects={','.join(wanted.subjects or ())}",
+                correct(name, f"--subjects={','.join(wanted.subjects or ())}"),
             )
         )
     if not config.allow_rollup_hdrs:
         found.append(
-            (f"the stream {name} does not let a head take the place of another", f"{edit} --allow-rollup")
+            (
+                f"the stream {name} does not let a head take the place of another",
+                correct(name, "--allow-rollup"),
+            )
         )
     anew = f"nats stream rm {name}; then pads-cdc setup, with the same BROKER_URL, makes it as it should be"
     if config.retention not in (None, RetentionPolicy.LIMITS):
         found.append((f"the stream {name} forgets a page once somebody has read it", anew))
     if config.no_ack:
-        found.append((f"the stream {name} acknowledges nothing", f"{edit} --ack"))
+        found.append((f"the stream {name} acknowledges nothing", correct(name, "--ack")))
     if config.deny_purge or config.sealed:
         found.append((f"the stream {name} does not let us purge the pages before a snapshot", anew))
     return found
+
+
+def bounded(config: StreamConfig) -> bool:
+    """Return whether a stream forgets pages by age or number."""
+    return (config.max_age or 0) > 0 or (config.max_msgs or -1) > 0 or config.max_msgs_per_subject > 0
+
+
+def correct(name: str | None, options: str) -> str:
+    """Return how a stream's configuration is corrected, with the options of the broker's own command."""
+    return f"pads-cdc setup, with the same BROKER_URL, corrects it; or nats stream edit {name} {options}"
 
 
 def _broker_error(error: Exception, what: str) -> BrokerError:

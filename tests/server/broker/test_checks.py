@@ -81,10 +81,31 @@ def test_setup_makes_the_stream_that_check_wants(
     ],
 )
 def test_a_stream_that_would_fail_relays_is_named_with_its_remedy(
-    database: Database, nats: Node, check: Check, config: StreamConfig, verdict: str, named: str
+    database: Database,
+    nats: Node,
+    check: Check,
+    pads_cdc: Callable[..., subprocess.CompletedProcess[str]],
+    config: StreamConfig,
+    verdict: str,
+    named: str,
 ) -> None:
     make(nats, config)
-    assert named in check(database, BROKER_URL=nats.url).the("broker_stream", verdict).remedy
+    remedy = check(database, BROKER_URL=nats.url).the("broker_stream", verdict).remedy
+    assert named in remedy
+    if remedy.startswith("pads-cdc setup"):
+        given = {"ADMIN_CONNECTION_STRING": database.url(), "BROKER_URL": nats.url}
+        assert pads_cdc("setup", **given).returncode == 0
+        assert check(database, BROKER_URL=nats.url).the("broker_stream", "pass")
+
+
+def test_setup_changes_no_stream_of_another_program(
+    database: Database, nats: Node, pads_cdc: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    make(nats, right(subjects=["orders.>"]))
+    done = pads_cdc("setup", ADMIN_CONNECTION_STRING=database.url(), BROKER_URL=nats.url)
+    assert done.returncode == 1
+    assert "give another BROKER_STREAM" in done.stderr
+    assert by_hand(nats, lambda js: js.stream_info("pads_cdc")).config.subjects == ["orders.>"]
 
 
 def test_a_broker_that_is_not_there_or_has_no_jetstream(
