@@ -28,7 +28,7 @@ from tests.support.certificates import write_secret
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from nats.js import JetStreamContext
@@ -427,7 +427,12 @@ def _work_until_killed(database: Database, key: Key, doomed: Server) -> None:
     assert doomed.join() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("point", PUBLISHER_POINTS)
+def some(points: Sequence[str], *quick: str) -> list[Any]:
+    """Return all points as parameters, of which `make test` takes the ``quick`` ones."""
+    return [pytest.param(point, marks=() if point in quick else pytest.mark.soak) for point in points]
+
+
+@pytest.mark.parametrize("point", some(PUBLISHER_POINTS, "page_stored", "snapshot_complete"))
 def test_a_leader_that_is_killed_at_any_point_goes_on_where_the_stream_ends(
     database: Database,
     serve: ServerFactory,
@@ -458,7 +463,7 @@ def test_a_leader_that_is_killed_at_any_point_goes_on_where_the_stream_ends(
     assert one.metric("pads_cdc_relay_digest_mismatches_total") == 0
 
 
-@pytest.mark.parametrize("point", RELAY_POINTS)
+@pytest.mark.parametrize("point", some(RELAY_POINTS, "page_received", "page_applied"))
 def test_a_relay_that_is_killed_at_any_point_comes_back(
     database: Database,
     serve: ServerFactory,

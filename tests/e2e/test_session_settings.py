@@ -116,8 +116,14 @@ def set_one(database: Database, role: Role, name: str, value: str) -> bool:
 
 
 @pytest.mark.parametrize("high", [False, True], ids=["low", "high"])
-@pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("version", ["15", "17", "18"])
+@pytest.mark.parametrize(
+    ("version", "group"),
+    [  # version 18 has every setting of the others, but for a few of 15
+        pytest.param(version, group, marks=() if version == "18" or group == GROUPS[-1] else pytest.mark.soak)
+        for version in ("15", "17", "18")
+        for group in GROUPS
+    ],
+)
 def test_each_setting_of_the_role_at_its_worst(
     version: str,
     group: str,

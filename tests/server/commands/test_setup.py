@@ -272,7 +272,6 @@ def test_an_index_whose_build_was_cut_short_is_built_anew(admin: Admin) -> None:
     )
 
 
-@pytest.mark.both_plugins
 def test_partitions_get_an_index_each(admin: Admin, check: Check) -> None:
     admin.database.execute(
         """
