@@ -68,6 +68,13 @@ def _pairs() -> dict[str, Pair]:
     }
 
 
+def name_of(sample: Sample | Pair) -> str:
+    """Return the label as a test's name: pytest does not find a name with a backslash again, and mutmut asks
+    for tests by name.
+    """
+    return sample.label.replace("\\", "/")
+
+
 def _with_positions(line: str) -> bytes:
     if not line.startswith(('{"action":"B"', '{"action":"C"')):
         return line.encode()

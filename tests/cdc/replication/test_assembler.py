@@ -12,7 +12,7 @@ from cdc.errors import MessageError
 from cdc.mapping.mapping import Rule
 from cdc.replication import wal2json
 from cdc.replication.assembler import Assembler, Transaction
-from tests.plugins.samples import BEGIN, COMMIT, FORMAT_2, SAMPLES, Sample
+from tests.plugins.samples import BEGIN, COMMIT, FORMAT_2, SAMPLES, Sample, name_of
 
 ACTIONS = {"I": "insert", "U": "update", "D": "delete", "T": "truncate"}
 ROW = b'{"action":"I","schema":"public","table":"d","columns":[{"name":"id","value":5}]}'
@@ -37,7 +37,7 @@ def run(machine: Assembler, stream: list[bytes]) -> list[Transaction]:
     return done
 
 
-@pytest.mark.parametrize("sample", FORMAT_2, ids=lambda sample: sample.label)
+@pytest.mark.parametrize("sample", FORMAT_2, ids=name_of)
 def test_every_recorded_stream_becomes_its_transactions(sample: Sample) -> None:
     stream = sample.stream()
     schemas = sample.options.get("include-schemas") != "0"

@@ -25,7 +25,7 @@ from cdc.changes import (
 from cdc.errors import MessageError
 from cdc.postgres.encoding import Encoding
 from cdc.replication import pgoutput, wal2json
-from tests.plugins.samples import PAIRS, SAMPLES, Pair
+from tests.plugins.samples import PAIRS, SAMPLES, Pair, name_of
 
 SECRET = "s3cr3t-api-key"
 SHOWN = "pgoutput "
@@ -128,7 +128,7 @@ def with_rows(messages: list[Message]) -> list[Message]:
     return kept
 
 
-@pytest.mark.parametrize("pair", PAIRS.values(), ids=lambda pair: pair.label)
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=name_of)
 def test_both_plugins_say_the_same(pair: Pair) -> None:
     ours = decoded(*pair.pgoutput)
     theirs = with_rows([wal2json.parse(raw) for raw in pair.wal2json])

@@ -13,7 +13,7 @@ from cdc.changes import Begin, Column, Commit, Delete, Insert, Message, Note, Tr
 from cdc.errors import MessageError
 from cdc.postgres.encoding import Encoding
 from cdc.replication import wal2json
-from tests.plugins.samples import BEGIN, COMMIT, FORMAT_2, SAMPLES, Sample
+from tests.plugins.samples import BEGIN, COMMIT, FORMAT_2, SAMPLES, Sample, name_of
 
 TYPES = {"B": Begin, "C": Commit, "I": Insert, "U": Update, "D": Delete, "T": Truncate, "M": Note}
 SECRET = "s3cr3t-api-key"
@@ -33,7 +33,7 @@ def columns(**values: str | float | None) -> tuple[Column, ...]:
 @pytest.mark.parametrize(
     "sample",
     [one for one in FORMAT_2 if one.options.get("include-schemas") != "0"],
-    ids=lambda sample: sample.label,
+    ids=name_of,
 )
 def test_every_recorded_message_is_read_as_it_is(sample: Sample) -> None:
     """The standard library's reader is the judge."""
@@ -95,7 +95,7 @@ def test_a_transaction_without_what_we_ask_for_is_refused(line: str) -> None:
     assert refused.value.reason == "undecodable"
 
 
-@pytest.mark.parametrize("sample", [s for s in SAMPLES.values() if s not in FORMAT_2], ids=lambda s: s.label)
+@pytest.mark.parametrize("sample", [s for s in SAMPLES.values() if s not in FORMAT_2], ids=name_of)
 def test_format_1_is_an_unknown_shape(sample: Sample) -> None:
     for line in sample.lines:
         with pytest.raises(MessageError) as refused:
