@@ -3,8 +3,8 @@
 
 -- name: Relations :many
 -- The mapping's tables as the plugin names them (a partitioned table by its leaves), with the columns of each replica identity;
--- a text that changes with every property of the table that sends no rows; a text that changes with every property of the
--- publication, if there is one; and the next transaction id.
+-- a text that changes with every property of the table that sends no rows, and with the names of its enums' values; a text that
+-- changes with every property of the publication, if there is one; and the next transaction id.
 WITH RECURSIVE tree (mapped, relid) AS (
     SELECT c.relname, c.oid
     FROM pg_class c
@@ -52,6 +52,19 @@ SELECT
         SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attisdropped), ',' ORDER BY a.attnum)
         FROM pg_attribute a
         WHERE a.attrelid = c.oid AND a.attnum > 0
+    ), (
+        WITH RECURSIVE typed (type) AS (
+            SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0
+            UNION
+            SELECT part.type
+            FROM typed
+            JOIN pg_type t ON t.oid = typed.type
+            CROSS JOIN LATERAL (VALUES (t.typbasetype), (t.typelem)) AS part (type)
+            WHERE part.type <> 0
+        )
+        SELECT string_agg(concat_ws(':', e.oid, e.enumlabel), ',' ORDER BY e.oid)
+        FROM typed
+        JOIN pg_enum e ON e.enumtypid = typed.type
     )) AS shape,
     (
         SELECT string_agg(part.version, ' ' ORDER BY part.version)
@@ -513,16 +526,16 @@ SELECT oid::bigint FROM pg_catalog.pg_database WHERE datname = pg_catalog.curren
 
 -- name: KeyColumns :many
 -- The types of the mapped tables' columns with one of these names: the base type if it is a domain; its name in SQL; whether equal
--- values always have the same text, and otherwise the collation, if that is the reason; and whether the column is NOT NULL.
-WITH RECURSIVE typed (mapped, column_name, type_oid, modifier, collation_oid, not_null) AS (
-    SELECT c.relname, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attnotnull
+-- values always have the same text; and if not, the collation, if that is the reason.
+WITH RECURSIVE typed (mapped, column_name, type_oid, modifier, collation_oid) AS (
+    SELECT c.relname, a.attname, a.atttypid, a.atttypmod, a.attcollation
     FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     WHERE n.nspname = @schema AND c.relname = ANY (@tables) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
         AND a.attname = ANY (@columns)
     UNION ALL
-    SELECT typed.mapped, typed.column_name, t.typbasetype, t.typtypmod, typed.collation_oid, typed.not_null OR t.typnotnull
+    SELECT typed.mapped, typed.column_name, t.typbasetype, t.typtypmod, typed.collation_oid
     FROM typed
     JOIN pg_type t ON t.oid = typed.type_oid AND t.typtype = 'd'
 )
@@ -536,8 +549,7 @@ SELECT
     t.typcategory::text AS category,
     t.typname NOT IN ('bpchar', 'numeric', 'float4', 'float8', 'interval', 'timetz', 'jsonb', 'citext', 'inet')
         AND t.typcategory NOT IN ('A', 'R', 'C') AND coalesce(k.collisdeterministic, true) AS exact,
-    CASE WHEN NOT k.collisdeterministic THEN format('%I.%I', kn.nspname, k.collname) END AS collation_name,
-    typed.not_null
+    CASE WHEN NOT k.collisdeterministic THEN format('%I.%I', kn.nspname, k.collname) END AS collation_name
 FROM typed
 JOIN pg_type t ON t.oid = typed.type_oid AND t.typtype <> 'd'
 JOIN pg_namespace n ON n.oid = t.typnamespace

@@ -335,7 +335,7 @@ def _by_views(site: Site) -> Dependencies:
             found = Dependencies.ask(
                 connection,
                 site.queries,
-                database.mapping.queries,
+                site.typed_queries,
                 site.schema,
                 database.address.setting,
                 names=database.names(),
@@ -355,7 +355,7 @@ def _by_locks(site: Site) -> dict[str, tuple[ReadRelation, ...]]:
 
     One short transaction for all queries; only if it finds something, each query is asked by itself.
     """
-    queries = site.database.mapping.queries
+    queries = site.typed_queries
     if not _unlisted(site, *queries.values()):
         return {}
     return {name: _unlisted(site, query) for name, query in queries.items()}

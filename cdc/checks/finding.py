@@ -12,6 +12,7 @@ from cdc.checks.census import Census
 from cdc.checks.trial import Trial, try_plugin
 from cdc.errors import PadsCdcError, SourceError
 from cdc.mapping import tables
+from cdc.mapping.key_types import TEXT, of_columns
 from cdc.postgres.errors import translated
 from cdc.postgres.session import ask
 from cdc.postgres.slot_state import SlotState
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from cdc.mapping.key_types import KeyType
+    from cdc.mapping.mapping import Rule
     from cdc.mapping.tables import Table
     from cdc.postgres.column_types import ColumnTypes
     from cdc.postgres.connection import Address
@@ -186,6 +189,26 @@ class Site:
     def types(self) -> ColumnTypes:
         """The types of the columns that the mapping reads."""
         return self.database.types
+
+    @cached_property
+    def kinds(self) -> dict[str, tuple[Rule, KeyType]]:
+        """The kinds of keys that changes name, each with a rule that it comes from, and their type."""
+        mapping = self.database.mapping
+        rules = [rule for of_table in mapping.rules.values() for rule in of_table]
+        columns = sorted({rule.column for rule in rules})
+        types = of_columns(
+            self.read("KeyColumns", schema=self.schema, tables=list(mapping.tables), columns=columns)
+        )
+        kinds: dict[str, tuple[Rule, KeyType]] = {}
+        for rule in rules:
+            of_column = types.get((rule.table, rule.column), TEXT)
+            kinds.setdefault(of_column.kind(rule.query), (rule, of_column))
+        return kinds
+
+    @cached_property
+    def typed_queries(self) -> dict[str, str]:
+        """The queries of the mapping, with keys of the types that their columns have."""
+        return self.database.mapping.typed_queries(self.kinds)
 
     def described(self, column: str) -> str:
         """Return the name of a column of `Endpoints`, with that of the table's column that it is, if any."""

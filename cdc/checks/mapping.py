@@ -146,7 +146,7 @@ def statements(site: Site) -> Iterator[Finding]:
     mapping = site.database.mapping
     keys: dict[str, list[str]] = {name: [] for name in mapping.queries}
     wrong: dict[str, None] = {}  # a set that keeps its order
-    for statement in mapping.queries.values():
+    for statement in site.typed_queries.values():
         try:
             probe = f"{site.database.names()}SELECT * FROM ({statement}) probed LIMIT 0"
             site.database.query(probe, keys)

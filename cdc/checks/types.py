@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from cdc.checks.finding import fail, good, warn
 from cdc.checks.mapping import with_place
 from cdc.errors import PadsCdcError
-from cdc.mapping.key_types import TEXT, of_columns, parameter
+from cdc.mapping.key_types import parameter
 from cdc.postgres.encoding import Encoding
 from cdc.postgres.errors import is_lasting
 
@@ -16,13 +17,16 @@ if TYPE_CHECKING:
 
     from cdc.checks.finding import Finding, Site
     from cdc.mapping.key_types import KeyType
-    from cdc.mapping.mapping import Rule
     from cdc.postgres.connection import Address
 
 _LIMITS: Final = frozenset({"throughput_limit", "capacity_limit"})
 _INT32: Final = frozenset({"smallint", "integer"})
 _TEXT, _ENUM, _NUMBER, _BOOLEAN, _LIST, _NOTHING = "SENBAX"
 """Categories of types that can be read as text. The last one is that of a NULL without a type."""
+_NO_NUMBERS: Final = re.compile(r"money|reg[a-z]+")
+"""Types that Postgres counts as numbers, but prints as an amount or as the name of an object, which changes
+while no row does.
+"""
 
 
 def encoding(site: Site) -> Iterator[Finding]:
@@ -59,14 +63,16 @@ def column_types(site: Site) -> Iterator[Finding]:
 def _lacks(column: str, of_column: KeyType) -> str | None:
     """Return the type that a column has to have; None if it has it."""
     category, name = of_column.category, of_column.name
+    if category == _NUMBER and _NO_NUMBERS.fullmatch(name):
+        category = ""
     if category == _NOTHING:
         return None
     if column == "authorized_users":
         return None if category == _LIST else "list of text"
     if column in _LIMITS:
-        return None if category in (_NUMBER, _TEXT) and name != "money" else "number"
+        return None if category in (_NUMBER, _TEXT) else "number"
     if column == "secret_key_required":
-        return None if category in (_BOOLEAN, _NUMBER, _TEXT) and name != "money" else "boolean"
+        return None if category in (_BOOLEAN, _NUMBER, _TEXT) else "boolean"
     return None if category in (_TEXT, _ENUM, _NUMBER) or name == "uuid" else "text"
 
 
@@ -90,7 +96,7 @@ def key_types(site: Site) -> Iterator[Finding]:
     database = site.database
     mapping, types = database.mapping, (site.types.columns, site.types.id_type)
     wrong = False
-    kinds = _kinds(site)
+    kinds = site.kinds
     for kind, (rule, of_column) in kinds.items():
         try:
             database.plan(mapping.compose([kind], *types), {parameter(kind): []})
@@ -107,18 +113,3 @@ def key_types(site: Site) -> Iterator[Finding]:
         database.plan(mapping.compose(kinds, *types), {parameter(kind): [] for kind in kinds})
         database.plan(mapping.full(*types), {})
         yield good("all changes can be looked up by their keys")
-
-
-def _kinds(site: Site) -> dict[str, tuple[Rule, KeyType]]:
-    """Return the kinds of keys that changes name, each with its rule and its type."""
-    mapping = site.database.mapping
-    rules = [rule for of_table in mapping.rules.values() for rule in of_table]
-    columns = sorted({rule.column for rule in rules})
-    types = of_columns(
-        site.read("KeyColumns", schema=site.schema, tables=list(mapping.tables), columns=columns)
-    )
-    kinds: dict[str, tuple[Rule, KeyType]] = {}
-    for rule in rules:
-        of_column = types.get((rule.table, rule.column), TEXT)
-        kinds.setdefault(of_column.kind(rule.query), (rule, of_column))
-    return kinds

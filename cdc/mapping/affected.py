@@ -144,6 +144,8 @@ class Affected(msgspec.Struct, gc=False):
         parent = _key(_find(row.columns, rule.column), rule)
         if parent is not None:
             (self.ask if rule.only_asks else self.name)(rule.kind, parent)
+        elif rule.sent_as_null:
+            self._name_hidden(rule)
         if rule.parents is not None:
             self.moves.append(Move(rule, _row(row.columns, rule), parent, known=True))
 
@@ -154,6 +156,8 @@ class Affected(msgspec.Struct, gc=False):
         parent = _key(now or before, rule)
         if parent is not None:
             self.name(rule.kind, parent)
+        elif rule.sent_as_null:
+            self._name_hidden(rule)
         if now is None or now is not before or rule.parents is not None:
             self._left(before, row.identity, rule, parent, row.columns)
 
@@ -172,10 +176,20 @@ class Affected(msgspec.Struct, gc=False):
             left = _key(before, rule)
             if left is not None and left != parent:
                 self.name(rule.kind, left)
+            elif left is None and rule.sent_as_null:
+                self._name_hidden(rule)
         if rule.parents is not None:
             self._remember(identity, rule, parent, now, known=before is not None)
         elif before is None:
             self.give_up("identity")
+
+    def _name_hidden(self, rule: Rule) -> None:
+        """Add every key for which null may stand. The memory of parents cannot choose one of them."""
+        if rule.parents is not None:
+            self.give_up("identity")
+            return
+        for key in rule.sent_as_null:
+            (self.ask if rule.only_asks else self.name)(rule.kind, key)
 
     def _remember(
         self,
@@ -221,10 +235,7 @@ def _row(columns: Iterable[Column], rule: Rule) -> str:
 
 
 def _key(column: Column | None, rule: Rule) -> str | None:
-    key = _text(column, rule.table, rule.column)
-    if key is None and rule.hides_nan:
-        raise MessageError("key_shape", f"a row of {rule.table} came without a number in {rule.column}")
-    return key
+    return _text(column, rule.table, rule.column)
 
 
 def _text(column: Column | None, table: str, name: str) -> str | None:

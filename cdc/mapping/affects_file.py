@@ -43,8 +43,8 @@ class Rule:
     (`cdc.mapping.key_types`). The type is known once a stream begins, and does not count when rules are
     compared.
     """
-    hides_nan: bool = field(default=False, compare=False)
-    """Whether a null key stands for NaN or Infinity (`KeyType.hides_nan`)."""
+    sent_as_null: tuple[str, ...] = field(default=(), compare=False)
+    """The keys that may come as null: NaN and infinity, from wal2json."""
     only_asks: bool = field(default=False, compare=False)
     """Whether the table is a signal table: its rows ask for endpoints, which need not exist."""
 

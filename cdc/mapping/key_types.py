@@ -44,7 +44,6 @@ class KeyType:
     """Whether two values are equal only if they are spelled alike."""
     collation: str | None = None
     """The column's collation, quoted, if texts that are spelled differently are equal in it."""
-    not_null: bool = False
 
     @property
     def plain(self) -> bool:
@@ -52,9 +51,12 @@ class KeyType:
         return self.exact and self.name.partition("(")[0] in _PLAIN
 
     @property
-    def hides_nan(self) -> bool:
-        """Whether a null from wal2json stands for NaN or Infinity, since the column cannot be NULL."""
-        return self.not_null and self.name.partition("(")[0] in _INEXACT_NUMBERS
+    def sent_as_null(self) -> tuple[str, ...]:
+        """The values for which wal2json sends null."""
+        name, precision, _ = self.name.partition("(")
+        if name not in _INEXACT_NUMBERS:
+            return ()
+        return ("NaN",) if precision else ("NaN", "Infinity", "-Infinity")
 
     @property
     def cast(self) -> str:

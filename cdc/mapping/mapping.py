@@ -46,7 +46,7 @@ from cdc.mapping.key_types import (
 from cdc.mapping.table_names import qualify
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from collections.abc import Mapping as Map
     from pathlib import Path
 
@@ -308,6 +308,14 @@ WHERE mapping.endpoint_id IN (SELECT wanted.endpoint_id FROM wanted)
             lambda found: keys_of(kind) if found["text"] else f"%({parameter(kind)})s",
             self.queries[query_of(kind)],
         )
+
+    def typed_queries(self, kinds: Iterable[str]) -> dict[str, str]:
+        """Return the queries by name, their keys cast to the first of these kinds that is theirs."""
+        found: dict[str, str] = {}
+        for kind in kinds:
+            name = query_of(kind)
+            found.setdefault(name, self._ids(kind).replace(f"%({parameter(kind)})s", f"%({name})s"))
+        return {**self.queries, **found}
 
     def _found(self, endpoints: str, types: Map[str, KeyType], id_type: KeyType) -> str:
         """Return the part of a statement that yields the endpoints of a query."""

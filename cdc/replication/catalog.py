@@ -104,7 +104,7 @@ class Relations:
 
     def _with_type(self, rule: Rule) -> Rule:
         of_column = self.types.get((rule.table, rule.column), TEXT)
-        return replace(rule, kind=of_column.kind(rule.query), hides_nan=of_column.hides_nan)
+        return replace(rule, kind=of_column.kind(rule.query), sent_as_null=of_column.sent_as_null)
 
     def keyless(self, rules: Mapping[str, Sequence[Rule]]) -> list[str]:
         """Return the tables whose updates or deletes matter, but which wal2json silently leaves out."""

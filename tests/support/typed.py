@@ -13,10 +13,18 @@ VALUES: Final = 5
 
 PREPARE: Final = """
 CREATE EXTENSION citext;
+CREATE EXTENSION hstore;
+CREATE EXTENSION ltree;
 CREATE TYPE mood AS ENUM ('glad', 'sad', 'MAD', 'so so', 'none');
 CREATE DOMAIN word AS VARCHAR(20) CHECK (VALUE <> 'forbidden');
 CREATE DOMAIN padded AS CHAR(12);
 CREATE DOMAIN loose AS CITEXT;
+CREATE DOMAIN certain AS TEXT NOT NULL CHECK (VALUE <> '');
+CREATE DOMAIN certain_word AS word NOT NULL CHECK (VALUE <> 'forbidden as well');
+CREATE DOMAIN feeling AS mood CHECK (VALUE <> 'none' OR VALUE = 'none');
+CREATE DOMAIN amount AS NUMERIC(12, 2) CHECK (VALUE >= 0);
+CREATE DOMAIN words AS TEXT[];
+CREATE TYPE pair AS (number INT, word TEXT);
 CREATE COLLATION caseless (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
 """
 
@@ -41,6 +49,10 @@ def _loud(number: int) -> str:
 
 def _padded(number: int) -> str:
     return f"Word {number}   "
+
+
+def _any_number(number: int) -> str:
+    return ("1.50", "NaN", "Infinity", "-Infinity", "0")[number]
 
 
 def _uuid(number: int) -> str:
@@ -83,12 +95,51 @@ KINDS: Final[Mapping[str, Kind]] = {
     "bit": Kind("BIT(8)", lambda number: f"0000000{number % 2}"),
     "money": Kind("MONEY", lambda number: f"{number}.50"),
     "oid": Kind("OID", str),
+    "numeric without end": Kind("NUMERIC", _any_number),
+    "real without end": Kind("REAL", _any_number),
+    "double precision without end": Kind("DOUBLE PRECISION", _any_number),
+    "domain not null": Kind("CERTAIN", _word),
+    "domain of domain": Kind("CERTAIN_WORD", _word),
+    "domain of enum": Kind("FEELING", lambda number: ("glad", "sad", "MAD", "so so", "none")[number]),
+    "domain of numeric": Kind("AMOUNT", lambda number: f"{number}.50", lambda number: f"{number}.5"),
+    "domain of list": Kind("WORDS", lambda number: f"{{a,{number}}}"),
+    "list of uuid": Kind("UUID[]", lambda number: f"{{{_uuid(number)}}}"),
+    "vector of oid": Kind("OIDVECTOR", lambda number: f"1 {number}"),
+    "composite": Kind("PAIR", lambda number: f"({number},word)"),
+    "range": Kind("INT4RANGE", lambda number: f"[{number},{number + 2})"),
+    "multirange": Kind("INT4MULTIRANGE", lambda number: f"{{[{number},{number + 2})}}"),
+    "xml": Kind("XML", lambda number: f"<a>{number}</a>"),
+    "hstore": Kind("HSTORE", lambda number: f'"a"=>"{number}"', lambda number: f"a=>{number}"),
+    "ltree": Kind("LTREE", lambda number: f"a.b.{number}"),
+    "internal char": Kind('"char"', lambda number: "abcde"[number]),
+    "tid": Kind("TID", lambda number: f"({number},1)"),
+    "xid": Kind("XID", str),
+    "xid8": Kind("XID8", str),
+    "regclass": Kind("REGCLASS", lambda number: f"pg_{('class', 'type', 'proc', 'enum', 'index')[number]}"),
+    "regtype": Kind("REGTYPE", lambda number: ("text", "integer", "bigint", "uuid", "oid")[number]),
+    "lsn": Kind("PG_LSN", lambda number: f"0/{number}"),
+    "cidr": Kind("CIDR", lambda number: f"10.0.{number}.0/24"),
+    "macaddr": Kind("MACADDR", lambda number: f"08:00:2b:01:02:0{number}"),
+    "varbit": Kind("VARBIT", lambda number: f"1{number % 2}"),
+    "time": Kind("TIME", lambda number: f"0{number}:00:00"),
+    "time with zone": Kind("TIMETZ", lambda number: f"0{number}:00:00+01"),
+    "timestamp without end": Kind(
+        "TIMESTAMP",
+        lambda number: ("infinity", "-infinity", "epoch", "2026-01-01", "2026-01-02")[number],
+    ),
+    "point": Kind("POINT", lambda number: f"({number},0)"),
+    "search document": Kind("TSVECTOR", lambda number: f"'a':{number + 1}"),
 }
-NUMBERS: Final = ("smallint", "integer", "bigint", "numeric", "real", "double precision", "text", "oid")
+NUMBERS: Final = (
+    *("smallint", "integer", "bigint", "numeric", "real", "double precision", "text", "oid"),
+    *("numeric without end", "real without end", "double precision without end", "domain of numeric"),
+)
 SENDABLE: Final = (
     *("smallint", "integer", "bigint", "numeric", "numeric(30,20)", "real", "double precision", "text"),
     *("varchar", "varchar without length", "name", "char", "char without length", "citext", "domain"),
     *("domain of char", "domain of citext", "enum", "uuid", "collation C", "caseless", "oid"),
+    *("numeric without end", "real without end", "double precision without end"),
+    *("domain not null", "domain of domain", "domain of enum", "domain of numeric"),
 )
 """Those that can be sent to gateways."""
 TEXTS: Final = ("text", "varchar", "char", "citext", "domain", "caseless", "enum")

@@ -217,6 +217,27 @@ def test_a_key_that_is_null_names_nobody() -> None:
     assert (len(found), found.reconcile) == (0, None)
 
 
+def test_a_null_that_may_be_not_a_number_names_all_that_it_may_be() -> None:
+    """wal2json sends null for NaN and Infinity: in the new row, in the old one, and in one that goes."""
+    hidden = ("NaN", "Infinity", "-Infinity")
+    rule = Rule("d", "id", "EndpointsOf", sent_as_null=hidden)
+    null, five = columns({"id": None}), columns({"id": "5"})
+    for row, keys in (
+        (Insert("public", "d", null), {*hidden}),
+        (Update("public", "d", five, null), {*hidden, "5"}),
+        (Update("public", "d", null, five), {*hidden, "5"}),
+        (Update("public", "d", five, five), {"5"}),
+        (Delete("public", "d", null), {*hidden}),
+    ):
+        found = Affected()
+        found.add(row, (rule,))
+        assert (found.keys, found.reconcile) == ({"EndpointsOf": keys}, None)
+    found = Affected()
+    remembered = Rule("d", "id", "EndpointsOf", row="number", parents="ParentsOf", sent_as_null=hidden)
+    found.add(Insert("public", "d", columns({"number": 1, "id": None})), (remembered,))
+    assert (found.keys, found.reconcile) == ({}, "identity"), "the memory cannot choose"
+
+
 @pytest.mark.parametrize("value", [1.5, True, False])
 def test_a_key_of_another_shape_is_an_error(value: float) -> None:
     with pytest.raises(MessageError) as refused:
