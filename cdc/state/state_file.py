@@ -228,10 +228,12 @@ class StateFile:
                 if read >= _STEP:
                     break
             if numbers and not kept.entries:
-                # The newest entry carries the positions of all batches. If its tombstone was forgotten, it
-                # must not bring back the endpoint.
+                # An entry that is out of date carries the positions of all batches. If the newer one is a
+                # tombstone that is forgotten during this folding, it must not bring back the endpoint.
                 row = [*columns][-1]
-                _overlay(kept.entries, places, [row if row.id in entries else row._replace(digest=GONE)])
+                entry = entries.get(row.id)
+                same = entry is not None and entry.revision == row.revision
+                _overlay(kept.entries, places, [row if same else row._replace(digest=GONE)])
         return numbers, kept, read
 
     def _is_now(self, entry: Entry | None, row: EntryRow) -> bool:

@@ -45,7 +45,7 @@ def write(path: Path, rows: list[dict[str, bytes | None]]) -> Store:
 def reopened(path: Path) -> Store:
     file = StateFile(path)
     store = Store()
-    store.restore(file.kept.entries, file.kept.head)
+    store.restore(file.kept.entries, file.kept.head, forgotten=file.kept.forgotten)
     file.close()
     return store
 
@@ -337,11 +337,15 @@ def test_the_journal_shrinks_after_a_large_batch(path: Path) -> None:
 @given(st.integers(0, 2**32), st.integers(1, 40))
 @settings(max_examples=60, deadline=None)
 def test_folding_step_by_step_between_batches_changes_nothing(seed: int, step: int) -> None:
-    """Entries change, move, go and come back, and deletes are forgotten, while it is folded. It may be opened
-    after any step.
+    """Entries change, move, go and come back, and deletes are forgotten, step by step, while it is folded. It
+    may be opened after any step.
     """
     choose = Random(seed)  # noqa: S311 - a history, not a secret
-    with TemporaryDirectory() as folder, patch.multiple("cdc.state.state_file", _CHUNK=0, _STEP=step):
+    with (
+        TemporaryDirectory() as folder,
+        patch.multiple("cdc.state.state_file", _CHUNK=0, _STEP=step),
+        patch("cdc.store.store._FORGET_STEP", choose.randint(1, 8)),
+    ):
         path = Path(folder) / "state"
         store, file = Store(), StateFile(path)
         for number in range(1, choose.randint(2, 60)):
@@ -355,20 +359,41 @@ def test_folding_step_by_step_between_batches_changes_nothing(seed: int, step: i
                 store.forget(choose.randint(store.forgotten, store.head))
                 file.note(forgotten=store.forgotten)
             for _ in range(choose.randint(0, 3)):
+                store.tend()
                 file.fold(store.entries, store.forgotten)
         folding = choose.random() < 0.5
         while folding and file.fold(store.entries, store.forgotten):
-            pass
+            store.tend()
         file.close()
         kept = StateFile(path).kept
         assert kept.head == store.head or not store.log
         assert kept.forgotten == store.forgotten
+        while store.tend():
+            pass
         there = [row for row in kept.entries if row.digest != GONE or row.revision > kept.forgotten]
         assert {(row.id, row.revision, row.digest) for row in there} == {
             (entry.id, entry.revision, store.kept_digest(entry)) for entry in store.entries.values()
         }
         for row in there:
             assert row.position <= store.entries[row.id].position
+
+
+def test_a_delete_that_is_removed_while_its_file_is_folded_brings_nothing_back(path: Path) -> None:
+    """A million forgotten deletes are removed in steps, between those of folding."""
+    store, file = Store(), StateFile(path)
+    for number, payload in enumerate((b"1", b"2", None), 1):
+        batch = store.prepare([("app", payload)], number)
+        file.append(batch, position=number, seen=number)
+        store.publish(batch, consistent=True)
+    with patch.multiple("cdc.state.state_file", _CHUNK=0, _STEP=1):
+        before = dict(store.entries)
+        store.forget(store.head)
+        file.note(forgotten=store.forgotten)
+        assert file.fold(before, store.forgotten), "it has not been removed yet"
+        while file.fold(store.entries, store.forgotten):
+            pass
+    file.close()
+    assert not reopened(path).entries
 
 
 def test_a_new_epoch_before_the_first_load_keeps_what_is_not_verified_yet(path: Path) -> None:
