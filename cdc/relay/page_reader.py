@@ -69,6 +69,8 @@ class PageReader:
         self._page_line = ""
         self._page_number = 0
         """The number of the newest page, in the line `_page_line`."""
+        self._unbroken = 0
+        """The number of the newest page of the line `line` up to which the map has all that pages brought."""
         self._running = False
         """Whether no page of the present run is missing so far."""
         self._run_start = Revision(0)
@@ -98,12 +100,12 @@ class PageReader:
         """Adopt the leader's position, which moves even while its map does not change.
 
         Heads come in order with pages. If a page before this one has not come, it may have moved positions of
-        entries, even if it had no new revision.
+        entries, even if it had no new revision. A ``number`` of 0 comes from leaders that do not say.
         """
         store = self._store
-        if head.number and (head.line, head.number) != (self._page_line, self._page_number):
+        if head.line != self.line or head.number not in (0, self._unbroken):
             return
-        if head.line == self.line and head.revision == self.exact and head.consistent and store.consistent:
+        if head.revision == self.exact and head.consistent and store.consistent:
             store.mark_consistent(head.position)
 
     def start_over(self) -> None:
@@ -113,6 +115,13 @@ class PageReader:
 
     def take(self, page: Page) -> PageOutcome:
         """Apply a page."""
+        outcome = self._take(page)
+        brings_nothing = outcome is PageOutcome.IGNORED and page.line == self.line and page.older
+        if outcome is PageOutcome.ARRIVED or (brings_nothing and page.number == self._unbroken + 1):
+            self._unbroken = page.number
+        return outcome
+
+    def _take(self, page: Page) -> PageOutcome:
         follows = page.line == self._page_line and page.number == self._page_number + 1
         self._page_line, self._page_number = page.line, page.number
         if page.line != self.line and self._coming is None:
@@ -256,9 +265,8 @@ class PageReader:
             batch.revision = max(store.head, Revision(news[-1].revision - 1)) if news else store.head
             self._ahead = self._ahead or bool(news)
             if news or moved:
-                store.publish(
-                    batch, consistent=False, seen=max((entry.position for entry in news), default=Lsn(0))
-                )
+                positions = [*(entry.position for entry in news), *(position for _, _, position in moved)]
+                store.publish(batch, consistent=False, seen=max(positions))
             return PageOutcome.TAKEN
         if store.after(batch) != (checkpoint.count, checkpoint.digest):
             self._distrusted = True

@@ -328,6 +328,14 @@ def test_a_head_moves_no_position_if_a_page_before_it_was_lost() -> None:
     machine.what_is_named_up_to_its_position_has_come()
 
 
+def test_nor_if_pages_around_the_lost_one_are_repeated() -> None:
+    machine = relaying("app_0", "app_1", "app_3", "app_4")
+    lose_one_of(machine, len(machine.stream), "app_0", "app_1", "app_3", "app_4")
+    machine.repeat()
+    machine.hear()
+    machine.what_is_named_up_to_its_position_has_come()
+
+
 def test_a_generation_that_was_complete_is_not_the_next_one() -> None:
     machine = relaying()
     lose_one_of(machine, len(machine.stream), "app_0", "app_1", "app_3")
