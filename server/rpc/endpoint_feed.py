@@ -179,12 +179,14 @@ class FeedService:
             if feed.mismatched:
                 self._metrics.feed_reset("digest_mismatch")
                 await stream.send(feed.open(Reset("digest_mismatch")))
-            may_read = stream.has_permit(self._permits) if feed.catching_up else stream.give_back()
+            may_read = not feed.catching_up or stream.has_permit(self._permits)
             idle = True
             if may_read:
                 for message in feed.take():
                     await stream.send(message)
                     idle = False
+                if not feed.catching_up:
+                    stream.give_back()  # at once: others wait for it, even if nothing changes for long
             if stream.progress_due:
                 await stream.send(feed.progress(queued=not may_read))
                 stream.expect_progress(self._interval)
@@ -239,12 +241,11 @@ class _Stream:
             self._permit = permits.ask(self.wake)
         return self._permit.held
 
-    def give_back(self) -> bool:
-        """Give the permit back."""
+    def give_back(self) -> None:
+        """Give the permit back, if there is one."""
         if self._permit is not None:
             self._permit.end()
             self._permit = None
-        return True
 
     def listen(self) -> None:
         """Begin to read acknowledgements."""

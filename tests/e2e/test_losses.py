@@ -369,7 +369,7 @@ def test_wal_that_is_gone_costs_the_slot_and_nothing_else(rig: Rig) -> None:
     rig.cluster.start()
     wait_until(lambda: "cannot send (SQLSTATE 58P01" in rig.server.output, "the slot is given up")
     rig.heals()
-    assert rig.server.metric("pads_cdc_reconcile_total", reason="slot_created") == 2
+    rig.server.wait_metric(2, "pads_cdc_reconcile_total", reason="slot_created")
 
 
 @pytest.mark.both_plugins

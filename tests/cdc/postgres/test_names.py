@@ -126,7 +126,7 @@ def test_what_has_none_is_not_found_and_the_remedy_works(
     if "relation" in missing:
         assert "name it in `reads` of affects.toml" in finding.remedy
         return
-    assert "give it its schema in the mapping's query" in finding.remedy
+    assert "name its schema in the mapping's query" in finding.remedy
     queries = Path(folder) / "queries.sql"
     mended = re.sub(r"(twice\(|auth_type)", r'"public".\1', queries.read_text()).replace(
         "#!", "OPERATOR(public.#!)"

@@ -351,7 +351,7 @@ def test_two_hundred_clients_start_over_at_once(
     database: Database, serve: ServerFactory, stream: StreamFactory
 ) -> None:
     fill(database, 2000)
-    server = serve(database)
+    server = serve(database, PROGRESS_INTERVAL="60s")  # nobody's turn may wait for somebody's next message
     feeds = [stream(server, opening(client_id=f"c{n}")) for n in range(200)]
 
     def write() -> None:

@@ -132,7 +132,9 @@ def test_with_envoy_a_key_that_is_taken_away_is_refused_at_the_gate(folder: Path
             r"^ +Envoy: the old key's first (?:401|404) [\d.,]+ ms after the commit$", text, re.MULTILINE
         )
         assert len(refused) > 5
-        assert re.search(r"^Envoy answered 200: [\d,]+  401: [\d,]+  404: [\d,]+$", text, re.MULTILINE)
+        # On a crowded machine a few checks take longer than Envoy waits for an answer: 503.
+        answers = r"^Envoy answered 200: [\d,]+  401: [\d,]+  404: [\d,]+(?:  503: \d{1,2})?$"
+        assert re.search(answers, text, re.MULTILINE)
         assert re.search(r"a key that was taken away was refused there after p50 [\d.]+ ms, p99", text)
         assert not re.search(r"[0-9a-f]{24}|postgresql://", command.told())
 
