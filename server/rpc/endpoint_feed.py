@@ -179,20 +179,14 @@ class FeedService:
             if feed.mismatched:
                 self._metrics.feed_reset("digest_mismatch")
                 await stream.send(feed.open(Reset("digest_mismatch")))
-            may_read = not feed.catching_up or stream.has_permit(self._permits)
-            idle = True
-            if may_read:
-                for message in feed.take():
-                    await stream.send(message)
-                    idle = False
-                if not feed.catching_up:
-                    stream.give_back()  # at once: others wait for it, even if nothing changes for long
+            may_read = stream.may_read(self._permits)
+            sent = may_read and await stream.send_news()
             if stream.progress_due:
                 await stream.send(feed.progress(queued=not may_read))
                 stream.expect_progress(self._interval)
             elif not may_read or not feed.more:
                 await wake.wait()
-            elif idle:
+            elif not sent:
                 await asyncio.sleep(0)  # nothing to send to this client: let other tasks run
 
 
@@ -235,8 +229,20 @@ class _Stream:
         self._subscriber.sent += 1
         self._subscriber.revision = self.feed.acknowledged
 
-    def has_permit(self, permits: SnapshotPermits) -> bool:
-        """Ask for a permit to read the whole store; returns whether it is held. Sets `wake` when granted."""
+    async def send_news(self) -> bool:
+        """Send what there is to send now; return whether there was anything."""
+        sent = False
+        for message in self.feed.take():
+            await self.send(message)
+            sent = True
+        if not self.feed.catching_up:
+            self.give_back()  # at once: others wait for it, even if nothing changes for long
+        return sent
+
+    def may_read(self, permits: SnapshotPermits) -> bool:
+        """Return whether to read the store. A snapshot needs a permit; `wake` is set when it is granted."""
+        if not self.feed.catching_up:
+            return True
         if self._permit is None or self._permit.ended:
             self._permit = permits.ask(self.wake)
         return self._permit.held

@@ -425,7 +425,6 @@ def test_replica_identities(database: Database, scene: Callable[..., Scene], ide
     now.check_clean()
 
 
-@pytest.mark.both_plugins
 def test_definitions_that_change(database: Database, scene: Callable[..., Scene]) -> None:
     """They send no events: a look at the tables' shapes finds them, long before the next audit."""
     fill(database, 60)

@@ -372,7 +372,6 @@ def test_wal_that_is_gone_costs_the_slot_and_nothing_else(rig: Rig) -> None:
     rig.server.wait_metric(2, "pads_cdc_reconcile_total", reason="slot_created")
 
 
-@pytest.mark.both_plugins
 def test_foreign_wal_is_let_go_while_the_erd_is_idle(rig: Rig) -> None:
     """250 MB of WAL of another database, and nothing for us: the slot must not hold it."""
     cluster = rig.cluster

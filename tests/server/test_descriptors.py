@@ -99,7 +99,9 @@ def test_clients_of_grpc_take_all_that_they_can_have(
     assert limited.stop() == 0
 
 
-@pytest.mark.parametrize("limited", [(64, 64), (1_024, 1_024)], indirect=True)
+@pytest.mark.parametrize(
+    "limited", [(64, 64), pytest.param((1_024, 1_024), marks=pytest.mark.soak)], indirect=True
+)
 def test_strangers_at_the_metrics_port_make_room_for_who_asks(
     limited: Limited, database: Database, gateway: GatewayFactory
 ) -> None:
