@@ -154,6 +154,8 @@ class PageReader:
             held = coming.get(entry.id)
             if held is None or held.revision < entry.revision:
                 coming[entry.id] = entry
+            elif held.revision == entry.revision:  # a run that is sent once more, with newer positions
+                held.position = max(held.position, entry.position)
         for endpoint_id, revision, position in page.moved:
             moved = coming.get(endpoint_id)
             if moved is not None and moved.revision == revision:
@@ -174,8 +176,9 @@ class PageReader:
         if line == self.line and not self._distrusted and not missed:
             news = sorted(self._newer(coming.values()), key=attrgetter("revision"))
             return self._publish(news, [], checkpoint)
+        same_epoch = checkpoint.origin.epoch == self._origin.epoch
         self._store.adopt(
-            [*coming.values(), *self._forgotten(coming, checkpoint)],
+            [*coming.values(), *self._forgotten(coming, checkpoint, same_epoch=same_epoch)],
             checkpoint.revision,
             history=checkpoint.history,
             consistent=checkpoint.consistent,
@@ -183,7 +186,7 @@ class PageReader:
             seen=checkpoint.seen,
             along=lambda: setattr(self, "_origin", checkpoint.origin),
         )
-        if line != self.line:
+        if not same_epoch:
             self._marks.clear()
         self.line, self.exact, self.position = line, checkpoint.revision, checkpoint.position
         self._ahead = False
@@ -191,17 +194,22 @@ class PageReader:
         self._forget()
         return PageOutcome.ARRIVED
 
-    def _forgotten(self, coming: dict[str, Entry], checkpoint: Checkpoint) -> list[Entry]:
-        """Return tombstones for endpoints that this relay has and that are missing in another line's map,
-        even as tombstones.
+    def _forgotten(
+        self, coming: dict[str, Entry], checkpoint: Checkpoint, *, same_epoch: bool
+    ) -> list[Entry]:
+        """Return tombstones for endpoints that this relay has and that are missing in a new map, even as
+        tombstones.
 
         A leader that has lost its state file does not know which endpoints were deleted before. Clients of
-        the legacy contract have received them from this relay, which must send them the deletes.
+        the legacy contract have received them from this relay, which must send them the deletes. In the same
+        epoch a tombstone keeps its revision, so that a new map does not make it younger.
         """
         revision, position = checkpoint.revision, checkpoint.position
         return [
-            Entry(endpoint_id, revision, position, None)
-            for endpoint_id in self._store.entries
+            entry
+            if same_epoch and entry.payload is None and entry.revision <= revision
+            else Entry(endpoint_id, revision, position, None)
+            for endpoint_id, entry in self._store.entries.items()
             if endpoint_id not in coming
         ]
 

@@ -168,6 +168,11 @@ class Catalog:
                     " it): create it, or correct MAPPING and DB_SCHEMA"
                 )
         names, rules = relations.names(), relations.rules(self._mapping.rules)
+        if self._published:  # it sends NaN as it is
+            rules = {
+                table: tuple(replace(rule, sent_as_null=()) for rule in of_table)
+                for table, of_table in rules.items()
+            }
         encoding = Encoding.of(cursor.connection)
         stream = SlotStream(
             Assembler(names, rules), wal2json.Wal2JsonDecoder(encoding), wal2json.options(names)

@@ -44,9 +44,9 @@ _ASK_AGAIN = 0.1
 """Seconds between two requests to stop creating the slot. A request that comes too early has no effect."""
 _ENDS = 3
 """After so many streams that the server ended at the same place, the slot is dropped."""
-_CANNOT = ("22", "53200", "54", "58", "XX")
-"""SQLSTATEs, or their classes, of errors that mean that the server cannot send a change. Class 58: it cannot
-read a file, because a person has removed or reset WAL, for example on a full disk.
+_CANNOT = ("22", "53200", "54", "58P01", "XX")
+"""SQLSTATEs, or their classes, of errors that mean that the server cannot send a change. 58P01: a file is
+missing, because a person has removed or reset WAL, for example on a full disk.
 """
 _REMAKES = 3
 """A lost slot is created anew at most so many times an hour. After that a person has to find the cause."""
@@ -248,17 +248,17 @@ class OwnSlot:
         )
 
     def _drop_lost(self, cursor: ReplicationCursor, what: str) -> None:
-        now = time.monotonic()
+        now, self._ends = time.monotonic(), []  # if it is not made anew, it is read again
         self._remade = [at for at in self._remade if now - at < 3600]  # noqa: PLR2004 - an hour
         if len(self._remade) >= _REMAKES:
             raise SourceError(
                 "slot_lost",
-                f"the slot {self._name} was lost {_REMAKES} times within an hour and is not made anew:"
-                " raise max_slot_wal_keep_size, or find out why we fall behind; it is tried again later",
+                f"the slot {self._name} {what}; it was made anew {_REMAKES} times within an hour already, and"
+                " the next time is later: find the cause, or raise max_slot_wal_keep_size if WAL was removed",
             )
         self._remade.append(now)
         cursor.execute("SELECT pg_drop_replication_slot(%s)", (self._name,))
-        self._unpublished, self._ends = False, []
+        self._unpublished = False
         self._observer.reconnecting("slot_lost", f"the slot {self._name} {what}; making a new one")
 
     def _make(

@@ -49,7 +49,7 @@ class Marks:
         self._wall = wall
         self._marks: deque[tuple[float, Revision]] = deque()
         self.due = Revision(0)
-        """What was up to this revision was so for as long as the retention."""
+        """Every change up to this revision is at least as old as the retention."""
 
     def set(self, head: Revision) -> bool:
         """Set a mark, if it is time for one; returns whether it was. ``head`` is the newest revision."""
@@ -82,7 +82,7 @@ class Marks:
 
 
 class Forgetting:
-    """Used by the applier's thread."""
+    """Sets marks, and forgets deletes when they are old enough. Owned by the applier's thread."""
 
     def __init__(self, store: Store, ledger: Ledger, origin: CurrentOrigin, marks: Marks) -> None:
         """Go on with the marks of the state file, if they are of the same epoch."""

@@ -53,6 +53,8 @@ class Ledger:
         """Identifies an unbroken line of revisions."""
         self.kept = Kept(self.epoch)
         """The content of the file when it was opened."""
+        self._notes: dict[str, str | int] = {}
+        """The newest notes, for a file that is written anew."""
         try:
             self._file = StateFile(path, system)
         except StateFileError as error:
@@ -60,6 +62,7 @@ class Ledger:
             return
         self.kept = self._file.kept
         self.epoch = self.kept.epoch
+        self._notes.update(self.kept.notes)
         if self._file.set_aside is not None:
             self._observer.state_file_error(
                 f"the state file {path} was unusable and is now {self._file.set_aside.name};"
@@ -77,6 +80,7 @@ class Ledger:
 
     def note(self, **values: str | int) -> bool:
         """Write notes by name. Return whether they are in the file, so that they survive the process."""
+        self._notes.update(values)
         if self._file is None:
             return False
         try:
@@ -130,7 +134,7 @@ class Ledger:
                 store.head,
                 position=store.position,
                 seen=store.seen,
-                forgotten=store.forgotten,
+                notes={**self._notes, "forgotten": store.forgotten},
             )
         except StateFileError as error:
             file.discard()

@@ -50,6 +50,7 @@ _JOURNAL = 16 * 2**20
 _STEP = 2_000
 """Rows that are read in one step of folding."""
 _BATCHES = "SELECT number, head, position, seen, ids, revisions, positions, digests, checksum FROM batches"
+_NOTES = ("system", "timeline", "bootstrap", "owed", "shown", "forgotten", "marks")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -77,6 +78,8 @@ class Kept:
     """Tombstones up to this revision are forgotten, even if the file still has them."""
     marks: str = ""
     """See `cdc.state.forgetting`."""
+    notes: dict[str, str | int] = field(default_factory=dict)
+    """The notes that these were read from."""
     entries: EntryColumns = field(default_factory=EntryColumns)
 
 
@@ -140,20 +143,28 @@ class StateFile:
             self._insert(columns, batch.revision, position, seen)
 
     def note(self, **values: str | int) -> None:
-        """Write notes by name (``system``, ``timeline``, ``bootstrap``, ``owed``, ``shown``,
-        ``forgotten``, ``marks``).
-        """
+        """Write notes by name; see `_NOTES`."""
         self.check_place()
         with _errors(self.path), self._db:
             self._set(values)
 
     def start_epoch(
-        self, entries: EntryColumns, head: Revision, *, position: Lsn, seen: Lsn, forgotten: Revision
+        self,
+        entries: EntryColumns,
+        head: Revision,
+        *,
+        position: Lsn,
+        seen: Lsn,
+        notes: Mapping[str, str | int],
     ) -> str:
-        """Begin a new epoch with this content, so that earlier tokens are invalid. Return the new epoch."""
+        """Begin a new epoch with this content, so that earlier tokens are invalid. Return the new epoch.
+
+        The file may be new, or an older copy: it has these notes and no others afterwards.
+        """
         self.kept.epoch = uuid.uuid4().hex
         with _errors(self.path), self._db:
-            self._set({"epoch": self.kept.epoch, "forgotten": forgotten})
+            self._db.executemany("DELETE FROM facts WHERE name = ?", [(name,) for name in _NOTES])
+            self._set({**notes, "epoch": self.kept.epoch})
             self._replace(entries, head, position, seen)
         return self.kept.epoch
 
@@ -300,6 +311,7 @@ class StateFile:
         # entry has no head.
         kept.forgotten = min(Revision(int(facts.get("forgotten", 0))), kept.head)
         kept.marks = str(facts.get("marks", ""))
+        kept.notes = {name: facts[name] for name in _NOTES if name in facts}
         with self._db:
             self._set({"version": _VERSION, "epoch": kept.epoch, "boot": boot, "clean": 0})
         return kept

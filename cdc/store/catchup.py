@@ -66,7 +66,8 @@ class Catchup:
         store = self._store
         entries: list[Entry] = []
         with store.lock:
-            if self._beyond is not None and self._forgotten < store.forgotten:
+            # A walk over all positions is for a server that drops the map it had: it needs no old deletes.
+            if self._beyond is not None and self._beyond >= 0 and self._forgotten < store.forgotten:
                 raise OutlivedError
             stop = max(0, self._back.index - limit * SCAN)
             while self._back.index > stop and len(entries) < limit:

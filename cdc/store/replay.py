@@ -43,6 +43,8 @@ class Replay:
             self._overtaking = Overtaking(store.express)
             self.revision = store.head
             """When `read` has returned an empty list, all entries up to this revision have been sent."""
+            self._told = store.forgotten
+            """All deletes up to this revision have been returned, or were forgotten before."""
 
     def read(self, limit: int) -> list[Entry]:
         """Take at most ``limit`` entries to send next. An empty list means: wait for the store, unless there
@@ -55,7 +57,9 @@ class Replay:
         """
         entries: list[Entry] = []
         with self._store.lock:
-            if self._covered.outlived or self.revision < self._store.forgotten:
+            if not self._newer and not self.more:
+                self._told = self.revision
+            if self._covered.outlived or self._told < self._store.forgotten:
                 raise OutlivedError
             self._cover()
             entries = self._overtaking.take(limit, self._store.entries)

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 
 _MODULUS = 1 << 128
-_FORGET_STEP = 2_000
-"""Tombstones that are removed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +88,9 @@ class Store:
     """Entries that a compaction looks at after each batch, beside eight for each entry of the batch. So it is
     faster than the log grows.
     """
+
+    _FORGET_STEP = 2_000
+    """Tombstones that are removed at a time."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -297,8 +298,8 @@ class Store:
         """Remove some of the tombstones to be forgotten: a million at once would hold up a revocation for a
         second.
         """
-        some = self._old[-_FORGET_STEP:]
-        del self._old[-_FORGET_STEP:]
+        some = self._old[-self._FORGET_STEP :]
+        del self._old[-self._FORGET_STEP :]
         with self.lock:
             for entry in some:
                 if self.entries.get(entry.id) is entry:  # else it has come back
@@ -372,9 +373,10 @@ class Store:
         in the rows is newer than ``seen``.
         """
         batch = Batch(self.head, position, max(position, seen))
-        entries, revision, newest = self.entries, Revision(self.head + 1), batch.newest
+        find = self._find_remembered if self._old else self.entries.get
+        revision, newest = Revision(self.head + 1), batch.newest
         for endpoint_id, payload in rows:
-            old = entries.get(endpoint_id)
+            old = find(endpoint_id)
             if reading and old is not None and old.reading == reading:
                 batch.again.append(endpoint_id)
                 if payload != old.payload:
@@ -398,6 +400,16 @@ class Store:
             batch.revision = revision
             batch.upserts = sum(entry.payload is not None for entry in batch.changed)
         return batch
+
+    def _find_remembered(self, endpoint_id: str) -> Entry | None:
+        """Return the entry of an id, unless it is a tombstone that is about to be removed.
+
+        Such a tombstone must not move: clients whose map is younger than the retention would miss the delete.
+        """
+        tombstone = self.tombstones.get(endpoint_id)
+        if tombstone is not None and tombstone.revision <= self.forgotten:
+            return None
+        return self.entries.get(endpoint_id)
 
     def _compare(self, batch: Batch, payload: bytes, old: Entry, *, named: bool) -> None:
         digest = entry_digest(old.id, payload)

@@ -80,7 +80,8 @@ class EndpointFeed:
             client_id: the client's name on the server's status page: 1 to 128 printable ASCII characters.
             credentials: switches TLS on. A function is called at each attempt, so it can renew certificates.
             bearer: returns the token to send. It is called at each attempt, too.
-            on_change: called in the feed's thread, after the map has the change. It delays the next change.
+            on_change: called in the feed's thread or in ``loop``, after the map has the change. It delays the
+                next change.
             endpoints: `endpoints` as an earlier process left it, to resume from.
             resume_token: `resume_token` as that process left it.
             loop: a running event loop, in which `start` is called. With it the feed has no thread: it applies
@@ -187,9 +188,9 @@ class EndpointFeed:
         await asyncio.shield(asyncio.wrap_future(self._ready))
 
     def close(self) -> None:
-        """End the connection and the thread. Waits for a callback that is running.
+        """End the connection. No callback is called afterwards.
 
-        In the event loop that follows the feed it cannot wait, but no further callback is called.
+        It waits for a callback that is running, and for the thread; within ``loop`` it does not wait.
         """
         self._closed.set()
         if self._task is not None:
@@ -278,6 +279,8 @@ class EndpointFeed:
     async def _run_in_loop(self) -> None:
         backoff = Backoff()
         for target in itertools.cycle(self._targets):
+            if self._closed.is_set():  # before it was started
+                return
             found, why = await self._session_in_loop(target, backoff)
             wait = self._next_attempt(target, found, why, backoff)
             if wait is None:
@@ -295,6 +298,8 @@ class EndpointFeed:
             self._call = call = _watch(channel, self._received)(aiter(outbox), metadata=metadata)
             try:
                 async for message in call:
+                    if message is None:  # its bytes could not be decoded
+                        return _UNDECODABLE
                     # Before the first complete map no check can be answered, so other work can wait.
                     await in_turns(self._take(message, outbox, backoff), lambda: not self.ready)
                     if self._replica.mismatches >= _MISMATCHES:
@@ -418,6 +423,7 @@ class EndpointFeed:
 
 _DIFFERS: Final = (Remedy.RETRY, "the map differs from the server's after a whole snapshot")
 _SILENT: Final = (Remedy.RETRY, "the server was silent for too long")
+_UNDECODABLE: Final = (Remedy.RETRY, "a message of the server cannot be decoded")
 _NO_END: Final = (Remedy.RETRY, "the server ended a stream that has no end")
 
 

@@ -82,6 +82,8 @@ class Following(threading.Thread):
     def _take(self, message: pb.MirrorResponse, _: object) -> str | None:
         if message.HasField("batch"):
             return self._batch(message.batch)
+        if not message.HasField("opened"):
+            return None
         self._begun, self._resetting = True, message.opened.reset
         self._received.connected = True
         self._observer.connected(connected=True)

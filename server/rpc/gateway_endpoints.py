@@ -127,7 +127,8 @@ class GatewayEndpoints:
                     for entry in entries:
                         # Entries that changed while this stream waited follow in their new state later. A
                         # tombstone that was forgotten meanwhile has no newer state.
-                        if self._store.entries.get(entry.id, entry) is entry:
+                        newest = self._store.entries.get(entry.id)
+                        if newest is entry or (newest is None and entry.payload is None):
                             yield _update(entry)
                             subscriber.sent += 1
                     if not entries and replay.more:

@@ -7,6 +7,7 @@ import itertools
 import random
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import grpc
 import pytest
 from pads_cdc_client import Change, EndpointFeed, FeedStoppedError
 from pads_cdc_client.digest import Digest
+from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 from pads_cdc_client.retry import Backoff, Remedy, remedy
 
 from tests.plugins.feed import wait_exact
@@ -22,6 +24,8 @@ from tests.plugins.server import DEADLINE, expected, fill, wait_until
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.plugins.feed import FeedFactory, Scripted
     from tests.plugins.postgres import Database
     from tests.plugins.server import ServerFactory
@@ -317,3 +321,22 @@ def test_two_hundred_thousand_endpoints_and_a_change_that_touches_a_tenth_of_the
     wait_exact(client, expected(database))
     assert client.resets == 1
     assert client.received_bytes < 1.3 * snapshot
+
+
+def test_after_a_message_that_cannot_be_decoded_it_connects_again(
+    either_feed: FeedFactory,
+) -> None:
+    def watch(requests: Iterator[bytes], _: grpc.ServicerContext) -> Iterator[bytes]:
+        next(requests)
+        yield b"\xff\xff\xff\xff"
+
+    server = grpc.server(ThreadPoolExecutor(4))
+    method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(watch)
+    service = pb.DESCRIPTOR.services_by_name["EndpointFeedService"].full_name
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Watch": method}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    client = either_feed(f"127.0.0.1:{port}")
+    wait_until(lambda: client.attempts > 1, "another attempt")
+    client.close()
+    server.stop(None).wait()

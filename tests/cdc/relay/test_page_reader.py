@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
+
 from cdc.relay.page_reader import PageOutcome, PageReader
 from cdc.state.forgetting import Marks
 from cdc.store.store import Store
@@ -99,13 +101,16 @@ def test_a_relay_that_missed_what_its_leader_has_forgotten_tells_its_clients() -
     assert reader.origin().forgotten == leader.origin.forgotten, "tokens are judged by it"
 
 
-def test_a_relay_keeps_deletes_for_the_retention_if_its_leader_has_forgotten_them() -> None:
+@pytest.mark.parametrize("anew", [False, True], ids=["one line", "a new line each time"])
+def test_a_relay_keeps_deletes_for_the_retention_if_its_leader_has_forgotten_them(*, anew: bool) -> None:
     now = [0.0]
     leader, store = leading("1" * 32, "app_0", "app_1", "app_2"), Store()
     reader = PageReader(store, Marks(24.0, lambda: now[0]))
 
     def follow() -> None:
         leader.change([("app_2", str(now[0]).encode())])
+        if anew:
+            leader.publisher.resume(None)
         for page in everything(leader):
             reader.take(page)
 

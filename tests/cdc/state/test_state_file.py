@@ -265,6 +265,7 @@ def test_a_file_that_vanishes_while_it_is_in_use_is_noticed_and_written_anew(
     publish(1, {"a": KEY, "b": KEY})
     store.loaded()
     epoch = ledger.epoch
+    ledger.note(system="7", timeline=2, owed="17")
     happens(path)
     if idle:
         ledger.tend(store)
@@ -279,7 +280,13 @@ def test_a_file_that_vanishes_while_it_is_in_use_is_noticed_and_written_anew(
     assert told.standing is None
     publish(4, {"c": KEY})
     assert len(told.errors) == 1
+    ledger.note(owed="")
     ledger.close()
+    file = StateFile(path)
+    assert (file.kept.system, file.kept.timeline, file.kept.owed) == ("7", 2, None), (
+        "the next start needs them"
+    )
+    file.close()
     again = reopened(path)
     assert again.entries.keys() == {"a", "b", "c"}
     assert list(again.tombstones) == ["b"]
@@ -344,7 +351,7 @@ def test_folding_step_by_step_between_batches_changes_nothing(seed: int, step: i
     with (
         TemporaryDirectory() as folder,
         patch.multiple("cdc.state.state_file", _CHUNK=0, _STEP=step),
-        patch("cdc.store.store._FORGET_STEP", choose.randint(1, 8)),
+        patch.object(Store, "_FORGET_STEP", choose.randint(1, 8)),
     ):
         path = Path(folder) / "state"
         store, file = Store(), StateFile(path)

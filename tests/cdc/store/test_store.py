@@ -15,10 +15,12 @@ from hypothesis.stateful import (
     rule,
 )
 
+from cdc.lsn import Lsn
+from cdc.store.catchup import Catchup
 from cdc.store.cursor import Cursor
 from cdc.store.digest import entry_digest
 from cdc.store.entry_columns import GONE, EntryColumns
-from cdc.store.log import Entry
+from cdc.store.log import Entry, OutlivedError
 from cdc.store.replay import Replay
 from cdc.store.store import Store
 
@@ -350,3 +352,54 @@ def test_without_tombstones_nothing_is_searched() -> None:
     replay = Replay(store)
     assert not replay.more
     assert len(replay.read(16)) == 10
+
+
+def forgetting(*ids: str) -> Store:
+    """Return a store that has forgotten these deletes, and is about to remove all but one of them."""
+    store = Store()
+    store._FORGET_STEP = 1
+    publish(store, dict.fromkeys(ids, b"1"), position=10)
+    publish(store, dict.fromkeys(ids), position=20)
+    store.forget(store.head)
+    return store
+
+
+def test_an_id_whose_delete_is_forgotten_is_deleted_anew() -> None:
+    """A client that has it from another server, and is younger than the retention, must still be told."""
+    ids = {"app_0", "app_1", "app_2"}
+    store = forgetting(*ids)
+    assert publish(store, dict.fromkeys(ids), position=5000) == 3, "even if its tombstone is still there"
+    while store.tend():
+        pass
+    assert {entry.id: entry.position for entry in store.tombstones.values()} == dict.fromkeys(ids, 5000)
+
+
+def test_a_delete_that_is_forgotten_before_it_was_sent_ends_the_replay() -> None:
+    store = Store()
+    names = [f"app_{number}" for number in range(10)]
+    publish(store, dict.fromkeys(names, b"1"))
+    early, late, done = Replay(store), Replay(store), Replay(store)
+    while late.read(100) or done.read(100):
+        pass
+    publish(store, dict.fromkeys(names))
+    assert len(late.read(3)) == 3
+    while done.read(100):
+        pass
+    store.forget(store.head)
+    for replay in (early, late):
+        with pytest.raises(OutlivedError):
+            replay.read(100)
+    assert done.read(100) == [], "it has sent all of them"
+    assert Replay(store).read(100) == []
+
+
+def test_a_walk_over_all_positions_needs_no_deletes_of_before() -> None:
+    """A standby server drops the map that it had: it must not begin anew whenever some are forgotten."""
+    store = Store()
+    publish(store, {"app_0": b"1", "app_1": b"1"})
+    publish(store, {"app_0": None})
+    everything, younger = Catchup(store, Lsn(-1)), Catchup(store, Lsn(0))
+    store.forget(store.head)
+    assert [entry.id for entry in everything.read(10).entries] == ["app_1"]
+    with pytest.raises(OutlivedError):
+        younger.read(10)

@@ -121,7 +121,7 @@ class Server:
 
     def bootstrap(self, read_at: int) -> None:
         """Compare everything with the database; nothing is followed from before."""
-        self.store._COMPACT_FROM, self.store._COMPACT_STEP = 3, 1
+        self.store._COMPACT_FROM, self.store._COMPACT_STEP, self.store._FORGET_STEP = 3, 1, 1
         self.read_at = max(read_at, self.read_at)
         self.compare(self.read_at)
         self.store.mark_consistent(self.read_at)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from pads_cdc_client.pb.gateway_endpoint_pb2 import AuthDataUpdate
 
 from cdc.freshness import Freshness
@@ -16,6 +17,10 @@ from server.rpc.hub import Hub
 from server.subscribers import Subscribers
 
 
+class AbortedError(Exception):
+    """The call was ended."""
+
+
 class Call:
     """The server's side of a call."""
 
@@ -25,9 +30,12 @@ class Call:
     def peer(self) -> str:
         return "ipv4:127.0.0.1:1"
 
+    async def abort(self, *_: object) -> None:
+        raise AbortedError
 
-def test_a_stream_that_stood_still_sends_a_delete_that_was_forgotten_since() -> None:
-    """Both were taken from the store at once."""
+
+def test_a_stream_that_stood_still_sends_nothing_that_is_gone_since() -> None:
+    """All were taken from the store at once: two deletes, and endpoints whose deletes are forgotten, too."""
 
     async def main() -> None:
         store, subscribers = Store(), Subscribers()
@@ -46,6 +54,12 @@ def test_a_stream_that_stood_still_sends_a_delete_that_was_forgotten_since() -> 
         second = await anext(stream)
         deleted = [AuthDataUpdate.FromString(message) for message in (first, second)]
         assert {update.endpoint_id for update in deleted if update.delete} == {"app_1", "app_2"}
+        store.publish(store.prepare([("app_3", b""), ("app_4", b"")], 30), consistent=True, position=30)
+        await anext(stream)
+        store.publish(store.prepare([("app_3", None), ("app_4", None)], 40), consistent=True, position=40)
+        store.forget(store.head)
+        with pytest.raises(AbortedError):
+            await anext(stream)
         hub.stop()
 
     asyncio.run(main())
