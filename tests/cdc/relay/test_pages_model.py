@@ -143,7 +143,9 @@ class Relaying(RuleBasedStateMachine):
         assert contents(self.relay) == leader.maps[self.relay.head]
         for entry in self.relay.entries.values():
             held = self.held.setdefault(entry.id, 0)
-            if entry.id in leader.store.entries:  # else a tombstone of the relay's own, as of when it was made
+            if (
+                entry.id in leader.store.entries
+            ):  # else a tombstone of the relay's own, as of when it was made
                 assert entry.position >= held
                 self.held[entry.id] = entry.position
 
