@@ -118,7 +118,12 @@ class _Peer:
         self.plain.sendall(head + payload)
 
     def receive(self, take: Callable[[_Peer, bytes], None]) -> None:
-        """Read what has arrived. Raises ConnectionError if the server has gone."""
+        """Pass each message that has arrived to ``take``.
+
+        Raises:
+            ConnectionError: the server has closed the connection.
+
+        """
         more = self.plain.recv(1 << 18)
         if not more:
             raise ConnectionError("the server closed a subscriber's connection")

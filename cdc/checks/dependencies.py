@@ -124,7 +124,7 @@ class Dependencies:
 
     of_query: dict[str, tuple[ReadRelation, ...]] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
-    """The faults by the query's name: what is wrong, a semicolon, and what to type."""
+    """The error text for each rejected query, by its name. The text ends with a remedy, after a semicolon."""
     references: tuple[tuple[str, str, str, str], ...] = ()
     """Foreign keys: table, column, the table that it refers to, and the column there."""
     keys: dict[str, tuple[str, ...]] = field(default_factory=dict)

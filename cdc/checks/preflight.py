@@ -28,7 +28,7 @@ def check(new_site: Callable[[], Site]) -> None:
     ``new_site`` makes a site without answers, since a site keeps the answers that it has got.
 
     Raises:
-        PadsCdcError: a check failed. The text says what is wrong, and what to type.
+        PadsCdcError: a check failed. The text says what is wrong and which command fixes it.
 
     """
     patiently = Retrying(

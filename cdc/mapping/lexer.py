@@ -163,7 +163,7 @@ def _statement(text: str, start: int) -> tuple[ScriptPart | None, int]:
         nesting.take(token)
         if token.kind == "command":
             before = copied.whole(token.start)
-            if not before or token.text.startswith("\\g"):  # \g and the like run what is before
+            if not before or token.text.startswith("\\g"):  # \g and its variants run the statement so far
                 return ScriptPart(before, command=token.text.rstrip()), token.end
         if token.kind in {"comment", "command"}:
             copied.step_over(token)

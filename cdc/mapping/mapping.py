@@ -152,8 +152,8 @@ class Mapping:
     def fingerprint(self, *place: str) -> int:
         """Return 32 bits that differ for another mapping, and for another ``place`` (database, schema).
 
-        They cover everything that decides which endpoints there are, what is in them, and which transactions
-        name them. Comments and file names do not count.
+        They depend on the queries and the rules of affects.toml, which decide what endpoints exist, what they
+        contain, and which changes affect them. They do not depend on comments and file names.
         """
         rules = sorted(
             repr((table, rule.column, rule.query, rule.row, rule.parents, sorted(rule.actions)))

@@ -67,7 +67,7 @@ class Oddity:
 
     reason: OddReason
     text: str
-    """The column, and what is odd about it."""
+    """The column's name, and why its value is odd."""
 
     @property
     def served(self) -> bool:
