@@ -26,7 +26,7 @@ from server.observe.recent import Recent
 from server.observe.status_page import StatusPage
 from server.rpc.hub import Hub
 from server.security.security import Security
-from server.signals import pass_by
+from server.signals import pass_by, stop_waking
 from server.subscribers import Subscribers
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ class Front:
 
         """
         async with AsyncExitStack() as running:
+            running.callback(stop_waking)
             grpc = await grpc_server.start(
                 self.settings,
                 self.store,

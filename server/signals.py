@@ -30,6 +30,15 @@ def pass_by(*numbers: signal.Signals, then: Callable[[], object] = lambda: None)
         signal.signal(number, handle)
 
 
+def stop_waking() -> None:
+    """Stop signals from waking the event loop of the main thread, which is about to close.
+
+    It closes its socket for that before it has its signals removed. Python reports each signal in between on
+    standard error, as a failed write to the socket.
+    """
+    signal.set_wakeup_fd(-1)
+
+
 def ignore_what_passes_by() -> None:
     """Ignore these signals at the end: the interpreter removes its handlers before the process has ended."""
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):

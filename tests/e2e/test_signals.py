@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -110,3 +112,34 @@ def test_none_ends_watch_and_sighup_ends_it_as_ctrl_c_does(database: Database, s
             wait_until(lambda: hail.sent > 30, "it was sent some")
         watch.process.send_signal(signal.SIGHUP)
         assert watch.end() == 0, watch.told()
+
+
+LOOPS = """
+import asyncio, os, signal, threading
+from server.signals import pass_by, stop_waking
+
+def hail():
+    while not ended.is_set():
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+async def run():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
+    await asyncio.sleep(0)
+    stop_waking()
+
+ended = threading.Event()
+pass_by(signal.SIGUSR1)
+thread = threading.Thread(target=hail)
+thread.start()
+for _ in range(200):
+    asyncio.run(run())
+ended.set()
+thread.join()
+"""
+
+
+def test_none_is_reported_while_the_event_loop_closes() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", LOOPS], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert said.stderr == ""
