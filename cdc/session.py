@@ -1,4 +1,4 @@
-"""The applier's session: whether the stream is open, and whether the map lacks what it will not deliver.
+"""The applier's session: is the stream open, and does the map lack changes that no stream will deliver?
 
 The slot is confirmed, and the map counts as fresh, only while the session is exact. It is not exact
 
@@ -6,7 +6,7 @@ The slot is confirmed, and the map counts as fresh, only while the session is ex
 - after a gap: transactions have passed that were never delivered here;
 - while a reconcile is owed: the slot was allowed to let go of WAL whose changes had not been read.
 
-One reconcile fills the gap and is the one that was owed.
+One reconcile fills the gap and pays the owed reconcile, too.
 """
 
 from __future__ import annotations

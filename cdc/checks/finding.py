@@ -192,7 +192,7 @@ class Site:
 
     @cached_property
     def kinds(self) -> dict[str, tuple[Rule, KeyType]]:
-        """The kinds of keys that changes name, each with a rule that it comes from, and their type."""
+        """For each kind of key: a rule whose keys are of this kind, and the type of the keys."""
         mapping = self.database.mapping
         rules = [rule for of_table in mapping.rules.values() for rule in of_table]
         columns = sorted({rule.column for rule in rules})

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def replica_identity(site: Site) -> Iterator[Finding]:
-    """Check each table's identity: without any column events are lost, without the parent's they cost
-    memory.
+    """Check each table's replica identity. If it has no column, updates and deletes are lost. If it lacks
+    the parent's key, the server has to remember the parent of each row.
     """
     mapping = site.database.mapping
     sound = True
@@ -85,7 +85,7 @@ def indexes(site: Site) -> Iterator[Finding]:
 
 
 def _without_index(site: Site) -> Iterator[tuple[str, str]]:
-    """Yield each query of affects.toml that reads all rows of a table though that costs the planner most."""
+    """Yield each query of affects.toml that can use no index of a table, with the name of the table."""
     mapping = site.database.mapping
     named = {rule.query for rules in mapping.rules.values() for rule in rules}
     for name in sorted(named - {mapping.endpoint_keys}):

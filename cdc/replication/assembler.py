@@ -80,9 +80,8 @@ class Assembler:
         """Take the next message. Return the transaction that it completes, or None.
 
         Raises:
-            MessageError: the message cannot be handled. The caller then calls `spoil`, and the stream goes
-            on;
-                a reconnect would only meet the same message again.
+            MessageError: the message cannot be handled. The caller then calls `spoil`, and goes on with the
+                stream: a new connection would only receive the same message again.
 
         """
         if isinstance(message, (Update, Insert, Delete, Truncate)):  # first, since most messages are rows

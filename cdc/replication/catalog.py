@@ -168,7 +168,7 @@ class Catalog:
                     " it): create it, or correct MAPPING and DB_SCHEMA"
                 )
         names, rules = relations.names(), relations.rules(self._mapping.rules)
-        if self._published:  # it sends NaN as it is
+        if self._published:  # pgoutput sends NaN and infinity as text, not as null
             rules = {
                 table: tuple(replace(rule, sent_as_null=()) for rule in of_table)
                 for table, of_table in rules.items()

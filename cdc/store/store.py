@@ -206,7 +206,7 @@ class Store:
         for entry in gone:
             del unverified[entry.id]
             if entry.revision <= forgotten:
-                del entries[entry.id]  # in the log it is as one that has changed since
+                del entries[entry.id]  # its log entry stays, and is skipped as an outdated one
         with self.lock:
             self.log, self.entries, self.forgotten = log, entries, forgotten
             self.tombstones = {entry.id: entry for entry in gone if entry.revision > forgotten}

@@ -287,8 +287,8 @@ class Publishing(threading.Thread):
         return True
 
     async def _stored_since(self, stream: PageStream, sequence: int) -> tuple[bool, Page | None]:
-        """Return whether no other server has stored a page after this sequence number, and our newest
-        page.
+        """Return False if another server has stored a page after this sequence number, otherwise True; and
+        our newest page there, if any.
         """
         ours, before = None, sequence
         while (stored := await stream.next_page(sequence)) is not None:

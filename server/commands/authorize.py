@@ -61,7 +61,7 @@ def authorize(settings: AuthorizeSettings, flags: Mapping[str, object]) -> int:
     """
     writer = logs.configure(settings)
     for meaningless in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(meaningless, signal.SIG_IGN)  # files are read again without it
+        signal.signal(meaningless, signal.SIG_IGN)  # changed files are read again without a signal
     sys.setswitchinterval(_SWITCH_SECONDS)
     number, _, late = os.environ.get(_WORKER, "").partition(" ")
     if not number:
