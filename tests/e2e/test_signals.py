@@ -120,18 +120,20 @@ from server.signals import pass_by, stop_waking
 
 def hail():
     while not ended.is_set():
+        handled.clear()
         os.kill(os.getpid(), signal.SIGUSR1)
+        handled.wait()  # thousands at once would fill the socket of the event loop
 
 async def run():
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
     await asyncio.sleep(0)
     stop_waking()
 
-ended = threading.Event()
-pass_by(signal.SIGUSR1)
+ended, handled = threading.Event(), threading.Event()
+pass_by(signal.SIGUSR1, then=handled.set)
 thread = threading.Thread(target=hail)
 thread.start()
-for _ in range(200):
+for _ in range(2_000):
     asyncio.run(run())
 ended.set()
 thread.join()
