@@ -24,7 +24,6 @@ from cdc.replication.schema_watch import SchemaWatch
 from cdc.requery.task import Task
 from cdc.requery.throttle import Throttle
 from cdc.session import Session
-from cdc.store.entry_columns import EntryColumns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -168,12 +167,8 @@ class Applier(threading.Thread):
         self._stopping.wait(_POLL)
 
     def _restore(self) -> None:
-        kept = self._ledger.kept
-        self._store.restore(kept.entries, kept.head, kept.position, kept.seen, kept.forgotten)
-        kept.entries = EntryColumns()
-        self._requery.restore(kept.seen)  # a standby that has replayed less does not count
-        kept.position = kept.seen = Lsn(0)  # from now on the store has them
-        self._session.owe(kept.owed)
+        self._requery.restore(self._ledger.restore(self._store))  # a standby that is behind does not count
+        self._session.owe(self._ledger.kept.owed)
         self._set_mode("waiting")
 
     def _step(self) -> None:
@@ -255,7 +250,6 @@ class Applier(threading.Thread):
 
     def _begin_stream(self, started: Started) -> None:
         """Begin anew at the confirmed position. One reconcile replaces all open tasks."""
-        kept = self._ledger.kept
         self._session.owe(self._standby_role.inherit(self._session.owed))
         self._requery.abandon()
         self._database.forget_types()
@@ -263,7 +257,7 @@ class Applier(threading.Thread):
         memory = self._standby_role.take_over(started, chain(*self._database.mapping.rules.values()))
         if memory is not None:  # the map is a copy of the peer's: compare it with the database soon
             self._auditor.hurry()
-        elif started.found and kept.fresh and not self._session.streamed:
+        elif started.found and self._ledger.kept.fresh and not self._session.streamed:
             self._observer.state_file_error(
                 "the slot has been read before, and there is no state file: clients of the legacy contract"
                 " that missed deletes must be restarted; keep STATE_FILE on a disk that outlives the process"
@@ -280,11 +274,10 @@ class Applier(threading.Thread):
         reason = self._session.reason
         if started.created is not None:
             reason = "slot_created"
-            kept.bootstrap = started.created
-            self._ledger.note(bootstrap=str(started.created))
+            self._ledger.bootstrap(started.created)
         # This also holds if the process that created the slot ended before it had loaded the map.
-        if kept.bootstrap is not None:
-            gate |= Gate(snapshot=kept.bootstrap)
+        if (bootstrap := self._ledger.kept.bootstrap) is not None:
+            gate |= Gate(snapshot=bootstrap)
         if self._session.owed is not None:
             gate, reason = gate | self._session.owed, _OWED
         if memory is None:
@@ -310,7 +303,7 @@ class Applier(threading.Thread):
             self._origin.timeline_changed()
             self._database.close()  # with several hosts, another one may be the right one now
         self._requery.follow(history)
-        self._ledger.note(system=history.system, timeline=history.timeline)
+        self._ledger.follow(history)
 
     def _break_with_the_past(self, history: Timeline) -> None:
         """Start a new epoch: positions and tokens of the old history are meaningless in the new one."""
@@ -391,9 +384,7 @@ class Applier(threading.Thread):
         if self._session.owed is not None:
             self._ledger.note(owed="")
             self._observer.trouble(_OWED, None)
-        if self._ledger.kept.bootstrap is not None:
-            self._ledger.kept.bootstrap = None
-            self._ledger.note(bootstrap="")
+        self._ledger.bootstrap(None)
         self._session.settled()
 
     def _read_failed(self, error: PadsCdcError) -> None:

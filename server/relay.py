@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from cdc.pair.pair import Pair
-from cdc.relay.intake import Intake, Received
+from cdc.relay.intake import Intake
 from cdc.relay.leader import LeaderFreshness
 from cdc.relay.page_reader import PageReader
 from cdc.state.forgetting import Marks
@@ -40,13 +40,13 @@ def relay(settings: RelaySettings) -> int:
 
 
 async def _relay(settings: RelaySettings, writer: LogWriter) -> int:
-    freshness, received = LeaderFreshness(), Received()
+    freshness = LeaderFreshness()
     source = settings.leader_address or settings.broker_stream
     front = Front(settings, writer, freshness, Pair(), source=source, audit_interval=None)
     reader = PageReader(front.store, Marks(settings.tombstone_retention))
-    intake = Intake(front.store, reader, freshness, front.observer, received)
-    following = _following(settings, reader, intake, front, received)
-    front.metrics.registry.register(ReceivedGauges(received, freshness))
+    intake = Intake(front.store, reader, freshness, front.observer)
+    following = _following(settings, reader, intake, front)
+    front.metrics.registry.register(ReceivedGauges(intake.received, freshness))
     feed = FeedService(
         settings,
         front.store,
@@ -63,7 +63,7 @@ async def _relay(settings: RelaySettings, writer: LogWriter) -> int:
 
 
 def _following(
-    settings: RelaySettings, reader: PageReader, intake: Intake, front: Front, received: Received
+    settings: RelaySettings, reader: PageReader, intake: Intake, front: Front
 ) -> Reading | Following:
     """Make the thread that follows the leader.
 
@@ -81,10 +81,10 @@ def _following(
             setting="LEADER",
         )
         leader.verify()
-        return Following(leader, reader, intake, front.observer, received)
+        return Following(leader, reader, intake)
     broker, seal = Broker(settings, "pads-cdc relay"), Seal(settings.broker_seal_file)
     broker.verify()
-    return Reading(broker, seal, settings.broker_stream, intake, front.observer, received)
+    return Reading(broker, seal, settings.broker_stream, intake, front.observer)
 
 
 async def _mirror(_: object, context: Context) -> None:

@@ -45,7 +45,7 @@ class SubscriberSeen:
 
 
 class Subscriber:
-    """One open stream. Only its servicer writes to it, by plain assignments, so readers need no lock."""
+    """One open stream. Only its servicer writes to it, one field at a time, so readers need no lock."""
 
     __slots__ = ("client_id", "opened", "peer", "protocol", "revision", "sent", "since")
 
@@ -57,6 +57,14 @@ class Subscriber:
         self.opened = opened
         self.revision = Revision(0)
         self.sent = 0
+
+    def count(self) -> None:
+        """Count a message that was sent."""
+        self.sent += 1
+
+    def reached(self, revision: Revision) -> None:
+        """Note that the subscriber has everything up to ``revision``."""
+        self.revision = revision
 
 
 class Subscribers:

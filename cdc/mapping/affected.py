@@ -87,6 +87,12 @@ class Affected(msgspec.Struct, gc=False):
     def _has(self, key: str) -> bool:
         return any(key in keys for keys in self.keys.values())
 
+    def take(self, kinds: Iterable[str]) -> Affected:
+        """Move the keys of some kinds out, and the asked ones; return them."""
+        taken = Affected({kind: self.keys.pop(kind) for kind in kinds}, asked=self.asked)
+        self.asked = set()
+        return taken
+
     def give_up(self, reason: str) -> None:
         """Replace the keys by a reconcile. The first reason stays."""
         self.reconcile = self.reconcile or reason

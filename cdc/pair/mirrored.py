@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cdc.errors import SourceError
-from cdc.lsn import Lsn
 from cdc.pair.mirrored_parents import MirroredParents
 from cdc.replication.backlog import PeerNews
 from cdc.store.digest import entry_digest
@@ -22,6 +21,7 @@ from cdc.units import Revision
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from cdc.lsn import Lsn
     from cdc.pair.mirrored_parents import ParentsPart
     from cdc.postgres.timeline import Timeline
     from cdc.state.ledger import Ledger
@@ -154,10 +154,9 @@ class Mirrored:
             seen=seen,
         )
         self._ledger.new_epoch(self._store)
-        kept = self._ledger.kept
-        kept.position = kept.seen = Lsn(0)
-        kept.bootstrap = None  # the peer's map has the transactions that our first load had still to see
-        self._ledger.note(bootstrap="", owed=state.owed)
+        self._ledger.adopted()
+        self._ledger.bootstrap(None)  # the peer's map has what our first load had still to see
+        self._ledger.note(owed=state.owed)
         self._owed = state.owed
 
     def _copy(self, part: MirrorPart) -> None:
@@ -188,10 +187,7 @@ class Mirrored:
         if state.owed != self._owed:
             self._owed = state.owed
             self._ledger.note(owed=state.owed)
-        kept = self._ledger.kept
-        if (kept.system, kept.timeline) != (state.history.system, state.history.timeline):
-            kept.system, kept.timeline = state.history.system, state.history.timeline
-            self._ledger.note(system=kept.system, timeline=kept.timeline)
+        self._ledger.follow(state.history)
         self.parents.followed(state.point.followed)
         self._origin.mirrored(state.followed_since, state.forgotten)
         if state.forgotten > store.forgotten:

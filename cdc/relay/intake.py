@@ -25,7 +25,7 @@ _LEADERLESS_SECONDS: Final = 3.0
 
 @dataclass(slots=True)
 class Received:
-    """Counters for the metrics; written by the intake's thread alone."""
+    """Counters for the metrics; only `Intake` writes them."""
 
     connected: bool = False
     pages: int = 0
@@ -39,7 +39,7 @@ class Received:
 
 
 class Intake:
-    """Applies pages and heads. Used by one thread."""
+    """Applies pages and heads. Used by one thread; any may read `received`."""
 
     def __init__(
         self,
@@ -47,13 +47,12 @@ class Intake:
         reader: PageReader,
         freshness: LeaderFreshness,
         observer: Observer,
-        received: Received,
     ) -> None:
         self._store = store
         self._reader = reader
         self._freshness = freshness
         self._observer = observer
-        self._received = received
+        self.received = Received()
         self._arrived_at: float | None = None
         self._broken = False
 
@@ -61,6 +60,25 @@ class Intake:
     def wanting(self) -> bool:
         """Whether a generation is needed whose opening page has not arrived."""
         return self._reader.wanting
+
+    def connected(self) -> None:
+        """Note that pages come from now on."""
+        self.received.connected = True
+        self._observer.connected(connected=True)
+        self._observer.mode("streaming")
+
+    def lost(self, reason: str, why: str) -> None:
+        """Note that the connection was lost or could not be opened; see `Observer.reconnecting`."""
+        self.received.connected = False
+        self.received.restarts += 1
+        self._observer.connected(connected=False)
+        self._observer.reconnecting(reason, why)
+        self.look()
+
+    def count(self, size: int, *, whole: bool) -> None:
+        """Count ``size`` bytes of a page, and the page if it is ``whole``."""
+        self.received.bytes += size
+        self.received.pages += whole
 
     def page(self, page: Page) -> None:
         """Apply a page."""
@@ -70,10 +88,10 @@ class Intake:
             case PageOutcome.ARRIVED:
                 self._arrived(other_line=self._reader.line != line)
             case PageOutcome.BROKEN:
-                self._received.breaks += 1
+                self.received.breaks += 1
                 self._report_broken("pages are missing")
             case PageOutcome.MISMATCH:
-                self._received.mismatches += 1
+                self.received.mismatches += 1
                 self._report_broken("count or digest is not the leader's")
 
     def head(self, word: Head, *, live: bool) -> None:
@@ -94,7 +112,7 @@ class Intake:
         if other_line:
             self._freshness.other_line()
         self._freshness.arrived(self._reader.exact)
-        self._received.revision = self._reader.exact
+        self.received.revision = self._reader.exact
         self._arrived_at = self._arrived_at or time.monotonic()
         if self._broken:
             self._broken = False

@@ -261,8 +261,7 @@ class Requery:
         """Replace all waiting tasks by one reconcile, to free memory. Open reads go on, unreported."""
         if self._waiting:
             task = merged([*self._waiting, Task.reconcile(reason, Gate(), self.reached)])
-            task.transactions.clear()
-            task.gate = task.gate.bounded()
+            task.condense()
             self._waiting = [task]
         for read in self._reads:
             read.task.transactions.clear()
@@ -271,18 +270,12 @@ class Requery:
         """Return the gate that a read must pass to replace all open tasks. It stays valid after the slot has
         let go of their transactions.
         """
+        seen_at, present = self._present
+        lately = present if time.monotonic() - seen_at <= _LATELY else None
         gate = Gate()
         for task in self._open_tasks():
-            task.gate = self._lasting(task.gate)
-            gate |= task.gate
+            gate |= task.lasting_gate(lately)
         return gate
-
-    def _lasting(self, gate: Gate) -> Gate:
-        """Return a gate that does not age, if the database has shown lately which transactions run."""
-        seen_at, present = self._present
-        if present is None or time.monotonic() - seen_at > _LATELY:
-            return gate.spanned()
-        return gate.settled(present)
 
     def let_go(self) -> None:
         """Let the slot be confirmed beyond the open tasks. If the process ends, a durable note owes a
@@ -505,8 +498,7 @@ class Requery:
             seen=seen,
             reading=read.reading,
         )
-        read.upserts += batch.upserts
-        read.deletes += batch.deletes
+        read.applied(batch)
         self._note_odd(read, rows, dict(odd), batch)
         for older in self._reads[: self._reads.index(read)]:
             older.overtake(rows)

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from cdc.changes import Action
     from cdc.postgres.database import Read, Row
+    from cdc.postgres.gate import Snapshot
     from cdc.replication.assembler import Transaction
-    from cdc.store.store import Store
+    from cdc.store.store import Batch, Store
     from cdc.units import Revision, Xid
 
 _SHARE = 0.5
@@ -100,9 +101,19 @@ class Task:
         by_id = [kind for kind in keys if query_of(kind) == ids]
         if not by_id or len(by_id) == len(keys) or sum(len(keys[kind]) for kind in by_id) >= few:
             return [self]
-        named = Affected(keys={kind: keys.pop(kind) for kind in by_id}, asked=self.affected.asked)
-        self.affected.asked = set()
-        return [replace(self, affected=named, transactions=[]), self]
+        return [replace(self, affected=self.affected.take(by_id), transactions=[]), self]
+
+    def lasting_gate(self, present: Snapshot | None) -> Gate:
+        """Return the gate, which from now on does not age: by the database's ``present`` snapshot, or without
+        one as far as that goes.
+        """
+        self.gate = self.gate.spanned() if present is None else self.gate.settled(present)
+        return self.gate
+
+    def condense(self) -> None:
+        """Free memory: its transactions will not be reported, and their ids become a range."""
+        self.transactions.clear()
+        self.gate = self.gate.bounded()
 
     @property
     def reason(self) -> str | None:
@@ -197,6 +208,11 @@ class OpenRead:
     def overtake(self, rows: Iterable[Row]) -> None:
         """Skip these ids from now on, because a younger read has returned them."""
         self._overtaken.update(row[0] for row in rows)
+
+    def applied(self, batch: Batch) -> None:
+        """Count the changes of some of its rows."""
+        self.upserts += batch.upserts
+        self.deletes += batch.deletes
 
     def missing(self, store: Store) -> list[Row]:
         """Return deletes for the endpoints that a read of the whole mapping did not return. Call it after all

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import time
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cdc.errors import Refusal, StateFileError
+from cdc.lsn import Lsn
 from cdc.state.state_file import Kept, StateFile
 from cdc.store.entry_columns import EntryColumns
 
@@ -19,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from cdc.lsn import Lsn
     from cdc.observer import Observer
+    from cdc.postgres.gate import Snapshot
+    from cdc.postgres.timeline import Timeline
     from cdc.store.store import Batch, Store
 
 _RETRY = 5.0
@@ -52,7 +55,9 @@ class Ledger:
         self.epoch = uuid.uuid4().hex
         """Identifies an unbroken line of revisions."""
         self.kept = Kept(self.epoch)
-        """The content of the file when it was opened."""
+        """The content of the file when it was opened, without what the store has taken over, and with the
+        newest timeline and bootstrap snapshot.
+        """
         self._notes: dict[str, str | int] = {}
         """The newest notes, for a file that is written anew."""
         try:
@@ -68,6 +73,32 @@ class Ledger:
                 f"the state file {path} was unusable and is now {self._file.set_aside.name};"
                 " clients of the legacy contract that missed deletes must be restarted"
             )
+
+    def restore(self, store: Store) -> Lsn:
+        """Pass the content of the file to the store, which has it from now on. Return a position: nothing in
+        it is newer.
+        """
+        kept = self.kept
+        store.restore(kept.entries, kept.head, kept.position, kept.seen, kept.forgotten)
+        self.kept = replace(kept, entries=EntryColumns())
+        self.adopted()
+        return kept.seen
+
+    def adopted(self) -> None:
+        """Note that the positions of the map are the store's: what the file had says nothing about it."""
+        self.kept = replace(self.kept, position=Lsn(0), seen=Lsn(0))
+
+    def follow(self, history: Timeline) -> None:
+        """Note the timeline to which the positions belong."""
+        if (self.kept.system, self.kept.timeline) != (history.system, history.timeline):
+            self.kept = replace(self.kept, system=history.system, timeline=history.timeline)
+            self.note(system=history.system, timeline=history.timeline)
+
+    def bootstrap(self, snapshot: Snapshot | None) -> None:
+        """Note the snapshot that the slot was created with; None once the map has what it shows."""
+        if snapshot != self.kept.bootstrap:
+            self.kept = replace(self.kept, bootstrap=snapshot)
+            self.note(bootstrap="" if snapshot is None else str(snapshot))
 
     def append(self, batch: Batch, *, position: Lsn, seen: Lsn) -> None:
         """Write a batch before it becomes visible. Does not raise if the file fails."""

@@ -161,12 +161,12 @@ class StateFile:
 
         The file may be new, or an older copy: it has these notes and no others afterwards.
         """
-        self.kept.epoch = uuid.uuid4().hex
+        epoch = uuid.uuid4().hex
         with _errors(self.path), self._db:
             self._db.executemany("DELETE FROM facts WHERE name = ?", [(name,) for name in _NOTES])
-            self._set({**notes, "epoch": self.kept.epoch})
+            self._set({**notes, "epoch": epoch})
             self._replace(entries, head, position, seen)
-        return self.kept.epoch
+        return epoch
 
     def fold(self, entries: Mapping[str, Entry], forgotten: Revision = Revision(0)) -> bool:
         """Do a step of folding, if most of the file is out of date. Return whether there is more to do.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
     from cdc.observer import Observer
-    from cdc.relay.intake import Intake, Received
+    from cdc.relay.intake import Intake
     from server.broker.connection import Broker
     from server.broker.seal import Seal
 
@@ -54,16 +54,13 @@ _STOP_SECONDS: Final = 1.0
 class Reading(threading.Thread):
     """The reader's thread. It runs until `stop`."""
 
-    def __init__(
-        self, broker: Broker, seal: Seal, stream: str, intake: Intake, observer: Observer, received: Received
-    ) -> None:
+    def __init__(self, broker: Broker, seal: Seal, stream: str, intake: Intake, observer: Observer) -> None:
         super().__init__(name="broker-reader", daemon=True)
         self._broker = broker
         self._seal = seal
         self._stream_name = stream
         self._intake = intake
         self._observer = observer
-        self._received = received
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_asked = asyncio.Event()
         self._stopping = False
@@ -102,15 +99,11 @@ class Reading(threading.Thread):
             if not session.done():
                 session.cancel()
             fault = (await asyncio.gather(session, return_exceptions=True))[0]
-            self._received.connected = False
             if self._stopping or not isinstance(fault, Exception):
                 continue
             error = fault if isinstance(fault, PadsCdcError) else fault_of_ours(fault)
-            self._received.restarts += 1
-            self._observer.connected(connected=False)
-            self._observer.reconnecting(REASON, str(error))
+            self._intake.lost(REASON, str(error))
             retry = _RETRY_FIRST if time.monotonic() - began > _RETRY_MOST else min(retry * 2, _RETRY_MOST)
-            self._intake.look()
             try:
                 async with asyncio.timeout(retry):
                     await self._stop_asked.wait()
@@ -138,9 +131,7 @@ class Reading(threading.Thread):
             inbox = client.new_inbox()
             incoming = await client.subscribe(inbox)
             await self._consume(client, stream, inbox)
-            self._received.connected = True
-            self._observer.connected(connected=True)
-            self._observer.mode("streaming")
+            self._intake.connected()
             await self._read(client, stream, incoming)
 
     async def _consume(self, client: Client, stream: PageStream, inbox: str) -> None:
@@ -215,11 +206,10 @@ class Reading(threading.Thread):
             _log.warning("stray message", stream=stream.name, sequence=sequence)
             return
         reach("page_received")
-        self._received.bytes += len(message.data)
+        self._intake.count(len(message.data), whole=page is not None)
         self._newest = sequence, message.data
         if page is None:
             return
-        self._received.pages += 1
         self._intake.page(page)
         reach("page_applied")
 

@@ -18,8 +18,7 @@ from server.pair.peer import MirrorStream
 from server.rpc.map_messages import checkpoint_of, entries_of
 
 if TYPE_CHECKING:
-    from cdc.observer import Observer
-    from cdc.relay.intake import Intake, Received
+    from cdc.relay.intake import Intake
     from cdc.relay.page_reader import PageReader
     from server.pair.peer import Peer
 
@@ -30,15 +29,11 @@ _STOP_SECONDS: Final = 1.0
 class Following(threading.Thread):
     """The thread that follows the leader. It runs until `stop`."""
 
-    def __init__(
-        self, leader: Peer, reader: PageReader, intake: Intake, observer: Observer, received: Received
-    ) -> None:
+    def __init__(self, leader: Peer, reader: PageReader, intake: Intake) -> None:
         super().__init__(name="leader-reader", daemon=True)
         self._stream = MirrorStream(leader)
         self._reader = reader
         self._intake = intake
-        self._observer = observer
-        self._received = received
         self._stopping = threading.Event()
         self._line = ""
         self._number = 0
@@ -63,13 +58,9 @@ class Following(threading.Thread):
                 found, why = Remedy.BACK_OFF, f"{type(error).__name__} while its stream was read"
                 if isinstance(error, OSError):
                     why = f"{error.filename}: {error.strerror}"
-            self._received.connected = False
             if not self._stopping.is_set():
-                self._received.restarts += 1
-                self._observer.connected(connected=False)
-                self._observer.reconnecting(REASON, f"the leader is not followed: {why}")
+                self._intake.lost(REASON, f"the leader is not followed: {why}")
                 self._stopping.wait(backoff.wait(found))
-                self._intake.look()
 
     def _opening(self) -> pb.MirrorRequest:
         opening = pb.MirrorOpen(client_id=f"relay {socket.gethostname()}"[:128], relay=True)
@@ -85,9 +76,7 @@ class Following(threading.Thread):
         if not message.HasField("opened"):
             return None
         self._begun, self._resetting = True, message.opened.reset
-        self._received.connected = True
-        self._observer.connected(connected=True)
-        self._observer.mode("streaming")
+        self._intake.connected()
         if message.opened.reset:
             self._line, self._number = uuid.uuid4().hex, 0
             self._intake.page(self._page(opening=True))
@@ -100,8 +89,7 @@ class Following(threading.Thread):
         if batch.HasField("state"):
             page.checkpoint = checkpoint_of(batch.state, batch.seen)
             page.complete, self._resetting, self._begun = self._resetting, False, True
-        self._received.pages += 1
-        self._received.bytes += batch.ByteSize()
+        self._intake.count(batch.ByteSize(), whole=True)
         self._intake.page(page)
         if batch.HasField("state"):
             self._intake.head(_head(self._line, batch), live=True)

@@ -226,8 +226,8 @@ class _Stream:
         finally:
             if stalled is not None:
                 stalled.cancel()
-        self._subscriber.sent += 1
-        self._subscriber.revision = self.feed.acknowledged
+        self._subscriber.count()
+        self._subscriber.reached(self.feed.acknowledged)
 
     async def send_news(self) -> bool:
         """Send what there is to send now; return whether there was anything."""
@@ -270,7 +270,7 @@ class _Stream:
         try:
             while (raw := await self.context.read()) is not grpc.aio.EOF:
                 self.feed.acknowledge(acknowledgement(raw))
-                self._subscriber.revision = self.feed.acknowledged
+                self._subscriber.reached(self.feed.acknowledged)
                 if self.feed.mismatched:
                     self.wake.set()
         except MisuseError as error:

@@ -130,11 +130,11 @@ class GatewayEndpoints:
                         newest = self._store.entries.get(entry.id)
                         if newest is entry or (newest is None and entry.payload is None):
                             yield _update(entry)
-                            subscriber.sent += 1
+                            subscriber.count()
                     if not entries and replay.more:
                         await asyncio.sleep(0)  # let other tasks run
                     elif not entries:
-                        subscriber.revision = replay.revision
+                        subscriber.reached(replay.revision)
                         await changed.wait()
             except OutlivedError:
                 await unavailable(context, self._hub.ending or OTHER_MAP)

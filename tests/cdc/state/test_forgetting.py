@@ -27,9 +27,8 @@ class Process:
         """``now`` is what the wall clock says, and ``booted`` what it said when the monotonic clock began."""
         self.now, self.booted = now, booted
         self.store, self.ledger = Store(), Ledger(folder / "state", "7", Listener())
-        kept = self.ledger.kept
-        self.store.restore(kept.entries, kept.head, kept.position, kept.seen, kept.forgotten)
         self.origin = CurrentOrigin(self.ledger)
+        self.ledger.restore(self.store)
         self.origin.gap(1)
         marks = Marks(DAY, lambda: self.now - self.booted, lambda: self.now)
         self.forgetting = Forgetting(self.store, self.ledger, self.origin, marks)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cdc.relay.intake import Intake, Received
+from cdc.relay.intake import Intake
 from cdc.relay.leader import LeaderFreshness
 from cdc.relay.page_reader import PageReader
 from cdc.store.store import Store
@@ -51,12 +51,13 @@ class Rig:
     def __init__(self, node: Node, **settings: str) -> None:
         self.node = node
         self.leader = leading("1" * 32, "app_0", "app_1")
-        self.store, self.freshness, self.received = Store(), LeaderFreshness(), Received()
+        self.store, self.freshness = Store(), LeaderFreshness()
         self.losses = Losses()
         reader = PageReader(self.store)
-        intake = Intake(self.store, reader, self.freshness, self.losses, self.received)
+        intake = Intake(self.store, reader, self.freshness, self.losses)
+        self.received = intake.received
         broker = Broker(RelaySettings.load({"broker_url": node.url, **settings}), "test")
-        self.reading = Reading(broker, Seal(None), STREAM, intake, self.losses, self.received)
+        self.reading = Reading(broker, Seal(None), STREAM, intake, self.losses)
 
     def publish(self, *before: bytes) -> None:
         """Store some bytes, and then all pages that the leader has."""
