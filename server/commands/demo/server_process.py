@@ -5,21 +5,16 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import signal
-import subprocess
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
-from cdc.errors import PadsCdcError
 from server.commands.demo import portal
-from server.commands.interrupt import uninterrupted
+from server.commands.demo.child_process import ChildProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_STOP_SECONDS: Final = 7.0
-"""Maximum wait for the end of a process. Each ends within 5 s by itself."""
 _PAGE_SECONDS: Final = 1.0
 _KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
 """The variables that a process inherits. Settings in our environment are meant for another server."""
@@ -38,34 +33,17 @@ class Gauges:
     """Bytes of WAL that are not applied yet."""
 
 
-class _Process:
-    """A running command, with its log in ``folder``. It ends with its context."""
+class _Process(ChildProcess):
+    """A running command, with its log in ``folder``."""
 
     def __init__(self, command: str, folder: Path, **settings: str) -> None:
-        self._command = command
-        self._log = folder / f"{command}.log"
         environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
         environment |= {"PORT": "0", "METRICS_PORT": "0", "LOG_FORMAT": "json"} | settings
-        with self._log.open("wb") as log, uninterrupted():
-            self._process = subprocess.Popen(  # noqa: S603 (nothing in it comes from outside)
-                # If we are killed, even by SIGKILL, it ends too.
-                ["setpriv", "--pdeathsig", "TERM", sys.executable, "-P", "-m", "server", command],  # noqa: S607
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # Ctrl-C goes to the terminal's process group, but the process must survive until the end.
-                start_new_session=True,
-            )
+        run = [sys.executable, "-P", "-m", "server", command]
+        super().__init__(f"the demo's {_CALLED[command]}", run, folder / f"{command}.log", environment)
         self.target = ""
         """The address of its gRPC port; empty until it serves."""
         self._http = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def serving(self) -> bool:
         """Return whether its log says that it serves. Calls then wait until its map is complete.
@@ -75,18 +53,11 @@ class _Process:
 
         """
         self.check()
-        for line in self._log.read_text().split("\n")[:-1]:
+        for line in self.log.read_text().split("\n")[:-1]:
             said = json.loads(line) if line.startswith("{") else {}
             if said.get("event") == "serving":
                 self.target, self._http = f"127.0.0.1:{said['grpc']}", said["http"]
         return bool(self.target)
-
-    def check(self) -> None:
-        """Raise PadsCdcError, with the last line of its log, if it has ended."""
-        if self._process.poll() is not None:
-            lines = self._log.read_text().strip().split("\n")
-            said = lines[-1].removeprefix("pads-cdc: ") or f"exit code {self._process.returncode}"
-            raise PadsCdcError(f"the demo's {_CALLED[self._command]} has ended: {said}")
 
     def _page(self, path: str) -> tuple[int, str]:
         """Read a page. Raises OSError or HTTPException if there is no answer within a second."""
@@ -97,16 +68,6 @@ class _Process:
             return answer.status, answer.read().decode()
         finally:
             connection.close()
-
-    def stop(self) -> int:
-        """Stop the process and return its exit code. It is killed if it does not end in time."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-        return self._process.wait()
 
 
 class ServerProcess(_Process):
