@@ -18,8 +18,8 @@ from server.config.base import (
     is_address,
     is_loopback,
     lower,
-    needs,
     none,
+    require,
     setting,
 )
 from server.config.quantities import Seconds
@@ -184,16 +184,15 @@ class AuthorizeSettings(CommandSettings):
 
     @model_validator(mode="after")
     def _tls_whole(self) -> Self:
-        for name, other in (
+        require(
+            self,
             ("tls_key_file", "tls_cert_file"),
             ("tls_client_ca_file", "tls_cert_file"),
             ("tls_cert_file", "tls_key_file"),
             ("feed_cert_file", "feed_key_file"),
             ("feed_key_file", "feed_cert_file"),
             ("feed_cert_file", "feed_ca_file"),
-        ):
-            if getattr(self, name) is not None and getattr(self, other) is None:
-                raise ValueError(needs(name, other))
+        )
         return self
 
     @model_validator(mode="after")

@@ -201,10 +201,17 @@ def _gather(settings: type[BaseSettings], given: Mapping[str, Any]) -> dict[str,
     return gathered
 
 
-def needs(name: str, other: str) -> str:
-    """Return the error for a setting that needs another one."""
-    flag = name.replace("_", "-")
-    return f"{name.upper()} (--{flag}): needs {other.upper()} too; give both, or neither"
+def require(settings: CommandSettings, *needs: tuple[str, str]) -> None:
+    """Check pairs of settings: each first one, if it is given, needs the second one.
+
+    Raises:
+        ValueError: one stands alone.
+
+    """
+    for name, other in needs:
+        if getattr(settings, name) is not None and getattr(settings, other) is None:
+            flag = name.replace("_", "-")
+            raise ValueError(f"{name.upper()} (--{flag}): needs {other.upper()} too; give both, or neither")
 
 
 def is_loopback(host: str) -> bool:

@@ -20,8 +20,8 @@ from server.config.base import (
     is_host,
     is_loopback,
     lower,
-    needs,
     none,
+    require,
     setting,
 )
 from server.config.quantities import Bytes, Seconds
@@ -64,7 +64,6 @@ def _stream(given: str) -> str:
 
 _IDENTIFIER_BYTES = 63
 _NO_BROKER = "is not nats://HOST:PORT or tls://HOST:PORT, or several of them with commas"
-_CLIENT_FILES = ("ca_file", "cert_file", "key_file", "token_file")
 
 Identifier = Annotated[str, AfterValidator(_identifier)]
 
@@ -150,22 +149,19 @@ class Serving(CommandSettings):
 
     @model_validator(mode="after")
     def _tls_whole(self) -> Self:
-        for name in ("tls_key_file", "tls_client_ca_file"):
-            if getattr(self, name) is not None and self.tls_cert_file is None:
-                raise ValueError(needs(name, "tls_cert_file"))
-        if self.tls_cert_file is not None and self.tls_key_file is None:
-            raise ValueError(needs("tls_cert_file", "tls_key_file"))
+        require(
+            self,
+            ("tls_key_file", "tls_cert_file"),
+            ("tls_client_ca_file", "tls_cert_file"),
+            ("tls_cert_file", "tls_key_file"),
+        )
         return self
 
     @model_validator(mode="after")
     def _broker_whole(self) -> Self:
-        for name in ("credentials_file", "tls_ca_file", "tls_cert_file", "seal_file"):
-            if getattr(self, f"broker_{name}") is not None and self.broker_url is None:
-                raise ValueError(needs(f"broker_{name}", "broker_url"))
+        files = ("credentials_file", "tls_ca_file", "tls_cert_file", "seal_file")
         pair = ("broker_tls_cert_file", "broker_tls_key_file")
-        for name, other in (pair, pair[::-1]):
-            if getattr(self, name) is not None and getattr(self, other) is None:
-                raise ValueError(needs(name, other))
+        require(self, *((f"broker_{file}", "broker_url") for file in files), pair, pair[::-1])
         for url in (self.broker_url or "").split(",") if not self.allow_insecure else ():
             given = urlsplit(url)
             if (
@@ -316,20 +312,12 @@ class RelaySettings(Serving):
 
 def _judge_client(settings: Serving, of: str, *, allow_insecure: bool) -> None:
     """Check how we connect to a peer or leader: settings that need each other, and no token in plaintext."""
-    given = {name: getattr(settings, f"{of}_{name}") for name in ("address", *_CLIENT_FILES)}
-    for name in ("ca_file", "token_file"):
-        if given[name] is not None and given["address"] is None:
-            raise ValueError(needs(f"{of}_{name}", f"{of}_address"))
-    for name, other in (("cert_file", "key_file"), ("key_file", "cert_file"), ("cert_file", "ca_file")):
-        if given[name] is not None and given[other] is None:
-            raise ValueError(needs(f"{of}_{name}", f"{of}_{other}"))
-    plain = given["address"] is not None and given["ca_file"] is None
-    if (
-        plain
-        and given["token_file"] is not None
-        and not allow_insecure
-        and not is_loopback(bare(given["address"]))
-    ):
+    address, ca, cert, key, token = (
+        f"{of}_{name}" for name in ("address", "ca_file", "cert_file", "key_file", "token_file")
+    )
+    require(settings, (ca, address), (token, address), (cert, key), (key, cert), (cert, ca))
+    target, plain = getattr(settings, address), getattr(settings, ca) is None
+    if target and plain and getattr(settings, token) and not allow_insecure and not is_loopback(bare(target)):
         raise ValueError(
             f"{of.upper()}_TOKEN_FILE (--{of}-token-file): the token would go to the {of} unencrypted; set"
             f" {of.upper()}_CA_FILE, or on a network that you trust ALLOW_INSECURE=true"
