@@ -18,8 +18,6 @@ refusal the publisher looks at the end of the stream:
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -27,13 +25,13 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from google.protobuf.message import DecodeError
 
-from cdc.errors import PadsCdcError, fault_of_ours
 from cdc.failpoints import reach
 from cdc.relay.leader import HEAD_SECONDS
 from cdc.relay.publisher import Publisher
 from cdc.units import Revision
 from server.broker.connection import BrokerError
 from server.broker.page_bytes import decode, encode_head, pieces
+from server.broker.reconnecting import Reconnecting
 from server.broker.seal import LOOK_SECONDS, SealError
 from server.broker.stream import (
     LEAST_MESSAGE,
@@ -49,6 +47,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.js.api import StreamConfig
 
+    from cdc.errors import PadsCdcError
     from cdc.freshness import Freshness
     from cdc.observer import Observer
     from cdc.pair.pair import Pair
@@ -62,16 +61,12 @@ _log = structlog.get_logger("pads_cdc")
 
 TROUBLE: Final = "broker"
 FENCED: Final = "broker_fenced"
-_RETRY_FIRST: Final = 0.2
-_RETRY_MOST: Final = 5.0
-"""Maximum seconds between attempts to reconnect."""
 _LOOK_SECONDS: Final = 0.2
 """Interval at which the publisher checks whether there is a map, and whether this server leads."""
 _CHECK_SECONDS: Final = 5.0
 """Interval at which it checks that the stream still ends with our last page: it may have been purged."""
 _WANTED_SECONDS: Final = 10.0
 """Minimum interval between two generations that relays have asked for."""
-_STOP_SECONDS: Final = 1.0
 _MESSAGE_BYTES: Final = 64 * 1024
 """Maximum size of a message, with its headers and its seal. A larger page is sent in pieces."""
 _AROUND_PAGE: Final = 1024
@@ -109,8 +104,8 @@ class _Emptied:
     """The newest revision of the map."""
 
 
-class Publishing(threading.Thread):
-    """The publisher's thread. It runs until `stop`."""
+class Publishing(Reconnecting):
+    """The publisher's thread. After `stop`, the next leader publishes the rest."""
 
     def __init__(
         self,
@@ -124,7 +119,7 @@ class Publishing(threading.Thread):
         pair: Pair,
         observer: Observer,
     ) -> None:
-        super().__init__(name="publisher", daemon=True)
+        super().__init__("publisher")
         self._broker = broker
         self._seal = seal
         self._stream_name = stream
@@ -137,9 +132,6 @@ class Publishing(threading.Thread):
         self._room = _MESSAGE_BYTES
         """Bytes of a page that fit into one message."""
         self.published = PublishingCounts()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._wake = asyncio.Event()
-        self._stopping = False
         self._sequence = 0
         """Sequence number of the newest page that is known to be stored; 0 before the first."""
         self._head_sequence = 0
@@ -155,57 +147,21 @@ class Publishing(threading.Thread):
         self._wanted = False
         self._wanted_at = -_WANTED_SECONDS
 
-    def stop(self) -> None:
-        """End the thread. The next leader publishes the rest. Blocks for a second at most."""
-        self._stopping = True
-        self._wake_loop()
-        self.join(_STOP_SECONDS)
-
-    def run(self) -> None:
-        """Publish until `stop`."""
-        asyncio.run(self._run())
-
-    def _wake_loop(self) -> None:
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._wake.set)
+    def _interrupt(self) -> None:
+        self._wake.set()  # a page that is being stored is finished
 
     async def _run(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        unsubscribe = self._store.subscribe(self._wake_loop)
-        retry = _RETRY_FIRST
+        unsubscribe = self._store.subscribe(lambda: self._soon(self._wake.set))
         try:
-            while not self._stopping:
-                began = time.monotonic()
-                try:
-                    await self._session()
-                except Exception as fault:  # noqa: BLE001 (the thread's boundary: it must not end silently)
-                    error = fault if isinstance(fault, PadsCdcError) else fault_of_ours(fault)
-                    self.published.connected = False
-                    self.published.restarts += 1
-                    self._observer.trouble(TROUBLE, f"nothing is published to relays: {error}")
-                    retry = (
-                        _RETRY_FIRST
-                        if time.monotonic() - began > _RETRY_MOST
-                        else min(retry * 2, _RETRY_MOST)
-                    )
-                    await self._rest(retry)
+            await super()._run()
         finally:
             unsubscribe()
             self._publisher.close()
 
-    async def _rest(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while not self._stopping and (left := until - time.monotonic()) > 0:
-            self._wake.clear()
-            await self._sleep(left)
-
-    async def _sleep(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
+    def _lost(self, error: PadsCdcError) -> None:
+        self.published.connected = False
+        self.published.restarts += 1
+        self._observer.trouble(TROUBLE, f"nothing is published to relays: {error}")
 
     async def _session(self) -> None:
         async with self._broker.connected() as client:

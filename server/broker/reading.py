@@ -6,8 +6,6 @@ removes a consumer without a reader. `PageReader` decides whether pages are miss
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -17,10 +15,10 @@ from google.protobuf.message import DecodeError
 from nats.js import errors as js_errors
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from cdc.errors import PadsCdcError, fault_of_ours
 from cdc.failpoints import reach
 from server.broker.connection import BrokerError
 from server.broker.page_bytes import PageAssembly, decode_head
+from server.broker.reconnecting import Reconnecting
 from server.broker.seal import LOOK_SECONDS
 from server.broker.stream import PageStream
 
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
+    from cdc.errors import PadsCdcError
     from cdc.observer import Observer
     from cdc.relay.intake import Intake
     from server.broker.connection import Broker
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("pads_cdc")
 
 REASON: Final = "broker"
-_RETRY_FIRST: Final = 0.2
-_RETRY_MOST: Final = 5.0
-"""Maximum seconds between attempts to reconnect."""
 _HEARTBEAT_SECONDS: Final = 1.0
 """Interval of an idle consumer's heartbeats."""
 _SILENCE_SECONDS: Final = 3.0
@@ -48,22 +44,18 @@ _FORGET_SECONDS: Final = 30.0
 """How long the broker keeps a consumer without a reader."""
 _ASK_SECONDS: Final = 10.0
 """Interval between two requests for a generation."""
-_STOP_SECONDS: Final = 1.0
 
 
-class Reading(threading.Thread):
-    """The reader's thread. It runs until `stop`."""
+class Reading(Reconnecting):
+    """The reader's thread."""
 
     def __init__(self, broker: Broker, seal: Seal, stream: str, intake: Intake, observer: Observer) -> None:
-        super().__init__(name="broker-reader", daemon=True)
+        super().__init__("broker-reader")
         self._broker = broker
         self._seal = seal
         self._stream_name = stream
         self._intake = intake
         self._observer = observer
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop_asked = asyncio.Event()
-        self._stopping = False
         self._newest: tuple[int, bytes] | None = None
         """Sequence number and content of the newest message received that is a page or a piece of one, as
         stored in the stream.
@@ -75,40 +67,8 @@ class Reading(threading.Thread):
         """
         self._asked_at = -_ASK_SECONDS
 
-    def stop(self) -> None:
-        """End the thread. Blocks for a second at most."""
-        self._stopping = True
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._stop_asked.set)
-        self.join(_STOP_SECONDS)
-
-    def run(self) -> None:
-        """Read until `stop`."""
-        asyncio.run(self._run())
-
-    async def _run(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        retry = _RETRY_FIRST
-        while not self._stopping:
-            began = time.monotonic()
-            session = asyncio.create_task(self._session())
-            stopped = asyncio.create_task(self._stop_asked.wait())
-            await asyncio.wait((session, stopped), return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
-            if not session.done():
-                session.cancel()
-            fault = (await asyncio.gather(session, return_exceptions=True))[0]
-            if self._stopping or not isinstance(fault, Exception):
-                continue
-            error = fault if isinstance(fault, PadsCdcError) else fault_of_ours(fault)
-            self._intake.lost(REASON, str(error))
-            retry = _RETRY_FIRST if time.monotonic() - began > _RETRY_MOST else min(retry * 2, _RETRY_MOST)
-            try:
-                async with asyncio.timeout(retry):
-                    await self._stop_asked.wait()
-            except TimeoutError:
-                pass
+    def _lost(self, error: PadsCdcError) -> None:
+        self._intake.lost(REASON, str(error))
 
     async def _session(self) -> None:
         await self._seal.look(self._observer)  # a missing key may have ended the connection before
