@@ -16,18 +16,17 @@ from cdc.pair.mirrored_parents import MirroredParents
 from cdc.replication.backlog import PeerNews
 from cdc.store.digest import entry_digest
 from cdc.store.store import Batch
-from cdc.units import Revision
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from cdc.lsn import Lsn
     from cdc.pair.mirrored_parents import ParentsPart
-    from cdc.postgres.timeline import Timeline
     from cdc.state.ledger import Ledger
-    from cdc.state.origin import CurrentOrigin
+    from cdc.state.origin import Checkpoint, CurrentOrigin
     from cdc.store.log import Entry
     from cdc.store.store import Store
+    from cdc.units import Revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +41,17 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class PeerState:
-    """The state of the peer's map at one moment; see ``MirrorState`` in the protocol."""
+    """The peer's map at one moment, and how far the peer is; see ``MirrorState`` in the protocol."""
 
-    point: Point
-    history: Timeline
-    position: Lsn
-    followed_since: Lsn
-    consistent: bool
-    count: int
-    digest: bytes
+    map: Checkpoint
+    followed: Lsn
     owed: str
-    encoding: int = 1
-    mapping: int = 0
-    """As in `cdc.state.origin.Origin`."""
-    forgotten: Revision = Revision(0)
-    """As in `Origin`."""
+    """These two are as in `cdc.pair.pair.Done`."""
+
+    @property
+    def point(self) -> Point:
+        """The same state, as a place in the peer's stream."""
+        return Point(self.map.origin.epoch, self.map.history.timeline, self.map.revision, self.followed)
 
 
 @dataclass(slots=True)
@@ -147,10 +142,10 @@ class Mirrored:
         self.point = None
         self._store.adopt(
             coming.values(),
-            state.point.revision,
-            history=state.history,
-            consistent=state.consistent,
-            position=state.position,
+            state.map.revision,
+            history=state.map.history,
+            consistent=state.map.consistent,
+            position=state.map.position,
             seen=seen,
         )
         self._ledger.new_epoch(self._store)
@@ -161,12 +156,11 @@ class Mirrored:
 
     def _copy(self, part: MirrorPart) -> None:
         store, state = self._store, part.state
-        position = store.position if state is None else state.position
-        batch = store.copied(part.entries, store.head if state is None else state.point.revision)
+        position = store.position if state is None else state.map.position
+        batch = store.copied(part.entries, store.head if state is None else state.map.revision)
         self._ledger.append(batch, position=position, seen=part.seen)
-        store.publish(
-            batch, consistent=state is not None and state.consistent, position=position, seen=part.seen
-        )
+        consistent = state is not None and state.map.consistent
+        store.publish(batch, consistent=consistent, position=position, seen=part.seen)
         by_position: defaultdict[Lsn, list[tuple[Entry, bytes]]] = defaultdict(list)
         for endpoint_id, at in part.moved:
             entry = store.entries.get(endpoint_id)
@@ -181,18 +175,18 @@ class Mirrored:
 
     def _arrive(self, state: PeerState) -> None:
         store = self._store
-        if (store.digest, len(store)) != (state.digest, state.count):
+        if (store.digest, len(store)) != (state.map.digest, state.map.count):
             self.point = None
             raise SourceError("mirror", "the copy of the peer's map differs from it, and is fetched again")
         if state.owed != self._owed:
             self._owed = state.owed
             self._ledger.note(owed=state.owed)
-        self._ledger.follow(state.history)
-        self.parents.followed(state.point.followed)
-        self._origin.mirrored(state.followed_since, state.forgotten)
-        if state.forgotten > store.forgotten:
-            self._ledger.note(forgotten=state.forgotten)
-            store.forget(state.forgotten)
-        origin = self._origin.now()
-        self.ours = (state.encoding, state.mapping) == (origin.encoding, origin.mapping)
+        self._ledger.follow(state.map.history)
+        self.parents.followed(state.followed)
+        theirs, ours = state.map.origin, self._origin.now()
+        self._origin.mirrored(theirs)
+        if theirs.forgotten > store.forgotten:
+            self._ledger.note(forgotten=theirs.forgotten)
+            store.forget(theirs.forgotten)
+        self.ours = (theirs.encoding, theirs.mapping) == (ours.encoding, ours.mapping)
         self.point = state.point

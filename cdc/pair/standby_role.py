@@ -129,9 +129,9 @@ class StandbyRole:
         self._mirrored.take(part)
         if part.state is not None:
             self._report_other()
-            self._requery.restart_at(part.state.point.followed)
+            self._requery.restart_at(part.state.followed)
             self.owed = Gate.parse(part.state.owed)
-            self._freshness.applied(part.state.point.followed)
+            self._freshness.applied(part.state.followed)
 
     def _report_other(self) -> None:
         if self._reported_other is self._mirrored.ours:

@@ -26,7 +26,8 @@ from cdc.units import Revision
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from cdc.relay.pages import Checkpoint, Head, Page
+    from cdc.relay.pages import Head, Page
+    from cdc.state.origin import Checkpoint
     from cdc.store.store import Store
 
 _MODULUS = 1 << (8 * DIGEST_BYTES)

@@ -26,29 +26,9 @@ from typing import TYPE_CHECKING
 from cdc.lsn import Lsn
 
 if TYPE_CHECKING:
-    from cdc.postgres.timeline import Timeline
-    from cdc.state.origin import Origin
+    from cdc.state.origin import Checkpoint
     from cdc.store.log import Entry
     from cdc.units import Revision
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """The leader's map at one moment."""
-
-    revision: Revision
-    origin: Origin
-    """The origin by which tokens for this map are made and judged."""
-    history: Timeline
-    """The history that the positions belong to."""
-    position: Lsn
-    """Every transaction up to here is in the map."""
-    seen: Lsn
-    """Nothing in the map is newer than this."""
-    consistent: bool
-    """Whether the database had this map at some moment."""
-    count: int
-    digest: bytes
 
 
 @dataclass(slots=True)

@@ -12,7 +12,8 @@ import uuid
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cdc.lsn import Lsn
-from cdc.relay.pages import Checkpoint, Head, Page
+from cdc.relay.pages import Head, Page
+from cdc.state.origin import Checkpoint
 from cdc.store.cursor import SCAN, Cursor
 from cdc.store.log import OutlivedError, Place
 from cdc.units import Revision
@@ -277,16 +278,7 @@ class Publisher:
         if complete:
             self._newest = pages[-1].generation = self._opened
         pages[-1].complete = complete
-        pages[-1].checkpoint = Checkpoint(
-            arrival.revision,
-            self._origin(),
-            arrival.history,
-            arrival.position,
-            arrival.seen,
-            arrival.consistent,
-            arrival.count,
-            arrival.digest,
-        )
+        pages[-1].checkpoint = Checkpoint.of(arrival, self._origin())
         self._told, self._told_at, self._begun = arrival, self._clock(), True
         self._start, self._position = arrival.revision, arrival.position
         return pages

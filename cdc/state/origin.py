@@ -15,7 +15,9 @@ from cdc.lsn import Lsn
 from cdc.units import Revision
 
 if TYPE_CHECKING:
+    from cdc.postgres.timeline import Timeline
     from cdc.state.ledger import Ledger
+    from cdc.store.store import Cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,32 @@ class Origin:
     """Identifies the mapping (`cdc.mapping.mapping.Mapping.fingerprint`)."""
     forgotten: Revision = Revision(0)
     """Deletes up to this revision may be forgotten, so that no client may go on from an older one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The leader's map at one moment."""
+
+    revision: Revision
+    origin: Origin
+    """The origin by which tokens for this map are made and judged."""
+    history: Timeline
+    """The history that the positions belong to."""
+    position: Lsn
+    """Every transaction up to here is in the map."""
+    seen: Lsn
+    """Nothing in the map is newer than this."""
+    consistent: bool
+    """Whether the database had this map at some moment."""
+    count: int
+    digest: bytes
+
+    @classmethod
+    def of(cls, cut: Cut, origin: Origin) -> Checkpoint:
+        """Return the checkpoint of our own map."""
+        return cls(
+            cut.revision, origin, cut.history, cut.position, cut.seen, cut.consistent, cut.count, cut.digest
+        )
 
 
 class CurrentOrigin:
@@ -97,10 +125,10 @@ class CurrentOrigin:
             since = None if since is None else max(since, position)
             self._now = replace(self._now, followed_since=since, forgotten=forgotten)
 
-    def mirrored(self, followed_since: Lsn, forgotten: Revision = Revision(0)) -> None:
-        """Note that the map is a copy of a peer's, with the peer's values of `Origin`."""
+    def mirrored(self, theirs: Origin) -> None:
+        """Note that the map is a copy of a peer's."""
         with self._lock:
-            self._now = replace(self._now, followed_since=followed_since or None, forgotten=forgotten)
+            self._now = replace(self._now, followed_since=theirs.followed_since, forgotten=theirs.forgotten)
 
     def reread(self, reread: Reread) -> None:
         """Note that a read of the whole mapping has been applied to the store."""

@@ -19,9 +19,8 @@ from pads_cdc_client.retry import Backoff, Remedy
 from cdc.lsn import Lsn
 from cdc.pair.mirrored import MirrorLost, MirrorOpened, MirrorPart, PeerState, Point
 from cdc.pair.mirrored_parents import ParentsPart
-from cdc.units import Revision
 from server.pair.peer import MirrorStream
-from server.rpc.map_messages import entries_of, history_of
+from server.rpc.map_messages import checkpoint_of, entries_of
 
 if TYPE_CHECKING:
     from pads_cdc_client.outbox import Outbox
@@ -96,15 +95,15 @@ class Mirror(threading.Thread):
         if not message.HasField("batch"):
             return None
         part = part_of(message.batch)
-        if part.state is not None and part.state.history.system != self._system:
+        if part.state is not None and part.state.map.history.system != self._system:
             self._observer.trouble(_TROUBLE, "PEER_ADDRESS leads to a server of another database")
             return _UNUSABLE
         self._backlog.tell(part)
         if not self._answer(part.reply):
             return _UNUSABLE
         if part.state is not None:
-            followed = part.state.point.followed
-            outbox.put(pb.MirrorRequest(acknowledge=pb.MirrorAcknowledge(followed=followed)))
+            acknowledge = pb.MirrorAcknowledge(followed=part.state.followed)
+            outbox.put(pb.MirrorRequest(acknowledge=acknowledge))
         return None
 
     def _answer(self, reply: Future[bool]) -> bool:
@@ -128,11 +127,15 @@ def opening_at(point: Point | None) -> pb.MirrorRequest:
 def part_of(batch: pb.MirrorBatch) -> MirrorPart:
     """Convert a batch of the peer's map."""
     entries, moved = entries_of(batch.entries)
+    state = None
+    if batch.HasField("state"):
+        told = batch.state
+        state = PeerState(checkpoint_of(told, batch.seen), Lsn(told.followed), told.owed)
     return MirrorPart(
         entries=entries,
         moved=[(endpoint_id, position) for endpoint_id, _, position in moved],
         seen=Lsn(batch.seen),
-        state=_state(batch.state) if batch.HasField("state") else None,
+        state=state,
         parents=[_parents(one) for one in batch.parents],
         reply=Future(),
     )
@@ -142,19 +145,3 @@ def _parents(parents: pb.MirrorParents) -> ParentsPart:
     rows: list[tuple[str, str | None]] = list(zip(parents.rows, parents.parents, strict=True))
     rows += [(row, None) for row in parents.gone]
     return ParentsPart(parents.anew, (parents.table, parents.column), Lsn(parents.at), rows)
-
-
-def _state(state: pb.MirrorState) -> PeerState:
-    return PeerState(
-        point=Point(state.epoch, state.timeline, Revision(state.revision), Lsn(state.followed)),
-        history=history_of(state),
-        position=Lsn(state.position),
-        followed_since=Lsn(state.followed_since),
-        consistent=state.whole,
-        count=state.count,
-        digest=state.digest,
-        owed=state.owed,
-        encoding=state.encoding or 1,
-        mapping=state.mapping,
-        forgotten=Revision(state.forgotten),
-    )

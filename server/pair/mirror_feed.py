@@ -14,11 +14,13 @@ from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 from cdc.lsn import Lsn
 from cdc.mapping.parents import Followed, Untold
+from cdc.state.origin import Checkpoint
 from cdc.store.catchup import Catchup
 from cdc.store.cursor import Cursor
 from cdc.units import Revision
 from server.rpc.feed import ENTRIES, MESSAGE_BYTES, duration
 from server.rpc.feed_requests import MisuseError
+from server.rpc.map_messages import state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -202,26 +204,13 @@ class MirrorFeed:
     def _state(self, cut: Cut, done: Done) -> pb.MirrorState:
         origin, positions = self._origin.now(), self._freshness.positions()
         state = pb.MirrorState(
-            epoch=self._line[0],
-            revision=cut.revision,
-            system=cut.history.system,
-            timeline=self._line[1],
-            position=cut.position,
             followed=done.followed,
-            followed_since=origin.followed_since or 0,
-            whole=cut.consistent,
-            count=cut.count,
-            digest=cut.digest,
             owed=done.owed,
-            left=sorted(origin.left),
             staleness=self._freshness.staleness(),
             server_end=positions.server_end,
-            encoding=origin.encoding,
-            mapping=origin.mapping,
-            forgotten=origin.forgotten,
         )
-        for timeline, position in cut.history.switches:
-            state.switches.add(timeline=timeline, position=position)
+        state.MergeFrom(state_of(Checkpoint.of(cut, origin)))
+        state.epoch, state.timeline = self._line  # even if they have just changed: `take` opens anew then
         return state
 
 

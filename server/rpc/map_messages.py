@@ -8,8 +8,7 @@ from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 from cdc.lsn import Lsn
 from cdc.postgres.timeline import Timeline
-from cdc.relay.pages import Checkpoint
-from cdc.state.origin import Origin
+from cdc.state.origin import Checkpoint, Origin
 from cdc.store.log import Entry
 from cdc.units import Revision
 
@@ -46,19 +45,18 @@ def checkpoint_of(state: pb.MirrorState, seen: int) -> Checkpoint:
             mapping=state.mapping,
             forgotten=Revision(state.forgotten),
         ),
-        history=history_of(state),
+        history=Timeline(
+            state.system,
+            state.timeline,
+            Lsn(state.position),
+            tuple((switch.timeline, Lsn(switch.position)) for switch in state.switches),
+        ),
         position=Lsn(state.position),
         seen=Lsn(seen),
         consistent=state.whole,
         count=state.count,
         digest=state.digest,
     )
-
-
-def history_of(state: pb.MirrorState) -> Timeline:
-    """Return the timeline to which a state's positions belong."""
-    switches = tuple((switch.timeline, Lsn(switch.position)) for switch in state.switches)
-    return Timeline(state.system, state.timeline, Lsn(state.position), switches)
 
 
 def state_of(checkpoint: Checkpoint) -> pb.MirrorState:
