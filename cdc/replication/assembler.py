@@ -87,19 +87,9 @@ class Assembler:
         if isinstance(message, (Update, Insert, Delete, Truncate)):  # first, since most messages are rows
             self._row(message)
             return None
-        match message:
-            case Begin():
-                cut_short, self._open = (
-                    self._open,
-                    Transaction(message.xid, message.end, message.committed_at),
-                )
-                if cut_short is not None:  # its commit was lost
-                    cut_short.affected.give_up("out_of_order")
-                return cut_short
-            case Commit():
-                return self._commit(message)
-            case _:
-                return None
+        if isinstance(message, Begin):
+            return self._begin(message)
+        return self._commit(message) if isinstance(message, Commit) else None
 
     def spoil(self, reason: str, place: MessagePlace) -> Transaction | None:
         """Make the transaction of a message that could not be handled a reconcile, whatever else is in it.
@@ -116,11 +106,19 @@ class Assembler:
             return done
         return None
 
+    def _begin(self, message: Begin) -> Transaction | None:
+        cut_short = self._open
+        self._open = Transaction(message.xid, message.end, message.committed_at)
+        if cut_short is not None:  # its commit was lost
+            cut_short.affected.give_up("out_of_order")
+        return cut_short
+
     def _commit(self, message: Commit) -> Transaction:
         done, self._open = self._open, None
-        if done is None:
-            done = Transaction(Xid(0), Lsn(0), 0.0)
+        if done is None:  # its begin was lost
+            done = Transaction(message.xid, message.end, message.committed_at)
             done.affected.give_up("out_of_order")
+            return done
         done.xid, done.end = message.xid or done.xid, message.end
         done.committed_at = done.committed_at or message.committed_at
         return done

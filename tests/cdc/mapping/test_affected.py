@@ -187,9 +187,9 @@ def test_a_row_that_no_memory_knows_asks_for_everything(table: Table) -> None:
 
 
 @pytest.mark.parametrize(
-    "table", [PORTAL_APPLICATIONS, ACCOUNTS_TABLE, PAY_PLANS], ids=lambda table: table.name
+    "table", [PORTAL_APPLICATIONS, SETTINGS, ACCOUNTS_TABLE, PAY_PLANS], ids=lambda table: table.name
 )
-def test_an_identity_without_the_key_asks_for_everything_if_nothing_is_remembered(table: Table) -> None:
+def test_an_identity_without_key_and_row_id_asks_for_everything(table: Table) -> None:
     row = table.row("one", 5)
     elsewhere = columns({"some_other_unique_column": 1})
     assert take("grove", Delete("public", table.name, elsewhere)).reconcile == "identity"
@@ -227,11 +227,16 @@ def test_a_null_that_may_be_not_a_number_names_all_that_it_may_be() -> None:
         (Update("public", "d", five, null), {*hidden, "5"}),
         (Update("public", "d", null, five), {*hidden, "5"}),
         (Update("public", "d", five, five), {"5"}),
+        (Update("public", "d", five, columns({"id": "5"})), {"5"}),
         (Delete("public", "d", null), {*hidden}),
     ):
         found = Affected()
         found.add(row, (rule,))
-        assert (found.keys, found.reconcile) == ({"EndpointsOf": keys}, None)
+        assert (found.keys, found.reconcile, found.asked) == ({"EndpointsOf": keys}, None, set())
+    found = Affected()
+    signal = Rule("d", "id", "EndpointsOf", sent_as_null=hidden, only_asks=True)
+    found.add(Insert("public", "d", null), (signal,))
+    assert found.asked == {*hidden}, "a signal table asks for them, and changes none"
     found = Affected()
     remembered = Rule("d", "id", "EndpointsOf", row="number", parents="ParentsOf", sent_as_null=hidden)
     found.add(Insert("public", "d", columns({"number": 1, "id": None})), (remembered,))
@@ -250,6 +255,55 @@ def test_a_row_without_its_key_is_an_error() -> None:
         take("grove", Insert("public", "accounts", columns({"plan_type": "s3cr3t"})))
     assert refused.value.reason == "missing_column"
     assert "s3cr3t" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "column", "reason"),
+    [
+        ("accounts", {"id": 1.5}, "id", "key_shape"),
+        ("accounts", {"plan_type": "s3cr3t"}, "id", "missing_column"),
+        (SETTINGS.name, {"application_id": "s3cr3t"}, "id", "missing_column"),
+        (SETTINGS.name, {"application_id": "s3cr3t", "id": 1.5}, "id", "key_shape"),
+        (SETTINGS.name, {"application_id": "s3cr3t", "id": None}, "id", "key_shape"),
+    ],
+)
+def test_an_error_names_the_table_and_the_column_and_no_value(
+    table: str, row: dict[str, str | float | None], column: str, reason: str
+) -> None:
+    with pytest.raises(
+        MessageError, match=rf"\b{table}\b.*\b{column}\b|\b{column}\b.*\b{table}\b"
+    ) as refused:
+        take("grove", Insert("public", table, columns(row)))
+    assert refused.value.reason == reason
+    assert "s3cr3t" not in str(refused.value)
+
+
+def moves_of(row: Row) -> list[tuple[str, str | None, bool]]:
+    """Return what the memory of parents is to do with a settings row: its id, its parent, whether the WAL
+    has named the parent that it left.
+    """
+    found = Affected()
+    found.add(row, load("grove").rules[SETTINGS.name])
+    assert found.reconcile is None
+    return [(move.row, move.parent, move.known) for move in found.moves]
+
+
+def test_the_memory_has_every_row_under_its_present_id_and_parent() -> None:
+    """Whatever the identity, so that a later one may be smaller: ALTER TABLE changes it at any time."""
+    one, two = columns({"id": 5, "application_id": "one"}), columns({"id": 6, "application_id": "two"})
+    key, row_id = columns({"application_id": "one"}), columns({"id": 5})
+    table = ("public", SETTINGS.name)
+    assert moves_of(Insert(*table, one)) == [("5", "one", True)]
+    assert moves_of(Update(*table, one, one)) == [("5", "one", True)], "an unchanged row, not known so far"
+    assert moves_of(Update(*table, two, one)) == [("5", None, True), ("6", "two", True)]
+    assert moves_of(Update(*table, two, row_id)) == [("5", None, False), ("6", "two", True)]
+    assert moves_of(Update(*table, two, key)) == [("6", "two", True)]
+    assert moves_of(Update(*table, columns({"application_id": "two"}), key)) == [], (
+        "an unchanged id was TOASTed"
+    )
+    assert moves_of(Delete(*table, one)) == [("5", None, True)]
+    assert moves_of(Delete(*table, row_id)) == [("5", None, False)]
+    assert moves_of(Delete(*table, key)) == []
 
 
 def test_beyond_the_limit_it_is_large_and_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,6 +364,7 @@ def test_merging_keeps_every_key_and_the_first_reason() -> None:
     other.name("b", "1")
     one.merge(other)
     assert one.keys == {"a": {"1", "2"}, "b": {"1"}}
+    assert len(one) == 3, "keys of every kind take memory"
     one.name("b", "9")
     assert other.keys["b"] == {"1"}, "a later transaction is not changed by an earlier one"
     reconcile.give_up("truncate")

@@ -148,6 +148,13 @@ def test_a_lost_begin_costs_a_reconcile() -> None:
         [done] = run(assembler("d"), stream)
         assert done.affected.reconcile == "out_of_order"
         assert (done.xid, done.end) == (7, 0x20)
+        assert done.committed_at == pytest.approx(1795329471.19021)
+
+
+def test_a_row_outside_of_transactions_is_an_error_that_names_its_table() -> None:
+    with pytest.raises(MessageError, match=r"\bd\b.* outside of a transaction") as refused:
+        assembler("d").feed(wal2json.parse(ROW))
+    assert refused.value.reason == "out_of_order"
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xff", b'{"action":"X"}', b'{"change":[', b'{"action":"C"}'])
@@ -156,6 +163,7 @@ def test_what_nobody_understands_between_transactions_is_answered_at_once(raw: b
     machine = assembler("d")
     [done] = run(machine, [raw])
     assert done.affected.reconcile in ("undecodable", "unknown_action")
+    assert (done.xid, done.end, done.committed_at) == (0, 0, 0.0), "no gate waits for it"
     assert machine.between
 
 
