@@ -221,7 +221,10 @@ class PgoutputDecoder:
         (count,) = _COUNT.unpack_from(raw, at + 1)  # before it, the kind of the identity
         at += 3
         schema = schema or "pg_catalog"
-        wanted = None if self._wanted is None else self._wanted.get((schema, table), ())
+        if self._wanted is not None and (schema, table) not in self._wanted:
+            self._relations[oid] = None
+            return
+        wanted = None if self._wanted is None else self._wanted[schema, table]
         columns: list[str | None] = []
         identity, no_keys = set(), {}
         for _ in range(count):
@@ -238,18 +241,13 @@ class PgoutputDecoder:
             if type_oid in _NO_KEYS:
                 no_keys[name] = _NO_KEYS[type_oid]
         _ends(raw, at)
-        nobodys = self._wanted is not None and (schema, table) not in self._wanted
-        self._relations[oid] = (
-            None
-            if nobodys
-            else _Relation(
-                schema,
-                table,
-                tuple(columns),
-                frozenset(identity),
-                identity.issuperset(name for name in columns if name is not None),
-                no_keys,
-            )
+        self._relations[oid] = _Relation(
+            schema,
+            table,
+            tuple(columns),
+            frozenset(identity),
+            identity.issuperset(name for name in columns if name is not None),
+            no_keys,
         )
 
     def _truncated(self, raw: bytes) -> Sequence[Message]:

@@ -139,6 +139,7 @@ def test_a_broken_begin_is_named_by_its_commit() -> None:
 def test_a_lost_commit_costs_a_reconcile() -> None:
     cut_short, whole = run(assembler("d"), [BEGIN, ROW, BEGIN.replace(b"7", b"8", 1), ROW, COMMIT])
     assert (cut_short.xid, cut_short.affected.reconcile) == (7, "out_of_order")
+    assert cut_short.committed_at == pytest.approx(1795329471.19021)
     assert whole.affected.reconcile is None
     assert whole.affected.keys == {"Endpoints": {"5"}}
 

@@ -317,7 +317,33 @@ def test_a_truncate_of_several_is_one_for_each() -> None:
         assert found == [Truncate("public", "t"), Truncate("public", "u")]
 
 
+def test_the_name_of_a_publication_is_quoted() -> None:
+    """Any text can be one. The plugin splits the list at commas and folds names that have no quotes."""
+    asked = pgoutput.options('My, "own"')
+    assert asked["publication_names"] == '"My, ""own"""'
+    assert asked["proto_version"] == "1"
+    assert "messages" not in asked
+
+
 # --- what never comes
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        insert(1, row("1")).replace(b"N", b"X"),
+        update(1, row("1")).replace(b"N", b"X"),
+        update(1, row("1"), b"K" + row("2")).replace(b"N", b"X"),
+        delete(1, b"X" + row("1")),
+        delete(1, b"N" + row("1")),
+        insert(1, row("2")).replace(b"N", b"K" + row("1") + b"N"),
+    ],
+)
+def test_a_row_consists_of_the_parts_that_its_kind_has(raw: bytes) -> None:
+    """A new row in an insert, an old one in a delete, both or only the new one in an update."""
+    with pytest.raises(MessageError) as refused:
+        decoded(relation(1, "t", "id"), raw)
+    assert refused.value.reason == "undecodable"
 
 
 @pytest.mark.parametrize("kind", b"SEcAbPKrpXbicu\x00\xff")

@@ -209,16 +209,17 @@ def test_a_position_that_is_none(text: str) -> None:
         with pytest.raises(MessageError) as refused:
             wal2json.parse(raw.replace(b"0/20", text.encode()))
         assert refused.value.reason == "undecodable"
+        assert str(refused.value) == f"{SHOWN} a commit without a readable LSN"
         assert wal2json.parse(raw.replace(b"0/20", b"1/F")).end == (1 << 32) + 15  # type: ignore[union-attr]
 
 
-LATIN1 = Encoding.named("LATIN1")
+LATIN1, LATIN2 = Encoding.named("LATIN1"), Encoding.named("LATIN2")
 
 
-def in_latin1(**said: object) -> Message:
-    """Return what a database in LATIN1 sends."""
-    raw = json.dumps(said, ensure_ascii=False).encode("latin-1")
-    [message] = wal2json.Wal2JsonDecoder(LATIN1).decode(raw)
+def in_latin2(**said: object) -> Message:
+    """Return what a database in LATIN2 sends: its letters are not those of LATIN1 (ISO 8859-1)."""
+    raw = json.dumps(said, ensure_ascii=False).encode("iso8859-2")
+    [message] = wal2json.Wal2JsonDecoder(LATIN2).decode(raw)
     return message
 
 
@@ -228,15 +229,18 @@ def said_columns(**values: str | None) -> list[dict[str, str | None]]:
 
 def test_each_kind_of_message_is_decoded_in_the_database_s_encoding() -> None:
     """In names as well as in values, of the new row as of the old one."""
-    row, old = said_columns(é="ü", plain="x", none=None), said_columns(ö="ä")
-    new, before = columns(é="ü", plain="x", none=None), columns(ö="ä")
-    where = {"schema": "Schéma", "table": "Täble"}
-    named = ("Schéma", "Täble")
-    assert in_latin1(action="I", **where, columns=row) == Insert(*named, new)
-    assert in_latin1(action="U", **where, columns=row, identity=old) == Update(*named, new, before)
-    assert in_latin1(action="D", **where, identity=old) == Delete(*named, before)
-    assert in_latin1(action="T", **where) == Truncate(*named)
-    assert isinstance(in_latin1(action="M", transactional=False, prefix="é", content="é"), Note)
+    row, old = said_columns(č="ů", plain="x", none=None), said_columns(ő="ř")
+    new, before = columns(č="ů", plain="x", none=None), columns(ő="ř")
+    where = {"schema": "Schéma č", "table": "Tabuľka"}
+    named = ("Schéma č", "Tabuľka")
+    assert in_latin2(action="I", **where, columns=row) == Insert(*named, new)
+    assert in_latin2(action="U", **where, columns=row, identity=old) == Update(*named, new, before)
+    assert in_latin2(action="D", **where, identity=old) == Delete(*named, before)
+    assert in_latin2(action="T", **where) == Truncate(*named)
+    assert isinstance(in_latin2(action="M", transactional=False, prefix="č", content="č"), Note)
+    place = {"xid": 7, "timestamp": "úterý", "lsn": "0/10", "nextlsn": "0/20"}
+    assert in_latin2(action="B", **place) == Begin(7, 0x20, 0.0)
+    assert in_latin2(action="C", **place) == Commit(7, 0x20, 0.0)
 
 
 def test_utf8_needs_no_decoding_and_ascii_none_in_any_encoding() -> None:
@@ -251,9 +255,9 @@ def test_utf8_needs_no_decoding_and_ascii_none_in_any_encoding() -> None:
 
 
 def test_the_options_name_the_tables_escaped_and_a_prefix_that_nobody_guesses() -> None:
-    tables = [("public", "plans"), ("Odd, schema", "a.b*'c\\")]
+    tables = [("public", "plans"), ("XX", "MAX"), ("Odd, schema", "a.b*'c\\")]
     options = wal2json.options(tables)
-    assert options["add-tables"] == r"public.plans,Odd\,\ schema.a\.b\*\'c" + "\\\\"
+    assert options["add-tables"] == r"public.plans,XX.MAX,Odd\,\ schema.a\.b\*\'c" + "\\\\"
     assert {**options, **wal2json.OPTIONS} == options
     prefix = options["add-msg-prefixes"]
     assert prefix.startswith("pads_cdc_")
