@@ -95,7 +95,8 @@ def test_what_the_load_has_covered_is_covered_by_the_read_after_it(stream: Strea
     assert found.reconcile is None
     assert found.keys == {KIND: {"C"}}
     assert stream.take(delete(8)).keys == {KIND: {"C"}}, "followed though it came late"
-    stream.end = 200
+    stream.end = 190
+    assert stream.take(delete(9)).reconcile is None, "one that ends just there"
     assert stream.take(delete(9)).reconcile == "unknown_row"
 
 
@@ -236,3 +237,61 @@ def test_a_mirror_that_is_told_in_time_is_told_each_move(stream: Stream) -> None
     stream.parents.unmirror(mirror)
     stream.take(delete(3))
     assert stream.parents.news(mirror) == []
+
+
+def taken(parents: Parents) -> Loaded:
+    """Return the whole memory, as a new mirror gets it."""
+    mirror = parents.mirror(lambda: None)
+    parents.tell()
+    [loaded] = parents.news(mirror)
+    assert isinstance(loaded, Loaded)
+    return loaded
+
+
+def test_memory_that_lacks_a_transaction_is_used_neither_here_nor_by_a_mirror(stream: Stream) -> None:
+    """A commit that waits for a standby was followed, but the load could not see it."""
+    parents = stream.parents
+    parents.load({RULE: [("1", "A")]}, covered=100, complete=False)
+    assert taken(parents).at > 1 << 63, "no stream gets there"
+    assert stream.take(update(1, "B")).reconcile == "unknown_row"
+    parents.load({RULE: [("1", "A")]}, covered=500)
+    assert taken(parents) == Loaded(500, {RULE: {"1": "A"}})
+
+
+def test_a_mirror_may_use_the_memory_from_its_load_or_its_newest_transaction_on(stream: Stream) -> None:
+    assert taken(Parents()) == Loaded(0, {})
+    assert taken(stream.parents) == Loaded(100, {RULE: {"1": "A", "2": "B"}})
+    stream.take(delete(2))
+    assert taken(stream.parents) == Loaded(110, {RULE: {"1": "A"}})
+
+
+def test_a_load_replaces_what_a_mirror_has(stream: Stream) -> None:
+    wakes: list[int] = []
+    mirror = stream.parents.mirror(lambda: wakes.append(1))
+    stream.parents.tell()
+    stream.take(insert(3, "C"))
+    stream.parents.load({RULE: [("9", "I")]}, covered=400)
+    stream.parents.tell()
+    assert stream.parents.news(mirror) == [Loaded(400, {RULE: {"9": "I"}})]
+    stream.parents.tell()
+    assert stream.parents.news(mirror) == [], "once is enough"
+    assert len(wakes) == 2
+
+
+def test_a_mirror_may_be_so_many_changes_behind(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parents_module, "_UNTOLD", 10)
+    mirror = stream.parents.mirror(lambda: None)
+    stream.parents.tell()
+    stream.parents.news(mirror)
+    for number in range(10):
+        stream.take(insert(number + 10, "C"))
+    assert len(stream.parents.news(mirror)) == 10
+
+
+def test_rows_of_a_table_without_memory_do_not_hide_the_rows_behind_them(stream: Stream) -> None:
+    other = Rule("other", "application_id", KIND, row="id", parents="ParentsOfOther")
+    affected = Affected()
+    affected.add(insert(5, "E"), [other])
+    affected.add(delete(1), [RULE])
+    stream.parents.resolve(affected, 200)
+    assert (affected.keys, affected.reconcile) == ({KIND: {"E", "A"}}, None)

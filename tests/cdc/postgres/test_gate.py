@@ -165,6 +165,37 @@ def test_both_spans_are_one_that_is_no_easier(moment: Moment, data: st.DataObjec
     assert not (one | other).opens(seen) or (one.opens(seen) and other.opens(seen))
 
 
+@pytest.mark.parametrize("shift", [0, WRAP - 7, 3 * WRAP], ids=["begin", "wrap", "late"])
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        ((5, 6), (8, 9), (5, 9)),
+        ((5, 8), (6, 9), (5, 9)),
+        ((5, 9), (6, 8), (5, 9)),
+        ((5, 5), (5 + (3 << 29), 6 + (3 << 29)), (5, 6 + (3 << 29))),
+    ],
+)
+def test_a_gate_of_both_reaches_from_the_first_to_the_last_and_no_further(
+    one: tuple[int, int], other: tuple[int, int], both: tuple[int, int], shift: int
+) -> None:
+    def lasting(ids: tuple[int, int]) -> Gate:
+        return Gate(lasting=(ids[0] + shift, ids[1] + shift))
+
+    def span(ids: tuple[int, int]) -> Gate:
+        return Gate(span=((ids[0] + shift) % WRAP, (ids[1] + shift) % WRAP))
+
+    for make in (lasting, span):
+        assert make(one) | make(other) == make(other) | make(one) == make(both)
+        assert make(one) | Gate() == Gate() | make(one) == make(one)
+
+
+def test_a_note_of_half_a_span_is_refused() -> None:
+    """A gate without its last transaction would open too early."""
+    for damaged in ("9 5", "9 5 30 7"):
+        with pytest.raises(ValueError, match="shorter"):
+            Gate.parse(damaged)
+
+
 def test_a_gate_names_a_hundred_thousand_transactions_and_no_more() -> None:
     """Only a gate of so many waits for long transactions that began between its first and its last."""
     few, many = (Gate(frozenset(range(1, count + 1)), end=9) for count in (100_000, 100_001))
