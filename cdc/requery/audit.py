@@ -14,16 +14,15 @@ change.
 from __future__ import annotations
 
 import time
-from math import inf
 from typing import TYPE_CHECKING
 
-from cdc.lsn import Lsn
 from cdc.mapping.row_rule import TWICE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
 
+    from cdc.lsn import Lsn
     from cdc.postgres.database import Read, Row
     from cdc.requery.odd_rows import OddRows
     from cdc.store.store import Store
@@ -62,7 +61,7 @@ class Audit:
         self._odd_rows = odd_rows
         self._doubtful = doubtful
         self._read: Read | None = None
-        self._chunks: Iterator[list[Row]] = iter(())
+        self._chunks: Iterator[list[Row]]
         self._began = time.monotonic()
         self._reading = store.begin_reading()
         self._overtaken: set[str] = set()
@@ -71,13 +70,13 @@ class Audit:
         self._looks = _LOOKS
         self.reading = True
         """Whether rows are still to come."""
-        self.seen: Lsn = Lsn(0)
-        """`Evidence.seen` of the read. Tokens may name it once the audit has ended: by then every transaction
-        up to here has been applied.
+        self.seen: Lsn
+        """`Evidence.seen` of the read, known after the first `step`. Tokens may name it once the audit has
+        ended: by then every transaction up to here has been applied.
         """
-        self._until: Lsn = Lsn(0)
-        self._bound: Lsn = Lsn(0)
-        self._patient_until = inf
+        self._until: Lsn
+        self._bound: Lsn
+        self._patient_until: float
 
     @property
     def waiting(self) -> bool:
