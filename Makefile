@@ -47,10 +47,11 @@ bounds: $(DEV) postgres replicas ## Measure how much memory the server takes at 
 
 MUTANTS ?=
 .PHONY: mutants
-mutants: $(DEV) ## Change the pure modules of cdc/ in small ways, and list the changes that no test notices; MUTANTS="cdc.postgres.gate*"
+mutants: $(DEV) ## Change the pure modules of cdc/ in small ways, and list the changes that no test notices; MUTANTS="'cdc.postgres.gate*'"
 	@$(PIP) install --require-hashes -r requirements-mutants.txt
 	nice $(BIN)/mutmut run $(MUTANTS)
-	$(BIN)/mutmut results | grep -v 'not checked'
+	$(BIN)/mutmut results | grep -v 'not checked' || true
+	scripts/mutation-score
 
 SECONDS ?= 3600
 SOAK_ARGS ?=

@@ -9,7 +9,7 @@ from cdc.store.cursor import Cursor
 from cdc.store.digest import entry_digest
 from cdc.store.entry_columns import GONE, EntryColumns
 from cdc.store.log import Entry, OutlivedError
-from cdc.store.store import Store
+from cdc.store.store import Batch, Store
 from tests.cdc.store.test_store import live, model_digest, publish
 
 ONE, TWO = Timeline("7", 1), Timeline("7", 2)
@@ -25,6 +25,12 @@ def filled(count: int = 3) -> Store:
 
 def states(store: Store) -> dict[str, tuple[int, int, bytes | None]]:
     return {name: (one.revision, one.position, one.payload) for name, one in store.entries.items()}
+
+
+def digests(batch: Batch) -> list[bytes]:
+    return [
+        b"" if entry.payload is None else entry_digest(entry.id, entry.payload) for entry in batch.changed
+    ]
 
 
 def wakes(store: Store) -> list[str]:
@@ -78,7 +84,7 @@ def test_deletes_that_were_forgotten_are_not_restored() -> None:
     assert [entry.id for entry in Cursor(store, 2).read(10).entries] == ["gone_3", "a"]
 
 
-def test_an_unchanged_endpoint_of_the_state_file_keeps_its_revision_and_moves_when_it_is_named() -> None:
+def test_what_the_state_file_had_keeps_its_revision_and_moves_if_it_is_named() -> None:
     for named, position in ((True, 50), (False, 10)):
         store = Store()
         store.restore(EntryColumns([("a", 1, 10, entry_digest("a", b"1"))]), 1)
@@ -133,7 +139,7 @@ def test_an_adopted_map_ends_a_forgetting() -> None:
     assert store.tombstones.keys() == {"a"}
 
 
-def test_a_copied_batch_makes_the_leaders_map_and_its_count_and_digest_are_known_before() -> None:
+def test_a_copied_batch_makes_the_leaders_map_and_is_known_before() -> None:
     store = filled()
     publish(store, {"app_2": None})
     entries = [
@@ -146,6 +152,9 @@ def test_a_copied_batch_makes_the_leaders_map_and_its_count_and_digest_are_known
     for head, revision in ((10, 11), (12, 12)):
         batch = store.copied(entries, head)
         assert (batch.revision, batch.position, batch.newest) == (revision, 0, 0)
+    assert batch.digests == digests(batch)
+    counts = [store.after(store.copied([entry], 0))[0] for entry in entries]
+    assert counts == [2, 1, 3, 3, 2], "each by itself"
     model = {"app_0": b"2", "app_2": b"3", "new": b"4"}
     assert store.after(batch) == (3, model_digest(model))
     store.publish(batch, consistent=True)
@@ -206,18 +215,20 @@ def test_what_moves_is_collected_for_mirrors() -> None:
 
 
 def test_forgetting_takes_the_oldest_deletes_in_steps() -> None:
-    store = filled(5)
+    store = filled(6)
     store._FORGET_STEP = 2
-    for number in range(5):
+    for number in range(6):
         publish(store, {f"app_{number}": None})
-    assert [entry.id for entry in store.tombstones_up_to(8)] == ["app_0", "app_1", "app_2"]
-    store.forget(9)
-    assert store.forgotten == 9
-    assert len(store.tombstones) == 3, "two of four so far"
-    assert store.tend() is False
-    assert store.tombstones.keys() == store.entries.keys() == {"app_4"}
+    assert [entry.id for entry in store.tombstones_up_to(9)] == ["app_0", "app_1", "app_2"]
+    store.forget(11)
+    left = [len(store.tombstones)]
+    while store.tend():
+        left.append(len(store.tombstones))
+        assert len(left) < 9
+    assert [*left, len(store.tombstones)] == [4, 2, 1]
+    assert store.tombstones.keys() == store.entries.keys() == {"app_5"}
     store.forget(3)
-    assert store.forgotten == 9, "nothing comes back"
+    assert store.forgotten == 11, "nothing comes back"
 
 
 def test_a_change_takes_a_step_of_the_forgetting_as_well() -> None:
@@ -319,9 +330,7 @@ def test_a_batch_counts_what_it_changes_and_says_up_to_where() -> None:
     assert (batch.position, batch.newest) == (50, 70)
     assert [entry.id for entry, _ in batch.moved] == ["app_2"]
     assert [entry.position for entry in batch.changed] == [70] * 4
-    assert batch.digests == [
-        b"" if entry.payload is None else entry_digest(entry.id, entry.payload) for entry in batch.changed
-    ]
+    assert batch.digests == digests(batch)
     assert store.head == 3, "nothing is visible yet"
     assert repr(batch) == "<Batch 4: 2 upserts, 1 deletes>"
     assert store.prepare([("app_0", b"1")], 50).revision == 3, "no change, no revision"
