@@ -323,17 +323,26 @@ def test_an_id_that_a_reading_returns_twice_counts_only_if_both_rows_say_the_sam
 
 
 def test_a_batch_counts_what_it_changes_and_says_up_to_where() -> None:
-    store = filled()
-    rows = [("app_0", b"2"), ("app_1", None), ("app_2", b"1"), ("new", b"1"), ("never", None)]
-    batch = store.prepare(rows, 50, seen=70)
-    assert (batch.upserts, batch.deletes, batch.revision) == (2, 1, 4)
+    store = filled(4)
+    rows = [
+        ("app_0", b"2"),
+        ("app_1", None),
+        ("app_2", b"1"),
+        ("app_3", None),
+        ("new", b"1"),
+        ("never", None),
+    ]
+    batch = store.prepare(rows, 50, seen=70, reading=9)
+    assert (batch.upserts, batch.deletes, batch.revision) == (2, 2, 5)
     assert (batch.position, batch.newest) == (50, 70)
-    assert [entry.id for entry, _ in batch.moved] == ["app_2"]
-    assert [entry.position for entry in batch.changed] == [70] * 4
+    assert batch.moved == [(store.entries["app_2"], entry_digest("app_2", b"1"))]
+    assert [(one.id, one.revision, one.position, one.payload, one.reading) for one in batch.changed] == [
+        (name, 5, 70, payload, 9) for name, payload in rows if name != "app_2"
+    ]
     assert batch.digests == digests(batch)
-    assert store.head == 3, "nothing is visible yet"
-    assert repr(batch) == "<Batch 4: 2 upserts, 1 deletes>"
-    assert store.prepare([("app_0", b"1")], 50).revision == 3, "no change, no revision"
+    assert store.head == 4, "nothing is visible yet"
+    assert repr(batch) == "<Batch 5: 2 upserts, 2 deletes>"
+    assert store.prepare([("app_0", b"1")], 50).revision == 4, "no change, no revision"
     count, digest = store.after(batch)
     store.publish(batch, consistent=True, position=50, seen=70)
     assert (len(store), store.digest) == (count, digest)
@@ -348,7 +357,9 @@ def test_rows_of_a_reconcile_that_finds_nothing_leave_no_tombstone() -> None:
     assert not store.prepare([("never", None)], 50, named=False).changed
     publish(store, {"app_0": None}, position=60)
     for named, position in ((False, 60), (True, 90)):
-        store.publish(store.prepare([("app_0", None)], 90, named=named), consistent=True)
+        batch = store.prepare([("app_0", None)], 90, named=named)
+        assert batch.moved == ([(store.entries["app_0"], b"")] if named else [])
+        store.publish(batch, consistent=True)
         assert states(store)["app_0"] == (4, position, None)
 
 
