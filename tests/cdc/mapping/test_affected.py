@@ -357,6 +357,16 @@ def test_a_signal_table_only_asks() -> None:
         assert (found.asked, len(found)) == (asked, 1)
 
 
+def test_kinds_that_are_taken_out_take_what_was_asked_for_along() -> None:
+    found = Affected()
+    found.name("ids", "1")
+    found.ask("ids", "2")
+    found.name("plans", "p")
+    taken = found.take(["ids"])
+    assert (taken.keys, taken.asked) == ({"ids": {"1", "2"}}, {"2"})
+    assert (found.keys, found.asked) == ({"plans": {"p"}}, set())
+
+
 def test_merging_keeps_every_key_and_the_first_reason() -> None:
     one, other, reconcile = Affected(), Affected(), Affected()
     one.name("a", "1")
