@@ -98,6 +98,7 @@ def test_a_bit_that_flips_is_noticed(token: Token, data: st.DataObject) -> None:
         (replace(FOREIGN, timeline=2, seen=301), Reset("timeline")),
         # Where its server did not know the timeline, its positions are only good to wait for.
         (replace(FOREIGN, timeline=0), Reset("timeline")),
+        (replace(FOREIGN, timeline=0, seen=800), Reset("timeline")),
         (replace(FOREIGN, timeline=0, seen=801), Behind(801)),
         # Of our future, as our state file was replaced by an older one: even so the client is not taken back.
         (replace(TOKEN, revision=51, seen=801), Behind(801)),
@@ -132,6 +133,22 @@ def test_a_relay_that_is_behind_its_leader_says_how_far_to_wait() -> None:
     assert verdict(TOKEN, here) == Behind(520)
 
 
+@pytest.mark.parametrize(
+    ("reached_at", "position", "seen", "expected"),
+    [
+        (5.0, 520, 0, Resume(40)),
+        (5.0, 519, 520, Behind(520)),
+        (5.0, 0, 521, Resume(40)),
+        (5.1, 0, 0, Resume(40)),
+    ],
+)
+def test_a_relay_has_all_that_a_client_may_hold_once_one_of_three_says_so(
+    reached_at: float, position: int, seen: int, expected: Verdict
+) -> None:
+    """It has all that was made before the client came, or is complete up to there, or has something newer."""
+    assert verdict(TOKEN, replace(HERE, reached_at=reached_at, position=position, seen=seen)) == expected
+
+
 def test_a_token_is_good_to_the_end_of_its_retention() -> None:
     assert verdict(replace(TOKEN, issued=9_000)) == Resume(40)
     assert verdict(replace(TOKEN, issued=8_999)) == Reset("expired")
@@ -152,6 +169,7 @@ def test_after_a_full_read_a_server_without_a_stream_resets_clients() -> None:
 
     assert verdict(ahead, polled(Reread(6.0, 850))) == Reset("gap")
     assert verdict(ahead, polled(Reread(4.0, 850))) == Behind(850), "begun before the client came"
+    assert verdict(ahead, polled(Reread(5.0, 850))) == Behind(850), "begun as the client came"
     assert verdict(ahead, polled(Reread(6.0, 849))) == Behind(850), "not as far as the client"
     assert verdict(ahead, polled(Reread(6.0, 850), Timeline("7"))) == Reset("gap"), "never followed a stream"
     elsewhere = replace(ahead, timeline=4)
@@ -160,6 +178,9 @@ def test_after_a_full_read_a_server_without_a_stream_resets_clients() -> None:
     assert verdict(elsewhere, polled(Reread(6.0, 10, 5), Timeline("7"))) == Reset("gap"), (
         "the primary of a later timeline has all that was not lost"
     )
+    for timeline, expected in ((0, Behind(850)), (1, Reset("gap")), (5, Behind(850)), (6, Behind(850))):
+        token = replace(ahead, timeline=timeline)
+        assert verdict(token, polled(Reread(6.0, 10, 5), Timeline("7"))) == expected
 
 
 def test_a_history_whose_switches_nobody_told_loses_nothing_by_guessing() -> None:
@@ -179,7 +200,9 @@ def test_what_the_database_has_kept_of_a_lost_map_is_waited_for() -> None:
     assert verdict(replace(token, seen=95), replace(left, position=94)) == Behind(95)
     read = replace(early, origin=replace(early.origin, reread=Reread(6.0, 100)))
     assert verdict(token, read) == Reset("timeline")
-    assert verdict(token, replace(read, origin=replace(read.origin, reread=Reread(4.0, 100)))) == Behind(100)
+    for began in (4.0, 5.0):
+        earlier = replace(read.origin, reread=Reread(began, 100))
+        assert verdict(token, replace(read, origin=earlier)) == Behind(100)
     assert verdict(replace(token, timeline=3), left) == Reset("timeline"), (
         "nobody knows what a restore has kept"
     )

@@ -93,6 +93,18 @@ def test_what_the_state_file_had_keeps_its_revision_and_moves_if_it_is_named() -
         assert store.digest == model_digest({"a": b"1"})
 
 
+def test_a_verified_endpoint_is_the_state_files_no_more() -> None:
+    store = Store()
+    rows = [("a", 1, 10, entry_digest("a", b"1")), ("b", 2, 20, entry_digest("b", b"1"))]
+    store.restore(EntryColumns(rows), 2)
+    publish(store, {"a": b"1"})
+    assert store.kept_digest(store.entries["b"]) == entry_digest("b", b"1"), "the other one still is"
+    publish(store, {"a": None})
+    assert store.kept_digest(store.entries["a"]) == GONE
+    publish(store, {"b": b"1"})
+    assert not len(store._kept), "once all are verified, the state file's part takes no memory"
+
+
 # --- another server's map
 
 
