@@ -223,7 +223,7 @@ class Applier(threading.Thread):
 
     def _take(self, transactions: Sequence[Transaction]) -> None:
         since = self._requery.reached
-        # A transaction without an end stands for a message outside of transactions that could not be decoded.
+        # A message outside of transactions that cannot be decoded arrives as a transaction without an end.
         transactions = [one for one in transactions if one.end > self._session.held or not one.end]
         for transaction in transactions:
             self._parents.resolve(transaction.affected, transaction.end)
@@ -356,10 +356,11 @@ class Applier(threading.Thread):
             session.exact_again()
 
     def _let_go(self) -> None:
-        """Beyond MAX_RETAINED_WAL, owe a reconcile and confirm the slot, so that the database's disk does not
-        fill up while open tasks cannot be done.
+        """Confirm the slot beyond the open tasks if it retains more than MAX_RETAINED_WAL, and owe a
+        reconcile for them. Otherwise the database's disk would fill up for as long as the tasks cannot be
+        done.
 
-        Open tasks go on, since they may be about to succeed. While there is no room for more transactions,
+        The tasks stay open, since they may be about to succeed. If there is no room for more transactions,
         the WAL of those that wait in the slot counts as well.
         """
         requery, full = self._requery, self._requery.full

@@ -59,7 +59,7 @@ class _Missed:
 
 @dataclass(frozen=True)
 class _Followed:
-    """The replica identities that tables have, or could have, and the rules for a stream with them."""
+    """Replica identities, which the tables have or could have, and the rules for a stream with them."""
 
     identities: Mapping[str, tuple[str, ...]]
     rules: Mapping[str, tuple[Rule, ...]]
@@ -70,7 +70,7 @@ class _Followed:
         return cls(identities, relations.rules(mapping.rules))
 
     def remembering(self) -> list[Rule]:
-        """Return the rules whose rows' parents are remembered."""
+        """Return the rules that need the memory of parents."""
         return [rule for of_table in self.rules.values() for rule in of_table if rule.parents is not None]
 
 
@@ -281,8 +281,8 @@ def _values(column: ColumnOf, now: str | None, of_rows: Iterable[str | None]) ->
 
 
 def _followed(site: Site) -> list[_Followed]:
-    """Return the rules for the replica identities that the tables have now, and for their primary keys, which
-    are the identities before `setup` has run.
+    """Return the rules for two cases: with the present replica identities, and with the primary keys, which
+    are the replica identities before `setup` has run.
     """
     mapping, tables = site.database.mapping, list(site.database.mapping.tables)
     asked = {"schema": site.schema, "tables": tables}

@@ -55,7 +55,7 @@ def rolled_back(connection: Connection, setting: str, isolation: str = "READ COM
 
     Raises:
         Refusal: the server is a standby, or our role may not create temporary objects.
-        SourceError, Refusal: in place of the driver's errors in the block.
+        SourceError, Refusal: the driver raised an error in the block, which is translated.
 
     """
     with translated(setting), connection.cursor() as cursor:
@@ -182,7 +182,7 @@ class Dependencies:
             if not is_lasting(ours):
                 raise
             about_a_row = isinstance(ours, SourceError) and ours.reason == ABOUT_A_ROW
-            # Making a view reads no row: this is about a constant, or an event trigger raised it.
+            # Making a view reads no row, so the error is about a constant, or an event trigger raised it.
             self.faults[name] = str(error).splitlines()[0] if about_a_row else with_place(ours)
         cursor.execute("ROLLBACK TO SAVEPOINT derive")
 
@@ -268,8 +268,9 @@ class Dependencies:
         return None
 
     def _entry(self, table: str, listed: Listed) -> str:
-        """Return an [[affects]] entry to suggest. It uses the table's key and the query that is named for the
-        table, or a foreign key and the query of the table that this refers to.
+        """Return an [[affects]] entry to suggest. If a query is named for the table, the entry has that query
+        and the table's key. Otherwise it has a foreign key, and the query of the table that the key refers
+        to.
         """
         keys = self.keys.get(table, ())
         wanted = f"endpointsof{table.replace('_', '')}"
@@ -345,7 +346,7 @@ def _by_views(site: Site) -> Dependencies:
             raise
         return Dependencies(without_columns=str(error).partition("; ")[0])
     for name, fault in found.faults.items():
-        # Postgres can plan the query: what hinders the view is no fault of the mapping.
+        # Postgres can plan the query, so the mapping is not at fault.
         return Dependencies(without_columns=f"no view of the query {name} can be made: {fault}")
     return found
 
@@ -353,7 +354,8 @@ def _by_views(site: Site) -> Dependencies:
 def _by_locks(site: Site) -> dict[str, tuple[ReadRelation, ...]]:
     """Return what `reads` of affects.toml leaves out, by query, without columns.
 
-    One short transaction for all queries; only if it finds something, each query is asked by itself.
+    All queries are planned in one short transaction. If that finds something, each query is planned by
+    itself.
     """
     queries = site.typed_queries
     if not _unlisted(site, *queries.values()):

@@ -108,9 +108,7 @@ class Server:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """The servers and the mapping, as the necessary checks need them. It keeps the answers to its
-    questions.
-    """
+    """The servers and the mapping, as the necessary checks need them. Answers are cached."""
 
     source: Address
     database: Database
@@ -172,7 +170,7 @@ class Site:
     def servers(self) -> Iterator[tuple[str, Server]]:
         """Yield each host of the slot's connection string that answers, with its `Server`.
 
-        ``target_session_attrs`` does not count.
+        ``target_session_attrs`` is ignored.
         """
         for host, address in self.source.each():
             with suppress(PadsCdcError):
@@ -211,7 +209,7 @@ class Site:
         return self.database.mapping.typed_queries(self.kinds)
 
     def described(self, column: str) -> str:
-        """Return the name of a column of `Endpoints`, with that of the table's column that it is, if any."""
+        """Return the name of a column of `Endpoints`, and of the table's column that it is, if any."""
         table, number = self.types.sources.get(column, (0, 0))
         found = self.read("ColumnName", table=table, number=number)
         return f"{column}, from {found[0][0]}," if found else column
@@ -271,8 +269,8 @@ class Site:
         )
 
     def refusing(self, table: Table, identity: Collection[str] | None) -> list[str]:
-        """Return the publications that would make Postgres refuse updates of a table with this replica
-        identity; None stands for FULL.
+        """Return the publications that would make Postgres refuse updates of a table if it had this replica
+        identity. An ``identity`` of None stands for REPLICA IDENTITY FULL.
         """
         return [
             one.publication for one in self.restrictions if one.oid == table.oid and one.refuses(identity)

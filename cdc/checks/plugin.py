@@ -24,7 +24,7 @@ _SETUP = "run pads-cdc setup, which makes the publication that pgoutput needs"
 
 
 def output_plugin_libraries(site: Site) -> Iterator[Finding]:
-    """Check the setting of that name, which releases have from 15.19, 16.15, 17.11 and 18.6 on."""
+    """Check the setting ``output_plugin_libraries``, which exists from 15.19, 16.15, 17.11 and 18.6 on."""
     listed = site.output_plugins
     slot = site.slot.plugin if site.slot is not None else None
     plugin = site.plugin if site.plugin != AUTO else slot or wal2json.NAME
@@ -63,8 +63,8 @@ def plugin(site: Deployment) -> Iterator[Finding]:
 
 
 def publication(site: Site) -> Iterator[Finding]:
-    """Check that the publication has all that the mapping needs: changes that it leaves out are never
-    sent.
+    """Check that the publication has everything that the mapping needs. Postgres never sends the changes that
+    a publication leaves out.
     """
     if site.chosen is None:
         why, _, remedy = str(site.trial(wal2json.NAME).error).partition("; ")

@@ -25,7 +25,7 @@ _PASSING = {"shutdown", "recovery_conflict"}
 def check(new_site: Callable[[], Site]) -> None:
     """Run the necessary checks on the slot's server and the query server. Blocks while they answer.
 
-    ``new_site`` makes a site without answers, since a site keeps the answers that it has got.
+    ``new_site`` makes a new site for each attempt, since a site caches the servers' answers.
 
     Raises:
         PadsCdcError: a check failed. The text says what is wrong and which command fixes it.

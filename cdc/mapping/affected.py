@@ -60,7 +60,7 @@ class Affected(msgspec.Struct, gc=False):
 
     def __len__(self) -> int:
         count = len(self.moves)
-        for keys in self.keys.values():  # in half the time of sum(), some times for each transaction
+        for keys in self.keys.values():  # half the time of sum(), and called several times per transaction
             count += len(keys)
         return count
 

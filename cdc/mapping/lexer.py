@@ -71,8 +71,8 @@ class ScriptPart(NamedTuple):
 
 
 def tokens(text: str, start: int = 0) -> Iterator[Lexeme]:
-    """Yield the tokens of SQL from a position on. A string or comment that is not closed ends with the
-    text.
+    """Yield the tokens of SQL from a position on. A string or comment that is not closed extends to the end
+    of the text.
     """
     while (found := _TOKEN.search(text, start)) is not None:
         kind: Kind = found.lastgroup  # type: ignore[assignment] # the pattern has these groups

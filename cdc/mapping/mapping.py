@@ -85,9 +85,10 @@ _KEYS = re.compile(r"%\(\w+\)s(?P<text>\s*::\s*TEXT\s*\[\](?!\s*::))?", re.IGNOR
 class Mapping:
     """The checked content of one folder, with the queries in psycopg2's form.
 
-    A statement that reads begins with a header row: the snapshot, `seen` (the end of WAL after that), the
-    value of the session's setting ``pads_cdc.before``, then NULLs. Each further row has NULL, NULL, the id
-    that was asked for, whether there is such an endpoint, and its `columns`, which are NULL if there is none.
+    The first row that a read returns is a header: the snapshot, `seen` (the end of WAL after the snapshot was
+    taken), the value of the session's setting ``pads_cdc.before``, then NULLs. Each further row has NULL,
+    NULL, the id that was asked for, whether an endpoint has that id, and the endpoint's `columns`, which are
+    NULL if there is no endpoint.
     """
 
     name: str
@@ -132,7 +133,7 @@ class Mapping:
         return replace(self, queries=queries, db_schema=schema)
 
     def over_copies(self, schema: str) -> Mapping:
-        """Return a mapping, which `within` has made, for tables of the same names in another schema. All
+        """Return this mapping, which `within` has made, for tables of the same names in another schema. All
         other objects that it names stay the same.
         """
         tables = "|".join(f'"{re.escape(table)}"|{re.escape(table)}\\b' for table in self.reads)
@@ -250,7 +251,8 @@ class Mapping:
             for kind in kinds
         )
         # A UNION removes duplicates; a single query needs a DISTINCT for that. Keys that are ids have no
-        # duplicates, and the planner knows their number: with a DISTINCT it would look up 300,000 one by one.
+        # duplicates, and need no DISTINCT. It would hide their number from the planner, which would then look
+        # up 300,000 ids one by one.
         if len(kinds) == 1 and kinds[0] != self.endpoint_keys:
             wanted = wanted.replace("SELECT", "SELECT DISTINCT", 1)
         return f"""\
@@ -267,8 +269,9 @@ INNER JOIN (
 """
 
     def _wanted_as_spelled(self, kinds: Sequence[str], id_type: KeyType) -> str:
-        """Return the same clause for ids or keys that can be equal and spelled differently. Each spelling is
-        asked for once. Of two spellings that are equal, an endpoint has only one; the other one is gone.
+        """Return the same clause for a type whose values can be equal though they are spelled differently.
+        Each spelling is looked up once. If two spellings are equal, the endpoint has one of them, and the
+        other one counts as deleted.
         """
         of_ids = id_type.kind(self.endpoint_keys) if self.endpoint_keys else None
         found = (
@@ -310,7 +313,9 @@ WHERE mapping.endpoint_id IN (SELECT wanted.endpoint_id FROM wanted)
         )
 
     def typed_queries(self, kinds: Iterable[str]) -> dict[str, str]:
-        """Return the queries by name, their keys cast to the first of these kinds that is theirs."""
+        """Return the queries by name. The keys of each query are cast to the type of its first kind in
+        ``kinds``.
+        """
         found: dict[str, str] = {}
         for kind in kinds:
             name = query_of(kind)

@@ -84,8 +84,8 @@ class Parents:
         ``covered`` is an end of WAL that was determined after the rows were read. If a transaction up to
         there names a row that is not in the memory, its change was visible when the rows were read, so the
         read of the mapping that follows sees it as well. Without ``complete``, the rows lack a transaction
-        that was followed already, such as one whose commit waits for a standby. Then the memory counts as
-        unknown.
+        that the slot has delivered already, such as one whose commit waits for a standby. Then the memory
+        counts as unknown.
         """
         self._memory = {rule: dict(rows) for rule, rows in memory.items()}
         self._covered = covered
@@ -109,8 +109,8 @@ class Parents:
             self._mirrors = tuple(one for one in self._mirrors if one is not untold)
 
     def news(self, untold: Untold) -> list[Loaded | Followed]:
-        """Take the collected changes. Any thread may call this. After an overflow the whole memory comes
-        later.
+        """Take the collected changes. If there were too many, they were dropped, and the whole memory follows
+        later. Any thread may call this.
         """
         with self._lock:
             items, untold.items = untold.items, []
@@ -175,5 +175,7 @@ class Parents:
 
 
 def _with_parent(rows: Mapping[str, str | None]) -> dict[str, str]:
-    """Return the rows that have a parent: a mirror finds any other one unknown, which costs a reconcile."""
+    """Return the rows that have a parent. To the mirror, all other rows are unknown, and a change of one
+    costs it a reconcile.
+    """
     return {row: parent for row, parent in rows.items() if parent is not None}

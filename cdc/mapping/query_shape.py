@@ -1,8 +1,9 @@
 """Finds out, from the text of the query `Endpoints`, which of its tables can take endpoints away.
 
 If a table only adds columns to endpoints (by a LEFT JOIN), a change of its rows removes no endpoint. If a
-table is used in a WHERE or in an inner join, a change of its rows may remove endpoints. Only ids find these:
-no condition on a column of the mapping finds an endpoint that the mapping no longer has.
+table is used in a WHERE or in an inner join, a change of its rows may remove endpoints. Such endpoints can be
+found only by their ids, because no condition on the mapping's columns finds an endpoint that the mapping no
+longer has.
 
 The grammar is not parsed. A table whose use is not understood counts as one that can take endpoints away.
 """
@@ -125,7 +126,8 @@ def _items(
 ) -> list[_Item]:
     """Return the items of a FROM clause.
 
-    ``in_from`` has the names in the clause, each with the word that it is at the top of the query.
+    ``in_from`` has (word, name) for each name in the clause. ``word`` is the name as a keyword, if it is
+    unqualified and outside of parentheses; else it is empty.
     """
     items, outer, conditional = list[_Item](), False, False
     for word, name in in_from:
@@ -144,8 +146,8 @@ def _items(
 def _aliases(
     tokens: list[tuple[int, tuple[str, ...]]], columns: Mapping[str, Iterable[str]]
 ) -> dict[str, set[str]]:
-    """Return the tables that each name stands for, anywhere in a query: its own name, and ``table [AS]
-    name``.
+    """Return the tables that each name may stand for in a query. A name may be a table's own, or its alias in
+    ``table [AS] alias``.
     """
     found = {table: {table} for table in columns}
     for at, (_, name) in enumerate(tokens):
@@ -163,7 +165,9 @@ def _aliases(
 def _named(
     names: Iterable[tuple[str, ...]], columns: Mapping[str, Iterable[str]], aliases: Mapping[str, set[str]]
 ) -> set[str]:
-    """Return the tables that names refer to: by an alias, or every table that has a column of that name."""
+    """Return the tables that names may refer to. An unqualified column may belong to every table that has a
+    column of that name.
+    """
     found: set[str] = set()
     for name in names:
         if len(name) > 1:

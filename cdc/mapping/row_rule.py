@@ -122,8 +122,8 @@ def limit(column: str, value: bytes | None) -> tuple[int, Oddity | None]:
 
 
 def flag(column: str, value: bool | bytes | None) -> bool:
-    """Return whether a boolean is true: also one in a form that Postgres prints or reads, or a number. NULL
-    is false.
+    """Return whether a value is true. It may be a boolean, a number, or text that Postgres prints or reads as
+    a boolean. NULL is false.
 
     Raises:
         OddRow: the value is neither true nor false.

@@ -141,8 +141,8 @@ def look(ask: Ask, mapping: Mapping, schema: str) -> tuple[Table, ...]:
 
 
 def followed(tables: Iterable[Table], mapping: Mapping) -> Iterator[Table]:
-    """Yield the tables whose updates and deletes count: no signal tables, of which only inserts count, and in
-    place of a partitioned table its partitions.
+    """Yield the tables whose updates and deletes count. Signal tables are left out, since only their inserts
+    count. A partitioned table is replaced by its partitions.
     """
     return (table for table in tables if table.mapped in mapping.reads and table.kind == "r")
 

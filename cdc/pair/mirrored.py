@@ -104,7 +104,9 @@ class Mirrored:
         """
 
     def begin(self, *, reset: bool) -> bool:
-        """Prepare for a stream. Return False if changes would follow, and the store lacks the peer's map."""
+        """Prepare for a stream. Return False if the peer would send changes only, but the store lacks the
+        peer's map.
+        """
         self._coming = {} if reset else None
         self.parents = MirroredParents()
         return reset or self.point is not None

@@ -93,7 +93,7 @@ class StandbyServer:
 
 class Pair:
     """The role of this server, and its standby servers. The applier, the mirror's thread and the event loop
-    share it; no method but `wait_lost` waits.
+    share it. Only `wait_lost` blocks.
     """
 
     def __init__(self, *, peered: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
@@ -133,10 +133,11 @@ class Pair:
         return self._lost.wait(timeout)
 
     def sure(self, silence: float) -> bool:
-        """Return whether this server may accept new clients, given its database has not answered for so long.
+        """Return whether this server may accept new clients after its database has not answered for
+        ``silence`` seconds.
 
-        ``silence`` is in seconds. A process that was frozen notices only some time after it wakes up that it
-        has lost the slot. Its peer may have taken over by then, so it must not accept clients.
+        A process that was frozen may have lost the slot to its peer, and notices that only some time after it
+        wakes up. Until it knows, it must not accept clients.
         """
         if not self.peered:
             return True

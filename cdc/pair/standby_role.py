@@ -184,7 +184,7 @@ class StandbyRole:
         if not self._mirrored.ours:
             return None
         if self._requery.reached != point.followed or self.owed is not None:
-            return None  # the slot is on another history, or on one that left the peer's before its position
+            return None  # the slot's history is another one, or left the peer's too early
         if not (started.found and 0 < started.confirmed <= point.followed):
             return None
         memory = self._mirrored.parents.memory(rules, point.followed)

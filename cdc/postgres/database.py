@@ -107,8 +107,8 @@ _ONE_BY_ONE = 60.0
 
 
 class Database:
-    """The server that is queried. One thread reads, and has rows fetched ahead in others. Any thread may end
-    what runs on its `connections`.
+    """The server that is queried. One thread reads. Further threads fetch rows ahead for it, and any thread
+    may end a statement that runs on the `connections`.
     """
 
     def __init__(

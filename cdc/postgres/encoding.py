@@ -55,7 +55,7 @@ _POSTGRES_READS: Final[Mapping[str, tuple[str, str]]] = {
 
 @dataclass(frozen=True)
 class Encoding:
-    """One of a server's encodings; ASCII is part of each. No value decodes to the text of another one."""
+    """One of a server's encodings; ASCII is part of each. Different values never decode to the same text."""
 
     name: str
     """Its name in Postgres."""

@@ -158,7 +158,7 @@ class Gate:
         return self if len(self.xids) <= _NAMED else self.spanned()
 
     def spanned(self) -> Gate:
-        """Return a gate of constant size that requires at least as much."""
+        """Return a gate of constant size that requires at least what this gate requires."""
         span = self.span
         for xid in self.xids - {0}:
             span = (xid, xid) if span is None else (_least(span[0], xid), _greatest(span[1], xid))
@@ -167,7 +167,8 @@ class Gate:
         return replace(self, xids=frozenset(), span=span)
 
     def settled(self, present: Snapshot) -> Gate:
-        """Return a gate of constant size that requires at least as much, and does not age.
+        """Return a gate as `spanned` does, but with 64-bit ids, so that it stays valid when 32-bit ids wrap
+        around.
 
         ``present`` is a snapshot of now, or one after which fewer than 2^31 transactions have begun.
         """

@@ -5,8 +5,8 @@ waits for the read, and all other sessions wait behind the migration, even to re
 a million endpoints takes seconds. So it is ended, which releases its locks at once, and repeated after the
 migration.
 
-Under constant migrations no long read would ever finish. So the more often reads have been ended before one
-of that length finished, the longer the others have to wait, up to some seconds.
+Under constant migrations no long read would ever finish. So each time a read is ended, the next one may hold
+its locks for longer, up to some seconds. This starts anew when a read as long as the ended ones has finished.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ class Timeline:
         """Return whether this history contains everything that was read up to ``seen`` on an earlier one.
 
         ``position`` is how far the slot was followed. It counts only on the same timeline: a server whose WAL
-        ends before it has been restored from a backup. After a switch, WAL beyond the switch point that was
-        followed but brought nothing to read is not in the map.
+        ends before it has been restored from a backup. On another timeline only ``seen`` counts: WAL beyond
+        the switch point may have been followed, but if no read saw it, nothing of it is in the map.
         """
         if not before.system:
             return True

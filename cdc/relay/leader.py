@@ -44,8 +44,8 @@ class LeaderFreshness(Freshness):
         """Monotonic time of the leader's last head; None before the first one."""
 
     def heard(self, head: Head, *, live: bool) -> None:
-        """Take a head of the leader. It was sent just now (``live``), or the broker had kept it; then its age
-        follows from the two wall clocks.
+        """Take a head of the leader. If it is ``live``, it was sent just now. Otherwise the broker had kept
+        it, and its age is computed from the two wall clocks.
         """
         now = self._monotonic()
         age = 0.0 if live else max(0.0, self._wall() - head.at)

@@ -56,7 +56,9 @@ class PageReader:
     """
 
     def __init__(self, store: Store, marks: Marks | None = None) -> None:
-        """``marks`` says how long deletes are kept that the leader has forgotten; by default for ever."""
+        """``marks`` says how long the relay keeps deletes after the leader has forgotten them; by default for
+        ever.
+        """
         self._store = store
         self._marks = marks or Marks(math.inf)
         self._origin = Origin("0" * 32, None)
@@ -101,8 +103,9 @@ class PageReader:
     def hear(self, head: Head) -> None:
         """Adopt the leader's position, which moves even while its map does not change.
 
-        Heads come in order with pages. If a page before this one has not come, it may have moved positions of
-        entries, even if it had no new revision. A ``number`` of 0 comes from leaders that do not say.
+        The position is ignored if a page before this head is missing: such a page may have moved the
+        positions of entries, even without a new revision. Older leaders do not number their heads, and send a
+        ``number`` of 0.
         """
         store = self._store
         if head.line != self.line or head.number not in (0, self._unbroken):
@@ -293,9 +296,10 @@ class PageReader:
         return PageOutcome.ARRIVED
 
     def _forget(self) -> None:
-        """Forget deletes that the leader has forgotten, once they have been here for the retention, too.
+        """Forget deletes that the leader has forgotten, once this relay has had them for the retention time
+        as well.
 
-        After this relay was cut off they are news to its clients of the legacy contract.
+        If this relay was cut off, its clients of the legacy contract may not have received them yet.
         """
         store = self._store
         self._marks.set(store.head)

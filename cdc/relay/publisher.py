@@ -93,7 +93,7 @@ class Publisher:
         """Entries of the newest generation, and those published since it began."""
 
     def limit(self, page_bytes: int) -> None:
-        """Limit the entries of a page to so many bytes. An entry that is larger has a page of its own."""
+        """Limit the entries of a page to ``page_bytes`` bytes. A larger entry gets a page of its own."""
         self._page_bytes = min(PAGE_BYTES, page_bytes)
 
     def resume(self, last: Page | None) -> bool:
@@ -136,7 +136,9 @@ class Publisher:
 
     @property
     def outgrown(self) -> bool:
-        """Whether a new generation is due, because the log since the last one has become longer than it."""
+        """Whether a new generation is due, because the log has grown by more than the size of the last
+        generation.
+        """
         return self._back is None and self._since > max(_LEAST, self._generation * _GROWTH)
 
     @property
@@ -177,7 +179,7 @@ class Publisher:
             return [page]
         try:
             part = self._tail.read(self._entries)
-        except OutlivedError:  # this walk stood still for so long that deletes behind it are forgotten
+        except OutlivedError:  # this walk stood still until deletes that it had to return were forgotten
             self._open_line(of)
             return []
         if part.entries:

@@ -92,10 +92,10 @@ class Assembler:
         return self._commit(message) if isinstance(message, Commit) else None
 
     def spoil(self, reason: str, place: MessagePlace) -> Transaction | None:
-        """Make the transaction of a message that could not be handled a reconcile, whatever else is in it.
+        """Turn the transaction of a message that could not be handled into a reconcile.
 
-        ``place`` is where such messages stand. Returns the transaction if the message was its end; also one
-        without an end if the message stood outside of transactions.
+        ``place`` is where in a stream such messages stand. Returns the transaction if the message ended it.
+        If the message stood outside of transactions, returns a transaction without an end.
         """
         inside = self._open is not None
         done = self._open = self._open or Transaction(xid=Xid(0), end=Lsn(0), committed_at=0.0)

@@ -99,7 +99,7 @@ class Relations:
         }
 
     def _typed(self, rules: Mapping[str, Sequence[Rule]]) -> dict[str, tuple[Rule, ...]]:
-        """Return the rules with the types as which their keys are compared."""
+        """Return the rules with the types in which their keys are compared."""
         return {table: tuple(map(self._with_type, of_table)) for table, of_table in rules.items()}
 
     def _with_type(self, rule: Rule) -> Rule:
@@ -210,8 +210,8 @@ class Catalog:
         return publication
 
     def look(self, database: Database) -> Relations:
-        """Return the present definitions, and note them as those of the stream if it can go on with them. To
-        be followed by a reconcile, which covers changes that need no new stream.
+        """Return the present definitions. If the stream can go on with them, note them as the stream's. A
+        reconcile must follow, for the changes that need no new stream.
         """
         relations, rules, streamed = self.ask(database), self._mapping.rules, self._streamed
         database.forget_types()

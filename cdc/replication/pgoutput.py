@@ -159,7 +159,7 @@ class PgoutputDecoder:
                 return self._truncated(raw)
             case b"M":
                 return (Note(),)
-            case b"Y" | b"O":  # a type, and from where a transaction was replicated
+            case b"Y" | b"O":  # a type, and a replication origin
                 return ()
             case _:
                 raise MessageError("unknown_action", "pgoutput sent a message that is not in its protocol 1")

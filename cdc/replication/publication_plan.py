@@ -1,12 +1,13 @@
 """Finds what is wrong with the publication, and the SQL that repairs it. `check` shows both, `setup` runs the
 SQL.
 
-A table is published with the columns that its rules need and those of its replica identity, the present one
-or the one that `setup` is about to choose. With REPLICA IDENTITY FULL Postgres allows no column list. Without
-an identity it would refuse the table's UPDATEs, so such a table is left out. A partitioned table is named
-beside its partitions, so that a partition that is created later is published at once. It cannot have a column
-list, so the new partition is published with all of its columns until `setup` runs again. (With
-publish_via_partition_root one list would suffice, but a TRUNCATE of a partition would not be sent.)
+A table is published with two sets of columns: those that its rules need, and those of its replica identity.
+That is the present identity, or the one that `setup` is about to choose. With REPLICA IDENTITY FULL Postgres
+allows no column list. Without an identity it would refuse the table's UPDATEs, so such a table is left out. A
+partitioned table is published as well as its partitions, so that a partition that is created later is
+published at once. A partitioned table cannot have a column list, so a new partition is published with all of
+its columns until `setup` runs again. (With publish_via_partition_root one list would suffice, but a TRUNCATE
+of a partition would not be sent.)
 
 Further tables and columns stay published, since another subscriber may need them.
 """

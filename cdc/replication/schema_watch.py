@@ -118,7 +118,9 @@ class SchemaWatch:
         return _LOOK if self._suspects else inf
 
     def missed(self) -> Gate | None:
-        """Return the gate for a reconcile if the stream may have left out rows; once, and None otherwise."""
+        """Return the gate for a reconcile if the stream may have left out rows; None otherwise, and after the
+        first call.
+        """
         missed, self._missed = self._missed, None
         return missed
 

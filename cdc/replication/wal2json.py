@@ -113,7 +113,9 @@ def parse(raw: bytes) -> Message:
 
 
 def _decoded(message: _Row, encoding: Encoding) -> _Row:
-    """Return a message with its texts decoded from the database's encoding; so far a character is a byte."""
+    """Return a message with its texts decoded from the database's encoding. In ``message``, each character
+    stands for one byte.
+    """
 
     def text(value: Value) -> Value:
         if isinstance(value, str) and not value.isascii():

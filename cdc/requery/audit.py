@@ -6,9 +6,9 @@ endpoint. Drift is a bug of ours, or the loss of events of a table. It is repair
 
 A difference has to remain at several checks. An example: a plan changes, then one of its accounts moves to
 another plan. The read for the first transaction may already see the second one, so it does not find the
-account's endpoints on the plan. They are read for the second transaction. So a difference must also remain
-until the map has reached the position of the newest read, once for every table between an endpoint and the
-change.
+account's endpoints on the plan. They are read for the second transaction. So each check waits until the map
+has reached the position of the newest read, and there is one check for every table between an endpoint and
+the change.
 """
 
 from __future__ import annotations

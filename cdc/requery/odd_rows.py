@@ -60,7 +60,9 @@ class OddRows:
                 self.doubtful.add(endpoint_id)
 
     def judge(self, rows: Iterable[Row], again: Collection[str]) -> None:
-        """Note the rows of a read by id. They are all rows of their ids."""
+        """Note the rows of a read by id, which returns every row of its ids. The ids in ``again`` came more
+        than once.
+        """
         if self.doubtful:
             self.doubtful.difference_update(name for name, _ in rows if name not in again)
 

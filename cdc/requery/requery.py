@@ -258,7 +258,7 @@ class Requery:
         self._waiting = [task]
 
     def condense(self, reason: str) -> None:
-        """Replace all waiting tasks by one reconcile, to free memory. Open reads go on, unreported."""
+        """Replace all waiting tasks by one reconcile, to free memory. Open reads go on, but unreported."""
         if self._waiting:
             task = merged([*self._waiting, Task.reconcile(reason, Gate(), self.reached)])
             task.condense()
@@ -311,7 +311,7 @@ class Requery:
 
     def settle_doubts(self, since: Lsn) -> None:
         """Add a task for the ids that other reads have skipped. Those reads were for transactions after
-        ``since``, which count as done only when this task is.
+        ``since``, which count as done only when this task is done.
         """
         kind, doubtful = self._database.mapping.endpoint_keys, self.doubtful()
         if kind and doubtful:
@@ -487,8 +487,9 @@ class Requery:
     def _apply(self, read: OpenRead, rows: list[Row], odd: Mapping[str, Oddity | None]) -> None:
         task, evidence = read.task, read.read.evidence
         named, by_id = task.reason is None, self._is_by_id(task.affected)
-        # `flushed` rather than the end of WAL: without another commit WAL may stay unflushed for minutes, and
-        # until the slot had delivered it, clients with tokens that name it would be turned away.
+        # This is `flushed` rather than the end of WAL. The last WAL may stay unflushed for minutes if no
+        # other transaction commits, and the slot delivers only flushed WAL. Until then, clients with tokens
+        # that name the end of WAL would be turned away.
         seen = evidence.flushed
         batch = self._store.prepare(
             rows,
@@ -527,8 +528,8 @@ class Requery:
     def _look_at_flushed(self) -> None:
         """Ask how far the WAL is flushed, if the slot does not pass the newest read.
 
-        The newest read may have noted an end of WAL with records of running transactions, which may stay
-        unflushed for minutes and which no read shows. All commits that a read has shown are flushed by now,
+        The end of WAL that the newest read noted may include records of running transactions. These may stay
+        unflushed for minutes, and no read shows them. All commits that a read has shown are flushed by now,
         so no read has shown anything beyond the flushed end.
         """
         now = time.monotonic()
@@ -632,7 +633,7 @@ class Requery:
     def checked(self, read: Read, read_up_to: Lsn | None = None) -> Read:
         """Return the read if it counts, and discard it otherwise.
 
-        ``read_up_to`` is the value of that property when the read began, by default the present one.
+        ``read_up_to`` is the value of `Requery.read_up_to` when the read began; by default the present value.
 
         Raises:
             SourceError: the read does not count. Its connection is closed too: with several hosts, another

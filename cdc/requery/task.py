@@ -88,7 +88,7 @@ class Task:
 
     @classmethod
     def settling(cls, kind: str, ids: Iterable[str], since: Lsn) -> Task:
-        """Make the task of reading again the ids that came more than once."""
+        """Make the task that reads the ids again that came more than once."""
         return cls(Affected({kind: set(ids)}), Gate(), since, settles=True)
 
     def apart(self, ids: str | None, few: int) -> list[Task]:

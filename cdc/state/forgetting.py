@@ -1,9 +1,9 @@
 """Forgets deletes that are older than TOMBSTONE_RETENTION: ids that come and go must not fill the memory.
 
 A tombstone has no date. Instead the newest revision is noted a few times in each retention, as a *mark*. When
-a mark is as old as the retention, so is every tombstone up to its revision. No token that is still good needs
-these: tokens expire after the same time. But a token may be younger than its map, as one from a relay that
-was cut off. So tokens are judged by their revision, too (`Origin.forgotten`).
+a mark is as old as the retention, so is every tombstone up to its revision. No valid token needs these
+tombstones, because tokens expire after the same time. But a token may be younger than its map, for example a
+token from a relay that was cut off. So a token's revision is checked too (`Origin.forgotten`).
 
 Example, with a retention of 24 hours: at 10:00 the newest revision is 500, and at 11:00 it is 620. On the
 next day at 10:00 the tombstones up to 500 go, and at 11:00 those up to 620.

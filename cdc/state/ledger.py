@@ -1,8 +1,9 @@
-"""Writes to the state file. When the file fails, the ledger reports that, begins a new epoch, and service
-goes on.
+"""Writes to the state file. When the file fails, the ledger reports that and begins a new epoch, and the
+server goes on without the file.
 
-Without a state file, a restart would forget revisions and tombstones, so no client may resume by them: hence
-the new epoch. A file that works again begins with a copy of the whole store.
+A restart without a state file forgets revisions and tombstones. So no client may resume by revisions that are
+not in the file, and the new epoch makes sure of that. A file that works again begins with a copy of the whole
+store.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ class Ledger:
             self._rewrite(self._file, store)
 
     def overgrown(self, store: Store) -> bool:
-        """Return whether `tend` must be called even though other work is left, which may never end."""
+        """Return whether `tend` must be called now, even if other work is left: there may always be some."""
         return self._file is not None and self._file.overgrown(len(store.entries))
 
     def tend(self, store: Store) -> bool:

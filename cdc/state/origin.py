@@ -87,7 +87,8 @@ class CurrentOrigin:
         """``encoding`` and ``mapping`` are those of `Origin`."""
         self._ledger = ledger
         self._lock = threading.Lock()
-        # It is unknown since when an earlier process had followed without a gap. It ended at this position.
+        # It is unknown since when an earlier process had followed without a gap. That process ended at this
+        # position.
         self._now = Origin(
             ledger.epoch,
             ledger.kept.position or None,
@@ -117,7 +118,7 @@ class CurrentOrigin:
             self._now = replace(self._now, followed_since=max(self._now.followed_since or Lsn(0), up_to))
 
     def forgets(self, up_to: Revision, position: Lsn) -> None:
-        """Note that deletes up to this revision are forgotten. ``position`` is the newest of a transaction
+        """Note that deletes up to this revision are forgotten. ``position`` is that of the newest transaction
         that named one of them.
         """
         with self._lock:

@@ -224,8 +224,8 @@ class StateFile:
         return self._rows > _OVERGROWN * live + 2 * _CHUNK
 
     def _read_newest(self, after: int, entries: Mapping[str, Entry]) -> tuple[list[int], Kept, int]:
-        """Read the next batches. Return their numbers, the entries that are up to date, and the number of
-        all.
+        """Read the next batches. Return their numbers, the entries that are up to date, and the number of all
+        entries.
         """
         numbers: list[int] = []
         kept, places, read = Kept(epoch=""), dict[str, int](), 0
@@ -239,8 +239,9 @@ class StateFile:
                 if read >= _STEP:
                     break
             if numbers and not kept.entries:
-                # An entry that is out of date carries the positions of all batches. If the newer one is a
-                # tombstone that is forgotten during this folding, it must not bring back the endpoint.
+                # No entry is left to store the batches' positions with, so one that is out of date is kept.
+                # If its endpoint is deleted by now, and the tombstone is forgotten during this folding, the
+                # old entry must not bring back the endpoint.
                 row = [*columns][-1]
                 entry = entries.get(row.id)
                 same = entry is not None and entry.revision == row.revision

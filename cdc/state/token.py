@@ -256,7 +256,8 @@ def _judge_foreign(token: Token, here: Here, opened: float) -> Verdict:
 
 
 def _judge_lost(token: Token, here: Here, opened: float) -> Verdict:
-    """Judge a token of a map with changes that the database has lost. States that it kept must not go back.
+    """Judge a token of a map with changes that the database has lost. States that the database has kept must
+    not go back.
 
     Example: timeline 2 left timeline 1 at 600, and a token of timeline 1 has seen 700. The client is sent
     everything, but only once this server's map has reached 600.

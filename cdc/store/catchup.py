@@ -2,7 +2,7 @@
 
 It goes backwards through the log, newest first, and new entries (the tail) go ahead of it. So a new
 revocation never waits behind older entries. The client has a consistent map only when the backward walk has
-ended and the tail has arrived at the head; before that there is no cut.
+ended and the tail has arrived at the head.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Catchup:
     """Reads like a `Cursor`. Once it is `done`, only the tail is left. Not thread-safe."""
 
     def __init__(self, store: Store, beyond: Lsn | None = None) -> None:
-        """Walk over all live endpoints; with ``beyond``, over the entries and tombstones that a transaction
-        beyond this position has named.
+        """Walk over all live endpoints. With ``beyond``, walk over the entries and tombstones whose positions
+        are beyond it.
         """
         self._store = store
         self._beyond = beyond
@@ -66,7 +66,8 @@ class Catchup:
         store = self._store
         entries: list[Entry] = []
         with store.lock:
-            # A walk over all positions is for a server that drops the map it had: it needs no old deletes.
+            # With a negative `beyond` the walk is for a standby server, which drops the map it had and needs
+            # no old deletes.
             if self._beyond is not None and self._beyond >= 0 and self._forgotten < store.forgotten:
                 raise OutlivedError
             stop = max(0, self._back.index - limit * SCAN)

@@ -1,7 +1,7 @@
 """The part of the entries that the state file keeps, to find after a restart which endpoints have changed.
 
-It is stored by column. Objects for a million entries would take 200 MB, which the process would never return,
-and twice the time.
+It is stored by column. Objects for a million entries would take twice the time, and 200 MB that the process
+would never return to the system.
 """
 
 from __future__ import annotations

@@ -287,7 +287,7 @@ class Store:
     def forget(self, up_to: Revision) -> None:
         """Remove the tombstones up to a revision, some now and the rest in the calls of `publish` and `tend`.
 
-        Walks that are behind it end, as with `adopt`: they would never learn of those deletes.
+        Walks that have not yet returned these tombstones end, as with `adopt`, because they never could.
         """
         self._old = self.tombstones_up_to(up_to)
         with self.lock:
@@ -510,7 +510,7 @@ class Store:
     def _mark_gone(self, batch: Batch) -> None:
         """Update `tombstones` and `_unverified` for the changes of a batch."""
         for forgotten in (self.tombstones, self._unverified):
-            if forgotten:  # out and in again, so that tombstones stay in the order of their revisions
+            if forgotten:  # removed and added again, so that tombstones stay in the order of their revisions
                 for entry in batch.changed:
                     forgotten.pop(entry.id, None)
         if batch.upserts < len(batch.changed):
