@@ -36,8 +36,8 @@ class RateLimits:
     def take(self, endpoint_id: str, limit: int) -> float:
         """Count a call of an endpoint that may be called ``limit`` times a second.
 
-        Returns 0.0 if it may pass, otherwise the number of seconds until the next call may. A limit of 0 or
-        less is no limit.
+        Returns 0.0 if the call may pass, otherwise the number of seconds until a call may pass. A limit of 0
+        or less means no limit.
         """
         if limit <= 0:
             return 0.0

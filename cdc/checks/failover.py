@@ -44,8 +44,8 @@ def failover(site: Deployment) -> Iterator[Finding]:
     wait = f"ALTER SYSTEM SET synchronized_standby_slots = '{', '.join(kept)}'; {_RELOAD}"
     if not waited_for:
         yield warn(
-            "synchronized_standby_slots is empty on the primary: if the primary is lost, changes that the"
-            " gateways have may be lost with it, and are taken back then",
+            "synchronized_standby_slots is empty on the primary: if the primary is lost, gateways may have"
+            " changes that the promoted standby lacks, and these are then taken back",
             f"on the primary: {wait}"
             if kept
             else "name in it, on the primary, the slots that the standbys have in primary_slot_name",
@@ -62,7 +62,7 @@ def failover(site: Deployment) -> Iterator[Finding]:
         yield from found or [good(f"{host} keeps the slot for its promotion")]
     if not standbys:
         yield warn(
-            "no standby is among the hosts given: it was not checked whether one keeps the slot",
+            "no standby is among the hosts given, so no check shows whether a standby keeps the slot",
             "name all hosts in POSTGRES_CONNECTION_STRING: host=a,b target_session_attrs=primary",
         )
 

@@ -1,9 +1,9 @@
 """A client of the endpoint feed: keeps an exact copy of every endpoint in memory.
 
 One thread reads the stream, applies it and runs the callback; all other threads read a dict. Code in asyncio
-reads the same dict, and awaits where threads block. An event loop that has to answer fast follows the stream
-itself (``loop``), in turns: a thread would compete with it for the interpreter, and whenever that thread has
-to wait for a core, the loop would wait as well. Both ways differ only in how they wait.
+reads the same dict, and uses awaitable methods in place of blocking ones. An event loop that has to answer
+fast can follow the stream itself (``loop``), a millisecond at a time. A thread would compete with the loop
+for the interpreter: whenever the thread had to wait for a core, the loop would wait as well.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The metrics of publishing to a broker, and of a relay's receiving. They are read at each scrape."""
+"""The metrics of a leader that publishes to a broker, and those of a relay. They are read at each scrape."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ refusal the publisher looks at the end of the stream:
   restored, and we continue from its present end;
 - a message is there that is no page: we continue after it, and relays ignore it;
 - another server's page is there: we stop publishing until we get the slot again. There is one exception. If
-  we have not stored a page since we got the slot, the page may be the last one of the leader before us. Then
-  we look again after 3 s, in which we would have noticed that we lost the slot.
+we have not stored a page since we got the slot, that page may be the last one of the leader before us. Then
+we look again after 3 s: if we had lost the slot, we would have noticed by then.
 """
 
 from __future__ import annotations
@@ -243,8 +243,8 @@ class Publishing(Reconnecting):
         return True
 
     async def _stored_since(self, stream: PageStream, sequence: int) -> tuple[bool, Page | None]:
-        """Return False if another server has stored a page after this sequence number, otherwise True; and
-        our newest page there, if any.
+        """Return two values: whether no other server has stored a page after this sequence number, and the
+        newest page that we have stored after it, if any.
         """
         ours, before = None, sequence
         while (stored := await stream.next_page(sequence)) is not None:

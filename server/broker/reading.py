@@ -174,8 +174,8 @@ class Reading(Reconnecting):
         reach("page_applied")
 
     def _is_proof(self, stream: PageStream, message: Msg, sequence: int) -> bool:
-        """Return whether to take a message after a loss: only after the page that we took last has come
-        again.
+        """Return whether to take a message after the connection was lost. The page that we took last must
+        come again first.
 
         A broker that was restored from an older state may have other messages with the same sequence numbers.
 

@@ -81,7 +81,7 @@ class Target:
 
 
 def setup(target: Target, role_file: str | None) -> int:
-    """Run and print each statement that is missing; returns the exit code. Blocks while indexes are built.
+    """Run and print each statement that is needed; returns the exit code. Blocks while indexes are built.
 
     Raises:
         PadsCdcError: a statement failed. Those before it are printed, and the next run continues.

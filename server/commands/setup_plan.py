@@ -87,8 +87,8 @@ def setup(
 def publishes(site: Site) -> bool:
     """Return whether `setup` maintains the publication.
 
-    It does if wal2json is not loaded or could not be tried. It also does if `setup` has made one before:
-    otherwise Postgres could refuse updates because of it, after a change of an identity.
+    It does if wal2json is not loaded or could not be tried. It also does if an earlier `setup` has made a
+    publication: after a change of an identity, Postgres could refuse updates because of an old one.
     """
     ours = site.publication is not None and made(site.publication.comment)
     return site.chosen != wal2json.NAME or ours
@@ -189,7 +189,8 @@ def _chosen(site: Site) -> Iterator[tuple[int, Index]]:
 def _in_the_way(site: Site, table: Table, identity: Collection[str] | None, *, kept_up: bool) -> list[str]:
     """Return the publications that would make Postgres refuse updates of a table with this identity.
 
-    ``identity`` None is FULL. If ours is ``kept_up`` it does not count: it is changed before the identity.
+    An ``identity`` of None stands for REPLICA IDENTITY FULL. ``kept_up`` says that `setup` maintains our own
+    publication. It does not count then, because it is changed before the identity is.
     """
     names = site.refusing(table, identity)
     return [name for name in names if not (kept_up and name == site.publication_name)]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("pads_cdc")
 
 _TROUBLE: Final = "peer"
-_UNUSABLE: Final = "it has to be mirrored anew, or we have the slot"
+_UNUSABLE: Final = "the map must be copied anew, or this server has got the slot"
 _NAME_BYTES: Final = 128
 
 

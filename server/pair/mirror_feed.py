@@ -105,7 +105,7 @@ class MirrorFeed:
     def look_back(self) -> None:
         """Find the positions that have moved since the standby server was connected last, among all entries.
 
-        `take` does that itself unless it was done before. Call it in another thread, so that no stream waits.
+        Call this in another thread, so that no stream waits. If it was not called, `take` does the same.
         """
         opening, self._unlooked = self._unlooked, None
         if opening is not None:

@@ -37,8 +37,9 @@ class Programs:
     def run(self, name: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
         """Run ``name`` in ``cwd``, which the owner must be able to enter, and return its output.
 
-        ``environment`` is added to ours without ``PG*``, since a PGOPTIONS or PGDATA in ours is meant for
-        another server. Raises ClusterError with the last line that the program wrote.
+        ``environment`` is added to our own environment, from which the variables ``PG*`` are removed: a
+        PGOPTIONS or PGDATA there is meant for another server. Raises ClusterError with the last line that the
+        program wrote.
         """
         ours = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
         try:

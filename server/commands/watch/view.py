@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from server.commands.watch.feed import FeedSubscriber
 
 _SYNCED: Final = "in sync"
-_UNSETTLED: Final = "the server's map, which changes keep in motion: no proof yet"
+_UNSETTLED: Final = "the server's map is still changing: no proof yet"
 
 
 class WatchedFeed:
