@@ -143,7 +143,7 @@ class Parents:
         """Apply a transaction's moves to the memory, and add the parents that its rows have left to
         ``affected``.
 
-        If a row is unknown that should be in the memory, the transaction becomes a reconcile.
+        If the memory should have a row but does not, the transaction becomes a reconcile.
         """
         self.tell()
         self._end = end

@@ -73,9 +73,9 @@ class Wal2JsonDecoder:
         """Decode a message; see `parse`."""
         if self._encoding is None or raw.isascii():
             return (parse(raw),)
-        # msgspec decodes only UTF-8, so each byte is made a character first. That keeps the JSON intact,
-        # since in no server encoding does a character of several bytes contain a byte of JSON's syntax. Then
-        # each text is decoded by itself, because a text may be invalid.
+        # msgspec decodes only UTF-8, so each byte first becomes one character. The JSON stays intact: in
+        # every server encoding, the bytes of longer characters differ from those of JSON's syntax. Then each
+        # text is decoded by itself, because a text may be invalid.
         message = parse(raw.decode("latin-1").encode())
         return (message if isinstance(message, Begin | Commit) else _decoded(message, self._encoding),)
 
