@@ -36,8 +36,8 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", 64 * 1024),  # requests are small
     # The streams of one connection, which a proxy may use for many gateways. Further ones wait in the client.
     ("grpc.max_concurrent_streams", 1_000),
-    # Calls that wait for the event loop, as after a restart, when every gateway comes at once. Beyond the
-    # first number gRPC refuses some, beyond the second all others. By default these are 1,000 and 3,000.
+    # Limits on the calls that wait for the event loop. After a restart every gateway connects at once. Above
+    # the first limit gRPC refuses some calls, above the second one all. The defaults are 1,000 and 3,000.
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 20_000),
     ("grpc.server_handshake_timeout_ms", 10_000),  # closes a connection that sends nothing

@@ -3,9 +3,9 @@
 Digests cover these bytes, and other languages serialize the same message differently. So the bytes are made
 once, here, by rules of our own: fields in the order of their numbers, map entries in the order of their keys'
 bytes, defaults left out, and a submessage that is set written even if it is empty. A protobuf library's
-"deterministic" mode promises less: its next version may use another order (upb sorts a user after another one
-that begins with it). Our encoding also takes a third of the time, and there may be a million rows at each
-start. Tests compare the bytes with those of the generated classes.
+"deterministic" mode promises less: its next version may use another order (upb sorts "ab" before "a"). Our
+encoding also takes a third of the time, and there may be a million rows at each start. Tests compare the
+bytes with those of the generated classes.
 
 Clients of both revisions of the legacy contract read these bytes: field 3 holds the limits, which the first
 revision expects there, followed by a copy of the metadata, which the second one expects.

@@ -251,8 +251,8 @@ class Mapping:
             for kind in kinds
         )
         # A UNION removes duplicates; a single query needs a DISTINCT for that. Keys that are ids have no
-        # duplicates, and need no DISTINCT. It would hide their number from the planner, which would then look
-        # up 300,000 ids one by one.
+        # duplicates, and need no DISTINCT. A DISTINCT would hide their number from the planner, which would
+        # then look up 300,000 ids one by one.
         if len(kinds) == 1 and kinds[0] != self.endpoint_keys:
             wanted = wanted.replace("SELECT", "SELECT DISTINCT", 1)
         return f"""\

@@ -51,7 +51,7 @@ class PageOutcome(enum.Enum):
 
 
 class PageReader:
-    """Keeps a relay's map. One thread uses it, and alone writes to the store. Any thread may call
+    """Keeps a relay's map. One thread uses it, and no other thread writes to the store. Any thread may call
     `origin`.
     """
 

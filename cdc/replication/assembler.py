@@ -56,7 +56,8 @@ class Transaction(msgspec.Struct, gc=False):
 class Assembler:
     """Takes messages and returns transactions. Owned by the thread that reads the slot.
 
-    Each connection needs a new one, since the server starts over.
+    Each connection needs a new assembler, since the server sends unconfirmed transactions again from their
+    start.
 
     Args:
         relations: the mapping's table for each (schema, table) that the plugin names, also for partitions.

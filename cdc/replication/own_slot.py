@@ -153,8 +153,8 @@ class OwnSlot:
         """Note that the server ended a stream that began at ``confirmed``.
 
         A change that the plugin cannot write, such as a value of 200 MB that becomes 1.2 GB of JSON, ends
-        every stream at the same place, as does WAL that is gone. The slot would retain WAL for ever, and
-        nothing would be streamed, so it is dropped then.
+        every stream at the same place. So does WAL that has been removed. The slot would retain WAL for ever
+        without streaming anything, so it is dropped.
         """
         code = error.pgcode or ""
         self._ends = [*self._ends[1 - _ENDS :], (confirmed, code)] if code.startswith(_CANNOT) else []

@@ -60,8 +60,8 @@ class OddRows:
                 self.doubtful.add(endpoint_id)
 
     def judge(self, rows: Iterable[Row], again: Collection[str]) -> None:
-        """Note the rows of a read by id, which returns every row of its ids. The ids in ``again`` came more
-        than once.
+        """Note the rows of a read by id. It has returned every row with these ids. The ids in ``again`` came
+        more than once.
         """
         if self.doubtful:
             self.doubtful.difference_update(name for name, _ in rows if name not in again)

@@ -43,7 +43,8 @@ def at_once(steps: Steps[_Result]) -> _Result:
 async def in_turns(steps: Steps[_Result], hurry: Callable[[], bool]) -> _Result:
     """Take all steps in the running event loop, a turn at a time, and return the result.
 
-    After each turn other work has a whole pause, or one round of the loop while ``hurry()`` is true.
+    After each turn, other work may run: for a whole pause, or for one round of the loop while ``hurry()`` is
+    true.
     """
     began = time.perf_counter()
     while True:

@@ -1,4 +1,4 @@
-"""One standby server's stream without the I/O: walks over the store in, ``MirrorResponse``s out.
+"""One standby server's stream without the I/O: turns walks over the store into ``MirrorResponse`` messages.
 
 It does for a standby server what `server.rpc.feed` does for a gateway. In addition it sends tombstones,
 positions (even if an endpoint's position moves and its bytes stay the same), and how far the slot has been

@@ -1,4 +1,4 @@
-"""One client's feed without the I/O: walks over the store in, messages of ``pads.cdc.v1`` out.
+"""One client's feed without the I/O: turns walks over the store into messages of ``pads.cdc.v1``.
 
 This module neither blocks nor uses gRPC, so a test can stall, cut and resume a client at every single step.
 """
@@ -220,8 +220,8 @@ class FeedStream:
     def _proves(self, arrival: Cut) -> bool:
         """Return whether to send a checkpoint.
 
-        None is sent between parts that belong together, unless there was none for a whole progress interval:
-        otherwise a client might never learn that its snapshot is complete.
+        Between parts that belong together no checkpoint is sent, unless the last one is a whole progress
+        interval old. Otherwise a client might never learn that its snapshot is complete.
         """
         return arrival.consistent or self._clock() - self._checked_at >= self._progress_interval
 

@@ -1,5 +1,6 @@
-"""The server as it was when it wrote the limits alone into field 3 (encoding 1): ``python -m`` this, in place
-of ``server``. For tests of an upgrade; it differs from the server of today in its bytes and tokens alone.
+"""The server as it was when it wrote only the limits into field 3 (encoding 1), for tests of an upgrade. Run
+this module with ``python -m`` in place of ``server``. Only its bytes and tokens differ from those of the
+present server.
 """
 
 from __future__ import annotations

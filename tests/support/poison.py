@@ -1,7 +1,6 @@
 """Fills a schema with look-alikes of all that `pg_catalog` has and our statements use.
 
-Made by a role that may create objects there and nothing else. Whatever of it runs writes `MARK` into the
-server's log.
+A role without any other right creates them. If one of them runs, it writes `MARK` into the server's log.
 """
 
 from __future__ import annotations
