@@ -124,7 +124,9 @@ def _answers(server: _Server) -> bool:
 
 
 def _cost(rig: Rig, servers: dict[str, _Server], calls: Sequence[checks.Call]) -> Iterator[Result]:
-    """Divide checks by the CPU time of the server: the callers may be slower, and share its cores."""
+    """Divide the number of checks by the server's CPU time, because the callers may be slower and share its
+    cores.
+    """
     taken: dict[str, list[float]] = {}
     seconds = rig.sizes.seconds / rig.sizes.runs
     for _ in range(rig.sizes.runs):
@@ -194,7 +196,9 @@ def _envoy(rig: Rig, server: _Server | None) -> Iterator[int]:
 def _revocations(
     rig: Rig, database: Database, served: Served, servers: dict[str, _Server]
 ) -> Iterator[Result]:
-    """Revoke keys one after the other, each while it is used through Envoy, beside a client of the feed."""
+    """Revoke keys one after the other, each while it is used through Envoy. A client of the feed runs beside
+    that.
+    """
     count = max(10, int(rig.sizes.seconds * 7))
     numbers = database.portal.numbers(REST)
     taken: dict[str, list[float]] = {"feed client": []}
@@ -290,7 +294,7 @@ def _move(processes: Sequence[int], cores: set[int]) -> None:
 
 @contextmanager
 def _alone(rig: Rig, served: Served, contender: str) -> Iterator[_Server | None]:
-    """Run one contender and one authorizer on the feed; beside the do-nothing server, an authorizer too.
+    """Run one contender. Beside the do-nothing server an authorizer runs too, without being asked anything.
 
     So each contender has the same neighbours on the same cores.
     """

@@ -131,9 +131,9 @@ class Rig:
 
     @contextmanager
     def serve(self, database: Database, *, wait: bool = True, **settings: str) -> Iterator[Served]:
-        """Run a server until the context ends, with a state file of its own unless that is set.
+        """Run a server until the context ends. It has a state file of its own, unless ``settings`` name one.
 
-        Return when it is ready or, without ``wait``, when it listens.
+        Returns when the server is ready or, without ``wait``, when it listens.
         """
         folder = self._folder / f"server_{next(_numbers)}"
         folder.mkdir()

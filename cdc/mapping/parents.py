@@ -81,11 +81,11 @@ class Parents:
     ) -> None:
         """Replace the whole memory.
 
-        ``covered`` is an end of WAL that was determined after the rows were read. If a transaction up to
-        there names a row that is not in the memory, its change was visible when the rows were read, so the
-        read of the mapping that follows sees it as well. Without ``complete``, the rows lack a transaction
-        that the slot has delivered already, such as one whose commit waits for a standby. Then the memory
-        counts as unknown.
+        ``covered`` is an end of WAL that was determined after the rows were read. A transaction up to there
+        may name a row that is not in the memory. Its change was visible when the rows were read, and the read
+        of the mapping, which follows, sees it as well. Without ``complete``, the rows lack a transaction that
+        the slot has delivered already, such as one whose commit waits for a standby. Then the memory counts
+        as unknown.
         """
         self._memory = {rule: dict(rows) for rule, rows in memory.items()}
         self._covered = covered

@@ -156,8 +156,8 @@ def column_to_name(mapping: Mapping, table: str) -> str | None:
 
 
 def keys(mapping: Mapping) -> Iterator[tuple[str, frozenset[str]]]:
-    """Yield (table, columns) for each primary key and UNIQUE constraint in ``schema.sql`` of a table that is
-    read.
+    """Yield (table, columns) for each primary key and UNIQUE constraint in ``schema.sql``, for the tables
+    that the mapping reads.
     """
     return ((table, columns) for table, columns in sql_text.keys(mapping.schema) if table in mapping.reads)
 
