@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from math import inf, nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 import click
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from server.commands.setup import Target
     from server.config.connection_string import ConnectionString
+
+_Command = TypeVar("_Command", bound="Callable[..., Any]")
 
 _FAILED: Final = 1
 _MISUSED: Final = 2
@@ -245,14 +247,15 @@ def check(secrets: list[ConnectionString], /, *, as_json: bool, **flags: Any) ->
     return run(settings, as_json=as_json)
 
 
-_db_schema = click.option(
-    "--db-schema",
-    envvar="DB_SCHEMA",
-    default="public",
-    show_envvar=True,
-    show_default=True,
-    help="Schema that holds the mapping's tables.",
-)
+def _setting(flag: str, help_: str, default: str | None = None) -> Callable[[_Command], _Command]:
+    """Make an option that is also an environment variable, for commands without a class of settings."""
+    variable = flag.removeprefix("--").replace("-", "_").upper()
+    return click.option(
+        flag, envvar=variable, default=default, show_envvar=True, show_default=default is not None, help=help_
+    )
+
+
+_db_schema = _setting("--db-schema", "Schema that holds the mapping's tables.", "public")
 
 
 def _for_admins(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -260,42 +263,13 @@ def _for_admins(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--dry-run", is_flag=True, help="Print the SQL and run none of it."),
         _db_schema,
-        click.option(
-            "--mapping",
-            envvar="MAPPING",
-            default="grove",
-            show_envvar=True,
-            show_default=True,
-            help="The mapping that is going to be served.",
-        ),
-        click.option(
-            "--publication",
-            envvar="PUBLICATION",
-            default="pads_cdc",
-            show_envvar=True,
-            show_default=True,
-            help="The publication, where the plugin is pgoutput.",
-        ),
-        click.option(
-            "--slot-name",
-            envvar="SLOT_NAME",
-            default="pads_cdc",
-            show_envvar=True,
-            show_default=True,
-            help="The service's slot; teardown drops it.",
-        ),
+        _setting("--mapping", "The mapping that is going to be served.", "grove"),
+        _setting("--publication", "The publication, where the plugin is pgoutput.", "pads_cdc"),
+        _setting("--slot-name", "The service's slot; teardown drops it.", "pads_cdc"),
         click.option("--role", default="pads_cdc", show_default=True, help="The service's role."),
-        click.option(
-            "--admin-connection-string-file",
-            envvar="ADMIN_CONNECTION_STRING_FILE",
-            show_envvar=True,
-            help="The file that holds ADMIN_CONNECTION_STRING.",
-        ),
-        click.option(
-            "--admin-connection-string",
-            envvar="ADMIN_CONNECTION_STRING",
-            show_envvar=True,
-            help="The primary, as one who owns the tables and may create roles.",
+        _setting("--admin-connection-string-file", "The file that holds ADMIN_CONNECTION_STRING."),
+        _setting(
+            "--admin-connection-string", "The primary, as one who owns the tables and may create roles."
         ),
     ):
         command = option(command)
@@ -415,18 +389,8 @@ def setup(secrets: list[ConnectionString], /, role_file: str | None, **given: An
 
 @cli.command()
 @_for_admins
-@click.option(
-    "--slot-connection-string",
-    envvar="SLOT_CONNECTION_STRING",
-    show_envvar=True,
-    help="Where the slot is, if that is a standby; by default the primary.",
-)
-@click.option(
-    "--slot-connection-string-file",
-    envvar="SLOT_CONNECTION_STRING_FILE",
-    show_envvar=True,
-    help="The file that holds SLOT_CONNECTION_STRING.",
-)
+@_setting("--slot-connection-string", "Where the slot is, if that is a standby; by default the primary.")
+@_setting("--slot-connection-string-file", "The file that holds SLOT_CONNECTION_STRING.")
 @click.pass_obj
 def teardown(secrets: list[ConnectionString], /, **given: Any) -> int:
     """Drop the slot, and undo what setup did: role, grants, publication, indexes, identities. Touches no
