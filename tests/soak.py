@@ -26,7 +26,6 @@ import psycopg2
 
 from cdc.replication import pgoutput, wal2json
 from cdc.replication.own_slot import PLUGINS
-from server.commands.demo.cluster import Cluster, ephemeral_cluster, ephemeral_standby
 from tests.history.faults import (
     FAULTS,
     FREEZING,
@@ -45,6 +44,7 @@ from tests.plugins.decoding import plugin_settings
 from tests.plugins.postgres import Database
 from tests.plugins.server import Server, expected, wait_equal, wait_until
 from tests.support import ROOT
+from tests.support.cluster import Cluster, ephemeral_cluster, ephemeral_standby
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from subprocess import CompletedProcess
 
-    from server.commands.demo.cluster import Cluster
     from tests.plugins.check import Check
     from tests.plugins.server import Gateway, GatewayFactory, Server, ServerFactory
+    from tests.support.cluster import Cluster
 
 OFTEN = ("LATIN1", "SQL_ASCII", "EUC_JP")
 """Those that are tested each time."""

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from server.commands.demo.cluster import Cluster
     from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
     from tests.plugins.server import Gateway, GatewayFactory, Server, ServerFactory
+    from tests.support.cluster import Cluster
 
 
 @pytest.fixture

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection
 
-    from server.commands.demo.cluster import Cluster
     from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
     from tests.plugins.server import ServerFactory
+    from tests.support.cluster import Cluster
 
 SEEDS = st.integers(0, 2**32 - 1)
 EXAMPLES, STEPS = 3, 30

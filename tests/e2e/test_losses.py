@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from pads_cdc_client import EndpointFeed
 
-    from server.commands.demo.cluster import Cluster
     from tests.plugins.feed import FeedFactory
     from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
     from tests.plugins.server import Gateway, GatewayFactory, Server, ServerFactory
+    from tests.support.cluster import Cluster
 
 CHANGE = (
     "UPDATE pay_plans SET throughput_limit = throughput_limit + 1 WHERE plan_type = 'plan_1';"

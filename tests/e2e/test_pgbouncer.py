@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from server.commands.demo.cluster import ephemeral_standby
 from tests.plugins.server import fill, wait_equal, wait_until
+from tests.support.cluster import ephemeral_standby
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:

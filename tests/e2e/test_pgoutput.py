@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterator
 
-    from server.commands.demo.cluster import Cluster
     from tests.plugins.feed import FeedFactory
     from tests.plugins.postgres import ClusterFactory, DatabaseFactory
     from tests.plugins.server import GatewayFactory, Server, ServerFactory
+    from tests.support.cluster import Cluster
 
 pytestmark = pytest.mark.only_with("pgoutput")
 

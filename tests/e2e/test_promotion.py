@@ -14,10 +14,10 @@ from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 from cdc.state.token import Token
-from server.commands.demo.cluster import ephemeral_standby
 from tests.e2e.test_gate import local, standby_away
 from tests.plugins.feed import opening
 from tests.plugins.server import expected, fill, wait_equal, wait_until
+from tests.support.cluster import ephemeral_standby
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:

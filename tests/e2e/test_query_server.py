@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from server.commands.demo.cluster import ephemeral_standby
 from tests.plugins.server import fill, wait_equal, wait_until
+from tests.support.cluster import ephemeral_standby
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -128,7 +128,7 @@ import subprocess, sys, threading, time
 from cdc.errors import PadsCdcError
 from cdc.postgres.connection import Address
 from cdc.postgres.errors import translated
-from server.commands.demo.cluster import ephemeral_cluster
+from tests.support.cluster import ephemeral_cluster
 
 def network(state):
     subprocess.run(["/usr/sbin/ip", "link", "set", "lo", state], check=True)

@@ -13,10 +13,10 @@ from tests.plugins.server import DEADLINE, fill, wait_equal, wait_until
 from tests.support.starting_up import starting_up
 
 if TYPE_CHECKING:
-    from server.commands.demo.cluster import Cluster
     from tests.plugins.languages import SpeakingFactory
     from tests.plugins.postgres import DatabaseFactory
     from tests.plugins.server import GatewayFactory, ServerFactory
+    from tests.support.cluster import Cluster
 
 
 def refusals(cluster: Cluster) -> int:

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from server.commands.demo.cluster import ephemeral_standby
 from server.commands.demo.programs import give_to_owner
 from tests.e2e.test_losses import reasons, wait_healthy
 from tests.plugins.postgres import fetched
 from tests.plugins.server import fill, wait_equal, wait_until
+from tests.support.cluster import ephemeral_standby
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from server.commands.demo.cluster import Cluster
     from tests.plugins.pgbouncer import PoolerFactory
     from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
     from tests.plugins.server import Gateway, GatewayFactory, Server, ServerFactory
+    from tests.support.cluster import Cluster
 
 CHANGE = "UPDATE pay_plans SET throughput_limit = throughput_limit + 1"
 LOGICAL = "SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'logical' AND NOT temporary"

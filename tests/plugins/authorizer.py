@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     Headers = Sequence[tuple[str, str]]
 
-    from server.commands.demo.cluster import Cluster
     from tests.plugins.postgres import Database
+    from tests.support.cluster import Cluster
 
 TABLE = tomllib.loads((Path(__file__).parents[1] / "authz/requests.toml").read_text())
 

@@ -13,8 +13,8 @@ from tests.support import ROOT
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from server.commands.demo.cluster import Cluster
     from tests.plugins.postgres import ClusterFactory
+    from tests.support.cluster import Cluster
 
 LANGUAGES = {"de": "de_DE.UTF-8", "fr": "fr_FR.UTF-8"}
 

@@ -27,10 +27,10 @@ from cdc.postgres.connection import Address
 from cdc.postgres.database import Database as Queried
 from cdc.replication import pgoutput, wal2json
 from cdc.replication.publication_plan import repairs
-from server.commands.demo.cluster import ephemeral_cluster, ephemeral_standby
 from server.commands.demo.programs import Programs
 from server.payload import encode
 from tests.support import ROOT
+from tests.support.cluster import ephemeral_cluster, ephemeral_standby
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from psycopg2.sql import Composed
 
     from cdc.mapping.mapping import Mapping as MappingFolder
-    from server.commands.demo.cluster import Cluster
+    from tests.support.cluster import Cluster
 
     Arguments = Sequence[Any] | Mapping[str, Any]
 

@@ -12,7 +12,7 @@ from tests.plugins.server import DEADLINE, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from server.commands.demo.cluster import Cluster
+    from tests.support.cluster import Cluster
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """An ephemeral Postgres cluster with logical decoding, for ``pads-cdc demo`` and for the tests.
 
-``ephemeral_cluster`` and ``ephemeral_standby`` are context managers. The server listens on 127.0.0.1 only,
-has a random password, keeps all its files in one temporary folder, and is removed when the context ends. It
-can use wal2json if that is installed.
+``ephemeral_cluster`` is a context manager. The server listens on 127.0.0.1 only, has a random password, keeps
+all its files in one temporary folder, and is removed when the context ends. It can use wal2json if that is
+installed.
 
 A *sentinel* does the removal: a shell that waits for the end of a pipe whose other side only we hold, then
 stops the server and removes the folder. The kernel closes the pipe however we end, so ``kill -9`` leaves
@@ -15,15 +15,13 @@ from __future__ import annotations
 import os
 import random
 import secrets
-import signal
 import socket
 import subprocess
 import tempfile
-import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from server.commands.demo.programs import ClusterError, Programs, find_programs, give_to_owner
 from server.commands.interrupt import uninterrupted
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _DEADLINE = 60
-"""Maximum seconds for a server to start, to stop or to be promoted."""
+"""Maximum seconds for a server to start."""
 
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -56,7 +54,7 @@ _SENTINEL = 'cat >/dev/null; folder=$1; shift; "$@"; rm -rf -- "$folder"'
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Postgres server that can be stopped, crashed, frozen or promoted. Each method blocks until done."""
+    """A Postgres server. Each method blocks until done."""
 
     programs: Programs
     folder: Path
@@ -91,62 +89,14 @@ class Cluster:
             )
             raise ClusterError(f"the server does not start: {said or error}") from None
 
-    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """Shut the server down. ``fast`` waits for readers of slots that have not confirmed everything."""
-        self._pg_ctl("stop", "-m", mode, "-t", str(_DEADLINE))
-
-    def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """Stop, and start again on the same port."""
-        self.stop(mode)
-        self.start()
-
-    def crash(self) -> None:
-        """Kill the server with SIGKILL. Returns when its last process has ended. `start` may follow."""
-        processes = self._halt()
-        os.kill(processes[0], signal.SIGKILL)
-        _signal(processes[1:], signal.SIGCONT)
-        deadline = time.monotonic() + _DEADLINE
-        while any(_parent(pid) is not None for pid in processes):
-            if time.monotonic() > deadline:
-                raise ClusterError("the killed server's processes do not end")
-            time.sleep(0.01)
-        # A dead process that no parent has reaped (as in many containers) looks alive to the next server.
-        (self.data / "postmaster.pid").unlink()
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Stop every process of the server (SIGSTOP) until the context ends. Connections stay open."""
-        processes = self._halt()
-        try:
-            yield
-        finally:
-            _signal(processes, signal.SIGCONT)
-
     def configure(self, settings: Mapping[str, str]) -> None:
-        """Append to postgresql.conf, where the last line wins. Call `reload` or `restart` afterwards."""
+        """Append to postgresql.conf, where the last line wins. It reads them when it starts."""
         with (self.data / "postgresql.conf").open("a", encoding="utf-8") as conf:
             for name, value in settings.items():
                 conf.write("{} = '{}'\n".format(name, value.replace("'", "''")))
 
-    def reload(self) -> None:
-        """Make the server read its settings again. It does so a moment later: see ``pg_settings``."""
-        self._pg_ctl("reload")
-
-    def promote(self) -> None:
-        """Promote a standby. Returns when it accepts writes."""
-        self._pg_ctl("promote", "-t", str(_DEADLINE))
-
     def _pg_ctl(self, action: str, *options: str) -> None:
         self.programs.run("pg_ctl", action, "-D", str(self.data), "-s", *options, cwd=self.folder)
-
-    def _halt(self) -> list[int]:
-        """Send SIGSTOP to the postmaster first, so that it starts no process, then to its children."""
-        postmaster = self.pid
-        _signal([postmaster], signal.SIGSTOP)
-        running = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        children = [pid for pid in running if _parent(pid) == postmaster]
-        _signal(children, signal.SIGSTOP)
-        return [postmaster, *children]
 
 
 @contextmanager
@@ -157,7 +107,7 @@ def ephemeral_cluster(
 ) -> Iterator[Cluster]:
     """Make and start a primary, in about 2 s. ``settings`` override our own. Raises ClusterError."""
     programs = programs or find_programs()
-    with _temporary_folder(programs) as folder:
+    with temporary_folder(programs) as folder:
         cluster = Cluster(programs, folder, free_port(), secrets.token_urlsafe(16))
         password_file = folder / "password"
         password_file.write_text(cluster.password)
@@ -179,31 +129,6 @@ def ephemeral_cluster(
         yield cluster
 
 
-@contextmanager
-def ephemeral_standby(
-    primary: Cluster,
-    settings: Mapping[str, str] | None = None,
-    *,
-    slot: str = "phys1",
-) -> Iterator[Cluster]:
-    """Make and start a streaming standby of ``primary``, which retains WAL for it by a physical slot.
-
-    The slot remains when the standby ends, until the primary is removed.
-    """
-    with _temporary_folder(primary.programs) as folder:
-        standby = Cluster(primary.programs, folder, free_port(), primary.password)
-        source = ("-h", "127.0.0.1", "-p", str(primary.port), "-U", "postgres")
-        how = ("-R", "-C", "-S", slot, "-X", "stream", "-c", "fast", "--no-sync")
-        # The password is passed in the environment, because every user can read a command line.
-        secret = {"PGPASSWORD": primary.password}
-        copy = ("-D", str(standby.data), *source, *how)
-        primary.programs.run("pg_basebackup", *copy, cwd=folder, environment=secret)
-        own = {"port": str(standby.port), "hot_standby_feedback": "on"}
-        standby.configure(own | dict(settings or {}))
-        standby.start()
-        yield standby
-
-
 def free_port() -> int:
     """Return a free port of 127.0.0.1.
 
@@ -219,7 +144,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def _temporary_folder(programs: Programs) -> Iterator[Path]:
+def temporary_folder(programs: Programs) -> Iterator[Path]:
     """Make the folder for one cluster. At the end the sentinel removes server and folder."""
     with uninterrupted():
         folder = Path(tempfile.mkdtemp(prefix="pads-cdc-", dir=_temporary_root()))
@@ -245,19 +170,3 @@ def _temporary_root() -> str:
     chosen = Path(tempfile.gettempdir()).resolve()
     enterable = all(folder.stat().st_mode & 0o001 for folder in (chosen, *chosen.parents))
     return str(chosen) if enterable or os.geteuid() != 0 else "/tmp"  # noqa: S108 - mkdtemp makes the name inside it
-
-
-def _parent(pid: int) -> int | None:
-    """Return the parent's process id; None for a process that has ended, or is a zombie."""
-    try:
-        # The fields after the command's name, which may contain spaces and parentheses: state, parent, ...
-        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if state == "Z" else int(parent)
-
-
-def _signal(pids: list[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)

@@ -23,20 +23,20 @@ from cdc.mapping.mapping import load
 from cdc.postgres.connection import Address
 from cdc.postgres.database import CHUNK, Database
 from cdc.postgres.lock_watch import LockWatch
-from server.commands.demo.cluster import ephemeral_cluster
 from server.observe.fanout import Listener
 from tests.cdc.postgres.test_database import encode
 from tests.plugins.server import fill, wait_until
 from tests.support import ROOT
+from tests.support.cluster import ephemeral_cluster
 from tests.support.repeated import repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from server.commands.demo.cluster import Cluster
     from tests.plugins import postgres
     from tests.plugins.pgbouncer import PoolerFactory
     from tests.plugins.postgres import DatabaseFactory, Replicated
+    from tests.support.cluster import Cluster
 
 STEPS = (
     "LOCK TABLE pay_plans IN ACCESS EXCLUSIVE MODE",

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from psycopg2.extras import LogicalReplicationConnection
 
 from cdc.replication.synchronous_standby import Sender, chosen, names, refusal
-from server.commands.demo.cluster import ephemeral_cluster
 from tests.plugins.server import wait_until
+from tests.support.cluster import ephemeral_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from server.commands.demo.cluster import Cluster
+    from tests.support.cluster import Cluster
 
 
 OURS = "pads-cdc"

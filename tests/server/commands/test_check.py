@@ -17,10 +17,11 @@ from cdc.mapping.folder import server_queries
 from cdc.mapping.mapping import load
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database as Queried
-from server.commands.demo.cluster import ephemeral_standby, free_port
+from server.commands.demo.cluster import free_port
 from server.payload import encode
 from tests.plugins.server import fill, wait_until
 from tests.support import ROOT
+from tests.support.cluster import ephemeral_standby
 
 if TYPE_CHECKING:
     import subprocess

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 
-from server.commands.demo.cluster import _temporary_folder, ephemeral_cluster
+from server.commands.demo.cluster import temporary_folder
 from server.commands.demo.programs import ClusterError, Programs, find_programs
 from tests.plugins.postgres import DEADLINE, drop_database
 from tests.plugins.server import wait_until
+from tests.support.cluster import ephemeral_cluster
 from tests.support.command import processes_of
 
 if TYPE_CHECKING:
-    from server.commands.demo.cluster import Cluster
     from tests.plugins.postgres import ClusterFactory, DatabaseFactory, Replicated
+    from tests.support.cluster import Cluster
 
 
 def ask(cluster: Cluster, query: str, *arguments: str) -> object:
@@ -127,7 +128,7 @@ def test_ctrl_c_does_not_reach_the_one_that_cleans_up(monkeypatch: pytest.Monkey
     try:
         with monkeypatch.context() as patched:
             patched.setattr("server.commands.demo.cluster.subprocess.Popen", Popen)
-            with _temporary_folder(programs) as folder:
+            with temporary_folder(programs) as folder:
                 assert heard == [signal.SIGINT]
                 # It leads a session of its own. What it has forked looks like it until it is another program,
                 # and while it becomes one itself it has no arguments.
