@@ -11,7 +11,6 @@ from __future__ import annotations
 import enum
 import math
 import time
-from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -275,8 +274,7 @@ class PageReader:
         self._move(moved)
         if checkpoint is None:
             # More entries of the newest revision may follow, so no token may claim that revision yet.
-            claimed = max(store.head, Revision(news[-1].revision - 1)) if news else store.head
-            batch = replace(batch, revision=claimed)
+            batch.claim(max(store.head, Revision(news[-1].revision - 1)) if news else store.head)
             self._ahead = self._ahead or bool(news)
             if news or moved:
                 positions = [*(entry.position for entry in news), *(position for _, _, position in moved)]
@@ -286,7 +284,7 @@ class PageReader:
             self._distrusted = True
             self.start_over()
             return PageOutcome.MISMATCH
-        batch = replace(batch, revision=max(store.head, checkpoint.revision))
+        batch.claim(max(store.head, checkpoint.revision))
         self.exact, self.position, self._origin = batch.revision, checkpoint.position, checkpoint.origin
         self._ahead = False
         store.publish(

@@ -75,6 +75,10 @@ class Batch:
     upserts: int = 0
     deletes: int = 0
 
+    def claim(self, revision: Revision) -> None:
+        """Make ``revision`` the store's head once this is published."""
+        self.revision = revision
+
     def __repr__(self) -> str:
         return f"<Batch {self.revision}: {self.upserts} upserts, {self.deletes} deletes>"
 
