@@ -51,12 +51,26 @@ def check(settings: Settings, *, as_json: bool) -> int:
     found = list(run((*NECESSARY, *FURTHER), deployment(settings)))
     if settings.broker_url is not None:
         found += examine(settings)
-    redact = Redactor(settings.connection_strings)
+    return report(found, Redactor(settings.connection_strings), as_json=as_json)
+
+
+def report(found: Sequence[Found], redact: Redactor, *, as_json: bool) -> int:
+    """Print the findings of a command; returns its exit code, which is 1 if one of them is a failure."""
+    failed = any(finding.verdict is Verdict.FAIL for _, finding in found)
     if as_json:
-        click.echo(in_json(found, redact))
+        findings = [
+            {
+                "check": name,
+                "verdict": finding.verdict,
+                "text": redact(finding.text),
+                "remedy": redact(finding.remedy),
+            }
+            for name, finding in found
+        ]
+        click.echo(json.dumps({"ready": not failed, "findings": findings}, indent=2))
     else:
-        show(found, redact)
-    return int(any(finding.verdict is Verdict.FAIL for _, finding in found))
+        _show(found, redact)
+    return int(failed)
 
 
 def deployment(settings: Settings) -> Deployment:
@@ -80,21 +94,6 @@ def deployment(settings: Settings) -> Deployment:
     )
 
 
-def in_json(found: Sequence[Found], redact: Redactor) -> str:
-    """Return a report for machines."""
-    findings = [
-        {
-            "check": name,
-            "verdict": finding.verdict,
-            "text": redact(finding.text),
-            "remedy": redact(finding.remedy),
-        }
-        for name, finding in found
-    ]
-    ready = not any(finding.verdict is Verdict.FAIL for _, finding in found)
-    return json.dumps({"ready": ready, "findings": findings}, indent=2)
-
-
 def _shown(found: Sequence[Found]) -> Iterator[Found]:
     """Yield the findings to print. Many checks that were skipped for the same reason become one line."""
     for reason, group in groupby(found, _why_skipped):
@@ -110,7 +109,7 @@ def _why_skipped(one: Found) -> str | None:
     return finding.text if finding.verdict is Verdict.SKIP else None
 
 
-def show(found: Sequence[Found], redact: Redactor) -> None:
+def _show(found: Sequence[Found], redact: Redactor) -> None:
     """Print a report for people: a table on a terminal, lines elsewhere."""
     console = Console(highlight=False)
     if console.is_terminal:

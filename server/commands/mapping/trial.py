@@ -7,8 +7,6 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import click
-
 from cdc.checks import Check, Finding, Site, Verdict, identities, run, types
 from cdc.checks import mapping as questions
 from cdc.checks.changes import changes
@@ -19,7 +17,7 @@ from cdc.mapping.folder import folder_of, read_queries, server_queries
 from cdc.mapping.mapping import load
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database
-from server.commands.check import in_json, show
+from server.commands.check import report
 from server.commands.mapping import scratch
 from server.config.redaction import Redactor
 from server.payload import encoder
@@ -54,12 +52,7 @@ def test(name_or_path: str, given: ConnectionString | None, schema: str, *, as_j
     else:
         with scratch.server() as url:
             found = [*on_scratch(folder, url, schema)]
-    redact = Redactor([given] if given else [])
-    if as_json:
-        click.echo(in_json(found, redact))
-    else:
-        show(found, redact)
-    return int(any(finding.verdict is Verdict.FAIL for _, finding in found))
+    return report(found, Redactor([given] if given else []), as_json=as_json)
 
 
 def on_scratch(folder: Path, url: str, schema: str) -> Iterator[Found]:
