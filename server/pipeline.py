@@ -17,6 +17,7 @@ from cdc.postgres.lock_watch import LockWatch
 from cdc.postgres.watchdog import QueryWatchdog
 from cdc.replication.backlog import Backlog
 from cdc.replication.catalog import Catalog
+from cdc.replication.own_slot import OwnSlot
 from cdc.replication.probe import Probe, ReplayProbe
 from cdc.replication.slot import SlotReader
 from cdc.replication.standby_snapshot import StandbySnapshotRequest
@@ -84,18 +85,22 @@ class Pipeline:
             slot=settings.slot_name,
             publication=settings.publication,
         )
-        self._reader = SlotReader(
+        slot = OwnSlot(
             source,
             settings.slot_name,
             queries,
             catalog.assemble,
+            observer,
+            plugin=settings.plugin,
+            failover=settings.slot_failover,
+            max_retained_wal=settings.max_retained_wal,
+        )
+        self._reader = SlotReader(
+            slot,
             backlog,
             freshness,
             observer,
             lambda: self.applier.read_so_far(),  # noqa: PLW0108 - the applier is made with the reader
-            plugin=settings.plugin,
-            failover=settings.slot_failover,
-            max_retained_wal=settings.max_retained_wal,
         )
         self._probe = Probe(
             source,

@@ -6,6 +6,7 @@ server loads.
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from cdc.replication import pgoutput, wal2json
 from cdc.units import Xid8
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
 
     import psycopg2
@@ -76,23 +76,23 @@ class OwnSlot:
         queries: dict[str, str],
         assemble: Callable[[ReplicationCursor, str], SlotStream],
         observer: Observer,
-        stopping: threading.Event,
         *,
-        plugin: str,
-        failover: bool,
-        max_retained_wal: int,
+        plugin: str = AUTO,
+        failover: bool = False,
+        max_retained_wal: int = 1 << 30,
     ) -> None:
         """``assemble`` looks at the catalog, and returns the `SlotStream` for a plugin.
 
         With ``failover``, standbys keep the slot too. A slot that cannot be read, and that retains more than
         ``max_retained_wal`` bytes, is dropped.
         """
-        self._address = address
-        self._name = name
-        self._queries = queries
+        self.address = address
+        self.name = name
+        self.queries = queries
         self._assemble = assemble
         self._observer = observer
-        self._stopping = stopping
+        self.stopping = threading.Event()
+        """Set when the reader is to stop, so that a slot that is being created is given up."""
         self._plugins = PLUGINS if plugin == AUTO else (plugin,)
         self._failover = failover
         self._max_retained_wal = max_retained_wal
@@ -117,7 +117,7 @@ class OwnSlot:
         created, published_as = (None, None) if found else self._make(connection, cursor)
         slot = slot or self._find(cursor)
         if slot is None:
-            raise SourceError("slot_lost", f"the slot {self._name} vanished while it was made")
+            raise SourceError("slot_lost", f"the slot {self.name} vanished while it was made")
         stream = self._stream(cursor, slot)
         # A slot that is younger than the publication sends no changes from before it.
         suspects = Xid8(0) if not found and stream.published_as == published_as else stream.suspects
@@ -129,10 +129,10 @@ class OwnSlot:
         The request goes through a connection of its own. psycopg2's ``cancel`` would stop all threads of
         this process until the server answers, and a frozen server never does.
         """
-        with suppress(PadsCdcError), closing(self._address.connect()) as connection:
+        with suppress(PadsCdcError), closing(self.address.connect()) as connection:
             while (pid := self.creating) is not None:
-                with translated(self._address.setting):
-                    ask(connection, self._queries["GiveUpCreating"], {"slot": self._name, "pid": pid})
+                with translated(self.address.setting):
+                    ask(connection, self.queries["GiveUpCreating"], {"slot": self.name, "pid": pid})
                 time.sleep(_ASK_AGAIN)
 
     def unpublished(self, error: UndefinedObject) -> SourceError:
@@ -145,7 +145,7 @@ class OwnSlot:
         said = str(error).splitlines()[0]
         return SourceError(
             "publication",
-            f"the slot {self._name} holds changes from a time without the publication ({said}): once the"
+            f"the slot {self.name} holds changes from a time without the publication ({said}): once the"
             " publication exists, the slot is made anew, and everything is read again",
         )
 
@@ -173,7 +173,7 @@ class OwnSlot:
 
     def leave_unread(self, cursor: ReplicationCursor, why: PadsCdcError) -> None:
         """Note that the slot, if it exists, is not read now. Drop it before it fills the disk."""
-        cursor.execute(self._queries["Slot"], {"slot": self._name})
+        cursor.execute(self.queries["Slot"], {"slot": self.name})
         slot = SlotState.of(cursor.fetchall())
         if slot is not None:
             self._refuse_others(slot, cursor.connection.info.dbname)
@@ -182,16 +182,16 @@ class OwnSlot:
     def _bound(self, cursor: ReplicationCursor, slot: SlotState, why: PadsCdcError) -> None:
         retained = slot.retained_bytes or 0
         if slot.active_pid is None and retained > self._max_retained_wal:
-            cursor.execute("SELECT pg_drop_replication_slot(%s)", (self._name,))
+            cursor.execute("SELECT pg_drop_replication_slot(%s)", (self.name,))
             self._observer.reconnecting(
                 "slot_lost",
-                f"the slot {self._name} cannot be read ({why}), and has retained {retained >> 20} MB,"
+                f"the slot {self.name} cannot be read ({why}), and has retained {retained >> 20} MB,"
                 " more than MAX_RETAINED_WAL: it is dropped now, and made anew as soon as that is possible",
             )
 
     def _find(self, cursor: ReplicationCursor) -> SlotState | None:
         """Return our slot; None if it must be created. Raise if the slot is not ours."""
-        cursor.execute(self._queries["Slot"], {"slot": self._name})
+        cursor.execute(self.queries["Slot"], {"slot": self.name})
         slot = SlotState.of(cursor.fetchall())
         if slot is None:
             return None
@@ -199,7 +199,7 @@ class OwnSlot:
         if slot.wal_status == "lost":
             if slot.active_pid is not None:
                 raise SourceError(
-                    "slot_lost", f"the slot {self._name} is lost and process {slot.active_pid} still holds it"
+                    "slot_lost", f"the slot {self.name} is lost and process {slot.active_pid} still holds it"
                 )
             why = f" ({slot.invalidation})" if slot.invalidation else ""
             self._drop_lost(cursor, f"was invalidated by the server{why}")
@@ -216,7 +216,7 @@ class OwnSlot:
             )
             return None
         if self._failover and not slot.failover:
-            cursor.execute(f"ALTER_REPLICATION_SLOT {quote_ident(self._name, cursor)} (FAILOVER true)")
+            cursor.execute(f"ALTER_REPLICATION_SLOT {quote_ident(self.name, cursor)} (FAILOVER true)")
         return slot
 
     def _refuse_others(self, slot: SlotState, database: str) -> None:
@@ -225,25 +225,25 @@ class OwnSlot:
             remedy = "choose another SLOT_NAME"
             if slot.plugin in PLUGINS:
                 remedy += f", or PLUGIN={slot.plugin} (docs/operate.md: from one plugin to the other)"
-            raise Refusal(f"the slot {self._name} is {what}, not ours: {remedy}")
+            raise Refusal(f"the slot {self.name} is {what}, not ours: {remedy}")
         if slot.database != database:
             raise Refusal(
-                f"the slot {self._name} belongs to the database {slot.database}, not to {database}:"
+                f"the slot {self.name} belongs to the database {slot.database}, not to {database}:"
                 " choose another SLOT_NAME"
             )
         if slot.synced:
             raise SlotHeld(
-                f"the slot {self._name} is a standby's copy of its primary's: it can be read once the standby"
+                f"the slot {self.name} is a standby's copy of its primary's: it can be read once the standby"
                 " is promoted; until then the primary's is the one to read",
                 slot.active_pid,
             )
 
     def _whose(self, cursor: ReplicationCursor, pid: int) -> str:
-        cursor.execute(self._queries["Holder"], {"pid": pid})
+        cursor.execute(self.queries["Holder"], {"pid": pid})
         [holder] = cursor.fetchone() or ("",)
         shown = f" ({holder})" if holder else ""
         return (
-            f"the slot {self._name} is active for PID {pid}{shown}; stop that process, or give this server a"
+            f"the slot {self.name} is active for PID {pid}{shown}; stop that process, or give this server a"
             " SLOT_NAME of its own; until then the mapping is polled"
         )
 
@@ -253,13 +253,13 @@ class OwnSlot:
         if len(self._remade) >= _REMAKES:
             raise SourceError(
                 "slot_lost",
-                f"the slot {self._name} {what}; it was made anew {_REMAKES} times within an hour already, and"
+                f"the slot {self.name} {what}; it was made anew {_REMAKES} times within an hour already, and"
                 " the next time is later: find the cause, or raise max_slot_wal_keep_size if WAL was removed",
             )
         self._remade.append(now)
-        cursor.execute("SELECT pg_drop_replication_slot(%s)", (self._name,))
+        cursor.execute("SELECT pg_drop_replication_slot(%s)", (self.name,))
         self._unpublished = False
-        self._observer.reconnecting("slot_lost", f"the slot {self._name} {what}; making a new one")
+        self._observer.reconnecting("slot_lost", f"the slot {self.name} {what}; making a new one")
 
     def _make(
         self, connection: LogicalReplicationConnection, cursor: ReplicationCursor
@@ -293,7 +293,7 @@ class OwnSlot:
     ) -> Snapshot | None:
         standby = is_standby(cursor)
         mode = "nothing" if standby else "export"
-        name = quote_ident(self._name, connection)
+        name = quote_ident(self.name, connection)
         if standby and self._failover:
             raise Refusal(
                 "SLOT_FAILOVER: a slot that is made on a standby is no failover slot; give the primary in"
@@ -304,7 +304,7 @@ class OwnSlot:
         cursor.execute("SELECT pg_catalog.pg_backend_pid()")
         [(self.creating,)] = cursor.fetchall()
         try:
-            if self._stopping.is_set():
+            if self.stopping.is_set():
                 raise SourceError("stopped", "stopped before the slot was made")
             cursor.execute(f"CREATE_REPLICATION_SLOT {name} LOGICAL {plugin} (SNAPSHOT '{mode}'{failover})")
         finally:
@@ -313,7 +313,7 @@ class OwnSlot:
         if standby or row is None:
             return None
         # The exported snapshot lives until the next command on this connection.
-        importer = self._address.connect()
+        importer = self.address.connect()
         try:
             with importer.cursor() as reader:
                 reader.execute(begin(importer, "REPEATABLE READ") + "SET TRANSACTION SNAPSHOT %s", (row[2],))

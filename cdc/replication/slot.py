@@ -27,7 +27,6 @@ from cdc.postgres.slot_state import is_standby
 from cdc.replication import synchronous_standby
 from cdc.replication.backlog import Idle, Started, StreamEnded
 from cdc.replication.feedback import ASK, Feedback
-from cdc.replication.own_slot import AUTO, OwnSlot
 from cdc.replication.synchronous_standby import Sender
 
 if TYPE_CHECKING:
@@ -37,9 +36,9 @@ if TYPE_CHECKING:
 
     from cdc.freshness import Freshness
     from cdc.observer import Observer
-    from cdc.postgres.connection import Address
     from cdc.postgres.timeline import Timeline
     from cdc.replication.backlog import Backlog
+    from cdc.replication.own_slot import OwnSlot
     from cdc.replication.stream import SlotStream
 
 _TICK = 0.1
@@ -62,45 +61,22 @@ class SlotReader(threading.Thread):
 
     def __init__(
         self,
-        address: Address,
-        name: str,
-        queries: dict[str, str],
-        assemble: Callable[[ReplicationCursor, str], SlotStream],
+        slot: OwnSlot,
         backlog: Backlog,
         freshness: Freshness,
         observer: Observer,
         read_so_far: Callable[[], tuple[Timeline, Lsn]],
-        *,
-        plugin: str = AUTO,
-        failover: bool = False,
-        max_retained_wal: int = 1 << 30,
     ) -> None:
-        """``assemble`` looks at the catalog, and returns the `SlotStream` for a plugin.
-
-        ``read_so_far`` returns the followed timeline, and the newest position in it that was read: a standby
-        must have replayed as far. With ``failover``, standbys keep the slot too. A slot that cannot be read,
-        and that retains more than ``max_retained_wal`` bytes, is dropped.
+        """``read_so_far`` returns the followed timeline, and the newest position in it that was read: a
+        standby must have replayed as far.
         """
         super().__init__(name="slot-reader", daemon=True)
-        self._address = address
-        self._name = name
+        self._slot = slot
+        self._stopping = slot.stopping
         self._backlog = backlog
         self._freshness = freshness
         self._observer = observer
         self._read_so_far = read_so_far
-        self._queries = queries
-        self._stopping = threading.Event()
-        self._slot = OwnSlot(
-            address,
-            name,
-            queries,
-            assemble,
-            observer,
-            self._stopping,
-            plugin=plugin,
-            failover=failover,
-            max_retained_wal=max_retained_wal,
-        )
         self._dropping: SourceError | None = None
         self._connection: LogicalReplicationConnection | None = None
         self._allowed: tuple[int, Lsn] = (0, Lsn(0))
@@ -184,10 +160,10 @@ class SlotReader(threading.Thread):
 
     def _session(self) -> None:
         self._dropping = None
-        connection = self._address.connect_replication()
+        connection = self._slot.address.connect_replication()
         self._connection = connection
         try:
-            with translated(self._address.setting):
+            with translated(self._slot.address.setting):
                 self._follow(connection)
         finally:
             self._connection = self.sender = None
@@ -207,7 +183,7 @@ class SlotReader(threading.Thread):
             self._session_number += 1
             if stream.encoding is not None:
                 cursor.execute("SET client_encoding TO 'SQL_ASCII'")
-            start = stream.start(quote_ident(self._name, connection))
+            start = stream.start(quote_ident(self._slot.name, connection))
             # psycopg2 also sends feedback at an interval, which would look like an answer of the server.
             cursor.start_replication_expert(start, decode=False, status_interval=_NEVER)
             self._observer.connected(connected=True)
@@ -241,7 +217,7 @@ class SlotReader(threading.Thread):
             SourceError: it would do so.
 
         """
-        cursor.execute(self._queries["Sender"])
+        cursor.execute(self._slot.queries["Sender"])
         self.sender = sender = Sender.of(cursor.fetchall())
         text = synchronous_standby.refusal(sender)
         self._observer.trouble(synchronous_standby.REASON, text)

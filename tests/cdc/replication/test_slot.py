@@ -25,6 +25,7 @@ from cdc.replication import pgoutput, wal2json
 from cdc.replication.assembler import Assembler, Transaction
 from cdc.replication.backlog import Backlog, Event, Started, StreamEnded
 from cdc.replication.feedback import Feedback
+from cdc.replication.own_slot import OwnSlot
 from cdc.replication.slot import SlotReader
 from cdc.replication.stream import SlotStream
 from server.observe.fanout import Listener
@@ -71,17 +72,16 @@ class Following:
             publish_only(database, wanted)
         self.backlog = Backlog()
         self.session = 0
-        self.reader = SlotReader(
+        slot = OwnSlot(
             Address(database.url, "POSTGRES_CONNECTION_STRING"),
             "pads_cdc",
             server_queries(),
             assemble,
-            self.backlog,
-            Freshness(),
             Listener(),
-            lambda: (Timeline(), lsn.Lsn(0)),
             plugin=database.plugin,
         )
+        read_so_far = Timeline(), lsn.Lsn(0)
+        self.reader = SlotReader(slot, self.backlog, Freshness(), Listener(), lambda: read_so_far)
         self.reader.start()
 
     def wait(self, is_it: Callable[[Event], bool], what: str) -> Event:
