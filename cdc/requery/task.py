@@ -94,8 +94,9 @@ class Task:
     def apart(self, ids: str | None, few: int) -> list[Task]:
         """Return this task, or two tasks if it has a few endpoint ids beside other keys.
 
-        ``ids`` is the query whose keys are endpoint ids; fewer than ``few`` of them become the first task, so
-        that they do not wait for a ripple's rows. The transactions are reported with the second one.
+        ``ids`` is the query whose keys are endpoint ids. If there are fewer than ``few`` such keys, they
+        become the first task, so that they do not wait for a ripple's rows. The second task reports the
+        transactions.
         """
         keys = self.affected.keys
         by_id = [kind for kind in keys if query_of(kind) == ids]

@@ -125,8 +125,8 @@ class GatewayEndpoints:
                         await unavailable(context, self._hub.ending)
                     entries = replay.read(_CHUNK)
                     for entry in entries:
-                        # Entries that changed while this stream waited follow in their new state later. A
-                        # tombstone that was forgotten meanwhile has no newer state.
+                        # Skip entries that changed while this stream waited: their new state comes later. A
+                        # tombstone that was forgotten while it waited has no newer state.
                         newest = self._store.entries.get(entry.id)
                         if newest is entry or (newest is None and entry.payload is None):
                             yield _update(entry)
