@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import enum
 import hmac
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from pads_cdc_client.pb.gateway_endpoint_pb2 import Auth
 
@@ -16,6 +17,8 @@ _SCHEME: Final = b"bearer "
 
 class Outcome(enum.StrEnum):
     """The outcome of a check. The values are labels of a metric."""
+
+    __hash__ = str.__hash__  # an enum's own one is not in C, and each check needs it
 
     ALLOWED = "allowed"
     MISSING_ID = "missing_id"
@@ -46,33 +49,50 @@ ANSWERS: Final = {
 """HTTP status and message of each refusal. A caller learns no more than this."""
 
 
-def authorized(auth: Auth, authorization: Sequence[bytes], subject: Sequence[bytes]) -> bool:
-    """Return whether a request's credentials satisfy its endpoint.
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What the caller of an endpoint must show. The default authorizes nobody."""
 
-    ``authorization`` has all values of that header. ``subject`` has all values of the header in which Envoy
-    passes the subject of a verified token. A header with two values counts as missing.
-    """
-    match auth.WhichOneof("auth_type"):
-        case "no_auth":
-            return True
-        case "static_api_key":
-            return len(authorization) == 1 and _is_key(authorization[0], auth.static_api_key.api_key.encode())
-        case "jwt":
-            return len(subject) == 1 and _is_listed(subject[0], auth.jwt.authorized_users)
-    return False  # unset, or of a kind that this server does not know
+    public: bool = False
+    key: bytes = field(default=b"", repr=False)
+    """The key of an endpoint that requires one."""
+    users: Container[str] = ()
+    """The subjects whose tokens are accepted, of an endpoint that requires a token."""
+
+    @classmethod
+    def of(cls, auth: Auth) -> Rule:
+        """Return the rule of an endpoint. It refers to ``auth``, which must not change."""
+        match auth.WhichOneof("auth_type"):
+            case "no_auth":
+                return cls(public=True)
+            case "static_api_key":
+                return cls(key=auth.static_api_key.api_key.encode())
+            case "jwt":
+                return cls(users=auth.jwt.authorized_users)
+        return cls()  # unset, or of a kind that this server does not know
+
+    def allows(self, authorization: Sequence[bytes], subject: Sequence[bytes]) -> bool:
+        """Return whether a request's credentials satisfy this rule.
+
+        ``authorization`` has all values of that header. ``subject`` has all values of the header in which
+        Envoy passes the subject of a verified token. A header with two values counts as missing.
+        """
+        if self.key:
+            return len(authorization) == 1 and _is_key(authorization[0], self.key)
+        return self.public or (len(subject) == 1 and _is_listed(subject[0], self.users))
 
 
 def _is_key(shown: bytes, key: bytes) -> bool:
-    """Compare the key with and without the scheme, in constant time."""
-    bare = hmac.compare_digest(shown, key)
+    """Compare the key with and without the scheme, in a time that does not depend on the key."""
+    if hmac.compare_digest(shown, key):
+        return True
     scheme = shown[: len(_SCHEME)].lower() == _SCHEME
-    behind = hmac.compare_digest(shown[len(_SCHEME) :], key) and scheme
-    return bool(key) and (bare or behind)
+    return scheme and hmac.compare_digest(shown[len(_SCHEME) :], key)
 
 
-def _is_listed(subject: bytes, users: object) -> bool:
+def _is_listed(subject: bytes, users: Container[str]) -> bool:
     try:
         name = subject.decode()
     except UnicodeDecodeError:
         return False
-    return bool(name) and name in users  # type: ignore[operator] # protobuf's map
+    return bool(name) and name in users

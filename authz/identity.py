@@ -19,6 +19,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
@@ -36,6 +37,10 @@ _TAIL: Final = re.compile(rb"[;\0- ][^/\\]*")
 _SLASHES: Final = re.compile(rb"[/\\]+")
 _DECODINGS: Final = 4
 """Maximum layers of percent-encoding. No client needs more, and each layer costs a pass over the path."""
+_RECALLED: Final = 10_000
+"""Number of paths whose reading is remembered."""
+_SHORT: Final = 256
+"""Paths with more characters are not remembered."""
 
 
 class Unidentified(enum.Enum):
@@ -73,12 +78,11 @@ def identify(path: str, named: Sequence[str], places: Places) -> str | Unidentif
     ``path`` is the path by which Envoy routes (``:path``). ``named`` has all values of the header.
     """
     in_header = None if places.header is None else _from_header(named)
-    in_path = None if places.prefix is None else _from_path(path, places.prefix)
-    if Unidentified.UNCLEAR in (in_header, in_path):
-        return Unidentified.UNCLEAR
-    if in_header is not None and in_path is not None and in_header != in_path:
-        return Unidentified.UNCLEAR
-    return in_header or in_path or Unidentified.MISSING
+    read = _recalled if len(path) <= _SHORT else _from_path
+    in_path = None if places.prefix is None else read(path, places.prefix)
+    if in_header is None or in_path is None or in_header == in_path:
+        return in_header or in_path or Unidentified.MISSING
+    return Unidentified.UNCLEAR
 
 
 def _from_header(named: Sequence[str]) -> str | Unidentified | None:
@@ -107,6 +111,9 @@ def _from_path(path: str, prefix: str) -> str | Unidentified | None:
         return segment if is_nameable(segment) else Unidentified.UNCLEAR
     lenient = _SLASHES.sub(b"/", cut).lower()
     return Unidentified.UNCLEAR if lenient.startswith(prefix.lower().encode()) else None
+
+
+_recalled: Final = lru_cache(_RECALLED)(_from_path)
 
 
 def _decoded(literal: str) -> bytes | None:

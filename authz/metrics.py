@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from authz.check import Outcome
 
@@ -43,22 +46,46 @@ class CheckMetrics:
             "pads_cdc_build_info", "Always 1; the version is in the label.", ("version",), registry=registry
         )
         build.labels(version).set(1)
-        checks = Counter(f"{PREFIX}_checks", "Checks, by how they ended.", ("outcome",), registry=registry)
-        # All series exist from the start: for Prometheus a series that begins at 1 has not increased.
-        self._checks = {outcome: checks.labels(outcome.value) for outcome in Outcome}
-        self._seconds = Histogram(
-            f"{PREFIX}_check_seconds",
-            "From a check's request to its answer.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
+        self._checks = _CheckCounts()
+        registry.register(self._checks)
         registry.register(_FeedGauges(held))
         ProcessCollector(registry=registry)
 
     def checked(self, outcome: Outcome, seconds: float) -> None:
         """Count a check."""
-        self._checks[outcome].inc()
-        self._seconds.observe(seconds)
+        self._checks.add(outcome, seconds)
+
+
+class _CheckCounts(Collector):
+    """Counts in plain numbers. The library's counters take four times as long.
+
+    Not thread-safe: one event loop counts and is scraped.
+    """
+
+    def __init__(self) -> None:
+        # All series exist from the start: for Prometheus a series that begins at 1 has not increased.
+        self._ended = dict.fromkeys(Outcome, 0)
+        self._took = [0] * (len(_SECONDS) + 1)
+        """The number of checks in each bucket of `_SECONDS`, then of those beyond the last one."""
+        self._seconds = 0.0
+
+    def add(self, outcome: Outcome, seconds: float) -> None:
+        self._ended[outcome] += 1
+        self._took[bisect_left(_SECONDS, seconds)] += 1
+        self._seconds += seconds
+
+    def collect(self) -> Iterator[CounterMetricFamily | HistogramMetricFamily]:
+        checks = CounterMetricFamily(f"{PREFIX}_checks", "Checks, by how they ended.", labels=("outcome",))
+        for outcome, count in self._ended.items():
+            checks.add_metric((outcome.value,), count)
+        yield checks
+        bounds = (*map(floatToGoString, _SECONDS), "+Inf")
+        yield HistogramMetricFamily(
+            f"{PREFIX}_check_seconds",
+            "From a check's request to its answer.",
+            buckets=list(zip(bounds, accumulate(self._took), strict=True)),
+            sum_value=self._seconds,
+        )
 
 
 class _FeedGauges(Collector):
