@@ -57,7 +57,7 @@ class Result:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest value that at least ``share`` of all values do not exceed.
+    """Return the percentile: at least ``share`` of all values are as small as it, or smaller.
 
     Raises:
         ValueError: there are no values.

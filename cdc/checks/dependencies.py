@@ -1,8 +1,8 @@
 """Finds what the queries of a mapping read. Postgres knows it in two ways.
 
 - By locks: it locks each table of a query when it plans the query, also behind views and inlined functions.
-  This needs no right and writes nothing, so it works on standbys, and `serve` asks for it (`reads`). What
-  functions read whose body is in the catalog (``BEGIN ATOMIC``) is looked up by the functions' names.
+  This needs no right and writes nothing, so it works on standbys, and `serve` asks for it (`reads`). If a
+  function's body is in the catalog (``BEGIN ATOMIC``), the catalog also has what the function reads.
 - By dependencies: it records what a view over a query reads, with the columns, and with functions behind
   operators and casts. The view is temporary and is rolled back. It needs a primary and the right TEMPORARY,
   and is DDL: it takes transaction ids, and event triggers and DDL logs see it. So only the commands that

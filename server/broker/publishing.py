@@ -12,8 +12,8 @@ refusal the publisher looks at the end of the stream:
   restored, and we continue from its present end;
 - a message is there that is no page: we continue after it, and relays ignore it;
 - another server's page is there: we stop publishing until we get the slot again. There is one exception. If
-we have not stored a page since we got the slot, that page may be the last one of the leader before us. Then
-we look again after 3 s: if we had lost the slot, we would have noticed by then.
+  we have not stored a page since we got the slot, that page may be the last one of the leader before us.
+  Then we look again after 3 s: if we had lost the slot, we would have noticed by then.
 """
 
 from __future__ import annotations
