@@ -154,6 +154,22 @@ def test_a_token_is_good_to_the_end_of_its_retention() -> None:
     assert verdict(replace(TOKEN, issued=8_999)) == Reset("expired")
 
 
+def test_a_token_from_before_a_delete_that_is_forgotten_has_expired() -> None:
+    def forgotten(revision: int) -> Here:
+        return replace(HERE, origin=replace(HERE.origin, forgotten=revision))
+
+    assert verdict(TOKEN, forgotten(40)) == Resume(40), "its map has that delete"
+    assert verdict(TOKEN, forgotten(41)) == Reset("expired")
+    assert verdict(TOKEN.incomplete(), forgotten(41)) == Reset("incomplete")
+
+
+def test_a_revision_of_our_future_is_waited_for_until_a_read_has_reached_its_map() -> None:
+    ahead = replace(TOKEN, revision=51, seen=850)
+    for began, expected in ((6.0, Reset("unknown_revision")), (4.0, Behind(850))):
+        here = replace(HERE, origin=replace(HERE.origin, reread=Reread(began, 850)))
+        assert verdict(ahead, here) == expected
+
+
 def test_an_earlier_timeline_resumes_where_it_was_followed() -> None:
     here = replace(HERE, origin=replace(HERE.origin, followed_since=200))
     assert verdict(replace(FOREIGN, timeline=2, position=250, seen=300), here) == Rejoin(250)
