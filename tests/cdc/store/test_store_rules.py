@@ -389,3 +389,19 @@ def test_subscribers_are_woken_by_every_change_until_they_leave() -> None:
     publish(store, {"app_0": b"3"})
     store.withhold()
     assert heard == ["wake"] * 3
+
+
+# --- a walk
+
+
+def test_a_walk_ends_at_the_head_of_its_start_and_says_that_more_has_come() -> None:
+    store = filled(3)
+    store.mark_consistent(30)
+    walk = Cursor(store, 0)
+    assert [entry.id for entry in walk.read(1).entries] == ["app_0"]
+    publish(store, {"new": b"1"})
+    part = walk.read(10)
+    assert ([entry.id for entry in part.entries], part.more, part.arrival) == (["app_1", "app_2"], True, None)
+    part = walk.read(10)
+    assert ([entry.id for entry in part.entries], part.more) == (["new"], False)
+    assert part.arrival == store.cut()
