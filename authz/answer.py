@@ -21,7 +21,7 @@ from google.rpc.code_pb2 import Code
 from google.rpc.status_pb2 import Status
 from pads_cdc_client.pb.gateway_endpoint_pb2 import CapacityLimitPeriod, GatewayEndpoint
 
-from authz.check import ANSWERS, Outcome, Rule
+from authz.check import ANSWERS, Outcome, Requirement
 
 if TYPE_CHECKING:
     from authz.config import UpstreamHeaders
@@ -52,7 +52,7 @@ class Prepared:
     endpoint: GatewayEndpoint = field(repr=False)
     allowed: bytes | None = field(repr=False)
     """The answer; None if the endpoint has values that no header can carry."""
-    rule: Rule
+    required: Requirement
 
 
 class Answers:
@@ -89,7 +89,7 @@ class Answers:
 
     def _prepare(self, serialized: bytes) -> Prepared:
         endpoint = GatewayEndpoint.FromString(serialized)
-        return Prepared(endpoint, self._allowed(endpoint), Rule.of(endpoint.auth))
+        return Prepared(endpoint, self._allowed(endpoint), Requirement.of(endpoint.auth))
 
     def _allowed(self, endpoint: GatewayEndpoint) -> bytes | None:
         given = self._upstream

@@ -50,7 +50,7 @@ ANSWERS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class Requirement:
     """What the caller of an endpoint must show. The default authorizes nobody."""
 
     public: bool = False
@@ -60,8 +60,8 @@ class Rule:
     """The subjects whose tokens are accepted, of an endpoint that requires a token."""
 
     @classmethod
-    def of(cls, auth: Auth) -> Rule:
-        """Return the rule of an endpoint. It refers to ``auth``, which must not change."""
+    def of(cls, auth: Auth) -> Requirement:
+        """Return what an endpoint requires. It refers to ``auth``, which must not change."""
         match auth.WhichOneof("auth_type"):
             case "no_auth":
                 return cls(public=True)
@@ -71,8 +71,8 @@ class Rule:
                 return cls(users=auth.jwt.authorized_users)
         return cls()  # unset, or of a kind that this server does not know
 
-    def allows(self, authorization: Sequence[bytes], subject: Sequence[bytes]) -> bool:
-        """Return whether a request's credentials satisfy this rule.
+    def met_by(self, authorization: Sequence[bytes], subject: Sequence[bytes]) -> bool:
+        """Return whether a request's credentials satisfy it.
 
         ``authorization`` has all values of that header. ``subject`` has all values of the header in which
         Envoy passes the subject of a verified token. A header with two values counts as missing.

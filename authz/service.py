@@ -99,7 +99,7 @@ class Authorization:
             return Outcome.NOT_FOUND, answers.refused(Outcome.NOT_FOUND)
         prepared = answers.prepared(serialized)
         endpoint = prepared.endpoint
-        if not prepared.rule.allows(shown.get("authorization", ()), shown.get(self._subject_header, ())):
+        if not prepared.required.met_by(shown.get("authorization", ()), shown.get(self._subject_header, ())):
             return Outcome.UNAUTHORIZED, answers.refused(Outcome.UNAUTHORIZED, prepared)
         if prepared.allowed is None:
             return Outcome.UNSENDABLE, answers.refused(Outcome.UNSENDABLE, prepared)

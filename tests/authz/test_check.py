@@ -7,25 +7,25 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 from pads_cdc_client.pb.gateway_endpoint_pb2 import Auth, GatewayEndpoint
 
 from authz.answer import Answers
-from authz.check import ANSWERS, Outcome, Rule
+from authz.check import ANSWERS, Outcome, Requirement
 from authz.config import UpstreamHeaders
 from tests.plugins.authorizer import read
 
 
 def test_an_endpoint_without_any_kind_of_authorization_lets_nobody_in() -> None:
-    assert not Rule.of(Auth()).allows([b"key"], [b"subject"])
+    assert not Requirement.of(Auth()).met_by([b"key"], [b"subject"])
 
 
 def test_an_empty_subject_is_nobody_even_where_it_is_listed() -> None:
     auth = Auth()
     auth.jwt.authorized_users[""].SetInParent()
-    assert not Rule.of(auth).allows([], [b""])
+    assert not Requirement.of(auth).met_by([], [b""])
 
 
 def test_an_empty_key_authorizes_nobody() -> None:
     auth = Auth()
     auth.static_api_key.SetInParent()
-    assert not any(Rule.of(auth).allows([shown], []) for shown in (b"", b"Bearer ", b"bearer ", b"x"))
+    assert not any(Requirement.of(auth).met_by([shown], []) for shown in (b"", b"Bearer ", b"bearer ", b"x"))
 
 
 @pytest.mark.parametrize("outcome", ANSWERS)
