@@ -1,8 +1,8 @@
 """A relay's thread that reads the stream. The relay goes on serving whatever the broker does.
 
 After each loss the thread creates a new consumer, which starts after the last message received. The broker
-removes a consumer without a reader. If the consumer's sequence numbers show that a message was lost on the way,
-the thread connects again. `PageReader` decides whether the relay's map lacks pages.
+removes a consumer without a reader. If the consumer's sequence numbers show that a message was lost on the
+way, the thread connects again. `PageReader` decides whether the relay's map lacks pages.
 """
 
 from __future__ import annotations
