@@ -18,8 +18,9 @@ STATEMENT = re.compile(
     r"|^(?:[^:]*: )?ALTER SYSTEM SET|type SELECT "
 )
 COMMAND = re.compile(
-    r"\b(?:add to pg_hba\.conf|chmod|chown|chronyc|head -c|install -d|nats stream|openssl"
-    r"|pads-cdc (?:check|setup|teardown))\b"
+    r"\b(?:add to pg_hba\.conf|chmod|chown|chronyc|head -c|install -d|openssl"
+    r"|pads-cdc (?:check|setup|teardown)|configure tls|give another BROKER_STREAM|permit our user"
+    r"|raise its max_bytes|set max_payload|take it out of its subjects|turn it on there)\b"
 )
 SETTING = re.compile(r"\b[A-Z]+_[A-Z_]+=\S|\b[a-z]+_[a-z_]+ = ")
 OURS = re.compile(r"\n|CREATE TABLE IF|NOT EXISTS|PRAGMA|ROLLBACK TO|SAVEPOINT|SET ")

@@ -16,13 +16,14 @@ from nats.js.api import DiscardPolicy, StorageType
 from cdc.checks.finding import Finding, fail, good, warn
 from server.broker.connection import Broker, BrokerError
 from server.broker.stream import (
+    ANEW,
+    CORRECT,
     LEAST_MESSAGE,
     OLDEST,
     PAYLOAD,
     FencedError,
     PageStream,
     bounded,
-    correct,
     unfit,
 )
 
@@ -108,26 +109,24 @@ def _stream(info: StreamInfo, wanted: StreamConfig) -> list[Finding]:
         found.append(
             fail(
                 f"the stream {name} drops its oldest pages when it is full, and relays cannot start then",
-                correct(name, "--discard=new"),
+                CORRECT,
             )
         )
     if bounded(config):
         found.append(
             fail(
                 f"the stream {name} forgets pages by age or number, and relays cannot start then",
-                correct(name, "--max-age=0 --max-msgs=-1 --max-msgs-per-subject=-1"),
+                CORRECT,
             )
         )
     if 0 < (config.max_msg_size or -1) < PAYLOAD:
-        found.append(
-            _size(f"the stream {name}", config.max_msg_size or 0, correct(name, "--max-msg-size=-1"))
-        )
+        found.append(_size(f"the stream {name}", config.max_msg_size or 0, CORRECT))
     if config.storage != StorageType.FILE:
         found.append(
             warn(
                 f"the stream {name} is in the broker's memory: after its restart relays cannot start until"
                 " the leader has published again",
-                "make it anew with file storage",
+                ANEW,
             )
         )
     if (config.num_replicas or 1) < (wanted.num_replicas or 1):
@@ -135,7 +134,7 @@ def _stream(info: StreamInfo, wanted: StreamConfig) -> list[Finding]:
             warn(
                 f"the stream {name} has {config.num_replicas} copies, and BROKER_REPLICAS is"
                 f" {wanted.num_replicas}",
-                correct(name, f"--replicas={wanted.num_replicas}"),
+                CORRECT,
             )
         )
     return found or [good(f"the stream {name}: {info.state.messages} messages, {info.state.bytes} bytes")]

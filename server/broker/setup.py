@@ -38,10 +38,7 @@ async def _make(settings: Serving, *, dry_run: bool) -> None:
             if not dry_run:
                 await stream.correct(info.config, changes)
         else:
-            config = stream.config(settings.broker_replicas)
-            click.echo(
-                f"nats stream add {stream.name} --subjects={','.join(config.subjects or ())} --storage=file"
-                f" --discard=new --replicas={config.num_replicas} --allow-rollup --allow-direct --defaults"
-            )
+            subjects = ", ".join(stream.config().subjects or ())
+            click.echo(f"-- the stream {stream.name} is made, with subjects {subjects}")
             if not dry_run:
                 await stream.make(settings.broker_replicas)

@@ -31,6 +31,11 @@ PAYLOAD: Final = 64 * 1024
 """Bytes of a leader's messages. With smaller ones it needs more of them, and so more time."""
 OLDEST: Final = (2, 12)
 """The oldest supported version of the NATS server."""
+CORRECT: Final = "pads-cdc setup, with the same BROKER_URL, corrects it"
+"""What to type if the configuration of our stream is wrong."""
+ANOTHER: Final = "give another BROKER_STREAM to leader and relays"
+ANEW: Final = f"{ANOTHER}, or remove the stream; then pads-cdc setup makes it"
+"""What to type if no stream can be changed in that way."""
 
 
 class FencedError(BrokerError):
@@ -109,11 +114,8 @@ class PageStream:
             BrokerError: the stream is another program's.
 
         """
-        if any(not subject.startswith(f"{self.name}.") for subject in present.subjects or ()):
-            raise BrokerError(
-                f"the stream {self.name} is another program's: its subjects are"
-                f" {', '.join(present.subjects or ())}; give another BROKER_STREAM"
-            )
+        if text := _foreign(present, self.name):
+            raise BrokerError(f"{text}; {ANOTHER}")
         wanted, changes = self.config(replicas), dict[str, Any]()
         if set(present.subjects or ()) != set(wanted.subjects or ()):
             changes["subjects"] = wanted.subjects
@@ -222,38 +224,34 @@ def unfit(config: StreamConfig, wanted: StreamConfig) -> list[tuple[str, str]]:
     """Return why a stream cannot be one that a leader publishes to, each with what to type."""
     name = wanted.name
     found = []
-    if set(config.subjects or ()) != set(wanted.subjects or ()):
+    if text := _foreign(config, name):
+        found.append((text, ANOTHER))
+    elif set(config.subjects or ()) != set(wanted.subjects or ()):
         found.append(
-            (
-                f"the stream {name} has other subjects: {', '.join(config.subjects or ()) or 'none'}",
-                correct(name, f"--subjects={','.join(wanted.subjects or ())}"),
-            )
+            (f"the stream {name} has other subjects: {', '.join(config.subjects or ()) or 'none'}", CORRECT)
         )
-    if not config.allow_rollup_hdrs:
-        found.append(
-            (
-                f"the stream {name} does not let a head take the place of another",
-                correct(name, "--allow-rollup"),
-            )
-        )
-    anew = f"nats stream rm {name}; then pads-cdc setup, with the same BROKER_URL, makes it as it should be"
+    if config.deny_purge or config.sealed:  # for ever, and then JetStream allows no roll-ups either
+        found.append((f"the stream {name} does not let us purge the pages before a snapshot", ANEW))
+    elif not config.allow_rollup_hdrs:
+        found.append((f"the stream {name} does not let a head take the place of another", CORRECT))
     if config.retention not in (None, RetentionPolicy.LIMITS):
-        found.append((f"the stream {name} forgets a page once somebody has read it", anew))
+        found.append((f"the stream {name} forgets a page once somebody has read it", ANEW))
     if config.no_ack:
-        found.append((f"the stream {name} acknowledges nothing", correct(name, "--ack")))
-    if config.deny_purge or config.sealed:
-        found.append((f"the stream {name} does not let us purge the pages before a snapshot", anew))
+        found.append((f"the stream {name} acknowledges nothing", CORRECT))
     return found
+
+
+def _foreign(present: StreamConfig, name: str | None) -> str | None:
+    """Return what shows that a stream is another program's; None if it may be ours."""
+    subjects = present.subjects or ()
+    if all(subject.startswith(f"{name}.") for subject in subjects):
+        return None
+    return f"the stream {name} is another program's: its subjects are {', '.join(subjects)}"
 
 
 def bounded(config: StreamConfig) -> bool:
     """Return whether a stream forgets pages by age or number."""
     return (config.max_age or 0) > 0 or (config.max_msgs or -1) > 0 or config.max_msgs_per_subject > 0
-
-
-def correct(name: str | None, options: str) -> str:
-    """Return how a stream's configuration is corrected, with the options of the broker's own command."""
-    return f"pads-cdc setup, with the same BROKER_URL, corrects it; or nats stream edit {name} {options}"
 
 
 def _broker_error(error: Exception, what: str) -> BrokerError:

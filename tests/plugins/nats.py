@@ -38,7 +38,8 @@ class Node:
         self.store = folder / "store"
         self.port = port
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "nats.conf").write_text(
+        self.config = folder / "nats.conf"
+        self.config.write_text(
             f"server_name: {name}\nlisten: 127.0.0.1:{port}\n"
             f"jetstream {{ store_dir: {self.store}, max_mem: 64MB, max_file: 4GB }}\n{config}"
         )
@@ -53,11 +54,17 @@ class Node:
         """Start it, and return once it listens."""
         log = (self.folder / "log").open("ab")
         with log:
-            self.process = subprocess.Popen(
-                [PROGRAM, "-c", self.folder / "nats.conf"], stdout=log, stderr=log
-            )
+            self.process = subprocess.Popen([PROGRAM, "-c", self.config], stdout=log, stderr=log)
         wait_until(self._listens, f"{self.url} listens")
         return self
+
+    def configure(self, before: str, after: str) -> None:
+        """Replace something in its configuration, and start it, or start it again."""
+        text = self.config.read_text()
+        assert before in text
+        self.stop()
+        self.config.write_text(text.replace(before, after))
+        self.start()
 
     def _listens(self) -> bool:
         try:

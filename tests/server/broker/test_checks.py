@@ -6,8 +6,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from nats.js.api import DiscardPolicy, StorageType, StreamConfig
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
+from server.broker.stream import ANEW, ANOTHER, CORRECT
 from tests.e2e.test_relay import follows
 from tests.e2e.test_relay_faults import by_hand
 from tests.plugins.server import fill
@@ -57,7 +58,7 @@ def test_setup_makes_the_stream_that_check_wants(
     )
     given = {"ADMIN_CONNECTION_STRING": database.url(), "BROKER_URL": nats.url}
     dry = pads_cdc("setup", "--dry-run", **given)
-    assert "nats stream add pads_cdc" in dry.stdout
+    assert "-- the stream pads_cdc is made, with subjects pads_cdc.page, pads_cdc.head\n" in dry.stdout
     assert check(database, BROKER_URL=nats.url).the("broker_stream", "warn")
     assert pads_cdc("setup", **given).returncode == 0
     report = check(database, BROKER_URL=nats.url)
@@ -70,14 +71,14 @@ def test_setup_makes_the_stream_that_check_wants(
 @pytest.mark.parametrize(
     ("config", "verdict", "named"),
     [
-        (right(discard=DiscardPolicy.OLD), "fail", "--discard=new"),
-        (right(max_age=60.0), "fail", "--max-age=0"),
-        (right(max_msgs=100), "fail", "--max-msgs=-1"),
-        (right(allow_rollup_hdrs=False), "fail", "--allow-rollup"),
-        (right(max_msg_size=1_000), "fail", "--max-msg-size=-1"),
-        (right(max_msg_size=8_000), "warn", "--max-msg-size=-1"),
-        (right(subjects=["pads_cdc.page"]), "fail", "--subjects=pads_cdc.page,pads_cdc.head"),
-        (right(storage=StorageType.MEMORY), "warn", "file storage"),
+        (right(discard=DiscardPolicy.OLD), "fail", "drops its oldest pages"),
+        (right(max_age=60.0), "fail", "by age or number"),
+        (right(max_msgs=100), "fail", "by age or number"),
+        (right(allow_rollup_hdrs=False), "fail", "let a head take the place"),
+        (right(max_msg_size=1_000), "fail", "1000 bytes at most"),
+        (right(max_msg_size=8_000), "warn", "8000 bytes at most"),
+        (right(subjects=["pads_cdc.page"]), "fail", "has other subjects: pads_cdc.page"),
+        pytest.param(right(no_ack=True), "fail", "acknowledges nothing", marks=pytest.mark.soak),
     ],
 )
 def test_a_stream_that_would_fail_relays_is_named_with_its_remedy(
@@ -90,12 +91,66 @@ def test_a_stream_that_would_fail_relays_is_named_with_its_remedy(
     named: str,
 ) -> None:
     make(nats, config)
-    remedy = check(database, BROKER_URL=nats.url).the("broker_stream", verdict).remedy
-    assert named in remedy
-    if remedy.startswith("pads-cdc setup"):
+    found = check(database, BROKER_URL=nats.url).the("broker_stream", verdict)
+    assert named in found.text
+    assert found.remedy == CORRECT
+    given = {"ADMIN_CONNECTION_STRING": database.url(), "BROKER_URL": nats.url}
+    assert pads_cdc("setup", **given).returncode == 0
+    assert check(database, BROKER_URL=nats.url).the("broker_stream", "pass")
+
+
+@pytest.mark.parametrize(
+    ("config", "verdict", "remedy"),
+    [
+        (right(retention=RetentionPolicy.INTEREST), "fail", ANEW),
+        (right(subjects=["orders.>"]), "fail", ANOTHER),
+        pytest.param(right(deny_purge=True, allow_rollup_hdrs=False), "fail", ANEW, marks=pytest.mark.soak),
+        pytest.param(right(storage=StorageType.MEMORY), "warn", ANEW, marks=pytest.mark.soak),
+    ],
+)
+def test_a_stream_that_setup_cannot_correct_is_removed(
+    database: Database,
+    nats: Node,
+    check: Check,
+    pads_cdc: Callable[..., subprocess.CompletedProcess[str]],
+    config: StreamConfig,
+    verdict: str,
+    remedy: str,
+) -> None:
+    """Another program's is not."""
+    make(nats, config)
+    assert check(database, BROKER_URL=nats.url).the("broker_stream", verdict).remedy == remedy
+    if remedy == ANEW:
+        by_hand(nats, lambda js: js.delete_stream("pads_cdc"))
         given = {"ADMIN_CONNECTION_STRING": database.url(), "BROKER_URL": nats.url}
         assert pads_cdc("setup", **given).returncode == 0
         assert check(database, BROKER_URL=nats.url).the("broker_stream", "pass")
+
+
+def test_another_stream_is_given_to_leader_and_relay(
+    database: Database,
+    nats: Node,
+    serve: ServerFactory,
+    relay: RelayFactory,
+    pads_cdc: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    make(nats, right(retention=RetentionPolicy.INTEREST))
+    fill(database, 50)
+    another = {"BROKER_URL": nats.url, "BROKER_STREAM": "another"}
+    assert pads_cdc("setup", ADMIN_CONNECTION_STRING=database.url(), **another).returncode == 0
+    leader = serve(database, **another).wait_ready()
+    follows(relay(**another).wait_ready(), leader)
+
+
+def test_a_broker_with_small_messages_is_told_how_large_they_must_be(
+    database: Database, nats_node: NodeFactory, check: Check
+) -> None:
+    node = nats_node("max_payload: 8KB\n").start()
+    remedy = check(database, BROKER_URL=node.url).the("broker_payload", "warn").remedy
+    [(typed, where)] = re.findall(r"^set (\S+: \S+) in (.*)$", remedy)
+    assert where == "the broker's configuration"
+    node.configure("max_payload: 8KB", typed)
+    assert check(database, BROKER_URL=node.url).the("broker_payload", "pass")
 
 
 def test_setup_changes_no_stream_of_another_program(
@@ -113,12 +168,14 @@ def test_a_broker_that_is_not_there_or_has_no_jetstream(
 ) -> None:
     node = nats_node()
     assert "BROKER_URL" in check(database, BROKER_URL=node.url).the("broker", "fail").remedy
-    config = node.folder / "nats.conf"
-    config.write_text(f"listen: 127.0.0.1:{node.port}\n")
-    node.start()
+    jetstream = next(line for line in node.config.read_text().splitlines() if line.startswith("jetstream"))
+    node.configure(jetstream, "")
     report = check(database, BROKER_URL=node.url)
     found = [one for one in report.findings if one.check == "broker" and one.verdict == "fail"]
     assert "JetStream" in found[0].text
+    assert "turn it on there" in found[0].remedy
+    node.configure("listen:", f"{jetstream}\nlisten:")
+    assert check(database, BROKER_URL=node.url).the("broker", "pass")
 
 
 def test_a_user_without_rights_is_found(database: Database, nats_node: NodeFactory, check: Check) -> None:
@@ -134,7 +191,12 @@ def test_a_user_without_rights_is_found(database: Database, nats_node: NodeFacto
     by_hand_as(node, "all", lambda js: js.add_stream(right()))
     assert {one.verdict for one in check(database, **everything).of("broker_rights")} == {"pass"}
     reader = everything | {"BROKER_CREDENTIALS_FILE": str(folder / "reader")}
-    assert "permit" in check(database, **reader).the("broker_rights", "fail").remedy
+    remedy = check(database, **reader).the("broker_rights", "fail").remedy
+    [(first, second)] = re.findall(
+        r"^permit our user to publish (\S+) and (\S+), and to subscribe _INBOX\.>$", remedy
+    )
+    node.configure('publish: ["$JS.API.STREAM.INFO.>"]', f'publish: ["{first}", "{second}"]')
+    assert check(database, **reader).the("broker_rights", "pass")
 
 
 RIGHTS = re.compile(r"^\| (server|relay) \| (.*?) \| (.*?) \|$", re.MULTILINE)

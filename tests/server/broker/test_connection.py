@@ -13,13 +13,15 @@ from server.broker import stream
 from server.broker.connection import Broker, BrokerError
 from server.broker.stream import PageStream
 from server.config.settings import RelaySettings
+from tests.e2e.test_relay_faults import by_hand
+from tests.server.broker.test_checks import right
 from tests.support.certificates import Authority, write_secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.plugins.nats import NodeFactory
+    from tests.plugins.nats import Node, NodeFactory
 
 INFO = (
     b'INFO {"server_id":"x","version":"2.12.0","proto":1,"headers":true,"max_payload":1048576,'
@@ -105,6 +107,31 @@ def test_tls_begins_as_the_broker_has_it(nats_node: NodeFactory, tls: str, tmp_p
     if "handshake_first" not in how:  # the same there, and it takes the broker 2 s to let go of a first try
         with pytest.raises(BrokerError, match="BROKER_TLS_CA_FILE"):
             connect(broker_url=url)
+
+
+def test_a_broker_that_offers_no_tls_is_told_to(nats_node: NodeFactory, tls: str, tmp_path: Path) -> None:
+    node = nats_node().start()
+    there = {"broker_url": f"tls://127.0.0.1:{node.port}", "broker_tls_ca_file": str(tmp_path / "ca.crt")}
+    with pytest.raises(BrokerError, match=r"configure tls \{\} there"):
+        connect(**there)
+    node.configure("listen:", f"{tls} }}\nlisten:")
+    assert connect(**there)
+
+
+def test_a_subject_that_another_stream_has_is_named(nats: Node) -> None:
+    """Its stream would store our pages."""
+
+    async def publish() -> int:
+        async with Broker(RelaySettings.load({"broker_url": nats.url}), "test").connected() as client:
+            ours = PageStream(client, "pads_cdc")
+            return await ours.publish(ours.page, b"a page", 0)
+
+    by_hand(nats, lambda js: js.add_stream(name="everything", subjects=["pads_cdc.*"]))
+    with pytest.raises(BrokerError, match="one of the stream everything; take it out of its subjects"):
+        asyncio.run(publish())
+    by_hand(nats, lambda js: js.update_stream(name="everything", subjects=["else"]))
+    by_hand(nats, lambda js: js.add_stream(right()))
+    assert asyncio.run(publish()) == 1
 
 
 def test_what_we_may_not_do_is_said_in_the_broker_s_words(

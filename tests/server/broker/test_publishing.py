@@ -19,6 +19,7 @@ from server.broker.connection import Broker
 from server.broker.page_bytes import decode, encode
 from server.broker.publishing import Publishing
 from server.broker.seal import Seal
+from server.broker.stream import ANEW, ANOTHER, CORRECT
 from server.config.settings import RelaySettings
 from server.observe.fanout import Listener
 from tests.cdc.relay.test_page_reader import everything, leading
@@ -264,11 +265,12 @@ def test_a_stream_or_a_broker_with_small_messages_gets_small_pages(rig: Rig, nat
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        ({"subjects": [PAGE]}, "--subjects="),
-        ({"subjects": [f"{STREAM}.>"]}, "--subjects="),
-        ({"allow_rollup_hdrs": False}, "--allow-rollup"),
-        ({"retention": RetentionPolicy.INTEREST}, "nats stream rm"),
-        ({"no_ack": True}, "--ack"),
+        ({"subjects": [PAGE]}, CORRECT),
+        ({"subjects": [f"{STREAM}.>"]}, CORRECT),
+        ({"subjects": ["orders.>"]}, ANOTHER),
+        ({"allow_rollup_hdrs": False}, CORRECT),
+        ({"retention": RetentionPolicy.INTEREST}, ANEW),
+        ({"no_ack": True}, CORRECT),
     ],
 )
 def test_a_stream_that_cannot_be_published_to_is_named(
