@@ -1,5 +1,5 @@
 """A relay's intake: applies pages and heads from any transport, counts them, and decides when to serve the
-map.
+map. `cdc.relay.pages` says what pages and heads are.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Received:
 
 
 class Intake:
-    """Applies pages and heads. Used by one thread; any may read `received`."""
+    """Applies pages and heads. One thread uses it; any thread may read `received`."""
 
     def __init__(
         self,
@@ -58,11 +58,11 @@ class Intake:
 
     @property
     def wanting(self) -> bool:
-        """Whether a generation is needed whose opening page has not arrived."""
+        """Whether a generation (a whole map in pages) is needed, and its opening page has not arrived."""
         return self._reader.wanting
 
     def connected(self) -> None:
-        """Note that pages come from now on."""
+        """Note that the connection is up, so that pages arrive from now on."""
         self.received.connected = True
         self._observer.connected(connected=True)
         self._observer.mode("streaming")

@@ -1,4 +1,8 @@
-"""A relay's view of its leader: the leader's revision and position, and the staleness of the relay's map."""
+"""A relay's view of its leader: the leader's revision and position, and the staleness of the relay's map.
+
+The leader sends its state in *heads*, and its changes in *lines*: unbroken chains of pages. `cdc.relay.pages`
+defines both.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,9 @@ if TYPE_CHECKING:
     from cdc.relay.pages import Head
 
 HEAD_SECONDS: Final = 1.0
-"""Seconds between two heads of a leader."""
+"""Interval, in seconds, at which a leader sends a head."""
 _MARGIN: Final = 1.0
-"""Seconds that a head may be under way."""
+"""Seconds from the making of a head to its arrival, at most."""
 
 
 class LeaderFreshness(Freshness):
@@ -39,7 +43,7 @@ class LeaderFreshness(Freshness):
         self._revision = Revision(0)
         self._waiting: list[tuple[float, Revision]] = []
         self.reached_at = 0.0
-        """Monotonic time as of which no revision is missing here."""
+        """Monotonic time up to which this relay lacks no revision of the leader."""
         self.heard_at: float | None = None
         """Monotonic time of the leader's last head; None before the first one."""
 
@@ -58,14 +62,14 @@ class LeaderFreshness(Freshness):
         self._look()
 
     def arrived(self, revision: Revision) -> None:
-        """Note that the map is the leader's as of this revision."""
+        """Note that the map equals the leader's map of this revision."""
         with self._heads:
             self._revision = revision
         self.applied(Lsn(revision))
         self._look()
 
     def other_line(self) -> None:
-        """Forget all revisions, because the map is of another line now."""
+        """Forget all revisions, because the map now comes from another line of pages."""
         with self._heads:
             self._head, self._waiting, self._revision = None, [], Revision(0)
         self.rewound()

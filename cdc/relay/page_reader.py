@@ -1,9 +1,12 @@
-"""Applies a leader's pages to a relay's store. Nothing here waits, and nothing here knows a broker.
+"""Applies a leader's pages to a relay's store. Nothing here waits, and nothing here depends on a broker.
 
 The transport need not be reliable: a page may be lost, repeated, or come from an older copy of the stream.
-Each run states the revision at which it starts. Each checkpoint has the map's count and digest. An entry is
-applied only if its revision is newer than the present one. A map of another line is adopted only if it is not
-older than the map that is served. Until a new map is complete, the relay serves the old one.
+Each run of pages states the revision at which it starts. Each checkpoint has the map's count and digest. An
+entry is applied only if its revision is newer than the present one.
+
+An unbroken chain of pages is a *line*. A leader that cannot continue its line begins another one with a whole
+map, a *generation*. This map is adopted only if it is not older than the map that is served. Until it is
+complete, the relay serves the old one. `cdc.relay.pages` has a worked example.
 """
 
 from __future__ import annotations
@@ -55,14 +58,15 @@ class PageReader:
     """
 
     def __init__(self, store: Store, marks: Marks | None = None) -> None:
-        """``marks`` says how long the relay keeps deletes after the leader has forgotten them; by default for
-        ever.
+        """``marks`` says how long the relay keeps deletes after the leader has forgotten them.
+
+        By default it keeps them for ever.
         """
         self._store = store
         self._marks = marks or Marks(math.inf)
         self._origin = Origin("0" * 32, None)
         self.line = ""
-        """The line of the present map; empty while there is no map."""
+        """The line of pages from which the present map comes; empty while there is no map."""
         self.exact = Revision(0)
         """The revision of the newest checkpoint, at which the map was the leader's."""
         self.position: Lsn = Lsn(0)
@@ -73,13 +77,13 @@ class PageReader:
         self._page_number = 0
         """The number of the newest page, in the line `_page_line`."""
         self._unbroken = 0
-        """The number of the newest page of the line `line` up to which the map has all that pages brought."""
+        """The map has everything in the pages of `line` up to this number."""
         self._running = False
         """Whether no page of the present run is missing so far."""
         self._run_start = Revision(0)
         """The revision from which the present run starts."""
         self._coming: dict[str, Entry] | None = {}
-        """The entries of the new map that is being collected; None while none is needed."""
+        """The entries of the new map that is being collected; None while no new map is needed."""
         self._opened = self._completed = False
         """Whether `_coming` began with an opening page, and whether its generation is complete."""
         self._distrusted = False
@@ -96,7 +100,7 @@ class PageReader:
 
     @property
     def wanting(self) -> bool:
-        """Whether a generation is needed whose opening page has not arrived."""
+        """Whether a generation is needed, and its opening page has not arrived."""
         return self._coming is not None and not self._opened
 
     def hear(self, head: Head) -> None:
@@ -158,7 +162,7 @@ class PageReader:
             held = coming.get(entry.id)
             if held is None or held.revision < entry.revision:
                 coming[entry.id] = entry
-            elif held.revision == entry.revision:  # a run that is sent once more, with newer positions
+            elif held.revision == entry.revision:  # a repeated run, with newer positions
                 held.position = max(held.position, entry.position)
         for endpoint_id, revision, position in page.moved:
             moved = coming.get(endpoint_id)
@@ -201,12 +205,12 @@ class PageReader:
     def _forgotten(
         self, coming: dict[str, Entry], checkpoint: Checkpoint, *, same_epoch: bool
     ) -> list[Entry]:
-        """Return tombstones for endpoints that this relay has and that are missing in a new map, even as
-        tombstones.
+        """Return a tombstone for each endpoint of this relay that a new map has neither live nor deleted.
 
         A leader that has lost its state file does not know which endpoints were deleted before. Clients of
-        the legacy contract have received them from this relay, which must send them the deletes. In the same
-        epoch a tombstone keeps its revision, so that a new map does not make it younger.
+        the legacy contract have received such endpoints from this relay, so it must send the deletes.
+
+        In the same epoch a tombstone keeps its revision, so that a new map does not make it younger.
         """
         revision, position = checkpoint.revision, checkpoint.position
         return [
@@ -218,7 +222,7 @@ class PageReader:
         ]
 
     def _is_passed(self, checkpoint: Checkpoint) -> bool:
-        """Return whether the map is newer than this checkpoint of its line, as when pages are repeated."""
+        """Return whether the map is newer than this checkpoint of its line: then the page is a repetition."""
         return checkpoint.revision < self.exact + self._ahead
 
     def _is_older(self, checkpoint: Checkpoint) -> bool:
@@ -294,10 +298,10 @@ class PageReader:
         return PageOutcome.ARRIVED
 
     def _forget(self) -> None:
-        """Forget deletes that the leader has forgotten, once this relay has had them for the retention time
-        as well.
+        """Forget the deletes that the leader has forgotten, if this relay has had them for long enough.
 
-        If this relay was cut off, its clients of the legacy contract may not have received them yet.
+        The time is the retention time, because this relay may have been cut off: then its clients of the
+        legacy contract may not have received these deletes yet.
         """
         store = self._store
         self._marks.set(store.head)

@@ -3,7 +3,11 @@
 A *run* of pages has every change since the revision at which it starts, and ends with a checkpoint. Then the
 reader's map is the leader's, which the count and the digest prove. A *generation* begins with an opening page
 and has every endpoint and tombstone, newest first, with new runs in between. The checkpoint at its end marks
-it as complete. A reader without a map needs a generation; a reader with a map ignores all of it but the runs.
+it as complete. A reader without a map needs a generation. A reader with a map takes only the runs.
+
+A *line* is an unbroken chain of pages. A leader that cannot continue the chain (it has lost its state file,
+for example) begins another line with a generation. A *head* is the leader's present state, sent beside the
+pages.
 
 Worked example, a leader at revision 7 with three endpoints::
 
@@ -33,14 +37,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Page:
-    """One page; see the module."""
+    """One page; the module's docstring explains its parts."""
 
     line: str
-    """Identifies the unbroken chain of pages. A leader that cannot continue it begins another line, with a
-    generation.
-    """
+    """Identifies the unbroken chain of pages to which this one belongs."""
     number: int
-    """One more than the page before in its line."""
+    """The page's number: one more than that of the page before it in the line."""
     start: Revision
     """The revision that a reader's map must have, or exceed, to apply the run of this page."""
     epoch: str
@@ -49,9 +51,9 @@ class Page:
     position: Lsn
     """The map of revision `start` has every transaction up to here."""
     first: bool = False
-    """Whether it is the first page of a run."""
+    """Whether this is the first page of a run."""
     opening: bool = False
-    """Whether it opens a generation."""
+    """Whether this page opens a generation."""
     total: int = 0
     """In an opening page: the approximate number of entries of the generation."""
     generation: int = 0
@@ -59,10 +61,10 @@ class Page:
     generating: bool = False
     """Whether a generation has begun and not ended yet."""
     older: bool = False
-    """Whether its entries are a part of the generation, so that a reader with a map has them already."""
+    """Whether the entries belong to the generation's backward walk, so that a reader with a map has them."""
     entries: list[Entry] = field(default_factory=list)
     moved: list[tuple[str, Revision, Lsn]] = field(default_factory=list)
-    """Ids, revisions and new positions of entries that transactions have named but not changed."""
+    """Ids, revisions and new positions of entries that transactions have affected but not changed."""
     checkpoint: Checkpoint | None = None
     complete: bool = False
     """Whether the checkpoint completes the generation."""

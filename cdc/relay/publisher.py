@@ -1,6 +1,6 @@
 """The leader's side of relays: walks over the store and makes pages. Nothing here waits.
 
-To the store, a publisher is a subscriber like others: it has a `Cursor`, and the store never waits for it.
+To the store, a publisher is a subscriber like any other: it has a `Cursor`, and the store never waits for it.
 For a generation it has a second place in the log, which moves backwards, as in a `Catchup`. The cursor's
 entries always go first, so that a revocation never waits behind a generation.
 """
@@ -39,13 +39,16 @@ _ENTRIES: Final = 500
 _MOVED_SECONDS: Final = 1.0
 """Seconds between two checkpoints that have nothing but new positions."""
 _GROWTH: Final = 1.0
-"""A new generation begins when the pages after the last one have this many times its entries..."""
+"""A new generation begins when this many times the last generation's entries have been published since..."""
 _LEAST: Final = 10_000
-"""...and by so many entries."""
+"""...and more than this number of entries."""
 
 
 class Publisher:
-    """Makes one line of pages. Used by one thread, which takes the next page after the last one is stored."""
+    """Makes one line of pages: one unbroken chain.
+
+    One thread uses it, and takes the next page after the last one is stored.
+    """
 
     def __init__(
         self,
@@ -75,7 +78,7 @@ class Publisher:
         self._back: Place | None = None
         """The place of the generation's backward walk; None if no generation is under way."""
         self._begun = True
-        """Whether the next entries of the tail begin a run."""
+        """Whether the next entries that `_tail` reads begin a run."""
         self._start = Revision(0)
         """The revision of the newest checkpoint, or where the line began."""
         self._position: Lsn = Lsn(0)
@@ -88,9 +91,9 @@ class Publisher:
         self._opening = False
         """Whether the next page opens a generation."""
         self._opened = self._newest = 0
-        """Numbers of the pages that opened the generation under way, and the newest complete one."""
+        """Numbers of two opening pages: of the generation under way, and of the newest complete one."""
         self._generation = self._since = 0
-        """Entries of the newest generation, and those published since it began."""
+        """Number of entries of the newest generation, and number of entries published since it began."""
 
     def limit(self, page_bytes: int) -> None:
         """Limit the entries of a page to ``page_bytes`` bytes. A larger entry gets a page of its own."""
@@ -114,7 +117,7 @@ class Publisher:
         self._collect_moves(beyond=self._position, up_to=reached)
         self._generation, self._since = len(store.entries), 0
         self._newest, self._opened = last.generation, 0
-        if not self._newest:  # the line has no complete generation: its leader ended before that
+        if not self._newest:  # its leader ended before completing the line's first generation
             self.begin_generation()
         return True
 
@@ -179,7 +182,7 @@ class Publisher:
             return [page]
         try:
             part = self._tail.read(self._entries)
-        except OutlivedError:  # this walk stood still until deletes that it had to return were forgotten
+        except OutlivedError:  # it stood still until deletes were forgotten that it had to return
             self._open_line(of)
             return []
         if part.entries:
