@@ -42,7 +42,8 @@ _OPTIONS: Final = (
     # A connection that died silently is noticed within half a minute.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # otherwise a minute, in spite of the line above
+    # Without this, the timeout would be a minute in spite of the line above.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
 )
 _FIRST_WORD_SECONDS: Final = 45.0
@@ -52,7 +53,7 @@ _SILENT_INTERVALS: Final = 3
 _MISMATCHES: Final = 2
 """The client abandons a stream after this many mismatches in a row. The first is answered by a snapshot."""
 _LOOK_SECONDS: Final = 0.5
-"""Interval at which a thread that waits for the event loop checks whether it still runs."""
+"""Interval at which a thread that waits for the event loop checks whether the loop still runs."""
 
 
 class FeedStoppedError(Exception):
@@ -78,7 +79,7 @@ class EndpointFeed:
         Args:
             targets: the servers, as ``host:port``. One is used at a time, and the next one if it fails.
             client_id: the client's name on the server's status page: 1 to 128 printable ASCII characters.
-            credentials: switches TLS on. A function is called at each attempt, so it can renew certificates.
+            credentials: enables TLS. A function is called at each attempt, so it can renew certificates.
             bearer: returns the token to send. It is called at each attempt, too.
             on_change: called in the feed's thread or in ``loop``, after the map has the change. It delays the
                 next change.
@@ -129,7 +130,7 @@ class EndpointFeed:
 
     @property
     def resume_token(self) -> bytes:
-        """The token to keep with the map, read after `close`, so that another process can resume."""
+        """The token to keep with the map, so that another process can resume. Read it after `close`."""
         return self._replica.token
 
     def get(self, endpoint_id: str) -> GatewayEndpoint | None:
@@ -190,7 +191,7 @@ class EndpointFeed:
     def close(self) -> None:
         """End the connection. No callback is called afterwards.
 
-        It waits for a callback that is running, and for the thread; within ``loop`` it does not wait.
+        This blocks until the thread and a running callback have ended. Within ``loop`` it does not block.
         """
         self._closed.set()
         if self._task is not None:
@@ -238,7 +239,7 @@ class EndpointFeed:
             self._will_never_be_ready(why)
 
     def _follow(self) -> str:
-        """Follow one server after the other, until `close` or a bug of ours. Returns why it ended."""
+        """Follow one server after the other, until `close` or a bug of ours. Returns why the feed ended."""
         backoff = Backoff()
         for target in itertools.cycle(self._targets):
             found, why = self._session(target, backoff)
@@ -289,7 +290,7 @@ class EndpointFeed:
             await asyncio.sleep(wait)
 
     async def _session_in_loop(self, target: str, backoff: Backoff) -> tuple[Remedy, str]:
-        access = await asyncio.to_thread(self._access)  # which reads files
+        access = await asyncio.to_thread(self._access)  # in a thread, because it reads files
         if isinstance(access, str):
             return Remedy.BACK_OFF, access
         metadata, credentials = access
@@ -298,7 +299,7 @@ class EndpointFeed:
             self._call = call = _watch(channel, self._received)(aiter(outbox), metadata=metadata)
             try:
                 async for message in call:
-                    if message is None:  # its bytes could not be decoded
+                    if message is None:  # the message could not be decoded
                         return _UNDECODABLE
                     # Before the first complete map no check can be answered, so other work can wait.
                     await in_turns(self._take(message, outbox, backoff), lambda: not self.ready)
@@ -357,7 +358,7 @@ class EndpointFeed:
         """Return the metadata with the token.
 
         Raises:
-            ValueError: no header can carry the token. gRPC's own error would show it.
+            ValueError: no header can carry the token. gRPC's own error would show the token.
 
         """
         if self._bearer is None:
@@ -392,7 +393,7 @@ class EndpointFeed:
         self._heard_at = time.monotonic()
 
     def _matched(self, staleness: float | None, backoff: Backoff) -> None:
-        """Note that the map equals the server's. It is a proof only if ``staleness`` is known."""
+        """Note that the map equals the server's. This proves the map only if ``staleness`` is known."""
         if staleness is not None:
             self._exact = time.monotonic(), staleness
             self.proofs += 1

@@ -42,7 +42,7 @@ class Applied:
     acknowledge: pb.Acknowledge | None = None
     """The acknowledgement to send."""
     staleness: float | None = None
-    """Set if the digest proved that the database has had this map: seconds since it was known to have it."""
+    """How stale the map is, in seconds, if the digest proved that the database has had it; else None."""
 
 
 def reset_reason(reset: pb.Reset) -> str:
@@ -128,7 +128,7 @@ class Replica:
                 self._put(changes, endpoint_id, None, 0)
             yield
         self._unseen, self.reset = set(), None
-        if self.mismatches:  # the error may have been in the digest
+        if self.mismatches:  # the difference may have been in the digest, not in the map
             self._digest = Digest()
             for held in portions(self.endpoints.items()):
                 for endpoint_id, endpoint in held:

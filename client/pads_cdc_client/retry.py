@@ -30,7 +30,10 @@ _REMEDIES: Final = {
 
 
 def remedy(code: grpc.StatusCode) -> Remedy:
-    """Look a status code up. All others are worth a retry, even OK, since a feed has no end."""
+    """Return the remedy for a status code.
+
+    A code outside the table is worth a retry. This includes OK, because a feed has no end.
+    """
     return _REMEDIES.get(code, Remedy.RETRY)
 
 
@@ -38,7 +41,7 @@ class Backoff:
     """Waits that double, with jitter so that a thousand gateways do not reconnect at the same moment."""
 
     def __init__(self, first: float = 0.2, most: float = 30.0, late: float = 60.0) -> None:
-        """Take, in seconds, the first wait, the longest wait, and the wait of `Remedy.BACK_OFF`."""
+        """Take the first wait, the longest wait and the wait of `Remedy.BACK_OFF`, in seconds."""
         self._first = first
         self._most = most
         self._late = late

@@ -16,15 +16,15 @@ Steps = Generator[None, None, _Result]
 _TURN_SECONDS: Final = 0.001
 """Maximum seconds of steps in one turn; other work in the event loop waits for it."""
 _PAUSE_SECONDS: Final = 0.001
-"""Minimum seconds between two turns. With few cores, the operating system makes a thread that never sleeps
-wait for several milliseconds at a time, but not a thread that sleeps half of the time.
+"""Minimum seconds between two turns. With few cores, the operating system suspends a thread that never sleeps
+for several milliseconds at a time. It does not suspend a thread that sleeps half of the time.
 """
 _STEP: Final = 8
-"""Endpoints of one step: some 25 us."""
+"""Endpoints of one step. A step takes some 25 us."""
 
 
 def portions(items: Iterable[_Item]) -> Iterator[list[_Item]]:
-    """Cut into lists of one step each."""
+    """Cut the items into lists; one step processes one list."""
     iterator = iter(items)
     while portion := list(islice(iterator, _STEP)):
         yield portion

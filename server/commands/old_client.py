@@ -39,7 +39,8 @@ OPTIONS: Final = (
     # A connection that died silently is noticed within 40 s.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # otherwise a minute, in spite of the line above
+    # Without this, the timeout would be a minute in spite of the line above.
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
     # We choose the time between attempts ourselves; this minimum is also the time limit for connecting.
     ("grpc.initial_reconnect_backoff_ms", 100),
