@@ -63,8 +63,8 @@ class Answers:
         self._staleness_header = staleness_header
         self._refused = {outcome: _refused(outcome) for outcome in ANSWERS}
         self.prepared = lru_cache(_KEPT)(self._prepare)
-        """Returns the `Prepared` for an endpoint's bytes. After a change the bytes differ, so no old one is
-        found.
+        """Returns the `Prepared` for an endpoint's bytes. After a change the bytes differ, so an
+        outdated answer is never found.
         """
 
     def refused(self, outcome: Outcome, prepared: Prepared | None = None, retry_after: int = 0) -> bytes:

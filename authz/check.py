@@ -18,7 +18,7 @@ _SCHEME: Final = b"bearer "
 class Outcome(enum.StrEnum):
     """The outcome of a check. The values are labels of a metric."""
 
-    __hash__ = str.__hash__  # an enum's own one is not in C, and each check needs it
+    __hash__ = str.__hash__  # each check hashes it, and Enum's own __hash__ is not in C
 
     ALLOWED = "allowed"
     MISSING_ID = "missing_id"
@@ -55,13 +55,13 @@ class Requirement:
 
     public: bool = False
     key: bytes = field(default=b"", repr=False)
-    """The key of an endpoint that requires one."""
+    """The key, if the endpoint requires one."""
     users: Container[str] = ()
-    """The subjects whose tokens are accepted, of an endpoint that requires a token."""
+    """The subjects whose tokens are accepted, if the endpoint requires a token."""
 
     @classmethod
     def of(cls, auth: Auth) -> Requirement:
-        """Return what an endpoint requires. It refers to ``auth``, which must not change."""
+        """Return what an endpoint requires. The result refers to ``auth``, which must not change."""
         match auth.WhichOneof("auth_type"):
             case "no_auth":
                 return cls(public=True)
@@ -72,7 +72,7 @@ class Requirement:
         return cls()  # unset, or of a kind that this server does not know
 
     def met_by(self, authorization: Sequence[bytes], subject: Sequence[bytes]) -> bool:
-        """Return whether a request's credentials satisfy it.
+        """Return whether a request's credentials satisfy this requirement.
 
         ``authorization`` has all values of that header. ``subject`` has all values of the header in which
         Envoy passes the subject of a verified token. A header with two values counts as missing.
@@ -83,7 +83,7 @@ class Requirement:
 
 
 def _is_key(shown: bytes, key: bytes) -> bool:
-    """Compare the key with and without the scheme, in a time that does not depend on the key."""
+    """Compare the header's value, with and without ``Bearer``, in a time that does not depend on the key."""
     if hmac.compare_digest(shown, key):
         return True
     scheme = shown[: len(_SCHEME)].lower() == _SCHEME

@@ -22,7 +22,7 @@ class UpstreamHeaders:
     endpoint: str | None = "Portal-Application-ID"
     account: str | None = "Portal-Account-ID"
     limited: str | None = "Rl-Endpoint-Id"
-    """The endpoint's id, only if it has a limit: a descriptor for Envoy's rate limits."""
+    """The endpoint's id, sent only if the endpoint has a limit: a descriptor for Envoy's rate limits."""
     throughput: str | None = "Rl-Throughput"
     """The limit in calls a second."""
     remove_authorization: bool = True

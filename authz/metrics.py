@@ -75,7 +75,7 @@ class _CheckCounts(Collector):
         self._seconds += seconds
 
     def collect(self) -> Iterator[CounterMetricFamily | HistogramMetricFamily]:
-        checks = CounterMetricFamily(f"{PREFIX}_checks", "Checks, by how they ended.", labels=("outcome",))
+        checks = CounterMetricFamily(f"{PREFIX}_checks", "Checks, by outcome.", labels=("outcome",))
         for outcome, count in self._ended.items():
             checks.add_metric((outcome.value,), count)
         yield checks
@@ -105,19 +105,19 @@ class _FeedGauges(Collector):
         )
         staleness = GaugeMetricFamily(
             f"{PREFIX}_staleness_seconds",
-            "For how long at most the map has not been the database's; missing before it was proved once.",
+            "Upper bound of the map's age; missing before the first proof.",
         )
         if math.isfinite(seconds := held.staleness()):
             staleness.add_metric((), seconds)
         yield staleness
         yield CounterMetricFamily(
-            f"{PREFIX}_feed_connections", "Connections to the feed that were tried.", value=feed.attempts
+            f"{PREFIX}_feed_connections", "Attempts to connect to the feed.", value=feed.attempts
         )
         yield CounterMetricFamily(
-            f"{PREFIX}_feed_resets", "Times that the feed sent everything.", value=feed.resets
+            f"{PREFIX}_feed_resets", "Snapshots that the feed began to send.", value=feed.resets
         )
         yield CounterMetricFamily(
             f"{PREFIX}_feed_proofs",
-            "Times that the map was found to be exact by its digest.",
+            "Digests that proved the map to be exact.",
             value=feed.proofs,
         )

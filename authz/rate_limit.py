@@ -1,8 +1,8 @@
 """Limits calls by a token bucket for each endpoint, which holds one second's worth of calls.
 
 A bucket is one number, the moment at which it is full again (the generic cell rate algorithm). A call moves
-that moment by its share of a second. It is refused if the moment would then be more than a second ahead. The
-caller passes the limit with each call, so a changed plan takes effect with the next call.
+that moment by its share of a second. The call is refused if the moment would then be more than a second
+ahead. The caller passes the limit with each call, so a changed plan takes effect with the next call.
 
     limit 2: two calls at 0.0 empty the bucket, one at 0.4 is refused, one at 0.5 passes.
 """

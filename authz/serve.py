@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     Expose = Callable[
         [CollectorRegistry, AuthorizerHealth], AbstractAsyncContextManager[Callable[[int], None]]
     ]
-    """Shows both while its context lasts. Its value is called with gRPC's port once that is served."""
+    """Makes a context that shows metrics and health while it lasts. The context's value is a function to call
+    with gRPC's port, once the port is served.
+    """
 
 _log = structlog.get_logger("pads_cdc")
 
@@ -141,7 +143,7 @@ async def serve(
         _log.info("stopping")
         health.stop()
         if not ended.done():
-            # Envoy's health checks make it use other authorizers. Until then its checks are answered.
+            # Envoy's health checks make Envoy use other authorizers. Until it does, its checks are answered.
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.hurried.wait(), config.drain_seconds)
         deserted = ended.done()
@@ -154,7 +156,7 @@ async def serve(
 
 
 class _Stop:
-    """Whether to stop, and whether at once: after Ctrl-C, or after a second signal."""
+    """Whether to stop, and whether to stop at once (after Ctrl-C, or after a second signal)."""
 
     def __init__(self, until: Awaitable[object] | None) -> None:
         self.asked = asyncio.Event()

@@ -2,7 +2,7 @@
 
 Each worker writes its health and metrics as a line of JSON to its standard output, once a second and whenever
 its readiness changes. The supervisor has the only HTTP port, and answers from the last lines. A worker ends
-when its standard input does, so it never outlives the supervisor.
+when its standard input is closed, so it never outlives the supervisor.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Supervisor:
         )
 
     def unready(self) -> tuple[Reason, ...]:
-        """Return why Envoy should not send checks: no worker listens, or one that does has no usable map."""
+        """Return why Envoy should not send checks: no worker listens, or a listening one has no map."""
         listening = [worker for worker in self._workers if worker.listens]
         if not listening:
             return (Reason("not_ready", "no worker listens yet"),)
