@@ -112,7 +112,7 @@ def _in_go(rig: Rig, served: Served) -> Iterator[_Server | None]:
 
 
 def _answers(server: _Server) -> bool:
-    """Return whether it holds a map, by its health service."""
+    """Return whether the server's health service says that it holds a map."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415
 
     with grpc.insecure_channel(server.target) as channel:
@@ -204,7 +204,7 @@ def _revocations(
     taken: dict[str, list[float]] = {"feed client": []}
     with database.connect().cursor() as cursor, Follower(checks.follow, served.target) as follower:
         for place, contender in enumerate(name for name in servers if name != _NOTHING):
-            # From the end, because no caller uses these.
+            # Take endpoints from the end, because no caller uses those.
             chosen = _calls(numbers[len(numbers) - (place + 1) * count : len(numbers) - place * count])
             with _envoy(rig, servers[contender]) as port, checks.probing(port) as prober:
                 rig.say(f"authorize: {count} revocations, {contender}")
@@ -260,7 +260,10 @@ def _while_everything_changes(
 
 @contextmanager
 def _other_cores(*processes: int) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Keep us, these processes and their children off one core. What the given context starts runs on it."""
+    """Keep us, these processes and their children off one core.
+
+    Yields a context manager: the processes that are started within it run on that core.
+    """
     cores = os.sched_getaffinity(0)
     one = {max(cores)}
     others = cores - one or cores
@@ -287,14 +290,14 @@ def _move(processes: Sequence[int], cores: set[int]) -> None:
     for pid in processes:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for one in (pid, *map(int, children)):
-            with suppress(OSError):  # it has just ended
+            with suppress(OSError):  # the process has just ended
                 for thread in Path(f"/proc/{one}/task").iterdir():
                     os.sched_setaffinity(int(thread.name), cores)
 
 
 @contextmanager
 def _alone(rig: Rig, served: Served, contender: str) -> Iterator[_Server | None]:
-    """Run one contender. Beside the do-nothing server an authorizer runs too, without being asked anything.
+    """Run one contender. An idle authorizer runs beside the do-nothing server.
 
     So each contender has the same neighbours on the same cores.
     """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _SHARES: Final = {"p50": 0.5, "p99": 0.99}
 AT: Final = 500
-"""Number of subscribers that the target for the latency is about."""
+"""Number of subscribers up to which the latency has a target."""
 
 
 def run(rig: Rig) -> Iterator[Result]:

@@ -28,7 +28,7 @@ _SHARES: Final = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 _WARM_UP: Final = 50
 """Commits that are not counted, because connections and plans are cold."""
 _AHEAD: Final = 10
-"""Commits before that of the ripple."""
+"""Commits before the commit that causes the ripple."""
 
 
 def run(rig: Rig) -> Iterator[Result]:
@@ -84,7 +84,7 @@ def _measure(rig: Rig, database: Database, follower: Follower, contender: str, r
             taken.setdefault(f"one row, {name}", []).append(percentile(found, share))
         asked = percentile(since_sent(commits, arrived), 0.5)
         taken.setdefault("one row, p50 with the commit itself", []).append(asked)
-        if contender != "poller":  # it fetches everything, however little has changed
+        if contender != "poller":  # the poller fetches everything, however little has changed
             taken.setdefault("one row, CPU", []).append(1_000 * cpu / len(commits))
     size = f"{sizes.rate:,} commits a second for {sizes.seconds:.0f} s, {sizes.endpoints:,} endpoints"
     for case, samples in taken.items():

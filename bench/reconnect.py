@@ -25,7 +25,7 @@ _LEAST: Final = 10
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Rotate keys while all clients are sent everything; measure one, and a subscriber of the feed."""
+    """Rotate keys while all clients receive the whole map; measure one client and one feed subscriber."""
     sizes = rig.sizes
     with rig.database(sizes.small) as database, rig.serve(database) as served:
         rig.say("reconnect: clients come")

@@ -30,7 +30,7 @@ class Line:
     median: str
     spread: str
     ratio: str
-    """Ours divided by this contender's."""
+    """Our median divided by this contender's."""
     target: str
     met: bool | None
     """None if there is no target, or it was not measured."""

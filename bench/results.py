@@ -31,18 +31,18 @@ class Result:
 
     benchmark: str
     case: str
-    """The same in a quick and in a full run; ``size`` has the amounts."""
+    """The case's name, the same in a quick and in a full run; ``size`` has the amounts."""
     contender: str
     unit: str
     """The unit of the samples: ``s``, ``ms``, ``/s``, ``bytes``, ``MiB``, ``%``."""
     samples: tuple[float, ...]
     size: str = ""
     point: Point | None = None
-    """Its point, if it belongs to a curve."""
+    """The result's point, if the result belongs to a curve."""
 
     @property
     def along(self) -> bool:
-        """Whether it belongs to a curve only, and not to the table."""
+        """Whether the result belongs only to a curve, and not to the table."""
         return self.case.startswith("growth")
 
     @property
@@ -57,7 +57,7 @@ class Result:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the percentile: at least ``share`` of all values are as small as it, or smaller.
+    """Return the percentile: the least value that is not below a ``share`` (0 to 1) of all values.
 
     Raises:
         ValueError: there are no values.

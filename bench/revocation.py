@@ -49,7 +49,7 @@ def run(rig: Rig) -> Iterator[Result]:
 
 
 def _revoked(database: Database, follower: Follower, kind: str, delay: int) -> float:
-    """Return the milliseconds of one revocation, after the ripple has ended too."""
+    """Return the milliseconds of one revocation. Waits for the end of the ripple, too."""
     plan, rest = database.portal.numbers(PLAN), database.portal.numbers(REST)
     endpoint = endpoint_id(rest[int(now() * 1000) % len(rest)])
     key = f"{now():.6f}"

@@ -46,7 +46,7 @@ _SETTINGS: Final = {
     "max_connections": "200",
 }
 _QUIET: Final = {"AUDIT_INTERVAL": "1h"}
-"""An audit would distort other measurements; it has a case of its own."""
+"""Settings that prevent audits, which would distort the measurements. `bench.idle` measures audits."""
 
 _numbers = itertools.count(1)
 

@@ -29,7 +29,7 @@ _MIGRATED: Final = ("nobody", OURS)
 _LONGEST: Final = "longest wait, a migration each second"
 _MIGRATE: Final = "ALTER TABLE accounts ALTER plan_type SET DEFAULT %s"
 _PAUSE: Final = 0.3
-"""Pause in seconds before each of them, so that no contender gets a warmer processor."""
+"""Pause in seconds before each contender, so that none gets a warmer processor."""
 
 
 def run(rig: Rig) -> Iterator[Result]:

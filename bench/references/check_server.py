@@ -49,7 +49,7 @@ async def _serve(pipe: Connection) -> None:
     gc.freeze()  # as the authorizer does: a full collection would delay checks by 50 ms
     server = grpc.aio.server()
     add_AuthorizationServicer_to_server(_DoesNothing(), server)
-    add_HealthServicer_to_server(HealthServicer(), server)  # Envoy asks
+    add_HealthServicer_to_server(HealthServicer(), server)  # Envoy asks for the server's health
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     pipe.send(port)

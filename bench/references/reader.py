@@ -38,7 +38,7 @@ def follow(notebook: Notebook, url: str, slot: str) -> None:
 
 
 def follow_and_query(notebook: Notebook, url: str, slot: str) -> None:
-    """Read the endpoint again with a prepared statement after its commit, without a gate."""
+    """Read the endpoint again with a prepared statement after its commit, without checking the snapshot."""
     with (
         closing(psycopg2.connect(url, connection_factory=LogicalReplicationConnection)) as connection,
         closing(psycopg2.connect(url)) as session,

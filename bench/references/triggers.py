@@ -1,4 +1,4 @@
-"""The method of PADS: triggers fill a table of changes, and a listener queries each endpoint in it again."""
+"""The method of PADS: triggers fill a table of changes, and a listener queries each endpoint named there."""
 
 from __future__ import annotations
 
