@@ -1,5 +1,5 @@
-"""The demo, and what its server was sent through replication connections: ``python -m
-tests.support.captured_demo FILE PLUGIN``.
+"""Runs the demo, and writes to a file everything that its server received through replication connections:
+``python -m tests.support.captured_demo FILE PLUGIN``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SECONDS = 3.0
 
 
 class Recorder(Proxy):
-    """Keeps what goes to clients that ask for replication."""
+    """A proxy that records the bytes sent to clients that ask for replication."""
 
     def __init__(self, target: int) -> None:
         self.captured = bytearray()
@@ -30,7 +30,7 @@ class Recorder(Proxy):
         super().__init__(target)
 
     def passed(self, source: socket.socket, sink: socket.socket, content: bytes) -> None:
-        """Look at what is passed on."""
+        """Record the bytes if they belong to a replication connection."""
         if b"replication\0database\0" in content:
             self._replication.add(sink)
         elif source in self._replication:

@@ -1,4 +1,4 @@
-"""Authorities and certificates of a test's own."""
+"""Certificate authorities and certificates for tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pair:
-    """A certificate and its key, PEM."""
+    """A certificate and its key, both in PEM."""
 
     certificate: bytes
     key: bytes
@@ -36,7 +36,7 @@ class Pair:
     expires: float
 
     def secrets(self) -> list[str]:
-        """Return what must never be seen: the key, line by line."""
+        """Return the texts that must never appear in any output: the lines of the key."""
         return [line for line in self.key.decode().splitlines() if not line.startswith("-----")]
 
 
@@ -58,7 +58,7 @@ class Authority:
         ends: timedelta = timedelta(days=20),
         passphrase: bytes | None = None,
     ) -> Pair:
-        """Sign a certificate that is good from ``begins`` to ``ends``, seen from now."""
+        """Sign a certificate that is valid from ``begins`` to ``ends``, both relative to the present time."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = x509.SubjectAlternativeName(
             [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
@@ -82,7 +82,7 @@ def write_secret(path: Path, content: bytes | str) -> Path:
 
 
 def served_serial(port: int, authority: Authority) -> int:
-    """Return the serial number of the certificate that a new connection is shown; fails if it is not good."""
+    """Return the serial number of the server's certificate on a new connection. Fails if it is not valid."""
     context = ssl.create_default_context(cadata=authority.certificate.decode())
     context.set_alpn_protocols(["h2"])
     with (

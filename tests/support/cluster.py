@@ -1,4 +1,4 @@
-"""The demo's ephemeral cluster, with what happens to a server: it stops, crashes, freezes, or is promoted."""
+"""The demo's ephemeral cluster, with methods that stop, crash, freeze or promote the server."""
 
 from __future__ import annotations
 

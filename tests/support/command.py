@@ -1,4 +1,4 @@
-"""Commands as people run them: a process, its lines as they come, what it leaves behind."""
+"""Runs ``pads-cdc`` as people do: as a process whose lines of output are read as they are written."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Command:
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         self.lines: list[str] = []
-        """Of the standard output, without line ends."""
+        """The lines of standard output, without line ends."""
         self.errors: list[str] = []
-        """Of the standard error."""
+        """The lines of standard error."""
         self._written = threading.Condition()
         self.process = subprocess.Popen(
             [PADS_CDC, *arguments],
@@ -51,7 +51,7 @@ class Command:
         self.end()
 
     def wait_line(self, pattern: str, after: int = 0) -> int:
-        """Return the index behind the first line, from ``after`` on, in which the pattern is found."""
+        """Wait for a line that matches, from index ``after`` on. Return the index of the line after it."""
 
         def find() -> int | None:
             found = (i for i, line in enumerate(self.lines) if i >= after and re.search(pattern, line))
@@ -64,18 +64,18 @@ class Command:
         return index + 1
 
     def interrupt(self) -> None:
-        """Ctrl-C, as a terminal sends it: to the whole process group."""
+        """Send Ctrl-C as a terminal does, to the whole process group."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     def end(self, deadline: float = DEADLINE) -> int:
-        """Wait for its end, which has been asked for, and return the exit code."""
+        """Wait until the process has ended, and return the exit code. Does not ask it to end."""
         code = self.process.wait(deadline)
         for reader in self._readers:
             reader.join(deadline)
         return code
 
     def told(self, what: str = "") -> str:
-        """Return everything that it wrote, for a failed test."""
+        """Return all output of the process, for the message of a failed test."""
         return "\n".join([f"not found: {what}" if what else "", *self.lines, "--- stderr", *self.errors])
 
     def _read(self, stream: IO[str], lines: list[str]) -> None:
@@ -87,7 +87,7 @@ class Command:
 
 
 def processes_of(marker: str) -> list[int]:
-    """Return the processes that have the marker in their environment or command line, zombies left out."""
+    """Return the ids of the processes, without zombies, whose environment or command line has the marker."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():

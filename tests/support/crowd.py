@@ -1,4 +1,4 @@
-"""Many connections to a port that somebody holds, and of which nothing is taken."""
+"""Many clients that keep their connections open and never read from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WINDOW = 65_535
 
 
 class Strangers:
-    """Connections on which something is said once, or nothing, and nothing is read."""
+    """TCP connections that send some bytes once, or none, and never read."""
 
     def __init__(self, port: int, say: bytes = b"") -> None:
         self._port = port
@@ -27,7 +27,7 @@ class Strangers:
         self._sockets: list[socket.socket] = []
 
     def come(self, count: int) -> None:
-        """Connect so often."""
+        """Open ``count`` more connections."""
         for _ in range(count):
             one = socket.create_connection(("127.0.0.1", self._port), DEADLINE)
             one.setblocking(False)
@@ -37,7 +37,7 @@ class Strangers:
 
     @property
     def open(self) -> int:
-        """Connections that the server has not closed."""
+        """Number of connections that the server has not closed."""
         return sum(map(_stands, self._sockets))
 
     def __enter__(self) -> Self:
@@ -60,7 +60,7 @@ def _stands(one: socket.socket) -> bool:
 
 
 class Stalled:
-    """Clients of gRPC that live, as they answer pings, and never open their windows of 64 KiB."""
+    """gRPC clients that answer pings, so they look alive, but never enlarge their windows of 64 KiB."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -71,7 +71,7 @@ class Stalled:
         self._answering.start()
 
     def connect(self, count: int, call: Callable[[Connection], None] = lambda _: None) -> None:
-        """Have so many clients connect and call; returns once the server has answered each connection."""
+        """Let ``count`` clients connect and make a call. Returns once the server has answered them all."""
         for _ in range(count):
             plain = socket.create_connection(("127.0.0.1", self._port), DEADLINE)
             connection = Connection(plain)
@@ -82,12 +82,12 @@ class Stalled:
         self.wait(SETTINGS)
 
     def wait(self, kind: int = DATA, count: int | None = None) -> None:
-        """Return once so many of them, or all, have been sent a frame of a kind."""
+        """Wait until ``count`` clients (by default all) have received a frame of this kind."""
         wanted = len(self.connections) if count is None else count
         wait_until(lambda: self._met(kind) >= wanted, f"frames of the kind {kind}", 10 * DEADLINE)
 
     def wait_full(self) -> None:
-        """Return once no window has room for more."""
+        """Wait until the windows of all clients are full."""
 
         def full(one: Connection) -> bool:
             return sum(len(payload) for kind, _, payload in tuple(one.frames) if kind == DATA) >= _WINDOW
@@ -104,7 +104,7 @@ class Stalled:
                     self._selector.unregister(key.fileobj)
 
     def close(self) -> None:
-        """Go away."""
+        """Close all connections."""
         self._closed.set()
         self._answering.join(DEADLINE)
         for connection in self.connections:

@@ -1,6 +1,7 @@
-"""The server as it was when it wrote only the limits into field 3 (encoding 1), for tests of an upgrade. Run
-this module with ``python -m`` in place of ``server``. Only its bytes and tokens differ from those of the
-present server.
+"""An old version of the server, for tests of an upgrade: it writes only the limits into field 3 (encoding 1).
+
+Run this module with ``python -m`` in place of ``server``. It differs from the present server only in the
+bytes of endpoints and in tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _parse: Final = Token.parse
 
 
 def encoder(columns: Sequence[str]) -> Callable[[tuple[Any, ...]], bytes]:
-    """Encode without the copy of the metadata."""
+    """Return an encoder that writes no copy of the metadata."""
     encode = _encoder(columns)
 
     def encode_first(row: tuple[Any, ...]) -> bytes:
@@ -33,12 +34,12 @@ def encoder(columns: Sequence[str]) -> Callable[[tuple[Any, ...]], bytes]:
 
 
 def parse(raw: bytes) -> Token | None:
-    """Read a token whose last byte is a truth value."""
+    """Read a token as the old server did: its last byte, the encoding's version, was a boolean."""
     token = _parse(raw)
     return token and replace(token, encoding=min(token.encoding, 1))
 
 
-payload.ENCODING = 1  # type: ignore[misc] # Final, for everybody but us
+payload.ENCODING = 1  # type: ignore[misc] # Final, but this test replaces it
 payload.encoder = encoder
 Token.parse = parse  # type: ignore[method-assign]
 

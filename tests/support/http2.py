@@ -1,4 +1,4 @@
-"""HTTP/2 by hand, for what no client library sends."""
+"""A minimal HTTP/2 client, to send what no client library would send."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ACK = 1
 
 
 class Connection:
-    """A connection on which nothing is done unasked, except that settings and pings are acknowledged."""
+    """A connection that acknowledges settings and pings. It sends nothing else unless a method is called."""
 
     def __init__(self, plain: socket.socket) -> None:
         self._socket = plain
         self._received = b""
         self.frames: list[tuple[int, int, bytes]] = []
-        """(type, flags, payload) of what came, in order."""
+        """The frames received, in order: (type, flags, payload)."""
         plain.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         self._send(SETTINGS, 0, 0, b"")
 
@@ -36,7 +36,7 @@ class Connection:
         message: bytes = b"",
         more: bool = False,
     ) -> None:
-        """Open a stream and send a message; ``more`` says that it is not the last one."""
+        """Open a stream and send a message. With ``more`` the client's side of the stream stays open."""
         fields = (
             (b":method", b"POST"),
             (b":scheme", b"http"),
@@ -55,7 +55,10 @@ class Connection:
         self._send(PING, 0, 0, bytes(8))
 
     def wait(self, kind: int, what: bytes = b"", *, flags: int = 0, count: int = 1) -> bytes:
-        """Return the payload of the ``count``th frame of a kind that has these flags and holds ``what``."""
+        """Wait for the ``count``th frame of this kind with these flags whose payload contains ``what``.
+
+        Returns the payload.
+        """
         until = time.monotonic() + DEADLINE
         while True:
             found = [
@@ -68,20 +71,20 @@ class Connection:
             assert self._receive(until - time.monotonic()), f"closed after {self.frames}"
 
     def wait_end(self) -> None:
-        """Return when the server has closed the connection."""
+        """Wait until the server has closed the connection."""
         until = time.monotonic() + DEADLINE
         while self._receive(until - time.monotonic()):
             pass
 
     def pump(self) -> bool:
-        """Take what is there of a socket that does not block; False where the connection is closed."""
+        """Read what has arrived on a non-blocking socket. Returns False if the connection is closed."""
         try:
             return self._take()
         except BlockingIOError:
             return True
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._socket.close()
 
     def _receive(self, seconds: float) -> bool:
@@ -108,7 +111,7 @@ class Connection:
 
     def _send(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         head = struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream)
-        # The server may have closed already; what it said before that is still to be read.
+        # The server may have closed the connection already. The bytes that it sent before can still be read.
         with suppress(BrokenPipeError, ConnectionResetError):
             self._socket.sendall(head + payload)
 

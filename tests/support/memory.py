@@ -1,4 +1,4 @@
-"""How much memory a server takes, from outside."""
+"""Measures the memory of a server's process from outside."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _PAGE: Final = 4096
 
 
 def resident(server: Server) -> int:
-    """Return the bytes of memory that the server's process has now."""
+    """Return the present resident memory of the server's process, in bytes."""
     return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * _PAGE
 
 
 class Peak:
-    """Looks at a server's memory while the context lasts."""
+    """Measures the growth of a server's memory while the context lasts."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._before = resident(server)
         self.most = 0
-        """The most that there was beyond what there was before."""
+        """Maximum bytes above the memory before the context."""
         self._stopped = threading.Event()
         self._looking = threading.Thread(target=self._look)
 
     @property
     def shown(self) -> str:
-        """The most, for people."""
+        """`most` as text for people."""
         return f"{self.most / MIB:.0f} MiB"
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""A mapping of one table without any constraint: its columns may be of any type, and hold anything."""
+"""A mapping of one table without constraints, whose columns can have any type and any value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TYPES = {
     "throughput": "NUMERIC",
     "capacity": "NUMERIC",
 }
-"""The columns that make an endpoint."""
+"""The columns from which an endpoint is made, with their types."""
 
 _AFFECTS = """
 reads = ["endpoints"]
@@ -50,10 +50,10 @@ SELECT endpoints.id AS endpoint_id FROM endpoints WHERE endpoints.plan_type = AN
 
 
 def make_one_table(folder: Path, **types: str) -> Path:
-    """Write the mapping, with some columns of other types than `TYPES`; returns the folder."""
+    """Write the mapping, with ``types`` in place of some of `TYPES`. Returns the folder."""
     folder.mkdir()
     columns = ", ".join(f"{name} {kind}" for name, kind in (TYPES | types).items())
-    # Without a key of its own; a row is known by all that is in it.
+    # The table has no key: all columns together identify a row.
     schema = f"CREATE TABLE endpoints (row_number SERIAL, {columns});\n"
     (folder / "schema.sql").write_text(f"{schema}ALTER TABLE endpoints REPLICA IDENTITY FULL;\n")
     (folder / "affects.toml").write_text(_AFFECTS)

@@ -1,4 +1,4 @@
-"""Fills a schema with look-alikes of all that `pg_catalog` has and our statements use.
+"""Fills a schema with look-alikes of the objects of `pg_catalog` that our statements use.
 
 A role without any other right creates them. If one of them runs, it writes `MARK` into the server's log.
 """
@@ -50,7 +50,7 @@ TYPES = (
     ),
     *("text[]", "varchar[]", "name[]", "oid[]", "int2[]", "anyelement", "anyarray", "anyenum"),
 )
-"""What operators are made for: each pair of these."""
+"""Operators are made for each pair of these types."""
 _OPERATORS = ("=", "<>", "<", "<=", ">", ">=", "||", "~", "~*", "+", "-", "*", "/", "->>", "@>", "&&")
 _NEARER = {
     "text": "character varying",
@@ -62,7 +62,10 @@ _NEARER = {
     "anyarray": "text[]",
     "text[]": "character varying[]",
 }
-"""A type that an argument of ours may have, and that a function of `pg_catalog` takes only by a cast."""
+"""For a parameter type of `pg_catalog`: a type that our argument may have, and that needs a cast there.
+
+Postgres prefers a look-alike with this type, because it needs no cast.
+"""
 _SHADOWS = ("pg_class", "pg_namespace", "pg_attribute", "pg_index", "pg_inherits", "pg_roles", "pg_settings")
 _MORE_SHADOWS = (
     "pg_replication_slots",
@@ -103,7 +106,7 @@ ORDER BY oid
 
 
 def poison(database: Database) -> int:
-    """Do it in the schema ``public``, in which everybody may create objects from now on; returns how many."""
+    """Let every role create objects in the schema ``public``, fill it, and return the number of objects."""
     mallory = database.create_role()
     database.execute("GRANT USAGE, CREATE ON SCHEMA public TO PUBLIC")
     made = 0
@@ -119,13 +122,16 @@ def poison(database: Database) -> int:
 def _made(cursor: cursor, statement: str) -> bool:
     try:
         cursor.execute(statement)
-    except psycopg2.Error:  # not everything can be made of everything
+    except psycopg2.Error:  # some combinations of types are not possible
         return False
     return True
 
 
 def _functions(cursor: cursor) -> Iterable[str]:
-    """Look-alikes of each function whose name is a word of ours: the same, and one that fits better."""
+    """Yield look-alikes of each function whose name is a word of our code.
+
+    One has the same parameters, another has parameters that fit our arguments better.
+    """
     cursor.execute(_BUILT_IN, (sorted(_words()),))
     for name, arguments, returns, variadic in cursor.fetchall():
         takes = re.sub(r" DEFAULT [^,]+", "", arguments)
@@ -163,7 +169,7 @@ def _aggregates() -> Iterable[str]:
 
 
 def _names() -> Iterable[str]:
-    """Domains called like types, views called like catalogs, and a cast."""
+    """Yield domains with the names of types, views with the names of catalogs, and a cast."""
     yield _FUNCTION.format(name="hostile_check", arguments="anyelement", returns="boolean", mark=MARK)
     for name in _DOMAINS:
         yield f"CREATE DOMAIN public.{name} AS pg_catalog.{name} CHECK (public.hostile_check(VALUE))"
@@ -178,6 +184,6 @@ def _names() -> Iterable[str]:
 
 
 def _words() -> set[str]:
-    """Return all words of our SQL, and of the code that may hold some."""
+    """Return all words of our SQL files, and of the code that may contain SQL."""
     files = [*(ROOT / "sql").rglob("*.sql"), *(ROOT / "cdc").rglob("*.py"), *(ROOT / "server").rglob("*.py")]
     return {word for file in files for word in re.findall(r"[a-z_]\w+", file.read_text(encoding="utf-8"))}

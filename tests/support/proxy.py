@@ -1,6 +1,4 @@
-"""A TCP proxy that can be cut, stalled without a word, and slowed down: networks between us and the
-database.
-"""
+"""A TCP proxy that simulates a bad network to the database: it cuts, stalls or slows down connections."""
 
 from __future__ import annotations
 
@@ -21,9 +19,9 @@ class Proxy:
     """Listens on a port of 127.0.0.1 and passes bytes on to another, in a thread of its own."""
 
     def __init__(self, target: int, *others: int) -> None:
-        """``others`` are further ports that new connections take turns at."""
+        """New connections go to ``target`` and ``others`` (all are ports) in turn."""
         self.target = target
-        """The port of new connections; those that are open stay until they are cut."""
+        """The port to which new connections go. Open connections keep theirs until they are cut."""
         self._others = others
         self._accepted = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -34,11 +32,11 @@ class Proxy:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._ended = threading.Event()
         self.stalled = False
-        """Nothing is passed on and nothing is closed: like a router that drops packets."""
+        """Whether to pass nothing on and close nothing, like a router that drops packets."""
         self.refusing = False
-        """New connections are closed at once."""
+        """Whether to close new connections at once."""
         self.bytes_per_second: float | None = None
-        """Slow down to this; None is as fast as it goes."""
+        """The maximum speed; None is no limit."""
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -55,7 +53,7 @@ class Proxy:
         self._selector.close()
 
     def cut(self) -> int:
-        """Close every connection on both sides; returns how many."""
+        """Close every connection on both sides. Returns the number of connections."""
         with self._lock:
             pairs, self._pairs = self._pairs, {}
             for one in pairs:
@@ -65,7 +63,7 @@ class Proxy:
         return len(pairs) // 2
 
     def passed(self, source: socket.socket, sink: socket.socket, content: bytes) -> None:
-        """Look at what is passed on; here, nobody does."""
+        """Called with bytes before they are passed on. Override it to look at them."""
 
     def _run(self) -> None:
         while not self._ended.is_set():

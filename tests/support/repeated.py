@@ -1,4 +1,4 @@
-"""Somebody who runs a statement again and again beside what is tested, and how long each run has taken."""
+"""Runs a statement repeatedly in another session during a test, and measures each run."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MOST = 5.0
-"""Seconds that anybody may wait for us."""
+"""Maximum seconds that another session may have to wait for us."""
 
 
 class Repeated:
-    """Runs it in a session of its own, in autocommit, until the context of `repeated` ends."""
+    """Runs the statement in its own session, in autocommit, until the context of `repeated` ends."""
 
     def __init__(self, url: str, statement: str) -> None:
         self.waits: list[float] = []
-        """Seconds of each run."""
+        """The duration of each run, in seconds."""
         self._url, self._statement = url, statement
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -41,7 +41,7 @@ class Repeated:
         self.goes_on()
 
     def goes_on(self, number: int = 3) -> None:
-        """Return when so many more runs are through."""
+        """Wait until ``number`` more runs have ended."""
         seen = len(self.waits)
         wait_until(lambda: len(self.waits) >= seen + number, "it goes on", 2 * MOST)
 
@@ -53,7 +53,7 @@ class Repeated:
 
 @contextmanager
 def repeated(url: str, statement: str) -> Iterator[Repeated]:
-    """Run a statement again and again; at the end no run may have taken longer than `MOST`."""
+    """Run a statement repeatedly while the context lasts. Fails if a run takes longer than `MOST`."""
     one = Repeated(url, statement)
     one.start()
     try:

@@ -1,5 +1,7 @@
-"""Both revisions of the legacy contract as classes: the second one's are made from its file, in a pool of
-their own, since its messages have the first one's names.
+"""The message classes of the second revision of the legacy contract.
+
+They are made from its .proto file in a descriptor pool of their own, because the messages have the same names
+as those of the first revision.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ SECOND_REVISION: Final = ROOT / "tests/fixtures/gateway_endpoint_second_revision
 
 @cache
 def second_revision_descriptors() -> bytes:
-    """Compile the second revision, as protoc does it: a serialized ``FileDescriptorSet``."""
+    """Compile the second revision with protoc. Returns a serialized ``FileDescriptorSet``."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "set"
         arguments = [f"--descriptor_set_out={out}", f"-I{SECOND_REVISION.parent}", str(SECOND_REVISION)]
@@ -33,7 +35,7 @@ def second_revision_descriptors() -> bytes:
 
 @cache
 def second_revision() -> Any:
-    """Return the second revision's classes by name, as attributes."""
+    """Return a namespace with the second revision's classes as attributes."""
     pool = descriptor_pool.DescriptorPool()
     for file in FileDescriptorSet.FromString(second_revision_descriptors()).file:
         pool.Add(file)

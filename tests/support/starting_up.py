@@ -1,4 +1,4 @@
-"""A Postgres server that takes connections and refuses them all, since it is starting up (57P03)."""
+"""A Postgres server that refuses every connection with 57P03, because it is starting up."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 @contextmanager
 def starting_up(cluster: Cluster) -> Iterator[None]:
-    """Restart the server as a standby without a primary, which is not ready before it is promoted: at the
-    end of this context.
+    """Restart the server as a standby without a primary. It keeps starting up until the context ends.
+
+    At the end of the context the server is promoted, and then it is ready.
     """
     cluster.stop()
     (cluster.data / "standby.signal").touch()
     cluster.configure({"restore_command": "false", "hot_standby": "off"})
 
     def promoted() -> bool:
-        with suppress(ClusterError):  # its recovery has not begun yet
+        with suppress(ClusterError):  # the server's recovery has not begun yet
             cluster.promote()
             return True
         return False

@@ -1,4 +1,4 @@
-"""A terminal for a command: what it draws, and keys that are typed into it."""
+"""Runs ``pads-cdc`` in a pseudo-terminal: types keys, and reads what is drawn."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from tests.support.command import PADS_CDC
 _SCREEN = "\x1b[?1049h"
 _SCREEN_END = "\x1b[?1049l"
 _HOME = "\x1b[H"
-# Some library that the tests load has the size of their own terminal, or of none, exported.
+# A library that the tests load exports the size of the tests' own terminal, which would apply here too.
 _ENVIRONMENT = {key: value for key, value in os.environ.items() if key not in ("LINES", "COLUMNS")}
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Terminal:
-    """``pads-cdc`` with some arguments on a pseudo-terminal, as its controlling terminal."""
+    """``pads-cdc`` with some arguments, and a pseudo-terminal as its controlling terminal."""
 
     def __init__(self, *arguments: str, width: int = 120, height: int = 40, **environment: str) -> None:
         self.text = ""
-        """Everything that it wrote, escape sequences included."""
+        """All output of the command, with its escape sequences."""
         self._written = threading.Condition()
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
         self.process = subprocess.Popen(
-            # setsid --ctty: so that Ctrl-C in this terminal reaches the command, and nobody else.
+            # With setsid --ctty, Ctrl-C in this terminal reaches only the command.
             ["setsid", "--ctty", "--wait", PADS_CDC, *arguments],  # noqa: S607 - wherever util-linux is
             env=_ENVIRONMENT | {"TERM": "xterm-256color"} | environment,
             stdin=theirs,
@@ -54,30 +54,30 @@ class Terminal:
         os.close(self._ours)
 
     def type(self, keys: str) -> None:
-        """Press keys."""
+        """Type these keys."""
         os.write(self._ours, keys.encode())
 
     def wait(self, text: str) -> None:
-        """Return when ``text`` has been written."""
+        """Wait until the command has written ``text``."""
         with self._written:
             assert self._written.wait_for(lambda: text in self.text, DEADLINE), (text, self.text)
 
     def frames(self) -> list[str]:
-        """Return what was drawn on the whole screen, each time, with its colours; the last may be torn."""
+        """Return each frame drawn on the full screen, with its colours. The last one may be incomplete."""
         screen = self.text.partition(_SCREEN)[2].partition(_SCREEN_END)[0]
         return screen.split(_HOME)[1:]
 
     def frame(self) -> str:
-        """Return the last whole frame as plain text, without the spaces that end its lines."""
+        """Return the last complete frame as plain text, without trailing spaces."""
         plain = _CONTROL.sub("", self.frames()[-2])
         return "\n".join(line.rstrip() for line in plain.splitlines())
 
     def after(self) -> str:
-        """Return what was written once the screen was gone, as plain text."""
+        """Return the text that was written after the full screen had ended, without escape sequences."""
         return _CONTROL.sub("", self.text.partition(_SCREEN_END)[2])
 
     def end(self) -> int:
-        """Wait for its end, which has been asked for, and return the exit code."""
+        """Wait until the command has ended, and return the exit code. Does not ask it to end."""
         code = self.process.wait(DEADLINE)
         self._reading.join(DEADLINE)
         return code
@@ -86,7 +86,7 @@ class Terminal:
         while True:
             try:
                 written = os.read(self._ours, 65_536)
-            except OSError:  # EIO: nobody has the other side open any more
+            except OSError:  # EIO: no process has the other side open any more
                 return
             with self._written:
                 self.text += written.decode(errors="replace")

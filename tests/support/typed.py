@@ -1,4 +1,4 @@
-"""The tables of the mapping `grove`, without constraints, with columns of any type, and values for them."""
+"""The tables of the mapping `grove`, without constraints, whose columns can have any type; and values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 VALUES: Final = 5
-"""Values of each type."""
+"""Number of values of each type."""
 
 PREPARE: Final = """
 CREATE EXTENSION citext;
@@ -31,12 +31,12 @@ CREATE COLLATION caseless (provider = icu, locale = 'und-u-ks-level2', determini
 
 @dataclass(frozen=True)
 class Kind:
-    """A type, and how its values are spelled."""
+    """A type, with functions that return its values as text, by their numbers."""
 
     sql: str
     spelled: Callable[[int], str]
     again: Callable[[int], str] | None = None
-    """Other spellings of the same values: equal in the database, or the same once stored."""
+    """Other spellings of the same values: the database finds them equal, or stores them in the same form."""
 
 
 def _word(number: int) -> str:
@@ -141,16 +141,16 @@ SENDABLE: Final = (
     *("numeric without end", "real without end", "double precision without end"),
     *("domain not null", "domain of domain", "domain of enum", "domain of numeric"),
 )
-"""Those that can be sent to gateways."""
+"""The kinds whose values can be sent to gateways."""
 TEXTS: Final = ("text", "varchar", "char", "citext", "domain", "caseless", "enum")
-"""Those that people may well have mixed. (Of two collations beside the default one no comparison knows which
-to take, be it ours or anybody's.)
+"""The kinds that a schema may well mix. It has only one collation besides the default one, because Postgres
+refuses to compare two values with different explicit collations.
 """
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The types of the columns that decide what is an endpoint, by their names in `KINDS`."""
+    """The types (names in `KINDS`) of the columns that determine the endpoints."""
 
     id: str = "varchar"
     settings_id: str = "varchar"
@@ -163,13 +163,13 @@ class Columns:
     limit: str = "integer"
 
     def value(self, column: str, number: int, *, again: bool = False) -> str:
-        """Return a value for a column, perhaps as it is spelled otherwise."""
+        """Return a column's value by its number; with ``again``, in its other spelling if there is one."""
         kind = KINDS[getattr(self, column)]
         return (kind.again or kind.spelled)(number) if again else kind.spelled(number)
 
     @property
     def schema(self) -> str:
-        """The statements that make the tables."""
+        """The SQL that creates the tables."""
         of = {name: KINDS[kind].sql for name, kind in vars(self).items()}
         return f"""{PREPARE}
             CREATE TABLE pay_plans (
