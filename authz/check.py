@@ -56,7 +56,7 @@ class Requirement:
     public: bool = False
     key: bytes = field(default=b"", repr=False)
     """The key, if the endpoint requires one."""
-    users: Container[str] = ()
+    users: Container[str] = field(default=(), repr=False)
     """The subjects whose tokens are accepted, if the endpoint requires a token."""
 
     @classmethod

@@ -82,6 +82,8 @@ class Ledger:
         kept = self.kept
         store.restore(kept.entries, kept.head, kept.position, kept.seen, kept.forgotten)
         self.kept = replace(kept, entries=EntryColumns())
+        if self._file is not None:
+            self._file.let_go()
         self.adopted()
         return kept.seen
 

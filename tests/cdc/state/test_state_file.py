@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sqlite3
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from cdc.errors import Refusal, StateFileError
 from cdc.state.ledger import TROUBLE, Ledger
 from cdc.state.state_file import StateFile
-from cdc.store.entry_columns import GONE
+from cdc.store.entry_columns import GONE, EntryColumns
 from cdc.store.store import Store
 from server.observe.fanout import Listener
 
@@ -414,3 +415,25 @@ def test_a_new_epoch_before_the_first_load_keeps_what_is_not_verified_yet(path: 
     again = reopened(path)
     assert list(again.tombstones) == ["b"]
     assert not again.prepare([("a", KEY)], 99, named=False).changed
+
+
+@pytest.mark.parametrize("opened_again", [False, True])
+def test_nothing_but_the_store_keeps_the_file_s_entries(path: Path, opened_again: bool) -> None:
+    """Of a million entries they would be 100 MB."""
+    write(path, [{"a": KEY, "b": KEY}])
+    now = [0.0]
+    ledger, store = Ledger(path, "", Listener(), lambda: now[0]), Store()
+    ledger.restore(store)
+    store.publish(store.prepare([("a", KEY), ("b", KEY)], 99, named=False), consistent=True, position=99)
+    store.loaded()
+    if opened_again:
+        path.rename(path.with_name("moved"))
+        ledger.tend(store)
+        path.with_name("moved").rename(path)
+        now[0] = 60.0
+        ledger.tend(store)
+        assert ledger.note(system="7")
+    del store
+    gc.collect()
+    assert [each.ids for each in gc.get_objects() if type(each) is EntryColumns and each.ids] == []
+    ledger.close()
