@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 _MOST: Final = 1_048_576
-"""Linux allows a process no more, unless fs.nr_open was raised."""
+"""Maximum that Linux allows a process, unless fs.nr_open was raised."""
 _OWN: Final = 48
 """Descriptors for the server itself: connections to the database, the state file, the log, files that are
 read again, and those that gRPC and asyncio use internally.
@@ -20,7 +20,7 @@ read again, and those that gRPC and asyncio use internally.
 _HTTP: Final = 128
 """Maximum number of connections to the metrics port."""
 _LEAST: Final = 4
-"""Connections that each port accepts, however low the limit is."""
+"""Minimum number of connections of each port, however low the limit of descriptors is."""
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ def pass_by(*numbers: signal.Signals, then: Callable[[], object] = lambda: None)
 def stop_waking() -> None:
     """Stop signals from waking the event loop of the main thread, which is about to close.
 
-    It closes its socket for that before it has its signals removed. Python reports each signal in between on
-    standard error, as a failed write to the socket.
+    A signal wakes the loop by a write to a socket. The loop closes this socket before it removes its signal
+    handlers, and Python reports each signal in between on standard error, as a failed write.
     """
     signal.set_wakeup_fd(-1)
 

@@ -41,9 +41,9 @@ class PlaintextError(BrokerError):
 class _Client(Client):
     """A client that sends nothing in plaintext if TLS was asked for.
 
-    nats-py uses TLS only if the server demands it, so any server in its place could get our credentials and
-    every page without TLS. The overridden method is not public; `tests/server/broker/test_connection.py`
-    shows that it is called.
+    nats-py uses TLS only if the server demands it. So any program that answers in the server's place could
+    get our credentials and every page without TLS. The overridden method is not public;
+    `tests/server/broker/test_connection.py` shows that it is called.
     """
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:

@@ -46,7 +46,7 @@ class PublishedGauges(Collector):
         )
         yield CounterMetricFamily(
             "pads_cdc_broker_restarts",
-            "Connections to the broker that were lost, or could not be had.",
+            "Connections to the broker that were lost or could not be opened.",
             value=now.restarts,
         )
 
@@ -69,7 +69,7 @@ class ReceivedGauges(Collector):
         yield CounterMetricFamily("pads_cdc_relay_pages", "Pages received.", value=now.pages)
         yield CounterMetricFamily("pads_cdc_relay_bytes", "Bytes of pages received.", value=now.bytes)
         yield GaugeMetricFamily(
-            "pads_cdc_relay_revision", "The leader's revision that is applied.", value=now.revision
+            "pads_cdc_relay_revision", "The leader's revision that the map has reached.", value=now.revision
         )
         behind = GaugeMetricFamily(
             "pads_cdc_relay_behind_revisions", "Revisions that the leader has and the relay lacks."
@@ -84,11 +84,11 @@ class ReceivedGauges(Collector):
         )
         yield CounterMetricFamily(
             "pads_cdc_relay_digest_mismatches",
-            "Checkpoints at which the map was not the leader's.",
+            "Checkpoints at which the map differed from the leader's.",
             value=now.mismatches,
         )
         yield CounterMetricFamily(
             "pads_cdc_relay_restarts",
-            "Connections to the broker or the leader that were lost, or could not be had.",
+            "Connections to the broker or the leader that were lost or could not be opened.",
             value=now.restarts,
         )

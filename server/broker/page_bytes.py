@@ -121,7 +121,7 @@ def encode(page: Page) -> bytes:
 
 
 def decode(raw: bytes) -> Page:
-    """Read a page. Of a piece, read the fields for the leader that continues after it.
+    """Read a page. From a piece of a page, read only the fields that a leader needs to continue after it.
 
     Raises:
         DecodeError: the bytes are no page.

@@ -70,11 +70,11 @@ _WANTED_SECONDS: Final = 10.0
 _MESSAGE_BYTES: Final = 64 * 1024
 """Maximum size of a message, with its headers and its seal. A larger page is sent in pieces."""
 _AROUND_PAGE: Final = 1024
-"""Maximum bytes of a message beside its page: its subject, its headers, its seal."""
+"""Maximum bytes of a message without its page: the subject, the headers and the seal."""
 _AROUND_ENTRIES: Final = 3 * 1024
-"""Bytes of a page beside its entries: its checkpoint, above all. With more it is sent in pieces."""
+"""Bytes reserved for the rest of a page, mainly its checkpoint. A page with more is sent in pieces."""
 _SURE_SECONDS: Final = 3.0
-"""If the database was silent for longer, it may have given our slot to another server."""
+"""Seconds of the database's silence after which it may have given our slot to another server."""
 
 
 @dataclass(slots=True)
@@ -97,11 +97,11 @@ class _Emptied:
     """The moment when the stream was emptied."""
 
     restarts: int
-    """Connections that had ended by then."""
+    """Number of connections that had ended before that moment."""
     generations: int
-    """Generations that had been completed."""
+    """Number of generations that had been completed before."""
     head: Revision
-    """The newest revision of the map."""
+    """The newest revision of the map at that moment."""
 
 
 class Publishing(Reconnecting):
@@ -140,7 +140,7 @@ class Publishing(Reconnecting):
         self._claimed = -1
         """`Pair.led` at the time when we last took over the stream; -1 if it is to be taken over."""
         self._stored = False
-        """Whether a page of ours has been stored since. If so, another server's page is a newer leader's."""
+        """Whether we have stored a page since then. If so, another server's page is a newer leader's."""
         self._fenced = False
         self._emptied: _Emptied | None = None
         """When the stream was last emptied to make room; None if it never was."""
@@ -192,7 +192,7 @@ class Publishing(Reconnecting):
         self._wake.set()
 
     async def _ours(self, stream: PageStream) -> bool:
-        """Return whether to publish: there is a map, and this server leads. Finds the stream's end, if so."""
+        """Return whether there is a map and this server leads. If so, finds the stream's end."""
         pair = self._pair
         if not self._store.ready or pair.standing_by:
             return False
@@ -207,7 +207,7 @@ class Publishing(Reconnecting):
         return True
 
     async def _end(self, stream: PageStream) -> Page | None:
-        """Return the stream's last page, or None if there is none that we can read. Notes its sequence."""
+        """Return the stream's last page, or None if we cannot read one. Notes its sequence number."""
         stored, head = await stream.last(stream.page), await stream.last(stream.head)
         self._sequence = 0 if stored is None else stored.sequence
         self._head_sequence = 0 if head is None else head.sequence
@@ -219,7 +219,7 @@ class Publishing(Reconnecting):
             return None
 
     async def _find_end(self, stream: PageStream) -> bool:
-        """Continue at the end of the stream: after a refusal or a reconnection. False if we may not."""
+        """Find the end of the stream after a refusal or a reconnection. Return whether we may write there."""
         before, number, line = self._sequence, self._publisher.number, self._publisher.line
         last = await self._end(stream)
         if self._sequence > before:

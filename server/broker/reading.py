@@ -72,7 +72,7 @@ class Reading(Reconnecting):
         self._intake.lost(REASON, str(error))
 
     async def _session(self) -> None:
-        await self._seal.look(self._observer)  # a missing key may have ended the connection before
+        await self._seal.look(self._observer)  # the last connection may have ended for lack of a key
         async with self._broker.connected() as client:
             stream = PageStream(client, self._stream_name)
             info = await stream.info()

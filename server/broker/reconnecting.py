@@ -21,7 +21,7 @@ _STOP_SECONDS: Final = 1.0
 
 
 class Reconnecting(threading.Thread):
-    """A thread with an event loop of its own, in which one session with the broker follows the other."""
+    """A thread with its own event loop, which has one session with the broker after another."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name, daemon=True)
@@ -42,7 +42,7 @@ class Reconnecting(threading.Thread):
             asyncio.run(self._run())
 
     def _soon(self, call: Callable[[], object]) -> None:
-        """Make the event loop call something. Any thread may call this."""
+        """Call a function in the event loop. Any thread may do this."""
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(call)
@@ -54,7 +54,7 @@ class Reconnecting(threading.Thread):
             began = time.monotonic()
             try:
                 await self._session()
-            except asyncio.CancelledError:  # of `_interrupt`, or of the client, which cancels what it serves
+            except asyncio.CancelledError:  # by `_interrupt`, or by the client at its end
                 error: PadsCdcError = BrokerError("the connection to the broker has ended")
             except Exception as fault:  # noqa: BLE001 (the thread's boundary: it must not end silently)
                 error = fault if isinstance(fault, PadsCdcError) else fault_of_ours(fault)
@@ -68,20 +68,20 @@ class Reconnecting(threading.Thread):
             await self._rest(pause)
 
     async def _rest(self, seconds: float) -> None:
-        """Wait, but not beyond `stop`."""
+        """Wait for so many seconds, or until `stop` is called."""
         until = time.monotonic() + seconds
         while not self._stopping and (left := until - time.monotonic()) > 0:
             self._wake.clear()
             await self._sleep(left)
 
     async def _sleep(self, seconds: float) -> None:
-        """Wait until `_wake` is set, but not for longer."""
+        """Wait until `_wake` is set, for so many seconds at most."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
 
     def _interrupt(self) -> None:
-        """Make the session end, since the thread is to stop: here at once, wherever it waits."""
+        """End the session, because the thread has to stop. By default this cancels whatever it waits for."""
         if self._main is not None:
             self._main.cancel()
 

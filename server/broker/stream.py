@@ -26,9 +26,9 @@ _WRONG_LAST_SEQUENCE: Final = (10070, 10071)
 _FULL: Final = (10023, 10047, 10077)
 """JetStream's error codes for insufficient resources, insufficient storage, and more than max_bytes."""
 LEAST_MESSAGE: Final = 4 * 1024
-"""Bytes of a message that the broker has to take: with smaller ones JetStream itself does not work well."""
+"""The least limit on messages that we accept, in bytes. With a lower one JetStream does not work well."""
 PAYLOAD: Final = 64 * 1024
-"""Bytes of a leader's messages. With smaller ones it needs more of them, and so more time."""
+"""The limit on messages that a leader needs for its full speed, in bytes. With a lower one it sends more."""
 OLDEST: Final = (2, 12)
 """The oldest supported version of the NATS server."""
 CORRECT: Final = "pads-cdc setup, with the same BROKER_URL, corrects it"
@@ -146,7 +146,7 @@ class PageStream:
             raise _broker_error(error, f"correct the stream {self.name}") from error
 
     async def last(self, subject: str) -> Stored | None:
-        """Return the newest message of a subject from the stream's own leader; None if there is none.
+        """Return the newest message of a subject, or None. The NATS server that leads the stream answers.
 
         Raises:
             BrokerError: the broker does not answer.

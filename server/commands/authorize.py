@@ -1,4 +1,4 @@
-"""``pads-cdc authorize``: lends `authz` a gRPC server, TLS, pages and logs, and starts its processes."""
+"""``pads-cdc authorize``: gives `authz` a gRPC server, TLS, pages and logs, and starts its processes."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ class _Transport:
             ListenError: the port is in use, or this machine does not have the address.
 
         """
-        if not shared:  # otherwise the supervisor has tried it
+        if not shared:  # a shared port was tried by the supervisor
             with _bound(host, port):
                 pass
         return self._security.listen(server, address(host, port))
@@ -300,7 +300,7 @@ def _no_socket(path: Path, why: str) -> ListenError:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to the port. The error says why that fails, which gRPC's would not.
+    """Return a socket that is bound to the port. The error says why that fails; gRPC's would not.
 
     Raises:
         ListenError: the port is in use, or this machine does not have the address.
@@ -314,7 +314,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class _reserved:  # noqa: N801 (reads as a function)
-    """Keeps a port for the workers to share: no other process gets it while no worker listens."""
+    """Keeps a port for the workers to share: no other process can take it, even while no worker listens."""
 
     def __init__(self, host: str, port: int) -> None:
         with _bound(host, port) as free:
@@ -323,7 +323,7 @@ class _reserved:  # noqa: N801 (reads as a function)
         self._socket = socket.socket(family)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
-            self._socket.bind(chosen)  # not listened on, so that no connection comes here
+            self._socket.bind(chosen)  # bound without listening, so that no connection comes here
         except OSError as error:
             self._socket.close()
             raise refusal("gRPC", host, port, error) from error

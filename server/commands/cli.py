@@ -49,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> int:
     pass_by(signal.SIGUSR1, signal.SIGUSR2)
-    secrets: list[ConnectionString] = []  # a command adds its own, so that no message shows them
+    secrets: list[ConnectionString] = []  # filled by each command; no message shows them
 
     def complain(text: str, code: int) -> int:
-        with suppress(OSError):  # the error cannot be reported
+        with suppress(OSError):  # if this fails too, the error cannot be reported
             for line in Redactor(secrets)(text).strip().splitlines():
                 click.echo(f"pads-cdc: {line}", err=True)
         return code
@@ -193,7 +193,7 @@ def cli() -> None:
 @cli.command(cls=_WithSettings)
 @click.pass_obj
 def serve(secrets: list[ConnectionString], /, **flags: Any) -> int | None:
-    """Follow the database and serve gateways. Options are environment variables too; an option wins."""
+    """Follow the database and serve gateways. An option overrides its environment variable."""
     pass_by(signal.SIGHUP)
     from server.config.commands import Settings  # noqa: PLC0415
 
@@ -220,7 +220,7 @@ def relay(_: list[ConnectionString], /, **flags: Any) -> int | None:
 @cli.command(cls=_WithAuthorizeSettings)
 @click.pass_obj
 def authorize(_secrets: list[ConnectionString], /, **flags: Any) -> int:
-    """Answer Envoy's ext_authz from the feed. Options are environment variables too; an option wins."""
+    """Answer Envoy's ext_authz from the feed. An option overrides its environment variable."""
     pass_by(signal.SIGHUP)
     from server.config.commands import AuthorizeSettings  # noqa: PLC0415
 
@@ -261,15 +261,15 @@ _db_schema = _setting("--db-schema", "Schema that holds the mapping's tables.", 
 def _for_admins(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that `setup` and `teardown` share."""
     for option in (
-        click.option("--dry-run", is_flag=True, help="Print the SQL and run none of it."),
+        click.option("--dry-run", is_flag=True, help="Print the SQL without running it."),
         _db_schema,
-        _setting("--mapping", "The mapping that is going to be served.", "grove"),
-        _setting("--publication", "The publication, where the plugin is pgoutput.", "pads_cdc"),
+        _setting("--mapping", "The mapping that will be served.", "grove"),
+        _setting("--publication", "The publication, for the plugin pgoutput.", "pads_cdc"),
         _setting("--slot-name", "The service's slot; teardown drops it.", "pads_cdc"),
         click.option("--role", default="pads_cdc", show_default=True, help="The service's role."),
         _setting("--admin-connection-string-file", "The file that holds ADMIN_CONNECTION_STRING."),
         _setting(
-            "--admin-connection-string", "The primary, as one who owns the tables and may create roles."
+            "--admin-connection-string", "The primary, and a role that owns the tables and may create roles."
         ),
     ):
         command = option(command)
@@ -404,11 +404,11 @@ def teardown(secrets: list[ConnectionString], /, **given: Any) -> int:
 
 @cli.command()
 @click.argument("target", default="127.0.0.1:10002")
-@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON an event, for pipes.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each event, for pipes.")
 @click.option(
     "--resume", metavar="TOKEN", help="Begin where an earlier --json stopped: a checkpoint's resume_token."
 )
-@click.option("--until-synced", is_flag=True, help="Exit with 0 once everything has come and is verified.")
+@click.option("--until-synced", is_flag=True, help="Exit with 0 once everything has arrived and is verified.")
 @click.option(
     "--protocol",
     type=click.Choice(["feed", "old"]),
@@ -443,20 +443,20 @@ class _Seconds(click.ParamType[float]):
 
 
 @cli.command()
-@click.option("--seconds", type=_Seconds(), help="Stop after so many seconds; else with Ctrl-C.")
+@click.option("--seconds", type=_Seconds(), help="Stop after this time; by default at Ctrl-C.")
 @click.option("--plain", is_flag=True, help="Print lines instead of the live view; for logs and CI.")
 @click.option(
-    "--envoy", is_flag=True, help="Put a real Envoy with `pads-cdc authorize` before it, and call it."
+    "--envoy", is_flag=True, help="Start a real Envoy with `pads-cdc authorize` too, and send requests to it."
 )
 @click.option(
     "--relays",
     type=click.IntRange(0, 8),
     default=0,
     metavar="N",
-    help="Put a real NATS server and N relays behind the server, and move a subscriber between them.",
+    help="Start a real NATS server and N relays too, and move a subscriber between server and relays.",
 )
 def demo(seconds: float | None, plain: bool, envoy: bool, relays: int) -> int | None:
-    """Show it working: a throw-away Postgres, a workload, the server, a subscriber, and the proof."""
+    """Show pads-cdc at work: a throw-away Postgres, a workload, the server, a subscriber, and the proof."""
     from server.commands.demo import run  # noqa: PLC0415
 
     return run(seconds, plain, envoy, relays)

@@ -48,7 +48,7 @@ class Interrupt:
     def __enter__(self) -> Self:
         for number in _SIGNALS:
             if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                continue  # nohup
+                continue  # ignored already: we run under nohup
             self._before[number] = signal.signal(number, self._request)
         return self
 

@@ -178,7 +178,7 @@ def reason_of(error: grpc.RpcError) -> str:
         return "the call failed"
     code, details = error.code(), " ".join((error.details() or "").split())
     if _NOT_GRPC in details:
-        return "what answers is not gRPC"
+        return "the server does not speak gRPC"
     if any(sign in details for sign in _NOTHING_ANSWERS):
         return f"nothing answers: {details.rpartition(':')[2].strip(' ]')}"
     return f"{code.name}: {details}" if details else code.name

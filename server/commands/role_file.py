@@ -48,7 +48,7 @@ class RoleFile:
         """
         try:
             found = Path(path).exists()
-        except OSError as error:  # a folder on the way is closed to us
+        except OSError as error:  # we may not enter a folder on the path
             raise ConfigurationError(f"{_NAME}: {path} cannot be read: {error.strerror}") from error
         if not found:
             given = parse_dsn(admin.dsn)

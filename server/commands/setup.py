@@ -124,8 +124,8 @@ def teardown(target: Target, slot: ConnectionString | None) -> int:
     finally:
         connection.close()
     for table, name in setup_plan.staying(site):
-        _note(f"the replica identity of {table.name} stays: with the one before, the publication {name}")
-        _note("would have every UPDATE of the table refused; change it, then run teardown again")
+        _note(f"the replica identity of {table.name} stays: with the earlier one, the publication {name}")
+        _note("would make every UPDATE of the table fail; change the publication, then run teardown again")
     if not dropped and slot is None:
         _note(f"no slot {target.slot_name} here; if it is on a standby, give an admin's {SLOT} to that")
     if role is not None and not made(role.comment):
@@ -157,8 +157,9 @@ def _password(file: RoleFile, target: Target, role: DatabaseRole | None, connect
     """Return the statement that sets the role's password as a verifier, because statements may be logged."""
     if role is not None and file.new:
         raise Refusal(
-            f"the role {target.role} is there, but not the file {file.path}, and its password is not replaced"
-            " by a new one unasked; write its connection string there, or drop the role by pads-cdc teardown"
+            f"the role {target.role} exists, but the file {file.path} does not, and setup does not replace"
+            " the role's password unasked; write its connection string to the file, or drop the role by"
+            " pads-cdc teardown"
         )
     prefix = f"ALTER ROLE {quote_name(target.role)} PASSWORD"
     shown = f"{prefix} '(a SCRAM verifier of the password in {file.path})';"
@@ -192,14 +193,14 @@ def _execute(connection: Connection, statement: str, site: Site) -> None:
             raise Refusal(f'{text}; in {folder / "setup.sql"} write :"schema".NAME for a table') from error
         if isinstance(error.__cause__, InsufficientPrivilege):
             raise Refusal(
-                f"{text}; give in {ADMIN} one who owns the tables and may create roles with REPLICATION (a"
-                " superuser, or the managed service's administrator)"
+                f"{text}; give in {ADMIN} a role that owns the tables and may create roles with REPLICATION"
+                " (a superuser, or the managed service's administrator)"
             ) from error
         raise
 
 
 def _blame_event_trigger(error: PadsCdcError, site: Site) -> None:
-    """Raise a better error if an event trigger refused a statement: ours run no other functions.
+    """Raise a better error if an event trigger refused a statement. Our statements run no other functions.
 
     Raises:
         Refusal: an event trigger refused the statement. The text names it.
@@ -247,7 +248,7 @@ def _advise(site: Site, target: Target, file: RoleFile | None) -> None:
     """Print the steps that only a person can do: the server's settings, keys, pg_hba.conf."""
     for text in _left(site, dry_run=target.dry_run):
         _note(text)
-    _note("pg_hba.conf (the client is the one that this command came from; put the service's):")
+    _note("pg_hba.conf (the address is that of this command; write the service's in its place):")
     _note(f"  {hba_line(site, target.role)}")
     _note(f"no other line should match {target.role}: with REPLICATION, a line for the database")
     _note('"replication" would let it copy the whole cluster')
@@ -260,7 +261,7 @@ def _advise(site: Site, target: Target, file: RoleFile | None) -> None:
 def _left(site: Site, *, dry_run: bool) -> Iterator[str]:
     asked = [check.ask for check in NECESSARY if check.name in _FOR_A_PERSON]
     further = [unique_keys]
-    if dry_run and site.chosen is None:  # the publication would be there
+    if dry_run and site.chosen is None:  # without --dry-run the publication would exist
         asked = [question for question in asked if question is not output_plugin_libraries]
     if not dry_run:
         further += [replica_identity, indexes, publication, refused_changes, published_columns]

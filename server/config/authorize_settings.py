@@ -81,18 +81,18 @@ class AuthorizeSettings(CommandSettings):
     """The settings of an authorizer. Build it with ``AuthorizeSettings.load``."""
 
     feed_addresses: Annotated[str, AfterValidator(_addresses)] = Field(
-        description="Required. gRPC addresses of servers or relays, with commas; one is used at a time.",
+        description="Required. gRPC addresses of servers or relays, comma-separated; one is used at a time.",
         examples=["pads-cdc-1:10002,pads-cdc-2:10002"],
     )
     feed_ca_file: Path | None = setting(
         None,
         "/etc/pads-cdc/ca.crt",
-        "Authorities, PEM, by which their certificates are judged; without it the feed has no TLS.",
+        "Authorities, PEM, that signed the servers' certificates; without it the feed has no TLS.",
     )
     feed_cert_file: Path | None = setting(
         None,
         "/etc/pads-cdc/client.crt",
-        "Our certificate, PEM, where they ask for one (mutual TLS). Read at each connection.",
+        "Our certificate, PEM, for servers that require one (mutual TLS). Read at each connection.",
     )
     feed_key_file: Path | None = setting(
         None, "/etc/pads-cdc/client.key", "That certificate's private key, PEM."
@@ -100,7 +100,7 @@ class AuthorizeSettings(CommandSettings):
     feed_token_file: Path | None = setting(
         None,
         "/etc/pads-cdc/feed-token",
-        "File with one of their AUTH_TOKENS_FILE tokens (without its name). Read at each connection.",
+        "File with a token from the servers' AUTH_TOKENS_FILE (without its name). Read at each connection.",
     )
     host: Host = setting("127.0.0.1", "0.0.0.0", "Address that Envoy's checks are answered on.")  # noqa: S104 (an example)
     port: Port = setting(10001, "10001", "Port that Envoy's checks are answered on; 0 takes any free one.")
@@ -129,10 +129,10 @@ class AuthorizeSettings(CommandSettings):
     metrics_host: Host = setting("127.0.0.1", "0.0.0.0", "Address of the metrics and health pages.")  # noqa: S104
     metrics_port: Port = setting(9190, "9190", "Port of the metrics and health pages; 0 takes any free one.")
     id_header: Header = setting(
-        "Portal-Application-ID", "none", "Header that names the endpoint; none: headers do not count."
+        "Portal-Application-ID", "none", "Header that names the endpoint; none ignores headers."
     )
     id_path_prefix: Annotated[str | None, BeforeValidator(none), AfterValidator(_prefix)] = setting(
-        "/v1/", "none", "The path segment behind it names the endpoint; none: paths do not count."
+        "/v1/", "none", "The path segment after this prefix names the endpoint; none ignores paths."
     )
     jwt_subject_header: Header = setting(
         None,
@@ -147,10 +147,10 @@ class AuthorizeSettings(CommandSettings):
         "Portal-Account-ID", "none", "Header that tells the upstream the account; or none."
     )
     upstream_limited_header: Header = setting(
-        "Rl-Endpoint-Id", "rate-limit-endpoint-id", "The endpoint once more, where it has a limit; or none."
+        "Rl-Endpoint-Id", "rate-limit-endpoint-id", "Header with the endpoint, if it has a limit; or none."
     )
     upstream_throughput_header: Header = setting(
-        "Rl-Throughput", "rate-limit-throughput", "The limit in calls a second, where there is one; or none."
+        "Rl-Throughput", "rate-limit-throughput", "Header with the limit, if any, in calls a second; or none."
     )
     remove_authorization: bool = setting(
         True, "false", "Remove the header Authorization before the request goes upstream."
@@ -158,16 +158,18 @@ class AuthorizeSettings(CommandSettings):
     rate_limit: Annotated[Literal["headers", "local"], BeforeValidator(lower)] = setting(
         "headers",
         "local",
-        "Who limits: headers leaves it to Envoy, local answers 429 by token buckets of this process.",
+        "What enforces limits: Envoy (headers), or this process, which answers 429 (local).",
     )
     max_staleness: Annotated[Seconds | None, BeforeValidator(none)] = setting(
-        None, "10m", "Staleness of the map beyond which everything is refused with 503; never if not given."
+        None, "10m", "Staleness of the map beyond which every check is refused with 503; never if not given."
     )
     staleness_header: Header = setting(
         None, "Portal-Map-Staleness", "Response header that says how many seconds old the map may be."
     )
     drain_time: Seconds = setting(
-        "3s", "10s", "How long checks go on being answered after SIGTERM, while health says no."
+        "3s",
+        "10s",
+        "How long checks are still answered after SIGTERM, while the health pages say not ready.",
     )
     workers: Annotated[int, Field(ge=1, le=64)] = setting(
         1, "4", "Processes that share the port, each with a map of its own; docs/envoy.md says how many."

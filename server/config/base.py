@@ -138,7 +138,7 @@ class CommandSettings(BaseSettings):
     def misspelt(cls) -> list[str]:
         """Return a warning for each name in the environment that looks like a mistyped setting."""
         return [
-            f"{name} is no setting and counts for nothing; did you mean {meant}?"
+            f"{name} is not a setting and is ignored; did you mean {meant}?"
             for name, meant in misspelt(os.environ, cls.environment())
             if name.upper() not in _of_all_commands()
         ]

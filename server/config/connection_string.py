@@ -22,7 +22,7 @@ _URL_SCHEMES: Final = ("postgres://", "postgresql://")
 _INSTEAD: Final = {
     "schema": "take it out, and set DB_SCHEMA",
     "currentSchema": "take it out, and set DB_SCHEMA",
-    "pgbouncer": "take it out: poolers are recognized, and will do in QUERY_CONNECTION_STRING",
+    "pgbouncer": "take it out: poolers are recognized, and may be named in QUERY_CONNECTION_STRING",
 }
 """Remedies for common parameters of other drivers (Prisma, JDBC)."""
 FORMS: Final = "postgresql://USER:PASSWORD@HOST:5432/DATABASE, or host=... dbname=... user=..."
@@ -92,7 +92,7 @@ class ConnectionString:
 
 def _content(path: Path) -> str:
     if stat.S_ISREG(path.stat().st_mode) or path.is_dir():
-        return path.read_text(encoding="utf-8")  # of a folder: an error that says so
+        return path.read_text(encoding="utf-8")  # for a folder this raises a clear error
     # A pipe could block, and would return its content only once. A device may never end.
     raise OSError(errno.EINVAL, "a pipe or a device: it is read again at each connection")
 

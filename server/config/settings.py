@@ -111,7 +111,7 @@ class Serving(CommandSettings):
         " client starts over.",
     )
     max_concurrent_snapshots: Annotated[int, Field(ge=1)] = setting(
-        8, "32", "Clients of the feed that are sent everything at the same time; others wait their turn."
+        8, "32", "Maximum number of clients that receive a snapshot at the same time; others wait their turn."
     )
     broker_url: Annotated[str | None, AfterValidator(_broker)] = setting(
         None,
@@ -122,7 +122,7 @@ class Serving(CommandSettings):
         "pads_cdc", "pads_cdc", "JetStream stream with the map; one for each database and mapping."
     )
     broker_replicas: Annotated[int, Field(ge=1, le=5)] = setting(
-        1, "3", "Copies of the stream that the broker keeps, where a server makes the stream."
+        1, "3", "Number of copies of the stream that the broker keeps, if a server makes the stream."
     )
     broker_credentials_file: Path | None = setting(
         None,
@@ -132,10 +132,10 @@ class Serving(CommandSettings):
     broker_tls_ca_file: Path | None = setting(
         None,
         "/etc/pads-cdc/nats-ca.crt",
-        "Authorities, PEM, by which the broker's certificate is judged; the machine's own if not given.",
+        "Authorities, PEM, that signed the broker's certificate; the machine's own if not given.",
     )
     broker_tls_cert_file: Path | None = setting(
-        None, "/etc/pads-cdc/nats.crt", "Our certificate, PEM, where the broker asks for one (mutual TLS)."
+        None, "/etc/pads-cdc/nats.crt", "Our certificate, PEM, if the broker requires one (mutual TLS)."
     )
     broker_tls_key_file: Path | None = setting(
         None, "/etc/pads-cdc/nats.key", "That certificate's private key, PEM."
@@ -143,8 +143,8 @@ class Serving(CommandSettings):
     broker_seal_file: Path | None = setting(
         None,
         "/etc/pads-cdc/seal.keys",
-        "Keys that seal what the broker stores (AES-GCM), one a line: the first seals, all open. Read again"
-        " when it changes.",
+        "Keys, one on each line, that seal what the broker stores (AES-GCM): the first seals, all open. Read"
+        " again when it changes.",
     )
 
     @model_validator(mode="after")
@@ -200,23 +200,23 @@ class Settings(Serving):
     """The settings of a server. Build it with ``Settings.load``."""
 
     postgres_connection_string: Secret = Field(
-        description="Required. Where the replication slot is, as a role with REPLICATION and SELECT.",
+        description="Required. The server with the replication slot, and a role with REPLICATION and SELECT.",
         examples=["postgresql://USER:PASSWORD@HOST:5432/DATABASE"],
     )
     query_connection_string: Secret = Field(
         default_factory=lambda given: given["postgres_connection_string"],
-        description="Where the mapping is queried: a server of the same system; if not given, the slot's.",
+        description="The server that is queried; by default the slot's. It must be of the same system.",
         examples=["postgresql://USER:PASSWORD@HOST:5432/DATABASE"],
     )
     primary_connection_string: Secret | None = Field(
         None,
-        description="For a slot on a standby: its primary, to be asked for what making the slot waits for.",
+        description="The primary, if the slot is on a standby: it logs the snapshot that a new slot needs.",
         examples=["postgresql://USER:PASSWORD@HOST:5432/DATABASE"],
     )
     mapping: Annotated[str, Field(min_length=1)] = setting(
         "grove",
         "grove_soft_delete",
-        "How rows become endpoints: a bundled mapping (README.md lists them), or a folder's path.",
+        "The mapping from rows to endpoints: a bundled one (README.md lists them), or a folder's path.",
     )
     db_schema: Identifier = setting("public", "public", "Schema that holds the mapping's tables.")
     slot_name: Annotated[str, AfterValidator(_slot_name)] = setting(
@@ -227,10 +227,10 @@ class Settings(Serving):
     plugin: Annotated[Literal["auto", "wal2json", "pgoutput"], BeforeValidator(lower)] = setting(
         "auto",
         "pgoutput",
-        "What decodes in Postgres: wal2json, pgoutput, or auto (the slot's; else wal2json where it loads).",
+        "Output plugin: wal2json, pgoutput, or auto (the slot's; for a new slot wal2json if it loads).",
     )
     publication: Identifier = setting(
-        "pads_cdc", "pads_cdc", "Publication that pgoutput goes by; pads-cdc setup makes it."
+        "pads_cdc", "pads_cdc", "Publication for pgoutput; pads-cdc setup makes it."
     )
     peer_address: Annotated[str | None, AfterValidator(is_address)] = setting(
         None,
@@ -240,12 +240,12 @@ class Settings(Serving):
     peer_ca_file: Path | None = setting(
         None,
         "/etc/pads-cdc/ca.crt",
-        "Authorities, PEM, by which the peer's certificate is judged; without it the peer has no TLS.",
+        "Authorities, PEM, that signed the peer's certificate; without it the peer has no TLS.",
     )
     peer_cert_file: Path | None = setting(
         None,
         "/etc/pads-cdc/client.crt",
-        "Our certificate, PEM, where the peer asks for one (mutual TLS).",
+        "Our certificate, PEM, if the peer requires one (mutual TLS).",
     )
     peer_key_file: Path | None = setting(
         None, "/etc/pads-cdc/client.key", "That certificate's private key, PEM."
@@ -253,10 +253,10 @@ class Settings(Serving):
     peer_token_file: Path | None = setting(
         None,
         "/etc/pads-cdc/peer-token",
-        "File with one of the peer's AUTH_TOKENS_FILE tokens (without its name). Read at each connection.",
+        "File with a token from the peer's AUTH_TOKENS_FILE (without its name). Read at each connection.",
     )
     slot_failover: bool = setting(
-        False, "true", "Have standbys keep the slot too, for one that is promoted (PostgreSQL 17 or later)."
+        False, "true", "Copy the slot to standbys, so that a promoted one has it (PostgreSQL 17 or later)."
     )
     state_file: Path = setting(
         "pads-cdc.state",
@@ -264,7 +264,9 @@ class Settings(Serving):
         "File that remembers revisions across restarts; it holds no keys.",
     )
     max_retained_wal: Bytes = setting(
-        "1GB", "1GB", "WAL that the slot may hold back before it is let go at the price of a full re-read."
+        "1GB",
+        "1GB",
+        "WAL that an unread slot may retain. Beyond that it is dropped, and the map is re-read.",
     )
     audit_interval: Seconds = setting("5m", "5m", "How often the whole map is compared with the database.")
 
@@ -285,10 +287,10 @@ class RelaySettings(Serving):
     leader_ca_file: Path | None = setting(
         None,
         "/etc/pads-cdc/ca.crt",
-        "Authorities, PEM, by which the leader's certificate is judged; without it the leader has no TLS.",
+        "Authorities, PEM, that signed the leader's certificate; without it the leader has no TLS.",
     )
     leader_cert_file: Path | None = setting(
-        None, "/etc/pads-cdc/client.crt", "Our certificate, PEM, where the leader asks for one (mutual TLS)."
+        None, "/etc/pads-cdc/client.crt", "Our certificate, PEM, if the leader requires one (mutual TLS)."
     )
     leader_key_file: Path | None = setting(
         None, "/etc/pads-cdc/client.key", "That certificate's private key, PEM."
@@ -296,7 +298,7 @@ class RelaySettings(Serving):
     leader_token_file: Path | None = setting(
         None,
         "/etc/pads-cdc/leader-token",
-        "File with one of the leader's AUTH_TOKENS_FILE tokens (without its name). Read at each connection.",
+        "File with a token from the leader's AUTH_TOKENS_FILE (without its name). Read at each connection.",
     )
 
     @model_validator(mode="after")

@@ -25,9 +25,9 @@ STALE_SECONDS: Final = 30.0
 
 
 _LOSING: Final = {
-    "unreserved": "the slot's wal_status is unreserved: it is lost at the next checkpoint;"
+    "unreserved": "the slot's wal_status is unreserved: the slot is lost at the next checkpoint;"
     " end the oldest transaction, or raise max_slot_wal_keep_size",
-    "lost": "the slot's wal_status is lost: it is made anew, and everything read again",
+    "lost": "the slot's wal_status is lost: the slot is made anew, and the whole map is read again",
 }
 """Messages about a slot that Postgres is about to invalidate, or has invalidated, by wal_status."""
 
@@ -95,7 +95,7 @@ class Health(Listener):
         return tuple(reasons)
 
     def _behind(self) -> str:
-        """Say so if the query server is a standby that has not replayed what the slot's server has."""
+        """Return a text if the query server is a standby that lags behind the slot's server."""
         positions = self._freshness.positions()
         if positions.replayed is None or positions.replayed >= positions.server_end:
             return ""

@@ -14,7 +14,7 @@ SPAN: Final = 3600.0
 _LEAST_SPAN: Final = 300.0
 """Minimum seconds that the plot shows. A server younger than an hour shows the time since its start."""
 _GRAIN: Final = 5.0
-"""Seconds for which a point stands. It is the worst value in this time, so that no spike is lost."""
+"""Seconds that one point covers. The point is the worst value in this time, so that no spike is lost."""
 
 
 class LagHistory:

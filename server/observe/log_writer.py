@@ -35,7 +35,7 @@ _QUEUED: Final = 2**20
 _LOOK: Final = 1.0
 """Seconds between two attempts to write to a full descriptor, if the kernel does not wake us."""
 _AGAIN: Final = 0.01
-"""Seconds until a write is repeated that was refused although there was room."""
+"""Seconds until the next attempt, if the descriptor refused a write although it had room."""
 _FINISH: Final = 0.5
 """Maximum seconds that the end of the process waits for queued lines to be written."""
 _SOCKET_WAIT: Final = struct.pack("ll", 0, 10_000)

@@ -63,7 +63,7 @@ def configure_to(settings: CommandSettings, stream: TextIO) -> logging.Handler:
                 _add_repeats,
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.StackInfoRenderer(),
-                structlog.processors.format_exc_info,  # plain: prettier ones print local variables
+                structlog.processors.format_exc_info,  # richer formats would print local variables
                 _Redaction(Redactor(settings.connection_strings)),
                 _console() if settings.console else _json(),
             ],

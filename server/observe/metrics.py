@@ -87,11 +87,11 @@ class Metrics(Listener):
 
         gauge("build_info", "Always 1; the version is in the label.", "version").labels(version).set(1)
         self._connected = gauge("source_connected", "1 while the replication connection is up.")
-        self._mode = gauge("source_mode", "1 for the way in which the source is read.", "mode")
-        self._transactions = counter("transactions", "Committed transactions that went through to the store.")
+        self._mode = gauge("source_mode", "1 for the mode in which the source is read.", "mode")
+        self._transactions = counter("transactions", "Committed transactions that reached the store.")
         self._row_changes = counter("row_changes", "Rows that transactions changed.", "table", "action")
         self._published = counter("published", "Changes of endpoints that were published.", "kind")
-        self._suppressed = counter("suppressed", "Re-queried endpoints that came out the same.")
+        self._suppressed = counter("suppressed", "Re-queried endpoints that had not changed.")
         self._commit_to_publish = histogram(
             "commit_to_publish_seconds", "From commit (database's clock) to publication (ours).", _LATENCY
         )
@@ -118,11 +118,11 @@ class Metrics(Listener):
         )
         self._state_file_errors = counter("state_file_errors", "Failures of the state file.")
         self._troubles = gauge(
-            "trouble", "1 while a lasting condition holds that /healthz reports.", "reason"
+            "trouble", "1 while the lasting condition holds. /healthz reports it, too.", "reason"
         )
         self._odd_rows = gauge("odd_rows", "Rows that are not valid endpoints, by the reason.", "reason")
         self._feed_resets = counter(
-            "feed_resets", "Clients of the feed that were sent everything, and why.", "reason"
+            "feed_resets", "Snapshots sent to clients of the feed, by the reason.", "reason"
         )
         # Named as the Go and Java interceptors name it, so that existing dashboards find it.
         self._handled = Counter(
@@ -224,7 +224,7 @@ class _SlotGauges(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         slot = self.seen or SlotSeen(None, None, None, None, None)
         for name, text, value in (
-            ("retained_bytes", "WAL that the slot holds back.", slot.retained_bytes),
+            ("retained_bytes", "WAL that the slot retains.", slot.retained_bytes),
             (
                 "safe_wal_size_bytes",
                 "WAL to be written until the slot is in danger.",
@@ -261,7 +261,7 @@ class _LiveGauges(Collector):
         yield GaugeMetricFamily("pads_cdc_endpoints", "Endpoints in the map.", value=len(self._store))
         yield GaugeMetricFamily(
             "pads_cdc_replication_lag_seconds",
-            "Since when the map is not known to be exact; 0 when caught up, however idle.",
+            "Time since the map was last known to be exact; 0 if it is caught up, even while idle.",
             value=self._freshness.staleness(),
         )
         yield self._lag_bytes()
@@ -275,7 +275,7 @@ class _LiveGauges(Collector):
         current = Tally(subscriber.protocol for subscriber in subscribers if not subscriber.lag_seconds)
         family = GaugeMetricFamily(
             "pads_cdc_subscribers_current",
-            "Subscribers that have everything: by their acknowledgement where the protocol has that.",
+            "Subscribers that have everything; those of the feed have acknowledged it.",
             labels=("protocol",),
         )
         for protocol in PROTOCOLS:
@@ -283,14 +283,14 @@ class _LiveGauges(Collector):
         yield family
         yield GaugeMetricFamily(
             "pads_cdc_subscriber_max_lag_seconds",
-            "Since when the slowest subscriber lacks something; 0 when all have everything.",
+            "Time for which the slowest subscriber has lacked a change; 0 if all have everything.",
             value=max((subscriber.lag_seconds for subscriber in subscribers), default=0.0),
         )
 
     def _replay_lag(self) -> GaugeMetricFamily:
         family = GaugeMetricFamily(
             "pads_cdc_query_server_replay_lag_bytes",
-            "WAL that a standby with the re-queries has still to replay, behind the slot's server.",
+            "WAL that the slot's server has and the query server, a standby, has not replayed.",
         )
         at = self._freshness.positions()
         if at.server_end and at.replayed is not None:
@@ -328,7 +328,7 @@ class PairGauges(Collector):
         )
         yield GaugeMetricFamily(
             "pads_cdc_peer_connected",
-            "1 while the two servers of the slot hold the same map: one mirrors the other.",
+            "1 while one server of the pair mirrors the other, so that both hold the same map.",
             value=pair.in_step,
         )
         lag = GaugeMetricFamily(

@@ -1,8 +1,8 @@
 """The mirror: a thread that passes the peer's map to the applier while the peer reads the slot.
 
 It asks the peer whenever this server does not read the slot, even just after losing it: the peer may have
-it. The thread waits until the applier has put each part into the store and the state file, and then
-acknowledges it.
+got the slot. The thread waits until the applier has put a part into the store and the state file, and then
+acknowledges the part.
 """
 
 from __future__ import annotations

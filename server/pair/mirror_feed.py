@@ -57,7 +57,7 @@ class MirrorFeed:
         freshness: Freshness,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Send a state at least every ``interval`` seconds, and the memory of parents if it is given."""
+        """Send a state at least every ``interval`` seconds, and also ``parents``, if they are given."""
         self._freshness = freshness
         self._store = store
         self._origin = origin
@@ -210,7 +210,7 @@ class MirrorFeed:
             server_end=positions.server_end,
         )
         state.MergeFrom(state_of(Checkpoint.of(cut, origin)))
-        state.epoch, state.timeline = self._line  # even if they have just changed: `take` opens anew then
+        state.epoch, state.timeline = self._line  # even if they changed just now; then `take` starts over
         return state
 
 

@@ -62,7 +62,7 @@ class MirrorService:
         self._interval = settings.progress_interval
 
     async def mirror(self, _: object, context: Context) -> None:
-        """Serve one standby server or relay until it disconnects, or takes over."""
+        """Serve one relay or standby server until it disconnects, or until the standby server takes over."""
         with counted(self._metrics, "Mirror", context):
             await context.send_initial_metadata(())
             opening = await first_message(context, mirror_opening, NO_OPEN)

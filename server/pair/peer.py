@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Take = Callable[[pb.MirrorResponse, Outbox[pb.MirrorRequest]], str | None]
-    """Takes a message. Acknowledgements go into the outbox. A text ends the stream, and says why."""
+    """Takes a message; puts acknowledgements into the outbox. Returns why the stream must end, or None."""
 
 _MIRROR: Final = f"/{pb.DESCRIPTOR.services_by_name['EndpointFeedService'].full_name}/Mirror"
 _FIRST_WORD_SECONDS: Final = 45.0

@@ -92,6 +92,6 @@ def counted(metrics: Metrics, method: str, context: Context) -> Iterator[None]:
         code = grpc.StatusCode.UNKNOWN
         raise
     finally:
-        if isinstance(code, int):  # what abort() leaves in the context
+        if isinstance(code, int):  # abort() leaves a number in the context
             code = next(known for known in grpc.StatusCode if known.value[0] == code)
         metrics.handled(method, code.name)

@@ -48,7 +48,7 @@ SERVICE: Final = pb.DESCRIPTOR.services_by_name["EndpointFeedService"].full_name
 _BEHIND_SECONDS: Final = 5.0
 """Maximum wait until this server has reached the state that a client of another server has seen."""
 _LOOK_SECONDS: Final = 0.05
-"""Interval at which that is checked, since positions move without a publication."""
+"""Interval at which it checks whether it has reached that state: positions move without publications."""
 _STALL_SECONDS: Final = 5.0
 """A client that takes no message for this long loses its snapshot permit to the next one."""
 
@@ -153,7 +153,7 @@ class FeedService:
                 message = feed.open(verdict, token)
                 forgotten = self._origin().forgotten
                 if self._store.history is not around.history or forgotten != around.origin.forgotten:
-                    continue  # what the token was judged by has changed before the walk began
+                    continue  # the token was judged by a state that changed before the walk began
                 if isinstance(verdict, Reset):
                     self._metrics.feed_reset(verdict.reason)
                 return message
@@ -162,7 +162,7 @@ class FeedService:
             if time.monotonic() - opened > _BEHIND_SECONDS:
                 await unavailable(
                     context,
-                    "this server has not reached what the token has seen at another one; keep token and map,"
+                    "this server is behind the server that made the token; keep token and map,"
                     " and try again here or there",
                 )
             await wait(wake, _LOOK_SECONDS)
@@ -208,7 +208,7 @@ class _Stream:
         self.progress_due = False
 
     def expect_progress(self, seconds: float) -> None:
-        """Set `progress_due` and `wake` after so many seconds. One timer an interval, not one a wait."""
+        """Set `progress_due` and `wake` after so many seconds. Each interval has one timer, not each wait."""
         self.progress_due = False
         self._alarm = asyncio.get_running_loop().call_later(seconds, self._progress_is_due)
 
@@ -236,7 +236,7 @@ class _Stream:
             await self.send(message)
             sent = True
         if not self.feed.catching_up:
-            self.give_back()  # at once: others wait for it, even if nothing changes for long
+            self.give_back()  # at once, because others wait for the permit
         return sent
 
     def may_read(self, permits: SnapshotPermits) -> bool:

@@ -110,7 +110,7 @@ class GatewayEndpoints:
         return b"".join(slices)
 
     async def stream(self, _: bytes, context: _Context) -> AsyncIterator[bytes]:
-        """Yield ``AuthDataUpdate``s without end: the whole map, new changes before the rest of it."""
+        """Yield ``AuthDataUpdate``s without end: the whole map, with new changes ahead of its unsent rest."""
         with counted(self._metrics, "StreamAuthDataUpdates", context):
             await self._ready(context)
             await context.send_initial_metadata(())  # tells the client at once that the stream is open

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from server.subscribers import Subscribers
 
 _UNSURE_SECONDS: Final = 2.0
-"""Maximum wait until it is certain that the peer has not taken over. Then the map is served all the same."""
+"""Maximum wait until it is certain that the peer has not taken over. After that the map is served anyway."""
 _LOOK_SECONDS: Final = 0.05
 
 

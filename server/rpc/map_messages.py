@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def entries_of(messages: Iterable[pb.MirrorEntry]) -> tuple[list[Entry], list[tuple[str, Revision, Lsn]]]:
-    """Return the entries, and (id, revision, position) of those of which only the position moved."""
+    """Return the entries, and (id, revision, position) of each entry that has only a new position."""
     entries: list[Entry] = []
     moved: list[tuple[str, Revision, Lsn]] = []
     for one in messages:

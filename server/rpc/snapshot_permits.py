@@ -1,6 +1,6 @@
 """Permits for making snapshots: a limited number at a time, first come, first served.
 
-A permit limits work, not memory. A stalled client causes no work, so a stream that waits for its client for
+A permit limits work, not memory. A stalled client causes no work, so a stream whose client takes nothing for
 long gives the permit back and asks again (see `server.rpc.endpoint_feed`).
 """
 

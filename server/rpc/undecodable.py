@@ -28,7 +28,7 @@ _BAD: Final = object()
 
 
 def answered(handler: _Handler) -> _Handler:
-    """Return a handler that differs only in its answer to such requests."""
+    """Return a handler that differs only in its answer to requests that cannot be decoded."""
     if handler.request_deserializer is None:
         return handler
     decode, encode = _decoder(handler.request_deserializer), handler.response_serializer

@@ -49,7 +49,7 @@ def register(to: grpc.aio.Server, handler: grpc.GenericRpcHandler, service: Serv
     for method in service.methods:
         details: Any = SimpleNamespace(method=f"/{service.full_name}/{method.name}", invocation_metadata=())
         methods[method.name] = handler.service(details)
-    added: Any = to  # the stubs do not know the next method
+    added: Any = to  # the type stubs lack the method below
     added.add_registered_method_handlers(service.full_name, methods)
 
 

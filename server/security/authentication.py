@@ -149,7 +149,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         assert task is not None  # noqa: S101 - gRPC runs each call in a task of its own
         call = _Call(token, task)
         admitted.set(call)
-        structlog.contextvars.bind_contextvars(caller=token.name)  # in every line of this call
+        structlog.contextvars.bind_contextvars(caller=token.name)  # for every log line of this call
         log = _log.debug if method.startswith(_HEALTH) else _log.info
         log("call admitted", method=method, peer=context.peer())
         self._calls.add(call)

@@ -66,7 +66,7 @@ def judge(contents: tuple[bytes, ...], now: Callable[[], float] = time.time) -> 
 
 
 def credentials(current: Callable[[], Certificates], *, clients_need_one: bool) -> grpc.ServerCredentials:
-    """Return credentials that use ``current()`` for each new connection. Open connections go on."""
+    """Return credentials that use ``current()`` for each new connection. Open connections keep theirs."""
     given = current()
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:

@@ -328,7 +328,7 @@ def test_what_setup_says_is_next(database: Database, pads_cdc: Command, tmp_path
     assert " 0 fail" not in checked
     file.unlink()
     refused = setup()
-    assert "is there, but not the file" in refused.stderr
+    assert "exists, but the file" in refused.stderr
     assert "drop the role by pads-cdc teardown" in refused.stderr
     assert pads_cdc("teardown", "--role", role, **given).returncode == 0
     assert setup().returncode == 0

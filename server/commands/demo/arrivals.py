@@ -22,9 +22,9 @@ class Delivery:
     committed_at: float
     """When its COMMIT returned, by ``time.monotonic``."""
     seconds: float | None
-    """Time until its last endpoint arrived; 0 if that was before COMMIT returned, None if it changed none."""
+    """Time until the last endpoint arrived: 0 if before COMMIT returned, None if the commit changed none."""
     alone: bool
-    """Whether all earlier commits had arrived, so that it did not wait behind a plan's endpoints."""
+    """Whether all earlier commits had arrived, so that this one did not wait behind a plan's endpoints."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Arrivals:
             expected = self._expected.get(update.endpoint_id)
             if expected is None:
                 return
-            # The newest that matches, because a subscriber gets the latest state, not each one before it.
+            # Take the newest match: a subscriber may get only the latest state, not each earlier one.
             newest = max((i for i, (_, value) in enumerate(expected) if value == update.after), default=-1)
             for _ in range(newest + 1):
                 awaited, _ = expected.popleft()

@@ -50,7 +50,7 @@ class ChildProcess:
         self.stop()
 
     def check(self) -> None:
-        """Raise PadsCdcError, with the last line of its log, if it has ended."""
+        """Raise PadsCdcError, with the last line of the log, if the program has ended."""
         if self._process.poll() is not None:
             line = self.log.read_text(errors="replace").strip().rpartition("\n")[2]
             said = line.removeprefix("pads-cdc: ")[-_SAID:] or f"exit code {self._process.returncode}"

@@ -82,7 +82,7 @@ class Cluster:
         try:
             self._pg_ctl("start", "-l", str(log), "-t", str(_DEADLINE))
         except ClusterError as error:
-            # The server's own words, not pg_ctl's, which only point at the log.
+            # Quote the server's log, because pg_ctl only says that there is one.
             lines = log.read_text().splitlines() if log.exists() else []
             said = "; ".join(
                 line.partition(":  ")[2] for line in lines[-3:] if "LOG:  " in line or "FATAL:  " in line
@@ -90,7 +90,7 @@ class Cluster:
             raise ClusterError(f"the server does not start: {said or error}") from None
 
     def configure(self, settings: Mapping[str, str]) -> None:
-        """Append to postgresql.conf, where the last line wins. It reads them when it starts."""
+        """Append lines to postgresql.conf, where the last line wins. The server reads it at its start."""
         with (self.data / "postgresql.conf").open("a", encoding="utf-8") as conf:
             for name, value in settings.items():
                 conf.write("{} = '{}'\n".format(name, value.replace("'", "''")))

@@ -91,7 +91,7 @@ def _setup(portal: Portal) -> list[Statement]:
 def endpoints(cursor: Cursor, column: str | None = None, value: str | None = None) -> Endpoints:
     """Return the present result of the mapping's query, or its part in which ``column`` has this value.
 
-    The server's map is compared with it, so it shares only the query with the server.
+    The server's map is compared with this result, so this code shares only the query with the server.
     """
     where = SQL("") if column is None else SQL("WHERE {} = %(value)s").format(Identifier(column))
     query = SQL("SELECT * FROM (\n{}\n) AS mapping ").format(SQL(_MAPPING.queries["Endpoints"]))
@@ -131,7 +131,7 @@ def _encode(
     endpoint.metadata.SetInParent()
     endpoint.metadata.account_id = account_id or ""
     endpoint.metadata.plan_type = plan_type or ""
-    # The second revision of the contract has the metadata here; for the first one they are unknown fields.
+    # In the second revision of the contract this field holds the metadata; the first one has no such fields.
     endpoint.rate_limiting.MergeFromString(endpoint.metadata.SerializeToString(deterministic=True))
     return endpoint
 

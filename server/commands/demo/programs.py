@@ -74,7 +74,7 @@ class Programs:
         return (self.folder / "initdb").exists()
 
     def knows_setting(self, name: str) -> bool:
-        """Return whether this minor release has the setting: with an unknown one it would not start."""
+        """Return whether this minor release has the setting. With an unknown one, it would not start."""
         described = self.run("postgres", "--describe-config", cwd=Path("/"))
         return any(line.startswith(f"{name}\t") for line in described.splitlines())
 

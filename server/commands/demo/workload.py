@@ -114,7 +114,7 @@ class Workload:
             before = endpoints(cursor, *step.scope)
             cursor.execute(step.statement, step.parameters)
             after = endpoints(cursor, *step.scope)
-        # A statement may leave an endpoint unchanged: one without a key cannot lose it.
+        # A statement may leave an endpoint unchanged: an endpoint without a key cannot lose its key.
         changes = {each: after.get(each) for each in before | after if before.get(each) != after.get(each)}
         changed = {each: endpoint for each, endpoint in before.items() if each in changes}
         return WorkloadCommit(number, kind, step.what, changes, changed)

@@ -41,7 +41,7 @@ def new(folder: Path) -> int:
         f"  pads-cdc mapping test {folder}                  # on a throw-away server, with sample.sql's rows"
     )
     click.echo(
-        f"  pads-cdc mapping test {folder} --database URL   # on your own, of which nothing is changed"
+        f"  pads-cdc mapping test {folder} --database URL   # on your own database, without changing it"
     )
     click.echo(f"  MAPPING={folder} pads-cdc serve")
     return 0

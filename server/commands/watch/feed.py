@@ -196,7 +196,7 @@ class FeedSubscriber:
 def _judge(error: Exception) -> tuple[Remedy, str]:
     """Return how to go on after the end of a stream, and in one line why it ended."""
     match error:
-        case grpc.RpcError() if isinstance(error, grpc.Call):  # as every error of a call that was made is
+        case grpc.RpcError() if isinstance(error, grpc.Call):  # every error of a call is one
             return remedy(error.code()), reason_of(error)
         case OSError():
             return Remedy.BACK_OFF, f"the bearer token cannot be read: {error.strerror}"

@@ -71,7 +71,7 @@ def write_json(feed: FeedSubscriber, *, until_synced: bool) -> None:
 
 def _write(line: str) -> None:
     left = line.encode() + b"\n"
-    while left:  # not by sys.stdout, whose lock a hanging thread would take with it
+    while left:  # not by sys.stdout: a hanging thread would keep its lock
         left = left[os.write(sys.stdout.fileno(), left) :]
 
 

@@ -120,12 +120,12 @@ def test_a_misspelt_setting_is_named_with_what_it_was_meant_for() -> None:
     first, second = done.stderr.splitlines()
     assert "POSTGRES_CONNECTION_STRING (--postgres-connection-string): is required" in first
     assert second == (
-        "pads-cdc: POSTGRES_CONECTION_STRING is no setting and counts for nothing;"
+        "pads-cdc: POSTGRES_CONECTION_STRING is not a setting and is ignored;"
         " did you mean POSTGRES_CONNECTION_STRING?"
     )
     assert SECRET not in done.stderr
     done = pads_cdc("check", POSTGRES_CONNECTION_STRING=URL, SLOTNAME="mine")
-    assert "pads-cdc: SLOTNAME is no setting and counts for nothing; did you mean SLOT_NAME?" in done.stderr
+    assert "pads-cdc: SLOTNAME is not a setting and is ignored; did you mean SLOT_NAME?" in done.stderr
     assert done.returncode == 1
 
 

@@ -253,7 +253,7 @@ def test_an_identity_stays_while_others_publications_go_with_it_alone(admin: Adm
     database.execute("CREATE PUBLICATION theirs FOR TABLE portal_application_settings (application_id)")
     done = admin.run("teardown")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "with the one before, the publication theirs" in done.stdout
+    assert "with the earlier one, the publication theirs" in done.stdout
     database.execute(UPDATE)
     database.execute("DROP PUBLICATION theirs")
     assert any("REPLICA IDENTITY DEFAULT" in statement for statement in admin.teardown())
@@ -353,7 +353,7 @@ def test_a_role_that_was_there_stays(admin: Admin) -> None:
     admin.database.execute(f"CREATE ROLE {admin.role} NOLOGIN")
     done = admin.run("setup", "--role-file", str(admin.role_file))
     assert done.returncode == 1
-    assert "its password is not replaced" in done.stderr
+    assert "setup does not replace the role's password" in done.stderr
     assert not admin.role_file.exists()
     done = admin.run("setup")
     assert done.returncode == 0, done.stderr
@@ -526,7 +526,7 @@ def test_an_administrator_who_may_not(admin: Admin) -> None:
     done = admin.run("setup", ADMIN_CONNECTION_STRING=admin.database.url(*role))
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "give in ADMIN_CONNECTION_STRING one who owns the tables" in done.stderr
+    assert "give in ADMIN_CONNECTION_STRING a role that owns the tables" in done.stderr
 
 
 def test_tables_that_are_not_there(admin: Admin) -> None:
