@@ -138,7 +138,7 @@ def _described(endpoint: GatewayEndpoint) -> Struct:
     fields["throughput_limit"].number_value = limits.throughput_limit
     fields["capacity_limit"].number_value = limits.capacity_limit
     fields["capacity_limit_period"].string_value = _PERIODS.get(limits.capacity_limit_period, "")
-    if limits.throughput_limit > 0:  # in the form that overrides a descriptor's limit in Envoy
+    if limits.throughput_limit > 0:  # Envoy overrides a descriptor's limit by this
         override = fields["rate_limit"].struct_value.fields
         override["requests_per_unit"].number_value = limits.throughput_limit
         override["unit"].string_value = "SECOND"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from authz.health import AuthorizerHealth
 
     Start = Callable[[int, bool], Awaitable[asyncio.subprocess.Process]]
-    """Starts the worker with this number, from 1. With True the worker listens once its map is complete."""
+    """Starts a worker by its number, from 1. With True as well, it listens only once its map is complete."""
 
 _log = structlog.get_logger("pads_cdc")
 

@@ -246,7 +246,7 @@ class Applier(threading.Thread):
                 if self._standby_role.hear(event):
                     self._set_mode("waiting")
             case Transaction():
-                pass  # `_take` has taken all of them
+                pass  # `_take` has already taken the transactions
 
     def _begin_stream(self, started: Started) -> None:
         """Begin anew at the confirmed position. One reconcile replaces all open tasks."""

@@ -152,7 +152,7 @@ class Front:
             deserted = not self.stop.is_set()
             _log.info("stopping")
             self.hub.stop()
-            # Both at once: neither a frozen source nor a slow client may delay the other's end.
+            # End both at the same time: neither a frozen source nor a slow client may delay the other's end.
             await asyncio.gather(asyncio.to_thread(end), grpc.stop())
             for task in ends:
                 task.cancel()

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def replica_identity(site: Site) -> Iterator[Finding]:
-    """Check each table's replica identity. If it has no column, updates and deletes are lost. If it lacks
-    the parent's key, the server has to remember the parent of each row.
+    """Check each table's replica identity. Without a column in it, updates and deletes are lost. Without the
+    parent's key in it, the server has to remember the parent of each row.
     """
     mapping = site.database.mapping
     sound = True

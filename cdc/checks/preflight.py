@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PATIENCE = 30.0
-"""Seconds for which checks that fail for a passing reason are repeated."""
+"""Seconds for which a check that fails for a temporary reason is repeated."""
 _PASSING = {"shutdown", "recovery_conflict"}
-"""Passing reasons that the server itself reports. If it does not answer at all, a person has to look."""
+"""Temporary reasons that the server reports. If it does not answer at all, a person has to look."""
 
 
 def check(new_site: Callable[[], Site]) -> None:

@@ -61,7 +61,7 @@ def column_types(site: Site) -> Iterator[Finding]:
 
 
 def _lacks(column: str, of_column: KeyType) -> str | None:
-    """Return the type that a column has to have; None if it has it."""
+    """Return the type that a column should have; None if the column's type can be sent."""
     category, name = of_column.category, of_column.name
     if category == _NUMBER and _NO_NUMBERS.fullmatch(name):
         category = ""

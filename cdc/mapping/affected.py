@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cdc.mapping.mapping import Rule
 
 LIMIT = 400_000
-"""Keys and moves of one transaction. A transaction with more is answered by a reconcile, to save memory."""
+"""Maximum keys and moves of one transaction. With more it becomes a reconcile, to save memory."""
 _MOST = 4
 """Keys and moves that one row can add for one rule, at most."""
 KEY_BYTES = 110
@@ -40,7 +40,7 @@ class Move(msgspec.Struct, frozen=True, gc=False):
     parent: str | None
     """The row's parent now; None if the row is gone."""
     known: bool
-    """Whether the WAL has named the parent that the row left, if any. If not, the memory of parents must."""
+    """Whether the WAL has named the parent that the row left, if any. Else the memory of parents has it."""
 
 
 class Affected(msgspec.Struct, gc=False):
@@ -60,7 +60,7 @@ class Affected(msgspec.Struct, gc=False):
 
     def __len__(self) -> int:
         count = len(self.moves)
-        for keys in self.keys.values():  # half the time of sum(), and called several times per transaction
+        for keys in self.keys.values():  # takes half the time of sum(), and runs often
             count += len(keys)
         return count
 

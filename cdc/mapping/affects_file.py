@@ -34,9 +34,9 @@ class Rule:
     query: str
     """The query that turns keys into endpoint ids."""
     row: str | None = None
-    """The column with the row's own id: a delete names it, even if it does not name ``column``."""
+    """The column with the row's own id. A delete carries it, even if the delete does not carry ``column``."""
     parents: str | None = None
-    """The query that lists (row id, key), for the memory of rows that are deleted by id."""
+    """The query that lists (row id, key). It loads the memory of parents (`cdc.mapping.parents`)."""
     actions: frozenset[str] = ACTIONS
     kind: str = field(default="", compare=False)
     """The kind of the keys: the query, and the type in which they are compared if that is not text
@@ -44,7 +44,7 @@ class Rule:
     compared.
     """
     sent_as_null: tuple[str, ...] = field(default=(), compare=False)
-    """The keys that may come as null: NaN and infinity, from wal2json."""
+    """The keys that wal2json sends as null: NaN and infinity."""
     only_asks: bool = field(default=False, compare=False)
     """Whether the table is a signal table: its rows ask for endpoints, which need not exist."""
 

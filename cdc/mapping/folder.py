@@ -41,7 +41,7 @@ def server_queries() -> dict[str, str]:
 
 
 def reading_query(name: str) -> str:
-    """Return a part of every read (``sql/read.sql``), in psycopg2's form."""
+    """Return a query of ``sql/read.sql``, in psycopg2's form. Reads of every mapping use these queries."""
     return sql_text.bind(named_queries(_sql() / "read.sql")[name])
 
 

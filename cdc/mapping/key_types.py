@@ -147,5 +147,5 @@ def literal(kind: str, key: str) -> str:
 
 
 def of_columns(rows: Iterable[Sequence[Any]]) -> dict[tuple[str, str], KeyType]:
-    """Read rows of the query ``KeyColumns``: the types by table and column."""
+    """Return the types by table and column, from the rows of the query ``KeyColumns``."""
     return {(table, column): KeyType(*of_type) for table, column, *of_type in rows}

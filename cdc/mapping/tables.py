@@ -148,7 +148,7 @@ def followed(tables: Iterable[Table], mapping: Mapping) -> Iterator[Table]:
 
 
 def column_to_name(mapping: Mapping, table: str) -> str | None:
-    """Return the column that the identity needs so that no parent has to be remembered; None if none."""
+    """Return the column that the identity needs so that no parent has to be remembered, or None."""
     for rule in mapping.rules[table]:
         if rule.parents is not None:
             return rule.column

@@ -56,7 +56,7 @@ class PeerState:
 
 @dataclass(slots=True)
 class MirrorOpened(PeerNews):
-    """The peer leads, and its stream begins. `reply` is set to whether the stream is to go on."""
+    """The peer leads, and its stream begins. The result of `reply` says whether the stream should go on."""
 
     reset: bool
     """Whether the whole map follows."""
@@ -65,7 +65,7 @@ class MirrorOpened(PeerNews):
 
 @dataclass(slots=True)
 class MirrorPart(PeerNews):
-    """Some entries, and perhaps the state that they complete. `reply` is set once the state file has them."""
+    """Some entries, and perhaps the state that they complete. `reply` is set when the state file has them."""
 
     entries: list[Entry]
     moved: list[tuple[str, Lsn]]
@@ -152,7 +152,7 @@ class Mirrored:
         )
         self._ledger.new_epoch(self._store)
         self._ledger.adopted()
-        self._ledger.bootstrap(None)  # the peer's map has what our first load had still to see
+        self._ledger.bootstrap(None)  # the peer's map includes what our first load had to see
         self._ledger.note(owed=state.owed)
         self._owed = state.owed
 

@@ -189,7 +189,7 @@ class Pair:
         return standby
 
     def leave(self, standby: StandbyServer) -> None:
-        """Note that its stream has ended. It may come back soon, or be about to take over."""
+        """Note that a standby server's stream has ended. The server may reconnect soon, or take over."""
         standby.gone = True
 
     def confirmable(self, position: Lsn, *, exact: bool, owed: str = "") -> Lsn:

@@ -34,7 +34,7 @@ _UNHEARD = 90.0
 database takes to end the connection of a frozen leader (wal_sender_timeout, 5 s).
 """
 _LEADERLESS = 10.0
-"""Seconds, if the peer answers that it does not read the slot either."""
+"""The same time, in seconds, if the peer answers that it does not read the slot either."""
 TROUBLE = "peer"
 _OTHER = (
     "the peer makes its map by another MAPPING, DB_SCHEMA or version: whoever takes over reads everything"

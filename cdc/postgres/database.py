@@ -526,7 +526,7 @@ class Read:
         return self._ahead is not None and not self._ahead.done()
 
     def close(self) -> None:
-        """End the transaction after the rows being fetched. May be called early, and more than once."""
+        """End the transaction, after the present fetch of rows. May be called early, and more than once."""
         connection = self._take_connection()
         if connection is None:
             return

@@ -57,9 +57,9 @@ _NO_CONNECT = "CheckMyDatabase"
 limit is reached.
 """
 _FULL_ROLE = "InitializeSessionUserId"
-"""The one that finds that the role's connection limit is reached."""
+"""The server's function that finds that the role's connection limit is reached."""
 _SETS = ("call_", "set_config")
-"""Beginnings of the names of those that refuse a setting in the options of a connection string."""
+"""Prefixes of the server's functions that refuse a setting in the options of a connection string."""
 _FROM_A_POOLER = {"08P01", "0A000"}
 """The codes with which a pooler refuses what it does not support. A server does not answer so."""
 
@@ -154,7 +154,7 @@ def translate(error: psycopg2.Error, setting: str) -> PadsCdcError:
         return SourceError(
             ABOUT_A_ROW, f"a query of the mapping fails on what is in a row ({setting}, {code})"
         )
-    if code == _IN_USE:  # in any language of the server
+    if code == _IN_USE:  # the code is the same in every language
         pid = re.search(r"PID\s*(\d+)", text)
         return SlotHeld(
             f"{text}; stop the process that has it, or give this server a SLOT_NAME of its own",

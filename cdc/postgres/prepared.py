@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from cdc.errors import PadsCdcError
 
 MOST_KEYS: Final = 64
-"""The most keys of a read with a prepared statement: its plan is made for about ten keys."""
+"""Maximum keys of a read with a prepared statement: its plan is made for about ten keys."""
 
 _MOST: Final = 16
-"""The most statements of a session. A read needs six; one of them depends on the kinds of its keys."""
+"""Maximum statements of a session. A read needs six; one of them depends on the kinds of its keys."""
 _GENERIC: Final = "SET LOCAL plan_cache_mode = force_generic_plan;\n"
 """One plan for all keys. By default the server plans the first five executions, and then compares costs."""
 _CHANGED: Final = "0A000"
@@ -35,7 +35,7 @@ _CHANGED: Final = "0A000"
 _NOT_OURS: Final = frozenset({"26000", "42P05"})
 """The statement's name is unknown, or taken: the session is not the one that prepared it."""
 _TOOK_LONG: Final = "57014"
-"""It ran into ``statement_timeout``: the plan may be a bad one."""
+"""The statement ran into ``statement_timeout``: its plan may be a bad one."""
 _DOES_NOT_FIT: Final = "42"
 """The class of errors about what a statement says, for example that its parameter is no array of text."""
 

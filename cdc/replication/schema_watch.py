@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 _LOOK = 1.0
 """Minimum time between two looks at the definitions, in seconds."""
 _NAMED = 10_000
-"""Transactions that are listed one by one for the next look. If there are more, it waits for all between the
-first and the last.
+"""Transactions that are listed one by one for the next look. If there are more, the look waits for all
+transactions between the first and the last.
 """
 _LATER = 5.0
-"""Seconds within which to look after a transaction with rows, which rarely changes a definition as well."""
+"""Seconds until the look after a transaction with rows. Such a transaction rarely changes a definition."""
 
 
 class SchemaWatch:
@@ -94,7 +94,7 @@ class SchemaWatch:
         if self._suspects and evidence.snapshot.xmin >= self._suspects:
             self._suspects, self._missed = Xid8(0), Gate(end=evidence.bound)
         if not self._unlooked().opens(evidence):
-            self._gate = self._unlooked().settled(evidence.snapshot)  # the slot may let go of them
+            self._gate = self._unlooked().settled(evidence.snapshot)  # the slot may be confirmed beyond them
             self._xids.clear()
             return False
         relations = self._catalog.ask(self._database)

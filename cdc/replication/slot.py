@@ -48,7 +48,7 @@ _LOOK = 0.01
 _SILENCE = 15.0
 """Seconds that a request for a keepalive may stay unanswered; one is sent every 5 s."""
 _EVIDENCE = 5.0
-"""Seconds for which the wal sender counts as busy after it was found so."""
+"""Seconds for which the wal sender counts as busy after it was last found to be busy."""
 _ASIDE = 1.0
 """Seconds between attempts to read, while the server would take us for a synchronous standby."""
 _NEVER = 1e9

@@ -119,7 +119,7 @@ class Requery:
         self._consistency = Consistency(self._are_ids)
         self._reached: Lsn = Lsn(0)
         self._let_go_to: Lsn = Lsn(0)
-        """A durable note owes a reconcile for everything up to here."""
+        """A note in the state file says that a reconcile is owed for everything up to here."""
         self._exact_at: float | None = None
         self._flushed_by = inf
         """Monotonic time by which a primary has flushed everything that it has shown to the reads."""
@@ -278,8 +278,9 @@ class Requery:
         return gate
 
     def let_go(self) -> None:
-        """Let the slot be confirmed beyond the open tasks. If the process ends, a durable note owes a
-        reconcile.
+        """Let the slot be confirmed beyond the open tasks.
+
+        The state file must have a note that a reconcile is owed: the process may end before the tasks do.
         """
         self._let_go_to = self.reached
 
@@ -328,7 +329,7 @@ class Requery:
             SourceError, Refusal: a read failed; its task waits.
 
         """
-        self.mark_consistent()  # transactions taken since may show that the map is consistent
+        self.mark_consistent()  # newly taken transactions may show that it is
         self.odd_rows.report()
         reads = tuple(self._reads)  # a read that begins in this step has had its first rows already
         try:

@@ -36,7 +36,7 @@ _RIPPLE_CHUNK = 500
 interpreter's lock. A read of the whole mapping is rare, and applies more at a time to save time.
 """
 _SMALL = 10_000
-"""A reconcile never replaces so few keys."""
+"""Up to this number, keys are never replaced by a reconcile."""
 _BYTES = 180
 """Bytes of memory of a `Committed` that shares its rows with another one."""
 _XID_BYTES = 70
@@ -105,8 +105,10 @@ class Task:
         return [replace(self, affected=self.affected.take(by_id), transactions=[]), self]
 
     def lasting_gate(self, present: Snapshot | None) -> Gate:
-        """Return the gate, which from now on does not age: by the database's ``present`` snapshot, or without
-        one as far as that goes.
+        """Replace the gate by one that can be kept for long, and return it.
+
+        With the database's ``present`` snapshot it has 64-bit ids (`Gate.settled`), so it stays valid for
+        ever. Without one it only has a constant size (`Gate.spanned`).
         """
         self.gate = self.gate.spanned() if present is None else self.gate.settled(present)
         return self.gate

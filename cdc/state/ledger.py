@@ -88,7 +88,7 @@ class Ledger:
         return kept.seen
 
     def adopted(self) -> None:
-        """Note that the positions of the map are the store's: what the file had says nothing about it."""
+        """Note that the map's positions are now the store's. Those of the file belong to another map."""
         self.kept = replace(self.kept, position=Lsn(0), seen=Lsn(0))
 
     def follow(self, history: Timeline) -> None:

@@ -65,7 +65,7 @@ def _find_fault(path: Path) -> PlaceFault | None:
 
 
 def _first_closed(folder: Path) -> Path | None:
-    """Return the outermost folder on the way into ``folder`` that we may not enter; None if there is none."""
+    """Return the outermost folder on the path to ``folder`` that we may not enter; None if there is none."""
     for one in (*reversed(folder.parents), folder):
         try:
             found = one.stat()

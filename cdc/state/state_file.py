@@ -7,8 +7,9 @@ is gone becomes a tombstone.
 
 The file is an SQLite database, for its atomic writes and its lock. A row is a whole batch, packed by column:
 a million entries take 0.3 s that way, and 6.9 s one by one. When most entries in the file are out of date, it
-is folded in small steps. Nothing is synced to the disk while running. A killed process loses nothing, and
-after an unclean reboot a new epoch begins.
+is *folded* in small steps: each step replaces some old rows by one row with their live entries. Nothing is
+synced to the disk while running. A killed process loses nothing, and after an unclean reboot a new epoch
+begins.
 """
 
 from __future__ import annotations
@@ -70,8 +71,7 @@ class Kept:
     bootstrap: Snapshot | None = None
     """The snapshot that the slot was created with, until the first load is done."""
     owed: Gate | None = None
-    """The gate of an owed reconcile, because the slot was confirmed beyond open tasks; None if none is owed.
-    """
+    """The gate of the reconcile that is owed since the slot was confirmed beyond open tasks, or None."""
     shown: Gate | None = None
     """The gate for a primary after reads from a standby; see `cdc.requery.monotonic_reads`."""
     forgotten: Revision = Revision(0)

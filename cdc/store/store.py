@@ -89,8 +89,8 @@ class Store:
     _COMPACT_FROM = 4096
     """The log is not compacted for fewer dead entries than this."""
     _COMPACT_STEP = 1000
-    """Entries that a compaction looks at after each batch, beside eight for each entry of the batch. So it is
-    faster than the log grows.
+    """Entries that a compaction looks at after each batch, and eight more for each entry of the batch. So it
+    is faster than the log grows.
     """
 
     _FORGET_STEP = 2_000

@@ -48,7 +48,7 @@ _ASK_SECONDS: Final = 10.0
 
 
 class Reading(Reconnecting):
-    """The reader's thread."""
+    """The thread that reads the stream."""
 
     def __init__(self, broker: Broker, seal: Seal, stream: str, intake: Intake, observer: Observer) -> None:
         super().__init__("broker-reader")

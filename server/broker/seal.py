@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SETTING: Final = "BROKER_SEAL_FILE"
 TROUBLE: Final = "broker_seal"
 LOOK_SECONDS: Final = 1.0
-"""Interval at which leader and relays read the file again. Two reads in a row must find the same content."""
+"""Interval at which leader and relays read the file. New content counts once two reads have found it."""
 _VERSION: Final = b"\x01"
 _KEY_BYTES: Final = 32
 _ID_BYTES: Final = 8

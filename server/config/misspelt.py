@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
 _ALIKE: Final = 0.88
-"""Similarity (1 is equal) from which a name counts as mistyped: a letter or two in names of a dozen."""
+"""Least similarity (1 is equal) of a mistyped name: one or two wrong letters in a name of a dozen letters."""
 _SHORTEST: Final = 6
 """Minimum length of a setting's name for this comparison: PORT resembles too many names."""
 _PREFIXES: Final = ("PADS_CDC_", "PADS_")

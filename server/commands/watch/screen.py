@@ -58,7 +58,7 @@ class Section:
     columns: Sequence[TableColumn]
     rows: Sequence[TableRow]
     share: int
-    """Its share of the remaining lines, relative to 1 for the changes; 0 for a table that is never cut."""
+    """The table's share of the remaining lines; that of the list of changes is 1. With 0 it is never cut."""
 
 
 class Screen:
