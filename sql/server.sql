@@ -2,8 +2,8 @@
 -- search path. There is no backslash in these queries, because its meaning depends on a setting.
 
 -- name: Relations :many
--- The mapping's tables as the plugin names them (a partitioned table by its leaves), with the columns of each replica identity;
--- a text that changes with every property of the table that sends no rows, and with the names of its enums' values; a text that
+-- The mapping's tables as the plugin names them (a partitioned table by its leaves), with the columns of each replica identity, and
+-- the virtual generated columns, whose values are not in the WAL; a text that changes with every property of the table that sends no rows, and with the names of its enums' values; a text that
 -- changes with every property of the publication, if there is one; and the next transaction id.
 WITH RECURSIVE tree (mapped, relid) AS (
     SELECT c.relname, c.oid
@@ -48,10 +48,21 @@ SELECT
             END
         ORDER BY a.attnum
     ) AS identity_columns,
+    ARRAY(
+        SELECT a.attname::text FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped
+        ORDER BY a.attnum
+    ) AS virtual_columns,
     concat_ws(' ', c.oid, c.relfilenode, c.relkind, c.relpersistence, c.relreplident, c.relrowsecurity, (
         SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attisdropped), ',' ORDER BY a.attnum)
         FROM pg_attribute a
         WHERE a.attrelid = c.oid AND a.attnum > 0
+    ), (
+        -- Another expression changes a virtual column in all rows, and writes none.
+        SELECT string_agg(concat_ws(':', a.attnum, md5(pg_get_expr(d.adbin, d.adrelid))), ',' ORDER BY a.attnum)
+        FROM pg_attribute a
+        JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE a.attrelid = c.oid AND a.attgenerated = 'v'
     ), (
         WITH RECURSIVE typed (type) AS (
             SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0
@@ -105,7 +116,12 @@ published AS (
     SELECT
         c.oid,
         format('%I.%I', n.nspname, c.relname) AS name,
-        t.attnames::text[] AS columns,
+        -- Before PostgreSQL 18, the view names generated columns too, though pgoutput sends none of them.
+        CASE WHEN current_setting('server_version_num')::int >= 180000 THEN t.attnames::text[] ELSE ARRAY(
+            SELECT a.attname::text FROM pg_attribute a
+            WHERE a.attrelid = c.oid AND a.attname = ANY (t.attnames) AND a.attgenerated = ''
+            ORDER BY a.attnum
+        ) END AS columns,
         t.rowfilter IS NOT NULL AS filtered,
         EXISTS (
             SELECT FROM pg_publication_rel rel
@@ -371,6 +387,22 @@ SELECT
         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
         ORDER BY a.attnum
     ) AS columns,
+    ARRAY(
+        SELECT a.attname::text
+        FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND NOT a.attisdropped AND a.attgenerated = 'v'
+        ORDER BY a.attnum
+    ) AS virtual_columns,
+    ARRAY(
+        SELECT a.attname::text
+        FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND NOT a.attisdropped AND a.attgenerated <> ''
+            AND (a.attgenerated = 'v' OR current_setting('server_version_num')::int < 180000)
+        ORDER BY a.attnum
+    ) AS unpublished,
+    c.relreplident = 'f' AND current_setting('server_version_num')::int >= 180000 AND EXISTS (
+        SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND NOT a.attisdropped AND a.attgenerated <> ''
+    ) AS refuses_if_published,
     c.relrowsecurity AS row_security,
     row_security_active(c.oid) AS hides_rows,
     has_any_column_privilege(c.oid, 'SELECT') AS readable,

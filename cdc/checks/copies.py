@@ -78,6 +78,12 @@ class ColumnOf:
     labels: tuple[str, ...]
     linking: bool
 
+    @classmethod
+    def of(cls, row: Iterable[Any]) -> ColumnOf:
+        """Read one row."""
+        values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in row]
+        return cls(*values)
+
     @property
     def definition(self) -> str:
         """The column's line for a CREATE TABLE, without its default."""
@@ -141,7 +147,7 @@ class Copies:
                 )
         cursor.execute(queries["Definitions"], parameters)
         for row in cursor.fetchall():
-            one = ColumnOf(*map(_frozen, row))
+            one = ColumnOf.of(row)
             self.columns[one.table].append(one)
         rows = self._sample()
         cursor.execute(queries["Constraints"], parameters)
@@ -293,7 +299,3 @@ class Copies:
 
     def _copy(self, table: str) -> str:
         return f"{_TEMPORARY}.{quote_name(table)}".replace("%", "%%")
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from cdc.checks.copies import ColumnOf
 from cdc.checks.finding import fail, good, warn
 from cdc.checks.giving_way import giving_way
 from cdc.errors import Refusal
@@ -12,6 +13,7 @@ from cdc.mapping.folder import bundled
 from cdc.mapping.mapping import load
 from cdc.mapping.row_rule import in_short
 from cdc.mapping.sql_text import quote_name
+from cdc.replication.publication import needed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from cdc.checks.finding import Finding, Site
     from cdc.errors import PadsCdcError
     from cdc.mapping.mapping import Mapping
+    from cdc.mapping.tables import Table
 
 NO_ROWS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 _UNHEARD = "it does not exist, or its owner is neither the schema's nor a mapped table's"
@@ -63,10 +66,31 @@ def tables(site: Site) -> Iterator[Finding]:
                 f"{table.name} is unlogged: its changes are not in the WAL",
                 f"ALTER TABLE {table.name} SET LOGGED;",
             )
-    if not missing and all(t.logged and t.kind not in NO_ROWS for t in site.tables):
+        for column in _virtual_keys(mapping, table):
+            yield judge(
+                f"{column} of {table.name} is a virtual generated column: its values are not in the WAL",
+                _stored(site, table, column),
+            )
+    sound = all(t.logged and t.kind not in NO_ROWS and not _virtual_keys(mapping, t) for t in site.tables)
+    if not missing and sound:
         unheard = [table for table in mapping.signals if table not in found]
         less = f"; {', '.join(unheard)} is not heard: {_UNHEARD}" if unheard else ""
         yield good(f"the mapping {mapping.name} finds its {len(found)} tables in {site.schema}{less}")
+
+
+def _virtual_keys(mapping: Mapping, table: Table) -> list[str]:
+    """Return the keys whose values no change of the table contains. A partition's are those of its table."""
+    return [name for name in table.virtual if table.top and name in needed(mapping.rules[table.mapped])]
+
+
+def _stored(site: Site, table: Table, column: str) -> str:
+    """Return the statement that stores a virtual generated column. Such a column has no index to lose."""
+    for row in site.read("Definitions", schema=site.schema, tables=[table.mapped]):
+        one = ColumnOf.of(row)
+        if one.name == column:
+            drop = f"DROP COLUMN {quote_name(column)}"
+            return f"ALTER TABLE {table.name} {drop}, ADD COLUMN {one.definition};"
+    return f"make {column} a STORED one"
 
 
 def select(site: Site) -> Iterator[Finding]:

@@ -60,6 +60,14 @@ class Table:
     identity_kind: str
     """``d``efault (the primary key), ``i``ndex, ``f``ull or ``n``othing."""
     columns: tuple[str, ...]
+    virtual: tuple[str, ...]
+    """The generated columns whose values are not stored, and so are not in the WAL."""
+    unpublished: tuple[str, ...]
+    """The generated columns that pgoutput cannot send: `virtual` ones, and before PostgreSQL 18 all."""
+    refuses_if_published: bool
+    """Whether Postgres refuses its UPDATEs if a publication has it: since PostgreSQL 18, if its identity is
+    FULL and has a generated column that is not published.
+    """
     row_security: bool
     hides_rows: bool
     """Whether row-level security hides rows from us."""

@@ -42,6 +42,8 @@ class Relation:
     """Whether its changes are in the WAL: not those of an unlogged table, or of one on another server."""
     identity: tuple[str, ...]
     """The columns of the old row that an update or delete carries."""
+    virtual: tuple[str, ...]
+    """The generated columns whose values are not in the WAL: the plugin sends null for them, or nothing."""
     shape: str
     """A value that differs after every change of the table's definition."""
 
@@ -64,10 +66,9 @@ class Relations:
         """Read the rows of the queries ``Relations`` and ``KeyColumns``."""
         relations = []
         of_all: tuple[str | None, Xid] = (None, Xid(0))
-        for oid, mapped, schema, table, partitioned, logged, identity, shape, *shared in rows:
-            relations.append(
-                Relation(oid, mapped, schema, table, partitioned, logged, tuple(identity), shape)
-            )
+        for oid, mapped, schema, table, partitioned, logged, identity, virtual, shape, *shared in rows:
+            columns_of = tuple(identity), tuple(virtual)
+            relations.append(Relation(oid, mapped, schema, table, partitioned, logged, *columns_of, shape))
             of_all = tuple(shared)
         return cls(tuple(relations), *of_all, of_columns(columns))
 
@@ -120,6 +121,17 @@ class Relations:
     def unlogged(self, tables: Collection[str]) -> list[str]:
         """Return those of the mapping's ``tables``, or partitions of them, whose changes leave no WAL."""
         return [f"{one.schema}.{one.table}" for one in self.all if not one.logged and one.mapped in tables]
+
+    def virtual_keys(self, keys: Mapping[str, Collection[str]]) -> list[tuple[str, str]]:
+        """Return (table, column) for each key whose value is not in the WAL. ``keys`` are the `needed`
+        columns of the mapping's tables.
+        """
+        return [
+            (f"{one.schema}.{one.table}", column)
+            for one in self.all
+            for column in one.virtual
+            if column in keys.get(one.mapped, ())
+        ]
 
 
 class Catalog:
@@ -229,10 +241,13 @@ class Catalog:
 
         A publication that leaves out updates is an error, so pgoutput is not read then.
         """
-        unlogged = relations.unlogged(self._mapping.reads)
-        keyless = [] if self._published else relations.keyless(self._mapping.rules)
+        reads, rules = self._mapping.reads, self._mapping.rules
+        unlogged = relations.unlogged(reads)
+        virtual = relations.virtual_keys({table: needed(rules[table]) for table in reads})
+        keyless = [] if self._published else relations.keyless(rules)
         return [
             *(f"changes of {table}, which are not in the WAL" for table in unlogged),
+            *(f"{column} of {table}, a virtual generated column" for table, column in virtual),
             *(f"updates and deletes of {table}, which has no replica identity" for table in keyless),
         ]
 

@@ -181,8 +181,10 @@ def _chosen(site: Site) -> Iterator[tuple[int, Index]]:
         if column in table.identity:
             continue
         index = table.identifier(column) or (None if table.identity else table.identifier())
+        if index is None or (publishes(site) and not {*table.unpublished}.isdisjoint(index.columns)):
+            continue  # Postgres would refuse updates, since our publication cannot have all of its columns
         # Otherwise `check` reports which key is missing, or which publication is in the way.
-        if index is not None and not _in_the_way(site, table, index.columns, kept_up=publishes(site)):
+        if not _in_the_way(site, table, index.columns, kept_up=publishes(site)):
             yield table.oid, index
 
 

@@ -222,6 +222,20 @@ def test_partitions_are_named_each_and_new_ones_come_by_their_table(
     assert not planned(site())
 
 
+def test_a_partition_that_cannot_be_published_keeps_its_table_out(
+    database: Database, site: Callable[[], Site]
+) -> None:
+    """The table would bring it along: Postgres would refuse the partition's updates."""
+    database.execute(PARTITIONED + "ALTER TABLE high REPLICA IDENTITY NOTHING")
+    for _ in range(2):
+        for repair in planned(site()):
+            if not repair.by_hand:
+                database.execute(repair.remedy)
+        assert all(writable(database, "low", "high").values())
+    assert published(site())["public.low"] == {"id"}
+    assert "public.high" not in published(site())
+
+
 def test_tables_that_inherit_are_published_each_by_its_own_identity(
     database: Database, site: Callable[[], Site]
 ) -> None:
