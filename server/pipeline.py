@@ -188,11 +188,11 @@ class Pipeline:
         self.applier.join(_JOIN_SECONDS)
         self._watchdog.stop()
         self._lock_watch.stop()
-        self._probe.stop()
         if self._replay_probe is not None:
             self._replay_probe.stop()
         self._reader.stop()
         self._reader.join(_JOIN_SECONDS)
+        self._probe.stop()  # which the reader's last confirmation waits for
 
 
 def _snapshot_request(settings: Settings, queries: dict[str, str]) -> StandbySnapshotRequest | None:

@@ -9,9 +9,10 @@ first message it adopts the end of WAL from keepalives, which lies before everyt
 The next status update corrects such an answer.
 
 A wal sender with a flush position may be chosen as a synchronous standby
-(`cdc.replication.synchronous_standby`). So each confirmation is followed at once by a status update without a
-flush position. A cursor of psycopg2 never reports less than before, so each of the two has its own cursor.
-The slot stays confirmed, since Postgres ignores a flush position of 0.
+(`cdc.replication.synchronous_standby`). So each confirmation is sent once, reports nothing beyond the
+confirmed position, and is followed at once by a status update without a flush position. A cursor of psycopg2
+never reports less than before, so each of the two has its own cursor. The slot stays confirmed, since
+Postgres ignores a flush position of 0.
 """
 
 from __future__ import annotations
@@ -75,22 +76,24 @@ class Feedback:
             return
         if not self._room.poll(0):
             return
-        received = max(freshness.positions().received, confirm)
-        if confirm:
-            if confirm > self._confirmed:
-                reach("confirming")
-            self.confirm(confirm, received)
-            if confirm > self._confirmed:
-                reach("confirmed")
+        if confirm > self._confirmed:
+            reach("confirming")
+            self.confirm(confirm)
+            reach("confirmed")
             freshness.confirmed(confirm)
+        received = max(freshness.positions().received, confirm)
         self._signs.send_feedback(write_lsn=received, reply=ask, force=True)
-        self._confirmed, self._sent_at = confirm, now
+        self._sent_at = now
         if ask:
             self._asked_at = now
             self._unanswered = self._unanswered or now
 
-    def confirm(self, position: Lsn, received: Lsn = Lsn(0)) -> None:
-        """Confirm the slot up to ``position``. To be followed by `send`, or by the end of the connection."""
-        self._confirming.send_feedback(
-            write_lsn=max(received, position), flush_lsn=position, apply_lsn=position, force=True
-        )
+    def confirm(self, position: Lsn) -> None:
+        """Confirm the slot up to ``position``, unless that is done. The caller then sends a status update, or
+        ends the connection.
+        """
+        if position > self._confirmed:
+            self._confirmed = position
+            self._confirming.send_feedback(
+                write_lsn=position, flush_lsn=position, apply_lsn=position, force=True
+            )

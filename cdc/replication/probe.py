@@ -2,7 +2,8 @@
 
 `Probe` asks the slot's server for the end of its WAL and the state of the slot. The stream cannot show these,
 since it looks the same while nothing happens and while the server is frozen. Staleness is computed from the
-answers.
+answers. Before each confirmation of the slot it also asks whether the server would take us for a synchronous
+standby (`cdc.replication.synchronous_standby`).
 
 `ReplayProbe` asks the query server how far it has replayed, if that is another server. It is a separate
 thread, so that a frozen query server does not look like a frozen slot's server.
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from cdc.replication.standby_snapshot import StandbySnapshotRequest
 
 _INTERVAL = 1.0
+_TICK = 0.1
+"""Seconds between questions while a position waits to be confirmed."""
 _HISTORY = 5.0
 """Seconds between questions for the timeline that a standby replays, each on a new replication connection.
 Nothing else announces that the primary has changed.
@@ -77,7 +80,7 @@ class Probe(Asking):
         """``snapshot_request`` asks the primary for its running transactions while a slot is created on a
         standby; None if the primary is unknown.
         """
-        super().__init__("probe", address, observer, _INTERVAL)
+        super().__init__("probe", address, observer, _TICK)
         self._observer = observer
         self._slot_name = slot_name
         self._queries = queries
@@ -86,18 +89,33 @@ class Probe(Asking):
         self._snapshot_request = snapshot_request
         self._said_creating = False
         self._history_at = 0.0
+        self._look_at = 0.0
+        self._looking = False
+        """Whether the whole is asked, and not only the question before a confirmation."""
+
+    def _is_due(self) -> bool:
+        """Return whether the interval is over, or a connection is open and a position waits."""
+        now = time.monotonic()
+        self._looking = now >= self._look_at
+        if self._looking:
+            self._look_at = now + _INTERVAL
+        return self._looking or (self._connection is not None and self._reader.to_judge)
 
     def _failed(self, error: Exception) -> None:
         if is_shutdown(error):
             self._reader.drop("shutdown")  # a fast shutdown waits for readers of slots
 
     def _ask(self, connection: Connection) -> None:
+        self._reader.judge(lambda: Sender.of(ask(connection, self._queries["Sender"])))
+        if self._looking:
+            self._look(connection)
+
+    def _look(self, connection: Connection) -> None:
         asked_at = time.monotonic()
         [(end, timeline)] = ask(connection, self._queries["WalEnd"])
         if end is not None:
             self._freshness.reported(lsn.parse(end), asked_at)
         self._look_at_history(None if timeline is None else int(timeline, 16))
-        self._reader.judge(Sender.of(ask(connection, self._queries["Sender"])))
         self._look_at_sender(connection)
         slot = SlotState.of(ask(connection, self._queries["Slot"], {"slot": self._slot_name}))
         if slot is None:

@@ -49,6 +49,8 @@ _SILENCE = 15.0
 """Seconds that a request for a keepalive may stay unanswered; one is sent every 5 s."""
 _EVIDENCE = 5.0
 """Seconds for which the wal sender counts as busy after it was last found to be busy."""
+_LAST = 1.0
+"""Seconds for which the end waits until the last position may be confirmed."""
 _ASIDE = 1.0
 """Seconds between attempts to read, while the server would take us for a synchronous standby."""
 _NEVER = 1e9
@@ -79,10 +81,13 @@ class SlotReader(threading.Thread):
         self._read_so_far = read_so_far
         self._dropping: SourceError | None = None
         self._connection: LogicalReplicationConnection | None = None
-        self._allowed: tuple[int, Lsn] = (0, Lsn(0))
-        """The number of a connection, and the position up to which it may be confirmed. This is one value, so
-        that the other thread never sees half of a change.
+        self._pending: tuple[int, Lsn] = (0, Lsn(0))
+        """The number of a connection, and the position up to which the applier has it confirmed. This is one
+        value, so that no other thread sees half of a change.
         """
+        self._allowed: tuple[int, Lsn] = (0, Lsn(0))
+        """The newest such value that `judge` has let pass."""
+        self._judged = threading.Event()
         self._session_number = 0
         """The number of the newest connection."""
         self.history: Timeline | None = None
@@ -101,13 +106,13 @@ class SlotReader(threading.Thread):
     # --- for the applier's thread
 
     def confirm(self, position: Lsn, session: int) -> None:
-        """Confirm the slot up to ``position``. The confirmation is sent within a tenth of a second.
+        """Confirm the slot up to ``position``, as soon as `judge` allows it.
 
         It is ignored if the connection with the number ``session`` has ended: the next one may be on another
         history.
         """
-        spoken_of, allowed = self._allowed
-        self._allowed = session, max(position, allowed) if session == spoken_of else position
+        spoken_of, pending = self._pending
+        self._pending = session, max(position, pending) if session == spoken_of else position
 
     def drop(self, reason: str, message: str = "the connection was closed to start over") -> None:
         """Close the connection and connect anew."""
@@ -121,15 +126,26 @@ class SlotReader(threading.Thread):
 
     # --- for the probe's thread
 
-    def judge(self, found: Sender) -> None:
-        """Stop reading if the server would now take us for a synchronous standby. ``found`` was determined on
-        another connection.
+    @property
+    def to_judge(self) -> bool:
+        """Whether a position waits for `judge`."""
+        pending = self._pending
+        return self.sender is not None and pending[0] == self._session_number and pending != self._allowed
+
+    def judge(self, find: Callable[[], Sender]) -> None:
+        """Stop reading if the server would now take us for a synchronous standby, or else let the position be
+        confirmed that was pending before the question. ``find`` asks on another connection.
         """
-        ours = self.sender
-        if ours is not None:
-            text = synchronous_standby.refusal(replace(found, application=ours.application))
-            if text is not None:
-                self.drop(synchronous_standby.REASON, text)
+        ours, pending = self.sender, self._pending
+        found = find()
+        if ours is None:
+            return
+        text = synchronous_standby.refusal(replace(found, application=ours.application))
+        if text is not None:
+            self.drop(synchronous_standby.REASON, text)
+        else:
+            self._allowed = pending
+        self._judged.set()
 
     def at_work(self) -> None:
         """Note that the wal sender is busy: it is decoding, and will answer afterwards."""
@@ -206,9 +222,17 @@ class SlotReader(threading.Thread):
                 self._slot.ended(error, opened.confirmed)
                 raise
             finally:
-                last = self._may_confirm
-                if last and not connection.closed and not _stands_aside(self._dropping):
-                    feedback.confirm(last)
+                self._await_judgement()
+                if not connection.closed and not _stands_aside(self._dropping):
+                    feedback.confirm(self._may_confirm)
+
+    def _await_judgement(self) -> None:
+        """At the end, wait until what the applier has done may be confirmed."""
+        until = time.monotonic() + _LAST
+        while self._stopping.is_set() and self._dropping is None and self.to_judge:
+            if not self._judged.wait(until - time.monotonic()):
+                return
+            self._judged.clear()
 
     def _count_as_no_standby(self, cursor: ReplicationCursor) -> None:
         """Make sure that the server does not take us for a synchronous standby.

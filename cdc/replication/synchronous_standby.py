@@ -4,7 +4,9 @@ A wal sender counts as a synchronous standby if ``synchronous_standby_names`` ha
 ``*``, and if it has reported a flush position. We report one only to confirm the slot, and withdraw it with
 the next message (`cdc.replication.feedback`), so that Postgres shows us as ``async``, like pg_receivewal. But
 for a moment at each confirmation we could count, and Postgres would acknowledge commits that no real standby
-has. So the slot is not read while the setting would choose us.
+has. So the slot is not read while the setting would choose us, and each position is confirmed only after a
+question for the setting that was asked later than the position was received (`SlotReader.judge`). A commit
+that was made under a setting that chooses us lies beyond every position that is confirmed.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from contextlib import ExitStack, contextmanager
-from itertools import cycle, product
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from itertools import cycle, islice, product
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -23,6 +24,8 @@ from tests.support.cluster import ephemeral_standby
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
 
     from tests.plugins.pgbouncer import PoolerFactory
     from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
@@ -375,6 +378,76 @@ def test_a_cluster_that_waits_for_us_alone_is_told_so(
     waits.join(30)
     wait_equal(client, database)
     wait_healthy(server)
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.soak)])
+def test_a_commit_under_a_setting_that_we_have_not_seen_yet_is_never_released(
+    cluster_factory: ClusterFactory, database_factory: DatabaseFactory, serve: ServerFactory, rounds: int
+) -> None:
+    """Nor one that waits for another standby already: its position was confirmed before.
+
+    The setting goes from a standby that is not there to all: from no standby at all, Postgres itself may let
+    the first commit go, before its checkpointer has seen the setting.
+    """
+    cluster = cluster_factory()
+    database = database_factory(cluster=cluster)
+    fill(database, 10)
+    database.execute("CREATE TABLE others (number INT)")
+    server = serve(database).wait_ready()
+    levels = cycle(("on", "remote_write", "remote_apply"))
+    reached = f"{LOGICAL} AND confirmed_flush_lsn >= %s"
+    with closing(database.connect()) as one, closing(database.connect()) as two:
+        for level in islice(levels, rounds):
+            wait_healthy(server)
+            wait_streaming(server)
+            for session in (one, two):
+                session.cursor().execute(f"SET synchronous_commit = {level}")
+            try:
+                choose(cluster, "nobody")
+                commits = [waiting_commit(database, one)]
+                end = database.value("SELECT pg_current_wal_lsn()")
+                wait_until(partial(finds, database, reached, end), "its position is confirmed")
+                choose(cluster, "*")
+                while setting(two) != "*":
+                    pass
+                commits.append(commit(two))
+                wait_until(lambda: "synchronous_standby" in reasons(server), "it says so")
+                wait_until(lambda: database.value(f"{LOGICAL} AND active") == 0, "nobody reads the slot")
+                alive = [each.is_alive() for each in commits]
+                assert alive == [True, True], "we have released a commit that no standby has"
+                assert database.value(f"SELECT count(*) {WAITING}") == 2
+            finally:
+                choose(cluster, "")
+            for each in commits:
+                each.join(30)
+                assert not each.is_alive()
+
+
+def finds(database: Database, query: str, value: str) -> bool:
+    return bool(database.value(query, (value,)))
+
+
+def setting(session: Connection) -> str:
+    with session.cursor() as cursor:
+        cursor.execute("SHOW synchronous_standby_names")
+        [(names,)] = cursor.fetchall()
+    return str(names)
+
+
+def commit(session: Connection) -> threading.Thread:
+    insert = "INSERT INTO others VALUES (1)"
+    thread = threading.Thread(target=session.cursor().execute, args=(insert,), daemon=True)
+    thread.start()
+    return thread
+
+
+def waiting_commit(database: Database, session: Connection) -> threading.Thread:
+    """Return a commit that waits for a standby. Others may go first, before the setting is in force."""
+    while True:
+        thread = commit(session)
+        while thread.is_alive():
+            if database.value(f"SELECT count(*) {WAITING}") == 1:
+                return thread
 
 
 def test_a_slot_that_must_not_be_read_does_not_fill_the_disk(

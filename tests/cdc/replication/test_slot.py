@@ -21,13 +21,14 @@ from cdc.mapping.mapping import Rule
 from cdc.postgres.connection import Address
 from cdc.postgres.encoding import Encoding
 from cdc.postgres.timeline import Timeline
-from cdc.replication import pgoutput, wal2json
+from cdc.replication import feedback, pgoutput, wal2json
 from cdc.replication.assembler import Assembler, Transaction
 from cdc.replication.backlog import Backlog, Event, Started, StreamEnded
 from cdc.replication.feedback import Feedback
 from cdc.replication.own_slot import OwnSlot
 from cdc.replication.slot import SlotReader
 from cdc.replication.stream import SlotStream
+from cdc.replication.synchronous_standby import Sender
 from server.observe.fanout import Listener
 from tests.plugins.server import fill, wait_until
 from tests.support.proxy import Proxy
@@ -115,6 +116,7 @@ class Following:
 
     def confirm(self, position: Lsn) -> None:
         self.reader.confirm(position, self.session)
+        self.reader.judge(partial(Sender, 0, "", ""))
 
     def stop(self) -> None:
         self.reader.stop()
@@ -231,6 +233,58 @@ def test_stopping_confirms_what_may_be_confirmed_and_nothing_else(
     assert follow(database).transaction().affected.keys == {"Asked": {"pending"}}
 
 
+def test_only_what_was_pending_before_the_question_is_confirmed(
+    database: Database, follow: FollowingFactory
+) -> None:
+    following = follow(database)
+    following.started()
+    database.execute(SIGNAL, ("before",))
+    before = following.transaction()
+    following.reader.confirm(before.end, following.session)
+    assert following.reader.to_judge
+    later: list[Transaction] = []
+
+    def find() -> Sender:
+        database.execute(SIGNAL, ("meanwhile",))
+        later.append(following.transaction())
+        following.reader.confirm(later[0].end, following.session)
+        return Sender(0, "", "")
+
+    following.reader.judge(find)
+    wait_until(partial(_is_confirmed, database, before.end), "what was pending is confirmed")
+    assert following.reader.to_judge
+    following.reader.judge(partial(Sender, 0, "", "*"))
+    assert isinstance(error := following.lost().error, SourceError)
+    assert error.reason == "synchronous_standby"
+    assert confirmed(database) < later[0].end
+
+
+def test_the_end_waits_for_the_question(database: Database, follow: FollowingFactory) -> None:
+    following = follow(database)
+    following.started()
+    database.execute(SIGNAL, ("done",))
+    done = following.transaction()
+    following.reader.confirm(done.end, following.session)
+    following.reader.stop()
+    following.reader.judge(partial(Sender, 0, "", ""))
+    following.stop()
+    wait_until(partial(_is_confirmed, database, done.end), "what was done is confirmed")
+
+
+def test_the_end_does_not_wait_for_long_for_the_question(
+    database: Database, follow: FollowingFactory
+) -> None:
+    following = follow(database)
+    following.started()
+    database.execute(SIGNAL, ("done",))
+    done = following.transaction()
+    following.reader.confirm(done.end, following.session)
+    began = time.monotonic()
+    following.stop()
+    assert 1 <= time.monotonic() - began < 5
+    assert confirmed(database) < done.end
+
+
 def test_a_position_of_an_earlier_connection_is_not_confirmed(
     database: Database, follow: FollowingFactory
 ) -> None:
@@ -244,6 +298,8 @@ def test_a_position_of_an_earlier_connection_is_not_confirmed(
     second = following.started()
     assert second.session > first.session
     following.reader.confirm(pending.end, first.session)
+    assert not following.reader.to_judge
+    following.reader.judge(partial(Sender, 0, "", ""))
     assert following.transaction().affected.keys == {"Asked": {"pending"}}
     following.stop()
     assert confirmed(database) < pending.end
@@ -517,6 +573,24 @@ def test_a_reader_that_was_frozen_itself_blames_nobody() -> None:
         assert feedback.silence == 0
 
 
+def test_a_confirmation_is_sent_once_and_says_nothing_beyond_its_position(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A write position beyond it would release commits with remote_write; a repetition, any that wait."""
+    monkeypatch.setattr(feedback, "_SIGN", 0.0)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        confirming, signs = (Recording(ours) for _ in range(2))
+        sending, freshness = Feedback(confirming, signs), Freshness()  # type: ignore[arg-type]
+        freshness.received(lsn.Lsn(100))
+        for _ in range(3):
+            sending.send(freshness, lsn.Lsn(50))
+        sending.confirm(lsn.Lsn(50))  # as at the end
+    assert confirming.sent == [{"write_lsn": 50, "flush_lsn": 50, "apply_lsn": 50, "force": True}]
+    assert [sign["write_lsn"] for sign in signs.sent] == [100, 100, 100]
+    assert not any("flush_lsn" in sign for sign in signs.sent)
+
+
 class _Deaf:
     """A cursor whose server does not answer."""
 
@@ -528,6 +602,17 @@ class _Deaf:
 
     def send_feedback(self, **_: object) -> None:
         pass
+
+
+class Recording(_Deaf):
+    """A cursor that keeps what it sends."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(connection)
+        self.sent: list[dict[str, object]] = []
+
+    def send_feedback(self, **feedback: object) -> None:
+        self.sent.append(feedback)
 
 
 def test_no_flush_position_stands(database: Database, follow: FollowingFactory) -> None:
