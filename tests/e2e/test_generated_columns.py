@@ -104,7 +104,8 @@ def test_a_generated_key_that_pgoutput_does_not_send(
     """Before 18: setup failed with Postgres' own words, and without a publication."""
     database.execute(KEY.format("STORED NOT NULL UNIQUE"))
     says = f"cannot have application_id of public.{SETTINGS}, a generated column"
-    done = pads_cdc("setup", ADMIN_CONNECTION_STRING=database.url(), PLUGIN="pgoutput")
+    role = f"{database.name}_role_setup"  # goes with the database: other tests set up the default one
+    done = pads_cdc("setup", "--role", role, ADMIN_CONNECTION_STRING=database.url(), PLUGIN="pgoutput")
     assert done.returncode == 0, done.stderr
     assert says in done.stdout
     database.execute(f"UPDATE {SETTINGS} SET secret_key = 'nobody is refused'")
@@ -148,6 +149,7 @@ def test_a_virtual_key_is_refused_until_it_is_stored(
     follows_the_key(on_18, server, gateway(server))
 
 
+@pytest.mark.soak
 @pytest.mark.only_with("wal2json")  # pgoutput's stream would end
 def test_a_key_that_becomes_virtual_is_said_and_polled(
     on_18: Database, serve: ServerFactory, gateway: GatewayFactory
@@ -189,6 +191,7 @@ def test_a_virtual_column_is_seen_to_change(
     assert server.metric("pads_cdc_source_mode", mode="streaming") == 1
 
 
+@pytest.mark.soak
 @pytest.mark.only_with("wal2json")
 @pytest.mark.parametrize("kind", ["STORED", "VIRTUAL"])
 def test_setup_refuses_no_update_of_a_generated_column_in_a_full_identity(

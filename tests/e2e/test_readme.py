@@ -37,6 +37,7 @@ def test_from_a_bare_database_to_a_green_check_in_under_five_minutes(
         "INSERT INTO portal_application_settings (application_id, secret_key_required)"
         " SELECT id, false FROM portal_applications ON CONFLICT DO NOTHING"
     )
+    database.execute("DROP ROLE IF EXISTS pads_cdc")  # of another test's setup on this cluster
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     began = time.monotonic()
     try:
