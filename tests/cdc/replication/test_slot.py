@@ -114,6 +114,11 @@ class Following:
         assert isinstance(event, Transaction)
         return event
 
+    def signal(self, database: Database, key: str) -> Transaction:
+        """Make a transaction that names this key, and return it as it arrives."""
+        database.execute(SIGNAL, (key,))
+        return self.transaction()
+
     def confirm(self, position: Lsn) -> None:
         self.reader.confirm(position, self.session)
         self.reader.judge(partial(Sender, 0, "", ""))
@@ -222,13 +227,10 @@ def test_stopping_confirms_what_may_be_confirmed_and_nothing_else(
 ) -> None:
     following = follow(database)
     following.started()
-    database.execute(SIGNAL, ("done",))
-    done = following.transaction()
-    database.execute(SIGNAL, ("pending",))
-    pending = following.transaction()
+    done, pending = following.signal(database, "done"), following.signal(database, "pending")
     following.confirm(done.end)
     following.stop()
-    wait_until(lambda: confirmed(database) >= done.end, "what was done is confirmed")
+    wait_until(partial(_is_confirmed, database, done.end), "the first transaction is confirmed")
     assert confirmed(database) < pending.end
     assert follow(database).transaction().affected.keys == {"Asked": {"pending"}}
 
@@ -238,20 +240,18 @@ def test_only_what_was_pending_before_the_question_is_confirmed(
 ) -> None:
     following = follow(database)
     following.started()
-    database.execute(SIGNAL, ("before",))
-    before = following.transaction()
+    before = following.signal(database, "before")
     following.reader.confirm(before.end, following.session)
     assert following.reader.to_judge
     later: list[Transaction] = []
 
     def find() -> Sender:
-        database.execute(SIGNAL, ("meanwhile",))
-        later.append(following.transaction())
+        later.append(following.signal(database, "meanwhile"))
         following.reader.confirm(later[0].end, following.session)
         return Sender(0, "", "")
 
     following.reader.judge(find)
-    wait_until(partial(_is_confirmed, database, before.end), "what was pending is confirmed")
+    wait_until(partial(_is_confirmed, database, before.end), "the first transaction is confirmed")
     assert following.reader.to_judge
     following.reader.judge(partial(Sender, 0, "", "*"))
     assert isinstance(error := following.lost().error, SourceError)
@@ -259,30 +259,30 @@ def test_only_what_was_pending_before_the_question_is_confirmed(
     assert confirmed(database) < later[0].end
 
 
-def test_the_end_waits_for_the_question(database: Database, follow: FollowingFactory) -> None:
-    following = follow(database)
-    following.started()
-    database.execute(SIGNAL, ("done",))
-    done = following.transaction()
-    following.reader.confirm(done.end, following.session)
-    following.reader.stop()
-    following.reader.judge(partial(Sender, 0, "", ""))
-    following.stop()
-    wait_until(partial(_is_confirmed, database, done.end), "what was done is confirmed")
-
-
-def test_the_end_does_not_wait_for_long_for_the_question(
-    database: Database, follow: FollowingFactory
+@pytest.mark.parametrize("answered", [True, False])
+def test_the_end_waits_a_second_for_the_question(
+    database: Database, follow: FollowingFactory, answered: bool
 ) -> None:
     following = follow(database)
     following.started()
-    database.execute(SIGNAL, ("done",))
-    done = following.transaction()
+    done = following.signal(database, "done")
     following.reader.confirm(done.end, following.session)
+
+    def find() -> Sender:
+        following.reader.join(0.5)
+        assert following.reader.is_alive(), "it waits for this answer"
+        return Sender(0, "", "")
+
     began = time.monotonic()
-    following.stop()
-    assert 1 <= time.monotonic() - began < 5
-    assert confirmed(database) < done.end
+    following.reader.stop()
+    if answered:
+        following.reader.judge(find)
+        following.stop()
+        wait_until(partial(_is_confirmed, database, done.end), "the transaction is confirmed")
+    else:
+        following.stop()
+        assert 1 <= time.monotonic() - began < 5
+        assert confirmed(database) < done.end
 
 
 def test_a_position_of_an_earlier_connection_is_not_confirmed(
@@ -291,8 +291,7 @@ def test_a_position_of_an_earlier_connection_is_not_confirmed(
     """The next connection may read another history."""
     following = follow(database)
     first = following.started()
-    database.execute(SIGNAL, ("pending",))
-    pending = following.transaction()
+    pending = following.signal(database, "pending")
     following.reader.drop("shutdown")
     following.lost()
     second = following.started()

@@ -78,7 +78,7 @@ class Run:
         self.opening.set_result(self.read)
 
     def compare(self, applied: int = 0) -> None:
-        """Compare every chunk, and note what is missing."""
+        """Compare every chunk, and note the missing endpoints."""
         if not self.opening.done():
             self.open()
         for _ in range(len(self.read.rows) + 1):
@@ -208,14 +208,14 @@ def test_a_difference_outlives_what_was_read_meanwhile_for_each_table_of_a_join(
     run.compare()
     for applied in range(SEEN, SEEN + 50, 10):  # four tables between an endpoint and a change, and one more
         assert run.audit.step(applied, applied + 10) is None
-        assert run.audit.step(applied + 9, applied + 99) is None, "what was read by then is not applied yet"
+        assert run.audit.step(applied + 9, applied + 99) is None, "those are not applied yet"
     assert run.audit.step(SEEN + 50, SEEN + 60) == [("other", b"2")]
 
 
 def test_a_position_that_is_older_asks_for_no_less() -> None:
     run = Run(HELD, [])
     run.compare()
-    assert run.audit.step(SEEN, 0) is not None, "what was read before the audit is older than its snapshot"
+    assert run.audit.step(SEEN, 0) is not None, "the earlier reads are older than its snapshot"
     run = Run(HELD, [])
     run.compare()
     assert run.audit.step(SEEN, SEEN + 10) is None

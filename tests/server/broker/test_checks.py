@@ -50,6 +50,18 @@ def right(**other: object) -> StreamConfig:
     return StreamConfig(**{**values, **other})  # type: ignore[arg-type]
 
 
+def set_up(
+    database: Database,
+    node: Node,
+    check: Check,
+    pads_cdc: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """Type `pads-cdc setup`, after which check must find the stream as it should be."""
+    given = {"ADMIN_CONNECTION_STRING": database.url(), "BROKER_URL": node.url}
+    assert pads_cdc("setup", **given).returncode == 0
+    assert check(database, BROKER_URL=node.url).the("broker_stream", "pass")
+
+
 def test_setup_makes_the_stream_that_check_wants(
     database: Database, nats: Node, check: Check, pads_cdc: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
@@ -94,9 +106,7 @@ def test_a_stream_that_would_fail_relays_is_named_with_its_remedy(
     found = check(database, BROKER_URL=nats.url).the("broker_stream", verdict)
     assert named in found.text
     assert found.remedy == CORRECT
-    given = {"ADMIN_CONNECTION_STRING": database.url(), "BROKER_URL": nats.url}
-    assert pads_cdc("setup", **given).returncode == 0
-    assert check(database, BROKER_URL=nats.url).the("broker_stream", "pass")
+    set_up(database, nats, check, pads_cdc)
 
 
 @pytest.mark.parametrize(
@@ -122,9 +132,7 @@ def test_a_stream_that_setup_cannot_correct_is_removed(
     assert check(database, BROKER_URL=nats.url).the("broker_stream", verdict).remedy == remedy
     if remedy == ANEW:
         by_hand(nats, lambda js: js.delete_stream("pads_cdc"))
-        given = {"ADMIN_CONNECTION_STRING": database.url(), "BROKER_URL": nats.url}
-        assert pads_cdc("setup", **given).returncode == 0
-        assert check(database, BROKER_URL=nats.url).the("broker_stream", "pass")
+        set_up(database, nats, check, pads_cdc)
 
 
 def test_another_stream_is_given_to_leader_and_relay(
