@@ -84,6 +84,7 @@ def test_they_share_the_port_and_one_that_is_killed_comes_back(
     assert authorizer.stop() == 0
 
 
+@pytest.mark.soak
 def test_one_that_hangs_is_not_ready_for_long(
     database: Database, serve: ServerFactory, authorize: AuthorizerFactory
 ) -> None:

@@ -166,7 +166,7 @@ def test_a_key_that_becomes_virtual_is_said_and_polled(
     wait_equal(client, on_18)
 
 
-@pytest.mark.both_plugins
+@pytest.mark.both_plugins(quick=False)
 def test_a_virtual_column_is_seen_to_change(
     on_18: Database, serve: ServerFactory, gateway: GatewayFactory
 ) -> None:

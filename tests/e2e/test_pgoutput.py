@@ -361,6 +361,7 @@ def test_ddl_and_foreign_wal_move_the_slot_on(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("either", ["15", pytest.param("18", marks=pytest.mark.soak)], indirect=True)
 def test_storm_of_publications(either: Database, serve: ServerFactory, gateway: GatewayFactory) -> None:
     """Writers that never pause, some in long transactions, while the publication comes and goes."""
     fill(either, 100)

@@ -85,7 +85,7 @@ def token_at(server: Server, stream: StreamFactory, token: bytes = b"") -> tuple
             return parsed, reset
 
 
-@pytest.mark.both_plugins
+@pytest.mark.both_plugins(quick=False)
 def test_a_promotion_in_mid_stream(
     replicated: Replicated,
     database_factory: DatabaseFactory,

@@ -1,7 +1,8 @@
 """Which of the two plugins a test's slots are read with: a parameter of the whole test.
 
 `make test` runs what is marked ``both_plugins`` with each of them, and all else with wal2json; with
-``--decode-with=both``, as in `make test-all`, every test that reads a slot runs with each.
+``--decode-with=both``, as in `make test-all`, every test that reads a slot runs with each. The mark
+``both_plugins(quick=False)`` leaves the second run of a slow test to `make test-all`, also in a marked module.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def _chosen(metafunc: pytest.Metafunc) -> Collection[str]:
     only = metafunc.definition.get_closest_marker("only_with")
     if only is not None:
         return only.args
-    marked = metafunc.definition.get_closest_marker("both_plugins") is not None
+    mark = metafunc.definition.get_closest_marker("both_plugins")
+    marked = mark is not None and mark.kwargs.get("quick", True)
     option = metafunc.config.getoption("--decode-with")
     reads = not _READERS.isdisjoint(metafunc.fixturenames)
     if option is None:

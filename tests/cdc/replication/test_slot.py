@@ -493,6 +493,7 @@ def test_all_of_them_at_once(
             assert following.transaction().affected.keys == {"Asked": {f"key {number}"}}
 
 
+@pytest.mark.both_plugins(quick=False)
 def test_an_applier_that_hangs_holds_up_the_reader_but_no_connection(
     cluster_factory: ClusterFactory, database_factory: DatabaseFactory, follow: FollowingFactory
 ) -> None:
@@ -514,6 +515,7 @@ def test_an_applier_that_hangs_holds_up_the_reader_but_no_connection(
     assert named == {f"app_{number}" for number in range(20)}
 
 
+@pytest.mark.both_plugins(quick=False)
 def test_a_slot_that_is_lost_again_and_again_is_left_to_a_person(
     cluster_factory: ClusterFactory, database_factory: DatabaseFactory, follow: FollowingFactory
 ) -> None:
@@ -538,6 +540,7 @@ def test_a_slot_that_is_lost_again_and_again_is_left_to_a_person(
 
 
 @pytest.mark.slow
+@pytest.mark.both_plugins(quick=False)
 def test_a_server_that_says_nothing_any_more_is_given_up(
     database: Database, follow: FollowingFactory
 ) -> None:

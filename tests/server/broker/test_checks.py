@@ -84,12 +84,17 @@ def test_setup_makes_the_stream_that_check_wants(
     ("config", "verdict", "named"),
     [
         (right(discard=DiscardPolicy.OLD), "fail", "drops its oldest pages"),
-        (right(max_age=60.0), "fail", "by age or number"),
-        (right(max_msgs=100), "fail", "by age or number"),
         (right(allow_rollup_hdrs=False), "fail", "let a head take the place"),
-        (right(max_msg_size=1_000), "fail", "1000 bytes at most"),
-        (right(max_msg_size=8_000), "warn", "8000 bytes at most"),
-        (right(subjects=["pads_cdc.page"]), "fail", "has other subjects: pads_cdc.page"),
+        pytest.param(right(max_age=60.0), "fail", "by age or number", marks=pytest.mark.soak),
+        pytest.param(right(max_msgs=100), "fail", "by age or number", marks=pytest.mark.soak),
+        pytest.param(right(max_msg_size=1_000), "fail", "1000 bytes at most", marks=pytest.mark.soak),
+        pytest.param(right(max_msg_size=8_000), "warn", "8000 bytes at most", marks=pytest.mark.soak),
+        pytest.param(
+            right(subjects=["pads_cdc.page"]),
+            "fail",
+            "has other subjects: pads_cdc.page",
+            marks=pytest.mark.soak,
+        ),
         pytest.param(right(no_ack=True), "fail", "acknowledges nothing", marks=pytest.mark.soak),
     ],
 )

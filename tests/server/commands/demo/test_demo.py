@@ -197,6 +197,7 @@ def test_what_dies_in_the_middle_of_it_is_one_line(folder: Path, victim: str, sa
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_maps_that_are_not_equal_are_not_called_equal(folder: Path) -> None:
     with demo(folder, "--seconds", "3") as command:
         command.wait_line(COMMIT)
