@@ -2,7 +2,7 @@
 
 `make test` runs what is marked ``both_plugins`` with each of them, and all else with wal2json; with
 ``--decode-with=both``, as in `make test-all`, every test that reads a slot runs with each. The mark
-``both_plugins(quick=False)`` leaves the second run of a slow test to `make test-all`, also in a marked module.
+``both_plugins(quick=False)`` leaves the second run of a slow test for `make test-all` only.
 """
 
 from __future__ import annotations
