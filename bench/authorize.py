@@ -20,6 +20,7 @@ from bench.references import check_server
 from bench.results import OURS, Result, percentile
 from bench.rig import PLAN, wait_until
 from bench.ripple import RAISE
+from bench.served import cpu_seconds
 from server.commands.demo.envoy_process import EnvoyProcess, configuration
 from server.commands.demo.upstream import EchoUpstream
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 _SHARES: Final = {"p50": 0.5, "p99": 0.99}
 _GO: Final = "in Go"
 _NOTHING: Final = "do-nothing server"
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 _RATE: Final = 1_000
 """Checks per second while endpoints change."""
 _CHANGES: Final = 500
@@ -56,8 +56,7 @@ class _Server(NamedTuple):
         return f"127.0.0.1:{self.port}"
 
     def cpu_seconds(self) -> float:
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        return cpu_seconds(self.pid)
 
 
 def run(rig: Rig) -> Iterator[Result]:
@@ -134,7 +133,7 @@ def _cost(rig: Rig, servers: dict[str, _Server], calls: Sequence[checks.Call]) -
             rig.say(f"authorize: checks a second, {contender}")
             before = server.cpu_seconds()
             count = checks.saturate(server.target, calls, seconds)
-            taken.setdefault(contender, []).append(count / max(0.01, server.cpu_seconds() - before))
+            taken.setdefault(contender, []).append(count / (server.cpu_seconds() - before))
     size = f"{len(calls):,} endpoints called, 32 checks under way"
     for contender, samples in taken.items():
         yield Result("authorize", "checks a second of one core", contender, "/s", tuple(samples), size)
