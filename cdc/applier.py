@@ -1,7 +1,8 @@
-"""The applier: the loop that takes events from the slot's reader, has endpoints read, and confirms the slot.
+"""The applier: the loop that takes events from the slot's reader, re-queries endpoints, and confirms the
+slot.
 
 It decides the mode (streaming or polling), adopts the timeline of the slot's server, and decides how far the
-slot may be confirmed. `Requery` decides which endpoints to read, and when a read counts.
+slot may be confirmed. `Requery` decides which endpoints to read, and whether a read is recent enough.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from cdc.units import Xid8
 
 _IDLE = 0.5
-"""The longest sleep of the loop, in seconds. After it the loop does its upkeep."""
+"""Maximum sleep of the loop, in seconds. After each sleep the loop does its upkeep."""
 _GRACE = 1.0
 """Seconds without a stream after which polling begins. A reconnect usually takes less."""
 _POLL = 2.0
@@ -63,7 +64,7 @@ _UNPUBLISHED = "unpublished"
 
 
 class Applier(threading.Thread):
-    """Runs until `stop`. If it ends by itself, `failure` has the error."""
+    """A thread that runs until `stop`. If it ends by itself, `failure` is the error."""
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class Applier(threading.Thread):
     ) -> None:
         """``max_retained_wal`` is in bytes.
 
-        ``on_failure`` is called from this thread when it ends because of an error that a retry cannot cure.
+        If an error that a retry cannot cure ends this thread, the thread calls ``on_failure``.
         """
         super().__init__(name="applier", daemon=True)
         self._backlog = backlog
@@ -117,15 +118,15 @@ class Applier(threading.Thread):
         self._poll_at = 0.0
 
     def stop(self) -> None:
-        """Ask the thread to end. A running read is cut off, and its transactions stay unconfirmed."""
+        """Ask the thread to end. A running read is cancelled, and its transactions stay unconfirmed."""
         self._stopping.set()
         self._backlog.wake()
         self._database.connections.give_way(0.0)
 
     def read_so_far(self) -> tuple[Timeline, Lsn]:
-        """Return the timeline that was followed, and the newest position in it that any read saw.
+        """Return the timeline that the map follows, and the newest position in it that any read has seen.
 
-        Any thread may call this, also before this thread runs: the state file has both.
+        Any thread may call this, even before this thread runs: the state file contains both values.
         """
         kept = self._ledger.kept
         return self._known, max(kept.position, kept.seen, self._store.position, self._store.seen)
@@ -136,7 +137,7 @@ class Applier(threading.Thread):
         return self._requery.history or Timeline(kept.system, kept.timeline)
 
     def run(self) -> None:
-        """Follow until `stop`."""
+        """Follow the slot until `stop`."""
         try:
             self._restore()
             while not self._stopping.is_set():
@@ -157,8 +158,9 @@ class Applier(threading.Thread):
             self._ledger.close()
 
     def _begin_anew(self, error: Exception) -> None:
-        """After a fault of ours: go on serving the map, and read the stream again from the confirmed
-        position.
+        """Start the stream again from the confirmed position, after an unexpected exception in our own code.
+
+        The map is still served.
         """
         self._fault.met(error)
         self._session.lose()  # nothing is confirmed until the stream begins again
@@ -172,7 +174,7 @@ class Applier(threading.Thread):
         self._set_mode("waiting")
 
     def _step(self) -> None:
-        """Take the events that have come, then do one step of every open task."""
+        """Take the events that have arrived, then do one step of every open task."""
         self._throttle.rest(self._stopping.wait)
         patience = 0.0 if self._tending else self._auditor.patience(self._requery.patience(_IDLE))
         events = self._backlog.take(patience, full=self._requery.full)
@@ -208,7 +210,8 @@ class Applier(threading.Thread):
             self._requery.add(Task.reconcile(_UNPUBLISHED, missed, self._requery.reached))
 
     def _suspect(self, suspects: Xid8) -> None:
-        """Read everything once more when all transactions below the id ``suspects`` are over.
+        """Arrange for everything to be read once more when all transactions below the id ``suspects`` have
+        ended.
 
         They began before the publication was changed, so the stream may leave out some of their rows.
         """
@@ -223,7 +226,7 @@ class Applier(threading.Thread):
 
     def _take(self, transactions: Sequence[Transaction]) -> None:
         since = self._requery.reached
-        # A message outside of transactions that cannot be decoded arrives as a transaction without an end.
+        # If a message outside of transactions cannot be decoded, it arrives as a transaction without an end.
         transactions = [one for one in transactions if one.end > self._session.held or not one.end]
         for transaction in transactions:
             self._parents.resolve(transaction.affected, transaction.end)
@@ -249,7 +252,7 @@ class Applier(threading.Thread):
                 pass  # `_take` has already taken the transactions
 
     def _begin_stream(self, started: Started) -> None:
-        """Begin anew at the confirmed position. One reconcile replaces all open tasks."""
+        """Start again at the confirmed position. One reconcile replaces all open tasks."""
         self._session.owe(self._standby_role.inherit(self._session.owed))
         self._requery.abandon()
         self._database.forget_types()
@@ -262,10 +265,10 @@ class Applier(threading.Thread):
                 "the slot has been read before, and there is no state file: clients of the legacy contract"
                 " that missed deletes must be restarted; keep STATE_FILE on a disk that outlives the process"
             )
-        # Transactions may have passed that were never delivered: always at the start, and with a new slot.
+        # At the start and with a new slot, there may be transactions that were never delivered.
         gap = started.created is not None or started.confirmed > self._requery.reached
         held = self._requery.reached if memory is not None else Lsn(0)
-        # Without the peer's memory of parents, the reconcile loads it again.
+        # Without the peer's memory of parents, the reconcile loads that memory again.
         self._parents.load(memory or {}, held)
         if started.confirmed > self._requery.reached:  # true at the start, and with a new slot
             self._origin.gap(started.confirmed)
@@ -288,7 +291,7 @@ class Applier(threading.Thread):
         self._set_mode("streaming")
 
     def _adopt(self, history: Timeline) -> None:
-        """Follow this history from now on. If it does not continue the one before, start a new epoch."""
+        """Follow this history from now on. If it does not continue the previous one, start a new epoch."""
         known, store = self._known, self._store
         switch = history.left_at(known)
         if not history.continues(known, store.position, store.seen):
@@ -332,7 +335,7 @@ class Applier(threading.Thread):
     # --- confirming the slot
 
     def _settle(self) -> None:
-        """Confirm the slot up to the position that the store and the state file have reached."""
+        """Confirm the slot up to the position that the store and the state file have both reached."""
         requery = self._requery
         session = self._session
         if not requery.busy and session.streaming:
@@ -356,9 +359,9 @@ class Applier(threading.Thread):
             session.exact_again()
 
     def _let_go(self) -> None:
-        """Confirm the slot beyond the open tasks if it retains more than MAX_RETAINED_WAL, and owe a
-        reconcile for them. Otherwise the database's disk would fill up for as long as the tasks cannot be
-        done.
+        """Confirm the slot beyond the open tasks if it retains more than MAX_RETAINED_WAL, and note in the
+        state file that a reconcile is owed for them. Otherwise the database's disk would fill up while the
+        tasks cannot be done.
 
         The tasks stay open, since they may be about to succeed. If there is no room for more transactions,
         the WAL of those that wait in the slot counts as well.
@@ -381,7 +384,7 @@ class Applier(threading.Thread):
         )
 
     def _pay(self) -> None:
-        """Note that no task is open: the gap is filled, and the owed reconcile is done."""
+        """Note that no task is open, so the gap is filled and the owed reconcile is done."""
         if self._session.owed is not None:
             self._ledger.note(owed="")
             self._observer.trouble(_OWED, None)

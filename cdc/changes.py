@@ -1,7 +1,7 @@
 """The messages of a slot, as a closed set of small types.
 
-The decoders of both plugins yield these types, and the code behind the decoders does not know which plugin
-it was. msgspec decodes wal2json's rows directly into them: each type's tag is wal2json's ``action``.
+The decoders of both plugins yield these types, so no code after the decoders knows which plugin is in use.
+msgspec decodes wal2json's rows directly into these types: each type's tag is wal2json's ``action``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 Value: TypeAlias = Any
-"""The value of a column: text, an integer, a boolean or None. Other numbers are text, as the server prints
-them, because a float could be another number.
+"""The value of a column: text, an integer, a boolean or None. Other numbers are the text that the server
+prints, because converting them to a float could change them.
 """
 
 Action = Literal["insert", "update", "delete", "truncate"]
@@ -39,8 +39,8 @@ class Begin(msgspec.Struct, frozen=True, gc=False):
     xid: Xid
     """32 bits."""
     end: Lsn
-    """A position within the commit record, or the end of that record. A stream that was read up to here
-    includes the record.
+    """A position within the commit record, or the end of that record. A stream that has been read up to this
+    position includes the record.
     """
     committed_at: float
     """Unix seconds by the database's clock; 0.0 if it cannot be read."""
@@ -65,7 +65,7 @@ class Insert(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="I")
 
 
 class Update(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="U"):
-    """A changed row; ``identity`` holds the replica identity's columns as they were before."""
+    """A changed row; ``identity`` holds the old values of the replica identity's columns."""
 
     schema: str
     table: str
@@ -89,7 +89,7 @@ class Truncate(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="T
 
 
 class Note(msgspec.Struct, frozen=True, gc=False, tag_field="action", tag="M"):
-    """A message of ``pg_logical_emit_message``, which is ignored. It may stand outside of a transaction."""
+    """A message of ``pg_logical_emit_message``, which is ignored. It may be outside of any transaction."""
 
 
 Row = Insert | Update | Delete | Truncate
@@ -97,7 +97,7 @@ Message = Begin | Commit | Insert | Update | Delete | Truncate | Note
 
 
 class MessagePlace(Enum):
-    """Where in a stream a message stands. It is all that is known of a message that cannot be decoded."""
+    """Where in the stream a message is. Nothing else is known of a message that cannot be decoded."""
 
     WITHIN = auto()
     """In an open transaction, or as its beginning."""
@@ -110,12 +110,12 @@ class Decoder(Protocol):
     """Decodes one stream from its beginning. It may remember facts that the plugin sends only once."""
 
     def decode(self, raw: bytes) -> Sequence[Message]:
-        """Return the content of a message: one item as a rule, several for a TRUNCATE, none if it is ignored.
+        """Return the content of a message: usually one item, several for a TRUNCATE, none if it is ignored.
 
         Raises:
-            MessageError: it cannot be decoded. The error quotes nothing of it, since it may contain a key.
+            MessageError: it cannot be decoded. The error quotes no part of it, since it may contain a key.
 
         """
 
     def place(self, raw: bytes) -> MessagePlace:
-        """Return where in the stream a message stands that could not be handled."""
+        """Return where in the stream a message is that could not be handled."""

@@ -1,4 +1,4 @@
-"""Reads all rows of the mapping once, as a server does, and counts what `check` reports."""
+"""Reads all rows of the mapping once, as a server does, and makes the counts that `check` reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cdc.mapping.row_rule import Oddity
 
 _NAMED: Final = 10
-"""Odd rows of each kind that are kept by name."""
+"""Maximum number of odd rows of each kind whose ids are kept."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Some:
 
 @dataclass
 class Census:
-    """The counts."""
+    """Counts of the mapping's rows."""
 
     endpoints: int = 0
     open_to_all: Some = field(default_factory=Some)
@@ -40,16 +40,16 @@ class Census:
     without_key: Some = field(default_factory=Some)
     """Endpoints that require a key and have none."""
     odd: dict[str, Oddity] = field(default_factory=dict)
-    """Some of the odd rows, by id; see `cdc.mapping.row_rule`."""
+    """The first odd rows, by id; see `cdc.mapping.row_rule`."""
     odd_rows: Counter[bool] = field(default_factory=Counter)
-    """Number of all odd rows that are served (True), and of those that are left out (False)."""
+    """The number of odd rows that are served (True), and the number of those that are left out (False)."""
 
     @classmethod
     def take(cls, database: Database, blocked: str) -> Census:
-        """Read the whole mapping; see `giving_way`.
+        """Read the whole mapping. ``blocked`` is the text of the query `Blocked`; see `giving_way`.
 
         Raises:
-            SourceError, Refusal: it cannot be read.
+            SourceError, Refusal: the mapping cannot be read.
 
         """
 

@@ -3,9 +3,10 @@
 Everything happens in one transaction that is rolled back, on copies of some rows (`cdc.checks.copies`).
 
 A trial begins with a savepoint, and updates one column of one row or deletes the row. A read of the whole
-mapping shows which endpoints that has altered. Then it does what `serve` would do: find the keys in the row
-as the slot would send it (`cdc.mapping.affected`, with the memory of parents), and re-query them. An endpoint
-that the re-query does not bring up to date is missed. The change back to the former row is tried as well.
+mapping shows which endpoints this has altered. Then the trial does what `serve` would do: it finds the keys
+in the row as the slot would send it (`cdc.mapping.affected`, with the memory of parents), and re-queries
+them. If an altered endpoint is still out of date after that, the change is missed. The opposite change, back
+to the former row, is tried as well.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ if TYPE_CHECKING:
     from cdc.mapping.mapping import Mapping as EndpointMapping
 
 _ROWS_TRIED: Final = (2, 12)
-"""Number of rows in which a column is changed: the minimum, and the maximum if no change has altered an
-endpoint before.
+"""Minimum and maximum number of rows in which a column is changed. After the minimum, the trial of a column
+ends as soon as a change has altered an endpoint.
 """
 _OTHERS: Final = 2
-"""Number of other rows whose values a column is changed to."""
+"""Number of other rows whose values are tried in a column."""
 
 
 @dataclass
@@ -54,12 +55,14 @@ class _Missed:
 
     ids: dict[bytes, None] = field(default_factory=dict)
     only_by_column: bool = True
-    """Whether they would be found without `key_columns`."""
+    """Whether they would all be found without `key_columns`."""
 
 
 @dataclass(frozen=True)
 class _Followed:
-    """Replica identities, which the tables have or could have, and the rules for a stream with them."""
+    """Replica identities that the tables have or could have, and the rules for a stream with these
+    identities.
+    """
 
     identities: Mapping[str, tuple[str, ...]]
     rules: Mapping[str, tuple[Rule, ...]]
@@ -75,7 +78,7 @@ class _Followed:
 
 
 class Changes:
-    """Tries changes, and counts the results."""
+    """Tries changes on the copies, and counts the results."""
 
     def __init__(self, copies: Copies, cursor: Cursor, followed: Sequence[_Followed]) -> None:
         self._copies = copies
@@ -104,7 +107,7 @@ class Changes:
                         self._try((table, column.name), row, change)
 
     def _try(self, what: tuple[str, str], row: Values, change: Callable[[], Values | None]) -> None:
-        """Make a change, see whether it is found, take it back, and see whether that is found."""
+        """Make a change, see whether it is found, undo it, and see whether the opposite change is found."""
         cursor, table = self._cursor, what[0]
         cursor.execute("SAVEPOINT change")
         changed, memories = None, []
@@ -123,7 +126,7 @@ class Changes:
             self._hold(what, message, one, memory, changed or {}, self.before)
 
     def _all(self, what: tuple[str, str]) -> MappingRows | None:
-        """Return the mapping's rows now; None if a value makes the read fail."""
+        """Return the mapping's current rows; None if a value makes the read fail."""
         self._cursor.execute("SAVEPOINT look")
         try:
             found = self._copies.all()
@@ -153,9 +156,9 @@ class Changes:
         held: MappingRows,
         now: MappingRows,
     ) -> None:
-        """Compare the map that a server would have after a message with the map that it should have.
+        """Record the endpoints that would be wrong in a server's map after it has handled a message.
 
-        The server has the map ``held`` before the message. It should have ``now`` afterwards.
+        The server has the map ``held`` before the message, and should have the map ``now`` after it.
         """
         affected, parents = Affected(), Parents()
         parents.load(memory, Lsn(0))
@@ -163,7 +166,7 @@ class Changes:
             affected.add(message, followed.rules[message.table])
             parents.resolve(affected, Lsn(1))
         except MessageError:
-            return  # a server makes a reconcile then
+            return  # a server would then reconcile
         if affected.reconcile:
             return
         missed = self._unlike(affected.keys, self._copies.mapping, held, now)
@@ -175,8 +178,9 @@ class Changes:
     def _unlike(
         self, keys: Mapping[str, Iterable[str]], mapping: EndpointMapping, held: MappingRows, now: MappingRows
     ) -> set[bytes]:
-        """Return the ids whose rows are wrong after a re-query of keys. A re-query that fails changes
-        nothing.
+        """Return the ids whose rows in ``held`` would still differ from ``now`` after a re-query of the keys.
+
+        A re-query that fails changes nothing.
         """
         cursor = self._cursor
         cursor.execute("SAVEPOINT requery")
@@ -192,7 +196,7 @@ class Changes:
 def changes(site: Site, read: frozenset[tuple[str, str]], *, trusted: bool) -> Iterator[Finding]:
     """Change each column of each table, and report the altered endpoints that affects.toml does not find.
 
-    ``read`` are the (table, column) pairs that `Endpoints` reads, so that a change of them should alter an
+    ``read`` are the (table, column) pairs that `Endpoints` reads. A change of such a column should alter an
     endpoint. ``trusted`` says that the database was created for this test.
     """
     database = site.database
@@ -245,7 +249,7 @@ def _judged(
 
 
 def _missing(mapping: EndpointMapping, table: str, column: str, missed: _Missed) -> Finding:
-    """Return a finding that names a change that is missed, and what to type."""
+    """Return a finding that names a missed change, and its remedy."""
     rules = mapping.rules[table]
     first = in_short(next(iter(missed.ids)).decode("utf-8", "backslashreplace"))
     more = f" and {len(missed.ids) - 1} more" if len(missed.ids) > 1 else ""
@@ -281,7 +285,7 @@ def _values(column: ColumnOf, now: str | None, of_rows: Iterable[str | None]) ->
 
 
 def _followed(site: Site) -> list[_Followed]:
-    """Return the rules for two cases: with the present replica identities, and with the primary keys, which
+    """Return the rules for two cases: with the current replica identities, and with the primary keys, which
     are the replica identities before `setup` has run.
     """
     mapping, tables = site.database.mapping, list(site.database.mapping.tables)

@@ -1,8 +1,9 @@
 """Copies of some rows of a mapping's tables, on which changes can be tried (`cdc.checks.changes`).
 
-They are temporary tables, so no trigger runs and no other session waits for them. The rows are read first,
-one table at a time, each under a savepoint; its rollback releases the table's lock. The copies have the CHECK
-and key constraints of their tables, but no foreign keys, since only some of the rows are copied.
+The copies are temporary tables, so no trigger runs and no other session waits for them. The rows are read
+first, one table at a time. Each table is read under a savepoint, and its rollback releases the table's lock.
+The copies have the CHECK and key constraints of their tables, but no foreign keys, since only some of the
+rows are copied.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ if TYPE_CHECKING:
 _MOST_ROWS: Final = 60
 """Maximum number of rows of a table that are copied."""
 _ROUNDS: Final = 3
-"""How many times the search follows keys from rows that were found: from applications to accounts to
-plans.
+"""Number of times that the search follows keys from the rows that it found, such as from applications to
+accounts, and from there to plans.
 """
 _FIRST_ENDPOINTS: Final = 20
-"""Number of endpoints with whose keys the search begins."""
+"""Number of endpoints whose keys the search begins with."""
 _SCAN_SECONDS: Final = 5
-"""Time limit for the search of one table. If it takes longer, the table's first rows are taken instead."""
+"""Time limit for the search of one table, in seconds. After it, the table's first rows are copied instead."""
 _TEMPORARY: Final = "pg_temp"
 _LINKS: Final = ("endpoint_id", "account_id", "plan_type", "user_id")
-"""Columns of `Endpoints` whose values may be keys of other tables. Never the API key."""
+"""Columns of `Endpoints` whose values may be keys of other tables. The API key is never one of them."""
 
 _FRESH: Final[Mapping[str, tuple[str, ...]]] = {
     "S": ("another", "~"),
@@ -115,10 +116,10 @@ class ColumnOf:
 
 
 class Copies:
-    """Copies of rows, and the mapping over them. They are gone at the end of the transaction."""
+    """Copies of rows, and the mapping over them. The copies exist until the end of the transaction."""
 
     def __init__(self, site: Site, cursor: Cursor, *, trusted: bool) -> None:
-        """`make` makes the copies, within the cursor's transaction.
+        """Copy nothing yet: `make` makes the copies, within the cursor's transaction.
 
         Unless the database is ``trusted``, no function that the tables' owners have defined may run.
         """
@@ -169,8 +170,8 @@ class Copies:
         self.types = describe(self.mapping, cursor)
 
     def _sample(self) -> dict[str, list[Values]]:
-        """Return some rows of each table that belong together: those of a few endpoints, found by their keys.
-        Of a small table, return all rows.
+        """Return some rows of each table that belong together: the rows of a few endpoints, found by their
+        keys. Return all rows of a small table.
         """
         rows: dict[str, dict[Values, None]] = {}
         searched: list[str] = []
@@ -203,7 +204,7 @@ class Copies:
         return {value for row in found or () for value in row if value}
 
     def _linking(self, table: str) -> list[int]:
-        """Return the positions of the columns that refer to other rows."""
+        """Return the positions of the columns that may refer to other rows."""
         rules = self.mapping.rules[table]
         named = {rule.column for rule in rules} | {rule.row for rule in rules}
         return [at for at, one in enumerate(self.columns[table]) if one.linking or one.name in named]
@@ -267,7 +268,7 @@ class Copies:
         return self._read(self.mapping.full(self.types.columns, self.types.id_type), {})
 
     def some(self, keys: Mapping[str, Iterable[str]], mapping: EndpointMapping | None = None) -> MappingRows:
-        """Return the result of a re-query of keys by id, without rows for an id that is gone."""
+        """Return the result of a re-query of keys, by id. An id that is gone has no rows."""
         given = {parameter(kind): [literal(kind, one) for one in values] for kind, values in keys.items()}
         mapping = mapping or self.mapping
         return self._read(mapping.compose(list(keys), self.types.columns, self.types.id_type), given)

@@ -1,14 +1,15 @@
-"""Finds what the queries of a mapping read. Postgres knows it in two ways.
+"""Finds the tables and functions that the queries of a mapping read. Postgres shows them in two ways.
 
-- By locks: it locks each table of a query when it plans the query, also behind views and inlined functions.
-  This needs no right and writes nothing, so it works on standbys, and `serve` asks for it (`reads`). If a
-  function's body is in the catalog (``BEGIN ATOMIC``), the catalog also has what the function reads.
-- By dependencies: it records what a view over a query reads, with the columns, and with functions behind
-  operators and casts. The view is temporary and is rolled back. It needs a primary and the right TEMPORARY,
-  and is DDL: it takes transaction ids, and event triggers and DDL logs see it. So only the commands that
-  people type make views: ``pads-cdc check`` and ``pads-cdc mapping test``.
+- By locks: Postgres locks each table of a query when it plans the query, also behind views and inlined
+  functions. This needs no privilege and writes nothing, so it works on standbys, and `serve` uses it
+  (`reads`). If a function's body is in the catalog (``BEGIN ATOMIC``), the catalog also lists what the
+  function reads.
+- By dependencies: Postgres records what a view over a query reads, with the columns, and with functions
+  behind operators and casts. The view is temporary and is rolled back. It needs a primary and the privilege
+  TEMPORARY, and it is DDL: it takes transaction ids, and event triggers and DDL logs see it. So only commands
+  that people type make views: ``pads-cdc check`` and ``pads-cdc mapping test``.
 
-What any other function reads is unknown; those functions are named.
+What any other function reads is unknown, so a finding names each such function.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def rolled_back(connection: Connection, setting: str, isolation: str = "READ COM
 
     Raises:
         Refusal: the server is a standby, or our role may not create temporary objects.
-        SourceError, Refusal: the driver raised an error in the block, which is translated.
+        SourceError, Refusal: the driver raised an error in the block. It is translated to one of these.
 
     """
     with translated(setting), connection.cursor() as cursor:
@@ -82,11 +83,12 @@ def rolled_back(connection: Connection, setting: str, isolation: str = "READ COM
 
 @dataclass(frozen=True)
 class Listed:
-    """The tables in affects.toml. The file may have faults, so whatever cannot be understood is ignored."""
+    """The tables in affects.toml. The file may have faults, so entries that cannot be understood are ignored.
+    """
 
     reads: tuple[str, ...]
     affecting: Mapping[str, Mapping[str, str]]
-    """For each table that an [[affects]] entry names: the queries by column."""
+    """For each table in an [[affects]] entry, the queries by column."""
     signals: tuple[str, ...] = ()
 
     @classmethod
@@ -268,9 +270,9 @@ class Dependencies:
         return None
 
     def _entry(self, table: str, listed: Listed) -> str:
-        """Return an [[affects]] entry to suggest. If a query is named for the table, the entry has that query
-        and the table's key. Otherwise it has a foreign key, and the query of the table that the key refers
-        to.
+        """Return an [[affects]] entry to suggest. If a query is named after the table, the entry contains
+        that query and the table's key. Otherwise it contains a foreign key, and the query of the table that
+        the key refers to.
         """
         keys = self.keys.get(table, ())
         wanted = f"endpointsof{table.replace('_', '')}"
@@ -294,7 +296,7 @@ class Dependencies:
         return f"{entry}\nand to queries.sql that query, which finds the endpoints of such keys"
 
     def _ordered(self, tables: Sequence[str]) -> tuple[str, ...]:
-        """Return the tables in an order in which each comes after those that it refers to."""
+        """Return the tables in an order in which each table comes after the tables that it refers to."""
         ordered: list[str] = []
 
         def add(table: str, above: tuple[str, ...] = ()) -> None:
@@ -311,8 +313,8 @@ class Dependencies:
 
 
 def reads(site: Site) -> Iterator[Finding]:
-    """Check that affects.toml lists all that the queries read: by locks, and also by views if the site allows
-    it.
+    """Check that affects.toml lists all tables that the queries read. The check uses locks, and also views if
+    the site allows them.
     """
     mapping = site.database.mapping
     found = _by_views(site) if site.makes_views else Dependencies(without_columns="no views were made")
@@ -352,9 +354,9 @@ def _by_views(site: Site) -> Dependencies:
 
 
 def _by_locks(site: Site) -> dict[str, tuple[ReadRelation, ...]]:
-    """Return what `reads` of affects.toml leaves out, by query, without columns.
+    """Return the relations that each query reads and `reads` of affects.toml leaves out, without columns.
 
-    All queries are planned in one short transaction. If that finds something, each query is planned by
+    All queries are planned in one short transaction. If this finds a relation, each query is planned by
     itself.
     """
     queries = site.typed_queries

@@ -68,7 +68,7 @@ def failover(site: Deployment) -> Iterator[Finding]:
 
 
 def _judge(host: str, standby: Server, slot: str) -> Iterator[Finding]:
-    """Check one standby. ``slot`` is the name to suggest for its physical slot, if it has none."""
+    """Check one standby. If it has no physical slot, ``slot`` is the name to suggest for one."""
     on = f"on {host}: ALTER SYSTEM SET"
     if not standby.syncs_slots:
         yield fail(f"sync_replication_slots is off on {host}", f"{on} sync_replication_slots = on; {_RELOAD}")

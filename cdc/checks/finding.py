@@ -36,21 +36,21 @@ class Verdict(StrEnum):
 
     PASS = "pass"  # noqa: S105 - not a password
     WARN = "warn"
-    """It works, slower or less safely than it could."""
+    """It works, but slower or less safely than it could."""
     FAIL = "fail"
-    """It does not work, or loses something."""
+    """It does not work, or loses changes."""
     SKIP = "skip"
     """It cannot be checked before something else is fixed."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A finding of a check. No text contains a connection string or a key."""
+    """A finding of a check. Its texts never contain a connection string or a key."""
 
     verdict: Verdict
     text: str
     remedy: str = ""
-    """What to type: SQL, or a setting."""
+    """The SQL or the setting to type, or what else to do."""
 
 
 def good(text: str) -> Finding:
@@ -59,18 +59,18 @@ def good(text: str) -> Finding:
 
 
 def warn(text: str, remedy: str) -> Finding:
-    """Return a finding of something that could be better."""
+    """Return a finding for something that could be better."""
     return Finding(Verdict.WARN, text, remedy)
 
 
 def fail(text: str, remedy: str) -> Finding:
-    """Return a finding of something that must be fixed."""
+    """Return a finding for something that must be fixed."""
     return Finding(Verdict.FAIL, text, remedy)
 
 
 @dataclass(frozen=True)
 class Server:
-    """The row of the query `Server`: a server, and our role there."""
+    """The row of the query `Server`: facts about a server, and about our role on it."""
 
     major: int
     in_recovery: bool
@@ -79,7 +79,7 @@ class Server:
     superuser: bool
     on_rds: bool
     client: str | None
-    """Our address as the server sees it; None through a Unix socket."""
+    """Our address as the server sees it; None if we connect through a Unix socket."""
     ssl: bool
     wal_level: str
     output_plugins: str | None
@@ -108,7 +108,7 @@ class Server:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """The servers and the mapping, as the necessary checks need them. Answers are cached."""
+    """The servers and the mapping that the necessary checks look at. Answers are cached."""
 
     source: Address
     database: Database
@@ -122,17 +122,17 @@ class Site:
     failover: bool = False
     """Whether standbys are to keep the slot (SLOT_FAILOVER)."""
     service_role: str | None = None
-    """The role of the later server, if it is not ours."""
+    """The role that `serve` will have, if it is not ours."""
     makes_views: bool = False
-    """Whether a check may make temporary views, which are rolled back. `serve` starts without writing
-    anything.
+    """Whether a check may make temporary views, which are rolled back. False for `serve`, whose checks write
+    nothing.
     """
 
     def ask(self, query: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """Run a query on the slot's server, in a session of its own.
 
         Raises:
-            SourceError, Refusal: it does not answer.
+            SourceError, Refusal: the server does not answer.
 
         """
         connection = self.source.connect()
@@ -146,7 +146,7 @@ class Site:
         """Run a query on the query server, with the settings of the re-queries.
 
         Raises:
-            SourceError, Refusal: it does not answer.
+            SourceError, Refusal: the server does not answer.
 
         """
         return self.database.query(self.queries[query], parameters)
