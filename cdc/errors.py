@@ -1,7 +1,7 @@
-"""Every error that we raise ourselves::
+"""The errors that we raise ourselves::
 
     PadsCdcError              one line for people; exit code 1
-    ├── ConfigurationError    what was typed or set is wrong; exit code 2
+    ├── ConfigurationError    a setting or an argument is wrong; exit code 2
     ├── Refusal               the database or the machine cannot do what we need, and a retry does not help
     ├── SourceError           the database cannot answer now; retried by the applier
     │   └── SlotHeld          another process reads our slot
@@ -23,7 +23,7 @@ class PadsCdcError(Exception):
 
 
 class ConfigurationError(PadsCdcError):
-    """What was typed or set is wrong; the text says what to type instead."""
+    """A setting or an argument is wrong; the text says what to type instead."""
 
 
 class Refusal(PadsCdcError):  # noqa: N818 - it is not an error of ours
@@ -31,7 +31,7 @@ class Refusal(PadsCdcError):  # noqa: N818 - it is not an error of ours
 
 
 class SourceError(PadsCdcError):
-    """The database cannot answer now. ``reason`` is a small closed set, for labels."""
+    """The database cannot answer now. ``reason`` is from a small closed set, for labels."""
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
@@ -39,7 +39,7 @@ class SourceError(PadsCdcError):
 
 
 def gives_way(error: BaseException) -> bool:
-    """Return whether another session goes first: it holds a lock, or it ended our query. Retry soon."""
+    """Return whether the query failed because another session holds a lock or ended the query. Retry soon."""
     return isinstance(error, SourceError) and error.reason in _GIVES_WAY
 
 
@@ -47,7 +47,7 @@ _GIVES_WAY = frozenset({"cancelled", "deadlock", "gave_way", "locked"})
 
 
 class SlotHeld(SourceError):  # noqa: N818 - it is the state of the slot
-    """Another process reads our slot; ``pid`` is its backend on the slot's server, where known."""
+    """Another process reads our slot; ``pid`` is its backend on the slot's server, or None if unknown."""
 
     def __init__(self, text: str, pid: int | None) -> None:
         super().__init__("slot_held", text)
@@ -55,7 +55,7 @@ class SlotHeld(SourceError):  # noqa: N818 - it is the state of the slot
 
 
 class MessageError(PadsCdcError):
-    """A message that cannot be handled; ``reason`` is a small closed set, for labels."""
+    """A message that cannot be handled; ``reason`` is from a small closed set, for labels."""
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
@@ -67,7 +67,7 @@ class StateFileError(PadsCdcError):
 
 
 def fault_of_ours(fault: Exception) -> SourceError:
-    """Turn an unexpected exception into an error of ours, which says where it happened.
+    """Turn an unexpected exception into a `SourceError` whose text says where the exception happened.
 
     The exception's own text is left out, since it may contain values of a row.
     """

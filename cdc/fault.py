@@ -11,13 +11,11 @@ class Troubles(Protocol):
     """The part of an `Observer` that receives faults."""
 
     def trouble(self, key: str, message: str | None) -> None:
-        """Report a trouble, or with None its end."""
+        """Report a trouble. A ``message`` of None reports its end."""
 
 
 class Fault:
-    """The fault of one thread. Errors of the database are not faults, and are reported where they are
-    caught.
-    """
+    """The current fault of one thread. Database errors are not faults: whoever catches them reports them."""
 
     def __init__(self, observer: Troubles, thread: str) -> None:
         """``thread`` is the thread's name in `/healthz`."""
@@ -32,7 +30,7 @@ class Fault:
             self._observer.trouble(self._key, str(fault_of_ours(error)))
 
     def over(self) -> None:
-        """Take the report back, because the thread works again."""
+        """Report the end of the fault, because the thread works again."""
         if self._lasts:
             self._lasts = False
             self._observer.trouble(self._key, None)

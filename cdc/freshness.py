@@ -1,8 +1,8 @@
 """Freshness: the applier's positions, and the staleness of the map.
 
-Staleness is the time since the map had every transaction up to an end of WAL that the *server itself*
-reported. It is not derived from the stream, because a silent stream looks the same when nothing happens and
-when the connection is dead.
+Staleness is the time since the map last included every transaction up to an end of WAL that the *server
+itself* had reported. It is not derived from the stream, because a silent stream looks the same when nothing
+happens and when the connection is dead.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Positions:
-    """One consistent reading of the positions.
+    """All positions at one moment.
 
-    ``server_end`` is the newest end of WAL that the slot's server reported. The others are ours. A position
-    is 0 while it is unknown.
+    ``server_end`` is the newest end of WAL that the slot's server reported. The other positions are ours. A
+    position is 0 while it is unknown.
     """
 
     server_end: Lsn
@@ -32,18 +32,21 @@ class Positions:
     applied: Lsn
     confirmed: Lsn
     replayed: Lsn | None = None
-    """How far the query server has replayed; None if it is the slot's server, a primary, or unreachable."""
+    """The position up to which the query server has replayed WAL; None if it is the slot's server, a primary,
+    or unreachable.
+    """
 
 
 class Freshness:
-    """The positions and the staleness. All threads share it; a lock makes each reading consistent.
+    """The positions and the staleness. All threads share one instance, and a lock keeps each reading
+    consistent.
 
     The clock is monotonic, because a wall clock that jumps must not make a stale map look fresh.
     """
 
     _KEEP = 3600
-    """Reported ends of WAL that are kept until they are reached: one a second for an hour. Dropping older
-    ones can only overstate staleness.
+    """Maximum number of reported ends of WAL that are kept until the map reaches them: one a second for an
+    hour. Dropping older ones can only overstate staleness.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -65,8 +68,8 @@ class Freshness:
             return self._clock() - self._heard_at
 
     def reported(self, server_end: Lsn, asked_at: float) -> None:
-        """Note an end of WAL that the slot's server reported. ``asked_at`` is the monotonic time before the
-        question.
+        """Note an end of WAL that the slot's server reported. ``asked_at`` is the monotonic time just before
+        the server was asked.
         """
         with self._lock:
             self._server_end = server_end
@@ -80,8 +83,8 @@ class Freshness:
             self._received = max(self._received, lsn)
 
     def applied(self, lsn: Lsn, *, lossy: bool = False) -> None:
-        """Note that every transaction up to ``lsn`` is in the store. ``lossy`` says that the map need not be
-        exact then, because changes of some table never arrive.
+        """Note that every transaction up to ``lsn`` is in the store. ``lossy`` says that the map may still be
+        inexact, because changes of some table never arrive.
         """
         with self._lock:
             self._lossy = lossy
@@ -95,17 +98,20 @@ class Freshness:
             self._confirmed = max(self._confirmed, lsn)
 
     def replayed(self, lsn: Lsn | None) -> None:
-        """Note how far the query server has replayed; None if it is a primary or does not answer."""
+        """Note the position up to which the query server has replayed WAL; None if it is a primary or does
+        not answer.
+        """
         with self._lock:
             self._replayed = lsn
 
     def exact(self, at: float) -> None:
-        """Note that a reconcile has been applied that began at the monotonic time ``at``."""
+        """Note that a reconcile that began at the monotonic time ``at`` has been applied."""
         with self._lock:
             self._exact_at = max(at, self._exact_at or at)
 
     def rewound(self) -> None:
-        """Forget all positions, because the server is on another history now (a restore or a failover)."""
+        """Forget all positions, because the server now has another history (after a restore or a failover).
+        """
         with self._lock:
             self._reported.clear()
             self._server_end = self._received = self._applied = self._confirmed = Lsn(0)
@@ -122,7 +128,9 @@ class Freshness:
             )
 
     def staleness(self) -> float:
-        """Seconds since the map was last known to be exact; 0.0 when caught up, since the start if never."""
+        """Seconds since the map was last known to be exact, or since the start if it never was; 0.0 while it
+        is caught up.
+        """
         with self._lock:
             if self._exact_at is None:
                 return self._clock() - self._started
@@ -134,7 +142,9 @@ class Freshness:
             return 0.0 if behind is None and age <= self.FRESH_SECONDS else age
 
     def stream_behind(self) -> float:
-        """Seconds since the server reported an end of WAL that has not been applied yet; 0.0 when none."""
+        """Seconds since the server reported the oldest end of WAL that is not applied yet; 0.0 if there is
+        none.
+        """
         with self._lock:
             return self._clock() - self._reported[0][0] if self._reported else 0.0
 

@@ -1,6 +1,7 @@
-"""Log sequence numbers: positions in Postgres' write-ahead log, integers that mypy keeps apart from others.
+"""Log sequence numbers: positions in Postgres' write-ahead log. mypy keeps them apart from other integers.
 
-An LSN is a byte position, so two of them subtract to bytes; Postgres prints it as two hexadecimal halves.
+An LSN is a position in bytes, so the difference of two LSNs is a number of bytes. Postgres prints an LSN as
+two hexadecimal halves.
 """
 
 from __future__ import annotations
@@ -25,5 +26,5 @@ def parse(text: str) -> Lsn:
 
 
 def show(lsn: Lsn) -> str:
-    """Write an LSN the way Postgres prints it."""
+    """Write an LSN as Postgres does."""
     return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"

@@ -1,4 +1,4 @@
-"""Reads of the whole mapping by a command. As in a server, they end when another session waits for their
+"""Reads the whole mapping for a command. As in a server, a read ends when another session waits for its
 locks.
 """
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 _TRIES: Final = 20
-"""Maximum number of attempts. An attempt that meets a lock takes 0.4 s, so together they outlast most
-migrations.
+"""Maximum number of attempts. An attempt that meets a lock takes 0.4 s, so all attempts together last longer
+than most migrations.
 """
 
 
@@ -30,9 +30,9 @@ class _Nobody:
 
 
 def giving_way(database: Database, blocked: str, read: Callable[[], _Result]) -> _Result:
-    """Return the result of ``read``. It is ended and repeated when another session waits for its locks.
+    """Return the result of ``read``. When another session waits for its locks, it is ended and repeated.
 
-    ``database`` is the database that it reads, ``blocked`` the text of the query `Blocked`.
+    ``database`` is the database that ``read`` reads, and ``blocked`` is the text of the query `Blocked`.
 
     Raises:
         SourceError, Refusal: the database cannot be read, or every attempt was ended.

@@ -1,4 +1,4 @@
-"""Checks of replica identities, unique keys and indexes, and of the triggers that PADS left behind."""
+"""Checks replica identities, unique keys and indexes, and finds the triggers that PADS left behind."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def replica_identity(site: Site) -> Iterator[Finding]:
-    """Check each table's replica identity. Without a column in it, updates and deletes are lost. Without the
-    parent's key in it, the server has to remember the parent of each row.
+    """Check each table's replica identity. If it has no columns, updates and deletes are lost. If it lacks
+    the parent's key, the server has to remember the parent of each row.
     """
     mapping = site.database.mapping
     sound = True
@@ -36,7 +36,7 @@ def replica_identity(site: Site) -> Iterator[Finding]:
 
 
 def unique_keys(site: Site) -> Iterator[Finding]:
-    """Check that the keys of ``schema.sql`` are unique in the tables: otherwise a join finds several rows."""
+    """Check that the keys in ``schema.sql`` are unique in the tables. Otherwise a join finds several rows."""
     mapping = site.database.mapping
     sound = True
     for mapped, columns in keys(mapping):
@@ -61,7 +61,7 @@ def unique_keys(site: Site) -> Iterator[Finding]:
 
 
 def indexes(site: Site) -> Iterator[Finding]:
-    """Check that there are indexes through which a change of a parent finds its applications."""
+    """Check that there are indexes for finding the applications of a changed parent."""
     sound = True
     for wanted in wanted_indexes(site.database.mapping):
         for table in wanted.lacked_by(site.tables):
@@ -85,7 +85,7 @@ def indexes(site: Site) -> Iterator[Finding]:
 
 
 def _without_index(site: Site) -> Iterator[tuple[str, str]]:
-    """Yield each query of affects.toml that can use no index of a table, with the name of the table."""
+    """Yield each query of affects.toml that has to scan a table, and the name of the table."""
     mapping = site.database.mapping
     named = {rule.query for rules in mapping.rules.values() for rule in rules}
     for name in sorted(named - {mapping.endpoint_keys}):
@@ -96,7 +96,7 @@ def _without_index(site: Site) -> Iterator[tuple[str, str]]:
 
 
 def _scanned(node: dict[str, Any]) -> set[str]:
-    """Return the tables of which a plan reads all rows."""
+    """Return the tables that a plan reads by a sequential scan."""
     found = {node["Relation Name"]} if node["Node Type"] == "Seq Scan" else set()
     return found.union(*map(_scanned, node.get("Plans", ())))
 
@@ -117,7 +117,9 @@ def legacy_triggers(site: Site) -> Iterator[Finding]:
 
 
 def _lost(table: Table) -> Finding | None:
-    """Check for an identity without columns: the plugin silently leaves out such updates and deletes."""
+    """Check whether a table's identity has no columns: the plugin then silently leaves out updates and
+    deletes.
+    """
     if table.identity:
         return None
     why = {
@@ -134,7 +136,7 @@ def _lost(table: Table) -> Finding | None:
 
 
 def _nameless(site: Site, table: Table, parent: str) -> Finding | None:
-    """Check for an identity without the parent's key, with which parents have to be remembered."""
+    """Check whether a table's identity lacks the parent's key, so that parents have to be remembered."""
     if parent in table.identity:
         return None
     index = table.identifier(parent)
@@ -150,7 +152,7 @@ def _nameless(site: Site, table: Table, parent: str) -> Finding | None:
 
 
 def _misses(site: Site, table: Table, affecting: list[str], parent: str | None) -> Finding | None:
-    """Check for an identity that lacks a column which no memory of parents can replace."""
+    """Check whether a table's identity lacks a column that no memory of parents can replace."""
     missing = [column for column in affecting if column != parent and column not in table.identity]
     if not missing or parent is not None:
         return None
@@ -166,8 +168,8 @@ def _misses(site: Site, table: Table, affecting: list[str], parent: str | None) 
 
 
 def _identify(site: Site, table: Table, index: Index) -> str:
-    """Return the statement that chooses an identity, or a warning if a publication would refuse all
-    updates.
+    """Return the statement that chooses an identity, or a warning if Postgres would then refuse all updates
+    because of a publication.
     """
     choose = f"ALTER TABLE {table.name} REPLICA IDENTITY USING INDEX {index.name};"
     names = site.refusing(table, index.columns)

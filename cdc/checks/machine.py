@@ -1,4 +1,4 @@
-"""Checks of the machine that we run on: its clock, and the place of the state file."""
+"""Checks the machine that we run on: its clock, and the place of the state file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOUNTS = Path("/proc/self/mounts")
 
 
 def clock(site: Deployment) -> Iterator[Finding]:
-    """Compare the clocks: staleness and latencies are differences of the two."""
+    """Compare the database's clock with ours: staleness and latencies are differences of the two."""
     skew, round_trip = _skew(site)
     if abs(skew) - round_trip / 2 > _SKEW_SECONDS:
         ahead = "ahead of" if skew > 0 else "behind"
@@ -61,13 +61,15 @@ def state_file(site: Deployment) -> Iterator[Finding]:
 
 
 def filesystem(folder: Path, mounts: str) -> str | None:
-    """Return the type of the file system that a folder is on, by the lines of ``/proc/self/mounts``."""
+    """Return the type of the file system that a folder is on. ``mounts`` is the text of
+    ``/proc/self/mounts``.
+    """
     resolved = folder.resolve()
     best, kind = -1, None
     for line in mounts.splitlines():
         _, at, of, *_ = line.split(" ")
         mount = Path(re.sub(r"\\(\d{3})", lambda escaped: chr(int(escaped[1], 8)), at))
-        # Of mounts at the same place, the last one covers the others.
+        # If several file systems are mounted at the same place, the last one hides the others.
         if resolved.is_relative_to(mount) and len(mount.parts) >= best:
             best, kind = len(mount.parts), of
     return kind

@@ -79,7 +79,9 @@ def tables(site: Site) -> Iterator[Finding]:
 
 
 def _virtual_keys(mapping: Mapping, table: Table) -> list[str]:
-    """Return the keys whose values no change of the table contains. A partition's are those of its table."""
+    """Return the key columns that are virtual: no change of the table contains their values. A partition has
+    the key columns of its table.
+    """
     return [name for name in table.virtual if table.top and name in needed(mapping.rules[table.mapped])]
 
 
@@ -126,7 +128,7 @@ def row_security(site: Site) -> Iterator[Finding]:
 
 
 def soft_delete(site: Site) -> Iterator[Finding]:
-    """Check that the mapping honours all columns that mark rows as deleted."""
+    """Check that the mapping takes account of all columns that mark rows as deleted."""
     mapping = site.database.mapping
     marked = site.read("SoftDeleted", schema=site.schema, tables=list(mapping.reads))
     ignored = [table for (table,) in marked if table not in mapping.honours_deleted]
@@ -141,9 +143,7 @@ def soft_delete(site: Site) -> Iterator[Finding]:
 
 
 def _that_honours(mapping: Mapping, marked: set[str]) -> str:
-    """Return a remedy: the bundled mapping of the same tables that leaves out the marked rows, if there is
-    one.
-    """
+    """Return a remedy. If a bundled mapping of the same tables leaves out the marked rows, suggest it."""
     for name in bundled():
         other = load(name)
         if set(other.reads) == set(mapping.reads) and other.honours_deleted == marked:
@@ -152,8 +152,8 @@ def _that_honours(mapping: Mapping, marked: set[str]) -> str:
 
 
 def operators(site: Site) -> Iterator[Finding]:
-    """Check the types whose operators are outside of ``pg_catalog``: other roles could add operators
-    there.
+    """Check the types whose operators are in another schema than ``pg_catalog``: other roles could add
+    operators there.
     """
     types = site.database.outside_types()
     for one in types:
@@ -166,7 +166,7 @@ def operators(site: Site) -> Iterator[Finding]:
 
 
 def statements(site: Site) -> Iterator[Finding]:
-    """Plan every query of the mapping. That reads no row, and finds missing columns."""
+    """Plan every query of the mapping. Planning reads no row, and finds missing columns."""
     mapping = site.database.mapping
     keys: dict[str, list[str]] = {name: [] for name in mapping.queries}
     wrong: dict[str, None] = {}  # a set that keeps its order
@@ -192,7 +192,7 @@ def statements(site: Site) -> Iterator[Finding]:
 
 
 def with_place(error: PadsCdcError) -> str:
-    """Return an error's text with the line of SQL that it is about. In a check, that line contains no key."""
+    """Return an error's text with the line of SQL that it is about. In a check, this line contains no key."""
     line = re.search(r"^LINE \d+: +(.*)$", str(error.__cause__), re.MULTILINE)
     fault, separator, remedy = str(error).partition("; ")
     return f"{fault}, in: {line[1]}{separator}{remedy}" if line and _ABOUT_TYPES.search(fault) else str(error)
@@ -224,7 +224,9 @@ def ids(site: Site) -> Iterator[Finding]:
 
 
 def endpoints(site: Site) -> Iterator[Finding]:
-    """Count the endpoints that anybody, or nobody, may call, perhaps by mistake. Reads the whole mapping."""
+    """Count the endpoints that anybody may call and those that nobody may call, which may both be mistakes.
+    Reads the whole mapping.
+    """
     census = site.census
     number, open_to_all, without_key = census.endpoints, census.open_to_all, census.without_key
     if open_to_all.number:

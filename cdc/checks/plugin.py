@@ -1,4 +1,4 @@
-"""Checks of the plugin that decodes, and of the publication that pgoutput needs."""
+"""Checks the output plugin, and the publication that pgoutput needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ _SETUP = "run pads-cdc setup, which makes the publication that pgoutput needs"
 
 
 def output_plugin_libraries(site: Site) -> Iterator[Finding]:
-    """Check the setting ``output_plugin_libraries``, which exists from 15.19, 16.15, 17.11 and 18.6 on."""
+    """Check the setting ``output_plugin_libraries``, which exists since PostgreSQL 15.19, 16.15, 17.11 and
+    18.6.
+    """
     listed = site.output_plugins
     slot = site.slot.plugin if site.slot is not None else None
     plugin = site.plugin if site.plugin != AUTO else slot or wal2json.NAME
@@ -44,8 +46,8 @@ def output_plugin_libraries(site: Site) -> Iterator[Finding]:
 
 
 def plugin(site: Deployment) -> Iterator[Finding]:
-    """Make the server load the plugin. On a standby, that also shows whether the primary's wal_level
-    suffices.
+    """Make the server load the plugin. On a standby, this also shows whether the primary's wal_level is high
+    enough.
     """
     chosen = site.chosen or wal2json.NAME
     trial = site.trial(chosen)
@@ -93,7 +95,7 @@ def refused_changes(site: Site) -> Iterator[Finding]:
 
 
 def published_columns(site: Site) -> Iterator[Finding]:
-    """Find columns that are sent though we do not need them: API keys may be among them."""
+    """Find columns that the publication sends although we do not need them. They may contain API keys."""
     found = [*_repairs(site, Kind.MORE)]
     for repair in found:
         yield warn(repair.fault, repair.remedy)
@@ -114,8 +116,8 @@ def _fine(site: Site, text: str) -> str:
 
 
 def _untried(site: Deployment, chosen: str) -> Finding:
-    """Return the finding for a server without a free slot for a trial. If our slot is being read, its plugin
-    is loaded.
+    """Return the finding if no slot is free for a trial. If our slot is being read, its plugin must be
+    loaded.
     """
     if site.slot is not None and site.slot.active_pid is not None:
         return good(f"{chosen} is loaded: our slot is being read")

@@ -1,4 +1,5 @@
-"""The checks that `serve` runs before it starts, so that a mistake gives one line and not endless retries.
+"""The checks that `serve` runs before it starts, so that a mistake causes one line of text and not endless
+retries.
 
 They are the necessary checks of ``pads-cdc check``. They are repeated for a while if the database is starting
 up, if a table is locked, or if a query was cancelled.
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 _PATIENCE = 30.0
 """Seconds for which a check that fails for a temporary reason is repeated."""
 _PASSING = {"shutdown", "recovery_conflict"}
-"""Temporary reasons that the server reports. If it does not answer at all, a person has to look."""
+"""Temporary reasons that the server reports. If it does not answer at all, checks are not repeated, because a
+person has to look.
+"""
 
 
 def check(new_site: Callable[[], Site]) -> None:
@@ -28,7 +31,7 @@ def check(new_site: Callable[[], Site]) -> None:
     ``new_site`` makes a new site for each attempt, since a site caches the servers' answers.
 
     Raises:
-        PadsCdcError: a check failed. The text says what is wrong and which command fixes it.
+        PadsCdcError: a check failed. The text describes the fault and contains the command that fixes it.
 
     """
     patiently = Retrying(

@@ -1,4 +1,4 @@
-"""Checks of our slot, of the WAL that it retains, and of the standby that it is on."""
+"""Checks our slot, the WAL that it retains, and the standby that it is on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 _MIB = 2**20
 _LITTLE = 32 * _MIB
-"""Two WAL files, in bytes. If max_slot_wal_keep_size is below this, no MAX_RETAINED_WAL can be below it."""
+"""The size of two WAL files, in bytes. If max_slot_wal_keep_size is smaller, no allowed MAX_RETAINED_WAL is
+below it.
+"""
 _LEAST_SAFE = 0.2
 """The check warns if less than this share of max_slot_wal_keep_size is left."""
 
@@ -56,7 +58,7 @@ def slot(site: Deployment) -> Iterator[Finding]:
 
 
 def retained_wal(site: Deployment) -> Iterator[Finding]:
-    """Check the WAL that the slot retains, and that our limit is below the one at which the slot is lost."""
+    """Check how much WAL the slot retains, and that our limit is below the size at which the slot is lost."""
     state, most, keep = site.slot, site.max_retained_wal, site.server.keep_bytes
     retained = state.retained_bytes if state else None
     text = f"the slot retains {_size(retained)}" if retained is not None else "no WAL is retained"
@@ -122,7 +124,7 @@ def standby(site: Deployment) -> Iterator[Finding]:
 
 
 def synchronous_standby(site: Deployment) -> Iterator[Finding]:
-    """Check whether commits would wait for us, in which case the slot is not read."""
+    """Check whether commits would wait for us. If so, a server does not read the slot."""
     text = synchronous.refusal(synchronous.Sender.of(site.ask("Sender")))
     if text is None:
         yield good("no commit waits for us")
@@ -132,7 +134,7 @@ def synchronous_standby(site: Deployment) -> Iterator[Finding]:
 
 
 def _waits(site: Deployment) -> Iterator[Finding]:
-    """Find the transactions for which the creation of the slot would wait."""
+    """Find the transactions that the creation of the slot would wait for."""
     if site.server.in_recovery:
         yield warn(
             "making a slot on a standby waits until the primary logs its running transactions, which takes"
@@ -149,7 +151,7 @@ def _waits(site: Deployment) -> Iterator[Finding]:
 
 
 def _size(number: int) -> str:
-    """Return a number of bytes in the form of Postgres' settings and ours."""
+    """Write a number of bytes in the form that Postgres' settings and ours have."""
     for unit, of in (("GB", 2**30), ("MB", _MIB)):
         if number >= of and number % of == 0:
             return f"{number // of}{unit}"

@@ -58,7 +58,7 @@ def wal_level(site: Site) -> Iterator[Finding]:
 
 
 def replication_right(site: Site) -> Iterator[Finding]:
-    """Open a replication connection: only an attempt shows whether the role and pg_hba.conf allow it."""
+    """Open a replication connection. Only an attempt shows whether the role and pg_hba.conf allow one."""
     try:
         site.source.connect_replication().close()
     except PadsCdcError as error:
@@ -89,7 +89,7 @@ def role(site: Site) -> Iterator[Finding]:
 
 
 def query_server(site: Site) -> Iterator[Finding]:
-    """Check that both servers have the same database: rows of another one would be taken for ours."""
+    """Check that both servers have the same database. Otherwise rows of another database would be served."""
     [(ours,)] = site.ask("Identity")
     [(theirs,)] = site.read("Identity")
     if ours == theirs and site.server.database == site.reader.database:
@@ -117,7 +117,7 @@ def replication_slots(site: Deployment) -> Iterator[Finding]:
 
 
 def wal_senders(site: Deployment) -> Iterator[Finding]:
-    """Check that a WAL sender is free, unless one of them reads our slot."""
+    """Check that a WAL sender is free, unless a WAL sender already reads our slot."""
     most, used = site.server.senders_most, site.server.senders_used
     text = f"{used} of {most} WAL senders are busy"
     if used < most or (site.slot is not None and site.slot.active_pid is not None):

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _NO_SLOT_FREE = "53400"
 _TRY_SECONDS = 1.0
-"""Maximum seconds that the creation of the slot waits for running transactions. The plugin is loaded
-before.
+"""Maximum time that the creation of the slot waits for running transactions, in seconds. The server loads the
+plugin before it waits.
 """
 
 
@@ -27,7 +27,7 @@ class Trial:
     """The result of a trial."""
 
     loads: bool | None
-    """Whether the server loads the plugin; None if that could not be tried, since no slot is free."""
+    """Whether the server loads the plugin; None if this could not be tried because no slot is free."""
     error: PadsCdcError | None = None
     """Why the server does not load it."""
     sqlstate: str | None = None
@@ -42,7 +42,7 @@ def try_plugin(source: Address, query: str, plugin: str) -> Trial:
     """
     connection = source.connect()
     try:
-        # Creating a slot waits for running transactions as for a lock.
+        # While the creation of a slot waits for running transactions, lock_timeout applies to it.
         brief = f"SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = '{_TRY_SECONDS}s';\n"
         ask(connection, brief + query, {"slot": f"pads_cdc_check_{os.getpid()}", "plugin": plugin})
     except psycopg2.Error as error:

@@ -1,4 +1,4 @@
-"""Checks of encoding and types: can all values be decoded, compared, and sent to gateways?"""
+"""Checks the encoding and the types: can all values be decoded, compared, and sent to gateways?"""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 _LIMITS: Final = frozenset({"throughput_limit", "capacity_limit"})
 _INT32: Final = frozenset({"smallint", "integer"})
 _TEXT, _ENUM, _NUMBER, _BOOLEAN, _LIST, _NOTHING = "SENBAX"
-"""Categories of types that can be read as text. The last one is that of a NULL without a type."""
+"""Categories of types that can be read as text. The last one is the category of a NULL without a type."""
 _NO_NUMBERS: Final = re.compile(r"money|reg[a-z]+")
-"""Types that Postgres counts as numbers, but prints as an amount or as the name of an object, which changes
-while no row does.
+"""Types that Postgres counts as numbers, but prints as an amount or as the name of an object. The printed
+text can change although no row does.
 """
 
 
@@ -77,7 +77,7 @@ def _lacks(column: str, of_column: KeyType) -> str | None:
 
 
 def limits(site: Site) -> Iterator[Finding]:
-    """Find limits whose type allows values that a message cannot carry."""
+    """Find limits whose type allows values that a message cannot contain."""
     sound = True
     for column, of_column in site.types.columns.items():
         if column in _LIMITS and of_column.name not in _INT32 and of_column.category != _NOTHING:
@@ -92,7 +92,7 @@ def limits(site: Site) -> Iterator[Finding]:
 
 
 def key_types(site: Site) -> Iterator[Finding]:
-    """Plan the statements that look up changes, with keys of the types that the tables have."""
+    """Plan the statements that look up changed endpoints, with keys of the types that the tables have."""
     database = site.database
     mapping, types = database.mapping, (site.types.columns, site.types.id_type)
     wrong = False

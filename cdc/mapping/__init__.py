@@ -1,3 +1,3 @@
-"""Reads a mapping: its queries, its tables, and the rules for the endpoints that a row affects. No I/O waits
-here.
+"""Reads a mapping: its queries, its tables, and the rules that say which endpoints a row affects. Nothing
+here waits for I/O.
 """

@@ -1,7 +1,7 @@
 """Finds the endpoints that a committed transaction may have changed, as keys.
 
-The rules are data of the mapping (`Rule`: a table, its key column, a statement), not code. A row yields keys
-of some *kind*. The kind is the name of the query that turns such keys into endpoint ids when they are read.
+The rules are data of the mapping (`Rule`: a table, its key column, a query), not code. A row yields keys
+of some *kind*. The kind is the name of the query that later turns such keys into endpoint ids.
 Both the new row and the replica identity of the old row count: a row that moves from one parent to another
 affects both parents.
 """
@@ -22,25 +22,30 @@ if TYPE_CHECKING:
     from cdc.mapping.mapping import Rule
 
 LIMIT = 400_000
-"""Maximum keys and moves of one transaction. With more it becomes a reconcile, to save memory."""
+"""Maximum number of keys and moves of one transaction. A transaction with more becomes a reconcile, to save
+memory.
+"""
 _MOST = 4
-"""Keys and moves that one row can add for one rule, at most."""
+"""Maximum number of keys and moves that one row can add for one rule."""
 KEY_BYTES = 110
-"""Bytes of memory that a key takes in its set, or a move in its list."""
+"""Approximate bytes of memory of a key in its set, or of a move in its list."""
 
 
 class Move(msgspec.Struct, frozen=True, gc=False):
-    """A row of a table that `cdc.mapping.parents` tracks, because the WAL may not name the row's old parent.
+    """A change of a row whose parent `cdc.mapping.parents` remembers, because the WAL may not name the row's
+    old parent.
 
-    Some tables yield one for almost every row, and a Struct is created in a tenth of a dataclass's time.
+    Some tables yield a move for almost every row, and creating a Struct takes a tenth of a dataclass's time.
     """
 
     rule: Rule
     row: str
     parent: str | None
-    """The row's parent now; None if the row is gone."""
+    """The row's new parent; None if the row is gone."""
     known: bool
-    """Whether the WAL has named the parent that the row left, if any. Else the memory of parents has it."""
+    """Whether the WAL has named the row's old parent, or there was none. If False, the memory of parents has
+    to find it.
+    """
 
 
 class Affected(msgspec.Struct, gc=False):
@@ -51,12 +56,13 @@ class Affected(msgspec.Struct, gc=False):
     keys: dict[str, set[str]] = msgspec.field(default_factory=dict)
     moves: list[Move] = msgspec.field(default_factory=list)
     reconcile: str | None = None
-    """Why keys do not suffice and everything must be read: a truncate, too many rows. No keys are kept then.
+    """Why everything must be read (for example a truncate, or too many rows); None if the keys are enough.
+    With a reason, no keys are kept.
     """
     asked: set[str] = msgspec.field(default_factory=set)
-    """The keys that only signal tables name. No row with such a key has changed."""
+    """The keys that come only from signal tables. No other changed row has such a key."""
     _room: int = msgspec.field(default_factory=lambda: LIMIT // _MOST)
-    """Rows that can be added before `LIMIT` can be exceeded."""
+    """Number of rows that can be added before `LIMIT` has to be checked again."""
 
     def __len__(self) -> int:
         count = len(self.moves)
@@ -88,13 +94,13 @@ class Affected(msgspec.Struct, gc=False):
         return any(key in keys for keys in self.keys.values())
 
     def take(self, kinds: Iterable[str]) -> Affected:
-        """Move the keys of some kinds out, and the asked ones; return them."""
+        """Remove and return the keys of some kinds, together with all ``asked`` keys."""
         taken = Affected({kind: self.keys.pop(kind) for kind in kinds}, asked=self.asked)
         self.asked = set()
         return taken
 
     def give_up(self, reason: str) -> None:
-        """Replace the keys by a reconcile. The first reason stays."""
+        """Replace the keys by a reconcile. If there is a reason already, keep it."""
         self.reconcile = self.reconcile or reason
         self.keys.clear()
         self.moves.clear()
@@ -140,7 +146,9 @@ class Affected(msgspec.Struct, gc=False):
             self._count()
 
     def _count(self) -> None:
-        """Give up above `LIMIT`. Else compute `_room`, since counting takes longer than adding a row."""
+        """Give up if `LIMIT` is exceeded; otherwise compute `_room` anew. Counting is not done for each row,
+        since it takes longer than adding a row.
+        """
         held = len(self)
         self._room = (LIMIT - held) // _MOST
         if held > LIMIT:
@@ -175,8 +183,8 @@ class Affected(msgspec.Struct, gc=False):
         parent: str | None,
         now: Sequence[Column] = (),
     ) -> None:
-        """Add the parent that the row had ``before``. If it is unknown, add a move: the memory of parents
-        finds it.
+        """Add the key of the row's old parent, which ``before`` contains. If ``before`` is None, add a move,
+        with which the memory of parents finds the old parent.
         """
         if before is not None:
             left = _key(before, rule)
@@ -190,7 +198,9 @@ class Affected(msgspec.Struct, gc=False):
             self.give_up("identity")
 
     def _name_hidden(self, rule: Rule) -> None:
-        """Add every key for which null may stand. The memory of parents cannot choose one of them."""
+        """Add every key that wal2json may have sent as null. If the rule uses the memory of parents,
+        reconcile instead, since that memory needs to know which key it was.
+        """
         if rule.parents is not None:
             self.give_up("identity")
             return
@@ -206,7 +216,7 @@ class Affected(msgspec.Struct, gc=False):
         *,
         known: bool,
     ) -> None:
-        """Add moves, so that the memory of parents has the row under its present key."""
+        """Add moves, so that the memory of parents has the row under its current key."""
         if _has(identity, rule.row):
             before_row = _row(identity, rule)
             now_row = _row(now, rule) if _has(now, rule.row) else before_row

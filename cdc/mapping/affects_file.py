@@ -1,4 +1,6 @@
-"""The file affects.toml of a mapping: rules for which rows affect which endpoints, checked at the start."""
+"""The file affects.toml of a mapping: the rules that say which rows affect which endpoints. It is checked at
+the start.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ _RULE_KEYS = frozenset({"table", "column", "query", "row", "parents", "actions"}
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of ``table`` affects the endpoints that ``query`` finds for the value of its ``column``: for the
-    new value and for the old one.
+    """A changed row of ``table`` affects the endpoints that ``query`` finds for the new value of its
+    ``column``, and for the old one.
     """
 
     table: str
@@ -34,14 +36,14 @@ class Rule:
     query: str
     """The query that turns keys into endpoint ids."""
     row: str | None = None
-    """The column with the row's own id. A delete carries it, even if the delete does not carry ``column``."""
+    """The column with the row's own id. A delete contains it, even if the delete does not contain ``column``.
+    """
     parents: str | None = None
     """The query that lists (row id, key). It loads the memory of parents (`cdc.mapping.parents`)."""
     actions: frozenset[str] = ACTIONS
     kind: str = field(default="", compare=False)
-    """The kind of the keys: the query, and the type in which they are compared if that is not text
-    (`cdc.mapping.key_types`). The type is known once a stream begins, and does not count when rules are
-    compared.
+    """The kind of the keys: the query, followed by the type in which keys are compared unless it is text
+    (`cdc.mapping.key_types`). The type is known once a stream begins. Comparisons of rules ignore the kind.
     """
     sent_as_null: tuple[str, ...] = field(default=(), compare=False)
     """The keys that wal2json sends as null: NaN and infinity."""
@@ -102,14 +104,14 @@ class AffectsFile:
         )
 
     def key_columns(self, columns: Collection[str]) -> dict[str, str]:
-        """Return the queries of ``key_columns``, each with the column of Endpoints that has its keys.
+        """Return the queries in ``key_columns``, each with the column of Endpoints that contains its keys.
 
         ``columns`` are the columns of Endpoints.
         """
         where, given = "key_columns", self._toml.get("key_columns", {})
         if not isinstance(given, dict):
             raise self._wrong(where, 'must be a table, { query = "column" }')
-        # If rows of a table also name their endpoints' ids, the ids find the endpoints that are gone.
+        # If rows of a table also contain their endpoints' ids, these ids find the endpoints that are gone.
         named = {rule.table for rule in self._rules() if rule.query == self.endpoint_keys}
         removing = takes_away(self._queries["Endpoints"], self._columns) - named
         found = {query: self._text(where, given, query) for query in given}

@@ -1,8 +1,8 @@
 r"""Finds the folders of mappings, and reads the texts and queries in them.
 
 A line ``-- include: FILE`` in an .sql file, or ``\ir FILE`` as in psql, is replaced by another file, whose
-path is relative to the first one. So text that several mappings share is written once. A copy of a bundled
-mapping still finds the files that the bundled one includes.
+path is relative to the including file. So several mappings can share a text. A copy of a bundled mapping
+still finds the files that the bundled one includes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _INCLUDE = re.compile(r"^(?:-- include: |\\ir )(\S+)[ \t\r]*$", re.MULTILINE)
 
 
 def read_queries(folder: Path) -> dict[str, str]:
-    """Return the queries of a mapping's folder by name, in psycopg2's form. No other file of it is read.
+    """Return the queries of a mapping's folder by name, in psycopg2's form. Reads no other file of the
+    folder.
 
     Raises:
         ConfigurationError: queries.sql does not exist, or something in it is wrong.
@@ -49,7 +50,7 @@ def named_queries(path: Path) -> dict[str, str]:
     """Return the queries of a file by name, unchanged.
 
     Raises:
-        ConfigurationError: it cannot be read, or a line with a name is wrong.
+        ConfigurationError: the file cannot be read, or a line with a query's name is wrong.
 
     """
     try:
@@ -93,10 +94,10 @@ def folder_of(name_or_path: str) -> Path:
 
 
 def read_sql(path: Path) -> str:
-    """Return the text of an .sql file, with the text of each included file in place of its line.
+    """Return the text of an .sql file, with each include line replaced by the included file's text.
 
     Raises:
-        ConfigurationError: one of them cannot be read.
+        ConfigurationError: one of the files cannot be read.
 
     """
 
@@ -112,7 +113,7 @@ def read_text(path: Path) -> str:
     """Return the text of a file.
 
     Raises:
-        ConfigurationError: it cannot be read.
+        ConfigurationError: the file cannot be read.
 
     """
     try:

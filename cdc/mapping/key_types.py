@@ -1,13 +1,13 @@
-"""The types in which keys are compared. Keys come out of the slot as text, but the database compares some
-types in other ways: `character(10)` without trailing blanks, `citext` without case, `numeric` without its
-scale.
+"""The types in which keys are compared. The slot sends keys as text, but the database does not compare all
+types as text: comparisons of `character(10)` ignore trailing blanks, those of `citext` ignore case, and those
+of `numeric` ignore the scale.
 
 So the keys of a column are cast to the column's type. If the column has a collation in which different texts
-are equal, the keys get that collation as well. Then they find the same rows as the joins of the mapping.
-Types of text whose values are equal only if they are spelled alike need no cast.
+can be equal, the keys get that collation as well. Then the keys find the same rows as the joins of the
+mapping. Text types whose values are equal only if they are spelled alike need no cast.
 
-In memory, keys and ids are compared by their spelling. That is right for an id even if two spellings are
-equal in the database, because a gateway knows an endpoint by its spelling.
+In memory, keys and ids are compared by their spelling. This is right for ids even if the database considers
+two spellings equal, because a gateway knows an endpoint by the spelling of its id.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PLAIN: Final = frozenset({"text", "character varying"})
 
 @dataclass(frozen=True)
 class KeyType:
-    """The type of a column; for a domain, its base type."""
+    """The type of a column. If that is a domain, the domain's base type."""
 
     name: str
     """The name in SQL, quoted if necessary, with its length."""
@@ -43,16 +43,16 @@ class KeyType:
     exact: bool
     """Whether two values are equal only if they are spelled alike."""
     collation: str | None = None
-    """The column's collation, quoted, if texts that are spelled differently are equal in it."""
+    """The column's collation, quoted, if differently spelled texts can be equal in it."""
 
     @property
     def plain(self) -> bool:
-        """Whether it is text that is compared by its spelling."""
+        """Whether this is a text type whose values are compared by their spelling."""
         return self.exact and self.name.partition("(")[0] in _PLAIN
 
     @property
     def sent_as_null(self) -> tuple[str, ...]:
-        """The values for which wal2json sends null."""
+        """The values that wal2json sends as null."""
         name, precision, _ = self.name.partition("(")
         if name not in _INEXACT_NUMBERS:
             return ()
@@ -60,13 +60,13 @@ class KeyType:
 
     @property
     def cast(self) -> str:
-        """The cast that makes an expression this type; empty for plain text."""
+        """The cast that converts an expression to this type; empty for plain text."""
         if self.plain:
             return ""
         return f"{_CAST}{self.name}{_COLLATE}{self.collation}" if self.collation else f"{_CAST}{self.name}"
 
     def printed(self, expression: str) -> str:
-        """Return SQL for the text that the server prints for an expression's value, in psycopg2's form.
+        """Return SQL, in psycopg2's form, for the text that the server prints for an expression's value.
 
         A cast would lose the blanks of `character(10)`, and may call a function that a user has defined.
         """
@@ -93,7 +93,7 @@ class KeyType:
 
     @property
     def built_in(self) -> bool:
-        """Whether it is a type of ``pg_catalog``; the names of others are qualified."""
+        """Whether the type is in ``pg_catalog``. The names of other types are qualified."""
         return "." not in self.name
 
     def kind(self, query: str) -> str:
@@ -107,7 +107,7 @@ NOTHING_KNOWN: Final[Mapping[str, KeyType]] = {}
 
 
 def query_of(kind: str) -> str:
-    """Return the name of the query that takes keys of a kind, which is the part before the cast."""
+    """Return the name of the query that takes keys of a kind. It is the part of the kind before the cast."""
     return kind.partition(_CAST)[0]
 
 
@@ -123,12 +123,12 @@ def collation_of(kind: str) -> str | None:
 
 
 def parameter(kind: str) -> str:
-    """Return the name of the parameter with a kind's keys. psycopg2 allows no parentheses in it."""
+    """Return the name of the parameter for a kind's keys. psycopg2 allows no parentheses in such names."""
     return kind.replace("(", "[").replace(")", "]")
 
 
 def keys_of(kind: str) -> str:
-    """Return SQL for a kind's keys: its parameter, cast to an array of the type in which they are
+    """Return SQL for a kind's keys: the kind's parameter, cast to an array of the type in which the keys are
     compared.
     """
     _, _, cast = kind.partition(_CAST)
