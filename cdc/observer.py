@@ -1,7 +1,8 @@
-"""The observer: the interface through which metrics, logs and the status page learn of events.
+"""The observer: the interface through which metrics, logs and the status page are notified of events.
 
-The packages here call its methods and do not know what these do. The methods are called from several threads,
-must not block, and must not raise. No argument contains a key, a payload or a connection string.
+The packages of `cdc` call its methods and do not know what the methods do. The methods are called from
+several threads, must not block, and must not raise. No argument contains a key, a payload or a connection
+string.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Mode = Literal["waiting", "streaming", "polling"]
 
 
 class TransactionSeen(msgspec.Struct, frozen=True):
-    """One committed transaction, after the batch that it was in has been published."""
+    """One committed transaction whose batch has been published."""
 
     xid: Xid
     end: Lsn
@@ -33,9 +34,10 @@ class TransactionSeen(msgspec.Struct, frozen=True):
     published_at: float
     """Unix seconds by our clock."""
     rows: Mapping[tuple[str, Action], int]
-    """(table, action) to number of rows; actions are ``insert``, ``update``, ``delete``, ``truncate``."""
+    """The number of rows by (table, action). Actions are ``insert``, ``update``, ``delete`` and ``truncate``.
+    """
     affected: int
-    """Endpoints that were read for the transaction's whole batch."""
+    """Number of endpoints that were read for the transaction's whole batch."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class BatchSeen:
     upserts: int
     deletes: int
     suppressed: int
-    """Endpoints that were read and had not changed, so that nothing was published for them."""
+    """Number of endpoints that were read and had not changed, so that nothing was published for them."""
     requery_seconds: float
     visibility_seconds: float
     """Seconds until a snapshot saw every transaction of the batch; 0.0 if the first one did."""
@@ -97,7 +99,7 @@ class Observer(Protocol):
         """Report a finished reconcile."""
 
     def decode_error(self, reason: str, message: str) -> None:
-        """Report a message that could not be decoded, and caused a reconcile."""
+        """Report a message that could not be decoded and therefore caused a reconcile."""
 
     def state_file_error(self, message: str) -> None:
         """Report that the state file could not be used."""
@@ -109,4 +111,6 @@ class Observer(Protocol):
         """Report the number of odd rows for each reason."""
 
     def trouble(self, key: str, message: str | None) -> None:
-        """Report a lasting condition, such as an owed reconcile. None takes the report for ``key`` back."""
+        """Report a lasting condition, such as an owed reconcile. A ``message`` of None reports the end of the
+        condition with this ``key``.
+        """

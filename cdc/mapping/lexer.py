@@ -42,11 +42,11 @@ _DATA_ENDS: Final = re.compile(r"^\\\.\r?$\n?", re.MULTILINE)
 
 
 class Lexeme(NamedTuple):
-    """One token, and where it stands."""
+    """One token, and its place in the text."""
 
     kind: Kind
     """``text`` is a string constant, ``name`` a quoted name, ``word`` any other name or keyword,
-    ``parameter`` sqlc's ``@x``, ``mark`` one of ``( ) , . ; ::``, ``command`` a command of psql's own.
+    ``parameter`` sqlc's ``@x``, ``mark`` one of ``( ) , . ; ::``, and ``command`` a psql command.
     """
     text: str
     start: int
@@ -54,7 +54,7 @@ class Lexeme(NamedTuple):
 
     @property
     def stored(self) -> str | None:
-        """The name as the catalog has it; None if this token is not a name."""
+        """The name as it is in the catalog; None if this token is not a name."""
         if self.kind == "word":
             return self.text.lower()
         return unquoted(self.text) if self.kind == "name" else None
@@ -67,12 +67,12 @@ class ScriptPart(NamedTuple):
     data: str | None = None
     """The lines that follow a COPY ... FROM STDIN."""
     command: str | None = None
-    """A command of psql's own in place of a statement; ``text`` is empty then."""
+    """A psql command that takes the place of a statement; ``text`` is then empty."""
 
 
 def tokens(text: str, start: int = 0) -> Iterator[Lexeme]:
-    """Yield the tokens of SQL from a position on. A string or comment that is not closed extends to the end
-    of the text.
+    """Yield the tokens of SQL from a position on. A string or comment without an end extends to the end of
+    the text.
     """
     while (found := _TOKEN.search(text, start)) is not None:
         kind: Kind = found.lastgroup  # type: ignore[assignment] # the pattern has these groups
@@ -93,7 +93,7 @@ def unquoted(name: str) -> str:
 
 
 def script(text: str) -> Iterator[ScriptPart]:
-    """Yield the statements of a script, and psql's own commands, in their order."""
+    """Yield the statements and psql commands of a script, in their order."""
     start = 0
     while start < len(text):
         found, start = _statement(text, start)
@@ -107,7 +107,7 @@ class _Nesting:
 
     parentheses: int = 0
     body: int = 0
-    """Number of blocks of a function's body that are open: BEGIN opens one, CASE too, and END closes one."""
+    """Number of open blocks of a function's body. BEGIN and CASE open a block, and END closes one."""
     first_words: list[str] = field(default_factory=list)
 
     def take(self, token: Lexeme) -> None:
@@ -138,7 +138,7 @@ class _Copied:
     plain: str = ""
 
     def step_over(self, token: Lexeme) -> None:
-        """Leave out a token. A comment still separates the text on its two sides."""
+        """Leave out a token. A comment still separates the text before it from the text after it."""
         self.plain += self.text[self.last : token.start] + (" " if token.text.startswith("/*") else "")
         self.last = token.end
 
@@ -148,7 +148,7 @@ class _Copied:
         self.plain, self.last = "", token.end
 
     def upto(self, end: int) -> str:
-        """Return the text between the last token that was kept and a position."""
+        """Return the text between the last kept token and a position."""
         return re.sub(r"\s*\n", "\n", self.plain + self.text[self.last : end])
 
     def whole(self, end: int) -> str:

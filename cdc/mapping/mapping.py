@@ -1,23 +1,23 @@
-r"""Reads a mapping: the tables and the query that make endpoints, and the rules for what a changed row
-affects.
+r"""Reads a mapping: the tables and the query that make endpoints, and the rules that say which endpoints a
+changed row affects.
 
 A mapping is a folder, either bundled under ``sql/`` or the user's own:
 
 ``schema.sql``
-    the tables that it expects, one ``CREATE TABLE`` each, with all columns that are used;
+    the tables that it expects, each as a ``CREATE TABLE``, with all columns that are used;
 ``queries.sql``
     `Endpoints` with the columns of `COLUMNS` and any of `OPTIONAL_COLUMNS`, named one by one,
     ``EndpointsOf...(@keys)`` and ``ParentsOf...``, each with a line ``-- name: X :many`` as in sqlc.
     Unqualified names are found only in ``pg_catalog`` and in ``reads``. Any other function, operator or type
     must be named with its schema; ``:"schema"`` stands for the schema of the tables;
 ``affects.toml``
-    the tables that it ``reads``, those that others refer to first; the signal tables (``signals``); the
-    tables whose ``deleted`` columns it honours (``honours_deleted``); the query whose keys are endpoint ids
-    (``endpoint_keys``, if any); the queries whose keys are in a column of `Endpoints` (``key_columns``); and
-    an ``[[affects]]`` entry for each `Rule`;
+    the tables that it ``reads``, beginning with those that others refer to; the signal tables (``signals``);
+    the tables whose rows it leaves out if ``deleted`` is set (``honours_deleted``); the query whose keys are
+    endpoint ids (``endpoint_keys``, if any); the queries whose keys are in a column of `Endpoints`
+    (``key_columns``); and an ``[[affects]]`` entry for each `Rule`;
 ``setup.sql``
     grants, indexes and replica identities. As in psql, ``:"role"`` and ``:"schema"`` stand for names and
-    ``:'schema'`` for text, so ``psql -v role=... -v schema=...`` can run it too. Tables are qualified.
+    ``:'schema'`` for text, so ``psql -v role=... -v schema=...`` can run it too. Table names are qualified.
 
 `cdc.mapping.folder` finds and reads the files.
 """
@@ -66,8 +66,9 @@ COLUMNS = (
 """The columns of `Endpoints` that every mapping has."""
 
 OPTIONAL_COLUMNS = ("capacity_limit_period", "name", "user_id", "email", "environment")
-"""More columns that `Endpoints` may have, all text. The first one is ``day``, ``week``, ``month`` or ``year``
-(NULL is a month). The others are the fields of the contract's ``Metadata`` beside the account and the plan.
+"""More columns that `Endpoints` may have, all text. The first one is ``day``, ``week``, ``month`` or
+``year``; NULL stands for ``month``. The others are the fields of the contract's ``Metadata``, except the
+account and the plan.
 """
 
 _AS_THEY_ARE = frozenset({"secret_key_required", "throughput_limit", "capacity_limit"})
@@ -78,7 +79,9 @@ text.
 _NOT_IN = "NOT EXISTS (SELECT 1 FROM {0} WHERE {0}.endpoint_id = {1}.endpoint_id)"
 _PLACEHOLDER = re.compile(r""":(?P<quote>["'])(?P<what>role|schema)(?P=quote)""")
 _KEYS = re.compile(r"%\(\w+\)s(?P<text>\s*::\s*TEXT\s*\[\](?!\s*::))?", re.IGNORECASE)
-"""The parameter of a query, with its cast to text. If the query casts it to another type, that cast stays."""
+"""Matches the parameter of a query, with its cast to text. If the query then casts it to another type, that
+cast stays.
+"""
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,8 @@ class Mapping:
     """The checked content of one folder, with the queries in psycopg2's form.
 
     The first row that a read returns is a header: the snapshot, `seen` (the end of WAL after the snapshot was
-    taken), the value of the session's setting ``pads_cdc.before``, then NULLs. Each further row has NULL,
-    NULL, the id that was asked for, whether an endpoint has that id, and the endpoint's `columns`, which are
+    taken), the value of the session's setting ``pads_cdc.before``, then NULLs. Each further row contains
+    NULL, NULL, the requested id, whether an endpoint has that id, and the endpoint's `columns`, which are
     NULL if there is no endpoint.
     """
 
@@ -99,18 +102,20 @@ class Mapping:
     """The tables that the queries read. They must exist and be readable. Their locks are taken in this order.
     """
     signals: tuple[str, ...]
-    """Tables whose new rows only name endpoints to read again. They are never read, so they need no grant."""
+    """Tables whose new rows only say which endpoints to read again. The server never reads these
+    tables, so they need no grant.
+    """
     honours_deleted: frozenset[str]
     """Tables whose rows the mapping leaves out if ``deleted`` is set."""
     endpoint_keys: str | None
     """The query whose keys are endpoint ids; None if there is none."""
     key_columns: Map[str, str]
-    """Queries whose keys are in a column of `COLUMNS`, with that column. Such keys find the endpoints that
-    have one of them in the column, but none that is gone.
+    """Queries whose keys are in a column of `COLUMNS`, each with that column. Such keys find the endpoints
+    that have one of them in the column, but no endpoint that is gone.
     """
     rules: Map[str, tuple[Rule, ...]] = field(repr=False)
     columns: tuple[str, ...]
-    """`COLUMNS`, and those of `OPTIONAL_COLUMNS` that `Endpoints` has."""
+    """`COLUMNS`, followed by the `OPTIONAL_COLUMNS` that `Endpoints` has."""
     queries: Map[str, str] = field(repr=False)
     """The queries that are used, by name. The parameter of ``EndpointsOfX`` is ``%(EndpointsOfX)s``, so that
     several queries can be in one statement.
@@ -126,15 +131,15 @@ class Mapping:
     """The schema of the tables; None before `within`, so that the statements cannot be executed yet."""
 
     def within(self, schema: str) -> Mapping:
-        """Return this mapping for tables in a schema: its statements qualify their names, so the search path
-        does not matter.
+        """Return this mapping for tables in a schema. Its statements qualify the tables' names, so the search
+        path does not matter.
         """
         queries = {name: placed(query, self.reads, schema) for name, query in self.queries.items()}
         return replace(self, queries=queries, db_schema=schema)
 
     def over_copies(self, schema: str) -> Mapping:
-        """Return this mapping, which `within` has made, for tables of the same names in another schema. All
-        other objects that it names stay the same.
+        """Return this mapping, which `within` must have made, for tables of the same names in another schema.
+        All other objects that it names stay the same.
         """
         tables = "|".join(f'"{re.escape(table)}"|{re.escape(table)}\\b' for table in self.reads)
         before = re.escape(sql_text.quote_name((self.db_schema or "").replace("%", "%%")))
@@ -151,10 +156,10 @@ class Mapping:
         return self.reads + self.signals
 
     def fingerprint(self, *place: str) -> int:
-        """Return 32 bits that differ for another mapping, and for another ``place`` (database, schema).
+        """Return a hash of 32 bits of the mapping and its ``place`` (database, schema).
 
-        They depend on the queries and the rules of affects.toml, which decide what endpoints exist, what they
-        contain, and which changes affect them. They do not depend on comments and file names.
+        It depends on the queries and the rules of affects.toml, which decide what endpoints exist, what they
+        contain, and which changes affect them. It does not depend on comments and file names.
         """
         rules = sorted(
             repr((table, rule.column, rule.query, rule.row, rule.parents, sorted(rule.actions)))
@@ -178,12 +183,15 @@ class Mapping:
     def locks(self) -> str:
         """The statement that takes all locks of a read before its snapshot is taken.
 
-        They are taken in the order of `reads`, since TRUNCATE ... CASCADE locks parents first. In the order
-        of the joins we could hold a child and wait for its parent while the TRUNCATE holds the parent and
-        waits for the child, and the server could end the writer's transaction. Partitions are locked when a
-        statement is planned, which is after it has taken its snapshot: a partition that is emptied and filled
-        again in between would look empty. A WHERE that is never true would not lock them, since the planner
-        would leave them out. (LOCK TABLE would need a grant on the whole table.)
+        The locks are taken in the order of `reads`, since TRUNCATE ... CASCADE locks parents first. In the
+        order of the joins, a read could hold a child and wait for its parent while a TRUNCATE holds the
+        parent and waits for the child. To resolve this deadlock, the server could end the writer's
+        transaction.
+
+        Partitions are locked too. Otherwise they would be locked only when a statement is planned, which is
+        after it has taken its snapshot, and a partition that is emptied and filled again in between would
+        look empty. LIMIT 0 locks them; a WHERE that is never true would not, since the planner would leave
+        them out. LOCK TABLE would need a grant on the whole table.
         """
         tables = [sql_text.quote_name(table) for table in self.reads]
         if self.db_schema is not None:
@@ -205,14 +213,15 @@ class Mapping:
         types: Map[str, KeyType] = NOTHING_KNOWN,
         id_type: KeyType = TEXT,
     ) -> str:
-        """Return the statement that reads the endpoints that keys of these kinds affect. Each kind's keys are
-        a parameter (`key_types.parameter`). ``types`` and ``id_type`` are as in `full`.
+        """Return the statement that reads the endpoints that keys of these kinds affect. The keys of each
+        kind are one parameter (`key_types.parameter`). ``types`` and ``id_type`` are as in `full`.
 
-        Each id is returned once, even if no endpoint has it any more. Keys of `key_columns` are a condition
-        on the mapping: a plan's ripple then takes half the time, and its first rows arrive at once. Keys of
-        other kinds are turned into ids first. These ids are joined to the mapping by an inner join, whose
-        rows come first; the ids without an endpoint follow. An outer join would be evaluated last, and would
-        compute the mapping's expressions for all endpoints (in `grove_jwt`, three times slower).
+        Each id is returned once, even if no endpoint has it any more. Keys of `key_columns` become a
+        condition on the mapping: a plan's ripple then takes half the time, and its first rows arrive at once.
+        Keys of other kinds are turned into ids first. These ids are joined to the mapping by an inner join,
+        whose rows come first; the ids without an endpoint follow. An outer join would be evaluated last, and
+        would compute the mapping's expressions for all endpoints (in `grove_jwt`, this takes three times as
+        long).
 
         Raises:
             KeyError: there is no query for a kind.
@@ -251,8 +260,8 @@ class Mapping:
             for kind in kinds
         )
         # A UNION removes duplicates; a single query needs a DISTINCT for that. Keys that are ids have no
-        # duplicates, and need no DISTINCT. A DISTINCT would hide their number from the planner, which would
-        # then look up 300,000 ids one by one.
+        # duplicates. With a DISTINCT the planner would not know their number, and would look up 300,000 ids
+        # one by one.
         if len(kinds) == 1 and kinds[0] != self.endpoint_keys:
             wanted = wanted.replace("SELECT", "SELECT DISTINCT", 1)
         return f"""\
@@ -269,13 +278,15 @@ INNER JOIN (
 """
 
     def _wanted_as_spelled(self, kinds: Sequence[str], id_type: KeyType) -> str:
-        """Return the same clause for a type whose values can be equal though they are spelled differently.
-        Each spelling is looked up once. If two spellings are equal, the endpoint has one of them, and the
-        other one counts as deleted.
+        """Return the same clause for a type whose values can be equal although they are spelled differently.
+
+        Each spelling is looked up once. If the database considers two spellings equal, the endpoint has one
+        of them, and the other one counts as deleted.
         """
         of_ids = id_type.kind(self.endpoint_keys) if self.endpoint_keys else None
         found = (
-            # The mapping's own query casts the keys to text, and a bpchar would lose its blanks.
+            # The mapping's own query is not used: it casts the keys to text, and a bpchar would lose its
+            # blanks.
             f"SELECT key AS endpoint_id FROM unnest(%({parameter(kind)})s::TEXT[]) AS key"
             if kind == of_ids
             else self._ids(kind)
@@ -332,7 +343,7 @@ WHERE mapping.endpoint_id IN (SELECT wanted.endpoint_id FROM wanted)
         return f"SELECT NULL, NULL, {name}, true, {columns}\nFROM (\n{endpoints}\n) AS found"
 
     def _gone(self, id_type: KeyType) -> str:
-        """Return the part of a statement that yields the requested ids which no endpoint has."""
+        """Return the part of a statement that yields the requested ids that no endpoint has."""
         nothing = ", NULL" * len(self.columns)
         name, missing = id_type.printed("wanted.endpoint_id"), _NOT_IN.format("endpoint", "wanted")
         if not id_type.exact:
@@ -344,10 +355,10 @@ WHERE mapping.endpoint_id IN (SELECT wanted.endpoint_id FROM wanted)
         return ", ".join(f"{table}.{column}" for column in self.columns)
 
     def setup_statements(self, schema: str, role: str | None) -> list[str]:
-        """Return the statements that prepare a database, for the owner of the tables.
+        """Return the statements with which the owner of the tables prepares a database.
 
         Execute them one by one, in one session and in autocommit (an index is built CONCURRENTLY). They may
-        be executed again. Without a role, statements that name it are left out.
+        be executed again. Without a role, the statements that name one are left out.
         """
         names = {"schema": schema, "role": role or ""}
 
@@ -365,7 +376,7 @@ def load(name_or_path: str) -> Mapping:
     """Read a bundled mapping by its name, or any mapping by the path of its folder. Reads files.
 
     Raises:
-        ConfigurationError: there is no such mapping, or something in it is wrong; the text names the file.
+        ConfigurationError: there is no such mapping, or it has a fault; the text names the file.
 
     """
     folder = folder_of(name_or_path)
@@ -414,7 +425,8 @@ def load(name_or_path: str) -> Mapping:
 
 
 def placed(query: str, tables: Collection[str], schema: str) -> str:
-    """Return a query, in psycopg2's form, with the schema before these tables' names and for ``:"schema"``.
+    """Return a query, in psycopg2's form, with the schema before these tables' names and in place of
+    ``:"schema"``.
 
     Raises:
         ValueError: a WITH gives the name of a table to something else.
@@ -433,8 +445,8 @@ def names_table(query: str, table: str) -> bool:
 
 
 def _quoted(text: str, quote: str) -> str:
-    """Quote a name or a text for SQL. A backslash is an ordinary character: standard_conforming_strings is
-    on.
+    """Quote a name or a text for SQL. A backslash is an ordinary character, since standard_conforming_strings
+    is on.
     """
     return quote + text.replace(quote, quote * 2) + quote
 

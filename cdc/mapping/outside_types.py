@@ -1,7 +1,7 @@
 """Types whose operators are not in ``pg_catalog``, such as ``citext``, and how our queries find them.
 
 Without its own operators a ``citext`` would be compared as text: an account on the plan "Pro" would not have
-the limits of the plan "pro". So the schema of such a type is searched as well, if only the owners of the
+the limits of the plan "pro". So our queries also search the schema of such a type, if only the owners of the
 mapped tables, the owner of the schema and superusers can create operators there. Otherwise the mapping is
 refused, with an error that says what to type.
 """
@@ -26,9 +26,9 @@ class OutsideType:
     """The column, with its table."""
     name: str
     fault: str | None
-    """Which other roles may have created an operator there; None if there are none."""
+    """The other roles that may have created an operator there, as text; None if there are none."""
     remedy: str | None
-    """The statement that takes that right away from them."""
+    """The statement that revokes the privilege from them."""
 
     def __str__(self) -> str:
         where = f"{self.column} is of type {self.name}, whose operators are in the schema {self.schema}"

@@ -1,13 +1,14 @@
-"""The memory of parents: finds the parent of a row where the WAL has only the row's own id.
+"""The memory of parents: finds a row's parent if the WAL contains only the row's own id.
 
-With the default replica identity, the delete of a settings row carries the serial id and nothing else. For
+With the default replica identity, the delete of a settings row contains the serial id and nothing else. For
 such tables the memory maps row ids to parent keys. It is loaded by the mapping's ``ParentsOf...`` queries,
-and follows the rows of the stream from then on. Tables whose replica identity has the parent need no memory.
+and then updated with the rows of the stream. Tables whose replica identity includes the parent need no
+memory.
 
-It is correct because of the order. The memory is loaded *before* the mapping is read. A change before the
-load is part of that read, and a change after the load finds the row's former parent in the memory. A
-transaction whose rows were replaced by a reconcile cannot be followed, so the memory counts as unknown until
-that reconcile loads it again.
+The memory is correct because it is loaded *before* the mapping is read. A change before the load is visible
+to that read, and a change after the load finds the row's former parent in the memory. If a transaction became
+a reconcile, its rows are unknown and the memory cannot follow it. So the memory counts as unknown until that
+reconcile loads it again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _NEVER: Final = (1 << 64) - 1
 _UNTOLD: Final = 50_000
-"""Changes that are kept for a mirror that does not take them. Instead of more, it gets the whole memory
+"""Maximum number of changes that are kept for a mirror. If it takes them too slowly, it gets the whole memory
 again.
 """
 
@@ -42,7 +43,9 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """A transaction that ended at ``at`` has put a row under a parent, or has removed it (None)."""
+    """A change of one row by the transaction that ended at ``at``. ``parent`` is the row's new parent; None
+    if the row is gone.
+    """
 
     at: Lsn
     rule: Rule
@@ -52,7 +55,7 @@ class Followed:
 
 @dataclass(eq=False, slots=True)
 class Untold:
-    """The changes that have not been sent to a mirror yet; to be taken with `Parents.news`."""
+    """The changes that a mirror has not received yet. `Parents.news` takes them."""
 
     wake: Callable[[], object]
     everything: bool = True
@@ -70,7 +73,7 @@ class Parents:
         """The parent of each row, by rule and row; None for a row whose parent is NULL."""
         self._covered: Lsn = Lsn(0)
         self._end: Lsn = Lsn(0)
-        """End of the newest transaction that was followed."""
+        """End of the newest transaction that `resolve` has applied."""
         self._lock = threading.Lock()
         self._mirrors: tuple[Untold, ...] = ()
         self._incomplete = False
@@ -81,11 +84,12 @@ class Parents:
     ) -> None:
         """Replace the whole memory.
 
-        ``covered`` is an end of WAL that was determined after the rows were read. A transaction up to there
-        may name a row that is not in the memory. Its change was visible when the rows were read, and the read
-        of the mapping, which follows, sees it as well. Without ``complete``, the rows lack a transaction that
-        the slot has delivered already, such as one whose commit waits for a standby. Then the memory counts
-        as unknown.
+        ``covered`` is an end of WAL that was determined after the rows were read. If a transaction up to this
+        position names a row that is not in the memory, its change was visible when the rows were read, and
+        will be visible to the read of the mapping that follows.
+
+        Without ``complete``, the rows lack a transaction that the slot has delivered already, such as one
+        whose commit waits for a standby. The memory then counts as unknown.
         """
         self._memory = {rule: dict(rows) for rule, rows in memory.items()}
         self._covered = covered
@@ -109,8 +113,8 @@ class Parents:
             self._mirrors = tuple(one for one in self._mirrors if one is not untold)
 
     def news(self, untold: Untold) -> list[Loaded | Followed]:
-        """Take the collected changes. If there were too many, they were dropped, and the whole memory follows
-        later. Any thread may call this.
+        """Return the collected changes and forget them. If there were too many, they have been dropped, and
+        the whole memory follows later. Any thread may call this.
         """
         with self._lock:
             items, untold.items = untold.items, []
@@ -140,10 +144,9 @@ class Parents:
         return sum(map(len, self._memory.values()))
 
     def resolve(self, affected: Affected, end: Lsn) -> None:
-        """Apply a transaction's moves to the memory, and add the parents that its rows have left to
-        ``affected``.
+        """Apply a transaction's moves to the memory, and add the old parents of its rows to ``affected``.
 
-        If the memory should have a row but does not, the transaction becomes a reconcile.
+        If the memory lacks a row that it should have, the transaction becomes a reconcile.
         """
         self.tell()
         self._end = end
@@ -175,7 +178,7 @@ class Parents:
 
 
 def _with_parent(rows: Mapping[str, str | None]) -> dict[str, str]:
-    """Return the rows that have a parent. To the mirror, all other rows are unknown, and a change of one
-    costs it a reconcile.
+    """Return the rows that have a parent. The mirror does not know the other rows, so after a takeover a
+    change of such a row costs a reconcile.
     """
     return {row: parent for row, parent in rows.items() if parent is not None}

@@ -126,8 +126,8 @@ def _items(
 ) -> list[_Item]:
     """Return the items of a FROM clause.
 
-    ``in_from`` has (word, name) for each name in the clause. ``word`` is the name as a keyword, if it is
-    unqualified and outside of parentheses; else it is empty.
+    ``in_from`` has a pair (word, name) for each name in the clause. If the name is unqualified and outside of
+    parentheses, ``word`` is the same name as a keyword; otherwise it is empty.
     """
     items, outer, conditional = list[_Item](), False, False
     for word, name in in_from:
@@ -146,8 +146,8 @@ def _items(
 def _aliases(
     tokens: list[tuple[int, tuple[str, ...]]], columns: Mapping[str, Iterable[str]]
 ) -> dict[str, set[str]]:
-    """Return the tables that each name may stand for in a query. A name may be a table's own, or its alias in
-    ``table [AS] alias``.
+    """Return the tables that each name in a query may stand for. The name may be the table's own name, or its
+    alias in ``table [AS] alias``.
     """
     found = {table: {table} for table in columns}
     for at, (_, name) in enumerate(tokens):
@@ -165,8 +165,8 @@ def _aliases(
 def _named(
     names: Iterable[tuple[str, ...]], columns: Mapping[str, Iterable[str]], aliases: Mapping[str, set[str]]
 ) -> set[str]:
-    """Return the tables that names may refer to. An unqualified column may belong to every table that has a
-    column of that name.
+    """Return the tables that these names may refer to. An unqualified column may belong to any table that has
+    a column of that name.
     """
     found: set[str] = set()
     for name in names:

@@ -4,18 +4,18 @@
 - A row with a value that has no meaning is left out, as if it were deleted: it must not authorize anybody.
 
 ===============  =========================================================  ==================================
-reason           the row                                                    what becomes of it
+reason           the row                                                    what is done with it
 ===============  =========================================================  ==================================
-`out_of_range`   a limit beyond 32 bits, ``Infinity`` too                   the nearest that 32 bits hold
-`fraction`       a limit with a fraction                                    away from zero, which is no limit
+`out_of_range`   a limit beyond 32 bits, or ``Infinity``                    served as the nearest of 32 bits
+`fraction`       a limit with a fraction                                    rounded up in size, so never to 0
 `not_a_number`   a limit that is ``NaN``, or text that is no number         left out
 `not_a_boolean`  ``secret_key_required`` is neither true nor false          left out
-`not_a_list`     ``authorized_users`` is no list                            left out
-`not_a_period`   ``capacity_limit_period`` is none                          left out
-`not_text`       bytes that are no text in the database's encoding          left out
+`not_a_list`     ``authorized_users`` is not a list                         left out
+`not_a_period`   ``capacity_limit_period`` is not a period                  left out
+`not_text`       bytes that are not text in the database's encoding         left out
 `no_id`          ``endpoint_id`` is NULL or empty                           left out
-`twice`          another row has the same ``endpoint_id`` and says other    both are left out
-                 things; rows that say the same are one
+`twice`          another row has the same ``endpoint_id`` and differs       both are left out
+                 from it; equal rows are served as one
 `too_large`      it does not fit into a message                             left out
 ===============  =========================================================  ==================================
 
@@ -54,11 +54,11 @@ fields.
 """
 
 _INT32_LEAST, _INT32_MOST = -(2**31), 2**31 - 1
-# Possessive quantifiers, so that no text is scanned twice: the match holds the interpreter's lock.
+# The quantifiers are possessive, so that no text is scanned twice: a match holds the interpreter's lock.
 _NUMBER: Final = re.compile(rb"\s*+[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]{1,9})?\s*+")
 _INFINITE: Final = re.compile(rb"\s*+([+-]?)inf(?:inity)?\s*+", re.IGNORECASE)
 _SHOWN: Final = 40
-"""Characters of a value or an id that reports show, at most."""
+"""Maximum number of characters of a value or an id that reports show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +79,10 @@ TWICE: Final = Oddity("twice", "another row has this endpoint_id as well, and sa
 
 
 class OddRow(Exception):  # noqa: N818 - it describes a row, not an error of ours
-    """Raised for an odd row, in place of returning its payload."""
+    """An odd row. It is raised instead of returning the row's payload."""
 
     def __init__(self, oddity: Oddity, payload: bytes | None = None, *, named: bool = True) -> None:
-        """``payload`` is the payload to serve, if any; ``named`` says whether the row has a valid id."""
+        """``payload`` is the payload to serve, if any. ``named`` says whether the row has a valid id."""
         super().__init__(oddity.text)
         self.oddity = oddity
         self.payload = payload
@@ -110,7 +110,8 @@ def limit(column: str, value: bytes | None) -> tuple[int, Oddity | None]:
             raise _no_number(column, value) from None
     else:
         raise _no_number(column, value)
-    # Compared before it becomes an int: a short text can name an int that fills the memory.
+    # The comparison comes before the conversion, since a short text can stand for an int that fills the
+    # memory.
     if not _INT32_LEAST <= found <= _INT32_MOST:
         nearest = _INT32_MOST if found > 0 else _INT32_LEAST
         text = f"{column} is {_shown(value)}, beyond 32 bits: served as {nearest}"
@@ -163,7 +164,7 @@ def check_text(column: str, values: Iterable[bytes]) -> None:
     """Check that bytes are UTF-8.
 
     Raises:
-        OddRow: they are not, because they were not valid text in the database's encoding.
+        OddRow: they are not UTF-8, because they were not valid text in the database's encoding.
 
     """
     for value in values:
@@ -193,10 +194,10 @@ def check_id(column: str, value: bytes | None) -> None:
 
 
 def check_size(what: str, size: int) -> None:
-    """Check that so many bytes fit into a message.
+    """Check that a number of bytes fits into a message.
 
     Raises:
-        OddRow: they do not.
+        OddRow: it does not fit.
 
     """
     if size > MESSAGE_BYTES:

@@ -35,8 +35,7 @@ _NO_COLUMN = frozenset({"constraint", "primary", "unique", "foreign", "check", "
 
 
 def statements(text: str) -> list[str]:
-    """Return the statements of a file in order, without comments, semicolons, blank lines and psql's own
-    commands.
+    """Return the statements of a file in order, without comments, semicolons, blank lines and psql commands.
     """
     return [one.text for one in script(text) if one.text]
 
@@ -91,7 +90,8 @@ def bind(query: str, name: str | None = None) -> str:
 
 
 def columns(query: str) -> tuple[str, ...]:
-    """Return the names of the columns that a query returns: the last word of each item, before any cast.
+    """Return the names of the columns that a query returns. A name is the last word of an item, before any
+    cast.
 
     A ``*`` is not expanded.
     """
@@ -116,7 +116,8 @@ def columns(query: str) -> tuple[str, ...]:
 
 
 def tables(schema: str) -> dict[str, frozenset[str]]:
-    """Return the columns of each table that a schema creates, by their names in the catalog."""
+    """Return the columns of each table that a schema creates, with the names that they have in the catalog.
+    """
     found: dict[str, frozenset[str]] = {}
     for table, definitions in _created(schema):
         first = (re.match(_WORD_OR_QUOTED, definition) for definition in definitions)
@@ -150,7 +151,7 @@ def indexes(setup: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 
 def stored(name: str) -> str:
-    """Return a name as the catalog has it."""
+    """Return a name as it is in the catalog."""
     return unquoted(name) if name.startswith('"') else name.lower()
 
 

@@ -1,11 +1,12 @@
 """Adds the schema to the table names in a query, since our search path does not include the mapped tables.
 
 Anyone who may create objects in a schema of the search path can make their own operator or function run in
-place of a built-in one: an ``=`` for two ``varchar`` there is preferred to the built-in one, which takes two
-``text``. So our sessions search only ``pg_catalog``, and the tables of a mapping have to be qualified.
+place of a built-in one. For example, an ``=`` for two ``varchar`` in that schema is preferred to the built-in
+one, which takes two ``text``. So our sessions search only ``pg_catalog``, and the names of a mapping's tables
+have to be qualified.
 
-If this module overlooks a name, the server does not find the table and reports an error. It never finds
-another table.
+If this module overlooks a name, the server finds no table of that name and reports an error. It never reads
+another table instead.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _BEHIND_TABLES: Final = frozenset(
     {"WHERE", "GROUP", "HAVING", "WINDOW", "ORDER", "LIMIT", "OFFSET", "FETCH", "FOR"}
     | {"UNION", "INTERSECT", "EXCEPT"}
 )
-"""Words that end a list of tables. All words looked for here are reserved, so no table has such a name."""
+"""Words that end a list of tables. They are all reserved, so no table has such a name."""
 
 
 @dataclass
@@ -35,8 +36,8 @@ class _Level:
     """One level of parentheses."""
 
     select: bool = False
-    """Whether it has a SELECT, so that a FROM begins a list of tables, unlike in ``extract(epoch FROM
-    x)``.
+    """Whether a SELECT has been seen at this level, so that a FROM begins a list of tables. The FROM of
+    ``extract(epoch FROM x)`` does not.
     """
     tables: bool = False
     """Whether the position is in a list of tables, where a table follows each comma."""
@@ -44,7 +45,7 @@ class _Level:
     """Whether the next token is a table, or opens a parenthesis around tables."""
 
     def keyword(self, word: str, *, compares: bool) -> bool:
-        """Take a word, in upper case. Return whether it is a keyword that matters here.
+        """Step over a word, in upper case. Return whether it is a keyword that matters here.
 
         ``compares`` says whether the word is the FROM of ``IS DISTINCT FROM``.
         """
@@ -64,8 +65,7 @@ class _Level:
 
 
 def qualify(query: str, tables: Collection[str], schema: str) -> str:
-    """Return a query with the schema before the name of each of these tables, wherever it stands for the
-    table.
+    """Return a query in which the schema has been added before the names of these tables.
 
     ``tables`` are the names in the catalog. Columns, aliases and functions of the same names stay as they
     are, and so do qualified names.
@@ -100,7 +100,7 @@ def qualify(query: str, tables: Collection[str], schema: str) -> str:
 
 
 def calls(query: str) -> set[tuple[str, str]]:
-    """Return the functions that a query calls by schema and name, as the catalog has both."""
+    """Return the functions that a query calls, as pairs of schema and name as in the catalog."""
     tokens = [token for token in tokens_of(query) if token.kind != "comment"]
     return {
         (schema.stored, name.stored)
@@ -121,7 +121,7 @@ def _is_comparison(tokens: list[Lexeme], number: int) -> bool:
 
 
 def _is_defined(tokens: list[Lexeme], number: int) -> bool:
-    """Return whether a WITH defines this name: ``name (columns) AS MATERIALIZED (``."""
+    """Return whether a WITH defines this name, as in ``name (columns) AS MATERIALIZED (``."""
     before = tokens[number - 1].text.upper() if number else ""
     if before not in {"WITH", "RECURSIVE", ","}:
         return False

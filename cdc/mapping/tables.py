@@ -1,7 +1,8 @@
-"""The mapping's tables as the catalog describes them, and what makes following them exact and fast.
+"""The mapping's tables as the catalog describes them, and the replica identities, unique keys and indexes
+that they need.
 
-The mapping says what each table needs. Its rules say which column an update or delete has to name,
-``schema.sql`` says which keys are unique, and ``setup.sql`` says which indexes make ripples fast.
+The mapping defines these needs. Its rules say which column an update or delete has to contain, ``schema.sql``
+says which keys are unique, and ``setup.sql`` says which indexes make ripples fast.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ class Index:
     unique: bool
     valid: bool
     identity: bool
-    """Whether REPLICA IDENTITY USING INDEX has chosen it."""
+    """Whether REPLICA IDENTITY USING INDEX names this index."""
     plain: bool
     """Whether it is neither partial nor over expressions."""
     may_identify: bool
-    """Whether it can be the replica identity: unique, immediate, plain, over columns that are NOT NULL."""
+    """Whether the index can be the replica identity: it is unique, immediate and `plain`, and its columns are
+    all NOT NULL.
+    """
     comment: str | None
 
 
@@ -52,21 +55,25 @@ class Table:
     oid: int
     mapped: str
     top: bool
-    """Whether the queries name it, so that it is not a partition of such a table."""
+    """Whether the queries name this table. If False, it is a partition of a table that they name."""
     name: str
     kind: str
-    """``r`` is a table, ``p`` a partitioned one; ``v``, ``m`` and ``f`` are relations that send no rows."""
+    """``r`` is a table, ``p`` a partitioned table; ``v``, ``m`` and ``f`` are relations whose changes are not
+    in the WAL.
+    """
     logged: bool
     identity_kind: str
     """``d``efault (the primary key), ``i``ndex, ``f``ull or ``n``othing."""
     columns: tuple[str, ...]
     virtual: tuple[str, ...]
-    """The generated columns whose values are not stored, and so are not in the WAL."""
+    """The generated columns whose values are not stored, so that they are not in the WAL."""
     unpublished: tuple[str, ...]
-    """The generated columns that pgoutput cannot send: `virtual` ones, and before PostgreSQL 18 all."""
+    """The generated columns that pgoutput cannot send: the `virtual` ones, and before PostgreSQL 18 all of
+    them.
+    """
     refuses_if_published: bool
-    """Whether Postgres refuses its UPDATEs if a publication has it: since PostgreSQL 18, if its identity is
-    FULL and has a generated column that is not published.
+    """Whether Postgres refuses UPDATEs of the table if it is in a publication. This is so since PostgreSQL
+    18, if its identity is FULL and it has a generated column that is not published.
     """
     row_security: bool
     hides_rows: bool
@@ -83,7 +90,9 @@ class Table:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The columns of the old row that an update or delete carries. If it is empty, the change is lost."""
+        """The columns of the old row that an update or delete contains. If there are none, such changes are
+        lost.
+        """
         if self.identity_kind == "f":
             return self.columns
         index = self.identity_index
@@ -91,7 +100,9 @@ class Table:
 
     @property
     def identity_index(self) -> Index | None:
-        """The index that is the replica identity; None if it is FULL or NOTHING, or has lost its index."""
+        """The index that is the replica identity; None if the identity is FULL or NOTHING, or has lost its
+        index.
+        """
         for index in self.indexes:
             chosen = index.primary if self.identity_kind == "d" else index.identity
             if self.identity_kind in "di" and chosen and index.may_identify and index.valid:
@@ -99,7 +110,9 @@ class Table:
         return None
 
     def identifier(self, column: str | None = None) -> Index | None:
-        """Return the index with the fewest columns that could be the identity and, if given, has a column."""
+        """Return the index with the fewest columns that could be the identity, or None. If a column is given,
+        the index must have it.
+        """
         for index in self.indexes:
             if index.may_identify and index.valid and (column is None or column in index.columns):
                 return index
@@ -115,8 +128,8 @@ class WantedIndex:
     columns: tuple[str, ...]
 
     def lacked_by(self, tables: Iterable[Table]) -> Iterator[Table]:
-        """Yield the tables that lack such an index: the table itself, or its partitions. Tables without the
-        columns are left out.
+        """Yield the tables that lack such an index: the table itself, or its partitions. Tables that lack the
+        index's columns are left out.
         """
         for table in tables:
             ours = table.mapped == self.table and table.kind == "r"
@@ -124,7 +137,9 @@ class WantedIndex:
                 yield table
 
     def name_on(self, table: Table) -> str:
-        """Return the name of the index on a table. Partitions need names of their own within a schema."""
+        """Return the name of the index on a table. The indexes of partitions need different names within a
+        schema.
+        """
         return self.name if table.top else f"{self.name}_{table.oid}"
 
     def create_on(self, table: Table) -> str:
@@ -149,14 +164,16 @@ def look(ask: Ask, mapping: Mapping, schema: str) -> tuple[Table, ...]:
 
 
 def followed(tables: Iterable[Table], mapping: Mapping) -> Iterator[Table]:
-    """Yield the tables whose updates and deletes count. Signal tables are left out, since only their inserts
-    count. A partitioned table is replaced by its partitions.
+    """Yield the tables whose updates and deletes matter. Signal tables are left out, since only their inserts
+    matter. A partitioned table is replaced by its partitions.
     """
     return (table for table in tables if table.mapped in mapping.reads and table.kind == "r")
 
 
 def column_to_name(mapping: Mapping, table: str) -> str | None:
-    """Return the column that the identity needs so that no parent has to be remembered, or None."""
+    """Return the column that makes the memory of parents unnecessary if the identity includes it; None if no
+    parent has to be remembered.
+    """
     for rule in mapping.rules[table]:
         if rule.parents is not None:
             return rule.column
@@ -176,7 +193,7 @@ def wanted_indexes(mapping: Mapping) -> Iterator[WantedIndex]:
 
 
 def _fields(row: Iterable[Any]) -> list[Any]:
-    """Return a row's values as the fields of a frozen class, which are in the order of the query's
-    columns.
+    """Return a row's values in the form that the fields of a frozen class need. The fields are in the order
+    of the query's columns.
     """
     return [tuple(value) if isinstance(value, list) else value for value in row]

@@ -1,8 +1,9 @@
 """The standby server's copy of its peer's map: endpoints, tombstones, revisions and positions.
 
-Positions make the copy useful after a takeover. With them, clients resume here with the peer's tokens, as at
-any other server of the database, and the slot is read on from the peer's position. Revisions continue from
-the peer's, but in a new epoch: the peer may have issued later revisions that were never copied.
+Positions make the copy useful after a takeover. With them, clients can resume here with the peer's tokens, as
+at any other server of the database, and this server continues to read the slot from the peer's position.
+Revisions continue from the peer's, but in a new epoch: the peer may have issued later revisions that were
+never copied.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A state of the peer's map that the store has. The peer's stream can go on from there."""
+    """A state of the peer's map that the store contains. The peer's stream can continue from there."""
 
     epoch: str
     timeline: int
@@ -41,12 +42,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class PeerState:
-    """The peer's map at one moment, and how far the peer is; see ``MirrorState`` in the protocol."""
+    """The peer's map at one moment, and the peer's position; see ``MirrorState`` in the protocol."""
 
     map: Checkpoint
     followed: Lsn
     owed: str
-    """These two are as in `cdc.pair.pair.Done`."""
+    """``followed`` and ``owed`` are as in `cdc.pair.pair.Done`."""
 
     @property
     def point(self) -> Point:
@@ -56,7 +57,8 @@ class PeerState:
 
 @dataclass(slots=True)
 class MirrorOpened(PeerNews):
-    """The peer leads, and its stream begins. The result of `reply` says whether the stream should go on."""
+    """The peer leads, and its stream begins. The result of `reply` says whether the stream should continue.
+    """
 
     reset: bool
     """Whether the whole map follows."""
@@ -65,11 +67,13 @@ class MirrorOpened(PeerNews):
 
 @dataclass(slots=True)
 class MirrorPart(PeerNews):
-    """Some entries, and perhaps the state that they complete. `reply` is set when the state file has them."""
+    """Some entries, and perhaps the state that they complete. Once the state file contains them, `reply` is
+    set.
+    """
 
     entries: list[Entry]
     moved: list[tuple[str, Lsn]]
-    """Ids with new positions, of entries that have not changed otherwise."""
+    """Ids and new positions of entries that have changed only in their positions."""
     seen: Lsn
     state: PeerState | None
     parents: list[ParentsPart]
@@ -92,20 +96,20 @@ class Mirrored:
         self._ledger = ledger
         self._origin = origin
         self._coming: dict[str, Entry] | None = None
-        """The entries of a map that is still incomplete; None if changes are copied."""
+        """The entries of a whole map that is arriving; None while only changes are copied."""
         self._owed = ""
         self.parents = MirroredParents()
         """The memory of parents as of the position in `point`."""
         self.point: Point | None = None
-        """The state that the store has; None if its map is not the peer's."""
+        """The state of the peer's map that the store contains; None if the store's map is not the peer's."""
         self.ours = False
-        """Whether the peer's mapping and encoding are ours. If not, the copy's positions and tombstones are
-        useful, but a reconcile must read everything before clients are served.
+        """Whether the peer has the same mapping and encoding as this server. If not, the copy's positions and
+        tombstones are useful, but a reconcile must read everything before clients are served.
         """
 
     def begin(self, *, reset: bool) -> bool:
-        """Prepare for a stream. Return False if the peer would send changes only, but the store lacks the
-        peer's map.
+        """Prepare for a stream. Return False if the peer would send only changes although the store does not
+        have the peer's map.
         """
         self._coming = {} if reset else None
         self.parents = MirroredParents()
@@ -115,7 +119,7 @@ class Mirrored:
         """Apply a part to the store and the state file.
 
         Raises:
-            SourceError: the copy differs from the peer's map, and must be sent anew.
+            SourceError: the copy differs from the peer's map, which must be sent again.
 
         """
         for parents in part.parents:

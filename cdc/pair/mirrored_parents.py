@@ -1,8 +1,9 @@
-"""The standby server's copy of the peer's memory of parents, as of the position where the slot is read on.
+"""The standby server's copy of the peer's memory of parents, as of the position from which this server would
+read the slot after a takeover.
 
-The peer's memory follows a transaction as soon as it arrives, before it is done. After a takeover the slot
-delivers the transactions again that were not done, and they need the parents as they were before. So the copy
-applies the changes of a transaction only when the peer is done with it.
+The peer's memory includes a transaction as soon as the transaction arrives, before its endpoints are read.
+After a takeover the slot delivers unfinished transactions again, and they need the parents as they were
+before. So the copy applies the changes of a transaction only when the peer has finished the transaction.
 """
 
 from __future__ import annotations
@@ -23,23 +24,26 @@ if TYPE_CHECKING:
 _Column = tuple[str, str]
 """A table and its column."""
 _COMING = 100_000
-"""Changes that are kept until their transactions are done. There are more only while the peer's reads fail.
+"""Maximum number of changes that are kept until their transactions are done. Only while the peer's reads fail
+can there be more.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class ParentsPart:
-    """A part of the peer's memory, or changes of it; see ``MirrorParents`` in the protocol."""
+    """A part of the peer's memory, or changes to it; see ``MirrorParents`` in the protocol."""
 
     anew: bool
     column: _Column
     at: Lsn
     rows: list[tuple[str, str | None]]
-    """Rows and their parents, None where a row is gone."""
+    """Pairs of row and parent. The parent is None if the row is gone."""
 
 
 class MirroredParents:
-    """The copy of the peer's memory, and changes that wait for it. Owned by the applier's thread."""
+    """The copy of the peer's memory, and changes that are not applied to it yet. Owned by the applier's
+    thread.
+    """
 
     def __init__(self) -> None:
         self._memory: dict[_Column, dict[str, str]] = {}
@@ -61,12 +65,12 @@ class MirroredParents:
         elif self._loaded_at is not None:
             self._coming.append(part)
             self._moves += len(part.rows)
-            if self._moves > _COMING:  # without a memory, a takeover makes a reconcile
+            if self._moves > _COMING:  # without a memory, a takeover needs a reconcile
                 self._memory, self._loaded_at = {}, None
                 self._coming.clear()
 
     def followed(self, up_to: Lsn) -> None:
-        """Apply the changes of transactions up to ``up_to``, which the peer is done with."""
+        """Apply the changes of all transactions up to ``up_to``, because the peer has finished them."""
         while self._coming and self._coming[0].at <= up_to:
             part = self._coming.popleft()
             self._moves -= len(part.rows)

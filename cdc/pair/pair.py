@@ -1,8 +1,9 @@
 """The pair: two servers with one slot. The leader reads the slot; the standby server copies the leader's map.
 
-After a takeover the slot must deliver again whatever the standby server lacks. So the leader confirms the
-slot only up to the position that the standby server has reached. If that falls behind by more than a second,
-the leader goes on alone. Then the standby server has a gap, which it notices when it takes over.
+After a takeover the slot must deliver again all transactions that the standby server lacks. So the leader
+confirms the slot only up to the position that the standby server has reached. If the standby server falls
+behind by more than a second, the leader stops waiting for it. The standby server then has a gap, which it
+detects when it takes over.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ if TYPE_CHECKING:
 
 
 PATIENCE = 1.0
-"""Seconds that the leader waits for a standby server to catch up, also after its connection was lost."""
+"""Seconds that the leader waits for a standby server to catch up, even after the connection to it was lost.
+"""
 
 _SILENCE = 3.0
-"""Seconds without an answer from the database after which a leader may have lost the slot. It asks each
-second.
+"""Seconds without an answer from the database after which a leader may have lost the slot. The leader queries
+the database each second.
 """
 
 
 class PairRole(Enum):
     """The role of a server in its pair. A server without a peer is ALONE or LEADING.
 
-    ``lead`` leads to LEADING from anywhere. The other transitions::
+    `Pair.lead` changes any role to LEADING. The other transitions::
 
         LEADING    lose      ALONE       the slot is lost, or the process has just started
         ALONE      stand_by  WAITING     the peer has the slot
@@ -57,33 +59,37 @@ class Done:
     """The leader's progress, as it reports it to standby servers."""
 
     followed: Lsn = Lsn(0)
-    """The leader's map and state file have every transaction up to here; 0 while it owes a reconcile."""
+    """The leader's map and state file include every transaction up to this position; 0 while the leader owes
+    a reconcile.
+    """
     owed: str = ""
     """The gate of the owed reconcile, as written by `cdc.postgres.gate.Gate.note`; empty if none is owed."""
 
 
 class StandbyServer:
-    """A server that copies our map: how far it is, and whether the slot waits for it."""
+    """A server that copies our map: its position, and whether the slot's confirmation waits for it."""
 
     def __init__(self, wake: Callable[[], object]) -> None:
         self.wake = wake
         self.gone = False
         """Whether its stream has ended."""
         self.followed: Lsn = Lsn(0)
-        """The newest position that it has acknowledged: its copy has everything up to here."""
+        """The newest position that it has acknowledged: its copy includes everything up to this position."""
         self.in_step = False
-        """Whether it once had everything, and has been at most `PATIENCE` seconds behind since."""
+        """Whether it has caught up once, and has been at most `PATIENCE` seconds behind since then."""
         self._target: Lsn = Lsn(0)
         """The leader's position that it has to reach next."""
         self._since = 0.0
-        """Monotonic time since when `_target` has been waited for."""
+        """Monotonic time at which the wait for `_target` began."""
 
     def acknowledge(self, followed: Lsn) -> None:
-        """Note that its copy has everything up to ``followed``; 0 while that is unknown."""
+        """Note that its copy includes everything up to ``followed``, which is 0 while unknown."""
         self.followed = followed
 
     def bound(self, followed: Lsn, now: float) -> Lsn:
-        """Return the position up to which the slot may be confirmed; ``followed`` is the leader's own."""
+        """Return the position up to which the slot may be confirmed. ``followed`` is the leader's own
+        position.
+        """
         if self.followed >= self._target:
             self._target, self._since, self.in_step = followed, now, self.followed > 0
         elif now - self._since > PATIENCE:
@@ -136,8 +142,8 @@ class Pair:
         """Return whether this server may accept new clients after its database has not answered for
         ``silence`` seconds.
 
-        A process that was frozen may have lost the slot to its peer, and notices that only some time after it
-        wakes up. Until it knows, it must not accept clients.
+        A process that was frozen may have lost the slot to its peer. It detects this only some time after it
+        wakes up, and must not accept clients before.
         """
         if not self.peered:
             return True
@@ -163,7 +169,8 @@ class Pair:
             self._role = PairRole.WAITING
 
     def mirror(self) -> None:
-        """Note that the peer's stream begins, and its map replaces ours. A leader stays a leader."""
+        """Note that the peer's stream begins, and that the peer's map replaces ours. A leader stays a leader.
+        """
         if not self.leading:
             self._role = PairRole.MIRRORING
         self.asked = True
@@ -175,14 +182,14 @@ class Pair:
         self.asked = True
 
     def go_alone(self) -> None:
-        """Note that the peer has not come back in time, so that this server serves its own map."""
+        """Note that the peer has not come back in time, so this server serves its own map."""
         if self.standing_by:
             self._role = PairRole.ALONE
 
     # --- leading: the standby servers and their progress
 
     def join(self, wake: Callable[[], object]) -> StandbyServer:
-        """Add a standby server. ``wake`` is called from any thread when `done` has changed."""
+        """Add a standby server. When `done` has changed, ``wake`` is called, perhaps from another thread."""
         standby = StandbyServer(wake)
         with self._lock:
             self._standbys.add(standby)
@@ -195,8 +202,8 @@ class Pair:
     def confirmable(self, position: Lsn, *, exact: bool, owed: str = "") -> Lsn:
         """Return the position up to which the slot may be confirmed, at most ``position``.
 
-        ``position`` is the leader's own limit. ``exact`` says whether the map has everything up to there. If
-        not, no standby server can have it either, and there is nothing to wait for.
+        ``position`` is the leader's own limit. ``exact`` says whether the map includes everything up to
+        there. If it does not, no standby server's map can, and there is nothing to wait for.
         """
         done, now = Done(position if exact else Lsn(0), owed), self._clock()
         with self._lock:

@@ -2,8 +2,8 @@
 
 While the peer leads, this server serves no clients. After it has got the slot, it serves its copy as soon as
 it has followed the slot up to the end of WAL at the takeover, because clients of the peer may have seen
-states up to there. If the slot was confirmed beyond the copy (the peer went on alone), a reconcile has to
-close the gap.
+states up to this position. If the slot was confirmed beyond the copy (because the peer stopped waiting for
+this server), a reconcile has to close the gap.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from cdc.store.store import Store
 
 _UNHEARD = 90.0
-"""Seconds without an answer from the peer after which this server serves its own map. It is longer than the
+"""Seconds without an answer from the peer after which this server serves its own map. This is longer than the
 database takes to end the connection of a frozen leader (wal_sender_timeout, 5 s).
 """
 _LEADERLESS = 10.0
-"""The same time, in seconds, if the peer answers that it does not read the slot either."""
+"""Seconds after which this server serves its own map if the peer answers that it does not read the slot
+either.
+"""
 TROUBLE = "peer"
 _OTHER = (
     "the peer makes its map by another MAPPING, DB_SCHEMA or version: whoever takes over reads everything"
@@ -62,11 +64,12 @@ class StandbyRole:
         self._observer = observer
         self._alone_at = time.monotonic() + _UNHEARD
         self._ready_at: int | None = None
-        """The position that the map must reach before it may be served; None without a takeover under way."""
+        """The position that the map must reach before it may be served; None if no takeover is in progress.
+        """
         self._reported_other = False
-        """Whether it was reported that the peer's mapping or encoding is another one."""
+        """Whether a difference of the peer's mapping or encoding has been reported."""
         self.owed: Gate | None = None
-        """The gate of a reconcile that the peer owes, and that this server owes after a takeover."""
+        """The gate of a reconcile that the peer owes. After a takeover this server owes it."""
 
     @property
     def waiting(self) -> bool:
@@ -100,7 +103,9 @@ class StandbyRole:
         return pair.standing_by
 
     def inherit(self, owed: Gate | None) -> Gate | None:
-        """Return the owed reconcile after a takeover: the peer's if the map is the peer's, else ``owed``."""
+        """Return the reconcile that is owed after a takeover. It is the peer's if this server has the peer's
+        map, otherwise ``owed``.
+        """
         return owed if self._mirrored.point is None else self.owed
 
     def confirmable(self, position: Lsn, *, exact: bool, owed: Gate | None) -> Lsn:
@@ -108,7 +113,7 @@ class StandbyRole:
         return self._pair.confirmable(position, exact=exact, owed="" if owed is None else owed.note())
 
     def part_ways(self) -> None:
-        """Note that this server reads the mapping from now on, so that the map is not the peer's any more."""
+        """Note that this server now reads the mapping itself, so that its map is no longer the peer's."""
         self._mirrored.part_ways()
 
     def _begin(self, opened: MirrorOpened) -> bool:
@@ -139,8 +144,8 @@ class StandbyRole:
             self._observer.trouble(TROUBLE, _OTHER if self._reported_other else None)
 
     def lost(self, lost: StreamEnded) -> bool:
-        """Note that this server does not have the slot. Return whether the peer has it, so that all is
-        well.
+        """Note that this server does not have the slot. Return whether the peer has it, so that nothing needs
+        to be reported.
         """
         pair = self._pair
         if pair.leading:
@@ -154,7 +159,7 @@ class StandbyRole:
         return held
 
     def look(self) -> None:
-        """Begin to serve the copy once it has caught up after a takeover, or once the peer is away for too
+        """Begin to serve the copy if it has caught up after a takeover, or if the peer has been away for too
         long.
         """
         if self._ready_at is not None:
@@ -164,13 +169,14 @@ class StandbyRole:
         elif self._pair.standing_by and not self.waiting:
             self._pair.go_alone()
             if self._mirrored.point is not None and self._mirrored.ours:
-                self._store.loaded()  # the newest map there is; `staleness` says how old
+                self._store.loaded()  # this is the newest map there is; `staleness` says how old it is
 
     def take_over(self, started: Started, rules: Iterable[Rule]) -> Memory | None:
         """Begin to lead.
 
-        Returns the memory of parents if the store has everything up to `Requery.reached` and the slot begins
-        there or before. Returns None if a reconcile is needed, because of a gap or for another reason.
+        Returns the memory of parents if the store includes everything up to `Requery.reached` and the slot
+        begins at that position or before it. Returns None if a reconcile is needed, because of a gap or for
+        another reason.
         """
         self._pair.lead()
         point, self._ready_at = self._mirrored.point, None
@@ -184,7 +190,7 @@ class StandbyRole:
         if not self._mirrored.ours:
             return None
         if self._requery.reached != point.followed or self.owed is not None:
-            return None  # the slot's history is another one, or left the peer's too early
+            return None  # the slot has another history, which may have left the peer's too early
         if not (started.found and 0 < started.confirmed <= point.followed):
             return None
         memory = self._mirrored.parents.memory(rules, point.followed)
