@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 
 class Asking(threading.Thread, ABC):
-    """Asks until `stop`. After an error it closes the connection, and connects anew for the next question."""
+    """A thread that asks until `stop`. After an error it closes the connection, and connects again for the
+    next question.
+    """
 
     def __init__(self, name: str, address: Address, observer: Troubles, interval: float) -> None:
-        """``interval`` is the time between the beginnings of two questions, in seconds."""
+        """``interval`` is the time from the start of one question to the start of the next, in seconds."""
         super().__init__(name=name, daemon=True)
         self._address = address
         self._interval = interval
@@ -44,7 +46,7 @@ class Asking(threading.Thread, ABC):
         """Report that there is no answer."""
 
     def stop(self) -> None:
-        """Ask the thread to end; it does so at once, or when the server has answered."""
+        """Ask the thread to end. It ends at once, or as soon as the server has answered."""
         self._stopping.set()
 
     def run(self) -> None:

@@ -1,10 +1,10 @@
 """The types of the columns that a mapping reads.
 
-One place judges values, row by row (`cdc.mapping.row_rule`). If the driver converted them, one bad value
-would fail the read of all rows. So the driver converts only integers and booleans, which cannot fail. Text
+Only `cdc.mapping.row_rule` judges values, row by row. If the driver converted values, one bad value would
+make the read of all rows fail. So the driver converts only integers and booleans, which cannot fail. Text
 arrives as the bytes that the server sends, and the statement itself casts all other types to text
-(`KeyType.sent`). A conversion function that we register with the driver would get text that the driver has
-decoded already.
+(`KeyType.sent`). A conversion function registered with the driver would not help: it would get text that the
+driver has decoded already.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class ColumnTypes:
     columns: Mapping[str, KeyType] = field(default_factory=dict)
     """The types of all columns of `Endpoints`, by column."""
     sources: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """The columns of `Endpoints` that are columns of a table: its oid, and the column's number in it."""
+    """For each column of `Endpoints` that is a column of a table, the table's oid and the column's number."""
     listed: Mapping[str, Sequence[KeyType]] = field(default_factory=dict)
-    """The types of row id and key, by the query that lists them."""
+    """The types of the row id and of the key, by the query that lists them."""
 
     def list_as_printed(self, query: str) -> str:
-        """Return a query that lists row ids and keys, changed so that it prints them as the slot does."""
+        """Return a query that lists row ids and keys, with both printed as the slot prints them."""
         row, key = self.listed.get(query, (TEXT, TEXT))
         return (
             f"SELECT {row.printed('listed.row_id')} AS row_id, {key.printed('listed.parent')} AS parent\n"
@@ -61,7 +61,7 @@ def as_bytes(cursor: Cursor) -> None:
 
 
 def as_printed(value: Any) -> bytes:
-    """Return a value as the server prints it, also one that the driver has converted."""
+    """Return a value as the server prints it, even if the driver has converted it."""
     if value is None:
         return b""
     return value if isinstance(value, bytes) else str(value).encode()
@@ -93,7 +93,7 @@ def _described(cursor: Cursor, query: str) -> Sequence[Column]:
 
 
 def _id_type(mapping: EndpointMapping, cursor: Cursor, column: Column) -> KeyType:
-    """Return the type of ids, with the length and the collation that decide how they compare."""
+    """Return the type of ids, with the length and the collation that decide how ids compare."""
     code, length = column.type_code, column.internal_size
     of_ids = _found(mapping, cursor, [code], length)[code]
     if of_ids.category != "S":

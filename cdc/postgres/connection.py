@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _DEFAULTS: dict[str, Any] = {
     "application_name": "pads-cdc",
     "connect_timeout": 5,
-    # A server that has vanished is given up after about 20 s, whatever the kernel's defaults are.
+    # The connection to a server that has vanished ends after about 20 s, whatever the kernel's defaults are.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 2,
@@ -34,22 +34,22 @@ _DEFAULTS: dict[str, Any] = {
 """Defaults; the connection string overrides them."""
 
 _OPTIONS_REFUSED = frozenset({"08P01", "0A000", "42704"})
-"""The codes with which poolers refuse startup options, and servers refuse unknown settings."""
+"""The SQLSTATEs with which poolers refuse startup options, and servers refuse unknown settings."""
 
 
 class Address:
-    """A server's address: a connection string, which is read anew for each connection, and its setting's
-    name.
+    """A server's address: a connection string, which is read again for each connection, and the name of the
+    setting that has it.
     """
 
     def __init__(self, read: Callable[[], str], setting: str) -> None:
-        """``read`` returns the connection string; it may come from a file whose content changes."""
+        """``read`` returns the connection string, which may come from a file whose content changes."""
         self._read = read
         self.setting = setting
         self._takes_options = True
         """Whether to send our startup options; False once a pooler has refused them."""
         self._version = 0
-        """The server's version, as of the last connection: not every version has each setting."""
+        """The server's version, as of the last connection. It decides which settings can be sent."""
 
     def __repr__(self) -> str:
         return f"<Address from {self.setting}>"
@@ -58,10 +58,10 @@ class Address:
         """Open an ordinary connection, in autocommit. Blocks for at most the connect timeout (5 s for each
         address).
 
-        Each transaction on it must begin with `session.begin`, since a pooler may be in between.
+        Each transaction on the connection must begin with `session.begin`, since a pooler may be in between.
 
         Raises:
-            SourceError, Refusal: it cannot be opened.
+            SourceError, Refusal: the connection cannot be opened.
 
         """
         connection: PlainConnection = self._open(decoding=False)
@@ -69,10 +69,10 @@ class Address:
         return connection
 
     def connect_replication(self) -> LogicalReplicationConnection:
-        """Open a replication connection; it takes ordinary statements too.
+        """Open a replication connection, which accepts ordinary statements too.
 
         Raises:
-            SourceError, Refusal: it cannot be opened.
+            SourceError, Refusal: the connection cannot be opened.
 
         """
         connection: LogicalReplicationConnection = self._open(decoding=True)
@@ -85,8 +85,8 @@ class Address:
         return connection
 
     def _open(self, *, decoding: bool) -> Any:
-        """Connect with as many of our startup options as are accepted: all that the server's version knows,
-        then those that every version knows, then none.
+        """Connect with as many of our startup options as are accepted. The first attempt sends all options
+        that the server's version knows, the next one those that every version knows, and the last one none.
         """
         parameters = self._parameters()
         given = parameters.pop("options", os.environ.get("PGOPTIONS", ""))
@@ -113,7 +113,7 @@ class Address:
                 return connection
 
     def each(self) -> Iterator[tuple[str, Address]]:
-        """Yield every host of the connection string, with an address of that host alone."""
+        """Yield every host of the connection string, each with an address of only that host."""
         given = psycopg2.extensions.parse_dsn(self._read())
         hosts = given.get("host", "").split(",")
         alone = {name: value for name, value in given.items() if name != "target_session_attrs"}
@@ -138,7 +138,7 @@ def _returns(text: str) -> Callable[[], str]:
 
 
 def identify(cursor: ReplicationCursor) -> Timeline:
-    """Ask a server on a replication connection for its timeline and the end of its WAL."""
+    """Return a server's timeline and the end of its WAL, queried on a replication connection."""
     cursor.execute("IDENTIFY_SYSTEM")
     [(system, timeline, end, _)] = cursor.fetchall()
     switches: tuple[tuple[int, Lsn], ...] = ()

@@ -1,7 +1,7 @@
-"""The connections of a `cdc.postgres.database.Database`, and how other threads end what runs on them.
+"""The connections of a `cdc.postgres.database.Database`, and how other threads end the statements on them.
 
-A transaction whose locks another session waits for, or a statement on a frozen server, is ended from another
-thread. That thread shuts the socket down. The reading thread gets an error, closes the connection, and reads
+If another session waits for a transaction's locks, or if a statement runs on a frozen server, another thread
+ends it by shutting the socket down. The reading thread then gets an error, closes the connection, and reads
 again.
 """
 
@@ -36,28 +36,29 @@ class Connections:
         self.address = address
         self._idle: list[Connection] = []
         self._prepared: dict[Connection, PreparedStatements | None] = {}
-        """The prepared statements of each connection; None where a pooler may share the session."""
+        """The prepared statements of each connection; None if a pooler may share the session."""
         self._ended: set[Connection] = set()
-        """Connections that were cut, because another session waits for their locks."""
+        """Connections that were cut because another session waits for their locks."""
         self._closed: set[Connection] = set()
         """Connections in use that are not to be kept, because they were opened before the last `close`."""
         self._closes = 0
         self.local = False
         """Whether the newest connection goes through a Unix socket."""
         self._busy: dict[Connection, float] = {}
-        """Connections in use, and since when (monotonic time)."""
+        """Connections in use, each with the monotonic time at which its use began."""
         self.longest = 0.0
-        """Duration of the longest transaction that ran to its end since `forget_longest`, in seconds."""
+        """Duration of the longest transaction that has ended normally since `forget_longest`, in seconds."""
         self._running: dict[Connection, float] = {}
-        """Connections on which a statement runs, and since when (monotonic time)."""
+        """Connections on which a statement runs, each with the monotonic time at which the statement began.
+        """
         self._lock = threading.Lock()
 
     @contextmanager
     def transaction(self) -> Iterator[Cursor]:
-        """Yield a cursor for a transaction of one round trip, which the caller begins; then commit.
+        """Yield a cursor for a transaction of one round trip, which the caller begins. Commits at the end.
 
         Raises:
-            SourceError, Refusal: in place of the driver's error.
+            SourceError, Refusal: raised instead of the driver's error.
 
         """
         connection = self.take()
@@ -71,7 +72,7 @@ class Connections:
         """Close the connection if anything fails on it, and translate the driver's errors.
 
         Raises:
-            SourceError, Refusal: in place of the driver's error.
+            SourceError, Refusal: raised instead of the driver's error.
 
         """
         try:
@@ -79,8 +80,8 @@ class Connections:
         except Exception as error:  # also errors of encoding, in either direction
             with self._lock:
                 ended = connection in self._ended
-            # Translated before the connection is closed: the remedy names our role, which the connection
-            # knows.
+            # The error is translated before the connection is closed, because the remedy names our role,
+            # which only the open connection knows.
             ours = translate(error, self.address.setting) if isinstance(error, psycopg2.Error) else None
             self.discard(connection)
             if ended:
@@ -91,7 +92,7 @@ class Connections:
             raise
 
     def take(self) -> Connection:
-        """Return a connection that is not in use: an idle or a new one."""
+        """Return an idle connection, or a new one if none is idle."""
         with self._lock:
             kept, closes = self._idle.pop() if self._idle else None, self._closes
         connection = kept or self.address.connect()
@@ -106,12 +107,12 @@ class Connections:
         return connection
 
     def prepared(self, connection: Connection) -> PreparedStatements | None:
-        """Return the prepared statements of a connection; None where a pooler may share the session."""
+        """Return the prepared statements of a connection; None if a pooler may share the session."""
         return self._prepared[connection]
 
     def give_back(self, connection: Connection) -> None:
-        """Keep a connection for the next read, unless `close` was called since `take`. No transaction is
-        open.
+        """Keep a connection for the next read, unless `close` was called since `take`. No transaction may be
+        open on it.
         """
         with self._lock:
             kept = connection not in self._closed
@@ -134,7 +135,7 @@ class Connections:
 
     @contextmanager
     def running(self, connection: Connection) -> Iterator[Cursor]:
-        """Yield a cursor, and let `cut_stalled` see since when its statement runs."""
+        """Yield a cursor, and note the time for `cut_stalled`."""
         with self._lock:
             self._running[connection] = time.monotonic()
         try:
@@ -147,8 +148,8 @@ class Connections:
     def cut_stalled(self, after: float) -> None:
         """Cut the connections on which a statement has run for longer than ``after`` seconds.
 
-        The reading thread gets a SourceError. A frozen server does not end a statement at its timeout, while
-        its kernel keeps the connection alive.
+        The reading thread gets a SourceError. Without this, a read on a frozen server would never end: the
+        server does not enforce its own timeout, and its kernel keeps the connection alive.
         """
         began_before = time.monotonic() - after
         with self._lock:  # under the lock no such connection is closed, so its descriptor is not reused
@@ -178,7 +179,9 @@ class Connections:
                     _cut(connection)
 
     def close(self) -> None:
-        """Close all connections, those in use after their reads: the server has changed, or shuts down."""
+        """Close all connections, because the server has changed or is shutting down. A connection in use is
+        closed after its read.
+        """
         with self._lock:
             idle, self._idle = self._idle, []
             self._closed |= self._busy.keys()
@@ -188,6 +191,6 @@ class Connections:
 
 
 def _cut(connection: Connection) -> None:
-    """Shut the socket down, so that both ends notice. The thread that uses the connection closes it."""
+    """Shut the socket down, so that both ends get an error. The thread that uses the connection closes it."""
     with suppress(psycopg2.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as line:
         line.shutdown(socket.SHUT_RDWR)

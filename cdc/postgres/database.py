@@ -1,12 +1,12 @@
 """Re-queries: reads of the mapping, each with the evidence of its snapshot.
 
-A read is one READ COMMITTED transaction of three statements. The first asks which server this is and how far
-it has replayed. The second locks the tables and their partitions. The third, a cursor, takes its snapshot
-after both, and returns that snapshot with the rows. The evidence and the first rows arrive in one round trip.
-The evidence also shows a promotion, another server behind a pooler, or a standby that is behind: nothing
-about the server is kept from one read to the next.
+A read is one READ COMMITTED transaction of three statements. The first identifies the server, and returns how
+far it has replayed WAL. The second locks the tables and their partitions. The third, a cursor, takes its
+snapshot after the other two, and returns that snapshot with the rows. The evidence and the first rows arrive
+in one round trip. No facts about the server are kept from one read to the next, so the evidence also shows a
+promotion, another server behind a pooler, or a standby that is behind.
 
-All settings are local to the transaction, so a pooler in transaction mode may stand in between.
+All settings are local to the transaction, so a pooler in transaction mode may be in between.
 
 Migrations go first. While a read waits for one lock it may hold others. A migration that holds the first lock
 and waits for the others would become the deadlock's victim, because a server looks for deadlocks only after a
@@ -51,17 +51,19 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 Row = tuple[str, bytes | None]
-"""An endpoint's id, and its payload, or None where the mapping has no such endpoint."""
+"""An endpoint's id and its payload. The payload is None if the mapping has no such endpoint."""
 
 
 FIRST_CHUNK = 1_000
-"""Rows in the first round trip; most reads need no other."""
+"""Maximum number of rows in the first round trip. Most reads need no other round trip."""
 CHUNK = 2_000
-"""Rows in each further round trip: a few milliseconds of work, so that other reads are not held up."""
+"""Number of rows in each further round trip. They are a few milliseconds of work, so other reads do not wait
+long.
+"""
 _LOCAL_CHUNK = 200
-"""Rows in each round trip on a Unix socket. No setting of the server ends a statement that cannot write to a
-Unix socket. So all rows of a round trip must fit into its buffer (about 200 kB), and the statement can
-finish.
+"""Maximum number of rows in each round trip on a Unix socket. No setting of the server ends a statement that
+cannot write to a Unix socket. So all rows of a round trip must fit into the socket's buffer (about 200 kB),
+which lets the statement finish.
 """
 
 _BEFORE = """
@@ -86,29 +88,32 @@ SELECT
 FROM pg_catalog.current_setting('deadlock_timeout') AS given (setting)
 CROSS JOIN LATERAL (SELECT given.setting::pg_catalog.interval AS cycle) AS deadlock
 """
-"""A read waits for a lock for less than ``deadlock_timeout``. A statement ends within a second of its
-client's end, on systems that can notify a server of that.
+"""Sets time limits: a read waits for a lock for less than ``deadlock_timeout``, and on systems that notify a
+server of a closed connection, a statement ends within a second after its client has gone.
 """
 _IMPATIENT = """
 SELECT pg_catalog.set_config('statement_timeout', pg_catalog.current_setting('pads_cdc.patience'), true)
 """
-"""The time limit is for all locks of a read together."""
+"""Sets a time limit for all locks of a read together."""
 _PATIENT = """
 SELECT pg_catalog.set_config('statement_timeout', '60s', true)
 """
 _IN_HASTE = """
 SELECT pg_catalog.set_config('statement_timeout', '250ms', true)
 """
-"""A prepared plan may have been made for smaller tables, and take minutes instead of a millisecond."""
+"""Sets a time limit for a prepared plan, which may have been made for smaller tables and may take minutes
+instead of a millisecond.
+"""
 _SLOW = 0.01
-"""Seconds. After a read by a prepared plan that takes longer, the plan is made anew."""
+"""If a read by a prepared plan takes longer than this number of seconds, the plan is made again."""
 _ONE_BY_ONE = 60.0
-"""Seconds for which a statement is planned anew for each read, after it failed as a prepared one."""
+"""If a statement failed because it was prepared, it is planned for each read during this number of seconds.
+"""
 
 
 class Database:
-    """The server that is queried. One thread reads. Further threads fetch rows ahead for it, and any thread
-    may end a statement that runs on the `connections`.
+    """The query server, from which the mapping is read. Only one thread reads; other threads fetch rows for
+    it in advance. Any thread may end a statement that runs on the `connections`.
     """
 
     def __init__(
@@ -121,7 +126,7 @@ class Database:
     ) -> None:
         """``encode`` makes the payload from the mapping's fixed columns.
 
-        ``wake`` is called from other threads when a read no longer has to wait (`Read.waiting`).
+        ``wake`` is called from another thread when a read no longer has to wait (`Read.waiting`).
         """
         self.address = address
         self.connections = Connections(address)
@@ -131,20 +136,23 @@ class Database:
         self.encode = encode
         self.wake = wake
         self._not_kept: dict[str, float] = {}
-        """Statements that failed as prepared ones, and until when they are not prepared (monotonic time)."""
+        """Statements that failed because they were prepared, each with the monotonic time until which it is
+        not prepared again.
+        """
         self._composed: dict[tuple[str, ...], str] = {}
-        """Statements by the kinds of their keys; valid for the present `types`."""
+        """Statements by the kinds of their keys. They are valid for the current `types`."""
         self._types: ColumnTypes | None = None
 
     def read(self, keys: Mapping[str, Collection[str]] | None = None, *, at_once: bool = True) -> Read:
-        """Read the endpoints that these keys stand for, by kind; with None, the whole mapping.
+        """Read the endpoints that keys stand for, or the whole mapping if ``keys`` is None. ``keys`` are by
+        kind.
 
         Blocks until the first rows arrive. Without ``at_once``, blocks only until the snapshot is known (see
         `Read.waiting`). The caller must check the evidence against its gate before it uses a row, and must
         close the read.
 
         Raises:
-            SourceError, Refusal: nothing was read. That does not mean that the endpoints are deleted.
+            SourceError, Refusal: nothing was read. This does not mean that the endpoints are deleted.
 
         """
         if keys is None:
@@ -165,7 +173,7 @@ class Database:
     def _read_few(
         self, statement: str, parameters: Mapping[str, Sequence[str]], *, locks: bool = True
     ) -> Read:
-        """Read a few rows with a prepared statement; without one where that is not possible."""
+        """Read a few rows with a prepared statement, or with an ordinary one if it cannot be prepared."""
         if time.monotonic() < self._not_kept.get(statement, 0.0):
             return Read(self, statement, parameters, locks=locks)
         try:
@@ -178,7 +186,7 @@ class Database:
                 self._not_kept[statement] = time.monotonic() + _ONE_BY_ONE
         if read.complete:
             return read
-        read.close()  # some id has very many rows: they need a cursor
+        read.close()  # an id has very many rows, which need a cursor
         return Read(self, statement, parameters, locks=locks)
 
     @property
@@ -189,7 +197,7 @@ class Database:
     def open(self) -> Future[Read]:
         """Open a read of the whole mapping in another thread, because its first rows may take long.
 
-        If another read starts before the result is there, the order of the two snapshots is unknown.
+        If another read starts before the result is available, the order of the two snapshots is unknown.
         """
         return self.in_thread("open", self.read)
 
@@ -212,12 +220,12 @@ class Database:
 
     @property
     def at_once(self) -> int:
-        """A read of fewer rows than this needs only one round trip."""
+        """A read of fewer rows than this number needs only one round trip."""
         return min(FIRST_CHUNK, self.most_at_once)
 
     @property
     def most_at_once(self) -> int:
-        """Maximum rows of one round trip."""
+        """Maximum number of rows of one round trip."""
         return _LOCAL_CHUNK if self.connections.local else CHUNK
 
     def evidence(self) -> Evidence:
@@ -231,7 +239,7 @@ class Database:
             return read.evidence
 
     def parents(self, rules: Collection[Rule]) -> dict[Rule, list[tuple[str, str | None]]]:
-        """Read pairs of row id and parent for each rule. Blocks until all of them are read.
+        """Read the pairs of row id and parent for each rule. Blocks until all pairs are read.
 
         Raises:
             SourceError, Refusal: nothing was read.
@@ -244,8 +252,8 @@ class Database:
         return found
 
     def _all_parents(self, query: str) -> list[tuple[str, str | None]]:
-        """Return the row ids and parents that a query lists, printed as the slot prints them; None for a
-        parent that is NULL.
+        """Return the row ids and parents that a query lists, printed as the slot prints them. A parent that
+        is NULL is None.
         """
         declare = f"{self.names()}{self.locks}{_declare(self.types.list_as_printed(query))}"
         connections = self.connections
@@ -272,10 +280,10 @@ class Database:
         return found
 
     def names(self) -> str:
-        """Return the statement that sets the search path for types of other schemas; empty without such
-        types.
+        """Return the statement that sets the search path for types of other schemas. It is empty if there are
+        no such types.
 
-        The types are looked up anew for each read of the whole mapping.
+        The types are looked up again for each read of the whole mapping.
 
         Raises:
             Refusal: another role could replace an operator in such a schema.
@@ -320,7 +328,7 @@ class Database:
         return rows
 
     def plan(self, statement: str, parameters: Mapping[str, Any]) -> None:
-        """Make the server plan a statement as for a read, without reading.
+        """Make the server plan a statement as it would for a read, without reading any row.
 
         Raises:
             SourceError, Refusal: the server cannot plan it.
@@ -333,12 +341,12 @@ class Database:
 
     @property
     def types(self) -> ColumnTypes:
-        """The types of the mapping's columns; statements are composed by them.
+        """The types of the mapping's columns, which decide how statements are composed.
 
         They are looked up before the first read, and again after `forget_types`.
 
         Raises:
-            SourceError, Refusal: they cannot be looked up.
+            SourceError, Refusal: the types cannot be looked up.
 
         """
         if (known := self._types) is not None:
@@ -350,7 +358,7 @@ class Database:
         return types
 
     def forget_types(self) -> None:
-        """Look up `types` anew at the next read, since the tables may have changed."""
+        """Look up `types` again at the next read, since the tables may have changed."""
         self._types = None
         self._composed.clear()
         self._not_kept.clear()
@@ -360,7 +368,9 @@ class Database:
         return f"{begin(connection)}{_LIMITS};{_BEFORE};"
 
     def close(self) -> None:
-        """Close all connections, those in use after their reads: the server has changed, or shuts down."""
+        """Close all connections, because the server has changed or is shutting down. A connection in use is
+        closed after its read.
+        """
         self.connections.close()
 
 
@@ -377,10 +387,10 @@ class Read:
         keep: bool = False,
         locks: bool = True,
     ) -> None:
-        """Begin. The evidence is the first row of the statement; ``first`` rows arrive with it.
+        """Begin the read. The statement's first row is the evidence, and ``first`` more rows arrive with it.
 
         With ``keep`` the statement is prepared if the session allows it, and only the first rows can be read.
-        ``locks`` are needed unless the statement reads no table.
+        Only a statement that reads no table may do without ``locks``.
         """
         self._database = database
         self._connections = connections = database.connections
@@ -411,20 +421,20 @@ class Read:
             raise SourceError("no_evidence", "a re-query came without its snapshot: it cannot be trusted")
         self.evidence = _evidence(header)
         self.complete = len(rows) < first
-        """Whether the server has no more rows than those that have been fetched."""
+        """Whether all rows have been fetched from the server."""
         self.odd: dict[str, Oddity | None] = {}
-        """The odd rows of the newest chunk, by id. The value is None for an id that was asked for, that is
-        not valid, and that no row has.
+        """The odd rows of the newest chunk, by id. The value is None for a requested id that is invalid and
+        that no row has.
         """
         self.again: set[str] = set()
         """The ids of the newest chunk that the read has returned more than once."""
         self.passed: set[str] = set()
-        """The ids that the read returned and skipped."""
+        """The ids that were skipped although the server returned rows for them."""
         self._passed_over: set[str] = set()
         """The ids to skip."""
         self._left_out: set[str] = set()
-        """Ids of odd rows. They are not in the store, so that another row of the same id cannot be noticed
-        there.
+        """Ids of odd rows that were left out. They are kept here because the store does not have them, so
+        another row of the same id could not be detected there.
         """
         self._rows: list[tuple[Any, ...]] | None = rows
         self._ahead: Future[list[tuple[Any, ...]]] | None = None
@@ -439,7 +449,7 @@ class Read:
         """Yield the rows in chunks. Each step may block until the server has returned ``size`` rows.
 
         Raises:
-            SourceError, Refusal: the other rows cannot be read. The rows so far are valid.
+            SourceError, Refusal: the remaining rows cannot be read. The rows so far are valid.
 
         """
         size = min(size, self._database.most_at_once)
@@ -469,7 +479,7 @@ class Read:
         self.close()
 
     def pass_over(self, ids: Collection[str]) -> None:
-        """Skip all further rows of these ids, because another read decides on them."""
+        """Skip all further rows of these ids, because another read determines these endpoints."""
         self._passed_over.update(ids)
 
     def _encoded(self, rows: list[tuple[Any, ...]]) -> list[Row]:
@@ -499,7 +509,7 @@ class Read:
         return encoded
 
     def _without(self, rows: list[Row], odd: dict[str, Oddity | None]) -> list[Row]:
-        """Return the rows without those of the ids to skip."""
+        """Return the rows without the rows of the ids to skip."""
         met = self._passed_over.intersection(name for name, _ in rows)
         self.passed |= met
         for name in met:
@@ -507,8 +517,8 @@ class Read:
         return [row for row in rows if row[0] not in met]
 
     def _once(self, rows: list[Row]) -> list[Row]:
-        """Return each id once. If rows of one id differ, it is unknown which one counts, so none of them
-        does.
+        """Return each id once. If the rows of one id differ, it is unknown which one is right, so none of
+        them is served.
         """
         once: dict[str, bytes | None] = {}
         for endpoint_id, payload in rows:
@@ -526,7 +536,7 @@ class Read:
         return self._ahead is not None and not self._ahead.done()
 
     def close(self) -> None:
-        """End the transaction, after the present fetch of rows. May be called early, and more than once."""
+        """End the transaction, after the current fetch of rows. May be called early, and more than once."""
         connection = self._take_connection()
         if connection is None:
             return
@@ -539,9 +549,9 @@ class Read:
             self._connections.give_back(connection)
 
     def discard(self) -> None:
-        """End the transaction and close the connection, so that the next read connects anew.
+        """End the transaction and close the connection, so that the next read connects again.
 
-        The transaction ends in good order, so that a pooler keeps its own connection to the server.
+        The transaction ends with a COMMIT, so a pooler keeps its own connection to the server.
         """
         connection = self._take_connection()
         if connection is not None:
@@ -563,7 +573,7 @@ class Read:
         *,
         locks: bool,
     ) -> list[tuple[Any, ...]]:
-        """Begin a read as with a cursor, but with prepared statements, and return its first rows."""
+        """Begin a read with prepared statements in place of a cursor, and return its first rows."""
         began = time.monotonic()
         message = prepared.begin() + self._names
         first = (_IMPATIENT, self._database.mapping.locks, _IN_HASTE) if locks else ()

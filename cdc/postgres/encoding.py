@@ -1,12 +1,12 @@
 """The encoding of a database: converts between the bytes that the server stores and text.
 
-The server is never asked to convert to UTF-8. wal2json does not convert, and elsewhere one value that has no
-equivalent would end the stream, or fail the read of all rows. So bytes are decoded here, value by value, by
-rules that agree with Postgres' own conversion (`tests/cdc/postgres/test_encoding.py` compares them character
-by character).
+The server is never asked to convert to UTF-8. wal2json does not convert, and otherwise a single value without
+an equivalent in UTF-8 would end the stream, or make the read of all rows fail. So bytes are decoded here,
+value by value, by rules that agree with Postgres' own conversion (`tests/cdc/postgres/test_encoding.py`
+compares them character by character).
 
-A *key* is text by which a row is found again, so it must be sent back as the same bytes. Bytes that are not
-valid text are kept in it as surrogates, as Python does with file names.
+A *key* is text with which a row is found again, so it must be sent back as the same bytes. Bytes that are not
+valid text are kept in a key as surrogates, as Python does with file names.
 """
 
 from __future__ import annotations
@@ -43,19 +43,23 @@ _CODECS: Final[Mapping[str, str]] = {
     "KOI8R": "koi8_r",
     "KOI8U": "koi8_u",
 }
-"""Python's names of the encodings that a server can have. It has no codec for EUC_TW and MULE_INTERNAL."""
+"""Python's names of the encodings that a server can have. Python has no codec for EUC_TW and MULE_INTERNAL.
+"""
 
 _POSTGRES_READS: Final[Mapping[str, tuple[str, str]]] = {
     "EUC_JP": ("〜‖\u2212¢£¬¦", "\uff5e∥\uff0d￠￡￢￤"),
     "EUC_JIS_2004": ("￣―￥⦅⦆", "‾—¥｟｠"),
 }
-"""Python and Postgres decode some bytes to different characters: Python's, and Postgres' in the same order.
+"""Python and Postgres decode some bytes to different characters. These are Python's characters, and in the
+same order Postgres' characters.
 """
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """One of a server's encodings; ASCII is part of each. Different values never decode to the same text."""
+    """An encoding that a server can have. It includes ASCII, and different values never decode to the same
+    text.
+    """
 
     name: str
     """Its name in Postgres."""
@@ -68,7 +72,7 @@ class Encoding:
         """Return the encoding that ``SHOW server_encoding`` names.
 
         Raises:
-            Refusal: it cannot be decoded.
+            Refusal: Python cannot decode it.
 
         """
         codec = _CODECS.get(name)
@@ -82,10 +86,11 @@ class Encoding:
 
     @classmethod
     def of(cls, connection: Connection) -> Encoding:
-        """Return the encoding of a connection's database. Sends no query: the server reports it at connect.
+        """Return the encoding of a connection's database. No query is needed, since the server reports it
+        when the connection is opened.
 
         Raises:
-            Refusal: it cannot be decoded.
+            Refusal: Python cannot decode it.
 
         """
         return cls.named(connection.info.parameter_status("server_encoding") or "UTF8")
@@ -105,7 +110,7 @@ class Encoding:
         if raw.isascii():
             return raw.decode("ascii")
         text = raw.decode(self._codec)
-        # Python decodes several byte sequences to the same character; Postgres has only one of them.
+        # Python decodes several byte sequences to the same character; Postgres accepts only one of them.
         if text.encode(self._codec) != raw:
             raise UnicodeDecodeError(self._codec, raw, 0, len(raw), "another sequence stands for this")
         return text.translate(self._to_postgres) if self._to_postgres else text
@@ -120,14 +125,14 @@ class Encoding:
         return [self.in_utf8(one) for one in value] if isinstance(value, list) else value
 
     def key(self, raw: bytes) -> str:
-        """Decode a value such that `raw` returns the same bytes, whatever they are."""
+        """Decode a value in such a way that `raw` returns the same bytes, even if they are not valid text."""
         try:
             return self.text(raw)
         except UnicodeDecodeError:
             return raw.decode("ascii", _ESCAPED)
 
     def array(self, keys: Iterable[str]) -> str:
-        """Write keys as an SQL array in ASCII, which no client encoding changes."""
+        """Write keys as an SQL array in ASCII, which is the same in every client encoding."""
         return f"ARRAY[{', '.join(map(self._literal, keys))}]::TEXT[]"
 
     def _literal(self, key: str) -> str:
@@ -135,10 +140,10 @@ class Encoding:
         return f"E'{bytes_of_key}'"
 
     def raw(self, key: str) -> bytes:
-        """Return the bytes that the database holds for a key.
+        """Return the bytes that the database stores for a key.
 
         Raises:
-            UnicodeEncodeError: no value of this database can be that text.
+            UnicodeEncodeError: no value of this database can be equal to the key.
 
         """
         return key.translate(self._to_python).encode(self._codec, _ESCAPED)

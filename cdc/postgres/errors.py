@@ -1,9 +1,9 @@
-"""Translates the driver's errors into ours; the only place that does so.
+"""Translates the driver's errors into ours. No other module does so.
 
 `translate` and `not_connected` decide whether waiting may help (`SourceError`, which is retried) or a person
-has to change something (`Refusal`, with what to type). They go by the SQLSTATE, never by the server's text,
-whose language varies. If one code has several causes, they go by names that are never translated: those of
-settings, files, and functions in the server's source.
+has to change something (`Refusal`, with a remedy to type). They look at the SQLSTATE, and never at the
+server's text, whose language varies. If one SQLSTATE has several causes, they look at names that are never
+translated: the names of settings, files, and functions in the server's source.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 _IN_USE = "55006"
 
 ABOUT_A_ROW: Final = "about_a_row"
-"""The reason of an error that a value of a row, or a key, has caused."""
+"""The reason of an error that was caused by a key, or by a value of a row."""
 
 _FAILED: Final = "query_failed"
 
 _OF_THE_STATEMENT = frozenset({ABOUT_A_ROW, _FAILED})
 
 _ABOUT_DATA = ("22", "23", "P0")
-"""Classes of errors whose text quotes values: one may be an API key."""
+"""Classes of SQLSTATEs whose error texts quote values, which may be API keys."""
 
 _WAITING_HELPS = {
     "57014": ("cancelled", "a query was cancelled or took too long"),
@@ -53,15 +53,16 @@ _WAITING_HELPS = {
 _NO_SUCH_USER = "28000"
 _NO_RIGHT = "42501"
 _NO_CONNECT = "CheckMyDatabase"
-"""The server's function that finds that the privilege CONNECT is missing, or that the database's connection
-limit is reached.
+"""The function in the server's source that detects that the privilege CONNECT is missing, or that the
+database's connection limit is reached.
 """
 _FULL_ROLE = "InitializeSessionUserId"
-"""The server's function that finds that the role's connection limit is reached."""
+"""The function in the server's source that detects that the role's connection limit is reached."""
 _SETS = ("call_", "set_config")
-"""Prefixes of the server's functions that refuse a setting in the options of a connection string."""
+"""Prefixes of the functions in the server's source that refuse a setting in a connection string's options."""
 _FROM_A_POOLER = {"08P01", "0A000"}
-"""The codes with which a pooler refuses what it does not support. A server does not answer so."""
+"""The SQLSTATEs with which a pooler refuses requests that it does not support. A server does not use them so.
+"""
 
 _REFUSED_AT_CONNECT = {
     "28P01": "check user and password in {setting}",
@@ -87,7 +88,7 @@ _NOT_REACHED = (
     (r"server does not support SSL", "give sslmode=prefer in {setting}, or turn ssl on at the server"),
     (r"certificate verify failed|root certificate file", "correct sslrootcert or sslmode in {setting}"),
 )
-"""libpq's own texts about a server that does not answer, as patterns, and the remedies. libpq writes English
+"""Patterns of libpq's own texts about a server that does not answer, and their remedies. libpq writes English
 whatever the server's language is, because our process has set no locale.
 """
 
@@ -96,7 +97,7 @@ PLUGIN_REMEDY = (
     "set output_plugin_libraries = 'pgoutput, test_decoding, wal2json' in postgresql.conf and reload; or, as"
     " a superuser: ALTER ROLE {role} SET output_plugin_libraries = pgoutput, test_decoding, wal2json;"
 )
-"""Allows the server to load our plugin, for all roles or for one (quoted)."""
+"""A remedy that allows the server to load our plugin, for all roles or for one role (quoted)."""
 
 _OUTSIDE = "name its schema in the mapping's query, or add a cast: only pg_catalog is searched"
 _ONE_TYPE = "give the columns that are compared one type, or cast them in a mapping of your own"
@@ -135,15 +136,17 @@ _REMEDIES = (
     ),
     ("53400", "", "raise max_replication_slots and restart, or drop a slot that nobody uses"),
 )
-"""What to type for errors that a retry does not cure: by SQLSTATE, and by a name that is never translated (a
-setting, a library, a function in the server's source). The first match counts.
+"""Remedies for errors that a retry does not cure: by SQLSTATE, and by a name that is never translated (a
+setting, a library, or a function in the server's source). The first match is used.
 """
 
 
 def translate(error: psycopg2.Error, setting: str) -> PadsCdcError:
-    """Turn a driver's error into one of ours. ``setting`` is the setting that has the connection string.
+    """Turn a driver's error into one of ours. ``setting`` is the name of the setting with the connection
+    string.
 
-    The result's text never holds the connection string: libpq's own text names host, port and user at most.
+    The result's text never contains the connection string: libpq's own text names at most the host, the port
+    and the user.
     """
     code = error.pgcode or ""
     text = _first_line(error)
@@ -167,13 +170,15 @@ def translate(error: psycopg2.Error, setting: str) -> PadsCdcError:
 
 
 def is_lasting(error: PadsCdcError) -> bool:
-    """Return whether a failed statement would fail again. After a lock or an outage it would not."""
+    """Return whether a statement that failed with this error would fail again. After a lock or an outage it
+    would not.
+    """
     return not isinstance(error, SourceError) or error.reason in _OF_THE_STATEMENT
 
 
 def is_shutdown(error: BaseException) -> bool:
-    """Return whether the server is stopping or starting. Then our replication connection must close at once,
-    since a fast shutdown of the server waits for it.
+    """Return whether the server is stopping or starting. If so, our replication connection must be closed at
+    once, since a fast shutdown of the server waits for it.
     """
     return isinstance(error, SourceError) and error.reason == "shutdown"
 
@@ -192,8 +197,8 @@ def not_connected(
 ) -> PadsCdcError:
     """Turn a driver's error at connect into one of ours.
 
-    ``refused`` is the server's answer, None without one. ``given`` are the connection's parameters.
-    ``decoding`` says whether it was to be a replication connection.
+    ``refused`` is the server's answer, or None if it did not answer. ``given`` are the connection's
+    parameters. ``decoding`` says whether a replication connection was requested.
     """
     if refused is None or refused is LET_IN:
         text = _first_line(error)
@@ -216,7 +221,7 @@ def not_connected(
 def _refused_remedy(
     refused: Refused, setting: str, given: Mapping[str, str], *, decoding: bool
 ) -> str | None:
-    """Return what to type for a refused connection; None if a retry may help."""
+    """Return the remedy for a refused connection; None if a retry may help."""
     role, database = _who_and_where(given)
     if refused.code in _REFUSED_AT_CONNECT:
         return _REFUSED_AT_CONNECT[refused.code].format(setting=setting, database=database)
@@ -241,8 +246,8 @@ def _refused_remedy(
 
 
 def _more(refused: Refused, given: Mapping[str, str]) -> str:
-    """Return what to type if no connection is left: the limit may be the server's, the role's or the
-    database's.
+    """Return the remedy if no connection is left. The limit may be that of the server, the role or the
+    database.
     """
     role, database = _who_and_where(given)
     if refused.function == _FULL_ROLE:
@@ -259,7 +264,8 @@ def _who_and_where(given: Mapping[str, str]) -> tuple[str, str]:
 
 
 def hba_line(text: str, given: Mapping[str, str]) -> str:
-    """Return the line of pg_hba.conf that admits us. The server's text names the address that it sees."""
+    """Return the line of pg_hba.conf that admits us. ``text`` is the server's error, which names our address.
+    """
     names = " ".join(hba_name(given.get(name, name.upper())) for name in ("dbname", "user"))
     if "[local]" in text:
         return f"local {names} scram-sha-256"
@@ -279,7 +285,7 @@ def hba_name(name: str) -> str:
 
 
 def _remedy(error: psycopg2.Error, code: str, text: str) -> str | None:
-    """Return what to type for an error that a retry does not cure; None if a retry may help."""
+    """Return the remedy for an error that a retry does not cure; None if a retry may help."""
     for of, mark, remedy in _REMEDIES:
         if of == code and (mark in text or mark == error.diag.source_function):
             return remedy.format(role=_role(error))
@@ -298,7 +304,8 @@ def _first_line(error: psycopg2.Error) -> str:
         return type(error).__name__
     if "no message from the libpq" in lines[0]:  # psycopg2's own words, which name a status of libpq's
         return "the connection was cut off without a message from the server"
-    # At connect libpq prints a line for each address. The last one with FATAL counts, or else the first.
+    # At connect libpq prints a line for each address. The last line with FATAL is used, or else the first
+    # line.
     fatal = [line for line in lines if "FATAL:" in line]
     line = fatal[-1] if fatal else lines[0]
     return re.sub(r"^.*?(FATAL|ERROR):\s+", "", line)

@@ -1,16 +1,16 @@
-"""The visibility gate: decides whether a read counts for the transactions that the slot has delivered.
+"""The visibility gate: decides whether a read includes the transactions that the slot has delivered.
 
 A logical slot delivers a transaction before other sessions can see it, because the commit record is in the
 WAL first. While a synchronous standby is away, the transaction stays invisible. A read that starts too early
-shows the rows as they were *before* the change, and no later event would correct that. So each read carries
-evidence of its snapshot (`Evidence`), and it counts for a batch only if that snapshot sees every transaction
-of the batch (`Gate`).
+returns the rows as they were *before* the change, and no later event would correct them. So each read returns
+evidence of its snapshot (`Evidence`). The read is used for a batch only if its snapshot sees every
+transaction of the batch (`Gate`).
 
 The evidence depends on the server that answered:
 
-- a primary shows its snapshot, and every transaction of the batch must be visible in it;
-- a standby's ``pg_current_snapshot()`` leaves out transactions that are in progress there, so the replay
-  position, read *before* the snapshot was taken, must have reached the end of the batch.
+- A primary returns its snapshot, and every transaction of the batch must be visible in it.
+- The ``pg_current_snapshot()`` of a standby leaves out transactions that are in progress there, so the
+  standby's replay position, read *before* the snapshot was taken, must have reached the end of the batch.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from cdc.units import Xid, Xid8
 
 _WRAP = 1 << 32
 _NAMED = 100_000
-"""Transactions that a `bounded` gate names one by one."""
+"""Maximum number of transactions that a `bounded` gate lists one by one."""
 _REACH = 1 << 30
 """No transaction stays open while this many others begin: at twice as many, Postgres refuses all writes."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What ``pg_current_snapshot()`` returned; its transaction ids have 64 bits."""
+    """The result of ``pg_current_snapshot()``. Its transaction ids have 64 bits."""
 
     xmin: Xid8
-    """Every transaction below this id is over."""
+    """Every transaction below this id has ended."""
     xmax: Xid8
     """No transaction with this id or a higher one is visible."""
     running: frozenset[Xid8]
@@ -40,7 +40,7 @@ class Snapshot:
 
     @classmethod
     def parse(cls, text: str) -> Snapshot:
-        """Read the form ``xmin:xmax:xip,xip,...``."""
+        """Parse the form ``xmin:xmax:xip,xip,...``."""
         xmin, xmax, running = text.split(":")
         xids = map(int, running.split(",")) if running else ()
         return cls(Xid8(int(xmin)), Xid8(int(xmax)), frozenset(map(Xid8, xids)))
@@ -51,8 +51,9 @@ class Snapshot:
     def sees(self, xid: Xid) -> bool:
         """Return whether a *committed* transaction is visible in this snapshot.
 
-        The slot delivers no transaction that is 2^31 ids or more from the present, so ``xid`` stands for the
-        nearest 64-bit id. An unknown id (0) counts as visible: nothing could ever show that it is.
+        The slot delivers no transaction that is 2^31 ids or more from the current one, so ``xid`` stands for
+        the nearest 64-bit id. An unknown id (0) counts as visible, since no snapshot could ever show that it
+        is.
         """
         if xid == 0:
             return True
@@ -60,7 +61,7 @@ class Snapshot:
         return full < self.xmin or (full < self.xmax and full not in self.running)
 
     def past(self, first: Xid8, last: Xid8) -> bool:
-        """Return whether every transaction from ``first`` to ``last`` is over."""
+        """Return whether every transaction from ``first`` to ``last`` has ended."""
         return last < self.xmax and not any(first <= xid <= last for xid in self.running)
 
     def widen(self, xid: Xid) -> Xid8:
@@ -83,19 +84,20 @@ class Evidence:
     timeline: int | None
     """The timeline that a primary writes; None in recovery."""
     instance: str
-    """Identifies one run of the server, from its start to its end; a promotion does not end it."""
+    """Identifies one run of the server, from its start to its end. A promotion does not end the run."""
     replayed: Lsn | None
-    """On a standby: how far it had replayed *before* the snapshot was taken; None on a primary."""
+    """The position up to which a standby had replayed WAL *before* the snapshot was taken; None on a primary.
+    """
     snapshot: Snapshot
     """Meaningful on a primary only."""
     seen: Lsn
     """No transaction that is visible in the snapshot ends beyond this position."""
     bound: Lsn
-    """Like `seen`, and without exception. A standby shows a commit a moment before it counts the commit as
-    replayed. So on a standby this is the position up to which it has *received* WAL.
+    """Like `seen`, but without any exception. A standby shows a commit a moment before it counts the commit
+    as replayed. So on a standby `bound` is the position up to which it has *received* WAL.
     """
     flushed: Lsn
-    """Like `seen`, but only of transactions that the slot can deliver by now. A commit is flushed before it
+    """Like `seen`, but only for transactions that the slot can already deliver. A commit is flushed before it
     becomes visible, unless its session has set ``synchronous_commit = off``.
     """
     shown: Lsn
@@ -109,18 +111,20 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Gate:
-    """The transactions that a read must see to count. Every read passes the empty gate."""
+    """The transactions that a read must see before its rows may be used. Every read passes the empty gate."""
 
     xids: frozenset[Xid] = frozenset()
     """The transactions of the batch."""
     end: Lsn = Lsn(0)
     """End of the batch's last transaction."""
     span: tuple[Xid, Xid] | None = None
-    """The first and last id (32 bits) of transactions that are too many to list: all between must be over."""
+    """The first and last id (32 bits) of transactions that are too many to list. All transactions between
+    them must have ended.
+    """
     lasting: tuple[Xid8, Xid8] | None = None
-    """The same with 64 bits. A 32-bit id identifies a transaction only until 2^31 others have begun. That
-    cannot happen before the slot is confirmed beyond the transaction, since the slot's ``catalog_xmin`` holds
-    it back. A gate that is kept for longer needs 64 bits: see `settled`.
+    """Like `span`, with 64 bits. A 32-bit id identifies a transaction only until 2^31 others have begun. This
+    cannot happen before the slot is confirmed beyond the transaction, since the slot's ``catalog_xmin``
+    prevents it. A gate that is kept for longer needs 64 bits: see `settled`.
     """
     snapshot: Snapshot | None = None
     """The snapshot with which the slot was created. The slot never delivers the transactions that this
@@ -128,7 +132,7 @@ class Gate:
     """
 
     def opens(self, evidence: Evidence) -> bool:
-        """Return whether a read with this evidence counts."""
+        """Return whether the rows of a read with this evidence may be used."""
         if evidence.replayed is not None:
             return evidence.replayed >= self.end
         if self.snapshot is not None and not evidence.snapshot.covers(self.snapshot):
