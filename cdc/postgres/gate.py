@@ -145,7 +145,7 @@ class Gate:
         return all(snapshot.sees(xid) for xid in self.xids)
 
     def __or__(self, other: Gate) -> Gate:
-        """Return a gate that requires both."""
+        """Return a gate that requires what both gates require."""
         spans = [span for span in (self.span, other.span) if span is not None]
         if len(spans) == 2:  # noqa: PLR2004 - both have one
             spans = [(_least(spans[0][0], spans[1][0]), _greatest(spans[0][1], spans[1][1]))]
@@ -158,7 +158,7 @@ class Gate:
         )
 
     def bounded(self) -> Gate:
-        """Return this gate, or its `spanned` form where it lists very many transactions."""
+        """Return this gate, or its `spanned` form if it lists very many transactions."""
         return self if len(self.xids) <= _NAMED else self.spanned()
 
     def spanned(self) -> Gate:
@@ -174,14 +174,14 @@ class Gate:
         """Return a gate as `spanned` does, but with 64-bit ids, so that it stays valid when 32-bit ids wrap
         around.
 
-        ``present`` is a snapshot of now, or one after which fewer than 2^31 transactions have begun.
+        ``present`` is a current snapshot, or one after which fewer than 2^31 transactions have begun.
         """
         span = self.spanned().span
         full = None if span is None else (present.widen(span[0]), present.widen(span[1]))
         return replace(self, xids=frozenset(), span=None, lasting=_hull(self.lasting, full))
 
     def note(self) -> str:
-        """Return a `spanned` or `settled` gate as text for the state file. The note leaves out the snapshot.
+        """Return a `spanned` or `settled` gate as text for the state file. The text leaves out the snapshot.
 
         Earlier versions of pads-cdc, which have no `lasting`, read only the first three numbers.
         """
@@ -194,7 +194,7 @@ class Gate:
 
     @classmethod
     def parse(cls, note: str) -> Gate | None:
-        """Read a `note`; return None for an empty one."""
+        """Parse the text of `note`; return None if it is empty."""
         if not note:
             return None
         end, *ids = map(int, note.split(" "))
@@ -209,7 +209,7 @@ class Gate:
 
 
 def _hull(one: tuple[Xid8, Xid8] | None, other: tuple[Xid8, Xid8] | None) -> tuple[Xid8, Xid8] | None:
-    """Return the span of both."""
+    """Return the smallest span that contains both spans."""
     if one is None or other is None:
         return one or other
     return min(one[0], other[0]), max(one[1], other[1])

@@ -2,11 +2,12 @@
 
 A read holds ACCESS SHARE on the mapping's tables, which conflicts only with ACCESS EXCLUSIVE. So a migration
 waits for the read, and all other sessions wait behind the migration, even to read or write one row. A read of
-a million endpoints takes seconds. So it is ended, which releases its locks at once, and repeated after the
-migration.
+a million endpoints takes seconds. So such a read is ended, which releases its locks at once, and is repeated
+after the migration.
 
-Under constant migrations no long read would ever finish. So each time a read is ended, the next one may hold
-its locks for longer, up to some seconds. This starts anew when a read as long as the ended ones has finished.
+With constant migrations, no long read would ever finish. So each time a read is ended, the next read may hold
+its locks for longer, up to some seconds. When a read as long as the ended ones has finished, the time is
+short again.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ if TYPE_CHECKING:
     from cdc.postgres.connections import Connections
 
 _TICK = 0.5
-"""Seconds between two looks. Younger reads are not ended."""
+"""Seconds between two queries for waiting sessions. Reads that are younger than this are not ended."""
 _PATIENCE_FIRST, _PATIENCE_MOST = 0.5, 2.5
-"""Seconds that a session has to wait before reads are ended for it, at first and at most."""
+"""Initial and maximum number of seconds that a session has to wait before reads are ended for it."""
 _FORGET = 60.0
-"""Seconds after which ended reads are no longer counted."""
+"""Seconds after the last ended read until the initial patience applies again."""
 
 
 class LockWatch(Asking):
-    """Looks for waiting sessions while a read lasts, on a connection of its own, until `stop`."""
+    """A thread that looks for waiting sessions while a read lasts, on its own connection, until `stop`."""
 
     def __init__(self, connections: Connections, query: str, observer: Troubles) -> None:
         """``query`` is the text of the query `Blocked`."""
@@ -42,7 +43,7 @@ class LockWatch(Asking):
         self._patience = _PATIENCE_FIRST
         self._ended_at = time.monotonic()
         self._ended_age = 0.0
-        """Seconds that the longest ended read had taken."""
+        """Age of the longest ended read when it was ended, in seconds."""
 
     def _is_due(self) -> bool:
         return self._connections.age() >= _TICK

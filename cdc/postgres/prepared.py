@@ -1,12 +1,12 @@
 """Prepared statements, so that the server parses and plans the statements of a short read only once.
 
-Parsing and planning are 0.6 of the 0.8 ms that a read of one endpoint takes. Postgres makes the plan of a
-prepared statement anew when a table that it reads is altered or analyzed, or when the search path changes.
+Parsing and planning take 0.6 ms of the 0.8 ms that a read of one endpoint takes. Postgres plans a prepared
+statement again when a table that it reads is altered or analyzed, or when the search path changes.
 
-Prepared statements need a session that no pooler shares. A pooler in transaction mode makes up the process id
-that a connection begins with. `PreparedStatements.of` compares it with the session's own, and returns None if
-they differ. The name of a statement is a digest of its text. So even in a session that is not the expected
-one, a name stands for the right text or for nothing.
+Prepared statements need a session that is not shared through a pooler. A pooler in transaction mode invents
+the process id that it reports when a connection begins. `PreparedStatements.of` compares this id with the
+session's real one, and returns None if they differ. The name of a statement is a digest of its text. So even
+in an unexpected session, the name stands for the right text or for nothing.
 """
 
 from __future__ import annotations
@@ -24,26 +24,33 @@ if TYPE_CHECKING:
     from cdc.errors import PadsCdcError
 
 MOST_KEYS: Final = 64
-"""Maximum keys of a read with a prepared statement: its plan is made for about ten keys."""
+"""Maximum number of keys of a read with a prepared statement, whose plan is made for about ten keys."""
 
 _MOST: Final = 16
-"""Maximum statements of a session. A read needs six; one of them depends on the kinds of its keys."""
+"""Maximum number of prepared statements of a session. A read needs six, one of which depends on the kinds of
+its keys.
+"""
 _GENERIC: Final = "SET LOCAL plan_cache_mode = force_generic_plan;\n"
-"""One plan for all keys. By default the server plans the first five executions, and then compares costs."""
+"""Makes the server use one plan for all keys. By default it plans each of the first five executions, and then
+compares costs.
+"""
 _CHANGED: Final = "0A000"
-"""The columns of the statement have other types than when it was prepared."""
+"""SQLSTATE if the types of the statement's columns have changed since it was prepared."""
 _NOT_OURS: Final = frozenset({"26000", "42P05"})
-"""The statement's name is unknown, or taken: the session is not the one that prepared it."""
+"""SQLSTATEs if the statement's name is unknown or already used, so the session is not the one that prepared
+it.
+"""
 _TOOK_LONG: Final = "57014"
-"""The statement ran into ``statement_timeout``: its plan may be a bad one."""
+"""SQLSTATE if the statement exceeded ``statement_timeout``, perhaps because of a bad plan."""
 _DOES_NOT_FIT: Final = "42"
-"""The class of errors about what a statement says, for example that its parameter is no array of text."""
+"""The SQLSTATE class of errors in a statement's text, for example that its parameter is not an array of text.
+"""
 
 _KEPT: Final = frozenset({_CHANGED, _TOOK_LONG, *_NOT_OURS})
 
 
 class PreparedStatements:
-    """The prepared statements of one session. The session is closed when a message with them fails."""
+    """The prepared statements of one session. If a message that uses them fails, the session is closed."""
 
     def __init__(self, begin: str) -> None:
         """``begin`` are the statements that each transaction begins with."""
@@ -68,9 +75,10 @@ class PreparedStatements:
         return f"{self._begin}DEALLOCATE ALL;\n"
 
     def execute(self, statement: str, parameters: Sequence[str] = ()) -> str:
-        """Return the SQL that executes a statement, and before that prepares it if necessary.
+        """Return the SQL that prepares a statement if necessary, and then executes it.
 
-        ``parameters`` are the names of its parameters, in psycopg2's form; each one is an array of text.
+        ``parameters`` are the names of its parameters, in psycopg2's form. Each parameter is an array of
+        text.
         """
         name, before = self._names.get(statement), ""
         if name is not None and statement in self._outdated:
@@ -87,7 +95,7 @@ class PreparedStatements:
         return f"{before}EXECUTE {name}{f' ({values})' if values else ''};\n"
 
     def outdate(self, statement: str) -> None:
-        """Prepare a statement anew before its next execution, since its plan may be a bad one."""
+        """Prepare a statement again before its next execution, since its plan may be a bad one."""
         self._outdated.add(statement)
 
 

@@ -1,9 +1,9 @@
-"""Finds out why a server refused a connection: the SQLSTATE, which the driver discards.
+"""Finds out why a server refused a connection, by its SQLSTATE, which the driver discards.
 
-libpq receives the code, but leaves it out of the text about a failed connection, unless the caller asks for
-verbose errors before it connects. psycopg2 does not ask. So after a refusal the connection is tried once more
-with libpq itself, the same library that psycopg2 is linked with. The server's text depends on its language;
-the code does not.
+libpq receives the SQLSTATE, but leaves it out of the error text unless the caller asks for verbose errors
+before it connects. psycopg2 does not ask for them. So after a refusal the connection is tried once more with
+libpq itself, the same library that psycopg2 is linked with. The server's text depends on its language; the
+SQLSTATE does not.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _SECONDS: Final = 5.0
-"""Time limit of the second try. The first one was answered sooner."""
+"""Time limit of the second attempt, in seconds. The first attempt was answered sooner."""
 _FAILED, _READING, _WRITING, _OK = range(4)
 _VERBOSE: Final = 2
 
 _ANSWER: Final = re.compile(r":  (?=\S)")
-"""How libpq separates a severity, in any language, from the rest. libpq's own texts do not contain it."""
+"""Matches the separator that libpq writes after a severity, in any language. libpq's own texts do not contain
+it.
+"""
 _CODED: Final = re.compile(r":  (?P<code>[0-9A-Z]{5}): (?P<text>[^\n]*)")
 _LOCATION: Final = re.compile(r":  (?P<function>\w+), \w+\.c:\d+$", re.MULTILINE)
 
@@ -41,24 +43,24 @@ class Refused:
     code: str
     """The SQLSTATE."""
     text: str
-    """The server's text, one line, in its language."""
+    """The server's error text, one line, in the server's language."""
     function: str = ""
     """The function in the server's source that refused; empty if a pooler did."""
 
 
 def answered(error: psycopg2.Error) -> bool:
-    """Return whether a server answered the failed connection at all."""
+    """Return whether a server answered the attempt to connect that failed."""
     return _ANSWER.search(str(error)) is not None
 
 
 LET_IN: Final = Refused("00000", "")
-"""The server accepts the connection now."""
+"""The answer if the server now accepts the connection."""
 
 
 def why(parameters: Mapping[str, Any]) -> Refused | None:
-    """Try a connection again, and return why it is refused; None if no server answers now.
+    """Try a connection again, and return why it is refused; None if no server answers any more.
 
-    Of several hosts, the last one that answers counts. Blocks for at most 5 s.
+    If there are several hosts, the answer is that of the last one that answers. Blocks for at most 5 s.
     """
     said = _try(make_dsn(**parameters).encode())
     if said is None:

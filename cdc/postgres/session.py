@@ -1,12 +1,13 @@
-"""The settings of our sessions. Those that decide what a statement means are pinned.
+"""The settings of our sessions. The settings that decide what a statement means are pinned.
 
 A role, a database or a connection string can set nearly every parameter of a session. Anyone who may create
 objects in a schema of the search path can make their own function run in place of a built-in one. So every
 setting that matters is pinned, on every connection:
 
 - `at_start` passes all of `PINS` as startup options, which override the settings of a role or a database.
-- A pooler may refuse or drop startup options. So `begin` sets the pins that a result or the safety of other
-  sessions depends on again in each transaction. On a connection that others share, nothing is left behind.
+- A pooler may refuse or drop startup options. If a result or the safety of other sessions depends on a pin,
+  `begin` sets the pin again in each transaction. It is local to the transaction, so other users of a shared
+  connection do not see it.
 - `for_good` sets the pins on a session that is never shared: the replication connection.
 
 Other settings can at worst make a statement slower. `tests/e2e/test_session_settings.py` tries every setting
@@ -35,7 +36,7 @@ class Scope(IntEnum):
     """Why a setting is pinned."""
 
     START = 0
-    """It matters while a session starts, and cannot be set later."""
+    """It matters only while a session starts, or cannot be set later."""
     SESSION = 1
     """It matters between transactions, or costs only time."""
     TRANSACTION = 2
@@ -44,13 +45,15 @@ class Scope(IntEnum):
 
 @dataclass(frozen=True)
 class Pin:
-    """A setting and its value for us, in SQL."""
+    """A setting and the value that we give it, in SQL."""
 
     name: str
     value: str
     scope: Scope = Scope.TRANSACTION
     since: tuple[int, ...] = ()
-    """The first version that has it, of each major release (``server_version_num``); empty: all have it."""
+    """The first version of each major release that has the setting (``server_version_num``). If empty, all
+    versions have it.
+    """
 
     def known(self, version: int) -> bool:
         """Return whether a server of this version has the setting."""
@@ -62,7 +65,7 @@ class Pin:
 PINS: Final = (
     # Before the first statement.
     Pin("local_preload_libraries", "", Scope.START),
-    Pin("transaction_timeout", "0", since=(170000,)),  # it is already running
+    Pin("transaction_timeout", "0", since=(170000,)),  # in a transaction its time is already running
     # Which objects a name means, and what we may see.
     Pin("search_path", SEARCH_PATH),
     Pin("role", "none"),
@@ -70,7 +73,7 @@ PINS: Final = (
     # A view calls functions with our privileges, so no view may be a table of a mapping.
     Pin("restrict_nonsystem_relation_kind", "view, foreign-table", since=(150008, 160004, 170000)),
     # What a statement means.
-    Pin("exit_on_error", "off"),  # an error would end the session, in place of the statement
+    Pin("exit_on_error", "off"),  # an error would end the session instead of the statement
     Pin("transform_null_equals", "off"),
     Pin("gin_fuzzy_search_limit", "0"),
     Pin("array_nulls", "on"),
@@ -87,7 +90,7 @@ PINS: Final = (
     Pin("lc_numeric", "C"),
     Pin("lc_monetary", "C"),
     Pin("lc_time", "C"),
-    # Defaults for transactions that do not set this themselves. A standby refuses serializable ones.
+    # Defaults for transactions that do not set these themselves. A standby refuses serializable transactions.
     Pin("default_transaction_isolation", "read committed", Scope.SESSION),
     Pin("default_transaction_read_only", "off", Scope.SESSION),
     Pin("default_transaction_deferrable", "off", Scope.SESSION),
@@ -96,7 +99,7 @@ PINS: Final = (
     Pin("lock_timeout", "0", Scope.SESSION),
     Pin("idle_in_transaction_session_timeout", "0", Scope.SESSION),
     Pin("idle_session_timeout", "0", Scope.SESSION),
-    # Memory that temporary tables take at their first use (`mapping test`): 8 MB.
+    # Memory that temporary tables take when they are first used (by `mapping test`): 8 MB.
     Pin("temp_buffers", "1024", Scope.SESSION),
     # How a statement is planned.
     Pin("cursor_tuple_fraction", "1"),
@@ -121,7 +124,7 @@ PINS: Final = (
             "sort",
         )
     ),
-    # Messages beside the result.
+    # Messages in addition to the result.
     Pin("client_min_messages", "error", Scope.SESSION),
 )
 
@@ -131,22 +134,24 @@ LIMITS: Final = (
     Pin("idle_in_transaction_session_timeout", "3s"),
     Pin("tcp_user_timeout", "3s"),
 )
-"""Limits of a transaction: on waiting for a lock, on a statement, and on waiting for us. A client that is
-frozen (SIGSTOP) or cut off holds its locks for at most 3 s, whether the server waits for its next statement
-or cannot write to it.
+"""Time limits of a transaction: for waiting for a lock, for a statement, and for waiting for us. A client
+that is frozen (SIGSTOP) or cut off holds its locks for at most 3 s, whether the server waits for its next
+statement or cannot write to it.
 """
 
 _DECODING: Final = (
-    # How long a wal sender waits for a reader that is frozen or cut off. A fast shutdown of the server waits
-    # for the wal sender, and so does a process that wants the slot. Our reader sends something each second.
+    # The time that a wal sender waits for a reader that is frozen or cut off. A fast shutdown of the server
+    # waits for the wal sender, and so does a process that wants the slot. Our reader sends feedback each
+    # second.
     Pin("wal_sender_timeout", "5s"),
 )
 
 
 def at_start(given: str = "", version: int = 0, *, decoding: bool = False) -> str:
-    """Return the startup option ``options``: the given ones, and after them our pins, which override them.
+    """Return the value of the startup option ``options``: the given options, followed by our pins, which
+    override them.
 
-    ``version`` is the server's, or 0 if it is unknown before the connection.
+    ``version`` is the server's version, or 0 if it is not known yet.
     """
     pins = (*PINS, *_DECODING) if decoding else PINS
     ours = (f"-c {pin.name}={_escaped(pin.value)}" for pin in pins if pin.known(version))
@@ -166,7 +171,7 @@ def for_good(connection: Connection) -> str:
 def begin(connection: Connection, isolation: str = "READ COMMITTED", access: str = "READ ONLY") -> str:
     """Return the first statements of each transaction on an ordinary connection.
 
-    They are to be sent in one round trip with the next statement, and take 40 us.
+    Send them in one round trip with the next statement. They take 40 us.
     """
     version = connection.server_version
     pins = [pin for pin in (*PINS, *LIMITS) if pin.scope is Scope.TRANSACTION and pin.known(version)]
@@ -177,7 +182,8 @@ def begin(connection: Connection, isolation: str = "READ COMMITTED", access: str
 def ask(
     connection: Connection, statement: str, parameters: Mapping[str, Any] | None = None
 ) -> list[tuple[Any, ...]]:
-    """Run one statement in a transaction of its own, and return its rows. ``%`` must be doubled in it.
+    """Run one statement in a transaction of its own, and return its rows. A ``%`` in the statement must be
+    doubled.
 
     Raises:
         psycopg2.Error: the statement failed. The connection can be used again, unless it broke.

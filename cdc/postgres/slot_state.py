@@ -28,11 +28,12 @@ class SlotState:
     catalog_xmin_age: int | None
     retained_bytes: int | None
     failover: bool
-    """Whether standbys may keep it too (a failover slot)."""
+    """Whether standbys may keep a copy of the slot (a failover slot)."""
     synced: bool
-    """Whether this is a standby's copy of a failover slot, which cannot be read before the promotion."""
+    """Whether this is a standby's copy of a failover slot. It cannot be read before the standby is promoted.
+    """
     invalidation: str | None
-    """Why the slot is lost, as the server names it; None if it is not lost, or if the reason is unknown."""
+    """The server's reason why the slot is lost; None if the slot is not lost, or if the reason is unknown."""
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[Any]]) -> SlotState | None:

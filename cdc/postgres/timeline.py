@@ -1,4 +1,4 @@
-"""Timelines: an LSN is a position in the WAL of one cluster, on one of its timelines.
+"""Timelines of clusters. An LSN is a position in the WAL of one cluster, on one of its timelines.
 
 The system identifier identifies a cluster. A promotion starts a new timeline, which shares the WAL of the old
 one up to the switch point. A restore from a backup takes a cluster back to an earlier position.
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A cluster's timeline with the earlier ones that lead to it, as ``IDENTIFY_SYSTEM`` and
-    ``TIMELINE_HISTORY`` report them.
+    """A cluster's timeline and the earlier timelines that lead to it, as reported by ``IDENTIFY_SYSTEM`` and
+    ``TIMELINE_HISTORY``.
     """
 
     system: str = ""
@@ -31,7 +31,7 @@ class Timeline:
     switches: tuple[tuple[int, Lsn], ...] = ()
     """Each earlier timeline, with its switch point: the position at which the next one began."""
     instance: str = ""
-    """Identifies one run of the server, from its start to its end; a promotion does not end it."""
+    """Identifies one run of the server, from its start to its end. A promotion does not end the run."""
 
     def good_until(self, timeline: int) -> Lsn | None:
         """Return the last position that this history shares with ``timeline``; None if it shares none."""
@@ -40,18 +40,20 @@ class Timeline:
         return dict(self.switches).get(timeline)
 
     def lost(self, timeline: int, seen: Lsn) -> bool:
-        """Return whether this history certainly lacks what an earlier timeline had at ``seen``."""
+        """Return whether this history certainly lacks the WAL that ``timeline`` had at ``seen``."""
         if not 0 < timeline < self.timeline or not self.switches:
             return False
         until = self.good_until(timeline)
         return until is None or seen > until
 
     def continues(self, before: Timeline, position: Lsn, seen: Lsn) -> bool:
-        """Return whether this history contains everything that was read up to ``seen`` on an earlier one.
+        """Return whether this history contains everything that was read up to ``seen`` on the history
+        ``before``.
 
-        ``position`` is how far the slot was followed. It counts only on the same timeline: a server whose WAL
-        ends before it has been restored from a backup. On another timeline only ``seen`` counts: WAL beyond
-        the switch point may have been followed, but if no read saw it, nothing of it is in the map.
+        ``position`` is the position up to which the slot was followed. It is used only on the same timeline:
+        a server whose WAL ends before it has been restored from a backup. On another timeline only ``seen``
+        is used: WAL beyond the switch point may have been followed, but if no read saw it, the map contains
+        none of it.
         """
         if not before.system:
             return True
@@ -61,23 +63,24 @@ class Timeline:
         return max(seen, position if before.timeline == self.timeline else 0) <= until
 
     def left_at(self, before: Timeline) -> Lsn | None:
-        """Return the switch point at which this history left the timeline of ``before``; None without one."""
+        """Return the switch point at which this history left the timeline of ``before``; None if it did not.
+        """
         if not before.system or before.timeline == self.timeline:
             return None
         return dict(self.switches).get(before.timeline)
 
     def promoted_from(self, before: Timeline) -> bool:
-        """Return whether ``before`` is the same run of the same server, which has been promoted since.
+        """Return whether ``before`` is the same run of the same server, which has since been promoted.
 
-        Then all WAL that it has delivered belongs to this history, also beyond the switch point.
+        If so, all WAL that it has delivered belongs to this history, even beyond the switch point.
         """
         return bool(self.instance) and (self.system, self.instance) == (before.system, before.instance)
 
     def lags(self, before: Timeline, position: Lsn) -> bool:
-        """Return whether this server is on the same history, but has not reached ``position`` yet.
+        """Return whether this server has the same history, but has not reached ``position`` yet.
 
-        A standby that has restarted looks like that until it has replayed enough. A primary that looks like
-        that has been restored from a backup.
+        This is true for a standby that has restarted, until it has replayed enough. If it is true for a
+        primary, the primary has been restored from a backup.
         """
         if self.system != before.system or self.timeline > before.timeline:
             return False
@@ -85,7 +88,7 @@ class Timeline:
 
 
 def parse_switches(content: str) -> tuple[tuple[int, Lsn], ...]:
-    """Read a timeline history file. Each line has a timeline, its switch point, and the reason."""
+    """Parse a timeline history file. Each line has a timeline, its switch point, and the reason."""
     switches = []
     for line in content.splitlines():
         fields = line.split()
@@ -95,13 +98,14 @@ def parse_switches(content: str) -> tuple[tuple[int, Lsn], ...]:
 
 
 def check_evidence(evidence: Evidence, history: Timeline | None, read_up_to: Lsn) -> None:
-    """Refuse a read from a server on another history than the slot's, or from one that is behind earlier
-    reads.
+    """Refuse a read from a server with another history than the slot's, or from a server that is behind
+    earlier reads.
 
-    ``history`` is the slot's; None allows any. ``read_up_to`` is the newest position that earlier reads saw.
+    ``history`` is the slot's history; None allows any. ``read_up_to`` is the newest position that earlier
+    reads saw.
 
     Raises:
-        SourceError: the read does not count; ``reason`` says why.
+        SourceError: the read must not be used; ``reason`` says why.
 
     """
     if history is not None:

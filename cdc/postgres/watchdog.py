@@ -1,5 +1,5 @@
-"""Ends statements on a frozen server, which would never end them itself, so that the applier does not wait
-for ever.
+"""Ends statements on a frozen server, which cannot end them itself. Otherwise the applier would wait for
+ever.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from cdc.postgres.connections import Connections
 
 _LIMIT = 75.0
-"""Seconds after which a statement must be stuck, since `statement_timeout` is 60 s and `lock_timeout` 5 s."""
+"""Seconds after which a statement must be stuck, since `statement_timeout` is 60 s and `lock_timeout` is 5 s.
+"""
 _TICK = 1.0
-"""Seconds between looks."""
+"""Seconds between two checks."""
 
 
 class QueryWatchdog(threading.Thread):
-    """Looks each second, until `stop`. It never waits for the server."""
+    """A thread that looks for stuck statements each second, until `stop`. It never waits for the server."""
 
     def __init__(self, connections: Connections, limit: float = _LIMIT) -> None:
         super().__init__(name="hang-up", daemon=True)
@@ -26,10 +27,10 @@ class QueryWatchdog(threading.Thread):
         self._stopping = threading.Event()
 
     def run(self) -> None:
-        """Look until `stop`."""
+        """End stuck statements until `stop`."""
         while not self._stopping.wait(min(_TICK, self._limit)):
             self._connections.cut_stalled(self._limit)
 
     def stop(self) -> None:
-        """Ask the thread to end; it does so at once."""
+        """Ask the thread to end. It ends at once."""
         self._stopping.set()

@@ -1,5 +1,5 @@
 """A relay's intake: applies pages and heads from any transport, counts them, and decides when to serve the
-map. `cdc.relay.pages` says what pages and heads are.
+map. `cdc.relay.pages` defines pages and heads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CHAIN: Final = "relay_chain"
 _LEADERLESS_SECONDS: Final = 3.0
-"""Seconds that a complete map waits for a head of the leader before it is served with an unknown age."""
+"""Seconds that a complete map waits for a head of the leader. After that it is served with an unknown age."""
 
 
 @dataclass(slots=True)
@@ -33,9 +33,9 @@ class Received:
     breaks: int = 0
     mismatches: int = 0
     restarts: int = 0
-    """Connections to the broker or the leader that were lost or could not be opened."""
+    """Number of connections to the broker or the leader that were lost or could not be opened."""
     revision: Revision = Revision(0)
-    """The leader's revision at the newest checkpoint that was applied."""
+    """The leader's revision at the newest applied checkpoint."""
 
 
 class Intake:
@@ -58,7 +58,7 @@ class Intake:
 
     @property
     def wanting(self) -> bool:
-        """Whether a generation (a whole map in pages) is needed, and its opening page has not arrived."""
+        """Whether a generation (a whole map in pages) is needed and its opening page has not arrived yet."""
         return self._reader.wanting
 
     def connected(self) -> None:
@@ -76,7 +76,7 @@ class Intake:
         self.look()
 
     def count(self, size: int, *, whole: bool) -> None:
-        """Count ``size`` bytes of a page, and the page if it is ``whole``."""
+        """Count ``size`` received bytes of a page. If the page is ``whole``, count it too."""
         self.received.bytes += size
         self.received.pages += whole
 
@@ -95,13 +95,13 @@ class Intake:
                 self._report_broken("count or digest is not the leader's")
 
     def head(self, word: Head, *, live: bool) -> None:
-        """Take a head of the leader."""
+        """Apply a head of the leader; see `LeaderFreshness.heard` for ``live``."""
         if self._reader.line in ("", word.line):
             self._freshness.heard(word, live=live)
             self._reader.hear(word)
 
     def look(self) -> None:
-        """Begin to serve the map once it is known to be the leader's present one, or after a time limit."""
+        """Begin to serve the map if it is known to be the leader's current map, or after a time limit."""
         if self._store.ready or self._arrived_at is None:
             return
         current = self._freshness.heard_at is not None and self._freshness.behind == 0

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 HEAD_SECONDS: Final = 1.0
 """Interval, in seconds, at which a leader sends a head."""
 _MARGIN: Final = 1.0
-"""Seconds from the making of a head to its arrival, at most."""
+"""Maximum time from the making of a head to its arrival, in seconds."""
 
 
 class LeaderFreshness(Freshness):
-    """A relay's staleness: the leader's, plus the age of the leader's last head.
+    """A relay's staleness: the leader's staleness plus the age of the leader's last head.
 
     A relay has no WAL, so the inherited positions are the leader's revisions. `positions` returns the WAL
     positions that the leader reported.
@@ -43,13 +43,13 @@ class LeaderFreshness(Freshness):
         self._revision = Revision(0)
         self._waiting: list[tuple[float, Revision]] = []
         self.reached_at = 0.0
-        """Monotonic time up to which this relay lacks no revision of the leader."""
+        """The last monotonic time at which this relay is known to have had the leader's newest revision."""
         self.heard_at: float | None = None
         """Monotonic time of the leader's last head; None before the first one."""
 
     def heard(self, head: Head, *, live: bool) -> None:
-        """Take a head of the leader. If it is ``live``, it was sent just now. Otherwise the broker had kept
-        it, and its age is computed from the two wall clocks.
+        """Apply a head of the leader. If it is ``live``, it has just been sent. Otherwise the broker had
+        stored it, and its age is computed from the two wall clocks.
         """
         now = self._monotonic()
         age = 0.0 if live else max(0.0, self._wall() - head.at)
@@ -62,7 +62,7 @@ class LeaderFreshness(Freshness):
         self._look()
 
     def arrived(self, revision: Revision) -> None:
-        """Note that the map equals the leader's map of this revision."""
+        """Note that the map is now equal to the leader's map of this revision."""
         with self._heads:
             self._revision = revision
         self.applied(Lsn(revision))

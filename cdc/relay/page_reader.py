@@ -2,11 +2,11 @@
 
 The transport need not be reliable: a page may be lost, repeated, or come from an older copy of the stream.
 Each run of pages states the revision at which it starts. Each checkpoint has the map's count and digest. An
-entry is applied only if its revision is newer than the present one.
+entry is applied only if its revision is newer than that of the stored entry.
 
-An unbroken chain of pages is a *line*. A leader that cannot continue its line begins another one with a whole
-map, a *generation*. This map is adopted only if it is not older than the map that is served. Until it is
-complete, the relay serves the old one. `cdc.relay.pages` has a worked example.
+An unbroken chain of pages is a *line*. If a leader cannot continue its line, it begins another line with a
+whole map, a *generation*. A relay adopts this map only if it is not older than the map that it serves. Until
+the new map is complete, the relay serves the old one. `cdc.relay.pages` has a worked example.
 """
 
 from __future__ import annotations
@@ -41,56 +41,59 @@ class PageOutcome(enum.Enum):
     TAKEN = enum.auto()
     """The page was applied, or collected for a new map that is not complete yet."""
     IGNORED = enum.auto()
-    """The page has nothing new."""
+    """The page contains nothing new."""
     ARRIVED = enum.auto()
-    """The map is now the leader's, as of the page's checkpoint."""
+    """The map is now equal to the leader's map at the page's checkpoint."""
     BROKEN = enum.auto()
-    """A page is missing. Another generation is needed, which begins after this page."""
+    """A page is missing. A generation that begins after this page is needed."""
     MISMATCH = enum.auto()
-    """The count or the digest differs from the leader's. Another generation is needed, as for `BROKEN`."""
+    """The count or the digest differs from the leader's. A new generation is needed, as for `BROKEN`."""
     OLDER = enum.auto()
-    """The page completed a map that is older than the one that is served. It was not adopted."""
+    """The page completed a map, which was not adopted because it is older than the served map."""
 
 
 class PageReader:
-    """Keeps a relay's map. One thread uses it, and no other thread writes to the store. Any thread may call
-    `origin`.
+    """Keeps a relay's map up to date. One thread uses the reader, and no other thread writes to the store.
+    Any thread may call `origin`.
     """
 
     def __init__(self, store: Store, marks: Marks | None = None) -> None:
-        """``marks`` says how long the relay keeps deletes after the leader has forgotten them.
-
-        By default it keeps them for ever.
-        """
+        """``marks`` decides how long the relay keeps deletes. By default it keeps them for ever."""
         self._store = store
         self._marks = marks or Marks(math.inf)
         self._origin = Origin("0" * 32, None)
         self.line = ""
-        """The line of pages from which the present map comes; empty while there is no map."""
+        """The line of pages that the current map comes from; empty while there is no map."""
         self.exact = Revision(0)
-        """The revision of the newest checkpoint, at which the map was the leader's."""
+        """The revision of the newest checkpoint, at which the map was equal to the leader's map."""
         self.position: Lsn = Lsn(0)
-        """The position of the newest checkpoint: all movements of positions up to here have been applied."""
+        """The position of the newest checkpoint. All changes of positions up to this position have been
+        applied.
+        """
         self._ahead = False
         """Whether entries newer than the newest checkpoint have been applied as well."""
         self._page_line = ""
         self._page_number = 0
-        """The number of the newest page, in the line `_page_line`."""
+        """The number of the newest page, which belongs to the line `_page_line`."""
         self._unbroken = 0
-        """The map has everything in the pages of `line` up to this number."""
+        """The number of a page of `line`. The map includes all pages up to it."""
         self._running = False
-        """Whether no page of the present run is missing so far."""
+        """Whether no page of the current run is missing so far."""
         self._run_start = Revision(0)
-        """The revision from which the present run starts."""
+        """The revision from which the current run starts."""
         self._coming: dict[str, Entry] | None = {}
         """The entries of the new map that is being collected; None while no new map is needed."""
         self._opened = self._completed = False
-        """Whether `_coming` began with an opening page, and whether its generation is complete."""
+        """`_opened` says whether `_coming` began with an opening page, `_completed` whether its generation is
+        complete.
+        """
         self._distrusted = False
-        """Whether the present map differs from the leader's: then none of its entries may be kept."""
+        """Whether the current map is known to differ from the leader's. If so, none of its entries may be
+        kept.
+        """
 
     def origin(self) -> Origin:
-        """Return the leader's origin as of the newest checkpoint: tokens are made and judged by it."""
+        """Return the leader's origin at the newest checkpoint. Tokens are made and judged with it."""
         return self._origin
 
     @property
@@ -100,15 +103,15 @@ class PageReader:
 
     @property
     def wanting(self) -> bool:
-        """Whether a generation is needed, and its opening page has not arrived."""
+        """Whether a generation is needed and its opening page has not arrived yet."""
         return self._coming is not None and not self._opened
 
     def hear(self, head: Head) -> None:
-        """Adopt the leader's position, which moves even while its map does not change.
+        """Adopt the leader's position, which changes even while its map does not change.
 
-        The position is ignored if a page before this head is missing: such a page may have moved the
-        positions of entries, even without a new revision. Older leaders do not number their heads, and send a
-        ``number`` of 0.
+        The position is ignored if a page before this head is missing: such a page may have changed the
+        positions of entries, even without a new revision. Older leaders do not number their heads; their
+        ``number`` is 0.
         """
         store = self._store
         if head.line != self.line or head.number not in (0, self._unbroken):
@@ -117,7 +120,7 @@ class PageReader:
             store.mark_consistent(head.position)
 
     def start_over(self) -> None:
-        """Collect a new map from the next generation. The present map is served until that is complete."""
+        """Collect a new map from the next generation. Until it is complete, the current map is served."""
         self._coming, self._opened, self._completed = {}, False, False
         self._running, self._page_line = False, ""
 
@@ -133,12 +136,13 @@ class PageReader:
         follows = page.line == self._page_line and page.number == self._page_number + 1
         self._page_line, self._page_number = page.line, page.number
         if page.line != self.line and self._coming is None:
-            self.start_over()  # another leader, or the same one after a break, which sends a generation
+            self.start_over()  # another leader, or the same one after a break: it sends a generation
             self._page_line, self._page_number = page.line, page.number
         if self._coming is not None:
             return self._collect(self._coming, page, follows=follows)
         if page.first:
-            # Positions move without a new revision. A missed movement shows in the checkpoint's position.
+            # Positions can change without a new revision. The checkpoint's position shows that such a change
+            # was missed.
             self._running = page.start <= self.exact and page.position <= self.position
             self._run_start = page.start
         elif not follows or page.start != self._run_start:
@@ -180,7 +184,7 @@ class PageReader:
             self.start_over()
             return PageOutcome.MISMATCH
         self._coming = None
-        missed = self.exact < checkpoint.origin.forgotten  # deletes that the leader has forgotten since
+        missed = self.exact < checkpoint.origin.forgotten  # deletes that the leader has since forgotten
         if line == self.line and not self._distrusted and not missed:
             news = sorted(self._newer(coming.values()), key=attrgetter("revision"))
             return self._publish(news, [], checkpoint)
@@ -205,12 +209,13 @@ class PageReader:
     def _forgotten(
         self, coming: dict[str, Entry], checkpoint: Checkpoint, *, same_epoch: bool
     ) -> list[Entry]:
-        """Return a tombstone for each endpoint of this relay that a new map has neither live nor deleted.
+        """Return a tombstone for each endpoint of this relay that a new map contains neither as live nor as
+        deleted.
 
         A leader that has lost its state file does not know which endpoints were deleted before. Clients of
-        the legacy contract have received such endpoints from this relay, so it must send the deletes.
+        the legacy contract have received such endpoints from this relay, so the relay must send the deletes.
 
-        In the same epoch a tombstone keeps its revision, so that a new map does not make it younger.
+        In the same epoch a tombstone keeps its revision, so that a new map does not delay its end.
         """
         revision, position = checkpoint.revision, checkpoint.position
         return [
@@ -222,11 +227,12 @@ class PageReader:
         ]
 
     def _is_passed(self, checkpoint: Checkpoint) -> bool:
-        """Return whether the map is newer than this checkpoint of its line: then the page is a repetition."""
+        """Return whether the map is newer than this checkpoint of its line. If so, the page is a repetition.
+        """
         return checkpoint.revision < self.exact + self._ahead
 
     def _is_older(self, checkpoint: Checkpoint) -> bool:
-        """Return whether a map of another line is older than the one that is served."""
+        """Return whether a map of another line is older than the served map."""
         store, held = self._store, self._origin
         if not self.line:
             return False
@@ -260,7 +266,8 @@ class PageReader:
         return self._publish(self._newer(page.entries), page.moved, checkpoint)
 
     def _newer(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Return the entries with newer revisions than the present ones; move the positions of the others."""
+        """Return the entries that are newer than the stored ones. Update the positions of the other entries.
+        """
         newer = []
         for entry in entries:
             held = self._store.entries.get(entry.id)
@@ -298,10 +305,11 @@ class PageReader:
         return PageOutcome.ARRIVED
 
     def _forget(self) -> None:
-        """Forget the deletes that the leader has forgotten, if this relay has had them for long enough.
+        """Forget the deletes that the leader has forgotten, if this relay has had them for the retention
+        time.
 
-        The time is the retention time, because this relay may have been cut off: then its clients of the
-        legacy contract may not have received these deletes yet.
+        The relay may have been cut off from its leader. Its clients of the legacy contract may then have
+        received these deletes much later than the leader's clients.
         """
         store = self._store
         self._marks.set(store.head)
@@ -310,7 +318,8 @@ class PageReader:
             store.forget(up_to)
 
     def _move(self, moved: Sequence[tuple[str, Revision, Lsn]]) -> None:
-        """Move the positions of entries whose payloads have not changed, if they still have that revision."""
+        """Update the positions of entries whose payloads have not changed, if they still have that revision.
+        """
         for endpoint_id, revision, position in moved:
             entry = self._store.entries.get(endpoint_id)
             if entry is not None and entry.revision == revision:
@@ -318,7 +327,7 @@ class PageReader:
 
 
 def _proof(entries: Iterable[Entry]) -> tuple[int, bytes]:
-    """Return the count and the digest of the live entries, as a checkpoint has them."""
+    """Return the count and the digest of the live entries, in the form of a checkpoint."""
     digests = [entry_digest(entry.id, entry.payload) for entry in entries if entry.payload is not None]
     total = sum(int.from_bytes(digest, "big") for digest in digests) % _MODULUS
     return len(digests), total.to_bytes(DIGEST_BYTES, "big")

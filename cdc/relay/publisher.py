@@ -2,7 +2,7 @@
 
 To the store, a publisher is a subscriber like any other: it has a `Cursor`, and the store never waits for it.
 For a generation it has a second place in the log, which moves backwards, as in a `Catchup`. The cursor's
-entries always go first, so that a revocation never waits behind a generation.
+entries are always sent first, so that a revocation never waits behind a generation.
 """
 
 from __future__ import annotations
@@ -29,25 +29,27 @@ if TYPE_CHECKING:
 _Item = TypeVar("_Item")
 
 PAGE_BYTES: Final = 60 * 1024
-"""Maximum size of a page's entries, unless a single entry is larger. With its header a page has 64 KiB at
-most.
+"""Maximum size of a page's entries, unless a single entry is larger. With its header a page has at most 64
+KiB.
 """
 _ENTRY_BYTES: Final = 48
 """Maximum size of an entry without its id and payload, or of a moved position without its id, in bytes."""
 _ENTRIES: Final = 500
-"""Entries that are taken from the store at a time."""
+"""Maximum number of entries that are taken from the store at a time."""
 _MOVED_SECONDS: Final = 1.0
-"""Seconds between two checkpoints that have nothing but new positions."""
+"""Seconds between two checkpoints that contain only new positions."""
 _GROWTH: Final = 1.0
-"""A new generation begins when this many times the last generation's entries have been published since..."""
+"""A new generation begins when the number of entries published since the last one exceeds `_LEAST` and this
+multiple of its entries.
+"""
 _LEAST: Final = 10_000
-"""...and more than this number of entries."""
+"""Minimum number of published entries before a new generation; see `_GROWTH`."""
 
 
 class Publisher:
-    """Makes one line of pages: one unbroken chain.
+    """Makes one line of pages, which is one unbroken chain.
 
-    One thread uses it, and takes the next page after the last one is stored.
+    One thread uses it, and takes the next page only after the last one has been stored.
     """
 
     def __init__(
@@ -69,18 +71,18 @@ class Publisher:
         self._entries = entries
         self._page_bytes = page_bytes
         self.line = ""
-        """The present line; empty while there is none."""
+        """The current line; empty while there is none."""
         self._of = "", 0
         """The epoch and the timeline of the line."""
         self.number = 0
-        """The number of the newest page that was taken."""
+        """The number of the newest page that `take` has returned."""
         self._tail: Cursor | None = None
         self._back: Place | None = None
-        """The place of the generation's backward walk; None if no generation is under way."""
+        """The place of the generation's backward walk; None if no generation is in progress."""
         self._begun = True
         """Whether the next entries that `_tail` reads begin a run."""
         self._start = Revision(0)
-        """The revision of the newest checkpoint, or where the line began."""
+        """The revision of the newest checkpoint, or the one at which the line began."""
         self._position: Lsn = Lsn(0)
         """The position of that checkpoint."""
         self._told: Cut | None = None
@@ -91,9 +93,13 @@ class Publisher:
         self._opening = False
         """Whether the next page opens a generation."""
         self._opened = self._newest = 0
-        """Numbers of two opening pages: of the generation under way, and of the newest complete one."""
+        """Numbers of two opening pages: `_opened` is that of the generation in progress, `_newest` that of
+        the newest complete generation.
+        """
         self._generation = self._since = 0
-        """Number of entries of the newest generation, and number of entries published since it began."""
+        """`_generation` is the number of entries of the newest generation, `_since` the number of entries
+        published since it began.
+        """
 
     def limit(self, page_bytes: int) -> None:
         """Limit the entries of a page to ``page_bytes`` bytes. A larger entry gets a page of its own."""
@@ -134,27 +140,28 @@ class Publisher:
 
     @property
     def generating(self) -> bool:
-        """Whether a generation is under way."""
+        """Whether a generation is in progress."""
         return self._back is not None
 
     @property
     def outgrown(self) -> bool:
-        """Whether a new generation is due, because the log has grown by more than the size of the last
-        generation.
+        """Whether a new generation is due, because more entries have been published since the last generation
+        than it contained.
         """
         return self._back is None and self._since > max(_LEAST, self._generation * _GROWTH)
 
     @property
     def patience(self) -> float:
-        """Seconds after which to call `take` again, if the store does not change before."""
+        """Seconds after which to call `take` again if the store does not change sooner."""
         return max(0.0, self._told_at + _MOVED_SECONDS - self._clock())
 
     def head(self) -> Head:
-        """Return the leader's present state."""
+        """Return the leader's current state."""
         positions = self._freshness.positions()
         with self._store.lock:
             store = self._store
-            # A relay that has not received an endpoint's newer position has not reached our position.
+            # Our position is valid for a relay only if the relay has received all newer positions of
+            # endpoints.
             position = min(store.position, self._position) if self._moved else store.position
             return Head(
                 line=self.line,
@@ -182,7 +189,7 @@ class Publisher:
             return [page]
         try:
             part = self._tail.read(self._entries)
-        except OutlivedError:  # it stood still until deletes were forgotten that it had to return
+        except OutlivedError:  # it was not read for so long that deletes which it had to return are forgotten
             self._open_line(of)
             return []
         if part.entries:
@@ -229,8 +236,8 @@ class Publisher:
         self.begin_generation()
 
     def _collect_moves(self, beyond: Lsn, up_to: Revision) -> None:
-        """Collect the entries whose positions move from now on, and those up to the revision ``up_to`` whose
-        position is beyond ``beyond``.
+        """Collect the entries whose positions change from now on, and the entries up to the revision
+        ``up_to`` whose positions are beyond ``beyond``.
         """
         self._moved = {}
         with self._store.lock:
@@ -289,7 +296,9 @@ class Publisher:
         return pages
 
     def _cut(self, items: Iterable[_Item], bytes_of: Callable[[_Item], int]) -> Iterator[list[_Item]]:
-        """Yield the items in parts that fit into a page. An item that is too large is a part of its own."""
+        """Yield the items in parts that each fit into a page. An item that is too large becomes a part of its
+        own.
+        """
         some: list[_Item] = []
         room = self._page_bytes
         for item in items:

@@ -1,8 +1,7 @@
 """Assembles messages into committed transactions.
 
-A plugin sends a transaction only once it is committed, between a begin and a commit. Each row is reduced to
-the keys that it names as it arrives, so a transaction of a million rows takes no more memory than
-`affected.LIMIT` keys.
+A plugin sends a transaction only after its commit, between a begin and a commit message. Each row is reduced
+to its keys as it arrives, so a transaction of a million rows takes no more memory than `affected.LIMIT` keys.
 """
 
 from __future__ import annotations
@@ -31,20 +30,22 @@ _ACTIONS: dict[type[Row], Action] = {
 }
 
 _BYTES = 900
-"""Bytes of memory that a transaction takes, without its keys."""
+"""Approximate memory of a transaction without its keys, in bytes."""
 
 
 class Transaction(msgspec.Struct, gc=False):
     """A committed transaction, reduced to the endpoints that it may have changed."""
 
     xid: Xid
-    """0, which no transaction has, if it could not be read."""
+    """The transaction id; 0, which no transaction has, if it could not be read."""
     end: Lsn
     """The end of its commit record. Once it is confirmed, the slot no longer delivers the transaction."""
     committed_at: float
     """Unix seconds by the database's clock."""
     rows: dict[tuple[str, Action], int] = msgspec.field(default_factory=dict)
-    """Number of rows by mapped table and action; empty for a transaction without any (DDL, other tables)."""
+    """Number of rows by mapped table and action. Empty if the transaction has no such rows, for example only
+    DDL or rows of other tables.
+    """
     affected: Affected = msgspec.field(default_factory=Affected)
 
     @property
@@ -60,7 +61,7 @@ class Assembler:
     start.
 
     Args:
-        relations: the mapping's table for each (schema, table) that the plugin names, also for partitions.
+        relations: the mapping's table for each (schema, table) that the plugin names, including partitions.
         rules: the rules of each of the mapping's tables.
 
     """
@@ -72,8 +73,7 @@ class Assembler:
 
     @property
     def between(self) -> bool:
-        """Whether no transaction is half read, so that everything before the stream's position is
-        complete.
+        """Whether the stream is between two transactions, so that everything before its position is complete.
         """
         return self._open is None
 
@@ -81,8 +81,8 @@ class Assembler:
         """Take the next message. Return the transaction that it completes, or None.
 
         Raises:
-            MessageError: the message cannot be handled. The caller then calls `spoil`, and goes on with the
-                stream: a new connection would only receive the same message again.
+            MessageError: the message cannot be handled. The caller must then call `spoil` and continue with
+            the stream: a new connection would only receive the same message again.
 
         """
         if isinstance(message, (Update, Insert, Delete, Truncate)):  # first, since most messages are rows
@@ -95,8 +95,8 @@ class Assembler:
     def spoil(self, reason: str, place: MessagePlace) -> Transaction | None:
         """Turn the transaction of a message that could not be handled into a reconcile.
 
-        ``place`` is where in a stream such messages stand. Returns the transaction if the message ended it.
-        If the message stood outside of transactions, returns a transaction without an end.
+        ``place`` is the place of the message in the stream. If the message ended the transaction, returns the
+        transaction. If the message was outside of any transaction, returns a transaction without an end.
         """
         inside = self._open is not None
         done = self._open = self._open or Transaction(xid=Xid(0), end=Lsn(0), committed_at=0.0)

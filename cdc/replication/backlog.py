@@ -1,7 +1,7 @@
 """The bounded queue between the slot's reader and the applier.
 
-When the applier is behind, or has no room for more, the queue fills up and the reader stops reading. Then the
-transactions wait in the server's WAL.
+If the applier is behind or has no room for more, the queue fills up and the reader stops reading. Further
+transactions then wait in the server's WAL.
 """
 
 from __future__ import annotations
@@ -26,20 +26,26 @@ class Started:
     """A stream has begun. Every transaction after ``confirmed`` will be delivered."""
 
     session: int
-    """The number of the connection. A confirmation names it, so that it never reaches the next connection."""
+    """The number of the connection. A confirmation contains it, so that it is never sent on the next
+    connection.
+    """
     history: Timeline
     confirmed: Lsn
     created: Snapshot | None = None
-    """The snapshot that the stream starts from, if the slot was created just now, on a primary; else None."""
+    """The snapshot that the stream starts from if the slot has just been created on a primary; otherwise
+    None.
+    """
     found: bool = True
-    """Whether the slot existed before, so that it has been read, perhaps by an earlier process of ours."""
+    """Whether the slot existed before, so that it has been read already, perhaps by an earlier process of
+    ours.
+    """
     suspects: Xid8 = Xid8(0)
     """Transactions below this id may have changed rows that the stream leaves out; 0 for none."""
 
 
 @dataclass(frozen=True)
 class Idle:
-    """Every transaction up to ``lsn`` has been handed over, and none is half read."""
+    """Every transaction up to ``lsn`` is in the backlog, and no transaction is partly read."""
 
     lsn: Lsn
 
@@ -50,7 +56,7 @@ class StreamEnded:
 
     error: PadsCdcError
     history: Timeline | None = None
-    """The timeline of the server that was asked; None if it is unknown."""
+    """The timeline of the server that the stream came from; None if it is unknown."""
 
 
 class PeerNews:
@@ -63,11 +69,12 @@ Event = Transaction | Started | Idle | StreamEnded | PeerNews
 
 
 class Backlog:
-    """One thread puts events, another takes them."""
+    """A queue into which one thread puts events, and from which another thread takes them."""
 
     def __init__(self, limit: int = 32 * 2**20, batch: int = 20_000) -> None:
-        """``limit`` is in bytes; the last transaction may exceed it. ``batch`` is the number of keys that one
-        `take` returns at most, where each transaction counts as a key as well.
+        """``limit`` is in bytes; the last transaction may exceed it. ``batch`` is the maximum number of keys
+        in the result of one `take`. Each transaction counts as a key as well, and the last one may exceed the
+        maximum.
         """
         self._limit = limit
         self._batch = batch
@@ -91,14 +98,14 @@ class Backlog:
                 return False
             self._size += transaction.size
             if self._events and isinstance(self._events[-1], Idle):
-                # The transaction implies this event. If both stayed, transactions with such events in between
-                # would be taken one by one, however far behind the applier is.
+                # The transaction implies the `Idle` event. If the event stayed in the queue, it would split a
+                # run of transactions, which would then be taken one by one however far behind the applier is.
                 self._events.pop()
             self._put(transaction)
         return True
 
     def tell(self, event: Started | Idle | StreamEnded | PeerNews) -> None:
-        """Put another event, which needs no room. An `Idle` replaces one right before it."""
+        """Put another event, which needs no room. An `Idle` replaces an `Idle` directly before it."""
         with self._changed:
             if isinstance(event, Idle) and self._events and isinstance(self._events[-1], Idle):
                 self._events[-1] = event
@@ -107,10 +114,11 @@ class Backlog:
             self._put(event)
 
     def take(self, timeout: float, *, full: bool = False) -> list[Event]:
-        """Take events: a run of transactions, or one other event; an empty list after ``timeout`` seconds.
+        """Take a run of transactions, or one other event. Returns an empty list after ``timeout`` seconds.
 
-        With ``full``, no transaction is returned. Then the transactions before a `StreamEnded` are dropped,
-        so that this event is returned: they are not confirmed, and the next stream delivers them again.
+        With ``full``, no transaction is returned. If a `StreamEnded` is waiting, the transactions before it
+        are dropped so that it can be returned. They are not confirmed, so the next stream delivers them
+        again.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._woken or self._ready(full=full), timeout)
@@ -146,7 +154,7 @@ class Backlog:
         return event
 
     def wake(self) -> None:
-        """Let `take` return early."""
+        """Make `take` return early."""
         with self._changed:
             self._woken = True
             self._changed.notify_all()
