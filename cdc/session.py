@@ -3,10 +3,10 @@
 The slot is confirmed, and the map counts as fresh, only while the session is exact. It is not exact
 
 - without a stream;
-- after a gap: transactions have passed that were never delivered here;
-- while a reconcile is owed: the slot was allowed to let go of WAL whose changes had not been read.
+- after a gap, which means that some transactions were never delivered to this server;
+- while a reconcile is owed, because the slot was confirmed beyond changes that had not been read.
 
-One reconcile fills the gap and pays the owed reconcile, too.
+One reconcile fills the gap and is also the owed reconcile.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ class StreamState(Enum):
     STREAMING = auto()
     """The slot delivers transactions, each at least once, in the order of their commits."""
     LOST = auto()
-    """The stream has ended. The next one repeats every transaction that was not confirmed."""
+    """The stream has ended. The next stream repeats every transaction that was not confirmed."""
 
 
 _LEGAL: Final = frozenset(
     {
         (StreamState.WAITING, StreamState.STREAMING),  # begin: the first stream
-        (StreamState.STREAMING, StreamState.LOST),  # end: the connection, or a fault of ours
+        (StreamState.STREAMING, StreamState.LOST),  # end: the connection was lost, or our own code failed
         (StreamState.LOST, StreamState.STREAMING),  # begin: reconnected
     }
 )
-"""The transitions. An open stream cannot begin again: two streams would deliver in two orders."""
+"""The legal transitions. An open stream cannot begin again, because two streams would deliver in two orders.
+"""
 
 
 class IllegalTransitionError(RuntimeError):
@@ -66,13 +67,17 @@ class Session:
         self._gap = True
         self._owed: Gate | None = None
         self.number = 0
-        """The stream's number. A confirmation names it, so that a late one never reaches the next stream."""
+        """The stream's number. A confirmation contains it, so that a late one is never sent on the next
+        stream.
+        """
         self.held: Lsn = Lsn(0)
-        """The map that was taken over has all transactions up to here. The slot may deliver them again."""
+        """The position up to which a map that was taken over includes all transactions. The slot may deliver
+        them again.
+        """
         self.lost_at = time.monotonic()
-        """When the newest stream ended, or this process started (monotonic time)."""
+        """Monotonic time at which the newest stream ended, or this process started."""
         self.reason = "start"
-        """Why the next reconcile is needed: a label in logs and metrics."""
+        """The reason of the next reconcile, as a label for logs and metrics."""
 
     @property
     def streaming(self) -> bool:
@@ -91,31 +96,33 @@ class Session:
 
     @property
     def exact(self) -> bool:
-        """Whether the map is known to have every transaction up to `Requery.done_up_to`."""
+        """Whether the map is known to include every transaction up to `Requery.done_up_to`."""
         return self.streaming and not self._gap and self._owed is None
 
     def begin(self, number: int, *, gap: bool, held: Lsn = Lsn(0)) -> None:
         """Note that a stream has begun.
 
-        ``gap`` says whether transactions may have passed before it that were never delivered here. ``held``
-        is the position of a map that was taken over from the peer.
+        ``gap`` says whether there may be earlier transactions that were never delivered to this server.
+        ``held`` is the position of a map that was taken over from the peer.
         """
         self._enter(StreamState.STREAMING)
         self.number, self._gap, self.held = number, gap, held
 
     def lose(self, reason: str | None = None) -> None:
-        """Note that the stream has ended, and why. If there was none, only the reason is noted."""
+        """Note that the stream has ended, and why. If there was no stream, note only the reason."""
         if self.streaming:
             self._enter(StreamState.LOST)
             self.lost_at = time.monotonic()
         self.reason = reason or self.reason
 
     def miss(self) -> None:
-        """Note that transactions may have passed that will not be delivered here."""
+        """Note that there may be transactions that will never be delivered to this server."""
         self._gap = True
 
     def owe(self, gate: Gate | None) -> None:
-        """Note that a reconcile is owed that must pass this gate; with None, that none is owed."""
+        """Note that a reconcile is owed, which must pass this gate. With None, note that no reconcile is
+        owed.
+        """
         self._owed = gate
 
     def settled(self) -> None:
@@ -125,7 +132,7 @@ class Session:
         self._gap, self._owed = False, None
 
     def exact_again(self) -> None:
-        """Note that the whole mapping has been read. The next reconcile will be because of a reconnect."""
+        """Note that the whole mapping has been read, so the reason of the next reconcile is a reconnect."""
         self.reason = "reconnect"
 
     def _enter(self, state: StreamState) -> None:

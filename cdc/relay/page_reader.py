@@ -308,8 +308,8 @@ class PageReader:
         """Forget the deletes that the leader has forgotten, if this relay has had them for the retention
         time.
 
-        The relay may have been cut off from its leader. Its clients of the legacy contract may then have
-        received these deletes much later than the leader's clients.
+        If the relay was cut off from its leader, its clients of the legacy contract may not have received
+        these deletes yet.
         """
         store = self._store
         self._marks.set(store.head)

@@ -96,7 +96,7 @@ class Head:
     server_end: Lsn = Lsn(0)
     """The newest end of WAL that the leader knows of."""
     position: Lsn = Lsn(0)
-    """The fields of `Checkpoint` with these names, for this revision."""
+    """`position`, `seen` and `consistent` are as in `Checkpoint`, for this revision."""
     seen: Lsn = Lsn(0)
     consistent: bool = False
     number: int = 0

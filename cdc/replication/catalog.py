@@ -1,7 +1,7 @@
 """Reads the definitions of the mapping's tables from the catalog: partitions, replica identities, columns.
 
-DDL sends no rows. So the definitions are compared now and then, and the stream begins anew when they have
-changed.
+The stream does not contain DDL. So the definitions are compared from time to time, and when they have changed
+the stream is started again.
 """
 
 from __future__ import annotations
@@ -30,20 +30,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Relation:
-    """A table as the plugin names it: a mapped one, or a partition of it."""
+    """A table as the plugin names it: a mapped table, or a partition of one."""
 
     oid: int
     mapped: str
     schema: str
     table: str
     partitioned: bool
-    """Whether it is partitioned, so that it has no rows of its own."""
+    """Whether the table is partitioned, so that it has no rows of its own."""
     logged: bool
-    """Whether its changes are in the WAL: not those of an unlogged table, or of one on another server."""
+    """Whether the table's changes are in the WAL. Those of unlogged and of foreign tables are not."""
     identity: tuple[str, ...]
-    """The columns of the old row that an update or delete carries."""
+    """The columns of the old row that an update or delete contains."""
     virtual: tuple[str, ...]
-    """The generated columns whose values are not in the WAL: the plugin sends null for them, or nothing."""
+    """The generated columns whose values are not in the WAL. The plugin sends null for them, or leaves them
+    out.
+    """
     shape: str
     """A value that differs after every change of the table's definition."""
 
@@ -54,16 +56,17 @@ class Relations:
 
     all: tuple[Relation, ...]
     published_as: str | None = None
-    """A value that differs after every change of the publication; None without one, or if it is not needed.
+    """A value that differs after every change of the publication; None if there is no publication or none is
+    needed.
     """
     next_xid: Xid = field(default=Xid(0), compare=False)
     """The next transaction id to be assigned."""
     types: Mapping[tuple[str, str], KeyType] = field(default_factory=dict)
-    """The key types of the columns that rules name, by table and column."""
+    """The key types of the columns in the rules, by table and column."""
 
     @classmethod
     def of(cls, rows: Iterable[Sequence[Any]], columns: Iterable[Sequence[Any]] = ()) -> Relations:
-        """Read the rows of the queries ``Relations`` and ``KeyColumns``."""
+        """Make a value from the rows of the queries ``Relations`` and ``KeyColumns``."""
         relations = []
         of_all: tuple[str | None, Xid] = (None, Xid(0))
         for oid, mapped, schema, table, partitioned, logged, identity, virtual, shape, *shared in rows:
@@ -77,7 +80,7 @@ class Relations:
         return {(one.schema, one.table): one.mapped for one in self.all}
 
     def nameless(self, rules: Mapping[str, Sequence[Rule]]) -> list[Rule]:
-        """Return the rules whose parent is not in the WAL, given the present replica identities."""
+        """Return the rules whose parents are not in the WAL, given the current replica identities."""
         return [
             rule
             for table, of_table in self._typed(rules).items()
@@ -87,9 +90,10 @@ class Relations:
         ]
 
     def rules(self, rules: Mapping[str, Sequence[Rule]]) -> dict[str, tuple[Rule, ...]]:
-        """Return the rules for a stream of these tables. Tables whose parent is in the WAL need no memory.
+        """Return the rules for a stream of these tables. Tables whose parents are in the WAL need no memory
+        of parents.
 
-        If a row was written with an older replica identity that lacks the parent, it causes a reconcile.
+        A row that was written with an older replica identity, without the parent, causes a reconcile.
         """
         nameless = self.nameless(rules)
         return {
@@ -119,7 +123,7 @@ class Relations:
         ]
 
     def unlogged(self, tables: Collection[str]) -> list[str]:
-        """Return those of the mapping's ``tables``, or partitions of them, whose changes leave no WAL."""
+        """Return the tables of ``tables``, and their partitions, whose changes are not in the WAL."""
         return [f"{one.schema}.{one.table}" for one in self.all if not one.logged and one.mapped in tables]
 
     def virtual_keys(self, keys: Mapping[str, Collection[str]]) -> list[tuple[str, str]]:
@@ -135,8 +139,8 @@ class Relations:
 
 
 class Catalog:
-    """Looks at the tables for the slot's reader, which begins a stream with them, and for the applier, which
-    watches for changes.
+    """Reads the tables' definitions: for the slot's reader, which begins a stream with them, and for the
+    applier, which watches for changes.
     """
 
     def __init__(
@@ -163,7 +167,7 @@ class Catalog:
 
         Raises:
             Refusal: a table of the mapping does not exist.
-            SourceError: with the present publication, pgoutput would leave out something that is needed.
+            SourceError: with the current publication, pgoutput would leave out something that is needed.
 
         """
         self._published = plugin == pgoutput.NAME
@@ -222,8 +226,8 @@ class Catalog:
         return publication
 
     def look(self, database: Database) -> Relations:
-        """Return the present definitions. If the stream can go on with them, note them as the stream's. A
-        reconcile must follow, for the changes that need no new stream.
+        """Return the current definitions. If the stream can continue with them, note them as the stream's. A
+        reconcile must follow, because of changes that do not need a new stream.
         """
         relations, rules, streamed = self.ask(database), self._mapping.rules, self._streamed
         database.forget_types()
@@ -239,7 +243,7 @@ class Catalog:
     def lossy(self, relations: Relations) -> list[str]:
         """Return the tables whose changes the stream silently leaves out, each with the reason.
 
-        A publication that leaves out updates is an error, so pgoutput is not read then.
+        If a publication leaves out updates, that is an error and the stream is not read at all.
         """
         reads, rules = self._mapping.reads, self._mapping.rules
         unlogged = relations.unlogged(reads)
@@ -252,7 +256,7 @@ class Catalog:
         ]
 
     def refusing(self, database: Database, relations: Relations) -> list[str]:
-        """Return the tables whose UPDATEs and DELETEs Postgres refuses to everybody because of the
+        """Return the tables whose UPDATEs and DELETEs Postgres refuses, for every session, because of the
         publication.
         """
         if not self._published:
@@ -269,7 +273,7 @@ class Catalog:
         return relations != self._streamed
 
     def ask(self, database: Database) -> Relations:
-        """Return the present definitions."""
+        """Return the current definitions."""
         rows, columns = (
             database.query(self._queries[name], self._parameters()) for name in ("Relations", "KeyColumns")
         )

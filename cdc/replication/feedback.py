@@ -1,18 +1,18 @@
 """Feedback to the server: status updates, which show that we are alive, and confirmations of the slot.
 
-There are two traps.
+There are two dangers.
 
 psycopg2 answers a keepalive by itself, with a flush position that it derives from the messages that were
-*read*. Inside a transaction, that position can lie beyond earlier transactions that are still pending, and
-the slot would never deliver these again. So the cursor that reads never gets a flush position. Before the
-first message it adopts the end of WAL from keepalives, which lies before everything that is still to come.
-The next status update corrects such an answer.
+*read*. Inside a transaction, that position can be beyond earlier transactions that are still pending, and the
+slot would never deliver these again. So the reading cursor never gets a flush position. Before its first
+message, the cursor reports the end of WAL from keepalives, which is before everything that the stream will
+deliver. The next status update corrects such an answer.
 
 A wal sender with a flush position may be chosen as a synchronous standby
 (`cdc.replication.synchronous_standby`). So each confirmation is sent once, reports nothing beyond the
-confirmed position, and is followed at once by a status update without a flush position. A cursor of psycopg2
-never reports less than before, so each of the two has its own cursor. The slot stays confirmed, since
-Postgres ignores a flush position of 0.
+confirmed position, and is followed at once by a status update without a flush position. A psycopg2 cursor
+never reports less than before, so confirmations and status updates have separate cursors. The slot stays
+confirmed, since Postgres ignores a flush position of 0.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from cdc.freshness import Freshness
 
 _TICK = 0.1
-"""Seconds between two confirmations, at least."""
+"""Minimum time between two confirmations, in seconds."""
 _SIGN = 1.0
-"""Seconds between status updates while the applier takes no transactions. wal_sender_timeout may be short."""
+"""Seconds between status updates while nothing is confirmed. They must be frequent, since wal_sender_timeout
+may be short.
+"""
 ASK = 5.0
 """Seconds between status updates that ask the server for an answer."""
 
@@ -57,17 +59,17 @@ class Feedback:
 
     @property
     def silence(self) -> float:
-        """Seconds since the server was asked for an answer and has sent nothing; 0.0 if it has answered.
+        """Seconds since the server was asked for an answer, if it has sent nothing since then; otherwise 0.0.
 
-        While this process is frozen it does not ask, so a freeze of its own does not count.
+        A frozen process does not ask, so the time during which this process is frozen does not count.
         """
         return 0.0 if self._unanswered is None else time.monotonic() - self._unanswered
 
     def send(self, freshness: Freshness, confirm: Lsn) -> None:
         """Send the feedback that is due. ``confirm`` is the position to confirm; 0 for none.
 
-        Sends nothing while the connection is full of feedback that the server has not read: psycopg2 would
-        wait for room, and would stop all threads of this process until then.
+        Sends nothing while the connection is full of feedback that the server has not read. psycopg2 would
+        wait for room, and would block all threads of this process until there is some.
         """
         now = time.monotonic()
         ask = now - self._asked_at >= ASK
@@ -89,8 +91,8 @@ class Feedback:
             self._unanswered = self._unanswered or now
 
     def confirm(self, position: Lsn) -> None:
-        """Confirm the slot up to ``position``, unless that is done. The caller then sends a status update, or
-        ends the connection.
+        """Confirm the slot up to ``position``, unless it is confirmed already. The caller must then send a
+        status update or end the connection.
         """
         if position > self._confirmed:
             self._confirmed = position

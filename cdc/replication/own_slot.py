@@ -1,4 +1,4 @@
-"""Our own slot: finds it, creates it, or drops it, before anything is read from it.
+"""Our own slot. It is found, created or dropped here, before it is read.
 
 An existing slot determines the plugin. A new slot is created for the first of the allowed `PLUGINS` that the
 server loads.
@@ -43,13 +43,15 @@ AUTO = "auto"
 _ASK_AGAIN = 0.1
 """Seconds between two requests to stop creating the slot. A request that comes too early has no effect."""
 _ENDS = 3
-"""After so many streams that the server ended at the same place, the slot is dropped."""
+"""After this number of streams that the server ended at the same place, the slot is dropped."""
 _CANNOT = ("22", "53200", "54", "58P01", "XX")
-"""SQLSTATEs, or their classes, of errors that mean that the server cannot send a change. 58P01: a file is
-missing, because a person has removed or reset WAL, for example on a full disk.
+"""SQLSTATEs, or their classes, of errors that mean that the server cannot send a change. 58P01 means that a
+file is missing, because a person has removed or reset WAL, for example on a full disk.
 """
 _REMAKES = 3
-"""A lost slot is created anew at most so many times an hour. After that a person has to find the cause."""
+"""Maximum number of times per hour that a lost slot is created again. After that, a person has to find the
+cause.
+"""
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,15 @@ class OpenedSlot:
     found: bool
     """Whether the slot existed before."""
     created: Snapshot | None
-    """The snapshot that the stream starts from, if the slot was created just now, on a primary; else None."""
+    """The snapshot that the stream starts from if the slot has just been created on a primary; otherwise
+    None.
+    """
     suspects: Xid8
     """Transactions below this id (64 bits) may have changed rows that the stream leaves out."""
 
 
 class OwnSlot:
-    """Our slot on its server. Owned by the thread that reads the slot."""
+    """Our slot, on its server. Owned by the thread that reads the slot."""
 
     def __init__(
         self,
@@ -81,10 +85,10 @@ class OwnSlot:
         failover: bool = False,
         max_retained_wal: int = 1 << 30,
     ) -> None:
-        """``assemble`` looks at the catalog, and returns the `SlotStream` for a plugin.
+        """``assemble`` reads the catalog, and returns the `SlotStream` for a plugin.
 
-        With ``failover``, standbys keep the slot too. A slot that cannot be read, and that retains more than
-        ``max_retained_wal`` bytes, is dropped.
+        With ``failover``, standbys keep a copy of the slot. If the slot cannot be read and retains more than
+        ``max_retained_wal`` bytes, it is dropped.
         """
         self.address = address
         self.name = name
@@ -92,21 +96,25 @@ class OwnSlot:
         self._assemble = assemble
         self._observer = observer
         self.stopping = threading.Event()
-        """Set when the reader is to stop, so that a slot that is being created is given up."""
+        """Set when the reader is to stop. The creation of a slot is then abandoned."""
         self._plugins = PLUGINS if plugin == AUTO else (plugin,)
         self._failover = failover
         self._max_retained_wal = max_retained_wal
         self._remade: list[float] = []
         self._unpublished = False
-        """Whether the slot has changes that are older than the publication, so that every stream ends there.
+        """Whether the slot contains changes that are older than the publication, so that every stream ends at
+        them.
         """
         self._ends: list[tuple[Lsn, str]] = []
-        """For the last streams that the server ended: the position at which each began, and the SQLSTATE."""
+        """The last streams that the server ended: the position at which each began, and the SQLSTATE of its
+        end.
+        """
         self.creating: int | None = None
-        """The server's process that creates the slot, while it waits for every running transaction."""
+        """The process id of the server's session that creates the slot; None unless a slot is being created.
+        """
 
     def open(self, connection: LogicalReplicationConnection, cursor: ReplicationCursor) -> OpenedSlot:
-        """Find the slot, or create it. ``cursor`` belongs to the connection that is going to read it.
+        """Find the slot, or create it. ``cursor`` belongs to the connection that will read the slot.
 
         Raises:
             SourceError, Refusal: the slot cannot be read now.
@@ -119,15 +127,15 @@ class OwnSlot:
         if slot is None:
             raise SourceError("slot_lost", f"the slot {self.name} vanished while it was made")
         stream = self._stream(cursor, slot)
-        # A slot that is younger than the publication sends no changes from before it.
+        # A slot that is younger than the publication sends no changes from before the publication.
         suspects = Xid8(0) if not found and stream.published_as == published_as else stream.suspects
         return OpenedSlot(stream, slot.confirmed, found, created, suspects)
 
     def give_up_creating(self) -> None:
         """Make the server stop creating the slot, from another thread. Blocks until it has stopped.
 
-        The request goes through a connection of its own. psycopg2's ``cancel`` would stop all threads of
-        this process until the server answers, and a frozen server never does.
+        The request is sent on a connection of its own. psycopg2's ``cancel`` would block all threads of this
+        process until the server answers, and a frozen server never answers.
         """
         with suppress(PadsCdcError), closing(self.address.connect()) as connection:
             while (pid := self.creating) is not None:
@@ -137,9 +145,9 @@ class OwnSlot:
 
     def unpublished(self, error: UndefinedObject) -> SourceError:
         """Return the error for a stream that ended because the publication did not exist when a change was
-        made. The slot is created anew once there is a publication.
+        made. The slot is created again once there is a publication.
 
-        PostgreSQL 18 and later silently leave out such changes.
+        PostgreSQL 18 and later do not end the stream, but silently leave out such changes.
         """
         self._unpublished = True
         said = str(error).splitlines()[0]
@@ -153,8 +161,8 @@ class OwnSlot:
         """Note that the server ended a stream that began at ``confirmed``.
 
         A change that the plugin cannot write, such as a value of 200 MB that becomes 1.2 GB of JSON, ends
-        every stream at the same place. So does WAL that has been removed. The slot would retain WAL for ever
-        without streaming anything, so it is dropped.
+        every stream at the same place. Removed WAL has the same effect. The slot would then retain WAL for
+        ever and send nothing, so it is dropped.
         """
         code = error.pgcode or ""
         self._ends = [*self._ends[1 - _ENDS :], (confirmed, code)] if code.startswith(_CANNOT) else []
@@ -164,7 +172,7 @@ class OwnSlot:
         return len(self._ends) == _ENDS and len(set(self._ends)) == 1
 
     def _stream(self, cursor: ReplicationCursor, slot: SlotState) -> SlotStream:
-        """Return the stream for the slot. If there is none, drop the slot before it fills the disk."""
+        """Return the stream for the slot. If it cannot be read, drop the slot before it fills the disk."""
         try:
             return self._assemble(cursor, slot.plugin)
         except PadsCdcError as error:
@@ -172,7 +180,7 @@ class OwnSlot:
             raise
 
     def leave_unread(self, cursor: ReplicationCursor, why: PadsCdcError) -> None:
-        """Note that the slot, if it exists, is not read now. Drop it before it fills the disk."""
+        """Note that the slot, if it exists, is not being read. Drop it before it fills the disk."""
         cursor.execute(self.queries["Slot"], {"slot": self.name})
         slot = SlotState.of(cursor.fetchall())
         if slot is not None:
@@ -190,7 +198,7 @@ class OwnSlot:
             )
 
     def _find(self, cursor: ReplicationCursor) -> SlotState | None:
-        """Return our slot; None if it must be created. Raise if the slot is not ours."""
+        """Return our slot; None if it must be created. Raises an error if the slot is not ours."""
         cursor.execute(self.queries["Slot"], {"slot": self.name})
         slot = SlotState.of(cursor.fetchall())
         if slot is None:
@@ -248,7 +256,7 @@ class OwnSlot:
         )
 
     def _drop_lost(self, cursor: ReplicationCursor, what: str) -> None:
-        now, self._ends = time.monotonic(), []  # if it is not made anew, it is read again
+        now, self._ends = time.monotonic(), []  # if the slot is not created again, it is read again
         self._remade = [at for at in self._remade if now - at < 3600]  # noqa: PLR2004 - an hour
         if len(self._remade) >= _REMAKES:
             raise SourceError(
@@ -266,8 +274,8 @@ class OwnSlot:
     ) -> tuple[Snapshot | None, str | None]:
         """Create the slot for the first plugin that the server loads. Waits for all running transactions.
 
-        Returns the snapshot that the stream starts from (None on a standby), and `SlotStream.published_as` as
-        it was before the slot was created.
+        Returns the snapshot that the stream starts from (None on a standby), and the value of
+        `SlotStream.published_as` before the slot was created.
         """
         refused: psycopg2.Error | None = None
         for plugin in self._plugins:
@@ -312,7 +320,7 @@ class OwnSlot:
         row = cursor.fetchone()
         if standby or row is None:
             return None
-        # The exported snapshot lives until the next command on this connection.
+        # The exported snapshot is valid until the next command on this connection.
         importer = self.address.connect()
         try:
             with importer.cursor() as reader:

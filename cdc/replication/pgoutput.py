@@ -2,10 +2,10 @@
 
 The format is binary: the first byte is the kind of the message, numbers are big-endian, and names end with a
 zero byte (https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html). A relation is
-described before its first row and again when it has changed; rows name it by its OID and their columns by
+described before its first row and again when it has changed. Rows refer to it by its OID, and to columns by
 position. A kind of message that is not in the protocol is an error, and is not ignored.
 
-Values come as text in the database's own encoding, because the session asks for no conversion
+Values are text in the database's own encoding, because the session asks for no conversion
 (``client_encoding`` SQL_ASCII). With a conversion, the server would end the stream at a value that has no
 equivalent in UTF-8.
 """
@@ -60,7 +60,7 @@ _NO_VALUE: Final = b"nu"
 _UTF8: Final = Encoding.named("UTF8")
 
 _EPOCH: Final = 946_684_800
-"""2000-01-01, from which Postgres counts, in Unix seconds."""
+"""The start of Postgres' time, 2000-01-01, in Unix seconds."""
 _MICROSECONDS: Final = 1_000_000
 
 
@@ -69,11 +69,13 @@ def _is_true(text: str) -> bool:
 
 
 _NO_KEYS: Final[dict[int, Callable[[str], Value]]] = {16: _is_true}
-"""Conversions by type OID, for columns that are not keys: booleans become booleans, as from wal2json."""
+"""Conversions by type OID, for columns that are not keys. The text of a boolean becomes a boolean, as
+wal2json sends it.
+"""
 
 
 def options(publication: str) -> dict[str, str]:
-    """Return the options of a stream. It does not ask for logical messages, which could fill the memory."""
+    """Return the options of a stream. They do not request logical messages, which could fill the memory."""
     quoted = publication.replace('"', '""')
     return {"proto_version": "1", "publication_names": f'"{quoted}"'}
 
@@ -100,15 +102,15 @@ class _Relation(msgspec.Struct, frozen=True):
 
 
 class PgoutputDecoder:
-    """Decodes one stream. Rows of tables outside of the mapping cost next to nothing."""
+    """Decodes one stream. Rows of tables outside of the mapping take hardly any time."""
 
     def __init__(
         self,
         wanted: Mapping[tuple[str, str], Collection[str]] | None = None,
         encoding: Encoding = _UTF8,
     ) -> None:
-        """``wanted`` has the needed columns by (schema, table); None means all columns of all tables.
-        ``encoding`` is the database's.
+        """``wanted`` contains the needed columns by (schema, table); None means all columns of all tables.
+        ``encoding`` is the database's encoding.
         """
         self._wanted = wanted
         self._encoding = encoding
@@ -123,11 +125,12 @@ class PgoutputDecoder:
             MessageError: with reason ``undecodable`` or ``unknown_action``.
 
         """
-        # Raised without a cause, which might quote the message; a UnicodeDecodeError is a ValueError.
+        # The errors are raised without a cause, which might quote the message. UnicodeDecodeError is a
+        # ValueError.
         try:
             if raw[0] not in _ROWS:
                 return self._no_row(raw)
-            relation = self._relations[raw[1:5]]  # nearly all of a backlog gets here
+            relation = self._relations[raw[1:5]]  # nearly all messages of a backlog are rows
             return () if relation is None else (self._row(raw, relation),)
         except KeyError:
             raise MessageError("undecodable", "pgoutput named a table that it has not described") from None
@@ -136,7 +139,7 @@ class PgoutputDecoder:
             raise MessageError("undecodable", text) from None
 
     def place(self, raw: bytes) -> MessagePlace:
-        """Return where in a stream a message of this kind stands."""
+        """Return where in the stream a message of this kind is."""
         kind = raw[:1]
         if kind == _BY_COMMIT:
             return MessagePlace.END
@@ -146,8 +149,8 @@ class PgoutputDecoder:
         match raw[:1]:
             case b"B":
                 commit, at, xid = _BEGIN.unpack(raw)
-                # The end of the commit record is not known yet. A server reads a record as a whole, so a
-                # position beyond its first byte is beyond the record.
+                # The end of the commit record is not known yet. A server reads a whole record at once, so a
+                # position beyond its first byte stands for a position beyond the record.
                 return (Begin(xid, commit + 1, _seconds(at)),)
             case b"C":
                 _, _, end, at = _COMMIT.unpack(raw)
@@ -179,17 +182,17 @@ class PgoutputDecoder:
         _ends(raw, at)
         if kind == _INSERT:
             return Insert(relation.schema, relation.table, columns)
-        # Without an old row the identity has stayed as it is.
+        # If the message has no old row, the identity has not changed.
         identity = relation.identity_of(columns if before is None else before)
         return Update(relation.schema, relation.table, columns, identity)
 
     def _values(
         self, raw: bytes, at: int, relation: _Relation, *, old_key: bool = False
     ) -> tuple[tuple[Column, ...], int]:
-        """Read a row from offset ``at`` on. Return its needed columns, and the offset behind it.
+        """Read a row from offset ``at`` on. Return its needed columns, and the offset after the row.
 
-        It leaves out TOASTed values that have not changed. In an ``old_key`` it also leaves out NULL, which
-        stands there for a column outside of the replica identity; the identity itself has no NULL.
+        TOASTed values that have not changed are left out. In an ``old_key``, NULL stands for a column outside
+        of the replica identity and is left out too; the identity itself has no NULL.
         """
         text = self._text
         if _COUNT.unpack_from(raw, at)[0] != len(relation.columns):
@@ -258,9 +261,9 @@ class PgoutputDecoder:
         return [Truncate(one.schema, one.table) for one in relations if one is not None]
 
     def _name(self, raw: bytes, at: int) -> tuple[str, int]:
-        """Read a name. Return it with the offset behind it.
+        """Read a name. Return it with the offset after it.
 
-        A name that is not valid text is no error: it equals no name of the mapping.
+        A name that is not valid text is not an error. It differs from every name in the mapping.
         """
         end = raw.index(0, at)
         return self._encoding.key(raw[at:end]), end + 1

@@ -2,8 +2,8 @@
 
 `Probe` asks the slot's server for the end of its WAL and the state of the slot. The stream cannot show these,
 since it looks the same while nothing happens and while the server is frozen. Staleness is computed from the
-answers. Before each confirmation of the slot it also asks whether the server would take us for a synchronous
-standby (`cdc.replication.synchronous_standby`).
+answers. Before each confirmation of the slot, `Probe` also asks whether the server would take us for a
+synchronous standby (`cdc.replication.synchronous_standby`).
 
 `ReplayProbe` asks the query server how far it has replayed, if that is another server. It is a separate
 thread, so that a frozen query server does not look like a frozen slot's server.
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 _INTERVAL = 1.0
 _TICK = 0.1
-"""Seconds between questions while a position waits to be confirmed."""
+"""Seconds between queries while a position waits to be confirmed."""
 _HISTORY = 5.0
-"""Seconds between questions for the timeline that a standby replays, each on a new replication connection.
-Nothing else announces that the primary has changed.
+"""Seconds between queries for the timeline that a standby replays, each on a new replication connection.
+Nothing else shows that the standby follows another primary.
 """
 _UNHEARD = 10.0
 """Seconds without an answer from the wal sender after which the probe looks at its state."""
@@ -47,7 +47,8 @@ _TROUBLE = "slot_creation"
 
 
 class ReplayProbe(Asking):
-    """Reports None for a primary, and for a server that does not answer."""
+    """Reports the query server's replay position; None for a primary, and for a server that does not answer.
+    """
 
     def __init__(self, address: Address, query: str, freshness: Freshness, observer: Observer) -> None:
         """``query`` is the text of the query `WalEnd`."""
@@ -65,7 +66,9 @@ class ReplayProbe(Asking):
 
 
 class Probe(Asking):
-    """Reports nothing while the server is away, so that staleness grows."""
+    """Reports the end of WAL of the slot's server. While the server is away nothing is reported, so that
+    staleness grows.
+    """
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class Probe(Asking):
         observer: Observer,
         snapshot_request: StandbySnapshotRequest | None,
     ) -> None:
-        """``snapshot_request`` asks the primary for its running transactions while a slot is created on a
+        """``snapshot_request`` asks the primary to log its running transactions while a slot is created on a
         standby; None if the primary is unknown.
         """
         super().__init__("probe", address, observer, _TICK)
@@ -91,10 +94,12 @@ class Probe(Asking):
         self._history_at = 0.0
         self._look_at = 0.0
         self._looking = False
-        """Whether the whole is asked, and not only the question before a confirmation."""
+        """Whether all queries are due, and not only the one before a confirmation."""
 
     def _is_due(self) -> bool:
-        """Return whether the interval is over, or a connection is open and a position waits."""
+        """Return whether the interval has passed, or a connection is open and a position waits to be
+        confirmed.
+        """
         now = time.monotonic()
         self._looking = now >= self._look_at
         if self._looking:
@@ -134,7 +139,7 @@ class Probe(Asking):
             self._report_creation(connection)
 
     def _look_at_sender(self, connection: Connection) -> None:
-        """Find out why the wal sender does not answer: it may be dead, or decode changes of other tables."""
+        """If the wal sender does not answer, find out whether it is busy decoding changes of other tables."""
         sender = self._reader.sender
         if sender is None or self._reader.silence < _UNHEARD:
             return
@@ -142,8 +147,8 @@ class Probe(Asking):
             self._reader.at_work()
 
     def _look_at_history(self, timeline: int | None) -> None:
-        """Begin the stream anew if the server's timeline has changed. ``timeline`` is None on a standby,
-        which is asked for it.
+        """Start the stream again if the server's timeline has changed. A ``timeline`` of None stands for a
+        standby, whose timeline is then queried here.
         """
         now = time.monotonic()
         if timeline is None and now >= self._history_at:

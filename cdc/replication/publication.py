@@ -1,13 +1,13 @@
 """The publication: which changes pgoutput sends, and whether it sends all that we need.
 
-For each table it names only the columns that the mapping's rules need, so that API keys never enter the
-replication stream. Such a column list is dangerous: while it lacks a column of the table's replica identity,
-or the table has no replica identity, **every UPDATE and DELETE of that table fails, for everybody**
-(invariant 10). Nothing here or in `setup` causes such a state, and checks report one.
+For each table the publication lists only the columns that the mapping's rules need, so that API keys never
+enter the replication stream. Such a column list is dangerous: while it lacks a column of the table's replica
+identity, or the table has no replica identity, **every UPDATE and DELETE of that table fails, for everybody**
+(invariant 10). Neither this module nor `setup` causes such a state, and checks report it.
 
-pgoutput goes by the catalog as it was when a row was *written*. So a publication that is complete now may
-still leave out rows of transactions that began before the change. These must be over before everything is
-read once more (`Publication.suspects`).
+pgoutput uses the catalog as it was when a row was *written*. So a publication that is complete now may still
+leave out rows of transactions that began before its last change. These transactions must end before
+everything is read once more (`Publication.suspects`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PublishedTable:
     """The table's name, qualified and quoted."""
     columns: tuple[str, ...]
     filtered: bool
-    """Whether only rows that fulfil a condition are sent."""
+    """Whether a row filter (WHERE) leaves out rows."""
     refuses: bool
     """Whether Postgres refuses every UPDATE and DELETE of the table."""
 
@@ -47,22 +47,24 @@ class Publication:
     name: str
     actions: frozenset[str]
     by_itself: bool
-    """Whether it is FOR ALL TABLES or IN SCHEMA: without column lists, and with tables that it does not name.
+    """Whether the publication is FOR ALL TABLES or IN SCHEMA, so that it has no column lists, and has tables
+    that it does not name.
     """
     via_root: bool
-    """Whether rows of partitions come under the partitioned table's name. Then their TRUNCATEs are not sent.
+    """Whether rows of partitions are sent under the partitioned table's name. If so, TRUNCATEs of partitions
+    are not sent.
     """
     version: str
     comment: str | None
     tables: tuple[PublishedTable, ...]
     """The published tables. A partitioned table stands for its partitions, unless `via_root`."""
     members: frozenset[int]
-    """The oids of the tables that it names itself."""
+    """The oids of the tables that the publication itself names."""
     settled: bool = field(compare=False)
     """Whether every transaction that the slot still has to send began after the publication's newest change.
     """
     next_xid: Xid8 = field(compare=False)
-    """64 bits: no transaction had it when this was read."""
+    """A transaction id (64 bits) that had not been assigned when the publication was read."""
 
     @classmethod
     def of(cls, name: str, rows: Iterable[Sequence[Any]]) -> Publication | None:
@@ -116,22 +118,21 @@ class Publication:
 
 @dataclass(frozen=True)
 class Restriction:
-    """The demands of any publication on a table's replica identity. While the identity does not meet them,
+    """The demands of a publication on a table's replica identity. While the identity does not meet them,
     Postgres refuses every UPDATE of the table, even if nobody reads the publication.
     """
 
     oid: int
     publication: str
     columns: tuple[str, ...] | None
-    """The column list, which must contain the whole replica identity; None without a list."""
+    """The column list, which must contain the whole replica identity; None if there is no list."""
     filtered: bool
-    """Whether there is a row filter. Its columns must be in the replica identity, but they are not known
-    here.
+    """Whether there is a row filter. Its columns, which are not known here, must be in the replica identity.
     """
 
     def refuses(self, identity: Collection[str] | None) -> bool:
-        """Return whether updates would, or might, be refused with a replica identity of these columns. None
-        stands for REPLICA IDENTITY FULL, which no column list allows.
+        """Return whether Postgres would, or might, refuse updates with a replica identity of these columns.
+        None stands for REPLICA IDENTITY FULL, with which no column list is allowed.
         """
         if identity is None:
             return self.columns is not None
@@ -144,7 +145,7 @@ def fault(
 ) -> str | None:
     """Return why a publication does not send everything that is needed; None if it does.
 
-    ``tables`` are those that have rows of their own: oid, name, and the `needed` columns.
+    ``tables`` are the oids, the names and the `needed` columns of the tables that have rows of their own.
     """
     if publication is None:
         return f"there is no publication {name}"

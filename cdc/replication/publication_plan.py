@@ -1,14 +1,17 @@
-"""Finds what is wrong with the publication, and the SQL that repairs it. `check` shows both, `setup` runs the
-SQL.
+"""Finds the faults of the publication, and the SQL that repairs them. `check` shows both, and `setup` runs
+the SQL.
 
 A table is published with two sets of columns: those that its rules need, and those of its replica identity.
-That is the present identity, or the one that `setup` is about to choose. With REPLICA IDENTITY FULL Postgres
-allows no column list. Without an identity it would refuse the table's UPDATEs, so such a table is left out,
-and so is a table with a key that is a generated column which pgoutput does not send. A partitioned table is
-published as well as its partitions, unless one of these is left out, so that a partition that is created
-later is published at once. A partitioned table cannot have a column list, so a new partition is published
-with all of its columns until `setup` runs again. (With publish_via_partition_root one list would suffice, but
-a TRUNCATE of a partition would not be sent.)
+This is the current identity, or the one that `setup` is about to choose. With REPLICA IDENTITY FULL Postgres
+allows no column list.
+
+Two kinds of tables are left out: tables without an identity, whose UPDATEs Postgres would refuse, and tables
+with a key that is a generated column which pgoutput does not send.
+
+A partitioned table is published in addition to its partitions, so that a partition that is created later is
+published at once. This is not done if one of the partitions is left out. A partitioned table cannot have a
+column list, so a new partition is published with all of its columns until `setup` runs again. (With
+publish_via_partition_root one list would suffice, but a TRUNCATE of a partition would not be sent.)
 
 Further tables and columns stay published, since another subscriber may need them.
 """
@@ -41,7 +44,7 @@ class Kind(Enum):
     REFUSED = auto()
     """Postgres refuses writes."""
     MORE = auto()
-    """More is sent than is needed."""
+    """More columns or tables are sent than are needed."""
 
 
 class Repair(NamedTuple):
@@ -50,7 +53,7 @@ class Repair(NamedTuple):
     kind: Kind
     fault: str
     remedy: str
-    """Statements that repair it. Those that belong together are one transaction."""
+    """The statements that repair it. Statements that belong together are one transaction."""
     by_hand: bool = False
     """Whether a person has to choose or complete the remedy."""
 
@@ -64,7 +67,8 @@ def repairs(
 ) -> list[Repair]:
     """Return the repairs in an order in which they can be made.
 
-    ``identities`` has the columns of replica identities that are about to be chosen, by the tables' oids.
+    ``identities`` contains the columns of replica identities that are about to be chosen, by the tables'
+    oids.
     """
     return [*_Planner(name, mapping, identities or {}).repairs(publication, tables)]
 
@@ -76,8 +80,8 @@ class _Planner:
         self._mapping = mapping
         self._identities = identities
         self._inherited: frozenset[str] = frozenset()
-        """The mapped tables that others inherit from, partitions aside. Such a name stands for all of
-        them, whose columns and identities may differ.
+        """The mapped tables that other tables inherit from, apart from partitions. In a publication such a
+        name also stands for the inheriting tables, whose columns and identities may differ.
         """
 
     def repairs(self, publication: Publication | None, tables: Sequence[Table]) -> Iterator[Repair]:
@@ -123,7 +127,7 @@ class _Planner:
         yield from self._refused(publication, {table.oid for table in leaves})
 
     def _unfit(self, publication: Publication | None, leaf: Table) -> Repair | None:
-        """Return why a publication cannot have a table; None if it can."""
+        """Return the repair for a table that the publication must not have; None if it may have the table."""
         if not leaf.identity and leaf.oid not in self._identities:
             return self._keyless(leaf)
         full = leaf.identity_kind == "f" and leaf.oid not in self._identities
@@ -240,7 +244,8 @@ class _Planner:
         return f"ALTER PUBLICATION {self._quoted} DROP TABLE {table};"
 
     def _listed_anew(self, leaf: Table, published: PublishedTable, *, member: bool) -> str:
-        """Return the columns to publish. Keep published ones for other subscribers, if there is a list."""
+        """Return the columns to publish. If there is a list already, keep its columns for other subscribers.
+        """
         every = set(published.columns) >= set(leaf.columns)
         add = self._add(self._item(leaf, () if every else published.columns))
         return f"BEGIN; {self._drop(self._only(leaf))} {add} COMMIT;" if member else add

@@ -1,8 +1,8 @@
-"""Watches the definitions of the tables, because their changes send no rows.
+"""Watches the definitions of the tables, because the stream does not contain changes of definitions.
 
-The plugin does not report another replica identity, a new partition, a dropped column, or a publication with
-fewer columns, but later rows have another meaning. wal2json sends at least an empty transaction for such a
-change. pgoutput sends nothing, so any progress of the stream may hide one.
+The plugin does not report a new replica identity, a new partition, a dropped column, or a publication with
+fewer columns, but such a change gives later rows another meaning. wal2json sends at least an empty
+transaction for it. pgoutput sends nothing, so such a change may precede any progress of the stream.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ if TYPE_CHECKING:
     from cdc.units import Xid
 
 _LOOK = 1.0
-"""Minimum time between two looks at the definitions, in seconds."""
+"""Minimum time between two comparisons of the definitions, in seconds."""
 _NAMED = 10_000
-"""Transactions that are listed one by one for the next look. If there are more, the look waits for all
-transactions between the first and the last.
+"""Maximum number of transactions that are listed one by one for the next comparison. If there are more, the
+comparison waits for all transactions between the first and the last.
 """
 _LATER = 5.0
-"""Seconds until the look after a transaction with rows. Such a transaction rarely changes a definition."""
+"""Seconds from a transaction with rows to the next comparison. Such a transaction rarely changes a
+definition.
+"""
 
 
 class SchemaWatch:
@@ -39,13 +41,15 @@ class SchemaWatch:
         self._catalog = catalog
         self._database = database
         self._xids: list[Xid] = []
-        """Transactions since the last look, which the next look must see."""
+        """Transactions since the last comparison. The next comparison must see them."""
         self._gate = Gate()
-        """The same, for transactions that are no longer listed in `_xids`."""
+        """A gate for the transactions that the next comparison must see and that are no longer listed in
+        `_xids`.
+        """
         self._end: Lsn = Lsn(0)
         """The position up to which the stream has been read."""
         self._progressed = False
-        """Whether the stream has been read further since the last look."""
+        """Whether the stream has been read further since the last comparison."""
         self._unseen = Xid8(0)
         """Transactions below this id may have changed the tables and may not be visible yet."""
         self._suspects = Xid8(0)
@@ -62,7 +66,7 @@ class SchemaWatch:
             self._look_by = 0.0
 
     def note(self, transaction: Transaction) -> None:
-        """Schedule a look after this transaction. If it has no rows, it may have been DDL."""
+        """Schedule a comparison after this transaction. If it has no rows, it may have been DDL."""
         self._xids.append(transaction.xid)
         self._progress(transaction.end, _LATER if transaction.rows else 0.0)
         if len(self._xids) > _NAMED:
@@ -70,7 +74,7 @@ class SchemaWatch:
             self._xids.clear()
 
     def note_progress(self, end: Lsn) -> None:
-        """Schedule a look, because the stream has progressed to ``end`` without a transaction."""
+        """Schedule a comparison, because the stream has progressed to ``end`` without a transaction."""
         self._progress(end, 0.0)
 
     def _progress(self, end: Lsn, within: float) -> None:
@@ -79,8 +83,8 @@ class SchemaWatch:
             self._look_by = min(self._look_by, time.monotonic() + within)
 
     def changed(self) -> bool:
-        """Look at the definitions if a look is due. Return whether they have changed, so that the stream must
-        begin anew.
+        """Compare the definitions if a comparison is due. Return whether they have changed, so that the
+        stream must be started again.
 
         Raises:
             SourceError, Refusal: the database cannot be read.
@@ -94,7 +98,8 @@ class SchemaWatch:
         if self._suspects and evidence.snapshot.xmin >= self._suspects:
             self._suspects, self._missed = Xid8(0), Gate(end=evidence.bound)
         if not self._unlooked().opens(evidence):
-            self._gate = self._unlooked().settled(evidence.snapshot)  # the slot may be confirmed beyond them
+            # The slot may be confirmed beyond these transactions, so their ids need 64 bits.
+            self._gate = self._unlooked().settled(evidence.snapshot)
             self._xids.clear()
             return False
         relations = self._catalog.ask(self._database)
@@ -105,10 +110,11 @@ class SchemaWatch:
         return self._catalog.changed(relations)
 
     def _patience(self, evidence: Evidence, relations: Relations) -> float:
-        """Return the seconds until the next look, if nothing else arrives.
+        """Return the seconds until the next comparison, if nothing else arrives.
 
         A change in the WAL may not be visible yet. If the stream delivered no transaction, there is no
-        transaction id to wait for. So there is one more look once all present transactions are over.
+        transaction id to wait for. So the definitions are compared once more when all current transactions
+        have ended.
         """
         if self._progressed:
             self._unseen = evidence.snapshot.widen(relations.next_xid)
@@ -118,9 +124,7 @@ class SchemaWatch:
         return _LOOK if self._suspects else inf
 
     def missed(self) -> Gate | None:
-        """Return the gate for a reconcile if the stream may have left out rows; None otherwise, and after the
-        first call.
-        """
+        """Return the gate for a reconcile, once, if the stream may have left out rows; otherwise None."""
         missed, self._missed = self._missed, None
         return missed
 

@@ -1,8 +1,8 @@
 """The thread that reads the logical replication slot.
 
-It only decodes messages, reduces rows to keys, and hands transactions to the backlog, so that keepalives are
+It only decodes messages, reduces rows to keys, and puts transactions into the backlog, so that keepalives are
 answered however long a re-query takes. The applier decides how far the slot is confirmed, and
-`cdc.replication.feedback` sends that to the server.
+`cdc.replication.feedback` sends the confirmation to the server.
 """
 
 from __future__ import annotations
@@ -46,20 +46,22 @@ _TICK = 0.1
 _LOOK = 0.01
 """Seconds between confirmations while messages follow each other without a pause."""
 _SILENCE = 15.0
-"""Seconds that a request for a keepalive may stay unanswered; one is sent every 5 s."""
+"""Seconds that a request for a keepalive may remain unanswered. A request is sent every 5 s."""
 _EVIDENCE = 5.0
 """Seconds for which the wal sender counts as busy after it was last found to be busy."""
 _LAST = 1.0
-"""Seconds for which the end waits until the last position may be confirmed."""
+"""Maximum time that the thread's end waits until the last position may be confirmed, in seconds."""
 _ASIDE = 1.0
-"""Seconds between attempts to read, while the server would take us for a synchronous standby."""
+"""Seconds between attempts to read while the server would take us for a synchronous standby."""
 _NEVER = 1e9
 _HELD = 10.0
-"""A connection that has lasted for so many seconds counts as a working one."""
+"""Seconds after which a connection counts as a working one, so that the next attempt is made soon."""
 
 
 class SlotReader(threading.Thread):
-    """Reads the slot until `stop`, over one connection after the other, and reports when one ends."""
+    """A thread that reads the slot until `stop`. When a connection ends, it reports the end and connects
+    again.
+    """
 
     def __init__(
         self,
@@ -69,8 +71,8 @@ class SlotReader(threading.Thread):
         observer: Observer,
         read_so_far: Callable[[], tuple[Timeline, Lsn]],
     ) -> None:
-        """``read_so_far`` returns the followed timeline, and the newest position in it that was read: a
-        standby must have replayed as far.
+        """``read_so_far`` returns the followed timeline, and the newest position in it that was read. A
+        standby must have replayed WAL up to that position.
         """
         super().__init__(name="slot-reader", daemon=True)
         self._slot = slot
@@ -82,20 +84,21 @@ class SlotReader(threading.Thread):
         self._dropping: SourceError | None = None
         self._connection: LogicalReplicationConnection | None = None
         self._pending: tuple[int, Lsn] = (0, Lsn(0))
-        """The number of a connection, and the position up to which the applier has it confirmed. This is one
-        value, so that no other thread sees half of a change.
+        """The number of a connection, and the position up to which the applier wants the slot confirmed on
+        it. They are one value, so that no other thread sees half of a change.
         """
         self._allowed: tuple[int, Lsn] = (0, Lsn(0))
-        """The newest such value that `judge` has let pass."""
+        """The newest value of `_pending` that `judge` has allowed."""
         self._judged = threading.Event()
         self._session_number = 0
         """The number of the newest connection."""
         self.history: Timeline | None = None
         """The server's timeline, as of the newest connection."""
         self.sender: Sender | None = None
-        """The server's report on the connection that is being read; None without one."""
+        """The server's description of the connection that is being read; None if there is none."""
         self.silence = 0.0
-        """Seconds for which a request for a keepalive has been unanswered on that connection."""
+        """Seconds since an unanswered request for a keepalive on that connection; 0.0 if none is unanswered.
+        """
         self._at_work_at = -_EVIDENCE
 
     @property
@@ -108,14 +111,14 @@ class SlotReader(threading.Thread):
     def confirm(self, position: Lsn, session: int) -> None:
         """Confirm the slot up to ``position``, as soon as `judge` allows it.
 
-        It is ignored if the connection with the number ``session`` has ended: the next one may be on another
-        history.
+        The position is ignored if the connection with the number ``session`` has ended, because the next
+        connection may have another history.
         """
         spoken_of, pending = self._pending
         self._pending = session, max(position, pending) if session == spoken_of else position
 
     def drop(self, reason: str, message: str = "the connection was closed to start over") -> None:
-        """Close the connection and connect anew."""
+        """Close the connection and connect again."""
         self._dropping = SourceError(reason, message)
 
     def stop(self) -> None:
@@ -133,8 +136,9 @@ class SlotReader(threading.Thread):
         return self.sender is not None and pending[0] == self._session_number and pending != self._allowed
 
     def judge(self, find: Callable[[], Sender]) -> None:
-        """Stop reading if the server would now take us for a synchronous standby, or else let the position be
-        confirmed that was pending before the question. ``find`` asks on another connection.
+        """Stop reading if the server would now take us for a synchronous standby. Otherwise allow the
+        confirmation of the position that was pending before the server was asked. ``find`` asks on another
+        connection.
         """
         ours, pending = self.sender, self._pending
         found = find()
@@ -159,7 +163,7 @@ class SlotReader(threading.Thread):
         return position if session == self._session_number else Lsn(0)
 
     def run(self) -> None:
-        """Follow the slot until `stop`; each connection ends with a `StreamEnded` in the backlog."""
+        """Follow the slot until `stop`. When a connection fails, put a `StreamEnded` into the backlog."""
         failures = 0
         while not self._stopping.is_set():
             started = time.monotonic()
@@ -168,7 +172,8 @@ class SlotReader(threading.Thread):
             except Exception as fault:  # noqa: BLE001 - the thread's boundary: it must not end silently
                 error = fault if isinstance(fault, PadsCdcError) else fault_of_ours(fault)
                 self._backlog.tell(StreamEnded(error, self.history))
-                # The pause grows with failures, but not after a stream that worked or while the peer reads.
+                # The pause grows with each failure, but not after a stream that worked or while the peer
+                # reads.
                 steady = time.monotonic() - started > _HELD or isinstance(error, SlotHeld)
                 failures = 0 if steady else failures + 1
                 pause = min(5.0, 0.2 * 2 ** min(failures, 5))
@@ -200,7 +205,7 @@ class SlotReader(threading.Thread):
             if stream.encoding is not None:
                 cursor.execute("SET client_encoding TO 'SQL_ASCII'")
             start = stream.start(quote_ident(self._slot.name, connection))
-            # psycopg2 also sends feedback at an interval, which would look like an answer of the server.
+            # psycopg2 would also send feedback at an interval, which would look like an answer of the server.
             cursor.start_replication_expert(start, decode=False, status_interval=_NEVER)
             self._observer.connected(connected=True)
             self._backlog.tell(
@@ -227,7 +232,7 @@ class SlotReader(threading.Thread):
                     feedback.confirm(self._may_confirm)
 
     def _await_judgement(self) -> None:
-        """At the end, wait until what the applier has done may be confirmed."""
+        """If the thread is to end, wait until the applier's last position may be confirmed."""
         until = time.monotonic() + _LAST
         while self._stopping.is_set() and self._dropping is None and self.to_judge:
             if not self._judged.wait(until - time.monotonic()):
@@ -238,7 +243,7 @@ class SlotReader(threading.Thread):
         """Make sure that the server does not take us for a synchronous standby.
 
         Raises:
-            SourceError: it would do so.
+            SourceError: the server would take us for a synchronous standby.
 
         """
         cursor.execute(self._slot.queries["Sender"])
@@ -251,10 +256,10 @@ class SlotReader(threading.Thread):
             raise error
 
     def _wait_for_replay(self, cursor: ReplicationCursor, history: Timeline) -> None:
-        """Refuse a standby that has restarted and not replayed far enough yet.
+        """Refuse a standby that has restarted and has not replayed enough WAL yet.
 
         Raises:
-            SourceError: it is behind the position that was read.
+            SourceError: the standby is behind the position that was read.
 
         """
         before, position = self._read_so_far()
@@ -302,10 +307,10 @@ class SlotReader(threading.Thread):
                 selector.select(_TICK)
 
     def _look_at_silence(self, feedback: Feedback) -> None:
-        """Give up the connection if the server does not answer, unless its wal sender is busy.
+        """Abandon the connection if the server does not answer, unless its wal sender is busy.
 
-        Servers before 16 send no keepalive while the plugin skips a large transaction of other tables,
-        however long that takes. A new connection would begin the same work again, for ever.
+        Servers before PostgreSQL 16 send no keepalive while the plugin skips a large transaction of other
+        tables, however long that takes. A new connection would begin the same work again, for ever.
 
         Raises:
             SourceError: the connection or the server is dead.

@@ -1,7 +1,7 @@
 """Asks a primary to log its running transactions, because the creation of a slot on its standby waits for
-that.
+this log record.
 
-A busy primary logs them every 15 s. An idle one may not do so for a long time.
+A busy primary logs them every 15 s. An idle primary may not log them for a long time.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 
 _FUNCTION = "pg_log_standby_snapshot"
-"""Only superusers may call this function, unless they grant that to others."""
+"""The function to call. Only superusers may call it, unless they grant EXECUTE to others."""
 
 
 class StandbySnapshotRequest:
-    """Asks in a thread of its own, so that a frozen or unreachable primary holds up nothing else."""
+    """Asks in a separate thread, so that a frozen or unreachable primary delays nothing else."""
 
     def __init__(self, primary: Address, query: str) -> None:
         self._primary = primary
         self._query = query
         self._asking: threading.Thread | None = None
         self.fault: str | None = None
-        """Why the last request failed, one line; None if it succeeded."""
+        """Why the last request failed, as one line; None if it succeeded."""
 
     def give(self) -> None:
-        """Send a request, unless an earlier one is under way. Returns at once."""
+        """Send a request, unless an earlier one is still running. Returns at once."""
         if self._asking is None or not self._asking.is_alive():
             self._asking = threading.Thread(target=self._ask, name="snapshot_request", daemon=True)
             self._asking.start()

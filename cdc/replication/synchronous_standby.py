@@ -1,12 +1,15 @@
-"""Whether Postgres would take us for a synchronous standby, so that commits would wait for our confirmations.
+"""Finds out whether Postgres would take us for a synchronous standby, so that commits would wait for our
+confirmations.
 
-A wal sender counts as a synchronous standby if ``synchronous_standby_names`` has its ``application_name`` or
-``*``, and if it has reported a flush position. We report one only to confirm the slot, and withdraw it with
-the next message (`cdc.replication.feedback`), so that Postgres shows us as ``async``, like pg_receivewal. But
-for a moment at each confirmation we could count, and Postgres would acknowledge commits that no real standby
-has. So the slot is not read while the setting would choose us, and each position is confirmed only after a
-question for the setting that was asked later than the position was received (`SlotReader.judge`). A commit
-that was made under a setting that chooses us lies beyond every position that is confirmed.
+A wal sender counts as a synchronous standby if ``synchronous_standby_names`` contains its
+``application_name`` or ``*``, and if its client has reported a flush position. We report one only to confirm
+the slot, and withdraw it with the next message (`cdc.replication.feedback`), so that Postgres shows us as
+``async``, like pg_receivewal. But for a moment at each confirmation we could count as one, and Postgres would
+acknowledge commits that no real standby has.
+
+So the slot is not read while the setting would choose us. A position is confirmed only after the setting has
+been queried, and the query must begin after the position was received (`SlotReader.judge`). If a commit is
+made while the setting chooses us, it is beyond every confirmed position.
 """
 
 from __future__ import annotations
@@ -31,17 +34,19 @@ class Sender:
     application: str
     """The session's ``application_name``."""
     synchronous_names: str
-    """``synchronous_standby_names``; empty on a standby, whose wal senders never count."""
+    """``synchronous_standby_names``; empty on a standby, whose wal senders never count as synchronous."""
 
     @classmethod
     def of(cls, rows: list[tuple[Any, ...]]) -> Sender:
-        """Read the rows of the query `Sender`."""
+        """Make a value from the rows of the query `Sender`."""
         [row] = rows
         return cls(*row)
 
 
 def names(setting: str) -> tuple[str, ...]:
-    """Return the names in a valid ``synchronous_standby_names``: ``a, b``, ``2 (a, b)``, ``ANY 1 (*)``."""
+    """Return the names in a valid ``synchronous_standby_names``, such as ``a, b``, ``2 (a, b)`` or ``ANY 1
+    (*)``.
+    """
     tokens = [(match.lastgroup, match[0]) for match in _TOKEN.finditer(setting)]
     start = tokens.index(("mark", "(")) + 1 if ("mark", "(") in tokens else 0
     return tuple(
@@ -52,12 +57,14 @@ def names(setting: str) -> tuple[str, ...]:
 
 
 def chosen(setting: str, application: str) -> bool:
-    """Return whether Postgres would choose a wal sender of this name. ASCII case does not matter."""
+    """Return whether Postgres would choose a wal sender of this name. Postgres ignores the case of ASCII
+    letters.
+    """
     return any(name == "*" or name.lower() == application.lower() for name in names(setting))
 
 
 def refusal(sender: Sender) -> str | None:
-    """Return what is wrong and what to type; None if Postgres would not choose us."""
+    """Return an error text with its remedy; None if Postgres would not choose us."""
     if not chosen(sender.synchronous_names, sender.application):
         return None
     return (

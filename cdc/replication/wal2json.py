@@ -33,7 +33,7 @@ OPTIONS: Final = {
     "include-timestamp": "1",
     "include-types": "0",
 }
-"""The options of a stream, beside ``add-tables``. Without types the output is 40 % smaller."""
+"""The options of a stream, in addition to ``add-tables``. Without types the output is 40 % smaller."""
 
 _COMMIT: Final = b'{"action":"C"'
 _WITHIN: Final = tuple(b'{"action":"%c"' % action for action in b"BIUDT")
@@ -66,7 +66,7 @@ class Wal2JsonDecoder:
     """Decodes a stream. It has no state, since each row names its table and its columns."""
 
     def __init__(self, encoding: Encoding | None = None) -> None:
-        """``encoding`` is the database's, in which the plugin writes; by default UTF-8."""
+        """``encoding`` is the database's encoding, in which the plugin writes. The default is UTF-8."""
         self._encoding = None if encoding is None or encoding.utf8 else encoding
 
     def decode(self, raw: bytes) -> Sequence[Message]:
@@ -74,13 +74,13 @@ class Wal2JsonDecoder:
         if self._encoding is None or raw.isascii():
             return (parse(raw),)
         # msgspec decodes only UTF-8, so each byte first becomes one character. The JSON stays intact: in
-        # every server encoding, the bytes of longer characters differ from those of JSON's syntax. Then each
-        # text is decoded by itself, because a text may be invalid.
+        # every server encoding, the bytes of multibyte characters differ from those of JSON's syntax. Then
+        # each text is decoded separately, because some of them may be invalid.
         message = parse(raw.decode("latin-1").encode())
         return (message if isinstance(message, Begin | Commit) else _decoded(message, self._encoding),)
 
     def place(self, raw: bytes) -> MessagePlace:
-        """Return where in a stream a message of this kind stands, by its first bytes."""
+        """Return where in the stream a message of this kind is. Its first bytes show its kind."""
         if raw.startswith(_COMMIT):
             return MessagePlace.END
         return MessagePlace.WITHIN if raw.startswith(_WITHIN) else MessagePlace.ANYWHERE
@@ -113,7 +113,7 @@ def parse(raw: bytes) -> Message:
 
 
 def _decoded(message: _Row, encoding: Encoding) -> _Row:
-    """Return a message with its texts decoded from the database's encoding. In ``message``, each character
+    """Return a message whose texts are decoded from the database's encoding. In ``message``, each character
     stands for one byte.
     """
 
@@ -162,7 +162,7 @@ def options(tables: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _unguessable() -> str:
-    """Return a random prefix for ``add-msg-prefixes``, which no logical message has, so that none is sent.
+    """Return a random prefix for ``add-msg-prefixes``. No logical message has it, so none is sent.
 
     Any role may call pg_logical_emit_message(). The plugin cannot write a message of 200 MB, so such a
     message would end every stream.
@@ -171,9 +171,10 @@ def _unguessable() -> str:
 
 
 def escape_table(schema: str, table: str) -> str:
-    """Return a table as ``add-tables`` takes it: with a backslash before each character of its syntax.
+    """Return a table's name in the form that ``add-tables`` needs: with a backslash before each special
+    character.
 
-    The list is case-sensitive, has no quotes, and refuses unescaped white space. With an empty list the
+    The list is case-sensitive, has no quotes, and allows no unescaped white space. With an empty list the
     plugin sends no rows at all.
     """
     return f"{_escape(schema)}.{_escape(table)}"

@@ -1,14 +1,15 @@
 """The audit: compares the map with the whole mapping, to find differences that no transaction explains.
 
-It reads the mapping in small chunks beside the other reads. A difference is drift only if it remains once
-every transaction that the audit's snapshot saw has been applied, and no younger read has returned the
-endpoint. Drift is a bug of ours, or the loss of events of a table. It is repaired, published and counted.
+It reads the mapping in small chunks, while other reads go on. A difference is drift only if it is still there
+when every transaction that the audit's snapshot saw has been applied, and no younger read has returned the
+endpoint. Drift is caused by a bug of ours, or by lost changes of a table. It is repaired, published and
+counted.
 
-A difference has to remain at several checks. An example: a plan changes, then one of its accounts moves to
-another plan. The read for the first transaction may already see the second one, so it does not find the
-account's endpoints on the plan. They are read for the second transaction. So each check waits until the map
-has reached the position of the newest read, and there is one check for every table between an endpoint and
-the change.
+A difference is checked several times. Example: a plan changes, then one of its accounts moves to another
+plan. The read for the first transaction may already see the second one. It then does not find the account's
+endpoints on the plan; they are read only for the second transaction. So each check waits until the map has
+reached the position of the newest read, and there is one check for every table between an endpoint and the
+changed row.
 """
 
 from __future__ import annotations
@@ -28,19 +29,20 @@ if TYPE_CHECKING:
     from cdc.store.store import Store
 
 _CHUNK = 500
-"""Rows in one step: some milliseconds of work, so that a revocation hardly waits for an audit."""
+"""Number of rows in one step. A step takes some milliseconds, so that a revocation hardly waits for an audit.
+"""
 _LOOKS = 5
-"""Further checks of a difference: one for each table of the longest join, and one more."""
+"""Number of further checks of a difference: one for each table of the longest join, and one more."""
 
 
 _PATIENCE = 10.0
-"""Seconds that a difference waits for WAL that a standby has received and may already show. While replay is
-paused, that WAL is not delivered.
+"""Maximum time that a check waits for WAL that a standby has received and may already show, in seconds. While
+replay is paused, the slot does not deliver that WAL.
 """
 
 
 class Audit:
-    """One run, step by step."""
+    """One audit, which is done step by step."""
 
     def __init__(
         self,
@@ -50,10 +52,10 @@ class Audit:
         check_evidence: Callable[[Read], Read],
         doubtful: frozenset[str] = frozenset(),
     ) -> None:
-        """Take a read of the whole mapping that is being opened. ``check_evidence`` raises if it does not
-        count. The audit skips the ``doubtful`` ids.
+        """``opening`` is a read of the whole mapping that is being opened. ``check_evidence`` raises an error
+        if the read must not be used. The audit skips the ``doubtful`` ids.
 
-        Until the read is open, other reads may be older or newer than it.
+        Until the read is open, it is unknown whether other reads are older or newer.
         """
         self._opening = opening
         self._check_evidence = check_evidence
@@ -71,8 +73,8 @@ class Audit:
         self.reading = True
         """Whether rows are still to come."""
         self.seen: Lsn
-        """`Evidence.seen` of the read, known after the first `step`. Tokens may name it once the audit has
-        ended: by then every transaction up to here has been applied.
+        """`Evidence.seen` of the read, which is known after the first `step`. Tokens may contain it once the
+        audit has ended, because then every transaction up to this position has been applied.
         """
         self._until: Lsn
         self._bound: Lsn
@@ -97,13 +99,14 @@ class Audit:
                 self._differing.pop(row[0], None)
 
     def step(self, applied: Lsn, read_up_to: Lsn) -> list[Row] | None:
-        """Compare the next chunk. Return None until the end, and then the rows that still differ.
+        """Compare the next chunk. Returns None until the audit has ended, and then the rows that still
+        differ.
 
-        The store has every transaction up to ``applied``; ``read_up_to`` is the newest position that any read
-        saw. May block as `Read.chunks` does.
+        The store includes every transaction up to ``applied``; ``read_up_to`` is the newest position that any
+        read saw. May block as `Read.chunks` does.
 
         Raises:
-            SourceError, Refusal: the read failed; this audit is over.
+            SourceError, Refusal: the read failed, so this audit has ended.
 
         """
         if self._read is None:
@@ -135,7 +138,7 @@ class Audit:
         return None
 
     def close(self) -> None:
-        """Give up."""
+        """Abandon the audit."""
         self._opening.add_done_callback(_close)
 
     def _compare(self, rows: list[Row], read: Read) -> None:
@@ -147,7 +150,7 @@ class Audit:
                 again.add(endpoint_id)
                 if payload == self._differing.get(endpoint_id, held):
                     continue
-                odd[endpoint_id], payload = TWICE, None  # noqa: PLW2901 - if two rows differ, neither counts
+                odd[endpoint_id], payload = TWICE, None  # noqa: PLW2901 - if two rows differ, neither is served
             if entry is not None:
                 entry.reading = max(entry.reading, self._reading)
             if held != payload:

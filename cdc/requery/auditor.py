@@ -1,4 +1,4 @@
-"""Decides when to audit, repairs the drift that an audit finds, and tries again after one that failed.
+"""Decides when to audit, repairs the drift that an audit finds, and tries again after a failed audit.
 
 `cdc.requery.audit` decides which differences are drift.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cdc.store.store import Store
 
 _AGAIN = 10.0
-"""Seconds until the next audit, if the last one failed or if an odd row may have been corrected."""
+"""Seconds until the next audit if the last one failed, or if an odd row may have been corrected."""
 _TROUBLE = "audit"
 
 
@@ -55,20 +55,20 @@ class Auditor:
         self.postpone()
 
     def postpone(self) -> None:
-        """Note that the whole mapping was compared just now, so the next audit is due after the interval."""
+        """Note that the whole mapping has just been compared, so the next audit is due after the interval."""
         self._due_at = time.monotonic() + self._interval
 
     def hurry(self) -> None:
-        """Make an audit due now. It begins when nothing more urgent is left."""
+        """Make an audit due now. It begins as soon as there is no more urgent work."""
         self._due_at = 0.0
 
     def patience(self, idle: float) -> float:
-        """Return after how many seconds `step` has work again; ``idle`` if that is unknown."""
+        """Return the number of seconds until `step` has work again, or ``idle`` if it is unknown."""
         audit = self._requery.audit
         return 0.0 if audit is not None and audit.reading and not audit.waiting else idle
 
     def step(self, *, may_start: bool) -> None:
-        """Start an audit if one is due and may start, and do a step of it once its rows have arrived.
+        """Start an audit if one is due and may start. If rows of an audit have arrived, do a step of it.
 
         Raises:
             SourceError, Refusal: the database could not be read. The audit is tried again later.
@@ -96,8 +96,8 @@ class Auditor:
         return True
 
     def _nameless_may_be_mended(self) -> bool:
-        """Return whether a row without an id may have been given one. Its changes name no endpoint, so only
-        an audit can find out.
+        """Return whether a row without an id may have got an id. Changes of such a row do not name an
+        endpoint, so only an audit can detect this.
         """
         if not self._requery.odd_rows.nameless or time.monotonic() < self._seen_at + _AGAIN:
             return False

@@ -1,14 +1,14 @@
-"""Whether the map is consistent: one that the database had at some moment.
+"""Finds out whether the map is consistent, which means that the database had exactly this map at some moment.
 
-A read returns the newest state of its endpoints, which may include changes of later transactions. An example:
+A read returns the newest state of its endpoints, which may include changes of later transactions. Example:
 transaction 1 changes endpoint A, and transaction 2 changes A and B. A read of A for transaction 1 may already
-show transaction 2, while B still is as it was before. Such a map never existed. It becomes consistent when
-transaction 2 is applied as well. By then a read may have shown a part of transaction 3, and so on, for as
-long as transactions follow each other without a pause.
+show transaction 2, while the map has the old state of B. The database never had such a map. The map becomes
+consistent when transaction 2 is applied as well. By then a read may have shown a part of transaction 3, and
+so on, as long as transactions follow each other without a pause.
 
-Most reads show no later transaction, however. Once the slot has been followed to the position at which the
-newest read was made, all transactions that the reads can have shown too early are known. If none of them
-names an endpoint that was read, the map contains no part of them, and is consistent.
+Most reads show no later transaction, however. Once the slot has been followed to the position of the newest
+read, all transactions that the reads may have shown too early are known. If none of them names an endpoint
+that was read, the map contains no part of them, and is consistent.
 """
 
 from __future__ import annotations
@@ -24,19 +24,22 @@ if TYPE_CHECKING:
     from cdc.requery.task import Task
 
 _MANY = 10_000
-"""Endpoints that are listed one by one. With more of them, the map counts as inconsistent until the slot has
-passed the newest read. While a backlog is read, every read is ahead of the slot, so the list would only grow.
+"""Maximum number of endpoints that are listed one by one. With more of them, the map counts as inconsistent
+until the slot has passed the newest read. While a backlog is read, every read is ahead of the slot, so the
+list would only grow.
 """
 
 
 class Consistency:
-    """Keeps the endpoints of the reads that are ahead of the slot."""
+    """Keeps the ids that were returned by reads that are ahead of the slot."""
 
     def __init__(self, are_ids: Callable[[str], bool]) -> None:
-        """``are_ids`` returns whether keys of a kind are endpoint ids, spelled as in the map."""
+        """``are_ids`` returns whether the keys of a kind are endpoint ids, spelled as in the map."""
         self._are_ids = are_ids
         self._ahead: deque[tuple[Lsn, set[str] | None]] = deque()
-        """For each read its `Evidence.shown`, and the endpoints that it returned; None where unlisted."""
+        """For each read, its `Evidence.shown` and the ids that it returned. The ids are None if they are not
+        listed.
+        """
         self._held = 0
         """Number of endpoints in `_ahead`."""
         self._up_to: Lsn = Lsn(0)
@@ -45,8 +48,8 @@ class Consistency:
         """The newest end of a task that has been applied."""
 
     def read(self, shown: Lsn, ids: Iterable[str] | None = None) -> None:
-        """Note the ids that a read returned, and its `Evidence.shown`. Without ``ids`` any may have
-        changed.
+        """Note the ids that a read returned, and its `Evidence.shown`. If ``ids`` is None, any endpoint may
+        have changed.
         """
         self._up_to = max(self._up_to, shown)
         if not self._ahead or self._ahead[-1][0] != shown:
@@ -64,7 +67,7 @@ class Consistency:
             self._held = 0
 
     def waits(self, reached: Lsn) -> bool:
-        """Return whether the newest read is ahead of the slot, which has been followed to ``reached``."""
+        """Return whether the newest read is ahead of the slot, which has been followed up to ``reached``."""
         return reached < self._up_to
 
     def flushed(self, up_to: Lsn) -> None:
@@ -73,11 +76,11 @@ class Consistency:
         self._ahead = deque((min(shown, up_to), ids) for shown, ids in self._ahead)
 
     def done(self, end: Lsn) -> None:
-        """Note that a task has been applied whose last transaction ends at ``end``."""
+        """Note that a task has been applied. Its last transaction ends at ``end``."""
         self._done = max(self._done, end)
 
     def mend(self) -> None:
-        """Forget all reads: the map is now what one snapshot saw."""
+        """Forget all reads, because the map is now the result of a single snapshot."""
         self._up_to = self._done = Lsn(0)
         self._ahead.clear()
         self._held = 0
@@ -93,9 +96,9 @@ class Consistency:
         if reached < self._up_to:
             return True  # the transactions that were shown too early are not all known yet
         if any(task.reason is not None for task in waiting):
-            return True  # a reconcile names no endpoints, so any of them may be missing
+            return True  # a reconcile does not name its endpoints, so a change of any endpoint may be missing
         if self._done > applied:
-            return True  # a later transaction was applied before one that waits
+            return True  # a later transaction has been applied before a waiting one
         return any(self._meets(task) for task in waiting) if self._ahead else False
 
     def _meets(self, task: Task) -> bool:

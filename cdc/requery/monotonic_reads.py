@@ -1,10 +1,10 @@
 """Monotonic reads: a primary that is read after a standby must show everything that the standby has shown.
 
 A standby shows a transaction as soon as it has replayed the commit. On the primary the same transaction may
-not be visible yet, for example while the commit waits for a synchronous standby. A read there could return
-older states of endpoints. So the primary is read only once the slot has delivered everything that the standby
-had replayed, and all of these transactions are over on the primary. A standby that has been promoted shows
-everything that it showed before.
+not be visible yet, for example while the commit waits for a synchronous standby. A read from the primary
+could then return older states of endpoints. So the primary is read only after the slot has delivered
+everything that the standby had replayed, and all of these transactions have ended on the primary. A standby
+that has been promoted shows everything that it showed before.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
 
 
 class MonotonicReads:
-    """Keeps the gate that a primary must pass. Owned by the applier's thread. The gate is in the state file
-    too, since the query server often changes with a restart of this process.
+    """Keeps the gate that a read from a primary must pass. Owned by the applier's thread. The gate is also in
+    the state file, since a restart of this process often comes with a new query server.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         kept = ledger.kept
         self._shown = None if kept.shown is None else replace(kept.shown, end=max(kept.shown.end, kept.seen))
-        """The gate that a primary has to pass; None if a primary was read last."""
+        """The gate that a read from a primary has to pass; None if the newest read was from a primary."""
         self._instances: set[str] = set()
-        """The server runs that have been read since then."""
+        """The server runs that have been read since the newest read from a primary."""
 
     def delivered(self, gate: Gate) -> None:
-        """Add transactions that the slot has delivered: standbys may show them from now on.
+        """Add transactions that the slot has delivered. Standbys may show them from now on.
 
-        If the process ends before a standby was read for them, the slot delivers them again.
+        If the process ends before a standby has been read for them, the slot delivers them again.
         """
         if self._shown is not None:
             self._shown = replace((self._shown | gate).spanned(), end=self._shown.end, snapshot=None)
 
     def read(self, evidence: Evidence) -> None:
-        """Note the evidence of a read that counts."""
+        """Note the evidence of a read whose rows are used."""
         if evidence.replayed is None:
             if self._shown is not None:
                 self.rewind()
@@ -51,7 +51,7 @@ class MonotonicReads:
         self._instances.add(evidence.instance)
         if self._shown is None:
             self._remember(Gate(end=evidence.shown))
-        # This position needs no note: the state file has it with the rows that were read.
+        # This position needs no note in the state file, which gets it together with the rows.
         elif evidence.shown > self._shown.end:
             self._shown = replace(self._shown, end=evidence.shown)
 
@@ -59,7 +59,7 @@ class MonotonicReads:
         """Refuse a primary that may show less than the standby that was read before it.
 
         Raises:
-            SourceError: the primary may show less for now.
+            SourceError: the primary may still show less.
 
         """
         self._settle(evidence)
@@ -75,14 +75,14 @@ class MonotonicReads:
         raise SourceError("query_server_behind", f"the queries moved from a standby to a primary: {what}")
 
     def rewind(self) -> None:
-        """Forget the gate: a primary has passed it, or it belongs to a history that was left."""
+        """Forget the gate, because a primary has passed it or it belongs to another history."""
         self._shown = None
         self._instances.clear()
         self._ledger.note(shown="")
 
     def _settle(self, evidence: Evidence) -> None:
-        """Give the delivered transactions 64-bit ids: the next evidence may come after 2^31 other
-        transactions.
+        """Give the delivered transactions 64-bit ids, since 2^31 other transactions may begin before the next
+        evidence.
         """
         if self._shown is not None and self._shown.span is not None:
             self._remember(self._shown.settled(evidence.snapshot))

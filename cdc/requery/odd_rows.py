@@ -1,7 +1,7 @@
 """Keeps the list of odd rows: rows that are not valid endpoints (`cdc.mapping.row_rule`).
 
-Each read adds the odd rows that it found, and removes those that it found valid. A read of the whole mapping,
-also that of an audit, removes the ones that it did not find.
+Each read adds the odd rows that it finds, and removes those that it finds to be valid. A read of the whole
+mapping (including an audit's) also removes the odd rows that it does not find.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from cdc.postgres.database import Row
 
 _MOST: Final = 10_000
-"""Rows that are listed one by one. Further ones are only counted, by the newest read of the whole mapping."""
+"""Maximum number of rows that are listed one by one. Further rows are only counted, by the newest read of the
+whole mapping.
+"""
 _PACE: Final = 1.0
-"""Seconds between reports. A ripple over odd rows comes in many parts."""
+"""Minimum time between two reports, in seconds, since a ripple over odd rows arrives in many parts."""
 _NAMED: Final = 5
-"""Rows of each kind that a report names."""
+"""Maximum number of rows of each kind that a report names."""
 _NAMELESS: Final = shown(None)
 _TROUBLE: Final = "odd_rows"
 
@@ -36,16 +38,16 @@ class OddRows:
         self._observer = observer
         self._clock = clock
         self._known: dict[str, tuple[Oddity, int]] = {}
-        """By id: the oddity, and the number of the newest reading that found it."""
+        """For each id, its oddity and the number of the newest reading that found it."""
         self._more: Counter[OddReason] = Counter()
-        """Reasons of the rows beyond `_MOST`, as counted by the newest read of the whole mapping."""
+        """The number of rows beyond `_MOST` by reason, as counted by the newest read of the whole mapping."""
         self._counted = 0
         """The number of that reading."""
         self._counting: dict[int, Counter[OddReason]] = {}
         """The same counts for readings of the whole mapping that are still open, by their numbers."""
         self.doubtful: set[str] = set()
         """Ids that a read has returned more than once. A read by another key than the id may find only one of
-        the rows, so a short read by id has to decide on them.
+        the rows, so only a short read by id can determine these endpoints.
         """
         self._changed = False
         self._reported_at = -_PACE
@@ -54,14 +56,14 @@ class OddRows:
         return len(self._known) + self._more.total()
 
     def doubt(self, ids: Iterable[str]) -> None:
-        """Note that these ids have come more than once."""
+        """Note that a read has returned these ids more than once."""
         for endpoint_id in ids:
             if len(self.doubtful) < _MOST:
                 self.doubtful.add(endpoint_id)
 
     def judge(self, rows: Iterable[Row], again: Collection[str]) -> None:
-        """Note the rows of a read by id. It has returned every row with these ids. The ids in ``again`` came
-        more than once.
+        """Note the rows of a read by id, which has returned every row with these ids. It returned the ids in
+        ``again`` more than once.
         """
         if self.doubtful:
             self.doubtful.difference_update(name for name, _ in rows if name not in again)
@@ -74,7 +76,9 @@ class OddRows:
 
     @property
     def nameless(self) -> bool:
-        """Whether there are rows without an id. Only a read of the whole mapping can find them corrected."""
+        """Whether there are rows without an id. Only a read of the whole mapping can show that they were
+        corrected.
+        """
         return _NAMELESS in self._known
 
     def take(
@@ -89,8 +93,8 @@ class OddRows:
         """Note one chunk of a read.
 
         ``odd`` is `Read.odd`. ``reading`` is the number of the reading, or the store's newest number for a
-        read that has none. ``whole`` says that the whole mapping is read. Ids that were ``overtaken`` are
-        skipped: a younger read has returned them.
+        read without one. ``whole`` says that the whole mapping is read. The ``overtaken`` ids are skipped,
+        because a younger read has returned them.
         """
         known = self._known
         if known:
@@ -110,7 +114,7 @@ class OddRows:
                 self._counting.setdefault(reading, Counter())[oddity.reason] += 1
 
     def end(self, reading: int) -> None:
-        """Note the end of a read of the whole mapping. Remove the odd rows that it did not find."""
+        """Note the end of a read of the whole mapping, and remove the odd rows that it did not find."""
         gone = [name for name, (_, newest) in self._known.items() if newest < reading]
         for name in gone:
             del self._known[name]
@@ -122,7 +126,7 @@ class OddRows:
         self._counting = {other: counted for other, counted in self._counting.items() if other > reading}
 
     def report(self) -> None:
-        """Report the odd rows, if they have changed and the last report is a second old."""
+        """Report the odd rows if they have changed and the last report is at least a second old."""
         now = self._clock()
         if not self._changed or now - self._reported_at < _PACE:
             return

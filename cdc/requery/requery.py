@@ -1,11 +1,12 @@
-"""Re-queries: keeps the tasks that are still to be read, reads them, and applies their rows to the store.
+"""Re-queries: keeps the tasks that still have to be read, reads them, and applies their rows to the store.
 
 A task waits until its gate is open. Then it is read, and its rows are applied chunk by chunk. Several reads
 can be open at once, so that a revocation does not wait for a ripple. Three rules keep the map exact:
 
-- Reads are ordered by when they began. An older read must not touch an endpoint that a younger one returned.
-- A read of the whole mapping replaces all older reads: they end when it begins.
-- A read that fails leaves its task waiting. A task is done only when all of its rows have been applied.
+- Reads are ordered by the time at which they began. An older read must not change an endpoint that a younger
+  read has returned.
+- A read of the whole mapping replaces all older reads, which end when it begins.
+- If a read fails, its task continues to wait. A task is done only when all of its rows have been applied.
 """
 
 from __future__ import annotations
@@ -47,29 +48,36 @@ if TYPE_CHECKING:
     from cdc.store.store import Batch, Store
 
 _WAIT_FIRST, _WAIT_MOST = 0.0005, 0.02
-"""Seconds between checks of a closed gate. A commit becomes visible within microseconds, unless it hangs."""
+"""Initial and maximum number of seconds between checks of a closed gate. A commit usually becomes visible
+within microseconds.
+"""
 _RETRY_FIRST, _RETRY_MOST = 0.05, 2.0
-"""Seconds between attempts when the database does not answer."""
+"""Initial and maximum number of seconds between attempts while the database does not answer."""
 _COME_BACK = 0.1
 """Seconds between attempts while other sessions hold locks on the tables."""
 _PATIENCE = 5.0
 """Seconds after which such locks are reported as a trouble. Most migrations take less."""
 _MANY = 64
-"""Waiting tasks that are kept apart. More are merged, since each of them costs time at every check."""
+"""Maximum number of waiting tasks that are kept apart. If there are more, they are merged, since each task
+costs time at every check.
+"""
 _ABREAST = 3
-"""Long reads that may be open at once. Each uses a connection."""
+"""Maximum number of long reads that are open at once. Each uses a connection."""
 _LATELY = 3600.0
-"""Seconds for which a snapshot is recent enough to widen 32-bit ids: 2^31 transactions take days at least."""
+"""Seconds for which a snapshot is recent enough to widen 32-bit ids, since 2^31 transactions take at least
+days.
+"""
 _GIVE_WAY = 0.002
 """Seconds that a ripple pauses after a small change has overtaken it. Without the pause, the threads that
-send the change would wait for the interpreter's lock several times.
+send the small change would wait for the interpreter's lock several times.
 """
 _ROOM = 64 * 2**20
-"""Bytes of open tasks beyond which no more transactions are taken; these wait in the WAL. It is more than one
-transaction can use, so that the transactions after a large one do not wait for its read.
+"""If the open tasks take more than this number of bytes, no more transactions are taken, and they wait in the
+WAL. This is more than one transaction can use, so that the transactions after a large one do not wait for its
+read.
 """
 _CHUNK = 5_000
-"""Deletes that are published in one batch."""
+"""Maximum number of deletes that are published in one batch."""
 _TROUBLE = "query"
 _LOSSY = "lossy"
 _REFUSED = "publication"
@@ -108,23 +116,25 @@ class Requery:
         self._pause, self._retry = _WAIT_FIRST, _RETRY_FIRST
         self.failing = False
         self._waits_since: float | None = None
-        """Since when reads have given way to other sessions (monotonic time); None if they do not."""
+        """Monotonic time since which reads have failed because other sessions hold locks; None if they do not
+        fail.
+        """
         self._history: Timeline | None = None
         self._read_up_to: Lsn = Lsn(0)
         self._shown_up_to: Lsn = Lsn(0)
-        """The newest `Evidence.shown` of a standby, which was the server run `_shown_by`. Any other server
-        must have replayed as far.
+        """The newest `Evidence.shown` of a standby; `_shown_by` is the standby's `Evidence.instance`. Any
+        other server must have replayed WAL up to this position.
         """
         self._shown_by = ""
         self._consistency = Consistency(self._are_ids)
         self._reached: Lsn = Lsn(0)
         self._let_go_to: Lsn = Lsn(0)
-        """A note in the state file says that a reconcile is owed for everything up to here."""
+        """The position up to which, by a note in the state file, a reconcile is owed."""
         self._exact_at: float | None = None
         self._flushed_by = inf
         """Monotonic time by which a primary has flushed everything that it has shown to the reads."""
         self._present: tuple[float, Snapshot | None] = (0.0, None)
-        """The newest snapshot that a server has shown, and when (monotonic)."""
+        """The newest snapshot that a read has returned, after the monotonic time at which it arrived."""
 
     # --- progress
 
@@ -135,12 +145,14 @@ class Requery:
 
     @property
     def read_up_to(self) -> Lsn:
-        """The newest position that any read saw. A standby that has replayed less may return older states."""
+        """The newest position that any read saw. A standby that has replayed less WAL may return older
+        states.
+        """
         return self._read_up_to
 
     @property
     def history(self) -> Timeline | None:
-        """The timeline of the slot's server, or None while unknown. Reads from others do not count."""
+        """The timeline of the slot's server; None while unknown. Reads from other timelines are not used."""
         return self._history
 
     def advance(self, to: Lsn) -> None:
@@ -148,11 +160,11 @@ class Requery:
         self._reached = max(self._reached, to)
 
     def restart_at(self, position: Lsn) -> None:
-        """Note that transactions will be delivered from ``position`` on, even if that is further back."""
+        """Note that transactions will be delivered from ``position`` on, even if it is before `reached`."""
         self._reached = position
 
     def follow(self, history: Timeline | None) -> None:
-        """Let only reads from this timeline count; with None, from any."""
+        """Use only reads from this timeline; with None, use reads from any timeline."""
         self._history = history
 
     def restore(self, seen: Lsn) -> None:
@@ -160,7 +172,9 @@ class Requery:
         self._read_up_to = seen
 
     def take_exact_at(self) -> float | None:
-        """Return when the newest read of the whole mapping began, in monotonic time; None the next time."""
+        """Return the monotonic time at which the newest finished read of the whole mapping began, and forget
+        it. Returns None if there has been no such read since the last call.
+        """
         at, self._exact_at = self._exact_at, None
         return at
 
@@ -169,8 +183,8 @@ class Requery:
     def take(self, transactions: Sequence[Transaction], since: Lsn) -> None:
         """Add tasks for transactions, which are in the order of their commits and follow ``since``.
 
-        Transactions that name few endpoints by id become a task of their own. It waits neither for the other
-        transactions to become visible nor for the rows of a ripple.
+        The transactions that name few endpoints by id become a separate task. It waits neither until the
+        other transactions become visible, nor for the rows of a ripple.
         """
         urgent: list[Transaction] = []
         others: list[Transaction] = []
@@ -181,7 +195,7 @@ class Requery:
                 self.add(Task.of(some, since))
 
     def add(self, task: Task) -> None:
-        """Add a task, to be tried at the next step, or at the next attempt if the database is away."""
+        """Add a task. It is tried at the next step, or at the next attempt if the database is away."""
         task = task.within(len(self._store))
         self._waiting += task.apart(self._database.mapping.endpoint_keys, self._database.at_once)
         self._monotonic_reads.delivered(task.gate)
@@ -195,7 +209,7 @@ class Requery:
 
     @property
     def reconciling(self) -> bool:
-        """Whether the whole mapping is being read, or waits to be."""
+        """Whether a read of the whole mapping is running or waiting."""
         return any(task.reason is not None for task in self._open_tasks())
 
     @property
@@ -210,30 +224,32 @@ class Requery:
 
     @property
     def consistent(self) -> bool:
-        """Whether the map is one that the database had: no read is half applied, and none has shown a part of
-        a later transaction.
+        """Whether the database had exactly this map at some moment: no read is partly applied, and no read
+        has shown a part of a later transaction.
         """
         return (
             self._store.ready and not self._reads and not self._consistency.shows(self.reached, self._waiting)
         )
 
     def mark_consistent(self) -> None:
-        """Mark the store as consistent, if the map is."""
+        """If the map is consistent, mark the store as consistent."""
         if self.consistent and (not self._store.consistent or self._store.position < self.done_up_to):
             self._store.mark_consistent(self.done_up_to)
 
     @property
     def done_up_to(self) -> Lsn:
-        """The store and the state file have every transaction up to here."""
+        """The position up to which the store and the state file include every transaction."""
         return min((task.since for task in self._open_tasks()), default=self.reached)
 
     @property
     def confirmable(self) -> Lsn:
-        """The slot may be confirmed up to here. If that is beyond `done_up_to`, a reconcile is owed."""
+        """The position up to which the slot may be confirmed. If it is beyond `done_up_to`, a reconcile is
+        owed.
+        """
         return max(self.done_up_to, self._let_go_to)
 
     def patience(self, idle: float) -> float:
-        """Return after how many seconds `step` has work again; ``idle`` if that is unknown."""
+        """Return the number of seconds until `step` has work again, or ``idle`` if it is unknown."""
         if any(not read.read.waiting for read in self._reads):
             return 0.0
         if any(map(self._may_begin, self._waiting)):
@@ -243,7 +259,9 @@ class Requery:
         return idle
 
     def rewind(self, to: Lsn = Lsn(0)) -> None:
-        """Note that nothing in the map is newer than ``to``; 0 if positions belong to another history."""
+        """Note that nothing in the map is newer than ``to``, which is 0 if positions belong to another
+        history.
+        """
         self._read_up_to = self._shown_up_to = to
         self._consistency.mend()
         self._monotonic_reads.rewind()
@@ -258,7 +276,9 @@ class Requery:
         self._waiting = [task]
 
     def condense(self, reason: str) -> None:
-        """Replace all waiting tasks by one reconcile, to free memory. Open reads go on, but unreported."""
+        """Replace all waiting tasks by one reconcile, to free memory. Open reads continue, but their
+        transactions are not reported.
+        """
         if self._waiting:
             task = merged([*self._waiting, Task.reconcile(reason, Gate(), self.reached)])
             task.condense()
@@ -267,8 +287,8 @@ class Requery:
             read.task.transactions.clear()
 
     def open_gate(self) -> Gate:
-        """Return the gate that a read must pass to replace all open tasks. It stays valid after the slot has
-        let go of their transactions.
+        """Return the gate that a read must pass to replace all open tasks. The gate stays valid after the
+        slot has been confirmed beyond their transactions.
         """
         seen_at, present = self._present
         lately = present if time.monotonic() - seen_at <= _LATELY else None
@@ -278,9 +298,10 @@ class Requery:
         return gate
 
     def let_go(self) -> None:
-        """Let the slot be confirmed beyond the open tasks.
+        """Allow the slot to be confirmed beyond the open tasks.
 
-        The state file must have a note that a reconcile is owed: the process may end before the tasks do.
+        The state file must contain a note that a reconcile is owed, since the process may end before the
+        tasks are done.
         """
         self._let_go_to = self.reached
 
@@ -295,23 +316,25 @@ class Requery:
 
     @property
     def audit(self) -> Audit | None:
-        """The audit that is running, to which the ids that reads return are passed; None if there is none."""
+        """The running audit, which is given the ids that reads return; None if there is none."""
         return self._audit
 
     def begin_audit(self, audit: Audit) -> None:
-        """Pass the ids that reads return to an audit, from now on."""
+        """From now on, pass the ids that reads return to this audit."""
         self._audit = audit
 
     def end_audit(self) -> None:
-        """Note that the audit is over."""
+        """Note that the audit has ended."""
         self._audit = None
 
     def doubtful(self) -> frozenset[str]:
-        """Return the ids that only a short read by id may decide on, because they came more than once."""
+        """Return the ids that only a short read by id may determine, because a read returned them more than
+        once.
+        """
         return frozenset(self.odd_rows.doubtful if self._database.mapping.endpoint_keys else ())
 
     def settle_doubts(self, since: Lsn) -> None:
-        """Add a task for the ids that other reads have skipped. Those reads were for transactions after
+        """Add a task for the ids that other reads have skipped. These reads were for transactions after
         ``since``, which count as done only when this task is done.
         """
         kind, doubtful = self._database.mapping.endpoint_keys, self.doubtful()
@@ -321,17 +344,18 @@ class Requery:
     # --- reading
 
     def step(self) -> None:
-        """Do one step of each open read, and begin those that may begin. Blocks for one round trip for each
-        read that begins. It does not wait for further rows: `patience` says when to call again, and the
-        database's `wake` is called when rows have arrived.
+        """Do one step of each open read, and begin the reads that may begin.
+
+        Blocks for one round trip for each read that begins, and does not wait for further rows. Call `step`
+        again after `patience`, or when the database calls `wake` because rows have arrived.
 
         Raises:
-            SourceError, Refusal: a read failed; its task waits.
+            SourceError, Refusal: a read failed. Its task waits for the next attempt.
 
         """
-        self.mark_consistent()  # newly taken transactions may show that it is
+        self.mark_consistent()  # newly taken transactions may show that the map is consistent
         self.odd_rows.report()
-        reads = tuple(self._reads)  # a read that begins in this step has had its first rows already
+        reads = tuple(self._reads)  # a read that begins in this step is stepped by `_begin`
         try:
             self._look_at_flushed()
             if self._waiting and time.monotonic() >= self._look_at:
@@ -357,19 +381,19 @@ class Requery:
         self._observer.trouble(_TROUBLE, f"re-queries fail: {error}")
 
     def _look(self) -> None:
-        """Begin to read the tasks whose gate is open: one read for keys that are endpoint ids, one for the
-        rest.
+        """Begin to read the tasks whose gate is open, with one short read by endpoint ids and one read for
+        the other tasks.
         """
         ready = [task for task in self._waiting if self._may_begin(task)]
         if not ready:
             return
         if len(self._waiting) > 1 or ready[0].reason is not None:
-            # Usually there is one task, and it has keys. It is read at once, and its gate is checked
-            # afterwards.
+            # Usually there is only one task, and it has keys. It skips this check: it is read at once, and
+            # its gate is checked afterwards.
             opened = self._open_gates(self._database.evidence())
             ready = [task for task in ready if task in opened]
         shut = [task for task in self._waiting if task not in ready]
-        if len(shut) > _MANY:  # an open gate stays apart: merged with these, its task would have to wait
+        if len(shut) > _MANY:  # a task with an open gate is not merged with them, since it would have to wait
             self._waiting = [*ready, *(merged(tasks) for tasks in self._apart(shut))]
         began = False
         for tasks in self._apart(ready):
@@ -382,7 +406,8 @@ class Requery:
         self._look_at = time.monotonic() + self._pause
 
     def _apart(self, tasks: Sequence[Task]) -> list[list[Task]]:
-        """Return the tasks for one short read, and all others, as lists that are not empty."""
+        """Return a list of the tasks for one short read, and a list of all others. Empty lists are left out.
+        """
         urgent: list[Task] = []
         others: list[Task] = []
         room = self._database.at_once
@@ -415,7 +440,7 @@ class Requery:
         try:
             self._check_evidence(evidence)
         except PadsCdcError:
-            self._database.close()  # with several hosts, another one may be the right one
+            self._database.close()  # with several hosts, another host may be the right one
             raise
         self._recovered()
         reconciling = any(read.task.reason for read in self._reads)
@@ -425,7 +450,7 @@ class Requery:
 
     def _begin(self, task: Task) -> bool:
         """Begin to read a task. Return False if its gate was closed, so that the task waits. On return a
-        short read is done; the rows of others are still to come.
+        short read is done; other reads still have to receive their rows.
         """
         began = time.monotonic()
         self._waiting.append(task)
@@ -433,12 +458,12 @@ class Requery:
             self._load_parents()
         keys = None if task.reason is not None else task.affected.keys
         try:
-            # A read that may take long is not waited for here, so that the others go on.
+            # The rows of a read that may take long are not awaited here, so that other reads can continue.
             read = self.checked(self._database.read(keys, at_once=self._is_short(task.affected)))
         except SourceError as error:
             if error.reason != ABOUT_A_ROW or task.reason is not None:
                 raise
-            # A key that its type does not accept, for example from a signal table: read everything instead.
+            # The type of a key does not accept its value, for example from a signal table: read everything.
             self._observer.decode_error(_KEY_SHAPE, f"keys cannot be asked for: {error}")
             task.affected.give_up(_KEY_SHAPE)
             return False
@@ -450,7 +475,8 @@ class Requery:
         self._monotonic_reads.read(read.evidence)
         self._note_newest(read.evidence)
         if task.reason is not None and self._reads:
-            # The older reads are superseded: this one decides on every id, also on the ids that it lacks.
+            # This read replaces the older ones: it determines every endpoint, even those that it does not
+            # return.
             task = merged([task, *(older.task for older in self._reads)])
             self._close_reads()
         reach("read")
@@ -462,8 +488,8 @@ class Requery:
             opened.pass_over(self.doubtful())
         self._reads.append(opened)
         if task.reason is None and not self._is_by_id(task.affected):
-            # A read by plan may have missed endpoints that have left the plan, and their ids are unknown. So
-            # consistency is unknown until the slot has passed the read.
+            # A read by a plan's key may have missed endpoints that have left the plan, and their ids are
+            # unknown. So consistency is unknown until the slot has passed the read.
             self._show(read.evidence)
         if not read.waiting:
             self._step(opened)
@@ -488,9 +514,9 @@ class Requery:
     def _apply(self, read: OpenRead, rows: list[Row], odd: Mapping[str, Oddity | None]) -> None:
         task, evidence = read.task, read.read.evidence
         named, by_id = task.reason is None, self._is_by_id(task.affected)
-        # This is `flushed` rather than the end of WAL. The last WAL may stay unflushed for minutes if no
-        # other transaction commits, and the slot delivers only flushed WAL. Until then, clients with tokens
-        # that name the end of WAL would be turned away.
+        # This is `flushed` and not the end of WAL. The last WAL may stay unflushed for minutes if no other
+        # transaction commits, and the slot delivers only flushed WAL. If tokens contained the end of WAL,
+        # their clients would be refused until then.
         seen = evidence.flushed
         batch = self._store.prepare(
             rows,
@@ -521,17 +547,17 @@ class Requery:
         reach("published")
 
     def _show(self, evidence: Evidence, ids: Iterable[str] | None = None) -> None:
-        """Note which ids a read returned, and how far the WAL goes that its server may have shown."""
+        """Note the ids that a read returned, and the newest position that its server may have shown."""
         self._consistency.read(evidence.shown, ids)
         if evidence.replayed is None and evidence.shown > evidence.flushed:
             self._flushed_by = time.monotonic() + evidence.flushed_within
 
     def _look_at_flushed(self) -> None:
-        """Ask how far the WAL is flushed, if the slot does not pass the newest read.
+        """If the slot does not pass the newest read in time, query the position up to which WAL is flushed.
 
-        The end of WAL that the newest read noted may include records of running transactions. These may stay
-        unflushed for minutes, and no read shows them. All commits that a read has shown are flushed by now,
-        so no read has shown anything beyond the flushed end.
+        The end of WAL that was noted with the newest read may include records of running transactions. They
+        may stay unflushed for minutes, and no read shows them. All commits that a read has shown are flushed
+        by now, so no read has shown anything beyond the flushed end.
         """
         now = time.monotonic()
         if now < self._flushed_by:
@@ -591,7 +617,7 @@ class Requery:
             return
         before = self._database.evidence()
         rows = self._database.parents(rules)
-        # If a transaction that was followed already is not visible yet, the rows read here lack it.
+        # If a transaction that the memory has followed is not visible yet, the rows read here lack it.
         seen = all(task.gate.opens(before) for task in self._waiting)
         self._parents.load(rows, self._database.evidence().seen, complete=seen)
 
@@ -632,13 +658,14 @@ class Requery:
         self._monotonic_reads.check_evidence(evidence, self.reached)
 
     def checked(self, read: Read, read_up_to: Lsn | None = None) -> Read:
-        """Return the read if it counts, and discard it otherwise.
+        """Return the read if its rows may be used; otherwise discard it.
 
-        ``read_up_to`` is the value of `Requery.read_up_to` when the read began; by default the present value.
+        ``read_up_to`` is the value of `Requery.read_up_to` when the read began; the default is the current
+        value.
 
         Raises:
-            SourceError: the read does not count. Its connection is closed too: with several hosts, another
-                one may be the right one.
+            SourceError: the read must not be used. Its connection is closed too, since with several hosts
+            another host may be the right one.
 
         """
         try:

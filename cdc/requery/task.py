@@ -1,8 +1,10 @@
-"""Tasks: what is still to be read, for a batch of transactions or for the whole mapping; and open reads.
+"""Tasks and open reads. A task is a read that still has to be made, for a batch of transactions or for the
+whole mapping.
 
-Tasks need not be done in order. Each one reads the present state of its endpoints in a snapshot that sees its
-transactions, so a task that waits for its gate does not hold up others. Two rules elsewhere depend on order:
-the slot is confirmed only up to the oldest open task, and a read never overwrites the rows of a younger read.
+Tasks need not be done in order. Each task reads the current state of its endpoints in a snapshot that sees
+its transactions, so a task that waits for its gate does not delay other tasks. Two rules elsewhere depend on
+order: the slot is confirmed only up to the oldest open task, and a read never overwrites the rows of a
+younger read.
 """
 
 from __future__ import annotations
@@ -30,21 +32,22 @@ if TYPE_CHECKING:
     from cdc.units import Revision, Xid
 
 _SHARE = 0.5
-"""Share of all endpoints beyond which a reconcile costs less than reading them by key."""
+"""If more than this share of all endpoints is affected, a reconcile costs less than reading them by key."""
 _RIPPLE_CHUNK = 500
-"""Rows of a ripple that are applied at a time. A revocation has to wait for them, and its threads for the
-interpreter's lock. A read of the whole mapping is rare, and applies more at a time to save time.
+"""Number of rows of a ripple that are applied at a time. It is small, because a revocation has to wait for
+them, and its threads wait for the interpreter's lock. A read of the whole mapping is rare, and applies more
+rows at a time to save time.
 """
 _SMALL = 10_000
-"""Up to this number, keys are never replaced by a reconcile."""
+"""Keys are replaced by a reconcile only if there are more than this number."""
 _BYTES = 180
-"""Bytes of memory of a `Committed` that shares its rows with another one."""
+"""Memory of a `Committed` that shares its ``rows`` with another one, in bytes."""
 _XID_BYTES = 70
-"""Bytes of memory of a transaction id in its task's gate."""
+"""Memory of a transaction id in its task's gate, in bytes."""
 
 
 class Committed(msgspec.Struct, frozen=True, gc=False):
-    """A transaction whose endpoints are to be read; kept to report it. Its keys are in the task."""
+    """A transaction whose endpoints are to be read. It is kept for the report; its keys are in the task."""
 
     xid: Xid
     end: Lsn
@@ -54,18 +57,22 @@ class Committed(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """Endpoints to read again, and the transactions that the read must see to count."""
+    """Endpoints to read again, and the gate that the read must pass."""
 
     affected: Affected
     gate: Gate
     since: Lsn
-    """While the task is open, the map has every transaction up to here."""
+    """While the task is open, the map is known to include every transaction only up to this position."""
     end: Lsn = Lsn(0)
-    """End of the last transaction: the endpoints' position once the task is done; 0 for a plain reconcile."""
+    """End of the last transaction, which becomes the endpoints' position; 0 for a reconcile without
+    transactions.
+    """
     transactions: list[Committed] = field(default_factory=list)
     """The transactions to report when the task is done."""
     settles: bool = False
-    """Whether it reads ids that came more than once, to see whether they still do."""
+    """Whether the task reads ids that a read returned more than once, to see whether they still have several
+    rows.
+    """
     asked_at: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -83,16 +90,16 @@ class Task:
 
     @classmethod
     def reconcile(cls, reason: str, gate: Gate, since: Lsn) -> Task:
-        """Make the task of reading the whole mapping."""
+        """Make a task that reads the whole mapping."""
         return cls(Affected(reconcile=reason), gate, since)
 
     @classmethod
     def settling(cls, kind: str, ids: Iterable[str], since: Lsn) -> Task:
-        """Make the task that reads the ids again that came more than once."""
+        """Make a task that reads again the ids that a read returned more than once."""
         return cls(Affected({kind: set(ids)}), Gate(), since, settles=True)
 
     def apart(self, ids: str | None, few: int) -> list[Task]:
-        """Return this task, or two tasks if it has a few endpoint ids beside other keys.
+        """Return this task alone, or split it in two if it has a few endpoint ids in addition to other keys.
 
         ``ids`` is the query whose keys are endpoint ids. If there are fewer than ``few`` such keys, they
         become the first task, so that they do not wait for a ripple's rows. The second task reports the
@@ -105,16 +112,17 @@ class Task:
         return [replace(self, affected=self.affected.take(by_id), transactions=[]), self]
 
     def lasting_gate(self, present: Snapshot | None) -> Gate:
-        """Replace the gate by one that can be kept for long, and return it.
+        """Replace the gate by one that can be kept for a long time, and return it.
 
-        With the database's ``present`` snapshot it has 64-bit ids (`Gate.settled`), so it stays valid for
-        ever. Without one it only has a constant size (`Gate.spanned`).
+        If the database's ``present`` snapshot is given, the new gate has 64-bit ids (`Gate.settled`), so it
+        stays valid for ever. Otherwise it only has a constant size (`Gate.spanned`).
         """
         self.gate = self.gate.spanned() if present is None else self.gate.settled(present)
         return self.gate
 
     def condense(self) -> None:
-        """Free memory: its transactions will not be reported, and their ids become a range."""
+        """Free memory: the transactions will not be reported, and if they are many, their ids become a range.
+        """
         self.transactions.clear()
         self.gate = self.gate.bounded()
 
@@ -130,13 +138,15 @@ class Task:
         return _BYTES * len(self.transactions) + gate + self.affected.size
 
     def within(self, endpoints: int) -> Task:
-        """Make this task a reconcile if it names too large a share of ``endpoints``; return it."""
+        """Make this task a reconcile if it has keys for too large a share of ``endpoints``; return it."""
         if len(self.affected) > max(_SMALL, _SHARE * endpoints):
             self.affected.give_up("large")
         return self
 
     def seen(self, affected: int) -> Iterator[TransactionSeen]:
-        """Yield the transactions for the observer. Call it right after they have been published."""
+        """Yield the transactions for the observer, each with the number of ``affected`` endpoints. Call it
+        right after they have been published.
+        """
         now = time.time()
         for one in self.transactions:
             yield TransactionSeen(one.xid, one.end, one.committed_at, now, one.rows, affected)
@@ -159,7 +169,7 @@ def merged(tasks: Sequence[Task]) -> Task:
 
 
 class OpenRead:
-    """A read that counts and whose rows are being applied. Younger reads may overtake it."""
+    """A read that has passed its gate and whose rows are being applied. Younger reads may overtake it."""
 
     def __init__(self, task: Task, read: Read, began: float, reading: int = 0) -> None:
         """``reading`` is the store's number for this read; 0 if all of its rows arrived at once."""
@@ -170,16 +180,18 @@ class OpenRead:
         self._chunks = read.chunks() if task.reason is not None else read.chunks(_RIPPLE_CHUNK)
         self._overtaken: set[str] = set()
         self._left_out = False
-        """Whether some of its rows may be odd or may have come more than once."""
+        """Whether some of its rows may be odd, or may share an id."""
         self.judges = False
-        """Whether it returned all rows of its ids at once, so that it can decide on ids that came twice."""
+        """Whether it returned all rows of its ids at once, so that it can determine ids with several rows."""
         self.doubtful: Collection[str] = ()
-        """Ids that it skips, since a read by id decides on them."""
+        """Ids that it skips, since a read by id determines them."""
         self.reading = reading
         self.upserts = self.deletes = self.rows = 0
 
     def next(self) -> list[Row] | None:
-        """Return the next rows that still count; None at the end. May block as `Read.chunks` does."""
+        """Return the next rows that no younger read has returned; None at the end. May block as `Read.chunks`
+        does.
+        """
         chunk = next(self._chunks, None)
         if chunk is None:
             return None
@@ -199,12 +211,12 @@ class OpenRead:
         self.judges = True
 
     def pass_over(self, doubtful: Collection[str]) -> None:
-        """Skip these ids: a short read by id decides whether they still come twice."""
+        """Skip these ids, because a short read by id determines whether they still have several rows."""
         self.doubtful = doubtful
         self.read.pass_over(doubtful)
 
     def came_again(self, ids: Collection[str]) -> None:
-        """Note that these ids have come in more than one chunk."""
+        """Note that these ids were in more than one chunk, and skip them from now on."""
         self.read.pass_over(ids)
         self._left_out = self._left_out or bool(ids)
 
@@ -213,16 +225,16 @@ class OpenRead:
         self._overtaken.update(row[0] for row in rows)
 
     def applied(self, batch: Batch) -> None:
-        """Count the changes of some of its rows."""
+        """Count the changes that a batch of its rows has caused."""
         self.upserts += batch.upserts
         self.deletes += batch.deletes
 
     def missing(self, store: Store) -> list[Row]:
         """Return deletes for the endpoints that a read of the whole mapping did not return. Call it after all
-        of its rows have been applied.
+        rows of the read have been applied.
         """
         if not self._overtaken and not self._left_out and not self.doubtful and self.rows == len(store):
-            return []  # as many rows as live endpoints, so none is missing
+            return []  # there are as many rows as live endpoints, so none is missing
         return [
             (endpoint_id, None)
             for endpoint_id in store.not_read(self.reading)
@@ -230,7 +242,7 @@ class OpenRead:
         ]
 
     def seen(self, revision: Revision) -> BatchSeen:
-        """Describe this read for the observer. Call it right after it was published as ``revision``."""
+        """Describe this read for the observer. Call it right after the read was published as ``revision``."""
         keyed = self.task.reason is None
         return BatchSeen(
             transactions=tuple(self.task.seen(self.rows)),

@@ -1,9 +1,9 @@
-"""Limits how often short reads are made, so that they cost the database's writers little.
+"""Limits how often short reads are made, so that they hardly slow down the database's writers.
 
-A short read is mostly planning and round trips, whether it has one key or a hundred. At 1,000 commits a
-second, one read for each commit would take a whole processor from the sessions that commit. So a pause
-follows each read, and one statement reads all transactions that arrive in the pause. A single commit meets no
-pause.
+Most of a short read's time is planning and round trips, whether it has one key or a hundred. At 1,000 commits
+a second, one read for each commit would take a whole processor from the writers. So a pause follows each
+read, and one statement reads the endpoints of all transactions that arrive during the pause. A single commit
+does not wait, since no pause is running.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _SHARE = 2.0
-"""A pause is this many times as long as the read before it, so reads take a third of the time at most."""
+"""A pause is this many times as long as the read before it, so that reads take at most a third of the time.
+"""
 _MOST = 0.005
 """Maximum length of a pause, in seconds, since a revocation may have to wait for it."""
 
@@ -45,8 +46,8 @@ class Throttle:
             self._until = now + min(_SHARE * (now - began), _MOST)
 
     def rest(self, wait: Callable[[float], object]) -> None:
-        """Wait until the next read is due. ``wait`` takes seconds, and returns early when the thread is to
-        end.
+        """Wait until the next read is due. ``wait`` takes a number of seconds, and returns early when the
+        thread is to end.
         """
         rest = self._until - time.monotonic()
         if rest > 0:
