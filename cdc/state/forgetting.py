@@ -1,16 +1,18 @@
-"""Forgets deletes that are older than TOMBSTONE_RETENTION: ids that come and go must not fill the memory.
+"""Forgets deletes that are older than TOMBSTONE_RETENTION. Otherwise ids that come and go would fill the
+memory.
 
-A tombstone has no date. Instead the newest revision is noted a few times in each retention, as a *mark*. When
-a mark is as old as the retention, so is every tombstone up to its revision. No valid token needs these
-tombstones, because tokens expire after the same time. But a token may be younger than its map, for example a
-token from a relay that was cut off. So a token's revision is checked too (`Origin.forgotten`).
+A tombstone has no date. Instead the newest revision is noted several times in each retention time, as a
+*mark*. When a mark is older than the retention time, every tombstone up to the mark's revision is older too.
+No valid token needs these tombstones, because tokens expire after the same time. But a token may be younger
+than its map, for example if it comes from a relay that was cut off. So a token's revision is checked too
+(`Origin.forgotten`).
 
-Example, with a retention of 24 hours: at 10:00 the newest revision is 500, and at 11:00 it is 620. On the
-next day at 10:00 the tombstones up to 500 go, and at 11:00 those up to 620.
+Example with a retention time of 24 hours: at 10:00 the newest revision is 500, and at 11:00 it is 620. On the
+next day the tombstones up to 500 are removed at 10:00, and those up to 620 at 11:00.
 
-A process measures the age of a mark by the monotonic clock, so that no change of the wall clock matters. The
-state file has the ages, and the wall clock's time. From one process to the next a mark ages by what the wall
-clock has advanced, or not at all if it was set back.
+A process measures the age of a mark by the monotonic clock, so that changes of the wall clock do not matter.
+The state file contains the ages and the wall clock's time. When the next process starts, the ages grow by the
+time that the wall clock has advanced, or do not grow if the wall clock was set back.
 """
 
 from __future__ import annotations
@@ -31,11 +33,13 @@ if TYPE_CHECKING:
     from cdc.store.store import Store
 
 _MARKS = 24
-"""Marks in each retention. Tombstones last longer than the retention by up to one part in so many."""
+"""Number of marks in each retention time. Its inverse is the maximum fraction of the retention time by which
+a tombstone is kept too long.
+"""
 
 
 class Marks:
-    """Which revision was the newest at which time."""
+    """The marks: pairs of a time and the newest revision at that time."""
 
     def __init__(
         self,
@@ -52,7 +56,7 @@ class Marks:
         """Every change up to this revision is at least as old as the retention."""
 
     def set(self, head: Revision) -> bool:
-        """Set a mark, if it is time for one; returns whether it was. ``head`` is the newest revision."""
+        """Set a mark if one is due. Return whether a mark was set. ``head`` is the newest revision."""
         now, marks = self._clock(), self._marks
         if math.isinf(self._retention) or (marks and now - marks[-1][0] < self._retention / _MARKS):
             return False
@@ -62,7 +66,7 @@ class Marks:
         return True
 
     def clear(self) -> None:
-        """Forget all marks: revisions begin anew."""
+        """Forget all marks, because a new epoch's revisions begin."""
         self._marks.clear()
         self.due = Revision(0)
 
@@ -74,7 +78,7 @@ class Marks:
         )
 
     def restore(self, note: str) -> None:
-        """Take the marks of an earlier process, from `note`."""
+        """Adopt the marks of an earlier process from its `note`."""
         written, *marks = note.split()
         began = self._clock() - max(0.0, self._wall() - float(written))
         for age, _, revision in (mark.partition(":") for mark in marks):
@@ -82,10 +86,10 @@ class Marks:
 
 
 class Forgetting:
-    """Sets marks, and forgets deletes when they are old enough. Owned by the applier's thread."""
+    """Sets marks, and forgets deletes that are old enough. Owned by the applier's thread."""
 
     def __init__(self, store: Store, ledger: Ledger, origin: CurrentOrigin, marks: Marks) -> None:
-        """Go on with the marks of the state file, if they are of the same epoch."""
+        """Continue with the marks of the state file if they belong to the current epoch."""
         self._store = store
         self._ledger = ledger
         self._origin = origin
@@ -96,10 +100,10 @@ class Forgetting:
             marks.restore(note)
 
     def step(self, *, leading: bool = True) -> None:
-        """Set a mark, and forget what is old enough, if it is time for that.
+        """If a mark is due, set it and forget the deletes that are old enough.
 
-        A standby server sets marks as well, so that a takeover does not begin the retention anew. It forgets
-        when its leader does.
+        A standby server sets marks as well, so that the retention time does not start again after a takeover.
+        It forgets deletes when its leader does.
         """
         epoch, store = self._ledger.epoch, self._store
         if epoch != self._epoch:  # the revisions may be another server's

@@ -1,9 +1,9 @@
-"""Writes to the state file. When the file fails, the ledger reports that and begins a new epoch, and the
-server goes on without the file.
+"""Writes to the state file. When the file fails, the ledger reports the failure and begins a new epoch, and
+the server continues without the file.
 
 A restart without a state file forgets revisions and tombstones. So no client may resume by revisions that are
-not in the file, and the new epoch makes sure of that. A file that works again begins with a copy of the whole
-store.
+not in the file; the new epoch prevents it. When a file can be written again, the whole store is copied into
+it first.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from cdc.store.store import Batch, Store
 
 _RETRY = 5.0
-"""Seconds between attempts to open a state file again."""
+"""Seconds between attempts to open a state file after a failure."""
 TROUBLE = "state_file"
 
 
 class Ledger:
-    """The state file as the applier uses it. Owned by the applier's thread; any thread may read `epoch`."""
+    """The applier's access to the state file. Owned by the applier's thread; any thread may read `epoch`."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Ledger:
         observer: Observer,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Open the state file of the cluster with the identifier ``system``, or go on without one.
+        """Open the state file of the cluster with the identifier ``system``, or continue without one.
 
         Raises:
             Refusal: another process has the file open.
@@ -56,11 +56,11 @@ class Ledger:
         self.epoch = uuid.uuid4().hex
         """Identifies an unbroken line of revisions."""
         self.kept = Kept(self.epoch)
-        """The content of the file when it was opened, without what the store has taken over, and with the
-        newest timeline and bootstrap snapshot.
+        """The content of the file when it was opened, without the entries and positions that the store has
+        adopted, and with the newest timeline and bootstrap snapshot.
         """
         self._notes: dict[str, str | int] = {}
-        """The newest notes, for a file that is written anew."""
+        """The newest notes, which are needed when a file is written again."""
         try:
             self._file = StateFile(path, system)
         except StateFileError as error:
@@ -76,8 +76,7 @@ class Ledger:
             )
 
     def restore(self, store: Store) -> Lsn:
-        """Pass the content of the file to the store, which has it from now on. Return a position: nothing in
-        it is newer.
+        """Move the content of the file to the store. Return a position that nothing in the content exceeds.
         """
         kept = self.kept
         store.restore(kept.entries, kept.head, kept.position, kept.seen, kept.forgotten)
@@ -88,17 +87,17 @@ class Ledger:
         return kept.seen
 
     def adopted(self) -> None:
-        """Note that the map's positions are now the store's. Those of the file belong to another map."""
+        """Note that the store's positions apply from now on, and no longer those of the file."""
         self.kept = replace(self.kept, position=Lsn(0), seen=Lsn(0))
 
     def follow(self, history: Timeline) -> None:
-        """Note the timeline to which the positions belong."""
+        """Note the timeline that the positions belong to."""
         if (self.kept.system, self.kept.timeline) != (history.system, history.timeline):
             self.kept = replace(self.kept, system=history.system, timeline=history.timeline)
             self.note(system=history.system, timeline=history.timeline)
 
     def bootstrap(self, snapshot: Snapshot | None) -> None:
-        """Note the snapshot that the slot was created with; None once the map has what it shows."""
+        """Note the snapshot that the slot was created with; None once the map includes everything in it."""
         if snapshot != self.kept.bootstrap:
             self.kept = replace(self.kept, bootstrap=snapshot)
             self.note(bootstrap="" if snapshot is None else str(snapshot))
@@ -113,7 +112,8 @@ class Ledger:
             self._failed(error)
 
     def note(self, **values: str | int) -> bool:
-        """Write notes by name. Return whether they are in the file, so that they survive the process."""
+        """Write notes by name. Return whether they are in the file, so that the next process can read them.
+        """
         self._notes.update(values)
         if self._file is None:
             return False
@@ -124,17 +124,17 @@ class Ledger:
         return self._file is not None
 
     def new_epoch(self, store: Store) -> None:
-        """Begin a new epoch, because the database is on another history."""
+        """Begin a new epoch, because the database now has another history."""
         self.epoch = uuid.uuid4().hex
         if self._file is not None:
             self._rewrite(self._file, store)
 
     def overgrown(self, store: Store) -> bool:
-        """Return whether `tend` must be called now, even if other work is left: there may always be some."""
+        """Return whether `tend` must be called now, even if there is other work, which may never end."""
         return self._file is not None and self._file.overgrown(len(store.entries))
 
     def tend(self, store: Store) -> bool:
-        """Do a step of upkeep: fold the file, or try to open one again. Return whether more is left."""
+        """Do a step of upkeep: fold the file, or try to open it again. Return whether there is more to do."""
         if self._file is not None:
             try:
                 self._file.check_place()
@@ -153,7 +153,7 @@ class Ledger:
         return False
 
     def close(self) -> None:
-        """Close the file in good order."""
+        """Close the file cleanly."""
         if self._file is not None:
             try:
                 self._file.close()

@@ -1,6 +1,6 @@
-"""Finds out why a state file cannot be written at its place, and what to type.
+"""Finds out why a state file cannot be written at its place, and the remedy.
 
-`pads-cdc check` asks before anything is started, and a server asks when its state file fails.
+`pads-cdc check` uses this before a server is started, and a server uses it when its state file fails.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class PlaceFault(NamedTuple):
 
     text: str
     remedy: str
-    """What to type, in a shell or as a setting."""
+    """The remedy: a shell command, or a setting to change."""
 
 
 def find_fault(path: Path) -> PlaceFault | None:
     """Return why our user cannot write a state file at ``path``; None if it can.
 
-    We may have no right to enter a folder on the way: `Path.is_dir` raises an error for its content.
+    If we may not enter a folder on the path, `Path.is_dir` raises an error for the folder's content.
     """
     try:
         return _find_fault(path.absolute())
@@ -56,7 +56,7 @@ def _find_fault(path: Path) -> PlaceFault | None:
             f"{path} is not a file",
             f"name a file in it, for example STATE_FILE={shlex.quote(str(path / 'state'))}",
         )
-    # SQLite writes further files beside it.
+    # SQLite writes further files into the same folder.
     if not os.access(folder, os.W_OK | os.X_OK):
         return _not_writable(folder)
     if path.exists() and not os.access(path, os.R_OK | os.W_OK):
@@ -77,7 +77,7 @@ def _first_closed(folder: Path) -> Path | None:
 
 
 def _not_writable(refused: Path) -> PlaceFault:
-    """Return how to get the right to write to a file or folder."""
+    """Return the fault of a file or folder that we may not write to, with the remedy."""
     text, at = f"we may not write to {refused}", shlex.quote(str(refused))
     if os.statvfs(refused).f_flag & os.ST_RDONLY:
         return PlaceFault(

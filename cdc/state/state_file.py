@@ -1,15 +1,15 @@
 """The state file, with which clients can resume after a restart of the server.
 
-It has the epoch, and the id, revision, position and digest of each entry, but no keys and no payloads. A
+It contains the epoch, and the id, revision, position and digest of each entry, but no keys and no payloads. A
 batch is written before a subscriber can see it, so no revision that a client knows is used twice. After a
-restart the mapping is compared with the file: an endpoint that has changed gets a new revision, and one that
-is gone becomes a tombstone.
+restart the mapping is compared with the file: an endpoint that has changed gets a new revision, and an
+endpoint that is gone becomes a tombstone.
 
-The file is an SQLite database, for its atomic writes and its lock. A row is a whole batch, packed by column:
-a million entries take 0.3 s that way, and 6.9 s one by one. When most entries in the file are out of date, it
-is *folded* in small steps: each step replaces some old rows by one row with their live entries. Nothing is
-synced to the disk while running. A killed process loses nothing, and after an unclean reboot a new epoch
-begins.
+The file is an SQLite database, because that has atomic writes and a lock. Each row is a whole batch, packed
+by column: a million entries take 0.3 s in this form, and 6.9 s as single rows. When most entries in the file
+are out of date, the file is *folded* in small steps: each step replaces some old rows by one row with their
+live entries. Nothing is synced to the disk while the server runs. A killed process loses nothing, and after a
+crash of the machine a new epoch begins.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ if TYPE_CHECKING:
 _VERSION = 1
 _SQLITE = b"SQLite format 3\0"
 _CHUNK = 50_000
-"""Entries in one packed row, when the whole store is written."""
+"""Number of entries in one packed row when the whole store is written."""
 _FOLD, _OVERGROWN = 2, 4
-"""The file is folded when it has this many rows for each entry: the first limit applies while the server is
-idle, the larger one always.
+"""The file is folded when it has this many rows for each entry. The first limit applies while the server is
+idle, and the larger one always.
 """
 _JOURNAL = 16 * 2**20
-"""Bytes to which SQLite's journal (its WAL) is truncated after a larger batch."""
+"""Size to which SQLite's journal (its WAL) is truncated after a larger batch, in bytes."""
 _STEP = 2_000
-"""Rows that are read in one step of folding."""
+"""Number of entries that are read in one step of folding."""
 _BATCHES = "SELECT number, head, position, seen, ids, revisions, positions, digests, checksum FROM batches"
 _NOTES = ("system", "timeline", "bootstrap", "owed", "shown", "forgotten", "marks")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -69,22 +69,24 @@ class Kept:
     position: Lsn = Lsn(0)
     seen: Lsn = Lsn(0)
     bootstrap: Snapshot | None = None
-    """The snapshot that the slot was created with, until the first load is done."""
+    """The snapshot that the slot was created with; None once the first load is done."""
     owed: Gate | None = None
-    """The gate of the reconcile that is owed since the slot was confirmed beyond open tasks, or None."""
+    """The gate of the reconcile that is owed because the slot was confirmed beyond open tasks; None if none
+    is owed.
+    """
     shown: Gate | None = None
-    """The gate for a primary after reads from a standby; see `cdc.requery.monotonic_reads`."""
+    """The gate for reads from a primary after reads from a standby; see `cdc.requery.monotonic_reads`."""
     forgotten: Revision = Revision(0)
     """Tombstones up to this revision are forgotten, even if the file still has them."""
     marks: str = ""
-    """See `cdc.state.forgetting`."""
+    """The note of the marks; see `cdc.state.forgetting`."""
     notes: dict[str, str | int] = field(default_factory=dict)
-    """The notes that these were read from."""
+    """The notes that these fields were read from."""
     entries: EntryColumns = field(default_factory=EntryColumns)
 
 
 class StateFile:
-    """An open and locked state file; used by the applier's thread alone."""
+    """An open and locked state file. Only the applier's thread uses it."""
 
     def __init__(self, path: Path, system: str = "") -> None:
         """Open or create the file and read it. A file of another cluster than ``system`` is renamed.
@@ -100,9 +102,9 @@ class StateFile:
         """The new name of an unusable file; None if there was none."""
         self._rows = 0
         self._folded_to: int | None = None
-        """The number of the last batch that was folded; None while no folding is under way."""
+        """The number of the last folded batch; None while no folding is in progress."""
         self._forgotten = Revision(0)
-        """Tombstones up to this revision were forgotten when the present folding began."""
+        """Tombstones up to this revision were forgotten when the current folding began."""
         with _errors(path):
             try:
                 self._open()
@@ -124,10 +126,12 @@ class StateFile:
         """Write one batch, atomically.
 
         Raises:
-            StateFileError: the batch was not written. The caller goes on without a file, in a new epoch.
+            StateFileError: the batch was not written. The caller must continue without a file, in a new
+            epoch.
 
         """
-        # By column rather than by row, since the first load has a million entries.
+        # The columns are filled one by one, which is faster than row by row: the first load has a million
+        # entries.
         entries = [*batch.changed, *(entry for entry, _ in batch.moved)]
         if not entries:
             return
@@ -159,7 +163,7 @@ class StateFile:
     ) -> str:
         """Begin a new epoch with this content, so that earlier tokens are invalid. Return the new epoch.
 
-        The file may be new, or an older copy: it has these notes and no others afterwards.
+        The file may be new or have old content. Afterwards it has only these notes.
         """
         epoch = uuid.uuid4().hex
         with _errors(self.path), self._db:
@@ -170,15 +174,15 @@ class StateFile:
         return epoch
 
     def let_go(self) -> None:
-        """Free the entries that were read when the file was opened: a million of them take 100 MB."""
+        """Free the entries that were read when the file was opened. A million of them take 100 MB."""
         self.kept = replace(self.kept, entries=EntryColumns())
 
     def fold(self, entries: Mapping[str, Entry], forgotten: Revision = Revision(0)) -> bool:
         """Do a step of folding, if most of the file is out of date. Return whether there is more to do.
 
-        ``entries`` are the store's, which include all entries of the file but tombstones up to ``forgotten``.
-        A step takes some milliseconds. With a million entries, folding at once would hold up a revocation for
-        seconds.
+        ``entries`` are the store's entries. They include all entries of the file except tombstones up to
+        ``forgotten``. A step takes some milliseconds. With a million entries, folding all at once would delay
+        a revocation for seconds.
         """
         if self._folded_to is None:
             if self._rows <= _FOLD * len(entries) + _CHUNK:
@@ -196,13 +200,13 @@ class StateFile:
         return True
 
     def check_place(self) -> None:
-        """Make sure that the file, and SQLite's journal beside it, still are the ones that were opened.
+        """Check that the file and SQLite's journal are still the files that were opened.
 
-        Writes to a file that somebody has removed or replaced succeed, but no restart would find them. Two
-        calls of stat cost 5 us.
+        Writes to a file that somebody has removed or replaced succeed, but are lost after a restart. The
+        check costs two calls of stat, 5 us.
 
         Raises:
-            StateFileError: they have been removed or replaced.
+            StateFileError: one of the files has been removed or replaced.
 
         """
         if self._found() != self._opened:
@@ -213,7 +217,7 @@ class StateFile:
             )
 
     def _found(self) -> list[tuple[int, int] | None]:
-        """Return the device and inode of the file and of its journal; None for one that is not there."""
+        """Return the device and inode of the file and of its journal; None for a file that does not exist."""
         found: list[tuple[int, int] | None] = []
         for path in (self.path, Path(f"{self.path}-wal")):
             try:
@@ -225,12 +229,12 @@ class StateFile:
         return found
 
     def overgrown(self, live: int) -> bool:
-        """Return whether folding can no longer wait, given the number of entries in the store."""
+        """Return whether folding must not wait any longer. ``live`` is the number of entries in the store."""
         return self._rows > _OVERGROWN * live + 2 * _CHUNK
 
     def _read_newest(self, after: int, entries: Mapping[str, Entry]) -> tuple[list[int], Kept, int]:
-        """Read the next batches. Return their numbers, the entries that are up to date, and the number of all
-        entries.
+        """Read the next batches. Return their numbers, their entries that are up to date, and the number of
+        all their entries.
         """
         numbers: list[int] = []
         kept, places, read = Kept(epoch=""), dict[str, int](), 0
@@ -244,9 +248,10 @@ class StateFile:
                 if read >= _STEP:
                     break
             if numbers and not kept.entries:
-                # No entry is left to store the batches' positions with, so one that is out of date is kept.
-                # If its endpoint is deleted by now, and the tombstone is forgotten during this folding, the
-                # old entry must not bring back the endpoint.
+                # The batches' positions can be stored only together with an entry, so one entry that is out
+                # of date is kept. Its endpoint may have been deleted, and the tombstone may be forgotten
+                # during this folding. The kept entry must not bring the endpoint back then, so it becomes a
+                # tombstone.
                 row = [*columns][-1]
                 entry = entries.get(row.id)
                 same = entry is not None and entry.revision == row.revision
@@ -257,12 +262,12 @@ class StateFile:
         """Return whether a row of the file is up to date, given the store's entry."""
         if entry is not None:
             return (row.revision, row.position) >= (entry.revision, entry.position)
-        # A forgotten tombstone. If it was forgotten during this folding, a batch that was folded before may
-        # have an older row of the same id. So the tombstone stays until the next folding.
+        # The row is a forgotten tombstone. If it was forgotten during this folding, a batch that was folded
+        # earlier may contain an older row of the same id. So the tombstone stays until the next folding.
         return row.digest == GONE and row.revision > self._forgotten
 
     def close(self) -> None:
-        """Sync the file to the disk, and mark it as closed in good order."""
+        """Sync the file to the disk, and mark it as closed cleanly."""
         with _errors(self.path):
             self._db.execute("PRAGMA synchronous = FULL")
             with self._db:
@@ -282,7 +287,7 @@ class StateFile:
         self._db = sqlite3.connect(self.path, timeout=0, check_same_thread=False)
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         tables = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if tables and "facts" not in tables:  # another program's database: nothing has been written to it yet
+        if tables and "facts" not in tables:  # another program's database, which must not be changed
             self._db.close()
             raise _Foreign
         self._db.execute("PRAGMA journal_mode = WAL")
@@ -313,8 +318,8 @@ class StateFile:
         kept.bootstrap = Snapshot.parse(bootstrap) if bootstrap else None
         kept.owed = Gate.parse(str(facts.get("owed", "")))
         kept.shown = Gate.parse(str(facts.get("shown", "")))
-        # No walk can begin before what is forgotten, so this must not be beyond the head. A file without any
-        # entry has no head.
+        # A walk cannot begin before the forgotten revision, so this must not exceed the head. The head of a
+        # file without entries is 0.
         kept.forgotten = min(Revision(int(facts.get("forgotten", 0))), kept.head)
         kept.marks = str(facts.get("marks", ""))
         kept.notes = {name: facts[name] for name in _NOTES if name in facts}
@@ -386,10 +391,11 @@ class StateFile:
 
 
 def is_foreign(path: Path) -> bool:
-    """Return whether a file was never a state file: it has content other than SQLite's. Reads from the disk.
+    """Return whether a file is certainly not a state file, because its content is not SQLite's. Reads the
+    file.
 
-    A mistake in STATE_FILE must not move another file away. A file that begins with zeros counts as a state
-    file, because a file system may leave one like that after a crash of the machine.
+    A mistake in STATE_FILE must not make us rename another program's file. A file that begins with zeros
+    counts as a state file, because a file system may leave such a file after a crash of the machine.
     """
     if not path.is_file():  # a device or a pipe
         return True
@@ -425,7 +431,7 @@ def _checksum(ids: str, *columns: bytes) -> int:
 
 @contextmanager
 def _errors(path: Path) -> Iterator[None]:
-    """Translate errors of the file in a block into ours, with the cause and the remedy."""
+    """Translate the errors of the file that a block raises into ours, with the cause and the remedy."""
     try:
         yield
     except sqlite3.OperationalError as error:

@@ -1,8 +1,8 @@
 """The walk for a client of the feed that cannot resume by revision: a snapshot, or a part of one.
 
-It goes backwards through the log, newest first, and new entries (the tail) go ahead of it. So a new
-revocation never waits behind older entries. The client has a consistent map only when the backward walk has
-ended and the tail has arrived at the head.
+It goes backwards through the log, newest first, and new entries (the tail) are sent before older ones. So a
+new revocation never waits behind older entries. The client has a consistent map only when the backward walk
+has ended and the tail has arrived at the head.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Catchup:
-    """Reads like a `Cursor`. Once it is `done`, only the tail is left. Not thread-safe."""
+    """A walk that is read like a `Cursor`. Once it is `done`, only the tail is left. Not thread-safe."""
 
     def __init__(self, store: Store, beyond: Lsn | None = None) -> None:
         """Walk over all live endpoints. With ``beyond``, walk over the entries and tombstones whose positions
@@ -36,11 +36,11 @@ class Catchup:
         """Whether the backward walk has ended."""
 
     def read(self, limit: int) -> Part:
-        """Take at most ``limit`` entries; never waits.
+        """Return the next entries, at most ``limit``. Never waits.
 
         Raises:
-            OutlivedError: the store has adopted another map, or has forgotten deletes that this walk had
-                still to return.
+            OutlivedError: the store has adopted another map, or has forgotten deletes that this walk still
+                had to return.
 
         """
         part = self.tail.read(limit)
@@ -66,7 +66,7 @@ class Catchup:
         store = self._store
         entries: list[Entry] = []
         with store.lock:
-            # With a negative `beyond` the walk is for a standby server, which drops the map it had and needs
+            # With a negative `beyond` the walk is for a standby server, which drops its old map and so needs
             # no old deletes.
             if self._beyond is not None and self._beyond >= 0 and self._forgotten < store.forgotten:
                 raise OutlivedError

@@ -1,6 +1,6 @@
-"""Compacts the store's log in small steps. A shorter log is built while walks go on in the present one.
+"""Compacts the store's log in small steps. A shorter log is built while walks continue in the current one.
 
-Entries that die after they were copied stay in the log until the next compaction. Entries that are appended
+If an entry dies after it was copied, it stays in the log until the next compaction. Entries that are appended
 during the compaction are copied at its end. Then all places are moved to the same entries in the new log.
 """
 
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 
 class Compaction:
-    """One compaction of one log, which may only grow until the end. Used by the writer's thread."""
+    """One compaction of one log. Until its end, the log may only be appended to. Used by the writer's thread.
+    """
 
     def __init__(self, log: list[Entry]) -> None:
         self._old = log
         self._end = len(log)
         self._next = 0
         self._kept = array("Q")
-        """The indexes in the old log of the entries in the new one."""
+        """For each entry of the new log, its index in the old log."""
         self._log: list[Entry] = []
 
     def step(self, live: Mapping[str, Entry], places: int) -> bool:
@@ -37,7 +38,8 @@ class Compaction:
         return self._next == self._end
 
     def finish(self, log: list[Entry], places: Collection[Place]) -> list[Entry]:
-        """Return the shorter log with the entries that were appended since, and move the walks to it.
+        """Return the shorter log, including the entries that were appended meanwhile, and move the walks to
+        it.
 
         The caller holds the store's lock.
         """

@@ -1,12 +1,13 @@
 """Walks over the store: a subscriber is only a place in the log.
 
 `Cursor` walks forward from a revision, for the tail of every stream. Its target is the store's head at the
-start. If an entry that it has not reached yet changes again, and so moves beyond the target, the new head
-becomes the target. So the entries that it has returned on arrival lead exactly from one map of the store to
-another. (PADS put every change into a queue for each client, which filled up.)
+start. If an endpoint changes again before the cursor has reached its entry, the new entry is beyond the
+target, so the new head becomes the target. When the cursor arrives at its target, the returned entries lead
+exactly from one map of the store to another. (PADS put every change into a queue for each client, which
+filled up.)
 
-An example: the log has a1 b2 c3, and a cursor starts behind revision 0, with the target 3. It returns a1.
-Then b changes, which makes the log a1 (b2) c3 b4. The cursor meets the dead b2, so its target becomes 4. It
+Example: the log is a1 b2 c3, and a cursor starts after revision 0 with the target 3. It returns a1. Then b
+changes, which makes the log a1 (b2) c3 b4. The cursor finds that b2 is dead, so its target becomes 4. It
 returns c3 and b4, and has arrived at the map of revision 4.
 """
 
@@ -26,24 +27,26 @@ if TYPE_CHECKING:
     from cdc.units import Revision
 
 SCAN = 4
-"""Entries that one read may look at, in multiples of its limit, so that it never holds the lock for long."""
+"""Maximum number of entries that one read looks at, as a multiple of its limit. It never holds the lock for
+long.
+"""
 
 _revision = attrgetter("revision")
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The entries of one step of a walk, no id twice."""
+    """The entries of one step of a walk. No id is in it twice."""
 
     entries: list[Entry]
     more: bool
     """Whether the next read can return more without waiting."""
     arrival: Cut | None
-    """The store's map, if the reader has the same after these entries; else None."""
+    """The store's map, if the reader's map is equal to it after these entries; otherwise None."""
 
     @property
     def cut(self) -> Cut | None:
-        """The same map, if it is also consistent; else None."""
+        """`arrival`, if that map is also consistent; otherwise None."""
         return self.arrival if self.arrival is not None and self.arrival.consistent else None
 
 
@@ -53,10 +56,10 @@ class Cursor(Place):
     __slots__ = ("_overtaking", "_target", "revision", "store")
 
     def __init__(self, store: Store, after: Revision | None = None, *, express: bool = False) -> None:
-        """Start behind revision ``after``, by default at the head.
+        """Start after revision ``after``, by default at the head.
 
-        With ``express``, small changes are returned ahead of the others, as a client needs. Without it,
-        entries come in the order of their revisions.
+        With ``express``, small changes are returned before other entries, as clients need. Without it,
+        entries are returned in the order of their revisions.
         """
         self.store = store
         with store.lock:
@@ -77,11 +80,11 @@ class Cursor(Place):
             self._target = self.store.head
 
     def read(self, limit: int) -> Part:
-        """Take at most ``limit`` entries; never waits.
+        """Return the next entries, at most ``limit``. Never waits.
 
         Raises:
-            OutlivedError: the store has adopted another map, or has forgotten deletes that this walk had
-                still to return.
+            OutlivedError: the store has adopted another map, or has forgotten deletes that this walk still
+                had to return.
 
         """
         store = self.store
@@ -92,7 +95,7 @@ class Cursor(Place):
                 self._target = store.head
             log, overtaking = store.log, self._overtaking
             if overtaking is not None and (entries := self._overtake(overtaking, limit)):
-                self._target = store.head  # they may be newer than the target
+                self._target = store.head  # the entries may be newer than the target
                 return Part(entries, more=True, arrival=None)
             entries = self._walk(limit)
             if self.index < len(log) and log[self.index].revision <= self._target:
@@ -101,19 +104,19 @@ class Cursor(Place):
             if overtaking is not None and self.index == len(log):
                 overtaking.arrived()
             more = self.revision < store.head
-            if more:  # the map of an older head is not kept, so the walk goes on to the present one
+            if more:  # the map of an older head is not kept, so the walk continues to the current head
                 return Part(entries, more, arrival=None)
             return Part(entries, more, store.cut())
 
     def _overtake(self, overtaking: Overtaking, limit: int) -> list[Entry]:
-        """Take entries of the express list, unless the next step reaches the end of the log anyway."""
+        """Return entries of the express list, unless the next step reaches the end of the log anyway."""
         if len(self.store.log) - self.index > limit:
             return overtaking.take(limit, self.store.entries)
         overtaking.skip()
         return []
 
     def _walk(self, limit: int) -> list[Entry]:
-        """Take the next live entries up to the target. A dead one makes the head the target."""
+        """Return the next live entries up to the target. If an entry is dead, the head becomes the target."""
         entries: list[Entry] = []
         log, live, overtaking = self.store.log, self.store.entries, self._overtaking
         stop = min(len(log), self.index + limit * SCAN)

@@ -1,4 +1,4 @@
-"""The digest of one endpoint. The state digest is the sum of these."""
+"""The digest of one endpoint. The state digest is the sum of these digests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def entry_digest(endpoint_id: str, payload: bytes) -> bytes:
     """Hash one endpoint: BLAKE2b-128 over the id's length (4 bytes, big-endian), the id in UTF-8 and the
     payload.
 
-    Part of the feed's contract: the state digest is the sum of these modulo 2^128, as a big-endian number.
+    This is part of the feed's contract. The state digest is the sum of these digests modulo 2^128, as a
+    big-endian number.
     """
     key = endpoint_id.encode()
     return blake2b(_LENGTH.pack(len(key)) + key + payload, digest_size=DIGEST_BYTES).digest()

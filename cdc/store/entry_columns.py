@@ -1,7 +1,8 @@
-"""The part of the entries that the state file keeps, to find after a restart which endpoints have changed.
+"""The part of the entries that the state file keeps, so that a restarted server can find the endpoints that
+have changed.
 
-It is stored by column. Objects for a million entries would take twice the time, and 200 MB that the process
-would never return to the system.
+The entries are stored by column. Objects for a million entries would take twice the time, and 200 MB that the
+process would never return to the system.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 
 GONE: Final = bytes(DIGEST_BYTES)
-"""The digest of a tombstone. A real digest is all zeros once in 2^128."""
+"""The digest of a tombstone. The probability that a real digest is all zeros is 2^-128."""
 
 
 class EntryRow(NamedTuple):
-    """The part of one entry."""
+    """The kept part of one entry."""
 
     id: str
     revision: Revision
@@ -54,7 +55,7 @@ class EntryColumns:
             yield EntryRow(endpoint_id, revision, position, self.digest(number))
 
     def add(self, endpoint_id: str, revision: Revision, position: Lsn, digest: bytes) -> None:
-        """Append an entry whose id is not in here yet."""
+        """Append an entry, whose id must be new."""
         self.ids.append(endpoint_id)
         self.revisions.append(revision)
         self.positions.append(position)
@@ -66,7 +67,7 @@ class EntryColumns:
         self.digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES] = digest
 
     def extend(self, other: EntryColumns) -> None:
-        """Append entries whose ids are not in here yet."""
+        """Append entries, whose ids must be new."""
         self.ids += other.ids
         self.revisions += other.revisions
         self.positions += other.positions
@@ -85,7 +86,9 @@ class EntryColumns:
         return bytes(self.digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES])
 
     def in_order(self) -> EntryColumns:
-        """Return the entries in the order of their revisions; ``self`` if they are, as after a first load."""
+        """Return the entries in the order of their revisions. Returns ``self`` if they are in this order
+        already, as after a first load.
+        """
         revisions = self.revisions
         if all(map(int.__le__, revisions, revisions[1:])):
             return self

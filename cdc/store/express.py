@@ -1,11 +1,11 @@
 """The express list: entries of small changes, which a walk sends ahead of the rest of the log.
 
 A plan's ripple adds 100,000 entries to the log, and a revoked key adds one. A walk in the log's order would
-reach the revoked key only after the ripple, for which a client of the legacy contract needs seconds. So the
-store keeps the newest entries of small batches in a second list as well. A walk that has many entries ahead
-of it takes from that list first, and skips those entries when it reaches them in the log.
+reach the revoked key only after the ripple, which takes a client of the legacy contract seconds. So the store
+also keeps the newest entries of small batches in a second list. A walk that has many entries ahead of it
+takes entries from that list first, and skips them when it reaches them in the log.
 
-This is safe because a walk sends live entries only, from either list. The live entry is the newest state of
+This is safe because a walk sends only live entries, from either list. The live entry is the newest state of
 its endpoint, and every older entry of that endpoint is dead.
 """
 
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from cdc.store.log import Entry
 
 FEW: Final = 100
-"""Entries of one batch that may go ahead, at most; a larger batch is a ripple itself."""
+"""Maximum size of a batch whose entries are sent ahead. A larger batch is a ripple itself."""
 _OVERTAKEN: Final = 10_000
-"""Entries that one walk sends ahead, at most, before it reaches the end of the log. Further ones are sent in
-the log's order.
+"""Maximum number of entries that one walk sends ahead before it reaches the end of the log. Further entries
+are sent in the log's order.
 """
 _KEPT: Final = 4096
-"""Entries that the list keeps, at least. A walk that is further behind finds the others in the log only."""
+"""Minimum number of newest entries that the list keeps. A walk that is further behind finds older entries
+only in the log.
+"""
 
 
 class Express:
@@ -49,15 +51,16 @@ class Express:
         return self._dropped + len(self._entries)
 
     def after(self, number: int, limit: int) -> tuple[list[Entry], int]:
-        """Return at most ``limit`` entries from number ``number`` on, and the number that follows them."""
+        """Return at most ``limit`` entries from number ``number`` on, and the number of the entry after them.
+        """
         start = max(number - self._dropped, 0)
         found = self._entries[start : start + limit]
         return found, self._dropped + start + len(found)
 
 
 class Overtaking:
-    """One walk's place in the express list, and the entries that it took from there; guarded by the store's
-    lock.
+    """One walk's place in the express list, and the entries that it has taken from the list; guarded by the
+    store's lock.
     """
 
     __slots__ = ("_express", "_next", "_sent")
@@ -69,7 +72,7 @@ class Overtaking:
         self._sent: dict[str, Entry] = {}
 
     def take(self, limit: int, live: dict[str, Entry]) -> list[Entry]:
-        """Take the next entries that are ``live``, oldest first; return an empty list if there are none."""
+        """Return the next entries that are ``live``, oldest first; an empty list if there are none."""
         while limit and self._next < self._express.end and len(self._sent) < _OVERTAKEN:
             found, self._next = self._express.after(self._next, limit)
             entries = [entry for entry in found if live.get(entry.id) is entry]
@@ -79,7 +82,7 @@ class Overtaking:
         return []
 
     def skip(self) -> None:
-        """Move to the end of the list: the walk is about to send all of its entries anyway."""
+        """Move to the end of the list, because the walk is about to send all of its entries anyway."""
         self._next = self._express.end
 
     def has_sent(self, entry: Entry) -> bool:
@@ -87,7 +90,7 @@ class Overtaking:
         return bool(self._sent) and self._sent.get(entry.id) is entry
 
     def arrived(self) -> None:
-        """Forget the entries that were sent ahead: the walk has reached the end of the log."""
+        """Forget the entries that were sent ahead, because the walk has reached the end of the log."""
         if self._sent:
             self._sent = {}
             self.skip()  # entries beyond _OVERTAKEN were sent in the log's order

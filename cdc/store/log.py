@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 class Entry(msgspec.Struct, eq=False, gc=False):
     """An endpoint or its tombstone, at one revision. After publication only `position` and `reading` change.
 
-    Creating a `Struct` takes a quarter of the time of an ordinary class. With ``gc=False`` the garbage
-    collector does not track entries; otherwise it would visit a million of them again and again during a
-    load. An entry cannot be part of a cycle.
+    Creating a `Struct` takes a quarter of the time of an object of an ordinary class. With ``gc=False`` the
+    garbage collector does not track entries; otherwise it would visit a million of them again and again
+    during a load. This is safe, since an entry cannot be part of a cycle.
     """
 
     id: str
@@ -25,7 +25,7 @@ class Entry(msgspec.Struct, eq=False, gc=False):
     payload: bytes | None
     """The serialized ``proto.GatewayEndpoint``; None in a tombstone."""
     reading: int = 0
-    """The number of the newest reading that has returned it; see `Store.begin_reading`."""
+    """The number of the newest reading that has returned the endpoint; see `Store.begin_reading`."""
 
     def __repr__(self) -> str:  # the payload holds an API key
         kind = "tombstone" if self.payload is None else f"{len(self.payload)} bytes"
@@ -33,16 +33,16 @@ class Entry(msgspec.Struct, eq=False, gc=False):
 
 
 class OutlivedError(Exception):
-    """The log of a walk has been replaced, so that the walk must begin anew."""
+    """The log of a walk has been replaced, so the walk must be started again."""
 
 
 class Place:
-    """An index into the store's log that survives compaction; guarded by the store's lock."""
+    """An index into the store's log that stays valid after a compaction; guarded by the store's lock."""
 
     __slots__ = ("__weakref__", "_places", "index", "outlived")
 
     def __init__(self, index: int, places: set[Place]) -> None:
-        """``places`` are the store's."""
+        """``places`` is `Store.places`."""
         self.index = index
         self.outlived = False
         """Whether the log has been replaced."""
@@ -50,11 +50,11 @@ class Place:
         places.add(self)
 
     def carry(self, index: int) -> None:
-        """Move to an index of the compacted log."""
+        """Move to an index in the compacted log."""
         self.index = index
 
     def outlive(self) -> None:
-        """Note that the log has been replaced, so that the walk at this place must begin anew."""
+        """Note that the log has been replaced, so the walk at this place must be started again."""
         self.outlived = True
 
     def leave(self) -> None:

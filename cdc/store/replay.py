@@ -1,10 +1,11 @@
-"""The walk for a client of the legacy contract, which cannot say which map it has: everything, newest first.
+"""The walk for a client of the legacy contract, which cannot report its map: it is sent everything, newest
+first.
 
-The walk is a stack of stretches of the log. The bottom one is the whole log at the start. Entries that are
-published later become new stretches on top. The top stretch is sent first, and each stretch from its newest
-entry to its oldest. So a revocation waits neither for the replay nor for the rest of a ripple, whether that
-was published before or after it (`cdc.store.express`). An entry that has changed again is sent only in the
-stretch of its newest state, so no endpoint goes back on a stream.
+The walk is a stack of stretches of the log. The bottom stretch is the whole log at the start. Entries that
+are published later become new stretches on top. The top stretch is sent first, and each stretch from its
+newest entry to its oldest. So a revocation waits neither for the replay nor for the rest of a ripple, whether
+the ripple was published before or after it (`cdc.store.express`). If an endpoint has changed again, only its
+newest state is sent, so a stream never returns to an older state of an endpoint.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ if TYPE_CHECKING:
     from cdc.store.store import Store
 
 _SLICE = 2_000
-"""Entries that are searched for tombstones under one lock, so that it is never held for long."""
+"""Number of entries that are searched for tombstones while the lock is held, so that it is never held for
+long.
+"""
 _SEARCHED = 50_000
-"""Entries that one read searches for tombstones, which may be rare."""
+"""Maximum number of entries that one read searches for tombstones, which may be rare."""
 _DEPTH = 16
-"""Stretches that are kept apart. Further ones are joined, so that some entries may be sent twice."""
+"""Maximum number of separate newer stretches. If there are more, they are joined, and some entries may be
+sent twice.
+"""
 
 
 class Replay:
@@ -44,15 +49,15 @@ class Replay:
             self.revision = store.head
             """When `read` has returned an empty list, all entries up to this revision have been sent."""
             self._told = store.forgotten
-            """All deletes up to this revision have been returned, or were forgotten before."""
+            """All deletes up to this revision have been returned, or were forgotten before the walk began."""
 
     def read(self, limit: int) -> list[Entry]:
-        """Take at most ``limit`` entries to send next. An empty list means: wait for the store, unless there
-        is `more`.
+        """Return the next entries to send, at most ``limit``. If the list is empty, wait for the store,
+        unless there is `more`.
 
         Raises:
-            OutlivedError: the store has adopted another map, or has forgotten deletes that this walk had
-                still to return.
+            OutlivedError: the store has adopted another map, or has forgotten deletes that this walk still
+                had to return.
 
         """
         entries: list[Entry] = []
@@ -79,7 +84,9 @@ class Replay:
 
     @property
     def more(self) -> bool:
-        """Whether `read` should be called again at once after an empty list: the search has not ended."""
+        """Whether `read` should be called again at once after an empty list, because the search has not
+        ended.
+        """
         return self._left > 0 and bool(self._deletes)
 
     def close(self) -> None:
@@ -90,7 +97,7 @@ class Replay:
             self._covered.leave()
 
     def _cover(self) -> None:
-        """Put the entries that were published since the last call on top, as a new stretch."""
+        """Put the entries that were published since the last call onto the stack, as a new stretch."""
         store = self._store
         self.revision = store.head
         if self._covered.index == len(store.log):
@@ -124,7 +131,9 @@ class _Stretch:
         return self.top.index > self._bottom.index
 
     def take(self, limit: int, overtaking: Overtaking) -> list[Entry]:
-        """Take the newest live entries that have not been sent. The list may be empty before the end."""
+        """Return the newest live entries that have not been sent. The list may be empty even if the stretch
+        has not ended.
+        """
         store, top = self._store, self.top
         entries: list[Entry] = []
         stop = max(self._bottom.index, top.index - limit * SCAN)
@@ -136,8 +145,8 @@ class _Stretch:
         return entries
 
     def find_deletes(self, places: int, limit: int) -> list[Entry]:
-        """Search the next ``places`` entries for tombstones, newest first. The list may be empty before the
-        end.
+        """Search the next ``places`` entries for tombstones, newest first. The list may be empty even if the
+        stretch has not ended.
         """
         store, top = self._store, self.top
         found: list[Entry] = []

@@ -1,13 +1,13 @@
 """The store: a map of endpoints that can be walked by revision.
 
 Every live endpoint and every tombstone is an `Entry`. All entries are also in a log, in the order of their
-revisions. When an endpoint changes, a new entry is appended, and the old one is dead. A subscriber is only a
-place in that log, so there is no queue that could overflow. A slow subscriber finds the newest state of each
-endpoint, and the writer never waits.
+revisions. When an endpoint changes, a new entry is appended, and the old entry is dead. A subscriber is only
+a place in that log, so there is no queue that could overflow. A slow subscriber finds the newest state of
+each endpoint, and the writer never waits.
 
-One thread writes (the applier), in two steps: `prepare` compares rows with the map, and `publish` makes the
-changes visible. Between the two, the batch is written to the state file. Any thread may read; a read holds
-the lock for one bounded slice of the log.
+Only the applier's thread writes, in two steps: `prepare` compares rows with the map, and `publish` makes the
+changes visible. Between the two steps, the batch is written to the state file. Any thread may read; a read
+holds the lock for one bounded slice of the log.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ _MODULUS = 1 << 128
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The map at one moment. A client has it once its walk has arrived there, and its token identifies it."""
+    """The map at one moment. When a client's walk arrives at it, the client has this map, and its token
+    identifies the map.
+    """
 
     revision: Revision
     history: Timeline
@@ -47,15 +49,15 @@ class Cut:
     count: int
     digest: bytes
     consistent: bool
-    """Whether the database had this map at some moment. If not, an endpoint may be newer than another."""
+    """Whether the database had this map at some moment. If not, some endpoints may be newer than others."""
 
 
 @dataclass(slots=True)
 class Batch:
-    """The changes that one read makes to the map; they are not visible yet."""
+    """The changes that one read makes to the map. They are not visible before `Store.publish`."""
 
     revision: Revision
-    """The store's head once this is published; the present head if nothing changes."""
+    """The store's head after the batch is published; the current head if nothing changes."""
     position: Lsn
     newest: Lsn
     """No change in the batch is newer than this position."""
@@ -63,20 +65,22 @@ class Batch:
     digests: list[bytes] = field(default_factory=list)
     """`entry_digest` of each changed entry; empty for a tombstone."""
     moved: list[tuple[Entry, bytes]] = field(default_factory=list)
-    """Entries that a transaction named and that have not changed, with their digests: only positions move."""
+    """Entries that a transaction named and that have not changed, with their digests. Only their positions
+    change.
+    """
     verified: list[tuple[Entry, bytes]] = field(default_factory=list)
     """Entries of the state file that the first reconcile found unchanged, with their payloads."""
     again: list[str] = field(default_factory=list)
     """Ids that this reading has returned before."""
     twice: list[str] = field(default_factory=list)
-    """Ids that this reading has returned before with another payload. They become tombstones."""
+    """Ids that this reading has returned before with a different payload. They become tombstones."""
     delta: int = 0
     """The change of the whole map's digest."""
     upserts: int = 0
     deletes: int = 0
 
     def claim(self, revision: Revision) -> None:
-        """Make ``revision`` the store's head once this is published."""
+        """Make ``revision`` the store's head when the batch is published."""
         self.revision = revision
 
     def __repr__(self) -> str:
@@ -84,56 +88,58 @@ class Batch:
 
 
 class Store:
-    """The map, its log, and the positions up to which the map has the database's transactions."""
+    """The map, its log, and the positions up to which the map includes the database's transactions."""
 
     _COMPACT_FROM = 4096
-    """The log is not compacted for fewer dead entries than this."""
+    """Minimum number of dead entries for a compaction of the log."""
     _COMPACT_STEP = 1000
-    """Entries that a compaction looks at after each batch, and eight more for each entry of the batch. So it
-    is faster than the log grows.
+    """Number of entries that a compaction looks at after each batch, plus eight for each entry of the batch.
+    So the compaction is faster than the growth of the log.
     """
 
     _FORGET_STEP = 2_000
-    """Tombstones that are removed at a time."""
+    """Number of tombstones that are removed at a time."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.head = Revision(0)
         """The newest published revision."""
         self.consistent = False
-        """Whether the map at `head` is consistent. It is not between the chunks of a ripple or a reconcile.
+        """Whether the map at `head` is consistent. Between the chunks of a ripple or a reconcile it is not.
         """
         self.ready = False
         """Whether a complete mapping has been loaded since the start."""
         self.history = Timeline()
         """The history that all positions here belong to; unknown until a slot has been read."""
         self.position: Lsn = Lsn(0)
-        """Every transaction up to here is in the map."""
+        """Every transaction up to this position is in the map."""
         self.seen: Lsn = Lsn(0)
-        """Nothing in the map is newer than this."""
+        """Nothing in the map is newer than this position."""
         self.log: list[Entry] = []
         self.entries: dict[str, Entry] = {}
-        """All entries by id, with tombstones. An entry in the log is dead if it is not the one in here."""
+        """All entries by id, including tombstones. An entry in the log is dead if it is not in this dict."""
         self.tombstones: dict[str, Entry] = {}
-        """The tombstones by id, oldest first: deletes that clients of the legacy contract may not have
-        received.
+        """The tombstones by id, oldest first. They are deletes that clients of the legacy contract may not
+        have received.
         """
         self.forgotten = Revision(0)
-        """Tombstones up to this revision may be gone, so that no walk may go on from an older one."""
+        """Tombstones up to this revision may be gone, so that no walk may continue from an older revision."""
         self._old: list[Entry] = []
-        """Tombstones that are still to be removed."""
+        """Tombstones that still have to be removed."""
         self.places: set[Place] = set()
         """The places of walks in the log. A compaction moves them."""
         self.express = Express()
         """Entries that a walk may send ahead of the rest of the log."""
         self.movements: list[dict[str, Entry]] = []
-        """Collectors of entries whose positions move, one for each mirror; guarded by the lock."""
+        """Collectors of entries whose positions change, one for each mirror or relay publisher; guarded by
+        the lock.
+        """
         self._readings = 0
         self._compaction: Compaction | None = None
         self._digest = 0
         self._kept = EntryColumns()
         self._unverified: dict[str, int] = {}
-        """Numbers in `_kept` of the entries whose payload is still unknown, by id."""
+        """For each id whose payload is still unknown, the number of its entry in `_kept`."""
         self._wakes: set[Callable[[], None]] = set()
 
     def __len__(self) -> int:
@@ -146,7 +152,7 @@ class Store:
         return self._digest.to_bytes(DIGEST_BYTES, "big")
 
     def cut(self) -> Cut:
-        """Return the map of this moment. The caller holds the lock."""
+        """Return the current map. The caller must hold the lock."""
         return Cut(self.head, self.history, self.position, self.seen, len(self), self.digest, self.consistent)
 
     def live(self) -> list[Entry]:
@@ -155,8 +161,8 @@ class Store:
             return [entry for entry in self.entries.values() if entry.payload is not None]
 
     def moved_before(self, moved: dict[str, Entry], beyond: Lsn, up_to: Revision) -> None:
-        """Add entries to ``moved``, which is one of the `movements`: those up to the revision ``up_to`` whose
-        position is beyond ``beyond``.
+        """Add the entries up to the revision ``up_to`` whose positions are beyond ``beyond`` to ``moved``,
+        which is one of the `movements`.
 
         Takes 0.2 s for a million entries. The lock is held only while references are copied.
         """
@@ -168,7 +174,7 @@ class Store:
                 moved.setdefault(entry.id, entry)
 
     def subscribe(self, wake: Callable[[], None]) -> Callable[[], None]:
-        """Call ``wake`` after every change, from the writer's thread. It must not block.
+        """Call ``wake`` after every change, from the writer's thread. ``wake`` must not block.
 
         Returns a function that ends the subscription.
         """
@@ -191,17 +197,17 @@ class Store:
         seen: Lsn = Lsn(0),
         forgotten: Revision = Revision(0),
     ) -> None:
-        """Load the entries of the state file, before any other call. Their payloads come with the first
-        reconcile.
+        """Load the entries of the state file, before any other call. Their payloads are unknown until the
+        first reconcile.
 
-        Endpoints that the reconcile finds unchanged keep their revisions. Those that it does not find become
-        tombstones. The file may still have tombstones that were ``forgotten``.
+        Endpoints that the reconcile finds unchanged keep their revisions. Endpoints that it does not find
+        become tombstones. The file may still contain tombstones up to the revision ``forgotten``.
         """
         kept = kept.in_order()
         revisions = cast("Iterable[Revision]", kept.revisions)
         positions = cast("Iterable[Lsn]", kept.positions)
         log = list(map(Entry, kept.ids, revisions, positions, repeat(None)))
-        if GONE in kept.digests:  # a first test; the zeros may also be parts of two neighbours
+        if GONE in kept.digests:  # a first test: the zeros may also belong to two adjacent digests
             gone = [entry for number, entry in enumerate(log) if kept.digest(number) == GONE]
         else:
             gone = []
@@ -210,7 +216,7 @@ class Store:
         for entry in gone:
             del unverified[entry.id]
             if entry.revision <= forgotten:
-                del entries[entry.id]  # its log entry stays, and is skipped as an outdated one
+                del entries[entry.id]  # its log entry stays, and is skipped because it is dead
         with self.lock:
             self.log, self.entries, self.forgotten = log, entries, forgotten
             self.tombstones = {entry.id: entry for entry in gone if entry.revision > forgotten}
@@ -260,8 +266,8 @@ class Store:
             wake()
 
     def copied(self, entries: Iterable[Entry], head: Revision) -> Batch:
-        """Make a batch of another server's newer entries, in the order of their revisions, up to its
-        ``head``.
+        """Make a batch of another server's newer entries, which are in the order of their revisions, up to
+        that server's ``head``.
         """
         batch = Batch(max(head, self.head), Lsn(0), Lsn(0))
         for entry in entries:
@@ -289,9 +295,10 @@ class Store:
         return tombstones[: bisect_right(tombstones, revision, key=attrgetter("revision"))]
 
     def forget(self, up_to: Revision) -> None:
-        """Remove the tombstones up to a revision, some now and the rest in the calls of `publish` and `tend`.
+        """Remove the tombstones up to a revision: some now, and the rest during calls of `publish` and
+        `tend`.
 
-        Walks that have not yet returned these tombstones end, as with `adopt`, because they never could.
+        Walks that have not yet returned these tombstones can never return them, so they end as with `adopt`.
         """
         self._old = self.tombstones_up_to(up_to)
         with self.lock:
@@ -299,18 +306,18 @@ class Store:
         self._remove_old()
 
     def _remove_old(self) -> None:
-        """Remove some of the tombstones to be forgotten: a million at once would hold up a revocation for a
-        second.
+        """Remove some of the tombstones to be forgotten. Removing a million at once would delay a revocation
+        for a second.
         """
         some = self._old[-self._FORGET_STEP :]
         del self._old[-self._FORGET_STEP :]
         with self.lock:
             for entry in some:
-                if self.entries.get(entry.id) is entry:  # else it has come back
+                if self.entries.get(entry.id) is entry:  # otherwise the endpoint exists again
                     del self.tombstones[entry.id], self.entries[entry.id]
 
     def rewind(self, history: Timeline) -> None:
-        """Adopt another history, to which the present positions do not belong. Entries and revisions stay."""
+        """Adopt another history, to which the current positions do not belong. Entries and revisions stay."""
         with self.lock:
             self.history, self.consistent = history, False
             self.position = self.seen = Lsn(0)
@@ -318,8 +325,8 @@ class Store:
                 entry.position = Lsn(0)
 
     def follow_timeline(self, history: Timeline, switch: Lsn | None = None) -> None:
-        """Adopt a history that continues the present one. With ``switch``, the switch point, the map counts
-        as followed up to there at most.
+        """Adopt a history that continues the current one. If the switch point is given as ``switch``, the map
+        counts as followed at most up to it.
         """
         with self.lock:
             self.history = history
@@ -327,8 +334,8 @@ class Store:
                 self.position = min(self.position, switch)
 
     def kept_digest(self, entry: Entry) -> bytes:
-        """Return an entry's digest for the state file: `GONE` for a tombstone, the kept one before
-        verification.
+        """Return an entry's digest for the state file: `GONE` for a tombstone, or the digest from the file
+        until the first reconcile has verified it.
         """
         if entry.payload is not None:
             return entry_digest(entry.id, entry.payload)
@@ -346,9 +353,10 @@ class Store:
         return self._readings
 
     def not_read(self, reading: int) -> list[str]:
-        """Return the live ids that neither this read of the whole mapping nor a later one has returned.
+        """Return the live ids that neither this read of the whole mapping nor a later read has returned.
 
-        A number in each entry takes 8 bytes. A set of ids for each read would take a seventh of the map.
+        The number in each entry takes 8 bytes. A set of ids for each read would take a seventh of the map's
+        memory.
         """
         return [
             entry.id
@@ -366,15 +374,19 @@ class Store:
         seen: Lsn = Lsn(0),
         reading: int = 0,
     ) -> Batch:
-        """Compare rows with the map; a payload of None means that the endpoint does not exist. Each id may
-        occur once in a call.
+        """Compare rows with the map. A payload of None means that the endpoint does not exist. Each id may
+        occur only once in a call.
 
         ``named`` says that transactions up to ``position`` named these ids, so that the entries' positions
-        move even if the payloads have not changed. The rows of a reconcile are not named. ``asked`` are the
-        named ids of which no row has changed: only a signal table names them. If such an id is unknown, it
-        leaves no tombstone, since no client can have it. If one ``reading`` returns an id twice with
-        different payloads, the endpoint becomes a tombstone, because it is unknown which row counts. Nothing
-        in the rows is newer than ``seen``.
+        change even if the payloads do not. The rows of a reconcile are not named.
+
+        ``asked`` are the named ids that come only from a signal table. If such an id is unknown, it gets no
+        tombstone, since no client can have it.
+
+        If one ``reading`` returns an id twice with different payloads, the endpoint becomes a tombstone,
+        because it is unknown which row is right.
+
+        Nothing in the rows is newer than ``seen``.
         """
         batch = Batch(self.head, position, max(position, seen))
         find = self._find_remembered if self._old else self.entries.get
@@ -408,7 +420,8 @@ class Store:
     def _find_remembered(self, endpoint_id: str) -> Entry | None:
         """Return the entry of an id, unless it is a tombstone that is about to be removed.
 
-        Such a tombstone must not move: clients whose map is younger than the retention would miss the delete.
+        Such a tombstone must not be used again: clients whose map is younger than the retention time would miss
+        the delete.
         """
         tombstone = self.tombstones.get(endpoint_id)
         if tombstone is not None and tombstone.revision <= self.forgotten:
@@ -434,7 +447,7 @@ class Store:
         self, batch: Batch, endpoint_id: str, old: Entry | None, *, named: bool, reading: int
     ) -> None:
         if old is None:
-            if named:  # created and deleted before the read, but a client of another server may have seen it
+            if named:  # created and deleted before the read, but a client of another server may have it
                 batch.changed.append(Entry(endpoint_id, Revision(self.head + 1), batch.newest, None, reading))
                 batch.digests.append(b"")
             return
@@ -459,11 +472,11 @@ class Store:
         seen: Lsn = Lsn(0),
         express: bool = False,
     ) -> None:
-        """Make a prepared batch visible. The state file must have it already.
+        """Make a prepared batch visible. The state file must contain the batch already.
 
-        ``consistent`` says whether the map is consistent afterwards. It then has every transaction up to
-        ``position``, and nothing newer than ``seen``. With ``express``, walks send the batch's entries ahead
-        of the rest of the log.
+        ``consistent`` says whether the map is then consistent. The map then includes every transaction up to
+        ``position``, and nothing newer than ``seen``. With ``express``, walks send the batch's entries before
+        the rest of the log.
         """
         with self.lock:
             for collected in self.movements:
@@ -477,7 +490,7 @@ class Store:
                 self.entries[entry.id] = entry
             self._mark_gone(batch)
             if len(self._kept) and not self._unverified:
-                self._unverified, self._kept = {}, EntryColumns()  # a dict that was emptied keeps its size
+                self._unverified, self._kept = {}, EntryColumns()  # an emptied dict would keep its size
             self.log.extend(batch.changed)
             if express:
                 self.express.add(batch.changed)
@@ -502,7 +515,7 @@ class Store:
             wake()
 
     def mark_consistent(self, position: Lsn) -> None:
-        """Note that the map is consistent, and has every transaction up to ``position``."""
+        """Note that the map is consistent, and includes every transaction up to ``position``."""
         with self.lock:
             news = not self.consistent
             self.consistent = True
@@ -514,14 +527,15 @@ class Store:
     def _mark_gone(self, batch: Batch) -> None:
         """Update `tombstones` and `_unverified` for the changes of a batch."""
         for forgotten in (self.tombstones, self._unverified):
-            if forgotten:  # removed and added again, so that tombstones stay in the order of their revisions
+            if forgotten:  # it is moved to the end, so that tombstones stay in the order of their revisions
                 for entry in batch.changed:
                     forgotten.pop(entry.id, None)
         if batch.upserts < len(batch.changed):
             self.tombstones.update((entry.id, entry) for entry in batch.changed if entry.payload is None)
 
     def tend(self) -> bool:
-        """Do a step of what is left of forgetting and of compaction. Return whether there is more to do."""
+        """Do a step of the remaining work of `forget` and of compaction. Return whether there is more to do.
+        """
         if self._old:
             self._remove_old()
         elif self._compaction is not None:
@@ -529,10 +543,10 @@ class Store:
         return bool(self._old) or self._compaction is not None
 
     def _compact(self, changed: int) -> None:
-        """Remove dead entries from the log once there is one for every three live ones, since they take
-        memory and slow walks down. By the end of a compaction there may be one for every two.
+        """Remove dead entries from the log, since they take memory and slow walks down. A compaction begins
+        when there is a dead entry for every three live ones. At its end there may be one for every two.
 
-        It is done in steps: a million entries at once would hold up a revocation for half a second.
+        The compaction is done in steps. A million entries at once would delay a revocation for half a second.
         """
         if self._compaction is None:
             dead = len(self.log) - len(self.entries)
