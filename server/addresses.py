@@ -1,4 +1,4 @@
-"""Addresses to listen on, and the one-line error when that fails."""
+"""Addresses to listen on, and a one-line error for a failure to listen."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class ListenError(PadsCdcError):
 
 
 def address(host: str, port: int) -> str:
-    """Write ``host:port``, with the brackets that IPv6 needs."""
+    """Write ``host:port``, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def refusal(what: str, host: str, port: int, cause: OSError, *, prefix: str = "") -> ListenError:
-    """Make the error for ``what`` (such as "gRPC"). ``prefix`` begins the names of its two settings."""
+    """Make the error for ``what`` (such as "gRPC"). The names of its two settings begin with ``prefix``."""
     why = _WHY.get(
         cause.errno or 0, f"{cause.strerror or 'unknown host'}; see {{host_setting}}, {{port_setting}}"
     )

@@ -420,8 +420,8 @@ class Store:
     def _find_remembered(self, endpoint_id: str) -> Entry | None:
         """Return the entry of an id, unless it is a tombstone that is about to be removed.
 
-        Such a tombstone must not be used again: clients whose map is younger than the retention time would miss
-        the delete.
+        Such a tombstone must not be used again: clients whose map is younger than the retention time would
+        miss the delete.
         """
         tombstone = self.tombstones.get(endpoint_id)
         if tombstone is not None and tombstone.revision <= self.forgotten:

@@ -1,6 +1,6 @@
-"""Checks whether a broker is fit for relays, and says what to type if it is not.
+"""Checks whether a broker is suitable for relays, and suggests what to type if it is not.
 
-It connects with the leader's settings, and changes nothing.
+The checks connect with the leader's settings, and change nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _SYSTEM_SECONDS: Final = 1.0
 _IMPOSSIBLE: Final = (1 << 63) - 1
-"""A sequence number that no stream has reached. The broker refuses a message that expects it."""
+"""A sequence number that no stream has reached. The broker refuses to store a message that expects it."""
 
 
 def examine(settings: Serving) -> list[tuple[str, Finding]]:
@@ -54,7 +54,7 @@ async def _examine(settings: Serving) -> list[tuple[str, Finding]]:
                 ("broker", good(f"connected to {client.connected_url and client.connected_url.netloc}"))
             )
             async for one in _ask(client, settings):
-                found.append(one)  # noqa: PERF401 (what came before an error counts)
+                found.append(one)  # noqa: PERF401 (findings before an error are kept)
     except BrokerError as error:
         text, _, remedy = str(error).partition("; ")
         found.append(("broker", fail(text, remedy)))

@@ -1,4 +1,5 @@
-"""Connections to NATS. After a loss a new one is made, and the state of the stream is asked for again."""
+"""Connections to NATS. After a loss, a new connection is made and the state of the stream is queried again.
+"""
 
 from __future__ import annotations
 
@@ -22,27 +23,27 @@ if TYPE_CHECKING:
 
 _CONNECT_SECONDS: Final = 5
 _CLEAR_SECONDS: Final = 0.2
-"""Time limit for closing a connection that was never established: after a TLS error, closing waits for an
-answer.
+"""Time limit for closing a connection that was never established. After a TLS error, closing waits for an
+answer that may never arrive.
 """
 _PING_SECONDS: Final = 5
-"""Interval of pings. A connection that died silently is noticed within three of them."""
+"""Interval of pings, in seconds. A connection that has died silently is detected within three pings."""
 _CREDENTIALS: Final = "-----BEGIN NATS USER JWT-----"
 
 
 class BrokerError(PadsCdcError):
-    """The broker cannot be reached or does not do what we ask; the text says what to do."""
+    """The broker cannot be reached, or refuses a request; the text contains the remedy."""
 
 
 class PlaintextError(BrokerError):
-    """The broker does not offer TLS, which we were told to use."""
+    """The broker does not offer TLS, although our settings ask for it."""
 
 
 class _Client(Client):
-    """A client that sends nothing in plaintext if TLS was asked for.
+    """A client that sends nothing in plaintext if our settings ask for TLS.
 
-    nats-py uses TLS only if the server demands it. So any program that answers in the server's place could
-    get our credentials and every page without TLS. The overridden method is not public;
+    nats-py uses TLS only if the server demands it. So a program that pretends to be the server could get our
+    credentials and every page without TLS. The overridden method is not public;
     `tests/server/broker/test_connection.py` shows that it is called.
     """
 
@@ -70,11 +71,11 @@ class Broker:
         self._tls = self._ca is not None or any(url.startswith("tls:") for url in self._urls)
         self._name = f"{name} {socket.gethostname()}"
         self._first: set[str] = set()
-        """The URLs where TLS begins at once, as behind a proxy; otherwise NATS sends a plaintext line
-        first.
+        """The URLs at which TLS begins at once, as behind a proxy. At other URLs the server sends a plaintext
+        line first.
         """
         self._refusal = ""
-        """The broker's last error about a missing permission, on the present connection."""
+        """The broker's last error about a missing permission on the current connection."""
 
     def verify(self) -> None:
         """Check at the start that the files can be read. Later they may change.
@@ -94,7 +95,8 @@ class Broker:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Client]:
-        """Connect to one of the servers, and close the connection at the end. It never reconnects by itself.
+        """Connect to one of the servers, and close the connection at the end. The client never reconnects by
+        itself.
 
         Raises:
             BrokerError: no server accepts the connection.
@@ -113,7 +115,7 @@ class Broker:
             await _close(client)
 
     def refuses(self, subject: str) -> bool:
-        """Return whether the broker has refused us a subject that begins like this."""
+        """Return whether the broker has refused us a subject that begins with ``subject``."""
         return f'"{subject.lower()}' in self._refusal.lower()
 
     async def _connect(self) -> Client:
@@ -148,8 +150,8 @@ class Broker:
         raise BrokerError(why)
 
     async def _hear_error(self, error: Exception) -> None:
-        """Keep an error about a missing permission. All other errors are raised by the calls that they
-        concern.
+        """Keep an error about a missing permission. All other errors are raised by the calls that they belong
+        to.
         """
         text = " ".join(str(error).split()).removeprefix("nats: ")
         if "permissions violation" in text.lower():
@@ -187,7 +189,7 @@ async def _close(client: Client, seconds: float = _CONNECT_SECONDS) -> None:
 
 
 def _is_mute(error: Exception) -> bool:
-    """Return whether the server has sent nothing that we understand: it may be waiting for TLS to begin."""
+    """Return whether the server has sent nothing that we understand. It may be waiting for TLS to begin."""
     if isinstance(error, TimeoutError | nats.errors.TimeoutError | ConnectionResetError):
         return True
     return isinstance(error, nats.errors.Error) and "expecting INFO" in str(error)

@@ -1,7 +1,7 @@
 """Pages and heads as protobuf messages (``pads.cdc.v1``), and back.
 
 A page that is larger than a message is sent in pieces. They are joined here, so a page arrives as a whole or
-not at all. If a piece is missing the page is lost, and the next page's number shows that.
+not at all. If a piece is missing, the page is lost, and the next page's number shows the gap.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PIECE_BYTES: Final = 256
-"""Maximum bytes of a piece beside its part of the page."""
+"""Maximum size of a piece without its part of the page, in bytes."""
 _DIGEST_BYTES: Final = 16
 
 
 def pieces(page: Page, most: int) -> Iterator[bytes]:
-    """Serialize a page into messages of ``most`` bytes each: into one, if it fits.
+    """Serialize a page into messages of at most ``most`` bytes each. A page that fits becomes one message.
 
-    ``most`` is more than `PIECE_BYTES`.
+    ``most`` must be more than `PIECE_BYTES`.
     """
     whole = encode(page)
     if len(whole) <= most:
@@ -53,18 +53,18 @@ def pieces(page: Page, most: int) -> Iterator[bytes]:
 
 
 class PageAssembly:
-    """Joins the pieces of a stream's pages. Holds one page at most."""
+    """Joins the pieces of a stream's pages. Holds at most one page."""
 
     def __init__(self) -> None:
         self._of = b""
-        """The digest of the page that is incomplete."""
+        """The digest of the incomplete page."""
         self._parts = bytearray()
 
     def take(self, raw: bytes) -> Page | None:
-        """Read a message. Returns the page if the message is one, or is the last piece of one.
+        """Read a message. Return the page if the message is a page or the last piece of one; otherwise None.
 
         Raises:
-            DecodeError: the bytes are no page.
+            DecodeError: the bytes are neither a page nor a piece of one.
 
         """
         message = pb.Page.FromString(raw)
@@ -121,10 +121,10 @@ def encode(page: Page) -> bytes:
 
 
 def decode(raw: bytes) -> Page:
-    """Read a page. From a piece of a page, read only the fields that a leader needs to continue after it.
+    """Parse a page. Of a piece of a page, parse only the fields that a leader needs to continue after it.
 
     Raises:
-        DecodeError: the bytes are no page.
+        DecodeError: the bytes are not a page.
 
     """
     return _page(pb.Page.FromString(raw))
@@ -176,10 +176,10 @@ def encode_head(head: Head) -> bytes:
 
 
 def decode_head(raw: bytes) -> Head:
-    """Read a head.
+    """Parse a head.
 
     Raises:
-        DecodeError: the bytes are no head.
+        DecodeError: the bytes are not a head.
 
     """
     message = pb.Head.FromString(raw)

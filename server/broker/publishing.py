@@ -1,19 +1,19 @@
 """The leader's thread that publishes the store's map to a broker. No other thread waits for it.
 
-While the broker is unreachable the store goes on without it. Later the publisher continues from the end of
+While the broker is unreachable, the store continues without it. Later the publisher continues from the end of
 the stream.
 
-Only one leader may write. Each page names the sequence number that the newest page of the stream must have.
-So the broker refuses a page of a leader that was frozen, or cut off, once another leader has written. After a
-refusal the publisher looks at the end of the stream:
+Only one leader may write. Each page is sent with the sequence number that the newest page of the stream must
+have. So if a leader was frozen or cut off and another leader has written, the broker refuses the first
+leader's pages. After a refusal the publisher looks at the end of the stream:
 
-- our own page is there: its acknowledgement was lost, and we continue after it;
-- the stream is gone, or shorter than what was acknowledged to us: the broker has lost something or was
-  restored, and we continue from its present end;
-- a message is there that is no page: we continue after it, and relays ignore it;
-- another server's page is there: we stop publishing until we get the slot again. There is one exception. If
-  we have not stored a page since we got the slot, that page may be the last one of the leader before us.
-  Then we look again after 3 s: if we had lost the slot, we would have noticed by then.
+- If our own page is there, its acknowledgement was lost, and we continue after it.
+- If the stream is gone, or shorter than what was acknowledged to us, the broker has lost pages or was
+  restored, and we continue from its current end.
+- If a message is there that is not a page, we continue after it, and relays ignore it.
+- If another server's page is there, we stop publishing until we get the slot again. There is one exception.
+  If we have not stored a page since we got the slot, that page may be the last one of the previous leader. So
+  we look again after 3 s: if we had lost the slot, we would have detected it by then.
 """
 
 from __future__ import annotations
@@ -62,19 +62,24 @@ _log = structlog.get_logger("pads_cdc")
 TROUBLE: Final = "broker"
 FENCED: Final = "broker_fenced"
 _LOOK_SECONDS: Final = 0.2
-"""Interval at which the publisher checks whether there is a map, and whether this server leads."""
+"""Interval, in seconds, at which the publisher checks whether there is a map and whether this server leads.
+"""
 _CHECK_SECONDS: Final = 5.0
-"""Interval at which it checks that the stream still ends with our last page: it may have been purged."""
+"""Interval, in seconds, at which the publisher checks that the stream still ends with our last page. It may
+have been purged.
+"""
 _WANTED_SECONDS: Final = 10.0
-"""Minimum interval between two generations that relays have asked for."""
+"""Minimum interval between two generations that relays have asked for, in seconds."""
 _MESSAGE_BYTES: Final = 64 * 1024
 """Maximum size of a message, with its headers and its seal. A larger page is sent in pieces."""
 _AROUND_PAGE: Final = 1024
-"""Maximum bytes of a message without its page: the subject, the headers and the seal."""
+"""Maximum size of a message without its page, in bytes: the subject, the headers and the seal."""
 _AROUND_ENTRIES: Final = 3 * 1024
-"""Bytes reserved for the rest of a page, mainly its checkpoint. A page with more is sent in pieces."""
+"""Bytes that are reserved for a page's fields other than its entries, mainly the checkpoint. A page that
+needs more is sent in pieces.
+"""
 _SURE_SECONDS: Final = 3.0
-"""Seconds of the database's silence after which it may have given our slot to another server."""
+"""Seconds without an answer from the database after which it may have given our slot to another server."""
 
 
 @dataclass(slots=True)
@@ -87,7 +92,7 @@ class PublishingCounts:
     generations: int = 0
     fenced: int = 0
     restarts: int = 0
-    """Connections to the broker that were lost or failed."""
+    """Number of connections to the broker that were lost or could not be opened."""
     revision: Revision = Revision(0)
     """Every change up to this revision is in the stream."""
 
@@ -99,13 +104,13 @@ class _Emptied:
     restarts: int
     """Number of connections that had ended before that moment."""
     generations: int
-    """Number of generations that had been completed before."""
+    """Number of generations that had been completed before that moment."""
     head: Revision
     """The newest revision of the map at that moment."""
 
 
 class Publishing(Reconnecting):
-    """The publisher's thread. After `stop`, the next leader publishes the rest."""
+    """The publisher's thread. It need not finish before `stop`, since the next leader publishes the rest."""
 
     def __init__(
         self,
@@ -130,17 +135,19 @@ class Publishing(Reconnecting):
         self._observer = observer
         self._publisher = Publisher(store, origin, freshness)
         self._room = _MESSAGE_BYTES
-        """Bytes of a page that fit into one message."""
+        """Number of bytes of a page that fit into one message."""
         self.published = PublishingCounts()
         self._sequence = 0
-        """Sequence number of the newest page that is known to be stored; 0 before the first."""
+        """Sequence number of the newest page that is known to be stored; 0 if there is none."""
         self._head_sequence = 0
         self._generation = 0
         """Sequence number of the page that opened the newest generation."""
         self._claimed = -1
-        """`Pair.led` at the time when we last took over the stream; -1 if it is to be taken over."""
+        """The value of `Pair.led` when we last took over the stream; -1 if we have to take it over."""
         self._stored = False
-        """Whether we have stored a page since then. If so, another server's page is a newer leader's."""
+        """Whether we have stored a page since we took over the stream. If so, a page of another server is
+        from a newer leader.
+        """
         self._fenced = False
         self._emptied: _Emptied | None = None
         """When the stream was last emptied to make room; None if it never was."""
@@ -183,7 +190,7 @@ class Publishing(Reconnecting):
                 try:
                     await self._publish(stream)
                 except FencedError:
-                    continue  # the next look finds out why
+                    continue  # the next check finds out why
                 except FullError as full:
                     await self._make_room(stream, full)
 
@@ -198,7 +205,7 @@ class Publishing(Reconnecting):
             return False
         if self._claimed >= 0 and not self._fenced:
             return await self._find_end(stream)
-        # We take over another server's stream only while we hold the slot, as the database just confirmed.
+        # We take over another server's stream only if the database has just confirmed that we hold the slot.
         if not pair.leading or pair.led == self._claimed or self._freshness.silence() > _SURE_SECONDS:
             return False
         self._claimed, self._fenced, self._stored = pair.led, False, False
@@ -207,7 +214,7 @@ class Publishing(Reconnecting):
         return True
 
     async def _end(self, stream: PageStream) -> Page | None:
-        """Return the stream's last page, or None if we cannot read one. Notes its sequence number."""
+        """Return the stream's last page, or None if we cannot read one. Also notes its sequence number."""
         stored, head = await stream.last(stream.page), await stream.last(stream.head)
         self._sequence = 0 if stored is None else stored.sequence
         self._head_sequence = 0 if head is None else head.sequence
@@ -236,15 +243,15 @@ class Publishing(Reconnecting):
             if (self._sequence, last.number) != (before, number):
                 await self._go_on(stream, last)
         elif self._sequence < before or (self._stored and last is not None):
-            # The stream was purged, or deleted, or is an older copy: its content is out of date.
+            # The stream was purged or deleted, or it is an older copy, so its content is out of date.
             if not self._pair.sure(self._freshness.silence()):
-                return False  # another leader may have written since
+                return False  # another leader may have written since then
             await self._go_on(stream, last)
         return True
 
     async def _stored_since(self, stream: PageStream, sequence: int) -> tuple[bool, Page | None]:
-        """Return two values: whether no other server has stored a page after this sequence number, and the
-        newest page that we have stored after it, if any.
+        """Look at the pages from a sequence number on. Return whether no other server has stored one after
+        it, and the newest page that we have stored, if any.
         """
         ours, before = None, sequence
         while (stored := await stream.next_page(sequence)) is not None:
@@ -281,7 +288,7 @@ class Publishing(Reconnecting):
         _log.info("publishing", stream=self._stream_name, resumed=resumed)
 
     async def _publish(self, stream: PageStream) -> None:
-        """Publish changes until another server owns the stream or the map, or the connection ends."""
+        """Publish changes until another server leads, the broker refuses a page, or the connection ends."""
         head_at = check_at = look_at = 0.0
         while not self._stopping and self._store.ready and not self._pair.standing_by:
             self._wake.clear()
@@ -336,17 +343,18 @@ class Publishing(Reconnecting):
                 reach("snapshot_purged")
 
     async def _check_end(self, stream: PageStream) -> None:
-        """Raise FencedError if the stream does not end with our last page."""
+        """Raise `FencedError` if the stream does not end with our last page."""
         stored = await stream.last(stream.page)
         if self._sequence and (stored is None or stored.sequence != self._sequence):
             raise FencedError("the stream does not end where it was left")
 
     async def _make_room(self, stream: PageStream, full: FullError) -> None:
-        """Empty the stream and begin again. Until then relays keep the maps that they have."""
+        """Empty the stream and publish everything again. Meanwhile relays keep the maps that they have."""
         published, last = self.published, self._emptied
         now = _Emptied(published.restarts, published.generations, self._store.head)
-        # If no snapshot has been completed since the last time, either the empty stream has no room for the
-        # map, or changes have taken the room. In the second case it is tried again, after a pause.
+        # If no snapshot has been completed since the stream was last emptied, either the map does not fit
+        # into the empty stream, or changes have taken the room. In the second case we try again, after a
+        # pause.
         if (
             last is not None
             and last.generations == now.generations
@@ -360,7 +368,7 @@ class Publishing(Reconnecting):
 
 
 def _room(client: Client, config: StreamConfig) -> int:
-    """Return how many bytes of a page fit into a message.
+    """Return the number of bytes of a page that fit into one message.
 
     Raises:
         BrokerError: the broker or the stream accepts only messages that are too small for us.

@@ -1,8 +1,9 @@
-"""A relay's thread that reads the stream. The relay goes on serving whatever the broker does.
+"""A relay's thread that reads the stream. The relay continues to serve its map even if the broker fails.
 
-After each loss the thread creates a new consumer, which starts after the last message received. The broker
-removes a consumer without a reader. If the consumer's sequence numbers show that a message was lost on the
-way, the thread connects again. `PageReader` decides whether the relay's map lacks pages.
+After each loss of the connection, the thread creates a new consumer, which starts after the last received
+message. The broker removes a consumer without a reader. If the consumer's sequence numbers show that a
+message was lost between broker and relay, the thread connects again. `PageReader` decides whether the relay's
+map lacks pages.
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ _log = structlog.get_logger("pads_cdc")
 
 REASON: Final = "broker"
 _HEARTBEAT_SECONDS: Final = 1.0
-"""Interval of an idle consumer's heartbeats."""
+"""Interval of an idle consumer's heartbeats, in seconds."""
 _SILENCE_SECONDS: Final = 3.0
-"""A consumer that was silent for longer is created again: it does not recover by itself."""
+"""A consumer that has been silent for longer than this number of seconds is created again, since it does not
+recover by itself.
+"""
 _FORGET_SECONDS: Final = 30.0
-"""How long the broker keeps a consumer without a reader."""
+"""Seconds for which the broker keeps a consumer without a reader."""
 _ASK_SECONDS: Final = 10.0
-"""Interval between two requests for a generation."""
+"""Interval between two requests for a generation, in seconds."""
 
 
 class Reading(Reconnecting):
@@ -58,13 +61,12 @@ class Reading(Reconnecting):
         self._intake = intake
         self._observer = observer
         self._newest: tuple[int, bytes] | None = None
-        """Sequence number and content of the newest message received that is a page or a piece of one, as
-        stored in the stream.
+        """Sequence number and stored content of the newest received message that is a page or a piece of one.
         """
         self._assembly = PageAssembly()
         self._unproved = False
-        """Whether the first page of this connection must be `_newest` again. If it is not, the stream is
-        another one.
+        """Whether the first page on this connection must be `_newest` again. If it is another page, the
+        stream has been replaced.
         """
         self._asked_at = -_ASK_SECONDS
 
@@ -72,7 +74,7 @@ class Reading(Reconnecting):
         self._intake.lost(REASON, str(error))
 
     async def _session(self) -> None:
-        await self._seal.look(self._observer)  # the last connection may have ended for lack of a key
+        await self._seal.look(self._observer)  # the last connection may have ended because a key was missing
         async with self._broker.connected() as client:
             stream = PageStream(client, self._stream_name)
             info = await stream.info()
@@ -87,7 +89,7 @@ class Reading(Reconnecting):
                     " with BROKER_URL; correct BROKER_STREAM"
                 )
             if self._newest is not None and info.state.last_seq < self._newest[0]:
-                self._newest = None  # an older copy of the stream, or a new one
+                self._newest = None  # this is an older copy of the stream, or a new stream
             self._unproved = self._newest is not None
             inbox = client.new_inbox()
             incoming = await client.subscribe(inbox)
@@ -140,7 +142,7 @@ class Reading(Reconnecting):
                 await self._ask_for_generation(client, stream)
 
     async def _answer(self, client: Client, message: Msg) -> None:
-        """Answer the broker's flow control message: all messages before it have been applied."""
+        """Answer the broker's flow control message, because all messages before it have been applied."""
         headers = message.headers or {}
         stalled = headers.get("Nats-Consumer-Stalled")
         if stalled and self._broker.refuses("$JS.FC."):
@@ -162,8 +164,8 @@ class Reading(Reconnecting):
                 return
             page = self._assembly.take(content)
         except DecodeError:
-            # No leader has made this message. If it is in the place of a page, the next page's number shows
-            # that.
+            # No leader has made this message. If it has taken the place of a page, the next page's number
+            # shows the gap.
             _log.warning("stray message", stream=stream.name, sequence=sequence)
             return
         reach("page_received")
@@ -175,13 +177,13 @@ class Reading(Reconnecting):
         reach("page_applied")
 
     def _is_proof(self, stream: PageStream, message: Msg, sequence: int) -> bool:
-        """Return whether to take a message after the connection was lost. The page that we took last must
-        come again first.
+        """Check the first page after a lost connection, which must be the newest page that we had received.
 
         A broker that was restored from an older state may have other messages with the same sequence numbers.
+        Always returns False: neither that page nor the messages before it need to be applied.
 
         Raises:
-            BrokerError: another page has come in its place.
+            BrokerError: another page has arrived in its place.
 
         """
         if message.subject == stream.page:

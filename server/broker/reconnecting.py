@@ -1,4 +1,4 @@
-"""The threads that talk to the broker, and connect again whenever that fails."""
+"""The base class of threads that talk to the broker, and that connect again after each failure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STOP_SECONDS: Final = 1.0
 
 
 class Reconnecting(threading.Thread):
-    """A thread with its own event loop, which has one session with the broker after another."""
+    """A thread with its own event loop. When a session with the broker ends, it begins the next one."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name, daemon=True)
@@ -31,7 +31,7 @@ class Reconnecting(threading.Thread):
         self._stopping = False
 
     def stop(self) -> None:
-        """End the thread. Blocks for a second at most."""
+        """End the thread. Blocks for at most a second."""
         self._stopping = True
         self._soon(self._interrupt)
         self.join(_STOP_SECONDS)
@@ -68,20 +68,20 @@ class Reconnecting(threading.Thread):
             await self._rest(pause)
 
     async def _rest(self, seconds: float) -> None:
-        """Wait for so many seconds, or until `stop` is called."""
+        """Wait for ``seconds``, or until `stop` is called."""
         until = time.monotonic() + seconds
         while not self._stopping and (left := until - time.monotonic()) > 0:
             self._wake.clear()
             await self._sleep(left)
 
     async def _sleep(self, seconds: float) -> None:
-        """Wait until `_wake` is set, for so many seconds at most."""
+        """Wait until `_wake` is set, but at most ``seconds``."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
 
     def _interrupt(self) -> None:
-        """End the session, because the thread has to stop. By default this cancels whatever it waits for."""
+        """End the session, because the thread has to stop. This implementation cancels the session's task."""
         if self._main is not None:
             self._main.cancel()
 

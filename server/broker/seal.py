@@ -2,8 +2,8 @@
 
 A sealed message is a version byte, the first 8 bytes of the key's SHA-256, a nonce of 12 bytes, and the
 ciphertext with its tag. The tag also authenticates the subject, so a page cannot be moved to another stream.
-Nonces are random: under one key, after 2^32 messages (more than a year at 100 a second), two are equal with a
-probability of 2^-32. So change keys once a year.
+Nonces are random. After 2^32 messages with one key (more than a year at 100 messages a second), two nonces
+are equal with a probability of 2^-32. So change keys once a year.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 SETTING: Final = "BROKER_SEAL_FILE"
 TROUBLE: Final = "broker_seal"
 LOOK_SECONDS: Final = 1.0
-"""Interval at which leader and relays read the file. New content counts once two reads have found it."""
+"""Interval, in seconds, at which leader and relays read the file. New content is used once two reads have
+found it.
+"""
 _VERSION: Final = b"\x01"
 _KEY_BYTES: Final = 32
 _ID_BYTES: Final = 8
@@ -38,17 +40,19 @@ _HEAD_BYTES: Final = 1 + _ID_BYTES + _NONCE_BYTES
 
 
 class SealError(PadsCdcError):
-    """A message cannot be opened. The text says why, and quotes nothing of the message."""
+    """A message cannot be opened. The text gives the reason, and quotes no part of the message."""
 
 
 class Seal:
-    """Seals with the first key of a file, and opens with any of them. Without a file it changes nothing."""
+    """Seals with the first key of a file, and opens with any of its keys. Without a file, messages stay
+    unchanged.
+    """
 
     def __init__(self, path: Path | None) -> None:
         """Read the file.
 
         Raises:
-            ConfigurationError: the file cannot be read, or holds no keys.
+            ConfigurationError: the file cannot be read, or contains no keys.
 
         """
         self._keys: Reloaded[dict[bytes, AESGCM]] | None = None
@@ -56,7 +60,8 @@ class Seal:
             self._keys = Reloaded(lambda: (read_file(SETTING, path, secret=True),), _keys)
 
     async def look(self, observer: Observer) -> None:
-        """Read the file again. If its new content cannot be used, report that and keep the present keys."""
+        """Read the file again. If its new content cannot be used, report an error and keep the current keys.
+        """
         if self._keys is not None:
             await asyncio.to_thread(self._keys.look)
             observer.trouble(TROUBLE, self._keys.fault)
@@ -73,7 +78,8 @@ class Seal:
         """Return the content of a sealed message.
 
         Raises:
-            SealError: the message is sealed with a key that we do not have, or is not sealed and should be.
+            SealError: the message is sealed with a key that we do not have, or is not sealed although it
+            should be.
 
         """
         sealed = stored[:1] == _VERSION

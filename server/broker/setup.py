@@ -1,4 +1,6 @@
-"""Creates or corrects the stream, with an administrator's credentials: servers need no right to do so."""
+"""Creates or corrects the stream with an administrator's credentials, so that servers do not need this
+privilege.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def make_stream(settings: Serving, *, dry_run: bool) -> None:
-    """Create the stream if it does not exist, or correct its configuration, and print that. Blocks while the
-    broker answers.
+    """Create the stream if it does not exist, or correct its configuration, and print what is done. Blocks
+    while the broker answers.
 
     Raises:
-        BrokerError: the broker cannot be reached, or refuses, or the stream is another program's.
+        BrokerError: the broker cannot be reached or refuses the change, or the stream is another program's.
 
     """
     asyncio.run(_make(settings, dry_run=dry_run))

@@ -1,7 +1,7 @@
 """The JetStream stream of a map: its configuration, its newest page, fenced writes, and purging.
 
-Pages have the subject ``<stream>.page`` and heads ``<stream>.head`` (only the last head is kept). Relays ask
-for a generation with messages on ``<stream>.wanted``, which are not stored.
+Pages have the subject ``<stream>.page``, and heads have ``<stream>.head`` (only the last head is kept).
+Relays ask for a generation with messages on ``<stream>.wanted``, which are not stored.
 """
 
 from __future__ import annotations
@@ -21,21 +21,24 @@ if TYPE_CHECKING:
     from nats.js.api import StreamInfo
 
 _SECONDS: Final = 5.0
-"""Maximum wait for an answer of the broker."""
+"""Maximum wait for an answer of the broker, in seconds."""
 _WRONG_LAST_SEQUENCE: Final = (10070, 10071)
 _FULL: Final = (10023, 10047, 10077)
 """JetStream's error codes for insufficient resources, insufficient storage, and more than max_bytes."""
 LEAST_MESSAGE: Final = 4 * 1024
-"""The least limit on messages that we accept, in bytes. With a lower one JetStream does not work well."""
+"""The smallest message size limit that we accept, in bytes. With a lower limit JetStream does not work well.
+"""
 PAYLOAD: Final = 64 * 1024
-"""The limit on messages that a leader needs for its full speed, in bytes. With a lower one it sends more."""
+"""The message size limit that a leader needs for its full speed, in bytes. With a lower limit it has to send
+more messages.
+"""
 OLDEST: Final = (2, 12)
 """The oldest supported version of the NATS server."""
 CORRECT: Final = "pads-cdc setup, with the same BROKER_URL, corrects it"
-"""What to type if the configuration of our stream is wrong."""
+"""The remedy if the configuration of our stream is wrong."""
 ANOTHER: Final = "give another BROKER_STREAM to leader and relays"
 ANEW: Final = f"{ANOTHER}, or remove the stream; then pads-cdc setup makes it"
-"""What to type if no stream can be changed in that way."""
+"""The remedy if the fault of the stream cannot be corrected."""
 
 
 class FencedError(BrokerError):
@@ -82,7 +85,7 @@ class PageStream:
         )
 
     async def info(self) -> StreamInfo | None:
-        """Return the stream's present state, or None if it does not exist.
+        """Return the stream's current state, or None if it does not exist.
 
         Raises:
             BrokerError: the broker does not answer, or has no JetStream.
@@ -108,7 +111,8 @@ class PageStream:
             raise _broker_error(error, f"make the stream {self.name}") from error
 
     def corrections(self, present: StreamConfig, replicas: int) -> dict[str, Any]:
-        """Return what has to change in the configuration of a stream that exists, by name.
+        """Return the new values of the fields that have to change in an existing stream's configuration, by
+        name.
 
         Raises:
             BrokerError: the stream is another program's.
@@ -146,7 +150,7 @@ class PageStream:
             raise _broker_error(error, f"correct the stream {self.name}") from error
 
     async def last(self, subject: str) -> Stored | None:
-        """Return the newest message of a subject, or None. The NATS server that leads the stream answers.
+        """Return the newest message of a subject, or None. The NATS server that leads the stream is asked.
 
         Raises:
             BrokerError: the broker does not answer.
@@ -173,9 +177,10 @@ class PageStream:
         return Stored(found.seq or 0, found.data or b"")
 
     async def publish(self, subject: str, content: bytes, expected: int) -> int:
-        """Store a message if the newest of its subject has the sequence number ``expected`` (0: no message).
+        """Store a message if the newest message of its subject has the sequence number ``expected``, which is
+        0 if there must be none.
 
-        Returns the message's own sequence number. A head replaces the previous one.
+        Returns the sequence number of the stored message. A head replaces the previous head.
 
         Raises:
             FencedError: the newest message has another sequence number.
@@ -221,7 +226,7 @@ class PageStream:
 
 
 def unfit(config: StreamConfig, wanted: StreamConfig) -> list[tuple[str, str]]:
-    """Return why a stream cannot be one that a leader publishes to, each with what to type."""
+    """Return the reasons why a leader cannot publish to a stream, each with its remedy."""
     name = wanted.name
     found = []
     if text := _foreign(config, name):
@@ -242,7 +247,7 @@ def unfit(config: StreamConfig, wanted: StreamConfig) -> list[tuple[str, str]]:
 
 
 def _foreign(present: StreamConfig, name: str | None) -> str | None:
-    """Return what shows that a stream is another program's; None if it may be ours."""
+    """Return an error text if a stream belongs to another program; None if it may be ours."""
     subjects = present.subjects or ()
     if all(subject.startswith(f"{name}.") for subject in subjects):
         return None
@@ -250,7 +255,7 @@ def _foreign(present: StreamConfig, name: str | None) -> str | None:
 
 
 def bounded(config: StreamConfig) -> bool:
-    """Return whether a stream forgets pages by age or number."""
+    """Return whether a stream removes pages because of their age or number."""
     return (config.max_age or 0) > 0 or (config.max_msgs or -1) > 0 or config.max_msgs_per_subject > 0
 
 

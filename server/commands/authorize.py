@@ -1,4 +1,6 @@
-"""``pads-cdc authorize``: gives `authz` a gRPC server, TLS, pages and logs, and starts its processes."""
+"""``pads-cdc authorize``: runs `authz` with a gRPC server, TLS, HTTP pages and logs, in one or more
+processes.
+"""
 
 from __future__ import annotations
 
@@ -45,18 +47,23 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("pads_cdc")
 
 _SWITCH_SECONDS: Final = 0.0001
-"""Maximum seconds for which another thread, such as the log's, keeps the interpreter from the event loop."""
+"""Maximum time for which another thread, such as the log's, holds the interpreter while the event loop waits,
+in seconds.
+"""
 _WORKER: Final = "PADS_CDC_AUTHORIZE_WORKER"
-"""A variable in a worker's environment: its number, followed by `late` if other workers serve already."""
+"""A variable in a worker's environment. Its value is the worker's number, followed by `late` if other workers
+serve already.
+"""
 _LINE_BYTES: Final = 4 * 1024 * 1024
 _SOCKET_MODE: Final = 0o660
 
 
 def authorize(settings: AuthorizeSettings, flags: Mapping[str, object]) -> int:
-    """Answer Envoy's checks until SIGTERM or SIGINT; returns the exit code. Workers get the same ``flags``.
+    """Answer Envoy's checks until SIGTERM or SIGINT, and return the exit code. Workers get the same
+    ``flags``.
 
     Raises:
-        PadsCdcError: the authorizer cannot start, or cannot go on.
+        PadsCdcError: the authorizer cannot start, or cannot continue.
 
     """
     writer = logs.configure(settings)
@@ -191,7 +198,8 @@ def _config(settings: AuthorizeSettings, number: int) -> Config:
 
 
 def _feed(settings: AuthorizeSettings, number: int) -> Callable[[Callable[[Change], object]], EndpointFeed]:
-    """Return a function that makes the client. Its files are read now, to find wrong names at the start.
+    """Return a function that makes the client. The client's files are read now, to find wrong names at the
+    start.
 
     Raises:
         ConfigurationError: a file cannot be read.
@@ -230,7 +238,9 @@ def _feed(settings: AuthorizeSettings, number: int) -> Callable[[Callable[[Chang
 
 
 class _Transport:
-    """A gRPC server like that of `serve`: it survives calls of unknown methods, and reloads certificates."""
+    """A gRPC server like the one of `serve`, which survives calls of unknown methods and reloads
+    certificates.
+    """
 
     def __init__(
         self, settings: AuthorizeSettings, registry: CollectorRegistry, health: AuthorizerHealth, most: int
@@ -263,8 +273,8 @@ class _Transport:
         return self._security.listen(server, address(host, port))
 
     def listen_unix(self, server: grpc.aio.Server, path: Path) -> None:
-        """Listen on a Unix socket that our user and group may connect to. A dead process's socket is
-        replaced.
+        """Listen on a Unix socket that our user and group may connect to. If a dead process has left a
+        socket, it is replaced.
 
         Raises:
             ListenError: another process listens there, or the socket cannot be made.
@@ -300,7 +310,8 @@ def _no_socket(path: Path, why: str) -> ListenError:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to the port. The error says why that fails; gRPC's would not.
+    """Return a socket that is bound to the port. Unlike gRPC's error, the error gives the reason of a
+    failure.
 
     Raises:
         ListenError: the port is in use, or this machine does not have the address.
@@ -314,7 +325,9 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 class _reserved:  # noqa: N801 (reads as a function)
-    """Keeps a port for the workers to share: no other process can take it, even while no worker listens."""
+    """Keeps a port that the workers share, so that no other process can take it, even while no worker
+    listens.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         with _bound(host, port) as free:

@@ -1,4 +1,4 @@
-"""``pads-cdc check``: reports whether a database is ready, and what to type if it is not."""
+"""``pads-cdc check``: reports whether a database is ready, and suggests what to type if it is not."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 _COLOURS = {Verdict.PASS: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red", Verdict.SKIP: "dim"}
 
 _SKIPPED = 3
-"""Up to this many consecutive checks that were skipped for the same reason are printed one by one."""
+"""If more than this number of consecutive checks were skipped for the same reason, they are printed as one
+line.
+"""
 
 Found = tuple[str, "Finding"]
 """A check's name, and one of its findings."""
@@ -55,7 +57,8 @@ def check(settings: Settings, *, as_json: bool) -> int:
 
 
 def report(found: Sequence[Found], redact: Redactor, *, as_json: bool) -> int:
-    """Print the findings of a command; returns its exit code, which is 1 if one of them is a failure."""
+    """Print the findings of a command. Return its exit code, which is 1 if one of the findings is a failure.
+    """
     failed = any(finding.verdict is Verdict.FAIL for _, finding in found)
     if as_json:
         findings = [
@@ -74,7 +77,7 @@ def report(found: Sequence[Found], redact: Redactor, *, as_json: bool) -> int:
 
 
 def deployment(settings: Settings) -> Deployment:
-    """Return the connections for the checks, made with the service's settings."""
+    """Return the value that the checks need, made from the service's settings. It opens no connection yet."""
     mapping = load(settings.mapping)
     source, query = settings.postgres_connection_string, settings.query_connection_string
     return Deployment(

@@ -1,4 +1,5 @@
-"""The command ``pads-cdc``: parses arguments, calls one function, turns errors into lines and exit codes.
+"""The command ``pads-cdc``: parses arguments, calls one function, and turns errors into one-line texts and
+exit codes.
 
 Exit codes: 0 done, 1 failed, 2 a wrong argument or setting, 130 interrupted. A command imports its modules
 when it runs, so that ``--help`` answers at once.
@@ -37,7 +38,7 @@ _MISUSED: Final = 2
 _INTERRUPTED: Final = 130
 
 _UNWRITABLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE})
-"""Errors that mean that the standard output cannot be written."""
+"""Error numbers that mean that the standard output cannot be written."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> int:
     pass_by(signal.SIGUSR1, signal.SIGUSR2)
-    secrets: list[ConnectionString] = []  # filled by each command; no message shows them
+    secrets: list[ConnectionString] = []  # each command fills this list; no message shows its content
 
     def complain(text: str, code: int) -> int:
         with suppress(OSError):  # if this fails too, the error cannot be reported
@@ -82,7 +83,7 @@ def _written() -> Iterator[None]:
     """Flush the standard output at the end of a command.
 
     Raises:
-        PadsCdcError: it cannot be written. If the reader closed a pipe, the command ends without an error.
+        PadsCdcError: the output cannot be written. If the reader of a pipe has closed it, no error is raised.
 
     """
     try:
@@ -92,7 +93,7 @@ def _written() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _UNWRITABLE or error.filename is not None:
             raise
-        # Otherwise the interpreter would try in vain to write the rest when it ends.
+        # Otherwise the interpreter would try to write the rest at its end, and fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.EPIPE:
             sys.exit(_FAILED)
@@ -111,7 +112,8 @@ _BROKER: Final = (
 
 
 class _WithSettings(click.Command):
-    """A command with an option for each setting, or for some. The options are made on demand."""
+    """A command with options for all or some of the settings. The options are made only when they are needed.
+    """
 
     settings: ClassVar[tuple[str, str]] = ("settings", "Settings")
     """A module in `server.config`, and the name of the settings' class in it."""
@@ -141,7 +143,7 @@ class _WithBroker(_WithSettings):
 
 
 class _Check(_WithSettings):
-    """`check`, with the options that change its findings."""
+    """`check`, with the options that influence its findings."""
 
     only: ClassVar = frozenset(
         {

@@ -1,6 +1,6 @@
-"""Ctrl-C as a flag that the main thread polls, not as an exception that is raised anywhere.
+"""Turns Ctrl-C into a flag that the main thread polls, instead of an exception that may be raised anywhere.
 
-It is for commands that have to print a summary or to remove a database whenever they are stopped.
+This is for commands that have to print a summary or remove a database whenever they are stopped.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def uninterrupted() -> Iterator[None]:
     """Block the terminal's signals (Ctrl-C, hang-up) while the context lasts.
 
-    Use it to start a program that must survive these signals: until it has a session of its own, it is in the
-    terminal's process group, and they would end it.
+    Use it to start a program that must survive these signals. Until the program has its own session, it is in
+    the terminal's process group, and the signals would end it.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
     try:
@@ -40,15 +40,15 @@ class Interrupt:
     def __init__(self) -> None:
         self.requested = False
         """Whether a signal has arrived. It stays True."""
-        # A SimpleQueue, because its put() may interrupt its own get(). The lock inside threading.Event may be
-        # held by the very thread that the signal interrupts.
+        # This is a SimpleQueue, because its put() may interrupt its own get(). The lock inside a
+        # threading.Event may be held by the thread that the signal interrupts.
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         for number in _SIGNALS:
             if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                continue  # ignored already: we run under nohup
+                continue  # the signal is ignored already, because we run under nohup
             self._before[number] = signal.signal(number, self._request)
         return self
 
@@ -58,7 +58,7 @@ class Interrupt:
             signal.signal(number, signal.SIG_IGN if self.requested else before)
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Block for ``seconds``, or until a signal arrives. Returns whether one has ever arrived."""
+        """Block for ``seconds``, or until a signal arrives. Return whether a signal has ever arrived."""
         if not self.requested:
             with suppress(Empty):
                 self._wake.get(timeout=seconds)

@@ -20,11 +20,13 @@ class Delivery:
 
     commit: WorkloadCommit
     committed_at: float
-    """When its COMMIT returned, by ``time.monotonic``."""
+    """The time at which its COMMIT returned, by ``time.monotonic``."""
     seconds: float | None
-    """Time until the last endpoint arrived: 0 if before COMMIT returned, None if the commit changed none."""
+    """Seconds until the last endpoint arrived; 0 if it arrived before COMMIT returned, None if the commit
+    changed no endpoint.
+    """
     alone: bool
-    """Whether all earlier commits had arrived, so that this one did not wait behind a plan's endpoints."""
+    """Whether all earlier commits had arrived, so that this commit did not wait behind a plan's endpoints."""
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Arrivals:
                 self._expected.setdefault(endpoint_id, deque()).append((awaited, endpoint))
 
     def committed(self, commit: WorkloadCommit, at: float) -> None:
-        """Note when the COMMIT returned."""
+        """Note the time at which the COMMIT returned."""
         with self._lock:
             awaited = self._awaited[commit.number]
             awaited.committed_at = at
@@ -66,7 +68,8 @@ class Arrivals:
             expected = self._expected.get(update.endpoint_id)
             if expected is None:
                 return
-            # Take the newest match: a subscriber may get only the latest state, not each earlier one.
+            # Take the newest match, because a subscriber may get only the latest state and not each earlier
+            # one.
             newest = max((i for i, (_, value) in enumerate(expected) if value == update.after), default=-1)
             for _ in range(newest + 1):
                 awaited, _ = expected.popleft()

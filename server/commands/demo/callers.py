@@ -1,7 +1,8 @@
-"""The demo's callers through Envoy: some with right and wrong keys, and one for each key that is taken away.
+"""The demo's callers through Envoy: some use right and wrong keys, and one uses each key that is taken away.
 
-A key that is rotated, revoked or deleted is used repeatedly, beginning before its commit, until Envoy refuses
-it. The time from the commit to that answer is the time that a thief could still have used the key.
+A key that is rotated, revoked or deleted is used again and again, beginning before its commit, until Envoy
+refuses it. The time from the commit to this answer is the time during which a thief could still have used the
+key.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _PROBERS: Final = 3
 _PAUSE: Final = 0.01
 """Seconds between two calls of the other callers."""
 _TRY_SECONDS: Final = 10.0
-"""A key that is still admitted this long after its commit is a failure."""
+"""If a key is still admitted this number of seconds after its commit, that is a failure."""
 _ANSWER_SECONDS: Final = 5.0
 _KINDS: Final = frozenset({"key rotated", "key revoked", "application deleted"})
 
@@ -41,7 +42,7 @@ class RefusedKey:
     """The number of the commit that took the key away."""
     code: int
     seconds: float
-    """Time from COMMIT's return to the first refusal."""
+    """Seconds from the return of COMMIT to the first refusal."""
 
 
 @dataclass
@@ -98,7 +99,8 @@ class Callers:
         return taken
 
     def expect(self, commit: WorkloadCommit) -> None:
-        """Begin to use the key that a commit will take away, if any. Returns once the key is in use."""
+        """Begin to use the key that a commit will take away, if there is one. Returns once the key is in use.
+        """
         if commit.kind not in _KINDS or len(commit.before) != 1 or len(self._busy) >= _PROBERS:
             return
         [(endpoint_id, before)] = commit.before.items()
@@ -110,7 +112,7 @@ class Callers:
         watch.tried.wait(_ANSWER_SECONDS)
 
     def committed(self, commit: WorkloadCommit, at: float) -> None:
-        """Note when the COMMIT returned."""
+        """Note the time at which the COMMIT returned."""
         if (watch := self._busy.get(commit.number)) is not None:
             watch.committed_at = at
             watch.committed.set()
@@ -149,7 +151,7 @@ class Callers:
         with self._lock:
             self._refusals.append(RefusedKey(watch.number, code, max(0.0, at - watch.committed_at)))
         again = self._asked(connection, watch.endpoint_id, watch.key)
-        if again == 200:  # noqa: PLR2004 (503 is what Envoy says when the authorizer is late)
+        if again == 200:  # noqa: PLR2004 (Envoy answers 503 when the authorizer is late)
             self.faults.append(f"{watch.endpoint_id} was let in again after its key had been refused")
 
     def _call(self) -> None:

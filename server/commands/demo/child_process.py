@@ -1,4 +1,4 @@
-"""Programs that run as children of ours, and never outlive us."""
+"""Child processes that end at the latest when our own process ends."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _STOP_SECONDS: Final = 7.0
-"""Maximum wait for the end of a process. Ours end within 5 s by themselves."""
+"""Maximum wait for the end of a process, in seconds. Our own programs end within 5 s."""
 _SAID: Final = 1_000
-"""Maximum characters of a log's last line in an error."""
+"""Maximum number of characters of a log's last line in an error."""
 
 
 class ChildProcess:
@@ -27,12 +27,14 @@ class ChildProcess:
     def __init__(
         self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
     ) -> None:
-        """Start it. ``name`` is for messages. Without ``environment`` it inherits ours."""
+        """Start the program. ``name`` is used in messages. Without ``environment``, the program inherits
+        ours.
+        """
         self._name = name
         self.log = log
         with log.open("wb") as output, uninterrupted():
             self._process = subprocess.Popen(  # noqa: S603 (nothing in it comes from outside)
-                # If we are killed, even by SIGKILL, it ends too.
+                # If our process is killed, even by SIGKILL, the program ends too.
                 ["setpriv", "--pdeathsig", "TERM", *command],  # noqa: S607
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -50,14 +52,14 @@ class ChildProcess:
         self.stop()
 
     def check(self) -> None:
-        """Raise PadsCdcError, with the last line of the log, if the program has ended."""
+        """If the program has ended, raise a PadsCdcError with the last line of its log."""
         if self._process.poll() is not None:
             line = self.log.read_text(errors="replace").strip().rpartition("\n")[2]
             said = line.removeprefix("pads-cdc: ")[-_SAID:] or f"exit code {self._process.returncode}"
             raise PadsCdcError(f"{self._name} has ended: {said}")
 
     def stop(self) -> int:
-        """Stop the process and return its exit code. It is killed if it does not end in time."""
+        """Stop the process and return its exit code. If it does not end in time, it is killed."""
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -68,10 +70,10 @@ class ChildProcess:
 
 
 def find_program(name: str, called: str, package: str) -> str:
-    """Return a program's path: from the PATH, or from the environment that runs us.
+    """Return a program's path, from the PATH or from the Python environment that runs us.
 
     Raises:
-        PadsCdcError: it is not installed; the text names the ``package`` that has it.
+        PadsCdcError: the program is not installed; the text names the ``package`` that contains it.
 
     """
     beside = Path(sys.executable).with_name(name)

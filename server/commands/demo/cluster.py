@@ -4,10 +4,10 @@
 all its files in one temporary folder, and is removed when the context ends. It can use wal2json if that is
 installed.
 
-A *sentinel* does the removal: a shell that waits for the end of a pipe whose other side only we hold, then
-stops the server and removes the folder. The kernel closes the pipe however we end, so ``kill -9`` leaves
-nothing behind either. (A parent death signal would not suffice: it depends on the *thread* that started the
-server, and removes no folder.)
+A *sentinel* does the removal. It is a shell that waits for the end of a pipe whose other side only our
+process holds, and then stops the server and removes the folder. The kernel closes the pipe however our
+process ends, so even ``kill -9`` leaves nothing behind. (A parent death signal would not suffice: it depends
+on the *thread* that started the server, and removes no folder.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _DEADLINE = 60
-"""Maximum seconds for a server to start."""
+"""Maximum time for a server's start, in seconds."""
 
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -40,7 +40,7 @@ _SETTINGS = {
     "max_wal_senders": "40",
     "max_replication_slots": "40",
     "max_prepared_transactions": "20",
-    # The data is thrown away at the end, and a crash of the server alone loses nothing without fsync.
+    # The data is thrown away at the end. Without fsync, a crash of only the server loses nothing.
     "fsync": "off",
     "full_page_writes": "off",
     "max_wal_size": "256MB",
@@ -54,7 +54,7 @@ _SENTINEL = 'cat >/dev/null; folder=$1; shift; "$@"; rm -rf -- "$folder"'
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Postgres server. Each method blocks until done."""
+    """A Postgres server. Each method blocks until it is done."""
 
     programs: Programs
     folder: Path
@@ -63,7 +63,8 @@ class Cluster:
     """The password of the superuser (postgres)."""
 
     def url(self, database: str = "postgres", user: str = "postgres", password: str | None = None) -> str:
-        """Return a connection string, by default the superuser's. It holds a secret: do not print it."""
+        """Return a connection string, by default the superuser's. It contains a password, so do not print it.
+        """
         return f"postgresql://{user}:{password or self.password}@127.0.0.1:{self.port}/{database}"
 
     @property
@@ -77,7 +78,7 @@ class Cluster:
         return int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
 
     def start(self) -> None:
-        """Start the server. Returns when it accepts connections (a standby: read-only ones)."""
+        """Start the server. Returns when it accepts connections (read-only ones if it is a standby)."""
         log = self.folder / "postgres.log"
         try:
             self._pg_ctl("start", "-l", str(log), "-t", str(_DEADLINE))
@@ -90,7 +91,9 @@ class Cluster:
             raise ClusterError(f"the server does not start: {said or error}") from None
 
     def configure(self, settings: Mapping[str, str]) -> None:
-        """Append lines to postgresql.conf, where the last line wins. The server reads it at its start."""
+        """Append settings to postgresql.conf. The server reads them at its start, and the last line for a
+        name wins.
+        """
         with (self.data / "postgresql.conf").open("a", encoding="utf-8") as conf:
             for name, value in settings.items():
                 conf.write("{} = '{}'\n".format(name, value.replace("'", "''")))
@@ -145,7 +148,7 @@ def free_port() -> int:
 
 @contextmanager
 def temporary_folder(programs: Programs) -> Iterator[Path]:
-    """Make the folder for one cluster. At the end the sentinel removes server and folder."""
+    """Make the folder for one cluster. At the end the sentinel stops the server and removes the folder."""
     with uninterrupted():
         folder = Path(tempfile.mkdtemp(prefix="pads-cdc-", dir=_temporary_root()))
         stop = programs.command("pg_ctl", "stop", "-D", str(folder / "data"), "-m", "immediate", "-s")
@@ -166,7 +169,9 @@ def temporary_folder(programs: Programs) -> Iterator[Path]:
 
 
 def _temporary_root() -> str:
-    """Return the folder for temporary files; as root, /tmp if the user postgres could not enter it."""
+    """Return the folder for temporary files. If we are root and the user postgres could not enter it, return
+    /tmp.
+    """
     chosen = Path(tempfile.gettempdir()).resolve()
     enterable = all(folder.stat().st_mode & 0o001 for folder in (chosen, *chosen.parents))
     return str(chosen) if enterable or os.geteuid() != 0 else "/tmp"  # noqa: S108 - mkdtemp makes the name inside it

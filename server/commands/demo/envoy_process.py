@@ -1,4 +1,4 @@
-"""The real Envoy with deploy/envoy/envoy.yaml, on free ports of this machine."""
+"""Runs the real Envoy with deploy/envoy/envoy.yaml, on free ports of this machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class EnvoyProcess(ChildProcess):
         name: str = "envoy.yaml",
         concurrency: int = 1,
     ) -> None:
-        """Start it. ``authorizer`` is its address in Envoy's YAML; ``edits`` replace other texts of the file.
+        """Start Envoy. ``authorizer`` is the authorizer's address in Envoy's YAML. ``edits`` replace other
+        texts of the file.
 
         Raises:
             PadsCdcError: Envoy is not installed.
@@ -79,7 +80,7 @@ class EnvoyProcess(ChildProcess):
         """Wait until Envoy accepts requests; returns self.
 
         Raises:
-            PadsCdcError: it does not within the time limit.
+            PadsCdcError: Envoy does not accept requests within the time limit.
 
         """
         deadline = time.monotonic() + _START_SECONDS

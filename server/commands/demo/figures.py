@@ -23,7 +23,7 @@ class KindFigures:
     endpoints: int = 0
     seconds: list[float] = field(default_factory=list)
     alone: list[float] = field(default_factory=list)
-    """The part of ``seconds`` for commits that waited behind no other commit."""
+    """The part of ``seconds`` that belongs to commits that did not wait behind another commit."""
 
 
 @dataclass

@@ -44,7 +44,8 @@ def put_up(
     endpoints: Mapping[str, GatewayEndpoint],
     wait: Callable[[Callable[[], bool], str], None],
 ) -> EnvoyStack:
-    """Start upstream, authorizer, Envoy and callers for the server at ``feed``. ``wait`` awaits a condition.
+    """Start upstream, authorizer, Envoy and callers for the server at ``feed``. ``wait`` waits for a
+    condition.
 
     Raises:
         PadsCdcError: one of them could not be started.

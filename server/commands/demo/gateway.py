@@ -1,4 +1,4 @@
-"""A subscriber in a thread of its own that holds the map, like an authorization server."""
+"""A subscriber that holds the map, like an authorization server. It runs in its own thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Gateway:
-    """Connects to ``target`` while its context lasts. It calls ``on_update`` in its thread."""
+    """Connects to ``target`` while its context lasts, and calls ``on_update`` in its own thread."""
 
     def __init__(self, target: str, on_update: Callable[[EndpointUpdate], None] = lambda _: None) -> None:
         self._subscriber = LegacySubscriber(target)
@@ -35,7 +35,7 @@ class Gateway:
 
     @property
     def settled(self) -> bool:
-        """Whether it has fetched the map, and the stream has repeated the whole map after that."""
+        """Whether it has fetched the map, and the stream has then repeated the whole map."""
         return self._fetched is not None and self.updates >= self._fetched
 
     @property

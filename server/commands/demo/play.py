@@ -1,4 +1,4 @@
-"""The demo from its first to its last line: set up, run, compare, clean up, print the summary."""
+"""Runs the demo: sets it up, runs it, compares, cleans up, and prints the summary."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from server.commands.interrupt import Interrupt
 
 _EQUAL_SECONDS: Final = 10.0
-"""Maximum wait, after the last commit, until the maps equal the database."""
+"""Maximum wait after the last commit until the maps are equal to the database, in seconds."""
 _FRAME: Final = 0.2
 """Seconds between two updates of the view."""
 _PAGE: Final = 1.0
@@ -40,7 +40,7 @@ def play(interrupt: Interrupt, *, seconds: float | None, plain: bool, envoy: boo
     # Threads take turns more often than by default: drawing a screen must not delay an arrival.
     sys.setswitchinterval(0.0005)
     for name in [name for name in os.environ if name.startswith("PG")]:
-        del os.environ[name]  # libpq's variables are meant for another database
+        del os.environ[name]  # libpq's variables are meant for other databases
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # we report errors of streams ourselves
     console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
     try:
@@ -91,7 +91,7 @@ class _Performance:
             committing.result()
 
     def compare(self) -> RunSummary:
-        """Compare the subscribers' maps with the database. Waits a while for them to become equal."""
+        """Compare the subscribers' maps with the database. Waits for a limited time until they are equal."""
         with closing(self._stage.portal.connect()) as session, session.cursor() as cursor:
             true = as_bytes(endpoints(cursor))
         deadline = time.monotonic() + _EQUAL_SECONDS

@@ -1,4 +1,4 @@
-"""The demo's database: the portal's tables with data, and the role that the server streams as."""
+"""The demo's database: the portal's tables with data, and the role that the server connects as."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from server.commands.setup_plan import Statement
 
 PLUGIN = pgoutput.NAME
-"""The demo's plugin: every server has it, and with it no key enters the replication stream."""
+"""The demo's plugin. Every server has it, and with it no API key enters the replication stream."""
 
 _NAME = "portal"
 _STREAMER = "streamer"
@@ -89,7 +89,8 @@ def _setup(portal: Portal) -> list[Statement]:
 
 
 def endpoints(cursor: Cursor, column: str | None = None, value: str | None = None) -> Endpoints:
-    """Return the present result of the mapping's query, or its part in which ``column`` has this value.
+    """Return the current result of the mapping's query, or only the rows whose ``column`` is equal to
+    ``value``.
 
     The server's map is compared with this result, so this code shares only the query with the server.
     """
@@ -131,7 +132,8 @@ def _encode(
     endpoint.metadata.SetInParent()
     endpoint.metadata.account_id = account_id or ""
     endpoint.metadata.plan_type = plan_type or ""
-    # In the second revision of the contract this field holds the metadata; the first one has no such fields.
+    # In the second revision of the contract this field contains the metadata. The first revision does not
+    # have it.
     endpoint.rate_limiting.MergeFromString(endpoint.metadata.SerializeToString(deterministic=True))
     return endpoint
 

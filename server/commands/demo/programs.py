@@ -1,4 +1,4 @@
-"""PostgreSQL's server programs: finds them, runs them as the right user, and asks about their features."""
+"""PostgreSQL's server programs: finds them, runs them as the right user, and finds out their features."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class ClusterError(RuntimeError):
 
 @dataclass(frozen=True)
 class Programs:
-    """The ``bin`` folder of an installation. Its programs refuse root: as root they run as user postgres."""
+    """The ``bin`` folder of an installation. Its programs refuse to run as root, so root runs them as the
+    user postgres.
+    """
 
     folder: Path
 
@@ -37,9 +39,8 @@ class Programs:
     def run(self, name: str, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
         """Run ``name`` in ``cwd``, which the owner must be able to enter, and return its output.
 
-        ``environment`` is added to our own environment, from which the variables ``PG*`` are removed: a
-        PGOPTIONS or PGDATA there is meant for another server. Raises ClusterError with the last line that the
-        program wrote.
+        ``environment`` is added to our own environment, from which the variables ``PG*`` are removed, since
+        they are meant for other servers. Raises ClusterError with the last line that the program wrote.
         """
         ours = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
         try:
@@ -65,7 +66,7 @@ class Programs:
         except ClusterError:
             library = (
                 self.folder.parent / "lib"
-            )  # Debian's place; pg_config is not always installed with the server
+            )  # Debian's folder; pg_config is not always installed with the server
         return self.complete and (library / "wal2json.so").exists()
 
     @property
@@ -74,16 +75,19 @@ class Programs:
         return (self.folder / "initdb").exists()
 
     def knows_setting(self, name: str) -> bool:
-        """Return whether this minor release has the setting. With an unknown one, it would not start."""
+        """Return whether this minor release has the setting. With an unknown setting, the server would not
+        start.
+        """
         described = self.run("postgres", "--describe-config", cwd=Path("/"))
         return any(line.startswith(f"{name}\t") for line in described.splitlines())
 
 
 def find_programs() -> Programs:
-    """Find the programs: those in ``PADS_PG_BIN``, else Debian's newest with wal2json, else its newest.
+    """Find the programs: first in ``PADS_PG_BIN``, then in Debian's newest installation with wal2json, then
+    in Debian's newest installation.
 
     Raises:
-        ClusterError: there are none. The text names the remedy.
+        ClusterError: no programs were found. The text contains the remedy.
 
     """
     if named := os.environ.get("PADS_PG_BIN"):
@@ -103,7 +107,7 @@ def find_programs() -> Programs:
 
 
 def give_to_owner(path: Path) -> None:
-    """As root, make the user that runs the programs the owner of a file or folder."""
+    """If we are root, make the user that runs the programs the owner of a file or folder."""
     if os.geteuid() == 0:
         try:
             shutil.chown(path, _OWNER, _OWNER)

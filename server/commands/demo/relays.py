@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pads_cdc_client.replica import Change
 
 _STAY_SECONDS: Final = 1.5
-"""How long the client stays at one server."""
+"""Seconds that the client stays at one server."""
 
 
 class NatsProcess(ChildProcess):
@@ -96,7 +96,7 @@ class Mover:
 
     @property
     def resets(self) -> int:
-        """Number of snapshots received: one, since only at first it had no token."""
+        """Number of snapshots received. It should be one, since the client has no token only at its start."""
         return self._resets + self._client.resets
 
     def held(self) -> dict[str, bytes]:
@@ -135,7 +135,8 @@ def put_up_relays(
     number: int,
     wait: Callable[[Callable[[], bool], str], None],
 ) -> list[RelayProcess]:
-    """Start ``number`` relays, and return them once each holds the map. ``wait`` waits for a condition."""
+    """Start ``number`` relays, and return them when each of them has the map. ``wait`` waits for a condition.
+    """
     relays = []
     for one in range(number):
         place = folder / f"relay-{one}"

@@ -1,4 +1,4 @@
-"""The commands `serve`, `relay` and `authorize` in processes of their own, as an operator would run them."""
+"""Runs the commands `serve`, `relay` and `authorize` in separate processes, as an operator would run them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 _PAGE_SECONDS: Final = 1.0
 _KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR")
-"""The variables that a process inherits. Settings in our environment are meant for another server."""
+"""The variables that a process inherits. The settings in our environment are left out, since they are meant
+for another server.
+"""
 
 _CALLED: Final = {"serve": "server", "relay": "relay", "authorize": "authorizer"}
-"""The name of the process that a command runs, for messages."""
+"""For each command, the name of its process in messages."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class _Process(ChildProcess):
         self._http = 0
 
     def serving(self) -> bool:
-        """Return whether its log says that it serves. Calls then wait until its map is complete.
+        """Return whether its log reports that it serves. Its clients may still have to wait for a complete
+        map.
 
         Raises:
             PadsCdcError: the process has ended.
@@ -74,7 +77,7 @@ class ServerProcess(_Process):
     """A running ``pads-cdc serve``, with its state file in ``folder`` too."""
 
     def __init__(self, connection_string: str, folder: Path, broker: str = "") -> None:
-        """``broker`` is the URL of a broker to which it publishes its map, or empty."""
+        """``broker`` is the URL of the broker to which it publishes its map. It may be empty."""
         state = str(folder / "state")
         super().__init__(
             "serve",
@@ -99,7 +102,7 @@ class ServerProcess(_Process):
 
 
 class _Ready(_Process):
-    """A process whose ``/readyz`` says whether it holds the whole map."""
+    """A process whose ``/readyz`` reports whether it has the whole map."""
 
     def ready(self) -> bool:
         """Return whether it holds the whole map."""

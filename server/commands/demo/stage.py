@@ -1,4 +1,4 @@
-"""Starts every part of the demo step by step. One ExitStack ends them all."""
+"""Starts the parts of the demo step by step. One ExitStack ends them all."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Stage:
     portal: Portal
     server: ServerProcess
     gateways: tuple[Gateway, ...]
-    """Two subscribers, to show that each one gets every change."""
+    """Two subscribers, which show that each subscriber gets every change."""
     arrivals: Arrivals
     """Arrivals at the first subscriber."""
     gate: EnvoyStack | None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from server.commands.demo.figures import Figures
 
 _NAMED: Final = 5
-"""Maximum ids of wrong endpoints in the summary."""
+"""Maximum number of ids of wrong endpoints in the summary."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,16 @@ class RunSummary:
     """The result of a run."""
 
     seconds: float
-    """How long the workload ran."""
+    """Duration of the workload."""
     subscribers: int
     updates: int
-    """Updates that all subscribers received together. Each received the whole map twice at the start."""
+    """Number of updates that all subscribers received together. Each received the whole map twice at the
+    start.
+    """
     losses: tuple[str, ...]
     """The reason for each loss of a subscriber's stream. There should be none."""
     overtaken: int
-    """Commits whose effect was never sent, because a later commit undid it before it was read."""
+    """Number of commits whose effect was never sent, because a later commit undid it before it was read."""
     endpoints: int
     """Number of endpoints in the result of the mapping's query."""
     wrong: tuple[str, ...]
@@ -41,9 +43,9 @@ class RunSummary:
     faults: tuple[str, ...]
     """Wrong answers of Envoy."""
     moves: int = 0
-    """How often a subscriber moved to another server; 0 without relays."""
+    """Number of times that a subscriber moved to another server; 0 without relays."""
     resets: int = 0
-    """Number of snapshots that this subscriber received: one, at its start."""
+    """Number of snapshots that this subscriber received. It should be one, at its start."""
 
 
 def summarize(console: Console, figures: Figures, verdict: RunSummary, server_exit: int) -> int:

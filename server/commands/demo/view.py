@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 _RIPPLE: Final = 100
 """A commit that changes at least this many endpoints is highlighted."""
 _KEPT: Final = 200
-"""Number of commits that are kept: more than a screen has lines."""
+"""Number of commits that are kept, which is more than a screen has lines."""
 _SYNC_SECONDS: Final = 5.0
-"""Maximum wait for the feed's snapshot before the workload begins. Otherwise it would delay arrivals."""
+"""Maximum wait for the feed's snapshot before the workload begins, in seconds. Without the wait, the snapshot
+would delay arrivals.
+"""
 _TALL: Final = 34
-"""Minimum lines of a screen to show the latencies by kind of commit."""
+"""Minimum number of lines of a screen that shows the latencies by kind of commit."""
 _FIGURES: Final = (
     TableColumn("commits by kind", 19),
     *(TableColumn(heading, 9, right=True) for heading in ("commits", "endpoints", "p50", "p99", "max")),
@@ -65,9 +67,9 @@ class Glance:
     """The state of the demo at one moment."""
 
     began: float
-    """When the workload began, by the deliveries' clock."""
+    """The time at which the workload began, by the deliveries' clock."""
     elapsed: float
-    """Seconds since then."""
+    """Seconds since the workload began."""
     deliveries: Sequence[Delivery]
     """New since the last glance."""
     figures: Figures

@@ -38,7 +38,9 @@ _WEIGHTS: Final = {
 }
 _COMMITS_A_SECOND: Final = 30
 _COMMITS_A_PLAN: Final = 120
-"""One in this many commits changes a plan: often enough to be seen, and rarely enough to see the rest."""
+"""One in this number of commits changes a plan. This is often enough to be seen, and rare enough to see the
+others.
+"""
 
 _KEY: Final = """
 INSERT INTO portal_application_settings (application_id, secret_key, secret_key_required)
@@ -69,7 +71,7 @@ class WorkloadCommit:
     changes: Mapping[str, GatewayEndpoint | None] = field(repr=False)
     """The endpoints that it changes, in their new state; None for a deleted one."""
     before: Mapping[str, GatewayEndpoint] = field(repr=False)
-    """The same endpoints in their old state, without new ones."""
+    """The same endpoints in their old state. New endpoints are left out."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,13 @@ class _Step:
     statement: str
     parameters: dict[str, Any] = field(repr=False)
     scope: tuple[str, str]
-    """A column of the mapping and its value; every changed endpoint has this value."""
+    """A column of the mapping, and the value that every changed endpoint has in it."""
 
 
 class Workload:
-    """An endless series of transactions. If another session wrote too, the descriptions would be wrong."""
+    """An endless series of transactions. No other session may write, since the descriptions would then be
+    wrong.
+    """
 
     def __init__(self, session: Connection, random: Random) -> None:
         self._session = session
@@ -114,7 +118,8 @@ class Workload:
             before = endpoints(cursor, *step.scope)
             cursor.execute(step.statement, step.parameters)
             after = endpoints(cursor, *step.scope)
-        # A statement may leave an endpoint unchanged: an endpoint without a key cannot lose its key.
+        # A statement may leave an endpoint unchanged. For example, an endpoint without a key cannot lose its
+        # key.
         changes = {each: after.get(each) for each in before | after if before.get(each) != after.get(each)}
         changed = {each: endpoint for each, endpoint in before.items() if each in changes}
         return WorkloadCommit(number, kind, step.what, changes, changed)

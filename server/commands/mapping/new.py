@@ -20,7 +20,7 @@ def new(folder: Path) -> int:
     The example passes ``mapping test``.
 
     Raises:
-        ConfigurationError: one of the files exists already. No file is written or replaced then.
+        ConfigurationError: one of the files exists already. In this case no file is written or replaced.
         PadsCdcError: the folder cannot be written to.
 
     """

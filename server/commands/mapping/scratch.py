@@ -1,4 +1,6 @@
-"""A throw-away database for a mapping's folder: its schema.sql, and rows from sample.sql or made up."""
+"""A throw-away database for a mapping's folder, made from its schema.sql. The rows are from sample.sql or
+made up.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
     from cdc.mapping.mapping import Mapping
 
 _ROWS: Final = 8
-"""Number of rows that are made up for each table. All columns of a row have the row's number, so rows of the
-same number are joined, whichever columns join them. There is one row for each way in which three tables can
-have a value or NULL.
+"""Number of rows that are made up for each table. All columns of a row contain the row's number, so rows with
+the same number are joined, whichever columns join them. There is one row for each way in which three tables
+can have a value or NULL.
 """
 _TRUE: Final = (2, 5)
 """The numbers of the rows whose booleans are true. In each table, at least one of these rows has a value."""
@@ -37,7 +39,9 @@ _LEFT_OUT: Final = re.compile(
 )
 """Statements of a dump that are skipped: they need roles that do not exist here, or a newer server."""
 _REFUSED: Final = re.compile(r"\\(?:i|ir|include|include_relative|copy|g\w*|if|elif|else|endif)\b")
-"""Commands of psql that are refused, since they affect what is executed. Others only concern psql itself."""
+"""psql commands that are refused, since they affect what is executed. Other psql commands concern only psql
+itself.
+"""
 
 
 @contextmanager
@@ -76,7 +80,7 @@ def fill(url: str, folder: Path, schema: str) -> None:
 
 
 def set_up(url: str, mapping: Mapping, schema: str) -> None:
-    """Run the mapping's setup.sql, as ``psql`` would, for our own role.
+    """Run the mapping's setup.sql as ``psql`` would, with our own role in place of the service's.
 
     Raises:
         ConfigurationError: a statement fails.
@@ -90,7 +94,7 @@ def set_up(url: str, mapping: Mapping, schema: str) -> None:
 
 
 def _run(cursor: Cursor, path: Path) -> None:
-    """Run a script as psql would, each statement in a transaction of its own."""
+    """Run a script as psql would, with each statement in a transaction of its own."""
     for statement in script(read_sql(path)):
         if statement.command is not None and _REFUSED.match(statement.command):
             raise ConfigurationError(
