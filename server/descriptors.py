@@ -1,7 +1,7 @@
-"""File descriptors: raises the limit, and divides the descriptors between the ports.
+"""File descriptors: raises their limit, and divides them between the ports.
 
-Each connection takes one. If clients took all of them, the metrics port would refuse its callers, and the
-server could not reconnect to the database. So gRPC and HTTP have bounds that leave a reserve.
+Each connection takes one descriptor. If clients took all of them, the metrics port would refuse its callers,
+and the server could not reconnect to the database. So gRPC and HTTP have limits that leave a reserve.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Final
 
 _MOST: Final = 1_048_576
-"""Maximum that Linux allows a process, unless fs.nr_open was raised."""
+"""Maximum number of descriptors that Linux allows a process, unless fs.nr_open was raised."""
 _OWN: Final = 48
-"""Descriptors for the server itself: connections to the database, the state file, the log, files that are
-read again, and those that gRPC and asyncio use internally.
+"""Number of descriptors for the server itself: connections to the database, the state file, the log, files
+that are read again, and the internal descriptors of gRPC and asyncio.
 """
 _HTTP: Final = 128
 """Maximum number of connections to the metrics port."""
 _LEAST: Final = 4
-"""Minimum number of connections of each port, however low the limit of descriptors is."""
+"""Minimum number of connections of each port, even if the limit of descriptors is too low for them."""
 
 
 @dataclass(frozen=True)

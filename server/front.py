@@ -1,4 +1,4 @@
-"""The outward part of a server or a relay: gRPC, HTTP, metrics and health. Composition only."""
+"""Composes the outward part of a server or a relay: gRPC, HTTP, metrics and health."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("pads_cdc")
 
 _SWITCH_SECONDS: Final = 0.001
-"""How long a thread may keep the interpreter; Python's default is 5 ms. A revocation that arrives during a
-plan's ripple waits this long in each of three threads.
+"""Seconds for which a thread may keep the interpreter; Python's default is 5 ms. A revocation that arrives
+during a plan's ripple waits for this time in each of three threads.
 """
 
 
 def prepare(settings: Serving) -> LogWriter:
-    """Configure logging, and warn of environment names that look mistyped. Returns the log's writer."""
+    """Configure logging, and warn about mistyped names in the environment. Return the log's writer."""
     writer = logs.configure(settings)
     sys.setswitchinterval(_SWITCH_SECONDS)
     for line in settings.misspelt():
@@ -56,7 +56,7 @@ def prepare(settings: Serving) -> LogWriter:
 
 
 class Front:
-    """The common parts of a server and a relay. Make it in the event loop in which it will run."""
+    """The common parts of a server and a relay. Create it in the event loop in which it will run."""
 
     def __init__(
         self,
@@ -68,8 +68,8 @@ class Front:
         source: str,
         audit_interval: float | None,
     ) -> None:
-        """``source`` is the map's origin, for the status page. ``audit_interval`` is in seconds; None for a
-        relay, which makes no audits.
+        """``source`` describes the map's source on the status page. ``audit_interval`` is in seconds; None
+        for a relay, which makes no audits.
         """
         self.settings = settings
         self._shares = shares()
@@ -115,11 +115,11 @@ class Front:
     ) -> None:
         """Serve until `stop` is set.
 
-        ``start`` begins to follow the source; ``end`` stops that, and may block. ``said`` is added to the
-        first line of the log.
+        ``start`` begins to follow the source; ``end`` stops following it, and may block. ``said`` is added to
+        the first line of the log.
 
         Raises:
-            PadsCdcError: the gRPC server has ended by itself.
+            PadsCdcError: the gRPC server has ended although it should not have.
 
         """
         async with AsyncExitStack() as running:
@@ -152,11 +152,12 @@ class Front:
             deserted = not self.stop.is_set()
             _log.info("stopping")
             self.hub.stop()
-            # End both at the same time: neither a frozen source nor a slow client may delay the other's end.
+            # End both at the same time, so that neither a frozen source nor a slow client delays the other's
+            # end.
             await asyncio.gather(asyncio.to_thread(end), grpc.stop())
             for task in ends:
                 task.cancel()
-        if deserted:  # without this error the process would look alive and serve no client
+        if deserted:  # without this error the process would look alive but serve no client
             raise PadsCdcError(
                 "the gRPC server ended by itself: this is a bug, please report it with the log"
             )

@@ -34,16 +34,18 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a load balancer
     ("grpc.max_send_message_length", -1),  # the answer to a fetch has no limit
     ("grpc.max_receive_message_length", 64 * 1024),  # requests are small
-    # The streams of one connection, which a proxy may use for many gateways. Further ones wait in the client.
+    # The number of streams of one connection, which a proxy may use for many gateways. Further streams wait
+    # in the client.
     ("grpc.max_concurrent_streams", 1_000),
-    # Limits on the calls that wait for the event loop. After a restart every gateway connects at once. Above
-    # the first limit gRPC refuses some calls, above the second one all. The defaults are 1,000 and 3,000.
+    # Limits on the number of calls that wait for the event loop, since after a restart all gateways connect
+    # at once. Above the first limit gRPC refuses some calls, and above the second one all calls. The defaults
+    # are 1,000 and 3,000.
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 20_000),
     ("grpc.server_handshake_timeout_ms", 10_000),  # closes a connection that sends nothing
     ("grpc.max_connection_idle_ms", 600_000),  # closes a connection without streams
-    # A connection that died silently is closed within 40 s. A client may ping every 10 s; the third ping that
-    # arrives sooner ends the connection with too_many_pings.
+    # A connection that has died silently is closed within 40 s. A client may ping every 10 s. The third ping
+    # that arrives sooner ends the connection with too_many_pings.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),  # otherwise a minute, in spite of the line above
@@ -54,13 +56,13 @@ _OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 _GRACE_SECONDS = 1.0
-"""Time for streams to end with UNAVAILABLE."""
+"""Seconds that streams have to end with UNAVAILABLE."""
 _HEALTH_SECONDS = 0.5
-"""Interval at which readiness is checked."""
+"""Interval at which readiness is checked, in seconds."""
 
 
 class GrpcServer:
-    """A started server. ``port`` is the real port, even if 0 was asked for."""
+    """A started server. ``port`` is the real port, even if port 0 was requested."""
 
     def __init__(
         self,
@@ -75,11 +77,12 @@ class GrpcServer:
         self._health = health
 
     async def ended(self) -> None:
-        """Wait until the server has ended. It never does so by itself, unless it fails."""
+        """Wait until the server has ended. It never ends by itself, unless it fails."""
         await self._server.wait_for_termination()
 
     async def stop(self) -> None:
-        """Refuse new calls and end the open ones. The hub has already told their handlers to end."""
+        """Refuse new calls and end the open ones, whose handlers have already been asked to end by the hub.
+        """
         for task in self._background:
             task.cancel()
         await self._health.enter_graceful_shutdown()
@@ -118,7 +121,7 @@ async def start(
     )
     reflection.enable_server_reflection(names, server)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:  # gRPC would not say why it fails, and would write a line of its own past our logs
+    try:  # gRPC would not report the reason of a failure, and would write its own line outside of our logs
         socket.create_server((settings.host, settings.port), family=family).close()
     except OSError as cause:
         raise refusal("gRPC", settings.host, settings.port, cause) from cause
@@ -132,7 +135,8 @@ async def start(
 
 
 async def _report_health(serving: HealthServicer, hub: Hub, health: Health) -> None:
-    """Set ``grpc.health.v1`` to the state of ``/readyz``, for the server as a whole and for its services."""
+    """Set the states of ``grpc.health.v1`` as ``/readyz`` has it, for the whole server and for each service.
+    """
     told = None
     while True:
         changed = hub.changed

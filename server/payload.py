@@ -1,15 +1,15 @@
 """Encodes a row of the mapping as a serialized ``proto.GatewayEndpoint``. Equal rows always give equal bytes.
 
 Digests cover these bytes, and other languages serialize the same message differently. So the bytes are made
-once, here, by rules of our own: fields in the order of their numbers, map entries in the order of their keys'
-bytes, defaults left out, and a submessage that is set written even if it is empty. A protobuf library's
-"deterministic" mode promises less: its next version may use another order (upb sorts "ab" before "a"). Our
-encoding also takes a third of the time, and there may be a million rows at each start. Tests compare the
-bytes with those of the generated classes.
+only here, by our own rules: fields are in the order of their numbers, map entries are in the order of their
+keys' bytes, defaults are left out, and a submessage that is set is written even if it is empty. A protobuf
+library's "deterministic" mode guarantees less: its next version may use another order (upb sorts "ab" before
+"a"). Our encoding also takes only a third of the time, and there may be a million rows at each start. Tests
+compare the bytes with those of the generated classes.
 
-Clients of both revisions of the legacy contract read these bytes: field 3 holds the limits, which the first
-revision expects there, followed by a copy of the metadata, which the second one expects.
-``proto/gateway_endpoint.proto`` says why that is safe.
+Clients of both revisions of the legacy contract read these bytes. Field 3 contains the limits, which the
+first revision expects there, followed by a copy of the metadata, which the second revision expects there.
+``proto/gateway_endpoint.proto`` explains why this is safe.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 ENCODING: Final = 2
-"""Version of the encoding. Digests over bytes of another version (of a client's map, a state file, or the
-peer's map) cannot be compared with ours. Version 1 had only the limits in field 3. Increase it with every
-change of the bytes; it is 1 to 255, since a token has one byte for it.
+"""Version of the encoding, 1 to 255, since a token has one byte for it. Digests over bytes of another version
+(of a client's map, a state file, or the peer's map) cannot be compared with ours. Increase the version with
+every change of the bytes. Version 1 had only the limits in field 3.
 """
 
 _Limit: TypeAlias = int | bytes | None
@@ -61,10 +61,12 @@ _MAP_KEY, _EMPTY_MAP_VALUE = b"\x0a", b"\x12\x00"
 _THROUGHPUT_LIMIT, _CAPACITY_LIMIT, _CAPACITY_LIMIT_PERIOD = b"\x08", b"\x10", b"\x18"
 
 _NO_AUTH = _AUTH + b"\x02\x0a\x00"
-"""`no_auth` is set although it is empty, because clients refuse an unset `auth_type`."""
+"""`no_auth`, which is written although it is empty, because clients refuse an unset `auth_type`."""
 
 _LONG = 100
-"""Texts of at least this many bytes take the slow path. Below, each length around a text is one byte."""
+"""Texts of at least this number of bytes take the slow path. For shorter texts, each length in the message is
+one byte.
+"""
 _BEFORE_ID = [_ENDPOINT_ID + SHORT[length] for length in range(_LONG)]
 _BEFORE_KEY = [
     _AUTH + SHORT[length + 4] + _STATIC_API_KEY + SHORT[length + 2] + _API_KEY + SHORT[length]
@@ -75,39 +77,39 @@ _BEFORE_ACCOUNT = [_ACCOUNT_ID + SHORT[length] for length in range(_LONG)]
 _BEFORE_METADATA = [_METADATA + SHORT[length + 2] for length in range(_LONG)]
 """The bytes before the metadata, by the total length of the account's id and the plan's field."""
 _BEFORE_LIMITS = [_RATE_LIMITING + SHORT[length + 2] for length in range(_LONG + 24)]
-"""The bytes before the limits, by the same length plus that of the serialized numbers (24 at most)."""
+"""The bytes before the limits, by the same length plus the length of the serialized numbers (at most 24)."""
 
 
 class _PlanFields(NamedTuple):
     """A row's plan and limits, serialized."""
 
     usual: bool
-    """Whether the plan is ASCII and nothing is odd, so that the fast path can be taken."""
+    """Whether the plan is ASCII and nothing is odd, so that the fast path can be used."""
     plan: bytes
     """The plan's field of the metadata."""
     numbers: bytes
-    """The limits' fields."""
+    """The fields of the limits."""
     odd: Oddity | OddRow | None
-    """The oddity of the limits, if there is one; the error if they have no meaning."""
+    """The oddity of the limits if there is one, or an error if the limits have no meaning."""
 
 
 _PLANS: Final = 4096
-"""Number of cached plans and limits. Usually many endpoints share few."""
+"""Maximum number of cached combinations of plan and limits. Usually many endpoints share few combinations."""
 _plans: dict[tuple[bytes | None, _Limit, _Limit], _PlanFields] = {}
 
 
 def encoder(columns: Sequence[str]) -> Callable[[tuple[Any, ...]], bytes]:
     """Return a function that encodes rows of these columns.
 
-    They are those of `Row`, followed by any of `cdc.mapping.mapping.OPTIONAL_COLUMNS`. Rows without optional
-    columns take no longer for it. The function raises the same errors as `encode`.
+    The columns are those of `Row`, followed by any of `cdc.mapping.mapping.OPTIONAL_COLUMNS`. Without
+    optional columns the function is as fast as `encode`. It raises the same errors as `encode`.
     """
     optional = columns[_ROW:]
     if not optional:
         return encode
 
     def encode_more(row: tuple[Any, ...]) -> bytes:
-        check_id("endpoint_id", _bytes(row[0]))  # first, so that other oddities can name the id
+        check_id("endpoint_id", _bytes(row[0]))  # this is done first, so that other oddities can name the id
         more = {name: _bytes(value) for name, value in zip(optional, row[_ROW:], strict=True)}
         period = _period(more.pop("capacity_limit_period", None))
         for column, value in more.items():
@@ -124,7 +126,7 @@ def encode(row: Row) -> bytes:
     empty key.
 
     Raises:
-        OddRow: the row is no valid endpoint, by the rule of `cdc.mapping.row_rule`.
+        OddRow: the row is not a valid endpoint by the rules of `cdc.mapping.row_rule`.
 
     """
     name, key, required, users, account, plan_type, throughput, capacity = row
@@ -244,5 +246,5 @@ def _text(tag: bytes, value: bytes | None) -> bytes:
 
 
 def _number(tag: bytes, value: int) -> bytes:
-    # A negative int32 is written as the 64 bits of its two's complement.
+    # A negative int32 is written in two's complement of 64 bits.
     return tag + varint(value % 2**64) if value else b""

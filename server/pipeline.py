@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from server.config.settings import Settings
 
 _JOIN_SECONDS = 1.5
-"""Time for each thread to end. The whole server has 5 s."""
+"""Seconds that each thread has to end. The whole server has 5 s."""
 
 
 class Pipeline:
@@ -55,10 +55,10 @@ class Pipeline:
         pair: Pair,
         on_failure: Callable[[], object],
     ) -> None:
-        """Check the database, and open the state file. No thread runs yet.
+        """Check the database, and open the state file. No thread is started yet.
 
         Raises:
-            PadsCdcError: a check failed; the text is one line that says what to do.
+            PadsCdcError: a check failed. The text is one line that contains the remedy.
 
         """
         mapping, queries, peer = load(settings.mapping), server_queries(), _peer(settings)
@@ -178,9 +178,11 @@ class Pipeline:
             self._mirror.start()
 
     def stop(self) -> None:
-        """Stop the threads: the applier first, so that the reader confirms everything that it has done.
+        """Stop the threads. The applier is stopped first, so that the reader confirms everything that it has
+        done.
 
-        Blocks for seconds at most. A thread that waits for a frozen database is left behind; it is a daemon.
+        Blocks for at most some seconds. If a thread waits for a frozen database, it is left running; it is a
+        daemon.
         """
         if self._mirror is not None:
             self._mirror.stop()
@@ -192,7 +194,7 @@ class Pipeline:
             self._replay_probe.stop()
         self._reader.stop()
         self._reader.join(_JOIN_SECONDS)
-        self._probe.stop()  # which the reader's last confirmation waits for
+        self._probe.stop()  # it is stopped last, because the reader's last confirmation needs it
 
 
 def _snapshot_request(settings: Settings, queries: dict[str, str]) -> StandbySnapshotRequest | None:

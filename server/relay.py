@@ -1,4 +1,6 @@
-"""``pads-cdc relay``: serves a leader's map like a server, without a database and without a state file."""
+"""``pads-cdc relay``: serves a leader's map as a server does, but without a database and without a state
+file.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,10 @@ _NO_LEADER = "this is a relay: a mirror has to follow the server that reads the 
 
 
 def relay(settings: RelaySettings) -> int:
-    """Run the relay until SIGTERM or SIGINT; returns the exit code.
+    """Run the relay until SIGTERM or SIGINT, and return the exit code.
 
     Raises:
-        PadsCdcError: the relay cannot start, or cannot go on.
+        PadsCdcError: the relay cannot start, or cannot continue.
 
     """
     writer = prepare(settings)

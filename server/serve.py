@@ -1,7 +1,7 @@
 """``pads-cdc serve``: composes a server that follows a database.
 
-The event loop (gRPC, HTTP) runs in the main thread. The reader of the slot, the applier, the probes and the
-publisher have a thread each. They share the store, which has a lock, and `Freshness`.
+The event loop (gRPC, HTTP) runs in the main thread. The reader of the slot, the applier, each probe and the
+publisher have their own threads. All threads share the store, which has a lock, and `Freshness`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _Made = TypeVar("_Made")
 
 
 def serve(settings: Settings) -> int:
-    """Run the server until SIGTERM or SIGINT; returns the exit code.
+    """Run the server until SIGTERM or SIGINT, and return the exit code.
 
     Raises:
-        PadsCdcError: the server cannot start, or cannot go on.
+        PadsCdcError: the server cannot start, or cannot continue.
 
     """
     writer = prepare(settings)
@@ -115,9 +115,9 @@ def _publishing(settings: Settings, front: Front, pipeline: Pipeline) -> Publish
 
 
 async def _unless(stop: asyncio.Event, make: Callable[[], _Made]) -> _Made | None:
-    """Run ``make`` in a thread and return its result, or None if ``stop`` is set first.
+    """Run ``make`` in a thread and return its result.
 
-    Then the thread is left behind.
+    If ``stop`` is set first, returns None, and the thread is left running.
     """
     loop = asyncio.get_running_loop()
     made: asyncio.Future[_Made] = loop.create_future()

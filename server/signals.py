@@ -1,8 +1,8 @@
-"""Handles signals that would end the process by default, although their senders do not mean that.
+"""Handles signals that would end the process by default, although their senders do not intend this.
 
 SIGHUP asks a service to read its files again; ours does so by itself. Log rotation and people send SIGUSR1
-and SIGUSR2 to other kinds of services. (For `watch` and `demo` SIGHUP means that their terminal has gone, and
-they end in good order.)
+and SIGUSR2 to other kinds of services. (For `watch` and `demo`, SIGHUP means that their terminal has gone,
+and they end cleanly.)
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 
 def pass_by(*numbers: signal.Signals, then: Callable[[], object] = lambda: None) -> None:
-    """Make these signals only call ``then``, in the main thread, between any two instructions.
+    """Make these signals do nothing but call ``then``. The call is made in the main thread, between any two
+    instructions.
 
-    This installs a handler: programs that we start would inherit an ignored signal, but not a handler.
+    This installs a handler and does not ignore the signals, because programs that we start would inherit
+    ignored signals, but do not inherit handlers.
     """
 
     def handle(_number: int, _frame: FrameType | None) -> None:
@@ -40,7 +42,9 @@ def stop_waking() -> None:
 
 
 def ignore_what_passes_by() -> None:
-    """Ignore these signals at the end: the interpreter removes its handlers before the process has ended."""
+    """Ignore these signals at the end, since the interpreter removes its handlers before the process has
+    ended.
+    """
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_IGN)

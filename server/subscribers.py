@@ -1,4 +1,5 @@
-"""The open streams and their progress. The gRPC services write it, the metrics and the status page read it.
+"""The open streams and their progress. The gRPC services update them; the metrics and the status page show
+them.
 
 A subscriber is counted from the opening of its stream to its end. Only its address and counts are kept.
 """
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Protocol = Literal["gateway_endpoints", "endpoint_feed"]
-"""The service that a subscriber uses; the label of ``pads_cdc_subscribers``."""
+"""The service that a subscriber uses, which is the label of ``pads_cdc_subscribers``."""
 PROTOCOLS: Final[tuple[Protocol, ...]] = ("gateway_endpoints", "endpoint_feed")
 
 
@@ -29,23 +30,26 @@ class SubscriberSeen:
     peer: str
     protocol: Protocol
     since: float
-    """When the stream was opened, in Unix seconds."""
+    """The time at which the stream was opened, in Unix seconds."""
     client_id: str
-    """The client's name for itself; empty for the legacy contract, which has no such field."""
+    """The name that the client has given itself; empty for the legacy contract, which has no such field."""
     revision: int
-    """The subscriber has been sent everything up to here; or, on the feed, has acknowledged it."""
+    """The revision up to which the subscriber has been sent everything or, on the feed, has acknowledged
+    everything.
+    """
     sent: int
-    """Number of messages sent on the stream."""
+    """Number of messages that were sent on the stream."""
     behind: int
     """Number of published revisions that the subscriber lacks."""
     lag_seconds: float
-    """Seconds since which the subscriber lacks a publication: 0.0 if it lacks none. For a new subscriber the
-    time counts from its opening.
+    """Seconds for which the subscriber has lacked a publication; 0.0 if it lacks none. For a new subscriber
+    the time begins when its stream is opened.
     """
 
 
 class Subscriber:
-    """One open stream. Only its servicer writes to it, one field at a time, so readers need no lock."""
+    """One open stream. Only the stream's servicer changes it, one field at a time, so readers need no lock.
+    """
 
     __slots__ = ("client_id", "opened", "peer", "protocol", "revision", "sent", "since")
 
@@ -71,9 +75,13 @@ class Subscribers:
     """All open streams. `published` must be called for every publication, to compute lags."""
 
     _GRAIN: Final = 0.1
-    """Publications within this many seconds count as one, at the time of the first: the precision of lags."""
+    """Publications within this number of seconds count as one, at the time of the first one. This is the
+    precision of lags.
+    """
     _KEEP: Final = 36_000
-    """Number of publications that are remembered: at least an hour's. A longer lag is reported as that."""
+    """Number of publications that are remembered, which covers at least an hour. A longer lag is reported as
+    the remembered time.
+    """
 
     def __init__(
         self, monotonic: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
@@ -88,7 +96,7 @@ class Subscribers:
         return len(self._open)
 
     def add(self, peer: str, protocol: Protocol, client_id: str = "") -> Subscriber:
-        """Register a stream that was opened. The caller removes it in a ``finally``."""
+        """Register a stream that was opened. The caller must remove it in a ``finally``."""
         subscriber = Subscriber(peer, protocol, client_id, self._wall(), self._monotonic())
         with self._lock:
             self._open.add(subscriber)
@@ -100,7 +108,7 @@ class Subscribers:
             self._open.discard(subscriber)
 
     def published(self, head: Revision) -> None:
-        """Note that everything up to revision ``head`` is published now. Repeats are ignored."""
+        """Note that everything up to revision ``head`` has been published. Repeated calls are ignored."""
         now = self._monotonic()
         with self._lock:
             if self._published:
@@ -124,7 +132,7 @@ class Subscribers:
             revision = subscriber.revision
             missing = bisect_right(published, revision, key=lambda publication: publication[0])
             lag = max(0.0, now - published[missing][1]) if missing < len(published) else 0.0
-            if not revision:  # publications before its opening do not count as late
+            if not revision:  # publications before the stream was opened do not count as late
                 lag = min(lag, now - subscriber.opened)
             seen.append(
                 SubscriberSeen(

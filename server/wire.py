@@ -8,7 +8,9 @@ from __future__ import annotations
 
 
 def varint(value: int) -> bytes:
-    """Serialize a number: seven bits in each byte, least significant first. The eighth bit announces more."""
+    """Serialize a number with seven bits in each byte, least significant first. The eighth bit is set in all
+    bytes but the last.
+    """
     groups = bytearray()
     while value > 0x7F:  # noqa: PLR2004 - seven bits
         groups.append(value & 0x7F | 0x80)

@@ -1,7 +1,7 @@
-"""A client of the legacy contract: fetches and streams, holds every endpoint, and reconnects.
+"""A client of the legacy contract, which fetches and streams the map, keeps every endpoint, and reconnects.
 
-It behaves like the newest deployed clients: it fetches again before every stream. The stream then repeats the
-map; `EndpointUpdate.changed` tells these repetitions from changes.
+It behaves like the newest deployed clients, which fetch the map again before every stream. The stream then
+repeats the map; `EndpointUpdate.changed` distinguishes these repetitions from changes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ _CONNECT_MS: Final = 5_000
 OPTIONS: Final = (
     # Messages are read in the thread that iterates over the stream, without a second thread.
     (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
-    # No limit, unlike deployed clients, which fail on a fetch above 4 MiB: this one must show the whole map.
+    # There is no limit, since this client must show the whole map. Deployed clients fail on a fetch above 4
+    # MiB.
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_http_proxy", 0),
-    # A connection that died silently is noticed within 40 s.
+    # A connection that has died silently is detected within 40 s.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # Without this, the timeout would be a minute in spite of the line above.
@@ -49,9 +50,9 @@ OPTIONS: Final = (
     ("grpc.dns_min_time_between_resolutions_ms", 500),
 )
 _FETCH_SECONDS: Final = 40.0
-"""Maximum wait for a fetch. A server without a complete map answers UNAVAILABLE after 30 s."""
+"""Maximum wait for a fetch, in seconds. A server without a complete map answers UNAVAILABLE after 30 s."""
 _NOTHING_ANSWERS: Final = ("failed to connect", "errors resolving", "DNS resolution failed")
-"""Beginnings of gRPC's details that are followed by a chain of causes. Only the last cause is useful."""
+"""Texts at the beginning of gRPC's details that a chain of causes follows. Only the last cause is useful."""
 _NOT_GRPC: Final = "http1.x server"
 """Part of gRPC's details if the server speaks HTTP/1."""
 _FIRST_RETRY: Final = 0.5
@@ -71,7 +72,7 @@ class MapFetched:
 
 @dataclass(frozen=True)
 class EndpointUpdate:
-    """The stream sent an upsert or a delete, and the map has it."""
+    """The stream has sent an upsert or a delete, which the map now includes."""
 
     endpoint_id: str
     # Not in the repr, because they contain API keys.
@@ -79,7 +80,7 @@ class EndpointUpdate:
     after: GatewayEndpoint | None = field(repr=False)
     """The endpoint after the change; None for a delete."""
     at: float
-    """When the map was changed, by ``time.monotonic``."""
+    """The time at which the map was changed, by ``time.monotonic``."""
 
     @property
     def changed(self) -> bool:
@@ -89,7 +90,7 @@ class EndpointUpdate:
 
 @dataclass(frozen=True)
 class Disconnected:
-    """The stream ended. The next attempt follows after ``retry_seconds``."""
+    """The stream has ended. The next attempt follows after ``retry_seconds``."""
 
     reason: str
     """Why it ended, in one line."""
@@ -104,7 +105,9 @@ class LegacySubscriber:
 
     def __init__(self, target: str) -> None:
         self.endpoints: dict[str, GatewayEndpoint] = {}
-        """The map, changed in place or replaced. ``dict()`` makes a consistent copy in any thread."""
+        """The map, which is changed in place or replaced. Any thread can make a consistent copy with
+        ``dict()``.
+        """
         self._closed = threading.Event()
         self._channel = grpc.insecure_channel(target, options=OPTIONS)
         self._fetch = self._channel.unary_unary(
@@ -119,7 +122,8 @@ class LegacySubscriber:
         )
 
     def events(self) -> Iterator[Event]:
-        """Yield each event after the map has its change. Blocks in between, and ends after `close`.
+        """Yield each event after the map has been changed. Blocks until the next event, and ends after
+        `close`.
 
         Raises:
             NotGrpcError: the server speaks HTTP/1, and has never spoken gRPC.
@@ -167,13 +171,15 @@ class LegacySubscriber:
 
 
 def refuse_http(error: grpc.RpcError, *, heard: bool) -> None:
-    """Raise NotGrpcError if the server speaks HTTP/1, unless gRPC was ``heard`` before (from a proxy)."""
+    """Raise NotGrpcError if the server speaks HTTP/1, unless it has spoken gRPC before (``heard``), as behind
+    a proxy.
+    """
     if not heard and isinstance(error, grpc.Call) and _NOT_GRPC in (error.details() or ""):
         raise NotGrpcError("that is not gRPC: is it the metrics port? gRPC is on PORT, by default 10002")
 
 
 def reason_of(error: grpc.RpcError) -> str:
-    """Return in one line why a call failed. Every error of a call is also a `grpc.Call`."""
+    """Return the reason why a call failed, as one line. Every error of a call is also a `grpc.Call`."""
     if not isinstance(error, grpc.Call):
         return "the call failed"
     code, details = error.code(), " ".join((error.details() or "").split())

@@ -1,6 +1,7 @@
-"""The file with the connection string of the service's role: `setup` writes it, `serve` and `check` read it.
+"""The file with the connection string of the service's role. `setup` writes it; `serve` and `check` read it.
 
-The password is never shown. It is only in this file (mode 0600), and in the server as a SCRAM verifier.
+The password is never shown. It is stored only in this file (mode 0600), and in the server as a SCRAM
+verifier.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _NAME = "--role-file"
 
 
 class RoleFile:
-    """The connection string of one role. Its password is generated if there is no file yet."""
+    """The connection string of one role. If there is no file yet, a password is generated."""
 
     def __init__(self, path: Path, text: str, *, new: bool) -> None:
         self.path = path
@@ -40,10 +41,10 @@ class RoleFile:
 
     @classmethod
     def of(cls, path: str, role: str, admin: Connection) -> Self:
-        """Read the file, or make a connection string to the administrator's server and database.
+        """Read the file, or make a connection string for the administrator's server and database.
 
         Raises:
-            ConfigurationError: the file cannot be read, or has another role or no password.
+            ConfigurationError: the file cannot be read, or it names another role or has no password.
 
         """
         try:
@@ -75,12 +76,13 @@ class RoleFile:
             return False
         try:
             psycopg2.connect(self._text, connect_timeout=5).close()
-        except psycopg2.Error:  # for any reason: setting the password again does no harm
+        except psycopg2.Error:  # the reason does not matter, since setting the password again does no harm
             return False
         return True
 
     def write(self) -> None:
-        """Write the file, readable only by us, before the server gets the password, so that none is lost.
+        """Write the file, readable only by us. This is done before the server gets the password, so that no
+        password is lost.
 
         Raises:
             PadsCdcError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""``pads-cdc setup`` and ``teardown``: prepare a database, and undo that. Neither changes a row."""
+"""``pads-cdc setup`` prepares a database, and ``teardown`` undoes it. Neither command changes a row."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ ADMIN = "ADMIN_CONNECTION_STRING"
 SLOT = "SLOT_CONNECTION_STRING"
 
 _FOR_A_PERSON = ("server_version", "wal_level", "output_plugin_libraries")
-"""Checks of settings that a command should not change: they need a restart, or affect every client."""
+"""Checks of server settings that a command should not change, since they need a restart or affect every
+client.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class Target:
     dry_run: bool
 
     def site(self) -> Site:
-        """Return a connection for questions about the database, as the administrator."""
+        """Return a site with which the administrator can query the database."""
         address = Address(self.admin.read, ADMIN)
         mapping = load(self.mapping)
         database = Database(address, mapping, self.schema, encoder(mapping.columns))
@@ -81,10 +83,10 @@ class Target:
 
 
 def setup(target: Target, role_file: str | None) -> int:
-    """Run and print each statement that is needed; returns the exit code. Blocks while indexes are built.
+    """Run and print each statement that is needed, and return the exit code. Blocks while indexes are built.
 
     Raises:
-        PadsCdcError: a statement failed. Those before it are printed, and the next run continues.
+        PadsCdcError: a statement failed. The statements before it are printed, and the next run continues.
 
     """
     site = target.site()
@@ -107,10 +109,11 @@ def setup(target: Target, role_file: str | None) -> int:
 
 
 def teardown(target: Target, slot: ConnectionString | None) -> int:
-    """Undo `setup` and drop the slot, and print each statement; returns the exit code.
+    """Undo `setup` and drop the slot, print each statement, and return the exit code.
 
     Raises:
-        PadsCdcError: the slot is in use or not ours (then nothing was changed), or a statement failed.
+        PadsCdcError: the slot is in use or not ours (in both cases nothing was changed), or a statement
+        failed.
 
     """
     site = target.site()
@@ -147,7 +150,7 @@ def _writable(site: Site) -> None:
 
 
 def _found(site: Site) -> None:
-    """Raise an error if the mapping's tables do not exist, since nothing could be granted."""
+    """Raise an error if the mapping's tables do not exist, since no privilege on them could be granted."""
     for name, finding in run([check for check in NECESSARY if check.name in ("connection", "tables")], site):
         if name == "tables" and finding.verdict is Verdict.FAIL:
             raise Refusal(f"{finding.text}; {finding.remedy}")
@@ -171,7 +174,7 @@ def _password(file: RoleFile, target: Target, role: DatabaseRole | None, connect
 
 
 def _run(connection: Connection, plan: Iterable[Statement], site: Site, *, dry_run: bool) -> None:
-    """Run each statement outside a transaction, which CREATE INDEX CONCURRENTLY requires."""
+    """Run each statement outside of a transaction, as CREATE INDEX CONCURRENTLY requires."""
     statements = list(plan)
     if not statements:
         _note("nothing to do")
@@ -200,7 +203,8 @@ def _execute(connection: Connection, statement: str, site: Site) -> None:
 
 
 def _blame_event_trigger(error: PadsCdcError, site: Site) -> None:
-    """Raise a better error if an event trigger refused a statement. Our statements run no other functions.
+    """If an event trigger refused a statement, raise an error that says so. Our statements run no other
+    functions.
 
     Raises:
         Refusal: an event trigger refused the statement. The text names it.
@@ -219,7 +223,7 @@ def _blame_event_trigger(error: PadsCdcError, site: Site) -> None:
 
 
 def _drop_slot(address: Address, site: Site, name: str, *, dry_run: bool) -> bool:
-    """Drop our slot, and never another one. Returns whether it existed."""
+    """Drop our slot, but never another one. Return whether it existed."""
     connection = address.connect()
     try:
         with translated(address.setting):
@@ -245,7 +249,7 @@ def _drop_slot(address: Address, site: Site, name: str, *, dry_run: bool) -> boo
 
 
 def _advise(site: Site, target: Target, file: RoleFile | None) -> None:
-    """Print the steps that only a person can do: the server's settings, keys, pg_hba.conf."""
+    """Print the steps that only a person can take: the server's settings, keys, and pg_hba.conf."""
     for text in _left(site, dry_run=target.dry_run):
         _note(text)
     _note("pg_hba.conf (the address is that of this command; write the service's in its place):")

@@ -1,6 +1,7 @@
-"""The marks that `setup` leaves in comments of the catalog, so that `teardown` undoes only its work.
+"""The marks that `setup` writes into comments in the catalog, so that `teardown` undoes only what `setup`
+did.
 
-An index or an identity that another person has created or chosen has no mark, and stays.
+If a person has created an index or chosen an identity, it has no mark, and `teardown` keeps it.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ def identity_before(comment: str | None) -> str | None:
 
 
 def without_choice(comment: str | None) -> str | None:
-    """Return the comment without the mark; None if nothing is left."""
+    """Return the comment without the mark; None if the comment is then empty."""
     return _CHOSEN_BEFORE.sub("", comment or "") or None
 
 
 def with_choice(index: Index, table: Table) -> str:
-    """Return the comment, with a mark, of an index that replaces the table's present identity."""
+    """Return the comment, with a mark, of an index that replaces the table's current identity."""
     present = table.identity_index
     before = {"d": "DEFAULT", "f": "FULL", "n": "NOTHING"}.get(table.identity_kind)
     if before is None:
-        # An identity whose index was dropped behaves like NOTHING, and cannot be chosen again.
+        # If an identity's index was dropped, the identity behaves like NOTHING, and cannot be chosen again.
         before = f"USING INDEX {present.name}" if present else "NOTHING"
     return " ".join(filter(None, (without_choice(index.comment), _CHOSEN.format(before))))
 

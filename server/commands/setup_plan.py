@@ -1,7 +1,7 @@
-"""Plans the SQL that makes `check` pass, from the catalog. It does not run it.
+"""Plans the SQL that makes `check` pass, based on the catalog. Nothing here runs the SQL.
 
-It plans only what is missing, so a second `setup` has nothing to do. The GRANT and CREATE INDEX statements
-come from the mapping's ``setup.sql``; replica identities follow from its rules. No statement reads or writes
+Only missing things are planned, so a second `setup` has nothing to do. The GRANT and CREATE INDEX statements
+are from the mapping's ``setup.sql``; replica identities follow from its rules. No statement reads or writes
 rows.
 """
 
@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from cdc.mapping.tables import Index, Table
 
 _LOCK_TIMEOUT = "SET lock_timeout = '2s';"
-"""ALTER TABLE takes a short lock that excludes readers. It had better fail than make them queue behind it."""
+"""ALTER TABLE takes a short lock that excludes readers. With this limit it fails, instead of making other
+sessions wait behind it for a long time.
+"""
 
 
 @dataclass(frozen=True)
 class DatabaseRole:
-    """The present state of the service's role."""
+    """The current state of the service's role."""
 
     may_login: bool
     may_replicate: bool
@@ -50,7 +52,7 @@ class DatabaseRole:
 
     @classmethod
     def ask(cls, site: Site, name: str) -> DatabaseRole | None:
-        """Look the role up; None if it does not exist."""
+        """Look up the role; return None if it does not exist."""
         mapping = site.database.mapping
         tables = [table.name for table in site.tables if table.top and table.mapped in mapping.reads]
         rows = site.ask("Role", role=name, schema=site.schema, tables=tables)
@@ -64,7 +66,7 @@ class DatabaseRole:
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement to run. If it contains a secret, ``shown`` is printed in its place."""
+    """A statement to run. If it contains a secret, ``shown`` is printed instead."""
 
     sql: str
     shown: str | None = None
@@ -76,7 +78,9 @@ class Statement:
 def setup(
     site: Site, name: str, role: DatabaseRole | None, password: Statement | None
 ) -> Iterator[Statement]:
-    """Yield the missing statements in an order in which they can run. ``password`` sets the password."""
+    """Yield the statements that are needed, in an order in which they can run. ``password`` sets the
+    password.
+    """
     steps: list[str | Statement] = [*_role(site, name, role)]
     steps += [password] if password else []
     steps += _grants(site, name, role)
@@ -87,18 +91,20 @@ def setup(
 def publishes(site: Site) -> bool:
     """Return whether `setup` maintains the publication.
 
-    It does if wal2json is not loaded or could not be tried. It also does if an earlier `setup` has made a
-    publication: after a change of an identity, Postgres could refuse updates because of an old one.
+    `setup` maintains it if wal2json is not loaded or could not be tried. It also does so if an earlier
+    `setup` has made a publication: after a change of an identity, Postgres could refuse updates because of
+    that publication.
     """
     ours = site.publication is not None and made(site.publication.comment)
     return site.chosen != wal2json.NAME or ours
 
 
 def teardown(site: Site, name: str, role: DatabaseRole | None) -> Iterator[Statement]:
-    """Yield the statements that undo `setup`, without the slot, which may be on another server."""
+    """Yield the statements that undo `setup`. They do not drop the slot, which may be on another server."""
     steps, identities = [*_indexes_back(site.tables)], [*_identities_back(site)]
     if site.publication is not None and made(site.publication.comment):
-        # Before the identities, because its column lists may not cover the earlier identities.
+        # The publication is dropped before identities change, since its column lists may lack the earlier
+        # ones.
         identities.insert(0, f"DROP PUBLICATION {quote_name(site.publication_name)};")
     if role is not None and made(role.comment):
         steps += [statement for (statement,) in site.ask("Grants", role=name)]
@@ -148,7 +154,8 @@ def _indexes(site: Site) -> Iterator[str]:
 
 
 def _identities_and_publication(site: Site) -> Iterator[str]:
-    """Yield the statements for identities and publication, so that Postgres never refuses an UPDATE.
+    """Yield the statements for identities and publication, in an order in which Postgres never refuses an
+    UPDATE.
 
     A table is published only after it has an identity. A published table gets the columns of a new identity
     before that identity is chosen.
@@ -183,7 +190,7 @@ def _chosen(site: Site) -> Iterator[tuple[int, Index]]:
         index = table.identifier(column) or (None if table.identity else table.identifier())
         if index is None or (publishes(site) and not {*table.unpublished}.isdisjoint(index.columns)):
             continue  # Postgres would refuse updates, since our publication cannot have all of its columns
-        # Otherwise `check` reports which key is missing, or which publication is in the way.
+        # If not, `check` reports the missing key, or the publication that prevents the identity.
         if not _in_the_way(site, table, index.columns, kept_up=publishes(site)):
             yield table.oid, index
 
@@ -192,7 +199,7 @@ def _in_the_way(site: Site, table: Table, identity: Collection[str] | None, *, k
     """Return the publications that would make Postgres refuse updates of a table with this identity.
 
     An ``identity`` of None stands for REPLICA IDENTITY FULL. ``kept_up`` says that `setup` maintains our own
-    publication. It does not count then, because it is changed before the identity is.
+    publication, which is then left out of the result, because it is changed before the identity is.
     """
     names = site.refusing(table, identity)
     return [name for name in names if not (kept_up and name == site.publication_name)]
@@ -213,7 +220,7 @@ def _with(tables: Iterable[Table], chosen: Map[int, Index]) -> Iterator[Table]:
 def _identities(tables: Iterable[Table], chosen: Map[int, Index]) -> Iterator[str]:
     for table in tables:
         if (index := chosen.get(table.oid)) is not None:
-            # The comment first: if the second statement fails, teardown still knows of the first.
+            # The comment comes first. If the second statement fails, `teardown` still finds the mark.
             yield comment_on(f"INDEX {index.full_name}", with_choice(index, table))
             yield f"ALTER TABLE {table.name} REPLICA IDENTITY {_choice(index)};"
 
@@ -223,7 +230,7 @@ def _choice(index: Index) -> str:
 
 
 def staying(site: Site) -> Iterator[tuple[Table, str]]:
-    """Yield the tables whose identity `teardown` cannot restore, and the publication that prevents it."""
+    """Yield each table whose identity `teardown` cannot restore, with the publication that prevents it."""
     dropped = site.publication is not None and made(site.publication.comment)
     for table in site.tables:
         index = table.identity_index

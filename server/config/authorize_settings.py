@@ -1,5 +1,5 @@
 # ruff: noqa: TC001, TC003 (pydantic evaluates the annotations when the class is made)
-"""All settings of ``pads-cdc authorize``; `server.config.base` says how they are read."""
+"""All settings of ``pads-cdc authorize``. `server.config.base` explains how they are read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from server.config.base import (
 from server.config.quantities import Seconds
 
 _SOCKET_BYTES = 100
-"""Maximum length of a socket's path. Linux allows 107 bytes; the rest is for a worker's number."""
+"""Maximum length of a socket's path, in bytes. Linux allows 107 bytes; the rest is for a worker's number."""
 _TAKEN = frozenset(
     {
         "authorization",

@@ -1,8 +1,8 @@
 """The common part of all commands' settings: where values come from, and how a bad value is reported.
 
 A flag overrides the environment, which overrides the default. To add a setting, add one field to a command's
-class: its environment name (upper case), its flag, and its lines in ``--help`` and in docs/configuration.md
-follow from the field. Before validation every value is text, as people type it.
+class. Its name in the environment (upper case), its flag, and its lines in ``--help`` and in
+docs/configuration.md follow from the field. Before validation every value is text, as people type it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _readable(given: ConnectionString) -> ConnectionString:
 
 
 def lower(given: object) -> object:
-    """Return text in lower case, so that words may be typed in upper case too."""
+    """Return text in lower case, so that the case of typed words does not matter."""
     return given.lower() if isinstance(given, str) else given
 
 
@@ -51,7 +51,7 @@ def none(given: object) -> object:
 
 def is_host(given: str) -> str:
     """Return the value if it is a host name or an IP address; raises ValueError otherwise."""
-    # With a colon it can only be an IPv6 address; "host:port" is what people try.
+    # A value with a colon can only be an IPv6 address. People often type "host:port".
     if re.fullmatch(r"[A-Za-z0-9._-]+", given) is None and not _is_ip(given):
         raise ValueError("is not a host name or an IP address (without port and brackets)")
     return given
@@ -95,7 +95,7 @@ def setting(default: Any, example: str, description: str) -> Any:
 
 
 class _Environment(EnvSettingsSource):
-    """The environment as a source of settings; each secret may also come from ``NAME_FILE``."""
+    """The environment as a source of settings. Each secret may also be given as ``NAME_FILE``."""
 
     def __call__(self) -> dict[str, Any]:
         given = super().__call__()
@@ -124,7 +124,7 @@ class CommandSettings(BaseSettings):
         """Read flags (by setting name; None if not given), then the environment.
 
         Raises:
-            ConfigurationError: one line for each bad setting, with what to type instead.
+            ConfigurationError: a setting is bad. The text has one line for each, with what to type instead.
 
         """
         given = {name: value for name, value in (flags or {}).items() if value is not None}
@@ -161,13 +161,13 @@ class CommandSettings(BaseSettings):
 
     @property
     def connection_strings(self) -> tuple[ConnectionString, ...]:
-        """Every secret, for the redactor of the logs."""
+        """The settings whose values are secret, for the redactor of the logs."""
         given = (getattr(self, name) for name in self.secrets())
         return tuple(one for one in given if one is not None)
 
     @property
     def console(self) -> bool:
-        """Whether logs are written for a person, not as JSON."""
+        """Whether logs are written for people and not as JSON."""
         return self.log_format == "console" or (self.log_format is None and sys.stderr.isatty())
 
     @classmethod
@@ -192,7 +192,7 @@ def _secrets(settings: type[BaseSettings]) -> tuple[str, ...]:
 
 
 def _gather(settings: type[BaseSettings], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Combine NAME and NAME_FILE into one connection string, so that flags override both or neither."""
+    """Combine NAME and NAME_FILE into one connection string, so that a flag overrides both of them."""
     gathered = dict(given)
     for name in _secrets(settings):
         value, file = gathered.pop(name, None), gathered.pop(f"{name}_file", None)
@@ -202,10 +202,10 @@ def _gather(settings: type[BaseSettings], given: Mapping[str, Any]) -> dict[str,
 
 
 def require(settings: CommandSettings, *needs: tuple[str, str]) -> None:
-    """Check pairs of settings: each first one, if it is given, needs the second one.
+    """Check pairs of settings. If the first setting of a pair is given, it needs the second one.
 
     Raises:
-        ValueError: one stands alone.
+        ValueError: the second setting of a pair is missing.
 
     """
     for name, other in needs:
@@ -237,7 +237,7 @@ def _complaints(settings: type[CommandSettings], error: ValidationError) -> list
             also = f", also as {name.upper()}_FILE" if is_secret(field) else ""
             lines.append(f"{title}: is required{also}; for example {example}")
         elif fault["type"] == "default_factory_not_called":
-            continue  # it only repeats the error of the setting that this one defaults to
+            continue  # this setting defaults to another one, whose error this would only repeat
         elif is_secret(field):
             lines.append(what)
         else:
@@ -249,9 +249,10 @@ def _complaints(settings: type[CommandSettings], error: ValidationError) -> list
 
 
 def _of_all_commands() -> set[str]:
-    """Return the environment names of all commands: one file may hold the settings of several.
+    """Return the environment names of all commands, since one file may contain the settings of several
+    commands.
 
-    This includes only commands whose settings are imported; `server.config.commands` imports them all.
+    Only the commands whose settings are imported are included; `server.config.commands` imports all of them.
     """
     names, classes = set[str](), [CommandSettings]
     while classes:

@@ -1,4 +1,5 @@
-"""A Postgres connection string, given as a value or as the name of a file. Its repr does not show it.
+"""A Postgres connection string, given as a value or as the name of a file. Its repr does not contain the
+text.
 
 Files are read again at each use, so that a rotated password needs no restart.
 """
@@ -44,11 +45,11 @@ class ConnectionString:
 
     @property
     def setting(self) -> str:
-        """The name of the setting that was given, for messages; it ends in ``_FILE`` for a file."""
+        """The name of the given setting, for messages. It ends in ``_FILE`` if a file was given."""
         return f"{self._name}_FILE" if self._file is not None else self._name
 
     def read(self) -> str:
-        """Return the present connection string. Blocks on the disk if it is in a file.
+        """Return the current connection string. If it is in a file, this reads the file.
 
         Raises:
             ConfigurationError: it cannot be read or is malformed. The message contains no part of it.
@@ -72,7 +73,9 @@ class ConnectionString:
         return text
 
     def secrets(self) -> frozenset[str]:
-        """Return every text that must not be shown: each string ever read, its password, plain and quoted."""
+        """Return every text that must not be shown: each string ever read, and its password, plain and
+        quoted.
+        """
         with self._lock:
             return frozenset(self._read)
 
@@ -82,7 +85,8 @@ class ConnectionString:
             return _content(Path(self._file))
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            # People sometimes put the connection string itself here: show only what is surely a path.
+            # People sometimes give the connection string itself here, so only a text that is surely a path is
+            # shown.
             shown = "the file" if "=" in self._file or "://" in self._file else repr(self._file)
             raise ConfigurationError(
                 f"{self._name}_FILE: cannot read {shown} ({why}); "
@@ -98,9 +102,9 @@ def _content(path: Path) -> str:
 
 
 def _fault(text: str) -> str | None:
-    """Return what is wrong with a connection string; None if nothing is.
+    """Return the fault of a connection string; None if it has none.
 
-    It quotes only the name of a parameter, because the fault may be inside the password.
+    The text quotes only the name of a parameter, because the fault may be inside the password.
     """
     if not text:
         return f"is empty; give {FORMS}"
@@ -131,8 +135,8 @@ def _foreign_parameter(text: str, said: str) -> str | None:
         return None
     url, _, query = text.partition("?")
     authority = url.partition("://")[2].partition("/")[0]
-    # A question mark in a password looks like the beginning of the parameters; then an @ follows. If the
-    # password is itself a parameter, an ampersand in it looks like the beginning of the next parameter.
+    # A question mark in a password looks like the beginning of the parameters. In this case an @ follows. If
+    # the password is itself a parameter, an ampersand in it looks like the beginning of the next parameter.
     safe = "@" not in query and "password" not in query.lower() and ("@" in authority or ":" not in authority)
     safe = safe and text.startswith(_URL_SCHEMES) and quoted[1] in query
     return quoted[1] if safe or quoted[1] in _INSTEAD else None

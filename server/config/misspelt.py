@@ -1,4 +1,4 @@
-"""Finds names in the environment that look like one of our settings, mistyped."""
+"""Finds names in the environment that look like mistyped names of our settings."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
 _ALIKE: Final = 0.88
-"""Least similarity (1 is equal) of a mistyped name: one or two wrong letters in a name of a dozen letters."""
+"""Minimum similarity (1 is equal) of a mistyped name. It allows one or two wrong letters in a name of a dozen
+letters.
+"""
 _SHORTEST: Final = 6
-"""Minimum length of a setting's name for this comparison: PORT resembles too many names."""
+"""Minimum length of a setting's name for this comparison. A short name such as PORT resembles too many names.
+"""
 _PREFIXES: Final = ("PADS_CDC_", "PADS_")
 _OTHERS: Final = frozenset(
     f"{name}{suffix}"
@@ -22,9 +25,10 @@ _OTHERS: Final = frozenset(
 
 
 def misspelt(environment: Iterable[str], settings: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield (name in the environment, setting that was probably meant). Names of settings are in upper case.
+    """Yield pairs of a name in the environment and the setting that was probably meant. Both are in upper
+    case.
 
-    A setting that is given under its own name is never the one that was meant.
+    If a setting is given under its own name, no other name is taken for it.
     """
     known, given = frozenset(settings), frozenset(environment)
     rightly = {name.upper() for name in given}

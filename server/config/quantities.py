@@ -1,8 +1,8 @@
-"""Durations and sizes as people type them: a number with its unit, never a bare number.
+"""Durations and sizes as people type them: a number with a unit, never a bare number.
 
 Sizes are written as in Postgres (``64MB`` is 64 * 2**20, as in ``max_slot_wal_keep_size``), because they
-limit its WAL. A bare number is refused: depending on the setting, Postgres would read it as megabytes or as
-milliseconds.
+limit its WAL. A bare number is refused, because Postgres would read it as megabytes or as milliseconds,
+depending on the setting.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def seconds(given: object) -> float:
     """Read ``500ms``, ``30s``, ``5m``, ``2h`` or ``1d``.
 
     Raises:
-        ValueError: it is not a positive duration with a unit.
+        ValueError: the value is not a positive duration with a unit.
 
     """
     return _read(given, _SECONDS, "a duration", "ms, s, m, h or d")
@@ -31,7 +31,7 @@ def size(given: object) -> int:
     """Read ``64MB`` or ``1GB`` (also ``GiB``, which is the same here) as bytes.
 
     Raises:
-        ValueError: it is not a positive size with a unit.
+        ValueError: the value is not a positive size with a unit.
 
     """
     return int(

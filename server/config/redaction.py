@@ -1,8 +1,8 @@
 """Removes passwords and connection strings from logs and messages.
 
-It works in two ways. It hides text that *looks* like a secret (a connection string, a ``password=`` pair, an
+Two kinds of text are hidden: text that *looks* like a secret (a connection string, a ``password=`` pair, an
 ``Authorization`` value), and text that *is* one of our secrets (every connection string that this process has
-read, and its password). The second way works in whatever form a driver or the server quotes the secret.
+read, and its password). The second kind is found in whatever form a driver or the server quotes the secret.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 HIDDEN = "[redacted]"
 
-# A connection string is hidden as a whole: if the password contains an unescaped @ or quote, its end is
+# A connection string is hidden as a whole, since the end of a password with an unescaped @ or quote is
 # unknown. The placeholders in our own messages are not connection strings.
 _URL = re.compile(r"\b(?i:postgres(?:ql)?)://(?!USER:PASSWORD@HOST:5432/DATABASE\b)\S*")
 _USERINFO = re.compile(r"(?<=://)(?!USER:PASSWORD@)[^\s/]*@")
@@ -31,7 +31,9 @@ _SECRET_NAME = re.compile(
 )
 
 _DISTINCTIVE = 6
-"""Secrets of this length or more are hidden everywhere, shorter ones only if they are words of their own."""
+"""Secrets of this length or more are hidden everywhere. Shorter secrets are hidden only if they are whole
+words.
+"""
 
 
 def names_a_secret(name: str) -> bool:
@@ -55,7 +57,7 @@ class Redactor:
     def __call__(self, text: str) -> str:
         """Return ``text`` without secrets."""
         known = {secret for source in self._sources for secret in source.secrets()}
-        # The longest first, so that a connection string is hidden before its password is.
+        # The longest secrets come first, so that a connection string is hidden before its password.
         for secret in sorted(known, key=len, reverse=True):
             if len(secret) >= _DISTINCTIVE:
                 text = text.replace(secret, HIDDEN)

@@ -1,5 +1,5 @@
 # ruff: noqa: TC001, TC003 (pydantic evaluates the annotations when the class is made)
-"""The settings of a server and of a relay. `server.config.base` says how they are read."""
+"""The settings of a server and of a relay. `server.config.base` explains how they are read."""
 
 from __future__ import annotations
 
@@ -313,7 +313,9 @@ class RelaySettings(Serving):
 
 
 def _judge_client(settings: Serving, of: str, *, allow_insecure: bool) -> None:
-    """Check how we connect to a peer or leader: settings that need each other, and no token in plaintext."""
+    """Check the settings for connections to a peer or leader: some need each other, and no token may be sent
+    in plaintext.
+    """
     address, ca, cert, key, token = (
         f"{of}_{name}" for name in ("address", "ca_file", "cert_file", "key_file", "token_file")
     )

@@ -60,27 +60,29 @@ class SettingRow:
     """One setting, as texts."""
 
     field: str
-    """Its name for `Settings.load`."""
+    """The setting's name for `Settings.load`."""
     default: str
     """The default as people would type it; empty if there is none."""
     example: str
     description: str
     switch: bool
-    """Whether the flag has no value (``--no-...`` stands for false)."""
+    """Whether the flag takes no value (``--no-...`` stands for false)."""
 
     @property
     def environment(self) -> str:
-        """Its name in the environment."""
+        """The setting's name in the environment."""
         return self.field.upper()
 
     @property
     def flag(self) -> str:
-        """Its name on the command line."""
+        """The setting's name on the command line."""
         return f"--{self.field.replace('_', '-')}"
 
 
 def rows(settings: type[CommandSettings] = Settings) -> Iterator[SettingRow]:
-    """Yield the settings of a command: its own, then the shared ones; each secret with its ``_FILE``."""
+    """Yield the settings of a command: first its own, then the shared ones. Each secret is followed by its
+    ``_FILE``.
+    """
     for name in settings.names():
         field = settings.model_fields[name]
         description = field.description or ""

@@ -43,8 +43,8 @@ class Listener:
 class FanOut:
     """An observer that passes each report on to others, in the given order.
 
-    The applier relies on observers that do not raise. So errors end here: a fault in a metric is logged, and
-    must not stop the replication of revoked keys.
+    The applier relies on observers that do not raise. So errors are caught and logged here: a fault in a
+    metric must not stop the replication of revoked keys.
     """
 
     def __init__(self, *observers: Observer) -> None:

@@ -1,8 +1,8 @@
 """Decides whether the server is ready and whether it is healthy, which are two different questions.
 
-*Ready* means "holds a complete map that gateways may use". A database outage must not become a gateway
-outage, so a server stays ready while the database is unreachable, unless ``MAX_STALENESS`` limits that.
-*Healthy* means that there is nothing for a person to look at.
+*Ready* means that the server has a complete map that gateways may use. A database outage must not become a
+gateway outage, so a server stays ready while the database is unreachable, unless ``MAX_STALENESS`` sets a
+limit. *Healthy* means that there is nothing that a person has to look at.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from cdc.store.store import Store
 
 STALE_SECONDS: Final = 30.0
-"""Staleness from which the server reports itself unhealthy, whatever ``MAX_STALENESS`` is."""
+"""Staleness beyond which the server reports itself unhealthy, in seconds, independently of ``MAX_STALENESS``.
+"""
 
 
 _LOSING: Final = {
@@ -29,11 +30,12 @@ _LOSING: Final = {
     " end the oldest transaction, or raise max_slot_wal_keep_size",
     "lost": "the slot's wal_status is lost: the slot is made anew, and the whole map is read again",
 }
-"""Messages about a slot that Postgres is about to invalidate, or has invalidated, by wal_status."""
+"""By wal_status, the messages about a slot that Postgres is about to invalidate or has invalidated."""
 
 
 class Health(Listener):
-    """Remembers the applier's last reports about the source. Any thread may ask, without waiting."""
+    """Remembers the applier's last reports about the source. Any thread may read the result, without waiting.
+    """
 
     def __init__(
         self,
@@ -42,7 +44,9 @@ class Health(Listener):
         max_staleness: float | None = None,
         pair: Pair | None = None,
     ) -> None:
-        """``max_staleness`` is in seconds: beyond it, the server is not ready. None is no limit."""
+        """If the staleness exceeds ``max_staleness`` (in seconds), the server is not ready. None means no
+        limit.
+        """
         self._pair = pair or Pair()
         self._store = store
         self._freshness = freshness
@@ -55,7 +59,7 @@ class Health(Listener):
         self._troubles: dict[str, str] = {}
 
     def unready(self) -> tuple[Reason, ...]:
-        """The reasons why gateways should not use this server; empty if it is ready."""
+        """The reasons why gateways should not use this server. Empty if it is ready."""
         if self._pair.standing_by:
             return (Reason("standing_by", "the peer reads the slot; this server takes over when it is gone"),)
         if not self._store.ready:
@@ -71,13 +75,13 @@ class Health(Listener):
         return ()
 
     def reasons(self) -> tuple[Reason, ...]:
-        """Everything that a person should look at; empty if the server is healthy."""
+        """Everything that a person should look at. Empty if the server is healthy."""
         standing_by = self._pair.standing_by
         reasons = [] if standing_by else list(self.unready())
         with self._lock:
             mode, connected, last_loss = self._mode, self._connected, self._last_loss
             slot, troubles = self._slot, dict(self._troubles)
-        if standing_by:  # healthy, as long as the peer can be mirrored
+        if standing_by:  # it is healthy as long as it can mirror the peer
             if not self._pair.mirroring:
                 reasons.append(Reason("peer", "the peer reads the slot and cannot be mirrored"))
         elif not connected:

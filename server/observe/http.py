@@ -1,4 +1,5 @@
-"""The HTTP side, on ``METRICS_PORT``: metrics for Prometheus, health for orchestrators, a page for people.
+"""The HTTP server on ``METRICS_PORT``: metrics for Prometheus, health for orchestrators, and a page for
+people.
 
 It runs in the event loop of the gRPC server. No page waits for the database.
 """
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class _Health(Protocol):
-    """The reasons why a process is not ready, and those why it is not healthy."""
+    """The reasons why a process is not ready, and the reasons why it is not healthy."""
 
     def unready(self) -> Sequence[Reason]: ...
     def reasons(self) -> Sequence[Reason]: ...
@@ -46,11 +47,11 @@ _PATHS = {
     "/healthz": "200 ok, or 503 with the reasons",
 }
 _DRAIN_SECONDS = 1.0
-"""How long `stop` waits for answers in progress. The whole server has 5 s to stop."""
+"""Seconds that `stop` waits for answers in progress. The whole server has 5 s to stop."""
 
 
 class HttpServer:
-    """A started HTTP server. ``port`` is the real port, even if 0 was asked for."""
+    """A started HTTP server. ``port`` is the real port, even if port 0 was requested."""
 
     def __init__(self, runner: web.AppRunner, listener: HttpListener, port: int) -> None:
         self._runner = runner
@@ -158,7 +159,9 @@ def _not_http(record: logging.LogRecord) -> bool:
 
 @web.middleware
 async def _no_surprises(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer a wrong path with the list of valid ones, and forbid caching, since answers are about now."""
+    """Answer a wrong path with the list of valid paths, and forbid caching, since answers change all the
+    time.
+    """
     try:
         response: web.StreamResponse = await handler(request)
     except web.HTTPNotFound:

@@ -1,8 +1,9 @@
-"""Accepts the connections of the HTTP port, so that health and metrics answer whatever other clients do.
+"""Accepts the connections of the HTTP port. Its rules make sure that health and metrics are answered even if
+other clients misbehave.
 
-A client that connects and sends no request is soon disconnected. The number of connections has a bound. At
-the bound, the connection that has been idle for longest is closed for the next one. If the process has no
-descriptor left, a spare one is released for the next connection.
+If a client connects and sends no request, its connection is soon closed. The number of connections has a
+limit. At the limit, a new connection replaces the one that has been idle for the longest time. If the process
+has no descriptor left, a spare descriptor is released for the next connection.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 REQUEST_SECONDS: Final = 10.0
-"""How long a new connection may take to send its first request."""
+"""Seconds that a new connection may take to send its first request."""
 IDLE_SECONDS: Final = 90.0
-"""How long an answer and the next request may take together. Prometheus scrapes once a minute."""
+"""Seconds that an answer and the next request may take together. Prometheus scrapes once a minute."""
 _LOOK_SECONDS: Final = 1.0
 _PAUSE_SECONDS: Final = 0.05
-"""Pause between two attempts to accept while no descriptor is left."""
+"""Seconds between two attempts to accept a connection while no descriptor is left."""
 _BACKLOG: Final = 128
 _NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _NO_SUCH_ADDRESS: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
@@ -32,22 +33,25 @@ class HttpListener:
     """Accepts connections in the running event loop. Not thread-safe."""
 
     def __init__(self, protocol: Callable[[], asyncio.Protocol], most: int) -> None:
-        """``protocol`` makes the protocol of each connection; ``most`` limits the number of connections."""
+        """``protocol`` makes the protocol of each connection. ``most`` is the maximum number of connections.
+        """
         self._protocol = protocol
         self._most = most
         self._loop = asyncio.get_running_loop()
         self._deadlines: dict[asyncio.Transport, float] = {}
-        """When each connection is closed if it sends no request. The first has been idle for longest."""
+        """For each connection, the time at which it is closed if it sends no request. The first connection
+        has been idle for the longest time.
+        """
         self._listening: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._spare: int | None = None
         """A descriptor that can be released for a new connection."""
 
     async def listen(self, host: str, port: int) -> int:
-        """Listen on every address of a host; returns the port.
+        """Listen on every address of a host, and return the port.
 
         Raises:
-            OSError: the port is in use, or the host is no address of this machine.
+            OSError: the port is in use, or the host is not an address of this machine.
 
         """
         found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -58,7 +62,7 @@ class HttpListener:
             except OSError as error:
                 refused = error
                 if error.errno in _NO_SUCH_ADDRESS:
-                    continue  # another address of the same name may be this machine's
+                    continue  # another address of the same name may belong to this machine
                 break
             one.setblocking(False)
             self._listening.append(one)
@@ -72,7 +76,7 @@ class HttpListener:
         return port
 
     async def close(self) -> None:
-        """Accept no more connections. Open ones are left to their protocols."""
+        """Accept no more connections. Open connections stay open until their protocols close them."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -87,7 +91,8 @@ class HttpListener:
 
     async def _accept(self, listening: socket.socket) -> None:
         while True:
-            # Without a descriptor, `accept` fails even if no client waits. Then no connection must be closed.
+            # Without a descriptor, `accept` fails even if no client waits. Wait for a client first, so that
+            # no connection is closed for nothing.
             await self._somebody_waits(listening)
             try:
                 accepted, _ = listening.accept()

@@ -1,4 +1,4 @@
-"""The last hour of staleness, for the status page's plot. It shows past stalls without a Prometheus."""
+"""The last hour of staleness, for the status page's plot. It shows past stalls even without Prometheus."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SPAN: Final = 3600.0
-"""Seconds that are remembered, and the maximum that the plot shows."""
+"""Number of seconds that are remembered. The plot shows at most this time."""
 _LEAST_SPAN: Final = 300.0
-"""Minimum seconds that the plot shows. A server younger than an hour shows the time since its start."""
+"""Minimum number of seconds that the plot shows. If the server is younger than an hour, the plot shows the
+time since its start.
+"""
 _GRAIN: Final = 5.0
-"""Seconds that one point covers. The point is the worst value in this time, so that no spike is lost."""
+"""Number of seconds that one point covers. The point is the worst value in this time, so that no spike is
+lost.
+"""
 
 
 class LagHistory:
@@ -24,10 +28,10 @@ class LagHistory:
         self._monotonic = monotonic
         self._since = monotonic()
         self._points: deque[tuple[float, float]] = deque(maxlen=int(SPAN / _GRAIN) + 1)
-        """Points (start, worst staleness), both in seconds."""
+        """Points, each with its start and its worst staleness, both in seconds."""
 
     def note(self, staleness: float) -> None:
-        """Add the present staleness, in seconds."""
+        """Add the current staleness, in seconds."""
         grain = self._monotonic() // _GRAIN * _GRAIN
         if self._points and self._points[-1][0] == grain:
             staleness = max(staleness, self._points.pop()[1])
@@ -44,7 +48,9 @@ class LagHistory:
         return max((staleness for _, staleness in self._within()), default=0.0)
 
     def line(self, width: float, height: float, top: float) -> str:
-        """Return the points of an SVG polyline: ``span`` is ``width``, ``top`` seconds are ``height``."""
+        """Return the points of an SVG polyline. It is scaled so that ``span`` has the width ``width``, and
+        ``top`` seconds have the height ``height``.
+        """
         now, span = self._monotonic(), self.span
         points = []
         for at, staleness in self._within():

@@ -15,11 +15,11 @@ class LogCounters(Collector):
     """The number of dropped log lines, read at each scrape."""
 
     def __init__(self, dropped: Callable[[], int]) -> None:
-        """``dropped`` returns the number of lines dropped since the start."""
+        """``dropped`` returns the number of lines that were dropped since the start."""
         self._dropped = dropped
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """Yield the present count."""
+        """Yield the current count."""
         yield CounterMetricFamily(
             "pads_cdc_log_lines_dropped",
             "Log lines that were dropped, because nobody read standard error.",

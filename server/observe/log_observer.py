@@ -1,6 +1,6 @@
-"""Logs the applier's reports on which an operator acts: a lost source, a reconcile, a lasting trouble.
+"""Logs the applier's reports that matter to an operator: a lost source, a reconcile, a lasting trouble.
 
-Ordinary batches are debug lines: counts and positions, never an endpoint's content.
+Ordinary batches are logged at debug level, with counts and positions, but never with an endpoint's content.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("pads_cdc")
 
 _AGAIN: Final = 60.0
-"""Minimum seconds between two equal lines about a source that stays unreachable."""
+"""Minimum time between two equal lines about an unreachable source, in seconds."""
 _CREATING: Final = "slot_creation"
 _LASTS: Final = 3.0
-"""Seconds after which the creation of a slot is logged."""
+"""Seconds after which a slot's creation is logged if it has not ended."""
 
 
 class LogObserver(Listener):
-    """Writes one line for each change of state, not for each report. Thread-safe."""
+    """Writes one line for each change of a state, and not for each report. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -42,7 +42,7 @@ class LogObserver(Listener):
         self._troubles: dict[str, str] = {}
         self._creating_since: float | None = None
         self._lost: tuple[tuple[str, str], float] | None = None
-        """The last line about a lost source, and when it was written."""
+        """The last line about a lost source, and the time at which it was written."""
 
     def mode(self, mode: Mode) -> None:
         """Log a change of the mode in which the source is read."""
@@ -52,7 +52,7 @@ class LogObserver(Listener):
             (_log.warning if mode == "polling" else _log.info)("source mode", mode=mode)
 
     def connected(self, connected: bool) -> None:
-        """Log that the replication connection came or went."""
+        """Log that the replication connection was opened or lost."""
         with self._lock:
             changed, self._connected = self._connected != connected, connected
             self._lost = None if connected else self._lost
@@ -101,9 +101,9 @@ class LogObserver(Listener):
         )
 
     def reconciled(self, reconcile: ReconcileSeen) -> None:
-        """Log a comparison of the whole map. An audit that repaired something is an error.
+        """Log a comparison of the whole map. If an audit repaired something, it is logged as an error.
 
-        An audit or a poll that found no difference is routine, and logged at debug level.
+        An audit or a poll that found no difference is routine, and is logged at debug level.
         """
         changed = reconcile.upserts + reconcile.deletes
         level = _log.info if changed or reconcile.reason != "polling" else _log.debug
@@ -127,7 +127,7 @@ class LogObserver(Listener):
         _log.error("state file failed, clients cannot resume across a restart", message=message)
 
     def slot(self, slot: SlotSeen) -> None:
-        """Log once that Postgres is about to drop the slot's WAL, or has dropped it."""
+        """Log once that Postgres is about to remove WAL that the slot needs, or has removed it."""
         with self._lock:
             before, self._wal_status = self._wal_status, slot.wal_status
         if before != slot.wal_status and slot.wal_status in ("unreserved", "lost"):

@@ -1,13 +1,13 @@
-"""Standard error that never blocks, so that a log without a reader does not stop the server.
+"""A standard error that never blocks, so that a log without a reader does not stop the server.
 
-A write to a pipe that is not read, or to a terminal that was stopped by Ctrl-S, blocks for ever, and so does
-the thread that logs: the event loop, or the reader of the slot. So a line is written at once if there is
-room. That is the usual case, and a process that dies right afterwards has lost nothing. If there is no room,
-the line waits in a bounded queue. While the queue is full, lines are dropped and counted. A thread writes the
-queue when there is room, and then reports how many lines are missing.
+A write to a pipe that nobody reads, or to a terminal that was stopped by Ctrl-S, blocks for ever. It would
+block the thread that logs, such as the event loop or the reader of the slot. So a line is written at once
+only if there is room. This is the usual case, and a process that dies right afterwards has lost nothing. If
+there is no room, the line waits in a bounded queue. While the queue is full, lines are dropped and counted. A
+thread writes the queue when there is room, and then reports the number of missing lines.
 
-Libraries in C (gRPC) write to the same descriptor by themselves. `unblock` makes it refuse them instead of
-letting them wait.
+C libraries (gRPC) write to the same descriptor by themselves. `unblock` makes their writes fail instead of
+wait.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _QUEUED: Final = 2**20
-"""Maximum bytes of queued lines."""
+"""Maximum size of the queued lines, in bytes."""
 _LOOK: Final = 1.0
 """Seconds between two attempts to write to a full descriptor, if the kernel does not wake us."""
 _AGAIN: Final = 0.01
 """Seconds until the next attempt, if the descriptor refused a write although it had room."""
 _FINISH: Final = 0.5
-"""Maximum seconds that the end of the process waits for queued lines to be written."""
+"""Maximum time that the end of the process waits until queued lines are written, in seconds."""
 _SOCKET_WAIT: Final = struct.pack("ll", 0, 10_000)
-"""Maximum seconds and microseconds that a library's write waits if the descriptor is a socket."""
+"""Maximum time that a library's write waits if the descriptor is a socket, as (seconds, microseconds)."""
 
 
 class LogWriter(io.TextIOBase):
@@ -56,7 +56,8 @@ class LogWriter(io.TextIOBase):
         """Write to ``descriptor``, and queue up to ``queued`` bytes while it is full.
 
         ``on_dropped`` is called with the number of missing lines as soon as there is room, in another thread.
-        Without ``at_once`` every line goes through the queue: for a descriptor whose writes can block.
+        Without ``at_once`` every line goes through the queue, which is needed if writes to the descriptor can
+        block.
         """
         super().__init__()
         self._descriptor = descriptor
@@ -67,9 +68,9 @@ class LogWriter(io.TextIOBase):
         self._size = 0
         """Bytes in the queue."""
         self._missing = 0
-        """Lines dropped since the last report of missing lines."""
+        """Number of lines that were dropped since the last report of missing lines."""
         self.dropped = 0
-        """Lines dropped since the start."""
+        """Number of lines that were dropped since the start."""
         self._changed = threading.Condition()
         self._room = select.poll()
         self._room.register(descriptor, select.POLLOUT)
@@ -93,12 +94,13 @@ class LogWriter(io.TextIOBase):
         return self._descriptor
 
     def write(self, text: str, /) -> int:
-        """Write, queue or drop a line; returns its length, as files do."""
+        """Write, queue or drop a line. Return its length, as files do."""
         line = rest = text.encode(errors="backslashreplace")
         with self._changed:
             if self._at_once and not self._queue:
                 rest = self._put(line)
-            # Dropped lines form one gap at the end of the queue, so the report can be written at its place.
+            # Dropped lines form one gap at the end of the queue, so the report can be written where they are
+            # missing.
             room = not self._missing and self._size + len(rest) <= self._most
             if rest and (room or len(rest) < len(line)):
                 self._queue.append(rest)
@@ -110,15 +112,16 @@ class LogWriter(io.TextIOBase):
         return len(text)
 
     def finish(self, within: float = _FINISH) -> None:
-        """Wait until the queue is written, for ``within`` seconds at most."""
+        """Wait until the queue is written, but at most ``within`` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: not self._queue, within)
 
     def _put(self, data: bytes) -> bytes:
-        """Write as much as there is room for; returns the rest. It is empty if the reader has gone."""
+        """Write as much as there is room for, and return the rest. The rest is empty if the reader has gone.
+        """
         while data and self._room.poll(0):
             try:
-                # A pipe with room takes this much as a whole, without lines of other processes in between.
+                # A pipe with room accepts this amount as a whole, without other processes' lines in between.
                 written = os.write(self._descriptor, data[: select.PIPE_BUF])
             except BlockingIOError:
                 break
@@ -155,7 +158,7 @@ class LogWriter(io.TextIOBase):
 
 
 def standard_error(on_dropped: Callable[[int], object]) -> LogWriter:
-    """Replace Python's own standard error, which blocks. Queued lines are written at the exit."""
+    """Replace Python's own standard error, whose writes can block. Queued lines are written at the exit."""
     descriptor = os.open(os.devnull, os.O_WRONLY) if sys.stderr is None else sys.stderr.fileno()
     writer = LogWriter(descriptor, on_dropped, at_once=unblock(descriptor))
     register(writer.finish)
@@ -164,11 +167,12 @@ def standard_error(on_dropped: Callable[[int], object]) -> LogWriter:
 
 
 def unblock(descriptor: int) -> bool:
-    """Make writes to ``descriptor`` fail instead of block. Returns False if a write can still block.
+    """Make writes to ``descriptor`` fail instead of block. Return False if a write can still block.
 
-    The flag for that belongs to the open file, which a shell or another program may share with us. So a pipe
-    or a terminal is opened again. A pipe from another user (a container's) may refuse that: then it has the
-    flag until we exit. A file needs no flag: it has room as long as its disk has.
+    The flag O_NONBLOCK belongs to the open file, which a shell or another program may share with us. So a
+    pipe or a terminal is opened again. If a pipe belongs to another user (as in a container), this may be
+    refused, and the shared file keeps the flag until we exit. A regular file needs no flag, since a write to
+    it never waits for a reader.
     """
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISSOCK(mode):

@@ -1,7 +1,7 @@
 """Logging: one line for each event, for a person (console) or a machine (JSON), without secrets.
 
-structlog's loggers and the standard library's (grpc, aiohttp, asyncio) have the same handler, so there is one
-format, one level, one limit on repeats and one redactor.
+The loggers of structlog and those of the standard library (grpc, aiohttp, asyncio) have the same handler, so
+there is one format, one level, one limit on repeated lines and one redactor.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def configure(settings: CommandSettings) -> LogWriter:
-    """Send all logging of the process to standard error, without ever blocking on its reader.
+    """Send all logging of the process to standard error, without ever waiting for its reader.
 
     This replaces any earlier configuration. Returns the new standard error.
     """
@@ -37,7 +37,7 @@ def configure(settings: CommandSettings) -> LogWriter:
 
 
 def configure_to(settings: CommandSettings, stream: TextIO) -> logging.Handler:
-    """Send all logging of the process to ``stream``, through the handler that is returned."""
+    """Send all logging of the process to ``stream``. Return the handler that writes to it."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -82,14 +82,15 @@ def _report_missing(handler: logging.Handler, missing: int) -> None:
     text = f"{missing} log lines are missing here: nobody read standard error"
     record = logging.makeLogRecord({"name": "pads_cdc", "levelno": logging.WARNING, "msg": text})
     record.levelname = logging.getLevelName(record.levelno)
-    handler.emit(record)  # past the limit on repeats, which could drop it
+    handler.emit(record)  # directly, because the limit on repeated lines could drop it
 
 
 class RepeatLimit(logging.Filter):
-    """Passes up to ``BURST`` lines of the same event in ``WINDOW`` seconds, and drops and counts the others.
+    """Passes up to ``BURST`` lines of the same event in ``WINDOW`` seconds. Further lines are dropped and
+    counted.
 
-    The first line after the window says how many were dropped (``repeats_dropped``). Two lines are of the
-    same event if level, logger, text and ``reason`` are equal. Debug lines always pass.
+    The first line after the window contains the number of dropped lines (``repeats_dropped``). Two lines
+    belong to the same event if their level, logger, text and ``reason`` are equal. Debug lines always pass.
     """
 
     BURST = 5
@@ -107,7 +108,7 @@ class RepeatLimit(logging.Filter):
         if record.levelno <= logging.DEBUG:
             return True
         event = record.msg if isinstance(record.msg, dict) else {"event": record.msg}
-        # Keep only its hash, since a library's line may be very long.
+        # Keep only the hash of the key, since a library's line may be very long.
         key = hash((record.levelno, record.name, str(event.get("event")), str(event.get("reason"))))
         now = self._clock()
         with self._lock:
@@ -122,7 +123,8 @@ class RepeatLimit(logging.Filter):
 
 
 class _Redaction:
-    """The last step before a line is rendered: it makes every value a text without secrets, or a number."""
+    """The last step before a line is rendered. It turns every value into a text without secrets, or a number.
+    """
 
     def __init__(self, redact: Redactor) -> None:
         self._redact = redact
@@ -140,7 +142,8 @@ class _Redaction:
         if isinstance(value, list | tuple | set | frozenset):
             return [self._clean(name, of) for of in value]
         text = self._redact(value if isinstance(value, str) else str(value))
-        # Drivers put line breaks into messages. Only a traceback, which is a fault of ours, may keep them.
+        # Drivers put line breaks into messages. Only tracebacks keep them; these are about faults of our own
+        # code.
         return text if name in ("exception", "stack") else " ".join(text.split())
 
 

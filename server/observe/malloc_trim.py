@@ -1,7 +1,8 @@
 """Returns memory to the system after a read of the whole mapping.
 
-glibc keeps freed memory that lies between blocks still in use. After a restart that compared a million
-endpoints with the state file, that is a fifth of the process. With another C library this does nothing.
+glibc keeps freed memory that is between blocks that are still in use. After a restart in which a million
+endpoints were compared with the state file, this memory is a fifth of the process. With another C library
+nothing is done.
 """
 
 from __future__ import annotations

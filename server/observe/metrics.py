@@ -1,7 +1,8 @@
-"""The Prometheus metrics: reports of the applier are counted, states are read at each scrape.
+"""The Prometheus metrics. Reports of the applier are counted, and states are read at each scrape.
 
-Each instance has its own registry, so that two servers in one process (tests, the demo) do not mix. No label
-ever contains an id, a key or a connection string; ``reason`` labels are the closed sets of ``cdc.observer``.
+Each instance has its own registry, so that the metrics of two servers in one process (in tests) are not
+mixed. No label ever contains an id, a key or a connection string; ``reason`` labels are the closed sets of
+``cdc.observer``.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ _ALERTED: Final = {
         "synchronous_standby",
     ),
 }
-"""Values of ``reason`` shown from the start: for Prometheus a series that begins at 1 has not increased."""
+"""Values of ``reason`` that are shown from the start with 0, since Prometheus sees no increase in a series
+that begins at 1.
+"""
 
 _LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-"""Buckets in seconds: usually milliseconds, minutes during a large ripple or an outage."""
+"""Buckets in seconds. Values are usually milliseconds, but minutes during a large ripple or an outage."""
 _ENDPOINTS: Final = (0, 1, 2, 5, 10, 50, 100, 500, 1_000, 5_000, 10_000, 50_000, 100_000, 1_000_000)
 
 
@@ -65,7 +68,7 @@ class Metrics(Listener):
         audit_interval: float | None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """``audit_interval`` (seconds) is a metric too, so that an alert knows when an audit is overdue.
+        """``audit_interval`` (in seconds) becomes a metric, so that an alert can detect an overdue audit.
 
         It is None for a relay, which makes no audits.
         """
@@ -124,7 +127,8 @@ class Metrics(Listener):
         self._feed_resets = counter(
             "feed_resets", "Snapshots sent to clients of the feed, by the reason.", "reason"
         )
-        # Named as the Go and Java interceptors name it, so that existing dashboards find it.
+        # The name is the one that the Go and Java interceptors use, so that existing dashboards find the
+        # metric.
         self._handled = Counter(
             "grpc_server_handled", "RPCs that ended.", ("grpc_method", "grpc_code"), registry=registry
         )
@@ -142,7 +146,7 @@ class Metrics(Listener):
         self.odd_rows({})
 
     def feed_reset(self, reason: ResetReason) -> None:
-        """Count a client of the feed that starts over. The gRPC services call this."""
+        """Count a client of the feed that is sent everything again. The gRPC services call this."""
         self._feed_resets.labels(reason).inc()
 
     def handled(self, method: str, code: str) -> None:
@@ -150,7 +154,7 @@ class Metrics(Listener):
         self._handled.labels(method, code).inc()
 
     def mode(self, mode: Mode) -> None:
-        """Set the present mode to 1 and all others to 0."""
+        """Set the current mode to 1 and all others to 0."""
         for each in get_args(Mode):
             self._mode.labels(each).set(each == mode)
 
@@ -169,7 +173,8 @@ class Metrics(Listener):
         for transaction in batch.transactions:
             for kind, number in transaction.rows.items():
                 rows[kind] = rows.get(kind, 0) + number
-            # With two clocks the difference is negative if the database's is ahead of ours.
+            # The two times are from two clocks, so the difference is negative if the database's clock is
+            # ahead.
             self._commit_to_publish.observe(max(0.0, transaction.published_at - transaction.committed_at))
         for (table, action), number in rows.items():
             self._row_changes.labels(table, action).inc(number)
@@ -181,7 +186,7 @@ class Metrics(Listener):
         self._suppressed.inc(batch.suppressed)
 
     def reconciled(self, reconcile: ReconcileSeen) -> None:
-        """Count a reconcile, and count an audit also as an audit."""
+        """Count a reconcile. If it is an audit, count it as an audit, too."""
         self._reconciles.labels(reconcile.reason).inc()
         self._count_published(reconcile.upserts, reconcile.deletes)
         self._last_reconcile.set(self._wall())
@@ -199,12 +204,12 @@ class Metrics(Listener):
         self._state_file_errors.inc()
 
     def odd_rows(self, numbers: Mapping[OddReason, int]) -> None:
-        """Show how many rows of each kind there are now."""
+        """Show the current number of odd rows for each reason."""
         for reason in get_args(OddReason):
             self._odd_rows.labels(reason).set(numbers.get(reason, 0))
 
     def trouble(self, key: str, message: str | None) -> None:
-        """Show whether a lasting condition holds. Its text may be long, so it is no label."""
+        """Show whether a lasting condition holds. Its text is not a label, since it may be long."""
         self._troubles.labels(key).set(message is not None)
 
     def slot(self, slot: SlotSeen) -> None:
@@ -217,7 +222,9 @@ class Metrics(Listener):
 
 
 class _SlotGauges(Collector):
-    """The slot as last seen. A value that the server does not report has no series, rather than a false 0."""
+    """The last reported state of the slot. A value that the server does not report has no series instead of a
+    false 0.
+    """
 
     seen: SlotSeen | None = None
 
@@ -250,7 +257,7 @@ class _SlotGauges(Collector):
 
 
 class _LiveGauges(Collector):
-    """States that are read at each scrape, so that lags grow even if there are no events."""
+    """States that are read at each scrape. So lags grow even if there are no events."""
 
     def __init__(self, store: Store, freshness: Freshness, subscribers: Subscribers) -> None:
         self._store = store
@@ -315,13 +322,13 @@ class _LiveGauges(Collector):
 
 
 class PairGauges(Collector):
-    """The state of a pair, read at each scrape: whether the other server could take over."""
+    """The state of a pair, read at each scrape. It shows whether the other server could take over."""
 
     def __init__(self, pair: Pair) -> None:
         self._pair = pair
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield the present state."""
+        """Yield the current state."""
         pair = self._pair
         yield GaugeMetricFamily(
             "pads_cdc_standing_by", "1 while the peer reads the slot and serves.", value=pair.standing_by

@@ -1,6 +1,6 @@
 """Recent events for the status page: the newest transactions, the last comparison, the slot's state.
 
-It has a bound, and contains no data: only ids of transactions, names of tables, counts and times.
+Their number is limited, and they contain no data: only transaction ids, names of tables, counts and times.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KEPT: Final = 20
 
 @dataclass(frozen=True)
 class Reconciled:
-    """A comparison of the whole mapping, and when it ended."""
+    """A comparison of the whole mapping, and the time at which it ended."""
 
     at: float
     """Unix seconds by our clock."""
@@ -38,7 +38,7 @@ class Lately:
     mode: Mode
     connected: bool
     slot: SlotSeen | None
-    """None until the server has been asked for the first time."""
+    """The state of the slot; None until its server has been asked for the first time."""
     transactions: tuple[TransactionSeen, ...]
     """Transactions that changed rows of the mapping's tables, the newest first."""
     last_reconcile: Reconciled | None
@@ -46,7 +46,7 @@ class Lately:
 
 
 class Recent(Listener):
-    """Remembers recent events. The applier's threads report them, the event loop reads them."""
+    """Remembers recent events. The applier's threads report them, and the event loop reads them."""
 
     def __init__(self, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
@@ -86,7 +86,7 @@ class Recent(Listener):
             self._transactions.extend(one for one in batch.transactions if one.rows)
 
     def reconciled(self, reconcile: ReconcileSeen) -> None:
-        """Remember when the whole mapping was last compared."""
+        """Remember the time at which the whole mapping was last compared."""
         done = Reconciled(self._wall(), reconcile)
         with self._lock:
             self._last_reconcile = done

@@ -1,6 +1,6 @@
-"""The status page. It tells a stall from idleness, and says where to look next.
+"""The status page. It distinguishes a stall from idleness, and suggests where to look next.
 
-It is rendered at each request, from memory only: it waits for no database, and contains no secret.
+It is rendered at each request, only from memory. It never waits for the database, and contains no secret.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from server.subscribers import Subscribers, SubscriberSeen
 
 _SHOWN: Final = 50
-"""Number of subscribers shown: those that are furthest behind."""
+"""Maximum number of subscribers that are shown. The ones that are furthest behind are shown first."""
 _SAMPLE_SECONDS: Final = 1.0
 _BEHIND_SECONDS: Final = 5.0
-"""Staleness from which the page reports a stall, earlier than `Health`. A caught-up server stays below 3."""
+"""Staleness from which the page reports a stall, in seconds. `Health` reports it later. The staleness of a
+server that has caught up stays below 3.
+"""
 _PLOT: Final = (720.0, 120.0)
 _LEAST_TOP: Final = 10.0
 """Minimum height of the plot in seconds, so that one second does not look like a peak."""
@@ -51,7 +53,7 @@ class _Headline:
 
 
 class StatusPage:
-    """Renders the page. `watch` has to run for its plot."""
+    """Renders the page. For the plot, `watch` has to run."""
 
     def __init__(
         self,
@@ -86,7 +88,9 @@ class StatusPage:
         environment.filters |= {"duration": duration, "clock": _clock, "lsn": _position, "redact": redact}
         self._template = environment.get_template("status_page.html")
         self.headers = {"Content-Security-Policy": _policy(environment)}
-        """Allows only the page's own style and script, so that markup in a table's name stays text."""
+        """The content security policy. It allows only the page's own style and script, so that markup in a
+        table's name stays text.
+        """
 
     async def watch(self) -> None:
         """Sample the staleness once a second, until the task is cancelled."""
@@ -95,7 +99,7 @@ class StatusPage:
             await asyncio.sleep(_SAMPLE_SECONDS)
 
     def render(self) -> str:
-        """Return the page for the present state."""
+        """Return the page for the current state."""
         staleness = self._freshness.staleness()
         self._history.note(staleness)
         reasons = self._health.reasons()

@@ -43,7 +43,7 @@ class Following(threading.Thread):
         """Whether the next batch begins a run."""
 
     def stop(self) -> None:
-        """End the thread and its stream. Blocks for a second at most."""
+        """End the thread and its stream. Blocks for at most a second."""
         self._stopping.set()
         self._stream.cancel()
         self.join(_STOP_SECONDS)

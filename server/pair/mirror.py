@@ -1,8 +1,8 @@
 """The mirror: a thread that passes the peer's map to the applier while the peer reads the slot.
 
-It asks the peer whenever this server does not read the slot, even just after losing it: the peer may have
-got the slot. The thread waits until the applier has put a part into the store and the state file, and then
-acknowledges the part.
+Whenever this server does not read the slot, the thread asks the peer for its map. It does so even just after
+this server has lost the slot, since the peer may have got it. When the applier has put a part of the map into
+the store and the state file, the thread acknowledges the part.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Mirror(threading.Thread):
     def __init__(
         self, peer: Peer, system: str, pair: Pair, mirrored: Mirrored, backlog: Backlog, observer: Observer
     ) -> None:
-        """``system`` is the followed cluster's identifier. Maps of other clusters are refused."""
+        """``system`` is the identifier of the followed cluster. Maps of other clusters are refused."""
         super().__init__(name="mirror", daemon=True)
         self._stream = MirrorStream(peer, lambda: pair.leading)
         self._system = system
@@ -87,7 +87,9 @@ class Mirror(threading.Thread):
             self._stopping.wait(backoff.wait(found))
 
     def _take(self, message: pb.MirrorResponse, outbox: Outbox[pb.MirrorRequest]) -> str | None:
-        """Pass a message to the applier. Return why the stream cannot be used any more, if so."""
+        """Pass a message to the applier. Return the reason if the stream can no longer be used, otherwise
+        None.
+        """
         if message.HasField("opened"):
             opened = MirrorOpened(message.opened.reset, Future())
             self._backlog.tell(opened)
@@ -116,7 +118,7 @@ class Mirror(threading.Thread):
 
 
 def opening_at(point: Point | None) -> pb.MirrorRequest:
-    """Make the first message of a mirror that holds the peer's map as of ``point``, or no map (None)."""
+    """Make the first message of a mirror. It has the peer's map at ``point``, or no map if that is None."""
     opening = pb.MirrorOpen(client_id=f"mirror {socket.gethostname()}"[:_NAME_BYTES])
     if point is not None:
         opening.epoch, opening.timeline = point.epoch, point.timeline

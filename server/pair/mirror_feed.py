@@ -1,8 +1,8 @@
-"""One standby server's stream without the I/O: turns walks over the store into ``MirrorResponse`` messages.
+"""One standby server's stream, without the I/O: turns walks over the store into ``MirrorResponse`` messages.
 
 It does for a standby server what `server.rpc.feed` does for a gateway. In addition it sends tombstones,
-positions (even if an endpoint's position moves and its bytes stay the same), and how far the slot has been
-followed. After each batch with a state the standby server's map equals this server's.
+positions (even if an endpoint's position changes and its bytes do not), and the position up to which the slot
+has been followed. After each batch with a state, the standby server's map is equal to this server's map.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from cdc.store.store import Cut, Store
 
 _PACE: Final = 0.02
-"""Minimum seconds between states, if only positions have moved."""
+"""Minimum number of seconds between two states if only positions have changed."""
 _ROWS: Final = 5_000
-"""Maximum rows in one message about parents."""
+"""Maximum number of rows in one message about parents."""
 _PARENTS: Final = 500
-"""Maximum messages about parents in one batch."""
+"""Maximum number of messages about parents in one batch."""
 _ENTRY_BYTES: Final = 64
-"""Maximum size of an entry without its id and payload."""
+"""Maximum size of an entry without its id and payload, in bytes."""
 
 
 class MirrorFeed:
@@ -57,7 +57,9 @@ class MirrorFeed:
         freshness: Freshness,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Send a state at least every ``interval`` seconds, and also ``parents``, if they are given."""
+        """A state is sent at least every ``interval`` seconds. If ``parents`` are given, they are sent as
+        well.
+        """
         self._freshness = freshness
         self._store = store
         self._origin = origin
@@ -69,19 +71,20 @@ class MirrorFeed:
         self._clock = clock
         self._walk: Cursor | Catchup | None = None
         self._line = "", 0
-        """The epoch and the timeline of the newest state sent."""
+        """The epoch and the timeline of the newest state that was sent."""
         self._told: tuple[int, Done] | None = None
         self._told_at = 0.0
         self._told_most = 0
         self.more = True
         """Whether `take` may have more messages at once."""
         self._moved: dict[str, Entry] = {}
-        """Entries whose position has moved since they were sent."""
+        """Entries whose positions have changed since they were sent."""
         self._unlooked: pb.MirrorOpen | None = None
-        """The opening of a standby server that resumes, until `look_back` has been called."""
+        """The opening message of a standby server that resumes; None once `look_back` has been called."""
 
     def open(self, opening: pb.MirrorOpen | None = None) -> pb.MirrorResponse:
-        """Begin with the changes since the standby's map, or with everything if it holds no map of ours."""
+        """Begin with the changes since the standby server's map, or with everything if it has no map of ours.
+        """
         self.close()
         store = self._store
         self._line, self._told = self._present(), None
@@ -103,7 +106,7 @@ class MirrorFeed:
         )
 
     def look_back(self) -> None:
-        """Find the positions that have moved since the standby server was connected last, among all entries.
+        """Search all entries for positions that have changed since the standby server was last connected.
 
         Call this in another thread, so that no stream waits. If it was not called, `take` does the same.
         """
@@ -112,7 +115,7 @@ class MirrorFeed:
             self._store.moved_before(self._moved, Lsn(opening.followed), Revision(opening.revision))
 
     def take(self) -> Iterator[pb.MirrorResponse]:
-        """Yield the next messages; none if there is nothing to send (see `more`, `patience`)."""
+        """Yield the next messages. There are none if there is nothing to send (see `more` and `patience`)."""
         walk = self._walk
         if walk is None:
             raise RuntimeError("not opened")
@@ -134,7 +137,7 @@ class MirrorFeed:
 
     @property
     def patience(self) -> float:
-        """Return in how many seconds the next message is due, if nothing is published before."""
+        """Seconds until the next message is due, if nothing is published sooner."""
         done = self._parents is not None and self._told is not None and self._told[1] != self._pair.done
         outdated = self._told is None or done or self._moved or self._untold.items
         return max(0.0, self._told_at + (_PACE if outdated else self._interval) - self._clock())
@@ -143,7 +146,7 @@ class MirrorFeed:
         """Note the position up to which the standby server has everything.
 
         Raises:
-            MisuseError: this position was not sent on this stream.
+            MisuseError: the position was not sent on this stream.
 
         """
         if acknowledge.followed > self._told_most:
@@ -151,7 +154,7 @@ class MirrorFeed:
         self._standby.acknowledge(Lsn(acknowledge.followed))
 
     def close(self) -> None:
-        """Unregister the walk from the store and from the memory of parents."""
+        """Remove the walk from the store, and the mirror from the memory of parents."""
         if self._parents is not None:
             self._parents.unmirror(self._untold)
         if self._walk is not None:
@@ -187,7 +190,9 @@ class MirrorFeed:
             yield pb.MirrorResponse(batch=batch)
 
     def _movements(self, arrived: int) -> list[pb.MirrorEntry]:
-        """Return the entries whose position moved, except those newer than the walk, which will be sent."""
+        """Return the entries whose positions have changed. Entries that the walk has not reached are left
+        out, because they will be sent anyway.
+        """
         store = self._store
         with store.lock:
             current = [entry for entry in self._moved.values() if store.entries.get(entry.id) is entry]

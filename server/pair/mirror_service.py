@@ -1,4 +1,5 @@
-"""``EndpointFeedService.Mirror``: gRPC around `mirror_feed`, for the second server of the slot and relays."""
+"""``EndpointFeedService.Mirror``: gRPC around `mirror_feed`, for the second server of a pair and for relays.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +72,7 @@ class MirrorService:
             if not await self._hub.ready(READY_SECONDS):
                 await unavailable(context, self._hub.ending or NOT_READY)
             loop, wake = asyncio.get_running_loop(), self._hub.attach()
-            # A relay receives what a standby server does, except parents, and nothing waits for it.
+            # A relay receives the same as a standby server, except parents. Nothing waits for a relay.
             wake_up = partial(loop.call_soon_threadsafe, wake.set)
             standby = StandbyServer(wake_up) if opening.relay else self._pair.join(wake_up)
             feed = MirrorFeed(
@@ -110,7 +111,9 @@ class MirrorService:
 
 
 async def _listen(context: Context, feed: MirrorFeed, wake: asyncio.Event) -> str | None:
-    """Read acknowledgements; returns how the standby server violated the protocol, or None at its end."""
+    """Read acknowledgements until the stream ends. Return an error if the standby server violated the
+    protocol.
+    """
     try:
         while (raw := await context.read()) is not grpc.aio.EOF:
             feed.acknowledge(mirror_acknowledgement(raw))

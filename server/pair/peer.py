@@ -18,20 +18,26 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Take = Callable[[pb.MirrorResponse, Outbox[pb.MirrorRequest]], str | None]
-    """Takes a message; puts acknowledgements into the outbox. Returns why the stream must end, or None."""
+    """Handles a message, and puts acknowledgements into the outbox. Returns the reason if the stream must
+    end, otherwise None.
+"""
 
 _MIRROR: Final = f"/{pb.DESCRIPTOR.services_by_name['EndpointFeedService'].full_name}/Mirror"
 _FIRST_WORD_SECONDS: Final = 45.0
-"""Maximum wait for the first message. A server without a complete map answers UNAVAILABLE after 30 s."""
+"""Maximum wait for the first message, in seconds. A server without a complete map answers UNAVAILABLE after
+30 s.
+"""
 _SILENT_INTERVALS: Final = 3
 """A stream is abandoned after this many progress intervals without a message."""
 _PACE: Final = 0.02
-"""Minimum seconds between acknowledgements: the leader waits for them before it confirms the slot."""
+"""Minimum time between acknowledgements, in seconds. It is short, since the leader waits for them before it
+confirms the slot.
+"""
 
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),  # an endpoint may have any size
     ("grpc.enable_http_proxy", 0),
-    # A connection that died silently is noticed within half a minute.
+    # A connection that has died silently is detected within half a minute.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
@@ -50,7 +56,9 @@ class Peer:
         token_file: Path | None = None,
         setting: str = "PEER",
     ) -> None:
-        """``ca_file`` enables TLS, certificate and key mutual TLS. ``setting`` is the settings' prefix."""
+        """``ca_file`` enables TLS. ``cert_file`` and ``key_file`` enable mutual TLS. ``setting`` is the
+        prefix of the settings' names.
+        """
         self._setting = setting
         self._address = address
         self._ca_file = ca_file
@@ -103,10 +111,12 @@ class Peer:
 
 
 class MirrorStream:
-    """The streams of a server's map, one after the other. One thread reads; any thread may `cancel`."""
+    """Reads the streams of a server's map, one after the other. One thread reads; any thread may call
+    `cancel`.
+    """
 
     def __init__(self, peer: Peer, unwanted: Callable[[], bool] = lambda: False) -> None:
-        """``unwanted`` returns whether the stream must end; it is called twice a second."""
+        """``unwanted`` is called twice a second, and returns whether the stream must end."""
         self._peer = peer
         self._unwanted = unwanted
         self._call: grpc.Call | None = None
@@ -131,7 +141,7 @@ class MirrorStream:
             call = self._call = mirror(outbox, metadata=self._peer.metadata())
             try:
                 for message in call:
-                    self._heard_at = math.inf  # while we process it, the server's silence does not count
+                    self._heard_at = math.inf  # its silence does not count while we process this
                     if message.HasField("opened"):
                         interval = message.opened.progress_interval.ToNanoseconds() / 1e9
                         self._patience = _SILENT_INTERVALS * interval
@@ -149,7 +159,7 @@ class MirrorStream:
         return Remedy.RETRY, "it ended a stream that has no end"
 
     def cancel(self) -> None:
-        """End the present stream, if there is one. Does not block."""
+        """End the current stream, if there is one. Does not block."""
         call = self._call
         if call is not None:
             call.cancel()

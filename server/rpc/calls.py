@@ -1,4 +1,4 @@
-"""The common part of all RPCs: counting by status, and UNAVAILABLE with a reason."""
+"""The common parts of all RPCs: the count of calls by status, and UNAVAILABLE with a reason."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 _Message = TypeVar("_Message")
 
 _FIRST_SECONDS: Final = 10.0
-"""Maximum wait for a client's first message."""
+"""Maximum wait for a client's first message, in seconds."""
 READY_SECONDS: Final = 30.0
-"""How long a call waits for the first complete map before it is UNAVAILABLE."""
+"""Seconds that a call waits for the first complete map before it ends with UNAVAILABLE."""
 NOT_READY: Final = "no complete map has been loaded yet; try again"
 STANDING_BY: Final = "this server stands by for its peer, which serves; connect to that one"
 SHUTTING_DOWN: Final = "the server is shutting down; reconnect"
@@ -51,11 +51,13 @@ class Admitted(Protocol):
 
 
 admitted: ContextVar[Admitted | None] = ContextVar("admitted", default=None)
-"""The call of the present task, if tokens are required."""
+"""The call of the current task, if tokens are required."""
 
 
 async def first_message(context: Context, read: Callable[[bytes], _Message], awaited: str) -> _Message:
-    """Read the client's first message with ``read``, or end the call with an error that names ``awaited``."""
+    """Read the client's first message with ``read``. If that fails, end the call with an error that names
+    ``awaited``.
+    """
     try:
         async with asyncio.timeout(_FIRST_SECONDS):
             raw = await context.read()
@@ -76,7 +78,7 @@ async def wait(wake: asyncio.Event, seconds: float) -> None:
 
 @contextmanager
 def counted(metrics: Metrics, method: str, context: Context) -> Iterator[None]:
-    """Count the RPC that runs inside this context by its status."""
+    """Count the RPC that runs inside this context, by the status with which it ends."""
     code = grpc.StatusCode.OK
     try:
         yield

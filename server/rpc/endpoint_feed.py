@@ -1,8 +1,8 @@
 """``pads.cdc.v1.EndpointFeedService``: gRPC around `server.rpc.feed`.
 
-A stream waits in two places only. It waits for the client to take a message; then nothing is read from the
-store, so a slow client costs one message of memory. And it waits for news, its permit or the clock; then
-there is nothing to send.
+A stream waits in only two places. One is the wait until the client takes a message. During it, nothing is
+read from the store, so a slow client costs only one message of memory. The other is the wait for news, for
+its permit, or for the clock. During it, there is nothing to send.
 """
 
 from __future__ import annotations
@@ -46,11 +46,15 @@ if TYPE_CHECKING:
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["EndpointFeedService"].full_name
 
 _BEHIND_SECONDS: Final = 5.0
-"""Maximum wait until this server has reached the state that a client of another server has seen."""
+"""Maximum wait until this server has reached the state that a client of another server has seen, in seconds.
+"""
 _LOOK_SECONDS: Final = 0.05
-"""Interval at which it checks whether it has reached that state: positions move without publications."""
+"""Interval, in seconds, at which the server checks whether it has reached this state, since positions can
+change without a publication.
+"""
 _STALL_SECONDS: Final = 5.0
-"""A client that takes no message for this long loses its snapshot permit to the next one."""
+"""If a client takes no message for this number of seconds, its snapshot permit is given to the next client.
+"""
 
 
 class FeedService:
@@ -68,7 +72,7 @@ class FeedService:
         mirror: Callable[[object, Context], Awaitable[None]],
         reached_at: Callable[[], float] = lambda: inf,
     ) -> None:
-        """``mirror`` answers the method Mirror; ``reached_at`` returns the present `Here.reached_at`."""
+        """``mirror`` answers the method Mirror. ``reached_at`` returns the current `Here.reached_at`."""
         self._reached_at = reached_at
         self._store = store
         self._origin = origin
@@ -84,7 +88,7 @@ class FeedService:
     def handler(self) -> grpc.GenericRpcHandler:
         """Return the handler for `grpc.aio.Server.add_generic_rpc_handlers`.
 
-        Requests arrive as bytes, so that one that cannot be parsed is answered with INVALID_ARGUMENT.
+        Requests arrive as bytes, so that a request that cannot be parsed is answered with INVALID_ARGUMENT.
         """
         return grpc.method_handlers_generic_handler(
             SERVICE,
@@ -102,7 +106,7 @@ class FeedService:
         )
 
     async def status(self, _: bytes, context: Context) -> pb.StatusResponse:
-        """Return the present state of the map."""
+        """Return the current state of the map."""
         with counted(self._metrics, "Status", context):
             positions = self._freshness.positions()
             with self._store.lock:
@@ -122,7 +126,7 @@ class FeedService:
     async def watch(self, _: object, context: Context) -> None:
         """Serve one client until it disconnects, or the server shuts down."""
         with counted(self._metrics, "Watch", context):
-            await context.send_initial_metadata(())  # tells the client at once that the stream is open
+            await context.send_initial_metadata(())  # shows the client at once that the stream is open
             opened = await first_message(context, opening, NO_OPEN)
             if not await self._hub.ready(READY_SECONDS):
                 await unavailable(context, self._hub.ending or NOT_READY)
@@ -153,7 +157,7 @@ class FeedService:
                 message = feed.open(verdict, token)
                 forgotten = self._origin().forgotten
                 if self._store.history is not around.history or forgotten != around.origin.forgotten:
-                    continue  # the token was judged by a state that changed before the walk began
+                    continue  # the state by which the token was judged changed before the walk began
                 if isinstance(verdict, Reset):
                     self._metrics.feed_reset(verdict.reason)
                 return message
@@ -187,7 +191,7 @@ class FeedService:
             elif not may_read or not feed.more:
                 await wake.wait()
             elif not sent:
-                await asyncio.sleep(0)  # nothing to send to this client: let other tasks run
+                await asyncio.sleep(0)  # nothing can be sent to this client, so let other tasks run
 
 
 class _Stream:
@@ -200,7 +204,7 @@ class _Stream:
         self.feed = feed
         self.wake = wake
         self.misuse: str | None = None
-        """How the client violated the protocol, or None."""
+        """The error text if the client has violated the protocol, otherwise None."""
         self._subscriber = subscriber
         self._permit: SnapshotPermit | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -208,7 +212,9 @@ class _Stream:
         self.progress_due = False
 
     def expect_progress(self, seconds: float) -> None:
-        """Set `progress_due` and `wake` after so many seconds. Each interval has one timer, not each wait."""
+        """Set `progress_due` and `wake` after ``seconds``. There is one timer for each interval, not for each
+        wait.
+        """
         self.progress_due = False
         self._alarm = asyncio.get_running_loop().call_later(seconds, self._progress_is_due)
 
@@ -217,7 +223,7 @@ class _Stream:
         self.wake.set()
 
     async def send(self, message: pb.WatchResponse) -> None:
-        """Send a message; returns when the connection has room for the next one."""
+        """Send a message. Returns when the connection has room for the next one."""
         stalled = None
         if self._permit is not None and self._permit.held:
             stalled = asyncio.get_running_loop().call_later(_STALL_SECONDS, self._permit.end)
@@ -230,17 +236,18 @@ class _Stream:
         self._subscriber.reached(self.feed.acknowledged)
 
     async def send_news(self) -> bool:
-        """Send what there is to send now; return whether there was anything."""
+        """Send everything that can be sent now. Return whether there was anything."""
         sent = False
         for message in self.feed.take():
             await self.send(message)
             sent = True
         if not self.feed.catching_up:
-            self.give_back()  # at once, because others wait for the permit
+            self.give_back()  # this is done at once, because other clients wait for the permit
         return sent
 
     def may_read(self, permits: SnapshotPermits) -> bool:
-        """Return whether to read the store. A snapshot needs a permit; `wake` is set when it is granted."""
+        """Return whether the store may be read. A snapshot needs a permit; when it is granted, `wake` is set.
+        """
         if not self.feed.catching_up:
             return True
         if self._permit is None or self._permit.ended:

@@ -1,6 +1,6 @@
-"""One client's feed without the I/O: turns walks over the store into messages of ``pads.cdc.v1``.
+"""One client's feed, without the I/O: turns walks over the store into messages of ``pads.cdc.v1``.
 
-This module neither blocks nor uses gRPC, so a test can stall, cut and resume a client at every single step.
+This module neither blocks nor uses gRPC, so a test can stall, cut and resume a client at each single step.
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ if TYPE_CHECKING:
     from cdc.store.store import Cut, Store
 
 MESSAGE_BYTES: Final = 1 << 18
-"""Maximum size of a message, unless a single endpoint is larger. The protocol allows 1 MiB. But while a
-client takes nothing, three copies of its message are in memory: an object, its bytes, and gRPC's own copy.
+"""Maximum size of a message in bytes, unless a single endpoint is larger. The protocol allows 1 MiB. But
+while a client takes nothing, three copies of its message are in memory: an object, its bytes, and gRPC's own
+copy.
 """
 _RESERVE: Final = 1024
-"""Bytes of a message reserved for a batch's other fields."""
+"""Bytes of a message that are reserved for a batch's other fields."""
 _CHANGE_BYTES: Final = 32
 """Maximum size of a change without id and payload: three tags and lengths, the revision, the frame."""
 ENTRIES: Final = 500
-"""Entries taken from the store at a time. More would hardly be faster, and would hold its lock for longer."""
+"""Maximum number of entries that are taken from the store at a time. More entries would hardly be faster, and
+would hold the store's lock for longer.
+"""
 
 
 class FeedStream:
@@ -62,27 +65,30 @@ class FeedStream:
         self._wall = wall
         self._clock = clock
         self._checked_at = 0.0
-        """When the newest checkpoint was sent, or the stream was opened."""
+        """The time at which the newest checkpoint was sent, or the stream was opened."""
         self._entries = entries
         self._walk: Cursor | Catchup | None = None
         self._resetting = False
         self._token: Token | None = None
-        """The client's last consistent map, and how new its endpoints may be; None during a snapshot."""
+        """The token of the client's last consistent map. Its `seen` says how new the client's endpoints may be.
+        None during a snapshot.
+        """
         self._epoch = ""
-        """Our epoch at the newest message."""
+        """Our epoch at the time of the newest message."""
         self._told = -1
-        """Revision of the newest token since `open`."""
+        """The revision of the newest token since `open`."""
         self._told_most = -1
-        """Revision of the newest token since the stream began."""
+        """The revision of the newest token since the stream began."""
         self.acknowledged = Revision(0)
         """The revision of the map that the client has acknowledged; 0 if it has acknowledged none."""
         self.mismatched = False
-        """Whether the client reported another digest, so that `open` must be called again with a reset."""
+        """Whether the client reported a different digest, so that `open` must be called again with a reset.
+        """
         self.more = True
         """Whether `take` may have more messages at once."""
 
     def open(self, verdict: Resume | Rejoin | Reset, token: bytes = b"") -> pb.WatchResponse:
-        """Begin, or begin again, to serve the client with this token. Returns the message to send."""
+        """Begin, or begin again, to serve the client that sent ``token``. Return the message to send."""
         self.close()
         self._as_of = self._origin()
         opened = pb.Opened(progress_interval=duration(self._progress_interval))
@@ -113,11 +119,11 @@ class FeedStream:
         return isinstance(self._walk, Catchup)
 
     def take(self) -> Iterator[pb.WatchResponse]:
-        """Yield the next few messages; none if there is nothing to send (see `more`)."""
+        """Yield the next few messages. There are none if there is nothing to send (see `more`)."""
         walk = self._walk
         if walk is None:
             raise RuntimeError("not opened")
-        self._as_of = self._origin()  # before the read, so that no entry is newer than this origin
+        self._as_of = self._origin()  # this comes before the read, so that no entry is newer than this origin
         part = walk.read(self._entries)
         self.more = part.more
         arrival = part.arrival
@@ -165,7 +171,7 @@ class FeedStream:
         """Note the client's acknowledgement.
 
         Raises:
-            MisuseError: the token was not sent on this stream, or is older than one acknowledged before.
+            MisuseError: the token was not sent on this stream, or is older than an acknowledged one.
 
         """
         token = Token.parse(acknowledge.token)
@@ -179,17 +185,19 @@ class FeedStream:
             self.acknowledged = token.revision
 
     def close(self) -> None:
-        """Unregister the walk from the store."""
+        """Remove the walk from the store."""
         if self._walk is not None:
             self._walk.close()
             self._walk = None
 
     def _present(self) -> bytes:
-        """Return the token for everything sent so far: where to resume, and how new the newest change is."""
+        """Return the token for everything that was sent so far. It says where to resume, and how new the
+        newest change is.
+        """
         with self._store.lock:
             now = self._store.cut()
         origin = self._origin()
-        if self._epoch in origin.left:  # the client may hold changes that the database has lost
+        if self._epoch in origin.left:  # the client may have changes that the database has lost
             self._token = None
         self._epoch = origin.epoch
         if self._token is not None:
@@ -200,7 +208,7 @@ class FeedStream:
         return self._made(replace(now, revision=Revision(0), position=Lsn(0))).incomplete().encode()
 
     def _hold(self, cut: Cut) -> bytes:
-        """Note that the client will have this map after the next message; returns its token."""
+        """Note that the client will have this map after the next message, and return the map's token."""
         self._token, self._epoch = self._made(cut), self._as_of.epoch
         return self._token.encode()
 
@@ -220,8 +228,8 @@ class FeedStream:
     def _proves(self, arrival: Cut) -> bool:
         """Return whether to send a checkpoint.
 
-        Between parts that belong together no checkpoint is sent, unless the last one is a whole progress
-        interval old. Otherwise a client might never learn that its snapshot is complete.
+        Between parts that belong together no checkpoint is sent, unless the last checkpoint is older than a
+        progress interval. Otherwise a client might never be notified that its snapshot is complete.
         """
         return arrival.consistent or self._clock() - self._checked_at >= self._progress_interval
 

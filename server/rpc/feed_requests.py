@@ -1,4 +1,6 @@
-"""Parses and checks the requests of the feed. Any bytes may arrive; each mistake has its error text."""
+"""Parses and checks the requests of the feed. Any bytes may arrive. Each kind of mistake has its own error
+text.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,16 @@ _Request = TypeVar("_Request", pb.WatchRequest, pb.MirrorRequest)
 
 
 class MisuseError(Exception):
-    """The client violated the protocol. The text says how, and quotes nothing that the client sent."""
+    """The client violated the protocol. The text describes the mistake, and quotes nothing that the client
+    sent.
+    """
 
 
 def opening(raw: bytes) -> pb.Open:
     """Parse the first message.
 
     Raises:
-        MisuseError: it is not `open`, or does not name the client.
+        MisuseError: the message is not `open`, or does not name the client.
 
     """
     request = _parse(raw, pb.WatchRequest)
@@ -35,7 +39,7 @@ def mirror_opening(raw: bytes) -> pb.MirrorOpen:
     """Parse the first message of a standby server or relay.
 
     Raises:
-        MisuseError: it is not `open`, or does not name the client.
+        MisuseError: the message is not `open`, or does not name the client.
 
     """
     request = _parse(raw, pb.MirrorRequest)
@@ -49,7 +53,7 @@ def mirror_acknowledgement(raw: bytes) -> pb.MirrorAcknowledge:
     """Parse a later message of a standby server or relay.
 
     Raises:
-        MisuseError: it is not `acknowledge`.
+        MisuseError: the message is not `acknowledge`.
 
     """
     request = _parse(raw, pb.MirrorRequest)
@@ -62,7 +66,7 @@ def acknowledgement(raw: bytes) -> pb.Acknowledge:
     """Parse a later message.
 
     Raises:
-        MisuseError: it is not `acknowledge`.
+        MisuseError: the message is not `acknowledge`.
 
     """
     request = _parse(raw, pb.WatchRequest)

@@ -1,8 +1,8 @@
-"""Limits the memory of answers to fetches: each is as large as the map, and is held until the client has
-taken it.
+"""Limits the memory of answers to fetches. Each answer is as large as the map, and is kept until the client
+has taken it.
 
-A frozen gateway takes nothing, and hundreds may fetch at once. So there is room for some answers, and the
-next fetch waits until an answer has been taken or its connection has ended.
+A frozen gateway takes nothing, and hundreds of gateways may fetch at the same time. So there is room for some
+answers, and the next fetch waits until an answer has been taken or its connection has ended.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import grpc
 
 _ROOM: Final = 256 * 2**20
-"""Maximum bytes of all answers in progress; two answers may always be in progress."""
+"""Maximum size of all answers in progress, in bytes. Two answers may always be in progress."""
 _LEAST: Final = 2
 _COPIES: Final = 2
-"""Copies of an answer in memory: gRPC makes one of its own."""
+"""Number of copies of an answer in memory. gRPC makes a copy of its own."""
 
 
 class Fetches:
@@ -31,7 +31,8 @@ class Fetches:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def admit(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Wait until there is room for one more answer; first come, first served."""
+        """Wait until there is room for one more answer. The first call to wait is the first to be admitted.
+        """
         if self._under_way >= self._most:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)

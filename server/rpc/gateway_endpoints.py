@@ -1,12 +1,12 @@
 """``proto.GatewayEndpoints``: the legacy contract, which deployed clients use.
 
-These clients cannot report which map they hold, the oldest of them never fetch twice, and an empty map makes
-them crash. So a stream begins with everything that a client may lack, and calls wait for the first complete
-map.
+These clients cannot report the map that they have, the oldest of them never fetch twice, and an empty map
+makes them crash. So a stream begins with everything that a client may lack, and calls wait for the first
+complete map.
 
-A stream ends with OK when the server shuts down, and only then. The oldest clients reopen a stream that ended
-with OK at once. They would do so in a loop, but a server that is shutting down answers with an error, and
-after an error they wait 2 s. The newest clients need the OK: nothing else resets their reconnection delay,
+A stream ends with OK only when the server shuts down. The oldest clients reopen a stream that ended with OK
+at once. They would do so in a loop, but a server that is shutting down answers with an error, and after an
+error they wait 2 s. The newest clients need the OK, because nothing else resets their reconnection delay,
 which grows to 30 s.
 
 Messages are concatenated from bytes: an endpoint's payload is serialized once, in the store, and a protobuf
@@ -42,13 +42,13 @@ _log = structlog.get_logger(__name__)
 
 SERVICE = "proto.GatewayEndpoints"
 DEFAULT_CLIENT_BYTES = 4 * 1024 * 1024
-"""The largest message that a gRPC client accepts by default."""
+"""The size of the largest message that a gRPC client accepts by default, in bytes."""
 _CHUNK = 16
-"""Entries that a stream takes from the store at a time. While all streams are busy, a revocation waits for
-this many entries of each.
+"""Maximum number of entries that a stream takes from the store at a time. While all streams are busy, a
+revocation waits for this number of entries of each stream.
 """
 _SLICE = 5_000
-"""Entries of a fetch that are encoded before the event loop serves other tasks."""
+"""Number of entries of a fetch that are encoded before the event loop serves other tasks."""
 
 _DELETE = b"\x18\x01"
 """``AuthDataUpdate.delete = true``."""
@@ -110,10 +110,12 @@ class GatewayEndpoints:
         return b"".join(slices)
 
     async def stream(self, _: bytes, context: _Context) -> AsyncIterator[bytes]:
-        """Yield ``AuthDataUpdate``s without end: the whole map, with new changes ahead of its unsent rest."""
+        """Yield ``AuthDataUpdate``s without end: the whole map, and then the changes. New changes are sent
+        before the rest of the map.
+        """
         with counted(self._metrics, "StreamAuthDataUpdates", context):
             await self._ready(context)
-            await context.send_initial_metadata(())  # tells the client at once that the stream is open
+            await context.send_initial_metadata(())  # shows the client at once that the stream is open
             subscriber = self._subscribers.add(context.peer(), "gateway_endpoints")
             replay = Replay(self._store)
             try:

@@ -1,4 +1,4 @@
-"""Wakes everything in the event loop that waits for a publication, from the store's thread."""
+"""Wakes the tasks of the event loop that wait for a publication. The store's thread triggers this."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from server.subscribers import Subscribers
 
 _UNSURE_SECONDS: Final = 2.0
-"""Maximum wait until it is certain that the peer has not taken over. After that the map is served anyway."""
+"""Maximum wait until it is certain that the peer has not taken over, in seconds. After it the map is served
+anyway.
+"""
 _LOOK_SECONDS: Final = 0.05
 
 
 class Hub:
     """Events about the store, for one event loop.
 
-    Take `changed` *before* reading the store, and wait for it if there was nothing to read. Reading first
-    would miss a publication between the read and the wait.
+    Take `changed` *before* you read the store, and wait for it if there was nothing to read. If you read
+    first, you would miss a publication between the read and the wait.
     """
 
     def __init__(self, store: Store, subscribers: Subscribers, pair: Pair, sure: Callable[[], bool]) -> None:
@@ -49,7 +51,9 @@ class Hub:
         return STANDING_BY if self._pair.standing_by else None
 
     async def ready(self, within: float) -> bool:
-        """Wait until the store has a complete map; returns False after ``within`` seconds, or if `ending`."""
+        """Wait until the store has a complete map. Return False after ``within`` seconds, or if `ending` is
+        set.
+        """
         unsure_until = self._loop.time() + _UNSURE_SECONDS
         while self.ending is None and not self._sure() and self._loop.time() < unsure_until:
             await wait(self.changed, _LOOK_SECONDS)
@@ -75,13 +79,13 @@ class Hub:
         self._attached.discard(event)
 
     def stop(self) -> None:
-        """Note that the server shuts down, and set all events for the last time."""
+        """Note that the server is shutting down, and set all events for the last time."""
         self._unsubscribe()
         self.stopping = True
         self._wake()
 
     def _publish(self) -> None:
-        # The writer calls this for every batch. While one wake-up is pending, another one is not needed.
+        # The writer calls this for every batch. While a wake-up is pending, no other one is needed.
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon_threadsafe(self._wake)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def entries_of(messages: Iterable[pb.MirrorEntry]) -> tuple[list[Entry], list[tuple[str, Revision, Lsn]]]:
-    """Return the entries, and (id, revision, position) of each entry that has only a new position."""
+    """Return the entries, and a triple (id, revision, position) for each entry of which only the position is
+    new.
+    """
     entries: list[Entry] = []
     moved: list[tuple[str, Revision, Lsn]] = []
     for one in messages:

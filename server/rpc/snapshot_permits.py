@@ -1,7 +1,7 @@
-"""Permits for making snapshots: a limited number at a time, first come, first served.
+"""Permits for making snapshots. Their number is limited, and they are granted in the order of the requests.
 
-A permit limits work, not memory. A stalled client causes no work, so a stream whose client takes nothing for
-long gives the permit back and asks again (see `server.rpc.endpoint_feed`).
+A permit limits work, not memory. A stalled client causes no work. So if a client takes nothing for a long
+time, its stream gives the permit back and asks again (see `server.rpc.endpoint_feed`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SnapshotPermit:
         self._permits = permits
         self.wake = wake
         self.held = False
-        """Whether it is granted, and not given back."""
+        """Whether it has been granted and not been given back."""
         self.ended = False
 
     def end(self) -> None:

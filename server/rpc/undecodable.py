@@ -1,7 +1,7 @@
-"""Answers a request whose bytes are not the method's message with INVALID_ARGUMENT.
+"""Answers INVALID_ARGUMENT to a request whose bytes are not the method's message.
 
-grpc.aio decodes requests within the call. If that fails, it ends the call with UNKNOWN and logs a traceback,
-as if the servicer had failed: any client could fill the log. Methods that take bytes are left as they are.
+grpc.aio decodes requests within the call. If this fails, it ends the call with UNKNOWN and logs a traceback,
+as if the servicer had failed. So any client could fill the log. Methods that take bytes are not changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 UNDECODABLE: Final = "the request is not a message of this method"
 _BAD: Final = object()
-"""Stands in for a request that cannot be decoded."""
+"""Takes the place of a request that cannot be decoded."""
 
 
 def answered(handler: _Handler) -> _Handler:

@@ -1,12 +1,13 @@
 """A `grpc.aio.Server` that survives calls of methods that it does not have.
 
-grpc.aio decodes the path of each call in its one accepting task. A path that is not UTF-8 ends that task, and
-with it the server and every stream (seen with grpcio 1.85.1). Any client that can connect may send one, since
-no interceptor runs before. Calls of registered methods are accepted separately, without decoding a path. So
-all methods are registered here, and every other call is answered as unknown, without reading its path.
+grpc.aio decodes the path of each call in a single task, which accepts all calls. A path that is not UTF-8
+ends this task, and with it the server and every stream (seen with grpcio 1.85.1). Any client that can connect
+may send such a path, since no interceptor runs before. Calls of registered methods are accepted separately,
+and their paths are not decoded. So all methods are registered here, and every other call is answered as
+unknown, without reading its path.
 
-This needs private parts of grpcio: pyproject.toml pins it to one minor version, and tests/server/security
-sends such paths.
+This needs private parts of grpcio, so pyproject.toml pins grpcio to one minor version, and tests in
+tests/server/security send such paths.
 """
 # ruff: noqa: SLF001 (private parts of grpcio, see above)
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")
 
 MOST_CONNECTIONS = "grpc.max_allowed_incoming_connections"
-"""The option for a server's maximum number of connections. Further ones are closed at once."""
+"""The option for a server's maximum number of connections. Further connections are closed at once."""
 _ANY_UNKNOWN = "/"
 """The name that interceptors get instead of the path. No method has this name."""
 
@@ -37,7 +38,9 @@ _ANY_UNKNOWN = "/"
 def server(
     options: Sequence[tuple[str, object]], interceptors: Sequence[grpc.aio.ServerInterceptor]
 ) -> grpc.aio.Server:
-    """Return a server for the running event loop. Add its methods by `register` or generated functions."""
+    """Return a server for the running event loop. Add its methods with `register` or with generated
+    functions.
+    """
     made: Any = grpc.aio.server()
     made._server = _Accepting(tuple(options), tuple(interceptors))
     return made  # type: ignore[no-any-return] # an Any, since its parts are private

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 SETTING: Final = "AUTH_TOKENS_FILE"
 MIN_LENGTH: Final = 32
-"""Minimum length in characters: 128 bits if it is hexadecimal. Make one with `openssl rand -hex 32`."""
+"""Minimum length of a token in characters, which is 128 bits if it is hexadecimal. Make one with
+`openssl rand -hex 32`.
+"""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TOKEN: Final = re.compile(rf"[A-Za-z0-9._~+/-]{{{MIN_LENGTH},512}}=*")  # RFC 6750, section 2.1
@@ -48,7 +50,7 @@ class Tokens:
         return token.digest in self._digests
 
     def find(self, presented: str) -> AcceptedToken | None:
-        """Return the matching token, or None. The time that this takes reveals nothing about any token."""
+        """Return the matching token, or None. The duration of the search reveals nothing about any token."""
         digest = _digest(presented)
         found = None
         for token in self._tokens:
@@ -61,8 +63,8 @@ def parse(content: bytes) -> Tokens:
     """Parse the file's content.
 
     Raises:
-        ConfigurationError: a line is wrong (the text has the number of the first one), or there is no token,
-            which would lock out all clients; more likely the file is being written.
+        ConfigurationError: a line is wrong (the text has the number of the first such line), or there is no
+        token. A file without tokens would lock out all clients, and is probably still being written.
 
     """
     tokens: dict[bytes, AcceptedToken] = {}

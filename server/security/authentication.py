@@ -1,8 +1,8 @@
 """An interceptor that requires a valid token for every method, known or unknown.
 
-The one exception is the overall health, for probes. Every other call without a valid token gets the same
-UNAUTHENTICATED before any of its messages is read, whether the method exists or not and whatever was wrong
-with the token.
+The only exception is the overall health, for probes. Every other call without a valid token gets the same
+UNAUTHENTICATED before any of its messages is read. It does not depend on whether the method exists, or on the
+fault of the token.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 Failure = Literal["missing", "malformed", "unknown", "revoked"]
-"""missing: no token; malformed: not exactly one ``Bearer`` token; unknown: no valid token; revoked: the token
-was withdrawn while its call was open.
+"""missing: there is no token; malformed: there is not exactly one ``Bearer`` token; unknown: the token is not
+one of the valid tokens; revoked: the token was withdrawn while its call was open.
 """
 FAILURES: Final[tuple[Failure, ...]] = get_args(Failure)
 
@@ -47,7 +47,7 @@ _MAKERS: Final[dict[tuple[bool, bool], Callable[..., _Handler]]] = {
     (True, False): grpc.stream_unary_rpc_method_handler,
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
-"""The function that makes a handler, by whether requests and responses are streams."""
+"""For each pair (requests are a stream, responses are a stream), the function that makes a handler."""
 
 
 @dataclass(eq=False)
@@ -58,10 +58,10 @@ class _Call:
 
 
 class Authentication(grpc.aio.ServerInterceptor):
-    """Admits calls by their tokens, and ends those whose token is withdrawn. Belongs to one event loop."""
+    """Admits calls by their tokens, and ends calls whose token is withdrawn. Belongs to one event loop."""
 
     def __init__(self, tokens: Callable[[], Tokens], failed: Callable[[Failure], None]) -> None:
-        """``tokens`` returns the valid tokens; ``failed`` is called for each failure, to count it."""
+        """``tokens`` returns the valid tokens. ``failed`` is called for each failure, to count it."""
         self._tokens = tokens
         self._failed = failed
         self._calls: set[_Call] = set()
@@ -71,7 +71,9 @@ class Authentication(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _Handler | None:
-        """Return the method's handler, which ends if the token is withdrawn, or one that refuses the call."""
+        """Return the method's handler, guarded so that it ends if the token is withdrawn, or a handler that
+        refuses the call.
+        """
         method = handler_call_details.method
         token = self._authenticate(handler_call_details.invocation_metadata)
         if isinstance(token, AcceptedToken):
@@ -102,8 +104,8 @@ class Authentication(grpc.aio.ServerInterceptor):
         async def refuse(_: object, context: Context) -> None:
             await self._refuse(context, failure)
 
-        # A handler for streams in both directions can refuse any kind of call at once. All other kinds wait
-        # for a request first.
+        # A handler for streams in both directions can refuse a call of any kind at once. All other handlers
+        # wait for a request first.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _overall_health_only(self, handler: _Handler, failure: Failure) -> _Handler:
@@ -114,7 +116,7 @@ class Authentication(grpc.aio.ServerInterceptor):
                 await self._refuse(context, failure)
             return await probe(health_pb2.HealthCheckRequest(), context)
 
-        # The request stays bytes: parsing a message of an unknown caller costs time, and can fail.
+        # The request is not parsed, since parsing a message of an unknown caller takes time and can fail.
         return grpc.unary_unary_rpc_method_handler(check, response_serializer=handler.response_serializer)
 
     def _guarded(self, handler: _Handler, token: AcceptedToken, method: str) -> _Handler:
@@ -127,8 +129,8 @@ class Authentication(grpc.aio.ServerInterceptor):
                 return await serve(request, context)
 
         async def stream(request: object, context: Context) -> None:
-            # Even around a generator this is a coroutine that writes: if it were a generator, the
-            # cancellation of a call that waits for its client would be raised in gRPC, not here.
+            # This is a coroutine that writes, even around a generator. If it were a generator, the
+            # cancellation of a call that waits for its client would be raised in gRPC and not here.
             async with self._admitted(token, method, context):
                 if not inspect.isasyncgenfunction(serve):
                     await serve(request, context)

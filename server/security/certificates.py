@@ -1,6 +1,6 @@
 """The server's certificate with its key, and the authorities whose clients may connect.
 
-gRPC accepts any file and then fails at each handshake. So this module checks the files before they are used,
+gRPC accepts any file, and then fails at each handshake. So this module checks the files before they are used,
 and reports an error in one line.
 """
 
@@ -32,11 +32,11 @@ _BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 @dataclass(frozen=True)
 class Certificates:
-    """The certificate, key and authorities for new handshakes."""
+    """The certificate, the key and the authorities for new handshakes."""
 
     configuration: grpc.ServerCertificateConfiguration = field(repr=False)
     expires: float
-    """When the server's own certificate expires, in Unix seconds."""
+    """The time at which the server's own certificate expires, in Unix seconds."""
 
     def lapsed(self, now: float) -> str | None:
         """Return an error if the certificate has expired, otherwise None."""
@@ -44,7 +44,7 @@ class Certificates:
 
 
 def judge(contents: tuple[bytes, ...], now: Callable[[], float] = time.time) -> Certificates:
-    """Check the contents of the two or three files; the last one is ``TLS_CLIENT_CA_FILE``.
+    """Check the contents of the two or three files. The third file is ``TLS_CLIENT_CA_FILE``.
 
     Raises:
         ConfigurationError: a file is not valid. The text names the setting, and quotes no content.

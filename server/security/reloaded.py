@@ -1,7 +1,7 @@
 """Files that are read again while the server runs: certificates, keys, tokens.
 
-A rotation may write in place, replace one file after the other, or be interrupted. So a new content is used
-once two looks in a row have found the same content and it is valid. Until then the old content stays in use.
+A rotation may write in place, replace one file after the other, or be interrupted. So new content is used
+only if it is valid and two reads in a row have found it. Until then the old content stays in use.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ _MAX_BYTES: Final = 1024 * 1024
 
 
 class Reloaded(Generic[T]):
-    """A value made of files. ``value`` is the last valid one, ``fault`` why the present one is not used."""
+    """A value made from files. ``value`` is the last valid value. ``fault`` is the reason why the files'
+    current content is not used, or None.
+    """
 
     def __init__(
         self, read: Callable[[], tuple[bytes, ...]], judge: Callable[[tuple[bytes, ...]], T]
@@ -55,7 +57,7 @@ class Reloaded(Generic[T]):
         if found == self._taken:
             self.fault = None
             return False
-        try:  # at each look, even if unchanged: a certificate that begins in a minute becomes valid
+        try:  # unused content is judged again each time, since a certificate may become valid
             value = self._judge(contents)
         except ConfigurationError as error:
             self.fault = str(error)
@@ -93,7 +95,7 @@ def read_file(setting: str, path: Path, *, secret: bool = False) -> bytes:
 
 
 def _fingerprint(contents: tuple[bytes, ...]) -> str:
-    """Return a hash of the contents, to compare them without keeping secrets in memory."""
+    """Return a hash of the contents, so that they can be compared without keeping secrets in memory."""
     digest = hashlib.sha256()
     for content in contents:
         digest.update(hashlib.sha256(content).digest())

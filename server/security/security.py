@@ -1,7 +1,7 @@
-"""TLS, client certificates and bearer tokens for a port. All are reloaded when their files change.
+"""TLS, client certificates and bearer tokens for a port. All of them are reloaded when their files change.
 
 A client has to pass each measure that is set: with ``TLS_CLIENT_CA_FILE`` the handshake needs a certificate,
-with ``AUTH_TOKENS_FILE`` each call needs a token.
+and with ``AUTH_TOKENS_FILE`` each call needs a token.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Settings(Protocol):
 
 
 class _Troubled(Protocol):
-    """Receives lasting conditions by name; the message None reports the end of one."""
+    """Receives lasting conditions by name. A message of None reports the end of a condition."""
 
     def trouble(self, key: str, message: str | None) -> None: ...
 
@@ -50,7 +50,7 @@ class _Troubled(Protocol):
 _log = structlog.get_logger("pads_cdc")
 
 _LOOK_SECONDS: Final = 1.0
-"""Interval between two looks at the files. A change is used after two looks."""
+"""Interval between two reads of the files, in seconds. A change is used after two reads."""
 
 
 class Security:
@@ -109,7 +109,7 @@ class Security:
                     await self._look_at_certificates(self._certificates)
                 if self._tokens is not None:
                     await self._look_at_tokens(self._tokens)
-            except Exception:  # noqa: BLE001 - if a bug ended this loop, no token could be withdrawn any more
+            except Exception:  # noqa: BLE001 - if a bug ended this loop, tokens could no longer be withdrawn
                 _log.exception("looking for new certificates and tokens failed")
 
     async def _look_at_certificates(self, served: Reloaded[Certificates]) -> None:
@@ -129,7 +129,7 @@ _OF_CLIENTS: Final = (
     "Invalid encoding on",  # metadata that are not UTF-8, such as a mangled token, which the line quotes
     "ExecuteBatchError raised in core",  # a client went away while it was sent something
 )
-"""Beginnings of gRPC's log lines, each with a traceback, about ordinary behaviour of clients."""
+"""Beginnings of log lines in which gRPC reports ordinary behaviour of clients with a traceback."""
 
 
 def _is_a_fault(record: logging.LogRecord) -> bool:
@@ -137,7 +137,7 @@ def _is_a_fault(record: logging.LogRecord) -> bool:
 
 
 async def _look(files: Reloaded[Any]) -> bool:
-    # In a thread, since a disk can hang, and the event loop must go on serving streams.
+    # This runs in a thread, since a disk can hang, and the event loop must continue to serve streams.
     return await asyncio.to_thread(files.look)
 
 

@@ -124,7 +124,7 @@ def _make_up_rows(cursor: Cursor, folder: Path, schema: str) -> None:
     columns: dict[str, list[tuple[Any, ...]]] = {}
     for table, *column in cursor.fetchall():
         columns.setdefault(table, []).append(tuple(column))
-    # Without foreign keys and triggers, the rows can be inserted in any order.
+    # This switches off foreign keys and triggers, so the rows can be inserted in any order.
     cursor.execute("SET session_replication_role = replica")
     for place, table in enumerate(tables):
         for number in range(1, _ROWS + 1):
@@ -152,8 +152,8 @@ def _make_up_rows(cursor: Cursor, folder: Path, schema: str) -> None:
 def _value(column: list[Any], number: int, bare: bool) -> str:
     """Return SQL for a column's value in the row with this number; empty if the column is left out.
 
-    Dates that may be NULL are left out: they usually mark rows as deleted or inactive. A ``bare`` row has
-    only the values that it must have.
+    Dates that may be NULL are left out, because they usually mark rows as deleted or inactive. A ``bare`` row
+    contains only the values that may not be NULL.
     """
     type_name, category, _, not_null, generated, _, computed, labels, linking = column
     constant = computed is not None and "(" not in computed

@@ -74,7 +74,7 @@ def examine(
     schema: str,
     set_up: Callable[[Mapping, str], None] | None = None,
 ) -> Iterator[Found]:
-    """Test the mapping in a folder on a database. ``set_up`` prepares the database before the last checks.
+    """Test the mapping in a folder on a database. Before the last checks, ``set_up`` prepares the database.
 
     Raises:
         SourceError, Refusal: the database cannot be queried.

@@ -1,4 +1,4 @@
-"""`pads-cdc watch`: shows the changes that a server sends, live, and never a key."""
+"""`pads-cdc watch`: shows the changes that a server sends, as they arrive. It never shows a key."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def run(
     Without a terminal it prints a line for each event.
 
     Raises:
-        ConfigurationError: ``target`` is malformed, or the options do not fit each other.
-        FeedRefusedError: the server says that we violate the protocol.
+        ConfigurationError: ``target`` is malformed, or the options contradict each other.
+        FeedRefusedError: the server reports that we violate the protocol.
         NotGrpcError: the server does not speak gRPC.
 
     """

@@ -1,4 +1,4 @@
-"""Describes endpoints for people: how they authorize, but neither users nor keys."""
+"""Describes endpoints for people: how they authorize callers. Users and keys are never shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHORT: Final = {"no_auth": "no auth", "static_api_key": "api key", "jwt": "jwt"
 
 
 def auth(endpoint: GatewayEndpoint) -> str:
-    """Return how an endpoint authorizes."""
+    """Return the way in which an endpoint authorizes its callers."""
     kind = endpoint.auth.WhichOneof("auth_type")
     if kind == "static_api_key" and not endpoint.auth.static_api_key.api_key:
         return "static_api_key (empty: refuses all)"
@@ -28,14 +28,14 @@ def plan(endpoint: GatewayEndpoint) -> str:
 
 
 def limits(endpoint: GatewayEndpoint) -> str:
-    """Return an endpoint's limits in one text."""
+    """Return an endpoint's limits as one text."""
     limits, period = endpoint.rate_limiting, _period(endpoint)
     every = f" a {period}" if period else ""
     return f"throughput {limits.throughput_limit:,}, capacity {limits.capacity_limit:,}{every}"
 
 
 def auth_short(endpoint: GatewayEndpoint) -> str:
-    """Return how an endpoint authorizes, abbreviated."""
+    """Return the way in which an endpoint authorizes its callers, abbreviated."""
     kind = auth(endpoint)
     return _SHORT.get(kind, "refuses all")
 

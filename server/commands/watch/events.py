@@ -20,7 +20,7 @@ class StreamOpened:
 
     resumed: bool
     reason: str
-    """Why a snapshot follows, such as ``no_token``; empty if none does."""
+    """Why a snapshot follows, such as ``no_token``; empty if no snapshot follows."""
     count: int
     """Number of endpoints in the snapshot."""
     synced: ClassVar = False
@@ -38,7 +38,7 @@ class Changed:
 
     change: Change
     initial: bool
-    """Whether it is part of the first snapshot, and so no change in the database."""
+    """Whether it is part of the first snapshot, so that nothing has changed in the database."""
     synced: ClassVar = False
 
     @property
@@ -72,7 +72,7 @@ class Changed:
 
 @dataclass(frozen=True)
 class CheckpointReached:
-    """A checkpoint: everything sent so far is a whole map of the server."""
+    """A checkpoint. What the server has sent so far is a whole map."""
 
     revision: int
     count: int
@@ -82,9 +82,9 @@ class CheckpointReached:
     verified: bool
     """Whether our digest is equal. After ``--resume`` we have no map to compare."""
     staleness: float
-    """Seconds since the map was last known to equal the database's."""
+    """Seconds since the map was last known to be equal to the database."""
     unsettled: bool
-    """Whether the map may be one that the database has never had, because of many changes."""
+    """Whether the database may never have had exactly this map, because of many changes."""
     token: bytes
 
     @property
@@ -119,7 +119,7 @@ class Mismatched:
 
 @dataclass(frozen=True)
 class StreamLost:
-    """The stream ended. The next attempt follows after ``retry_seconds``."""
+    """The stream has ended. The next attempt follows after ``retry_seconds``."""
 
     reason: str
     """Why it ended, in one line."""

@@ -1,8 +1,8 @@
 """The endpoint feed as events, for `watch`.
 
-The rules of the protocol are in `pads_cdc_client`. This module adds events that a program that only needs the
-map does not need: how each stream began, and each checkpoint. It can also begin at a token without the map
-that belongs to the token.
+The rules of the protocol are in `pads_cdc_client`. This module adds events for the beginning of each stream
+and for each checkpoint, which most clients do not need. It can also begin at a token without having the
+token's map.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ if TYPE_CHECKING:
 
 _WATCH: Final = f"/{pb.DESCRIPTOR.services_by_name['EndpointFeedService'].full_name}/Watch"
 _FIRST_WORD_SECONDS: Final = 45.0
-"""Maximum wait for the first message. A server without a complete map answers UNAVAILABLE after 30 s."""
+"""Maximum wait for the first message, in seconds. A server without a complete map answers UNAVAILABLE after
+30 s.
+"""
 _SILENT_INTERVALS: Final = 3
 
 
 class FeedRefusedError(PadsCdcError):
-    """The server says that we violate the protocol, so a retry is useless."""
+    """The server reports that we violate the protocol, so a retry is useless."""
 
 
 class _DifferentError(Exception):
@@ -44,7 +46,7 @@ class _DifferentError(Exception):
 
 
 class _Tail:
-    """Stands in for `Replica` if there is a token but no map: it passes all changes, and proves nothing."""
+    """Replaces `Replica` if there is a token but no map. It passes on all changes, and proves nothing."""
 
     complete = True
     mismatches = 0
@@ -85,7 +87,7 @@ class FeedSubscriber:
         credentials: grpc.ChannelCredentials | None = None,
         bearer: Path | None = None,
     ) -> None:
-        """Begin at ``token``. ``credentials`` enable TLS; the file ``bearer`` has the bearer token."""
+        """Begin at ``token``. ``credentials`` enable TLS; the file ``bearer`` contains the bearer token."""
         self._map: Replica | _Tail = _Tail(token) if token else Replica()
         self._bearer = bearer
         self._client_id = f"pads-cdc watch on {socket.gethostname()}"[:128]
@@ -102,10 +104,11 @@ class FeedSubscriber:
         )
 
     def events(self) -> Iterator[Event]:
-        """Yield each event after the map has its change. Blocks in between, and ends after `close`.
+        """Yield each event after the map has been changed. Blocks until the next event, and ends after
+        `close`.
 
         Raises:
-            FeedRefusedError: the server says that we violate the protocol.
+            FeedRefusedError: the server reports that we violate the protocol.
             NotGrpcError: the server speaks HTTP/1, and has never spoken gRPC.
 
         """
@@ -188,13 +191,13 @@ class FeedSubscriber:
         )
 
     def _give_up(self, call: grpc.Call) -> None:
-        """Cancel the call if the server has been silent for too long, though the connection is open."""
+        """Cancel the call if the server has been silent for too long although the connection is open."""
         if time.monotonic() > self._quiet_until:
             call.cancel()
 
 
 def _judge(error: Exception) -> tuple[Remedy, str]:
-    """Return how to go on after the end of a stream, and in one line why it ended."""
+    """Return how to continue after the end of a stream, and the reason of the end as one line."""
     match error:
         case grpc.RpcError() if isinstance(error, grpc.Call):  # every error of a call is one
             return remedy(error.code()), reason_of(error)

@@ -1,4 +1,6 @@
-"""Events as they are shown: in cells on a screen, as lines of text elsewhere. They never contain a key."""
+"""Events in the form in which they are shown: in cells on a screen, or as lines of text. They never contain a
+key.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,13 @@ if TYPE_CHECKING:
     from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
 
 _KEPT: Final = 10_000
-"""Maximum lines that wait to be shown. A screen needs some dozens; a slow pipe gets the newest."""
+"""Maximum number of lines that wait to be shown. A screen needs some dozens; a slow pipe gets the newest
+ones.
+"""
 
 
 def now() -> datetime:
-    """Return the present time in the local time zone."""
+    """Return the current time in the local time zone."""
     return datetime.now().astimezone()
 
 
@@ -31,7 +35,9 @@ class Line:
     rest: tuple[str, ...] = ()
     """The other parts of a line of text."""
     cells: tuple[str, ...] = ()
-    """The other cells on a screen, which has less room; empty for a text, which takes the whole row."""
+    """The other cells of the row on a screen, which has less room. Empty for a text, which takes the whole
+    row.
+    """
     at: datetime = field(default_factory=now)
 
     @classmethod
@@ -51,7 +57,7 @@ class Line:
 
 
 class Lines:
-    """A queue of lines from the reading thread to the showing one."""
+    """A queue of lines from the thread that reads to the thread that shows."""
 
     def __init__(self, first: Line) -> None:
         self._lock = threading.Lock()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class WatchedOld:
-    """The events of a subscriber. Its thread writes them, the showing thread reads them."""
+    """The events of a subscriber. The subscriber's thread writes them, and the showing thread reads them."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -24,7 +24,7 @@ class WatchedOld:
         self._subscriber = LegacySubscriber(target)
         self._state = "connecting"
         self._counts: Counter[str] = Counter()
-        """Numbers of ``upsert``, ``delete``, and ``repeated`` for updates that changed nothing."""
+        """The number of updates by kind: ``upsert``, ``delete``, or ``repeated`` if nothing changed."""
         self._kinds: Counter[str] = Counter()
         """Number of endpoints by how they authorize."""
 
@@ -47,7 +47,7 @@ class WatchedOld:
         self._subscriber.close()
 
     def head(self) -> Text:
-        """Return the present state for the top of the screen."""
+        """Return the current state for the top of the screen."""
         head = Text()
         head.append(self._state, style="bold green" if self._state == "streaming" else "bold yellow")
         head.append(f"\n{len(self._subscriber.endpoints):,} endpoints", style="bold")

@@ -1,4 +1,5 @@
-"""The live screen of `pads-cdc watch` and of the demo: the present state on top, the changes below."""
+"""The live screen of `pads-cdc watch` and of the demo: the current state at the top, and the changes below.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +33,11 @@ _COLUMNS: Final = (
 _STYLES: Final = {"delete": "red", "upsert": ""}
 _WORDS: Final = "yellow"
 _KEPT: Final = 200
-"""Number of lines that are kept: more than a screen has."""
+"""Number of lines that are kept, which is more than a screen has."""
 
 
 class Watched(Protocol):
-    """A subscriber and its events. One thread reads, another shows."""
+    """A subscriber and its events. One thread calls `read`, and another one shows the events."""
 
     target: str
     lines: Lines
@@ -48,17 +49,19 @@ class Watched(Protocol):
         """End `read`. Returns at once."""
 
     def head(self) -> Text:
-        """Return the present state for the top of the screen."""
+        """Return the current state for the top of the screen."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A table between the present state and the changes."""
+    """A table between the current state and the changes."""
 
     columns: Sequence[TableColumn]
     rows: Sequence[TableRow]
     share: int
-    """The table's share of the remaining lines; that of the list of changes is 1. With 0 it is never cut."""
+    """The table's share of the remaining lines, where the list of changes has a share of 1. A table with 0 is
+    never cut.
+    """
 
 
 class Screen:
@@ -84,7 +87,7 @@ class Screen:
         return self._console.height
 
     def draw(self, more: Text | None = None, sections: Sequence[Section] = ()) -> None:
-        """Redraw the screen with new events. ``more`` is shown below the present state."""
+        """Redraw the screen with new events. ``more`` is shown below the current state."""
         self._latest.extendleft(self._watched.lines.take())
         head = self._watched.head()
         if more is not None:
@@ -102,7 +105,8 @@ class Screen:
 
 
 def _cut(blocks: Sequence[tuple[list[Text], int]], room: int) -> list[list[Text]]:
-    """Cut the ends of blocks so that all fit into ``room`` lines. Each keeps its heading and one row."""
+    """Cut the ends of blocks so that all blocks fit into ``room`` lines. Each keeps its heading and one row.
+    """
     room -= sum(len(lines) for lines, share in blocks if not share)
     shares = sum(share for _, share in blocks)
     cut = []

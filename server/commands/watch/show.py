@@ -43,7 +43,9 @@ def show(watched: Watched) -> None:
 
 
 def write_json(feed: FeedSubscriber, *, until_synced: bool) -> None:
-    """Write one line of JSON for every event to the standard output. A slow pipe slows the stream down."""
+    """Write one line of JSON for every event to the standard output. If the pipe is slow, the stream is slow
+    too.
+    """
     done = Interrupt()
     reading: Future[None] = Future()
 
@@ -60,7 +62,7 @@ def write_json(feed: FeedSubscriber, *, until_synced: bool) -> None:
             reading.set_exception(error)
 
     with done:
-        # A daemon, because it may hang in a pipe that has no reader and is not closed.
+        # The thread is a daemon, because it may hang in a pipe that nobody reads and that is not closed.
         threading.Thread(target=read, name="subscriber", daemon=True).start()
         for _ in _frames(reading, done):
             pass
@@ -71,12 +73,14 @@ def write_json(feed: FeedSubscriber, *, until_synced: bool) -> None:
 
 def _write(line: str) -> None:
     left = line.encode() + b"\n"
-    while left:  # not by sys.stdout: a hanging thread would keep its lock
+    while left:  # sys.stdout is not used, since a hanging thread would keep its lock
         left = left[os.write(sys.stdout.fileno(), left) :]
 
 
 def _frames(reading: Future[None], interrupt: Interrupt) -> Iterator[None]:
-    """Yield at each update of the view, until Ctrl-C or the reader's end, and once more after that."""
+    """Yield at each update of the view, until Ctrl-C or the end of the reading thread, and once more after
+    that.
+    """
     while not interrupt.requested:
         ended = reading.done()
         yield

@@ -1,4 +1,6 @@
-"""A table that is never cut: columns are as wide as needed, and cells are folded if that is too wide."""
+"""A table that is never cut. Columns are as wide as needed, and cells are folded if the table would be too
+wide.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _GAPS: Final = (2, 1)
-"""Cells between columns, and the same if that is too wide."""
+"""Number of cells between columns, normally and in a table that would be too wide."""
 _NARROWEST: Final = 6
 """Minimum width of a folded column, in cells."""
 
@@ -33,7 +35,9 @@ class TableColumn:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row: a text for each column; or the first column and a text that takes the room of all others."""
+    """One row. It has a text for each column, or a text for the first column and one that takes the room of
+    the others.
+    """
 
     cells: tuple[str, ...]
     style: str = ""
@@ -81,7 +85,7 @@ def _lines(
             chop_cells(cell, size) if size else [cell] for cell, size in zip(row.cells, widths, strict=True)
         ]
     return [
-        # Text, because ids and plans are foreign strings and may look like markup.
+        # The cells are `Text`, because ids and plans are foreign strings that may look like markup.
         Text(
             (" " * gap).join(
                 _aligned(cell, size, column)

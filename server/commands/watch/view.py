@@ -21,7 +21,7 @@ _UNSETTLED: Final = "the server's map is still changing: no proof yet"
 
 
 class WatchedFeed:
-    """The events of a subscriber. Its thread writes them, the showing thread reads them."""
+    """The events of a subscriber. The subscriber's thread writes them, and the showing thread reads them."""
 
     def __init__(self, target: str, feed: FeedSubscriber, *, until_synced: bool) -> None:
         self.target = target
@@ -33,9 +33,11 @@ class WatchedFeed:
         """Set once the map has been in sync."""
         self._checkpoint: CheckpointReached | None = None
         self._exact: tuple[float, float] | None = None
-        """The newest proof: when it arrived (monotonic clock), and how stale the map was then, in seconds."""
+        """The newest proof: the monotonic time at which it arrived, and the staleness of the map then, in
+        seconds.
+        """
         self._counts: Counter[str] = Counter()
-        """Numbers of ``upsert``, ``delete`` and ``reset``."""
+        """The number of events by kind: ``upsert``, ``delete`` or ``reset``."""
         self._kinds: Counter[str] = Counter()
         """Number of endpoints by how they authorize."""
 
@@ -61,7 +63,7 @@ class WatchedFeed:
         self._feed.close()
 
     def head(self) -> Text:
-        """Return the present state for the top of the screen."""
+        """Return the current state for the top of the screen."""
         head = Text()
         head.append(self._state, style="bold green" if self._state.startswith(_SYNCED) else "bold yellow")
         if (checkpoint := self._checkpoint) is not None:
