@@ -1,7 +1,7 @@
-"""Answers for Envoy as serialized ``CheckResponse`` messages, which are made once for each endpoint and kept.
+"""Answers for Envoy as serialized ``CheckResponse`` messages. They are made once for each endpoint and kept.
 
-Serialized protobuf messages can be concatenated: the fields of the second are added to the first. So the
-parts that change with time (a staleness, a ``Retry-After``) are appended to a kept answer.
+Serialized protobuf messages can be concatenated: the fields of the second message are added to the first. So
+the parts that change with time (a staleness, a ``Retry-After``) are appended to a kept answer.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from authz.config import UpstreamHeaders
 
 _KEPT: Final = 10_000
-"""Number of endpoints whose answers are kept. An answer has about 2 kB, and making one takes 15 us."""
+"""Maximum number of endpoints whose answers are kept. An answer has about 2 kB, and making one takes 15 us.
+"""
 _NO_HEADER: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]|^\s|\s$")
-"""Values that would end a header, or that proxies would change."""
+"""Matches values that would end a header, or that proxies would change."""
 _CODES: Final = {
     400: Code.INVALID_ARGUMENT,
     401: Code.UNAUTHENTICATED,
@@ -37,7 +38,9 @@ _CODES: Final = {
     429: Code.RESOURCE_EXHAUSTED,
     503: Code.UNAVAILABLE,
 }
-"""The gRPC code for each HTTP status. It is only for logs: Envoy refuses the request with any of them."""
+"""The gRPC code for each HTTP status. It matters only for logs, since Envoy refuses the request with any of
+them.
+"""
 _PERIODS: Final = {
     number: name.removeprefix("CAPACITY_LIMIT_PERIOD_")
     for name, number in CapacityLimitPeriod.items()
@@ -51,24 +54,25 @@ class Prepared:
 
     endpoint: GatewayEndpoint = field(repr=False)
     allowed: bytes | None = field(repr=False)
-    """The answer; None if the endpoint has values that no header can carry."""
+    """The answer; None if the endpoint has values that a header cannot contain."""
     required: Requirement
 
 
 class Answers:
-    """Makes answers; called by one thread."""
+    """Makes answers. Only one thread may call it."""
 
     def __init__(self, upstream: UpstreamHeaders, staleness_header: str | None) -> None:
         self._upstream = upstream
         self._staleness_header = staleness_header
         self._refused = {outcome: _refused(outcome) for outcome in ANSWERS}
         self.prepared = lru_cache(_KEPT)(self._prepare)
-        """Returns the `Prepared` for an endpoint's bytes. After a change the bytes differ, so an
-        outdated answer is never found.
+        """Returns the `Prepared` for an endpoint's bytes. After a change of the endpoint the bytes differ, so
+        an outdated answer is never found.
         """
 
     def refused(self, outcome: Outcome, prepared: Prepared | None = None, retry_after: int = 0) -> bytes:
-        """Return the answer that refuses, for a reason other than "allowed"."""
+        """Return the answer that refuses a request. ``outcome`` is the reason, which must not be "allowed".
+        """
         answer = self._refused[outcome]
         if prepared is not None:
             answer += _bytes(CheckResponse(dynamic_metadata=_described(prepared.endpoint)))
@@ -78,7 +82,7 @@ class Answers:
         return answer
 
     def with_staleness(self, answer: bytes, outcome: Outcome, staleness: float) -> bytes:
-        """Add the response header that says how old the map may be, in seconds, if that is known."""
+        """Add the response header with the maximum age of the map in seconds, if it is known."""
         if self._staleness_header is None or math.isinf(staleness):
             return answer
         header = _header(self._staleness_header, f"{staleness:.1f}")
@@ -106,7 +110,8 @@ class Answers:
         answer.dynamic_metadata.fields["outcome"].string_value = Outcome.ALLOWED.value
         ok = answer.ok_response
         ok.headers.extend([_header(name, value) for name, value in values if name and value])
-        # Headers that we set replace the client's own of the same name. Those that we do not set are removed.
+        # A header that we set replaces the client's own header of this name. If we do not set it, it is
+        # removed.
         ok.headers_to_remove.extend([name for name, value in values if name and not value])
         if given.remove_authorization:
             ok.headers_to_remove.append("authorization")

@@ -30,9 +30,9 @@ class Outcome(enum.StrEnum):
     """There is no complete map yet, so an unknown id proves nothing."""
     TOO_STALE = "too_stale"
     UNSENDABLE = "unsendable"
-    """The endpoint has values that no header can carry."""
+    """The endpoint has values that a header cannot contain."""
     FAULT = "fault"
-    """A bug of ours. The request is refused."""
+    """An unexpected exception in our own code. The request is refused."""
 
 
 ANSWERS: Final = {
@@ -51,7 +51,7 @@ ANSWERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """What the caller of an endpoint must show. The default authorizes nobody."""
+    """The credentials that the caller of an endpoint must present. The default authorizes nobody."""
 
     public: bool = False
     key: bytes = field(default=b"", repr=False)
@@ -61,7 +61,7 @@ class Requirement:
 
     @classmethod
     def of(cls, auth: Auth) -> Requirement:
-        """Return what an endpoint requires. The result refers to ``auth``, which must not change."""
+        """Return the requirement of an endpoint. The result refers to ``auth``, which must not change."""
         match auth.WhichOneof("auth_type"):
             case "no_auth":
                 return cls(public=True)
@@ -69,7 +69,7 @@ class Requirement:
                 return cls(key=auth.static_api_key.api_key.encode())
             case "jwt":
                 return cls(users=auth.jwt.authorized_users)
-        return cls()  # unset, or of a kind that this server does not know
+        return cls()  # it is unset, or of a kind that this server does not know
 
     def met_by(self, authorization: Sequence[bytes], subject: Sequence[bytes]) -> bool:
         """Return whether a request's credentials satisfy this requirement.

@@ -15,16 +15,16 @@ RateLimit = Literal["headers", "local"]
 
 @dataclass(frozen=True, kw_only=True)
 class UpstreamHeaders:
-    """Names of the headers for the upstream; None leaves one out. A client's own headers of these names are
-    never passed on.
+    """Names of the headers for the upstream. A header whose name is None is left out. A client's own headers
+    of these names are never passed on.
     """
 
     endpoint: str | None = "Portal-Application-ID"
     account: str | None = "Portal-Account-ID"
     limited: str | None = "Rl-Endpoint-Id"
-    """The endpoint's id, sent only if the endpoint has a limit: a descriptor for Envoy's rate limits."""
+    """Contains the endpoint's id if the endpoint has a limit. It is a descriptor for Envoy's rate limits."""
     throughput: str | None = "Rl-Throughput"
-    """The limit in calls a second."""
+    """Contains the limit, in calls per second."""
     remove_authorization: bool = True
 
 
@@ -41,12 +41,14 @@ class Config:
     """Whether other processes listen on the same port (SO_REUSEPORT)."""
     places: Places = field(default_factory=Places)
     subject_header: str | None = None
-    """In lower case. None refuses every request for an endpoint that requires a JWT."""
+    """The name of this header, in lower case. With None, every request for an endpoint that requires a JWT is
+    refused.
+    """
     upstream: UpstreamHeaders = field(default_factory=UpstreamHeaders)
     rate_limit: RateLimit = "headers"
     max_staleness: float | None = None
-    """Staleness in seconds beyond which every request is refused; None is no limit."""
+    """Staleness beyond which every request is refused, in seconds; None means no limit."""
     staleness_header: str | None = None
     """Name of the response header with the map's staleness in seconds."""
     drain_seconds: float = 3.0
-    """How long checks are still answered after SIGTERM."""
+    """Seconds for which checks are still answered after SIGTERM."""

@@ -1,7 +1,7 @@
 """Decides whether an authorizer is ready and whether it is healthy, which are two different questions.
 
 *Ready* means that it can authorize requests. It stays ready while no feed server is reachable, unless
-``MAX_STALENESS`` limits that. *Healthy* means that there is nothing for a person to look at.
+``MAX_STALENESS`` sets a limit. *Healthy* means that there is nothing that a person has to look at.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from authz.held import Held
 
 _STALE_SECONDS: Final = 30.0
-"""Staleness from which the authorizer reports itself unhealthy, whatever ``MAX_STALENESS`` is."""
+"""Staleness beyond which the authorizer reports itself unhealthy, in seconds, independently of
+``MAX_STALENESS``.
+"""
 
 
 class Reason(NamedTuple):
@@ -34,21 +36,21 @@ class AuthorizerHealth:
         self._held = held
         self._troubles: dict[str, str] = {}
         self._stopping = False
-        """Whether the process is being stopped. Checks are still answered, but it is not ready."""
+        """Whether the process is being stopped. It is then not ready, but still answers checks."""
 
     def stop(self) -> None:
         """Note that the process is being stopped, so that it is no longer ready."""
         self._stopping = True
 
     def trouble(self, key: str, message: str | None) -> None:
-        """Note a lasting condition, or its end (None)."""
+        """Note a lasting condition, or its end if ``message`` is None."""
         if message is None:
             self._troubles.pop(key, None)
         else:
             self._troubles[key] = message
 
     def unready(self) -> tuple[Reason, ...]:
-        """Return the reasons why Envoy should not send checks; empty if the authorizer is ready."""
+        """Return the reasons why Envoy should not send checks. Empty if the authorizer is ready."""
         if self._stopping:
             return (Reason("stopping", "it is being stopped"),)
         match self._held.unready():
@@ -59,7 +61,7 @@ class AuthorizerHealth:
         return ()
 
     def reasons(self) -> tuple[Reason, ...]:
-        """Return everything that a person should look at; empty if the authorizer is healthy."""
+        """Return everything that a person should look at. Empty if the authorizer is healthy."""
         found = list(self.unready())
         if not found and self._held.staleness() > _STALE_SECONDS:
             found.append(Reason("stale", f"{self._known()}: a key that was revoked since then still works"))

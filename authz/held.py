@@ -1,4 +1,4 @@
-"""The feed's map for checks, and whether it may be used."""
+"""The map from the feed that checks use, and the decision whether it may be used."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class Held:
-    """The map that this process holds. Thread-safe, and never blocks."""
+    """The map of this process. Thread-safe, and never blocks."""
 
     def __init__(
         self, feed: Callable[[Callable[[Change], object]], EndpointFeed], max_staleness: float | None
     ) -> None:
-        """``feed`` makes the client; its argument is the callback for changes."""
+        """``feed`` makes the client. Its argument is the callback for changes."""
         self.feed = feed(self._changed)
         self._endpoints = self.feed.endpoints
         self._max_staleness = max_staleness
@@ -31,7 +31,7 @@ class Held:
 
     @property
     def ready(self) -> bool:
-        """Whether the map has been complete once."""
+        """Whether the map has ever been complete."""
         return self.feed.ready
 
     def get(self, endpoint_id: str) -> bytes | None:
@@ -43,7 +43,7 @@ class Held:
         return self.feed.staleness()
 
     def unready(self) -> Outcome | None:
-        """Return the outcome of every check while the map may not be used; None if it may."""
+        """Return the outcome that every check has while the map must not be used; None if it may be used."""
         if not self.feed.ready:
             return Outcome.NOT_READY
         if self._max_staleness is not None and self.feed.staleness() > self._max_staleness:
@@ -51,7 +51,7 @@ class Held:
         return None
 
     def _changed(self, change: Change) -> None:
-        """Keep count of unnameable endpoints. The event loop calls this."""
+        """Update the number of unnameable endpoints. The event loop calls this."""
         more = (change.after is not None) - (change.before is not None)
         if more and not is_nameable(change.endpoint_id):
             self.unnameable += more

@@ -1,15 +1,16 @@
 """Decides which endpoint a request is for: a pure function of its path and one header.
 
-A request passes proxies and servers that read a path differently: one decodes percent signs, one merges
-slashes, one resolves dots. If two of them see different endpoints, a client can show one endpoint's key and
-use another endpoint. So an id is accepted only if every reading gives the same id. Every other request is
-refused. The table of cases is tests/authz/requests.toml.
+A request passes through proxies and servers that read a path in different ways: some decode percent signs,
+some merge slashes, some resolve dots. If two of them see different endpoints, a client can present one
+endpoint's key and use another endpoint. So an id is accepted only if every reading gives the same id. Every
+other request is refused. The table of cases is tests/authz/requests.toml.
 
-Why the rules below are enough:
+The rules below are sufficient for these reasons:
 
-- An id is 1 to 255 unreserved characters of RFC 3986, without any percent sign. No reader changes those.
+- An id consists of 1 to 255 unreserved characters of RFC 3986, without any percent sign. No reader changes
+  such characters.
 - After the literal prefix and such an id, only dot segments can lead to another id. They are searched for in
-  the fully decoded path: a dot segment that appears after fewer decodings is still there.
+  the fully decoded path, which still contains dot segments that appear after fewer decodings.
 - A path without the literal prefix must not get one by decoding, merging slashes, dropping ``;parameters`` or
   ignoring case.
 """
@@ -31,16 +32,20 @@ _NAMEABLE: Final = re.compile(_ID)
 _VISIBLE: Final = re.compile(r"[!-~]*")
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _DOTS: Final = re.compile(rb"(?:^|[/\\])\.{1,2}(?=[/\\;?#\0- ]|$)")
-"""A dot segment, or one followed by a part that some readers drop: parameters, a query, blanks, a NUL."""
+"""Matches a dot segment, possibly followed by a part that some readers drop: parameters, a query, blanks, or
+a NUL.
+"""
 _TAIL: Final = re.compile(rb"[;\0- ][^/\\]*")
-"""The parts of a segment that some readers drop: parameters, and everything after a blank."""
+"""Matches the parts of a segment that some readers drop: parameters, and everything after a blank."""
 _SLASHES: Final = re.compile(rb"[/\\]+")
 _DECODINGS: Final = 4
-"""Maximum layers of percent-encoding. No client needs more, and each layer costs a pass over the path."""
+"""Maximum number of layers of percent-encoding. No client needs more, and each layer costs a pass over the
+path.
+"""
 _RECALLED: Final = 10_000
-"""Number of paths whose reading is remembered."""
+"""Maximum number of paths whose ids are cached."""
 _SHORT: Final = 256
-"""Paths with more characters are not remembered."""
+"""Paths with more than this number of characters are not cached."""
 
 
 class Unidentified(enum.Enum):
@@ -63,7 +68,7 @@ class Places:
 
 
 def is_prefix(given: str) -> bool:
-    """Return whether this can be `Places.prefix`: it has slashes at both ends, and only one reading."""
+    """Return whether this can be `Places.prefix`: it must have slashes at both ends, and only one reading."""
     return re.fullmatch(rf"/(?:{_ID}/)*", given) is not None
 
 
@@ -75,7 +80,7 @@ def is_nameable(endpoint_id: str) -> bool:
 def identify(path: str, named: Sequence[str], places: Places) -> str | Unidentified:
     """Return the id of the endpoint that a request is for, or the reason why there is none.
 
-    ``path`` is the path by which Envoy routes (``:path``). ``named`` has all values of the header.
+    ``path`` is the path by which Envoy routes (``:path``). ``named`` are all values of the header.
     """
     in_header = None if places.header is None else _from_header(named)
     read = _recalled if len(path) <= _SHORT else _from_path
@@ -86,7 +91,9 @@ def identify(path: str, named: Sequence[str], places: Places) -> str | Unidentif
 
 
 def _from_header(named: Sequence[str]) -> str | Unidentified | None:
-    """Read the id in the header. Envoy joins repeated headers by commas, or lists them; both are refused."""
+    """Read the id in the header. A repeated header is refused, whether Envoy has joined its values or lists
+    them.
+    """
     if not named:
         return None
     return named[0] if len(named) == 1 and is_nameable(named[0]) else Unidentified.UNCLEAR
@@ -117,9 +124,10 @@ _recalled: Final = lru_cache(_RECALLED)(_from_path)
 
 
 def _decoded(literal: str) -> bytes | None:
-    """Decode all layers of percent-encoding. Returns None if the result is no UTF-8, or has too many layers.
+    """Decode all layers of percent-encoding. Return None if the result is not UTF-8, or if there are too many
+    layers.
 
-    Strict UTF-8 excludes overlong forms: some readers decode ``%c0%ae`` to a dot.
+    Strict UTF-8 excludes overlong forms, such as ``%c0%ae``, which some readers decode to a dot.
     """
     if _BAD_ESCAPE.search(literal):
         return None

@@ -1,4 +1,4 @@
-"""The authorizer's Prometheus metrics. No label holds an id, a key or an address."""
+"""The authorizer's Prometheus metrics. No label contains an id, a key or an address."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ _SECONDS: Final = (
     0.05,
     0.25,
 )
-"""Buckets in seconds. A check takes some 20 us; one of over a millisecond waited for the interpreter."""
+"""Buckets in seconds. A check takes some 20 us. If one took more than a millisecond, it waited for the
+interpreter.
+"""
 
 
 class CheckMetrics:
@@ -42,7 +44,7 @@ class CheckMetrics:
 
     def __init__(self, version: str, held: Held) -> None:
         self.registry = registry = CollectorRegistry()
-        build = Gauge(  # named like the server's metric, so that dashboards find all processes
+        build = Gauge(  # its name is that of the server's metric, so that dashboards find all processes
             "pads_cdc_build_info", "Always 1; the version is in the label.", ("version",), registry=registry
         )
         build.labels(version).set(1)
@@ -57,16 +59,18 @@ class CheckMetrics:
 
 
 class _CheckCounts(Collector):
-    """Counts in plain numbers. The library's counters take four times as long.
+    """Counts checks in plain numbers, since the library's counters take four times as long.
 
-    Not thread-safe: one event loop counts and is scraped.
+    Not thread-safe: one event loop counts and answers scrapes.
     """
 
     def __init__(self) -> None:
-        # All series exist from the start: for Prometheus a series that begins at 1 has not increased.
+        # All series exist from the start, since Prometheus sees no increase in a series that begins at 1.
         self._ended = dict.fromkeys(Outcome, 0)
         self._took = [0] * (len(_SECONDS) + 1)
-        """The number of checks in each bucket of `_SECONDS`, then of those beyond the last one."""
+        """The number of checks in each bucket of `_SECONDS`, followed by the number of those beyond the last
+        bucket.
+        """
         self._seconds = 0.0
 
     def add(self, outcome: Outcome, seconds: float) -> None:

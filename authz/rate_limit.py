@@ -1,8 +1,9 @@
-"""Limits calls by a token bucket for each endpoint, which holds one second's worth of calls.
+"""Limits calls with a token bucket for each endpoint, which holds the calls of one second.
 
-A bucket is one number, the moment at which it is full again (the generic cell rate algorithm). A call moves
-that moment by its share of a second. The call is refused if the moment would then be more than a second
-ahead. The caller passes the limit with each call, so a changed plan takes effect with the next call.
+A bucket is stored as one number, the moment at which it is full again (the generic cell rate algorithm). A
+call moves this moment by the call's share of a second. The call is refused if the moment would then be more
+than a second ahead. The caller passes the limit with each call, so a changed plan takes effect with the next
+call.
 
     limit 2: two calls at 0.0 empty the bucket, one at 0.4 is refused, one at 0.5 passes.
 """
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _BURST: Final = 1.0
-"""A bucket holds this many seconds' worth of calls."""
+"""A bucket holds the calls of this number of seconds."""
 _SWEEP_SECONDS: Final = 10.0
-"""Interval at which buckets that are full again are removed."""
+"""Interval at which buckets that are full again are removed, in seconds."""
 
 
 class RateLimits:
@@ -57,5 +58,5 @@ class RateLimits:
 
 
 def retry_after(wait: float) -> int:
-    """Return the value of ``Retry-After``: whole seconds, at least one."""
+    """Return the value of ``Retry-After``, which is a number of whole seconds and at least one."""
     return max(1, math.ceil(wait))

@@ -1,4 +1,4 @@
-"""Runs one process: the feed, checks and HTTP pages share one event loop.
+"""Runs one process, in which the feed, the checks and the HTTP pages share one event loop.
 
 The command line passes a gRPC server with its TLS (`Transport`) and a function that shows health and metrics
 (`Expose`).
@@ -37,20 +37,20 @@ if TYPE_CHECKING:
     _Request = health_pb2.HealthCheckRequest
     _Context = grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
     Feed = Callable[[Callable[[Change], object]], EndpointFeed]
-    """Makes the feed's client; its argument is the callback for changes."""
+    """Makes the feed's client. Its argument is the callback for changes."""
     Expose = Callable[
         [CollectorRegistry, AuthorizerHealth], AbstractAsyncContextManager[Callable[[int], None]]
     ]
-    """Makes a context that shows metrics and health while it lasts. The context's value is a function to call
-    with gRPC's port, once the port is served.
+    """Makes a context that shows metrics and health while it lasts. The context's value is a function. Call
+    it with gRPC's port once that port is served.
     """
 
 _log = structlog.get_logger("pads_cdc")
 
 _HEALTH_SECONDS: Final = 0.2
-"""Interval at which readiness is checked, for clients that watch `grpc.health.v1`."""
+"""Interval, in seconds, at which readiness is checked for clients that watch `grpc.health.v1`."""
 _GRACE_SECONDS: Final = 1.0
-"""Time for checks in progress when the server ends. They take microseconds."""
+"""Seconds that checks in progress have when the server ends. They take microseconds."""
 OPTIONS: Final = (
     # Envoy keeps one connection for each worker thread. Further requests wait in Envoy.
     ("grpc.max_concurrent_streams", 10_000),
@@ -61,7 +61,7 @@ OPTIONS: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 9_000),
     ("grpc.http2.max_pings_without_data", 0),
-    # Clients are asked to reconnect after this time, so that workers that started later get their share.
+    # Clients are asked to reconnect after this time, so that workers that started later get connections too.
     ("grpc.max_connection_age_ms", 600_000),
 )
 
@@ -103,7 +103,7 @@ async def serve(
 ) -> None:
     """Answer checks until SIGTERM or SIGINT, or until ``until`` is done.
 
-    With ``late`` it listens only once the map is complete, because other workers serve the port already.
+    With ``late``, listen only after the map is complete, because other workers already serve the port.
 
     Raises:
         DesertedError: the gRPC server failed. Otherwise the process would look alive and serve no client.
@@ -114,7 +114,8 @@ async def serve(
     metrics, health = CheckMetrics(version, held), AuthorizerHealth(held)
     lent = transport(metrics.registry, health)
     authorization = service.Authorization(config, held, metrics)
-    # Objects made by the imports stay for ever. Without this, a full collection scans them for 50 ms.
+    # Objects that the imports have made stay for ever. Without this, each full collection scans them for 50
+    # ms.
     gc.collect()
     gc.freeze()
     async with AsyncExitStack() as running:
@@ -156,7 +157,7 @@ async def serve(
 
 
 class _Stop:
-    """Whether to stop, and whether to stop at once (after Ctrl-C, or after a second signal)."""
+    """Says whether to stop, and whether to stop at once (after Ctrl-C, or after a second signal)."""
 
     def __init__(self, until: Awaitable[object] | None) -> None:
         self.asked = asyncio.Event()
@@ -179,7 +180,7 @@ class _Stop:
 
 
 async def _ready(held: Held, stop: _Stop) -> bool:
-    """Wait for the first complete map. Returns False if the process must stop first."""
+    """Wait for the first complete map. Return False if the process must stop before it is complete."""
     ready = asyncio.create_task(held.feed.until_ready())
     asked = asyncio.create_task(stop.asked.wait())
     await asyncio.wait((ready, asked), return_when=asyncio.FIRST_COMPLETED)
@@ -189,9 +190,9 @@ async def _ready(held: Held, stop: _Stop) -> bool:
 
 
 class _Statuses(HealthServicer):
-    """``grpc.health.v1`` with the present state of ``/readyz``, for the server and its service.
+    """``grpc.health.v1`` with the current state of ``/readyz``, for the server and its service.
 
-    Each call computes the state, because Envoy checks only once a second: a cached one could be out of date.
+    Each call computes the state. A cached state could be out of date, and Envoy asks only once a second.
     """
 
     def __init__(self, health: AuthorizerHealth) -> None:

@@ -1,4 +1,4 @@
-"""Envoy's ``Authorization/Check``: takes a request apart, asks the pure modules, and counts the outcome.
+"""Envoy's ``Authorization/Check``: takes a request apart, calls the pure modules, and counts the outcome.
 
 It never waits: the map is in memory, so a check is answered before the event loop does anything else.
 """
@@ -33,7 +33,7 @@ _log = structlog.get_logger(__name__)
 DESCRIPTOR: Final[ServiceDescriptor] = external_auth_pb2.DESCRIPTOR.services_by_name["Authorization"]
 SERVICE: Final = DESCRIPTOR.full_name
 
-_ALLOWED: Final = Outcome.ALLOWED  # an attribute of an enum takes longer to find than the endpoint
+_ALLOWED: Final = Outcome.ALLOWED  # finding an attribute of an enum takes longer than finding the endpoint
 _UNIDENTIFIED: Final = {
     Unidentified.MISSING: Outcome.MISSING_ID,
     Unidentified.UNCLEAR: Outcome.UNCLEAR_ID,
@@ -115,8 +115,9 @@ class Authorization:
 def _values(http: Any, names: frozenset[str]) -> dict[str | None, list[bytes]]:
     """Return all values of these headers. Envoy sends headers in one of two fields.
 
-    In ``headers`` the values of a repeated header are joined by commas, and bytes that are no UTF-8 become
-    ``!``. With Envoy's ``encode_raw_headers`` the field is ``header_map``, which has each value unchanged.
+    In ``headers`` the values of a repeated header are joined by commas, and bytes that are not UTF-8 become
+    ``!``. With Envoy's ``encode_raw_headers`` the field is ``header_map``, which contains each value
+    unchanged.
     """
     found: dict[str | None, list[bytes]] = {}
     joined = http.headers

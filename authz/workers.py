@@ -2,7 +2,7 @@
 
 Each worker writes its health and metrics as a line of JSON to its standard output, once a second and whenever
 its readiness changes. The supervisor has the only HTTP port, and answers from the last lines. A worker ends
-when its standard input is closed, so it never outlives the supervisor.
+when its standard input is closed, so it always ends with the supervisor.
 """
 
 from __future__ import annotations
@@ -32,18 +32,20 @@ if TYPE_CHECKING:
     from authz.health import AuthorizerHealth
 
     Start = Callable[[int, bool], Awaitable[asyncio.subprocess.Process]]
-    """Starts a worker by its number, from 1. With True as well, it listens only once its map is complete."""
+    """Starts the worker with a number, which is 1 or more. If the second argument is True, the worker listens
+    only after its map is complete.
+    """
 
 _log = structlog.get_logger("pads_cdc")
 
 _LOOK_SECONDS: Final = 0.1
 _REPORT_SECONDS: Final = 1.0
 _SILENT_SECONDS: Final = 15.0
-"""A worker that reports nothing for this long hangs, and is killed."""
+"""If a worker reports nothing for this number of seconds, it hangs and is killed."""
 _PAUSES: Final = (1.0, 30.0)
-"""Seconds before a worker is started again: the first pause, and the longest."""
+"""Seconds before a worker is started again: the first pause and the longest pause."""
 _LASTED_SECONDS: Final = 60.0
-"""After a worker has run for this long, the next pause is the first one again."""
+"""If a worker has run for this number of seconds, the next pause is the first pause again."""
 
 
 # --- in the worker
@@ -71,7 +73,7 @@ async def reporting(
                 line["metrics"] = generate_latest(registry).decode()
                 unsent = json.dumps(line).encode() + b"\n"
                 told, due = state, now + _REPORT_SECONDS
-            with suppress(BlockingIOError, BrokenPipeError):  # a supervisor that hangs must not stop checks
+            with suppress(BlockingIOError, BrokenPipeError):  # a hanging supervisor must not stop checks
                 unsent = unsent[os.write(out, unsent) :]
             await asyncio.sleep(_LOOK_SECONDS)
 
@@ -101,7 +103,7 @@ class _Worker:
     number: int
     process: asyncio.subprocess.Process | None = None
     report: dict[str, Any] = field(default_factory=dict)
-    """The worker's last report; empty before the first."""
+    """The worker's last report; empty before the first report."""
 
     @property
     def listens(self) -> bool:
@@ -129,21 +131,24 @@ class Supervisor:
         )
 
     def unready(self) -> tuple[Reason, ...]:
-        """Return why Envoy should not send checks: no worker listens, or a listening one has no map."""
+        """Return the reasons why Envoy should not send checks: no worker listens, or a listening worker has
+        no map.
+        """
         listening = [worker for worker in self._workers if worker.listens]
         if not listening:
             return (Reason("not_ready", "no worker listens yet"),)
         return tuple(reason for worker in listening for reason in worker.told("unready"))
 
     def reasons(self) -> tuple[Reason, ...]:
-        """Return everything that a person should look at; empty if all workers are healthy."""
+        """Return everything that a person should look at. Empty if all workers are healthy."""
         found = [reason for worker in self._workers for reason in worker.told("reasons")]
         away = [worker for worker in self._workers if not worker.listens]
         found += [Reason("worker", f"worker {worker.number}: does not listen yet") for worker in away]
         return tuple(found)
 
     async def run(self, serving: Callable[[int], None]) -> int:
-        """Run the workers until `stop`, or until one cannot start. Calls ``serving`` once all of them listen.
+        """Run the workers until `stop`, or until one of them cannot start. When all of them listen, call
+        ``serving``.
 
         Returns the exit code. A worker that cannot start writes the reason to standard error.
         """
@@ -190,7 +195,7 @@ class Supervisor:
             pause = min(2 * pause, longest)
 
     async def _follow(self, worker: _Worker, process: asyncio.subprocess.Process) -> None:
-        """Read a worker's reports until it ends, or hangs and is killed."""
+        """Read a worker's reports until the worker ends. If it hangs, kill it."""
         assert process.stdout is not None  # noqa: S101 (for the type: it was started so)
         while True:
             try:
@@ -203,7 +208,7 @@ class Supervisor:
                 return
             if not line:
                 return
-            with suppress(ValueError):  # a line printed by a library is no report
+            with suppress(ValueError):  # a line that a library has printed is not a report
                 worker.report = json.loads(line)
 
 

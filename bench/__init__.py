@@ -1,4 +1,4 @@
-"""Benchmarks: pads-cdc beside its alternatives, on the same data in the same run.
+"""Benchmarks of pads-cdc and its alternatives, on the same data and in the same run.
 
 Run ``make bench`` or ``make bench-full``, or ``python -m bench ripple latency``. See docs/performance.md.
 """

@@ -1,4 +1,6 @@
-"""The authorizer: the cost of a check, its duration during changes, and when a revoked key is refused."""
+"""The authorizer: the cost of a check, its duration during changes, and the time until a revoked key is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,7 @@ def _in_go(rig: Rig, served: Served) -> Iterator[_Server | None]:
 
 
 def _answers(server: _Server) -> bool:
-    """Return whether the server's health service says that it holds a map."""
+    """Return whether the server's health service reports that it has a map."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415
 
     with grpc.insecure_channel(server.target) as channel:
@@ -123,8 +125,8 @@ def _answers(server: _Server) -> bool:
 
 
 def _cost(rig: Rig, servers: dict[str, _Server], calls: Sequence[checks.Call]) -> Iterator[Result]:
-    """Divide the number of checks by the server's CPU time, because the callers may be slower and share its
-    cores.
+    """Divide the number of checks by the server's CPU time. The elapsed time cannot be used, since the
+    callers may be slower than the server, and share its cores.
     """
     taken: dict[str, list[float]] = {}
     seconds = rig.sizes.seconds / rig.sizes.runs
@@ -167,7 +169,7 @@ def _through_envoy(rig: Rig, servers: dict[str, _Server], calls: Sequence[checks
 
 @contextmanager
 def _envoy(rig: Rig, server: _Server | None) -> Iterator[int]:
-    """Run an Envoy that asks this server, or none; yield its port."""
+    """Run an Envoy that asks this server, or no server; yield its port."""
     edits = [("route: {cluster: upstream, timeout: 60s}", "direct_response: {status: 200}")]
     if server is None:
         text = configuration("envoy.yaml")
@@ -195,8 +197,8 @@ def _envoy(rig: Rig, server: _Server | None) -> Iterator[int]:
 def _revocations(
     rig: Rig, database: Database, served: Served, servers: dict[str, _Server]
 ) -> Iterator[Result]:
-    """Revoke keys one after the other, each while it is used through Envoy. A client of the feed runs beside
-    that.
+    """Revoke keys one after the other. Each key is used through Envoy while it is revoked. A client of the
+    feed runs at the same time.
     """
     count = max(10, int(rig.sizes.seconds * 7))
     numbers = database.portal.numbers(REST)
@@ -229,8 +231,8 @@ def _while_everything_changes(
 ) -> Iterator[Result]:
     """Check at a steady rate while other keys change and a plan ripples.
 
-    The contender shares one core with its caller, as with an Envoy beside it. The server and the database
-    have the other cores, as on a machine of their own.
+    The contender and its caller share one core, as if the caller were an Envoy on the same machine. The
+    server and the database have the other cores, as if they were on another machine.
     """
     taken: dict[tuple[str, str], list[float]] = {}
     rest = database.portal.numbers(REST)[len(calls) :]
@@ -259,9 +261,10 @@ def _while_everything_changes(
 
 @contextmanager
 def _other_cores(*processes: int) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Keep us, these processes and their children off one core.
+    """Reserve one core: our process, these processes and their children run only on the other cores.
 
-    Yields a context manager: the processes that are started within it run on that core.
+    Yields a function that makes a context manager. Processes that are started within it run on the reserved
+    core.
     """
     cores = os.sched_getaffinity(0)
     one = {max(cores)}
@@ -285,7 +288,7 @@ def _other_cores(*processes: int) -> Iterator[Callable[[], AbstractContextManage
 
 
 def _move(processes: Sequence[int], cores: set[int]) -> None:
-    """Let all threads of these processes and of their children run on these cores only."""
+    """Make all threads of these processes and of their children run only on these cores."""
     for pid in processes:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for one in (pid, *map(int, children)):
@@ -296,9 +299,9 @@ def _move(processes: Sequence[int], cores: set[int]) -> None:
 
 @contextmanager
 def _alone(rig: Rig, served: Served, contender: str) -> Iterator[_Server | None]:
-    """Run one contender. An idle authorizer runs beside the do-nothing server.
+    """Run one contender. While the do-nothing server runs, an idle authorizer runs as well.
 
-    So each contender has the same neighbours on the same cores.
+    So each contender shares its cores with the same other processes.
     """
     if contender == _GO:
         with _in_go(rig, served) as in_go:

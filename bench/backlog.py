@@ -1,4 +1,4 @@
-"""Backlog: time until all waiting transactions are in the store and confirmed to the slot."""
+"""Backlog: the time until all waiting transactions are in the store and the slot is confirmed beyond them."""
 
 from __future__ import annotations
 
@@ -49,9 +49,10 @@ class _Spent(NamedTuple):
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Stop our server (SIGSTOP), commit changes, and let it continue. The references have their own slots.
+    """Stop our server (SIGSTOP), commit changes, and let the server continue. The references have their own
+    slots.
 
-    The plugins take turns, so that neither has a quieter machine than the other.
+    The plugins are measured in turns, so that neither has a quieter machine than the other.
     """
     sizes = rig.sizes
     size = (

@@ -1,4 +1,4 @@
-"""Callers of an authorizer, each in its own process: by gRPC as Envoy does, or through Envoy by HTTP."""
+"""Callers of an authorizer, each in its own process. They use gRPC as Envoy does, or HTTP through Envoy."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 _CHECK: Final = "/envoy.service.auth.v3.Authorization/Check"
 _DROPPED_SECONDS: Final = 10.0
-"""The duration of a check without an answer."""
+"""The duration that is noted for a check without an answer."""
 _UNDER_WAY: Final = 32
-"""Concurrent checks of a busy Envoy."""
+"""Number of concurrent checks of a busy Envoy."""
 _HEADERS: Final = {
     "portal-application-id": "",
     "authorization": "",
@@ -44,7 +44,7 @@ Call = tuple[str, str]
 
 
 def saturate(target: str, calls: Sequence[Call], seconds: float) -> int:
-    """Send checks as fast as answers arrive, many concurrently; return the number of answers."""
+    """Send checks as fast as answers arrive, many at the same time. Return the number of answers."""
     count: int = _in_process(_saturate, target, calls, seconds)
     return count
 
@@ -55,12 +55,14 @@ def at_rate(target: str, calls: Sequence[Call], rate: float) -> Asking:
 
 
 def through_envoy(port: int, calls: Sequence[Call], rate: float) -> Asking:
-    """Begin to send requests at a steady rate over one connection, while answers arrive in time."""
+    """Begin to send requests over one connection, at a steady rate if answers arrive in time."""
     return Asking(_through_envoy, port, calls, rate)
 
 
 class Asking:
-    """A process that sends checks until `stop`, which returns (time, seconds until the answer) of each."""
+    """A process that sends checks until `stop`. That returns a pair for each: its time, and the seconds until
+    the answer.
+    """
 
     def __init__(self, ask: Callable[..., None], *arguments: Any) -> None:
         self._pipe, other = children.Pipe()
@@ -85,7 +87,7 @@ class Prober:
         other.close()
 
     def use(self, call: Call) -> None:
-        """Begin; return after the key was accepted once."""
+        """Begin to use the key. Returns after the key has been accepted once."""
         self._pipe.send(call)
         self._pipe.recv()
 
@@ -111,7 +113,7 @@ def probing(port: int) -> Iterator[Prober]:
 
 
 def follow(notebook: Notebook, target: str) -> None:
-    """Run the feed's client, as an authorizer does. Arrivals before it is ready are not noted."""
+    """Run the feed's client, as an authorizer does. Arrivals before the client is ready are not noted."""
     feed = EndpointFeed(
         target, client_id="bench", on_change=lambda change: notebook.arrived([change.endpoint_id], now())
     )
@@ -206,7 +208,7 @@ def _at_rate(pipe: Connection, target: str, calls: Sequence[Call], rate: float) 
 
 
 class _Http:
-    """One persistent connection, with as much of HTTP as is needed."""
+    """One persistent connection, which implements only the needed part of HTTP."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), 10)

@@ -1,4 +1,4 @@
-"""``python -m bench``: all benchmarks, or the named ones."""
+"""``python -m bench``: runs all benchmarks, or the named ones."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ BENCHMARKS: Final[dict[str, Callable[[Rig], Iterator[Result]]]] = {
 _SIZES: Final = {sizes.name: sizes for sizes in (TINY, QUICK, FULL)}
 
 _SOME: Final = "some"
-"""Name of the results of a run that is partial or has not ended."""
+"""Name of the results of a run that is partial or did not end."""
 _WIDTH: Final = 150
 """Width of a table that is written to a file."""
 
@@ -92,7 +92,7 @@ def main(names: Sequence[str], size: str, folder: Path) -> None:
 def measure(names: Sequence[str], sizes: Sizes, console: Console, sofar: Path) -> Record:
     """Run these benchmarks in one cluster, with a progress bar.
 
-    After each, all results are written to ``sofar``, because a run may take long and end early.
+    After each benchmark, all results are written to ``sofar``, because a run may take long and end early.
     """
     # A thousand subscribers need a thousand sockets, here and in the server, which inherits the limit.
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

@@ -29,9 +29,10 @@ class Commit(NamedTuple):
 
 
 class Rotation:
-    """Gives endpoints new keys, one after the other, in a thread, until the context or the endpoints end.
+    """A thread that gives endpoints new keys, one after the other, until the context ends or no endpoint is
+    left.
 
-    After a slow commit the next ones follow at once, so that the rate stays.
+    After a slow commit the next ones follow at once, so that the rate stays the same.
     """
 
     def __init__(self, database: Database, numbers: Iterable[int], rate: float) -> None:
@@ -54,7 +55,9 @@ class Rotation:
         self.join()
 
     def join(self) -> None:
-        """Wait for the end. With an infinite number of endpoints, only the context's end brings it."""
+        """Wait for the end of the thread. With an infinite number of endpoints, it ends only with the
+        context.
+        """
         self._ended.result()
         self._thread.shutdown()
         self._session.close()
@@ -77,7 +80,8 @@ class Rotation:
 
 
 def since_returned(commits: Mapping[str, Commit], arrived: Mapping[str, float]) -> list[float]:
-    """Return milliseconds from each commit's return to the endpoint's arrival, negative if it arrived first.
+    """Return milliseconds from each commit's return to the endpoint's arrival. They are negative if the
+    endpoint arrived first.
 
     A slot delivers a commit as soon as it is flushed, often before the commit returns to its session.
     """

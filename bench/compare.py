@@ -1,4 +1,4 @@
-"""``python -m bench.compare OLD NEW``: two commits in one run, in turns, on one machine."""
+"""``python -m bench.compare OLD NEW``: measures two commits in turns, in one run on one machine."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def checked_out(commit: str) -> Iterator[Path]:
 def run(tree: Path, names: Sequence[str], size: str) -> tuple[Result, ...]:
     """Return the results of a commit's own benchmarks."""
     results = tree / "bench/results"
-    # All imports come from the tree: `-m` searches the working folder first, and the path names the client.
+    # All imports are from the tree: `-m` searches the working folder first, and PYTHONPATH names the client.
     subprocess.run(  # noqa: S603 - all of it is ours
         [sys.executable, "-m", "bench", *names, "--size", size, "--folder", str(results)],
         cwd=tree,

@@ -1,6 +1,7 @@
-"""Many subscribers in one process. They implement HTTP/2, because gRPC's clients would take all CPU.
+"""Many subscribers in one process. They implement HTTP/2 themselves, because gRPC's clients would use all
+CPU.
 
-`bench.following` runs this. For the server they are ordinary connections: they offer the largest possible
+`bench.following` runs this. To the server, these are ordinary connections: they offer the largest possible
 windows, answer settings and pings, and acknowledge checkpoints of the feed as `pads_cdc_client` does.
 """
 
@@ -32,7 +33,7 @@ _INITIAL: Final = 65_535
 """Initial window of a connection."""
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _SAMPLED: Final = 20
-"""Number of subscribers whose arrivals are noted."""
+"""Maximum number of subscribers whose arrivals are noted."""
 _FRAME: Final = 9
 _MESSAGE: Final = 5
 
@@ -42,7 +43,7 @@ def feed(
 ) -> None:
     """Open the feed ``count`` times from a token, and note arrivals as ``subscriber/endpoint``.
 
-    The arrivals of 20 subscribers, evenly chosen, are noted, or of all if there are fewer. ``stalled`` more
+    Arrivals are noted for 20 subscribers, evenly chosen, or for all if there are fewer. Another ``stalled``
     subscribers open the feed and read nothing.
     """
     opening = pb.WatchRequest(open=pb.Open(client_id="bench", resume_token=token)).SerializeToString()
@@ -107,7 +108,7 @@ class _Peer:
         self.send(_DATA, 0, _CALL, struct.pack(">BI", 0, len(message)) + message)
 
     def acknowledge(self, token: bytes) -> None:
-        """Acknowledge a checkpoint of the feed, unless that was done just now."""
+        """Acknowledge a checkpoint of the feed, unless another one was acknowledged just before."""
         if now() - self.acknowledged_at >= PACE:
             self.acknowledged_at = now()
             self.say(pb.WatchRequest(acknowledge=pb.Acknowledge(token=token)).SerializeToString())

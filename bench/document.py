@@ -62,7 +62,7 @@ def _targets(record: Record) -> Iterable[str]:
 
 
 def _loop(record: Record) -> str:
-    """Return how fast the machine was, if the record has it."""
+    """Return a sentence about the machine's speed, if the record contains it."""
     return f" An empty loop of Python takes {record.loop:.0f} million steps a second." if record.loop else ""
 
 

@@ -31,7 +31,7 @@ def run(rig: Rig) -> Iterator[Result]:
     """Measure latency, CPU and memory at each number of subscribers, with one server process."""
     sizes = rig.sizes
     with rig.database(sizes.small) as database, rig.serve(database) as served:
-        # Growth of memory by the first subscriber, or by the changes, is not a cost of more subscribers.
+        # If the first subscriber or the changes let memory grow, that is not a cost of more subscribers.
         before, after = (storm(rig, database, served, 1)[-1] for _ in range(2))
         for number, count in enumerate(sizes.fan_out, 1):
             grown = max(0, after - before)
@@ -60,7 +60,7 @@ def _measured(
 
 
 def _stalled(rig: Rig, database: Database, served: Served) -> Iterator[Result]:
-    """Measure subscribers with and without a stalled one beside them, in turns."""
+    """Measure subscribers in turns, with and without one more subscriber that is stalled."""
     count = _most(rig)
     contenders = {OURS: 1, "none is stalled": 0}
     taken: dict[tuple[str, str], list[float]] = {}
@@ -81,7 +81,7 @@ def _most(rig: Rig) -> int:
 def storm(
     rig: Rig, database: Database, served: Served, count: int, stalled: int = 0
 ) -> tuple[list[float], float, int, int]:
-    """Change endpoints while this many clients subscribe.
+    """Change endpoints while ``count`` clients are subscribed.
 
     Returns milliseconds from each commit to each arrival, the server's share of a core, and its resident
     bytes before the first change and at the end.
@@ -110,7 +110,7 @@ def latencies(commits: Mapping[str, Commit], arrivals: Mapping[str, float]) -> l
 
 
 def resume_token(served: Served) -> bytes:
-    """Receive a snapshot and return the token at its end, with which others need no snapshot."""
+    """Receive a snapshot and return the token at its end. With it, other subscribers need no snapshot."""
     opening = pb.WatchRequest(open=pb.Open(client_id="bench"))
     with grpc.insecure_channel(served.target, options=OPTIONS) as channel:
         watch = channel.stream_stream(WATCH, pb.WatchRequest.SerializeToString, pb.WatchResponse.FromString)

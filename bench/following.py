@@ -1,4 +1,5 @@
-"""Followers of the database, ours and others, in processes of their own that note when a change arrives.
+"""Followers of the database, ours and others. Each runs in its own process, and notes the arrival of each
+change.
 
 The clock is monotonic; on Linux all processes share it.
 """
@@ -26,7 +27,8 @@ _spawn: Final = multiprocessing.get_context("spawn")
 
 
 class Notebook:
-    """In the follower's process: the time of each endpoint's first arrival since the last `mark`."""
+    """The notes in the follower's process: the time of each endpoint's first arrival since the last `mark`.
+    """
 
     def __init__(self) -> None:
         self._arrivals: dict[str, float] = {}
@@ -41,7 +43,9 @@ class Notebook:
             self._changed.notify_all()
 
     def arrived(self, endpoints: Iterable[str], at: float) -> None:
-        """Note that these arrived at this time by ``time.monotonic``. The first arrival of each counts."""
+        """Note that these endpoints arrived at a time by ``time.monotonic``. Only the first arrival of each
+        is kept.
+        """
         arrivals = self._arrivals
         for endpoint in endpoints:
             if endpoint not in arrivals:
@@ -84,7 +88,7 @@ class Follower:
         self._name = follow.__name__
         self._server: int | None = None
         self.following_since = 0.0
-        """The time from which it notes everything; 0 until it does."""
+        """The time from which it notes everything; 0 before it has reported this time."""
 
     def __enter__(self) -> Self:
         try:
@@ -112,10 +116,11 @@ class Follower:
         self._ask("mark")
 
     def wait(self, count: int, seconds: float = DEADLINE) -> float:
-        """Wait until ``count`` endpoints (at least one) have arrived; return the time of the last one.
+        """Wait until ``count`` endpoints (at least one) have arrived. Return the arrival time of the last
+        one.
 
         Raises:
-            TimeoutError: they did not arrive within ``seconds``.
+            TimeoutError: the endpoints did not arrive within ``seconds``.
 
         """
         at: float = self._ask("wait", count, seconds)

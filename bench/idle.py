@@ -1,4 +1,4 @@
-"""Idle: the cost of a server without changes, and the cost of an audit."""
+"""Idle: the cost of a server while nothing changes, and the cost of an audit."""
 
 from __future__ import annotations
 

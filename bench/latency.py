@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 _SHARES: Final = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 _WARM_UP: Final = 50
-"""Commits that are not counted, because connections and plans are cold."""
+"""Number of first commits that are not counted, because connections and plans are cold."""
 _AHEAD: Final = 10
-"""Commits before the commit that causes the ripple."""
+"""Number of commits before the commit that causes the ripple."""
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Measure each contender alone, in the same database, at the same rate."""
+    """Measure each contender by itself, in the same database and at the same rate."""
     sizes = rig.sizes
     with rig.database(sizes.endpoints) as database:
         for contender, start in _contenders(rig, database).items():

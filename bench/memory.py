@@ -1,4 +1,6 @@
-"""Memory: resident with few endpoints and with many, after churn, and at the peak of the largest ripple."""
+"""Memory: the resident size with few endpoints and with many, after churn, and at the peak of the largest
+ripple.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ _CHURN_RATE: Final = 500.0
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Measure the process from outside; the baseline is a server of the smallest database."""
+    """Measure the process from outside. The baseline is a server of the smallest database."""
     sizes = rig.sizes
     base, fewest = 0, min(sizes.growth)
     for endpoints in sizes.growth:
@@ -63,7 +65,7 @@ def _latency(rig: Rig, database: Database, subscriber: Follower) -> float:
 
 def _ripple(rig: Rig, database: Database, served: Served, subscriber: Follower) -> Iterator[Result]:
     rig.say("memory: everything ripples")
-    _change_everything(database, subscriber)  # from now on the log of revisions has dead places
+    _change_everything(database, subscriber)  # from now on the log of revisions has dead entries
     steady = served.resident_bytes()
     served.forget_peak()
     _change_everything(database, subscriber)

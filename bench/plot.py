@@ -38,7 +38,7 @@ def draw(record: Record, path: Path) -> None:
 
 
 def _targets(axes: Axes, results: Sequence[Result]) -> None:
-    """Draw a bar for each target: 1 is the target, more is worse."""
+    """Draw a bar for each target. A length of 1 is the target, and a longer bar is worse."""
     shares: dict[str, float] = {}
     for target in TARGETS:
         value = target.value(results)

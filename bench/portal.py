@@ -27,7 +27,9 @@ SELECT {_ID}, {_ACCOUNT} FROM generate_series(%(first)s, %(last)s) AS number;
 INSERT INTO portal_application_settings (application_id, secret_key, secret_key_required)
 SELECT {_ID}, md5('key' || number), true FROM generate_series(%(first)s, %(last)s) AS number;
 """
-"""Ten applications for each account. Ids are scattered like real ones, out of the order of indexes."""
+"""Makes ten applications for each account. Ids are scattered like real ones, so rows are not in the order of
+indexes.
+"""
 _NOISE: Final = """
 CREATE TABLE noise (id INT PRIMARY KEY, secret_key TEXT, secret_key_required BOOLEAN);
 INSERT INTO noise SELECT number, md5('key' || number), true FROM generate_series(0, %(last)s) AS number;
@@ -46,11 +48,15 @@ CREATE PUBLICATION pads_cdc FOR TABLE
 
 @dataclass(frozen=True)
 class Portal:
-    """Endpoints have numbers from 0. Each plan has a range of them; the plan `REST` has all others."""
+    """A portal whose endpoints are numbered from 0. Each plan has a range of them; the plan `REST` has all
+    others.
+    """
 
     endpoints: int
     plans: Mapping[str, int]
-    """Number of endpoints of each plan, in the order of their numbers, without `REST`, which is last."""
+    """Number of endpoints of each plan, in the order of the endpoints' numbers. `REST`, which comes last, is
+    left out.
+    """
 
     def numbers(self, plan: str) -> range:
         """Return the numbers of a plan's endpoints."""

@@ -1,4 +1,4 @@
-"""Reconnect: all clients of the legacy contract return at once, while keys are revoked."""
+"""Reconnect: all clients of the legacy contract reconnect at the same time, while keys are revoked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHARES: Final = {"p50": 0.5, "p99": 0.99}
 _RATE: Final = 50.0
 """Revocations per second."""
 _LEAST: Final = 10
-"""Least number of revocations, however soon the clients have everything."""
+"""Minimum number of revocations, even if the clients have everything sooner."""
 
 
 def run(rig: Rig) -> Iterator[Result]:
@@ -36,7 +36,7 @@ def run(rig: Rig) -> Iterator[Result]:
         ):
             rig.say("reconnect: keys are revoked")
             rotation = Rotation(database, database.portal.numbers(REST), _RATE)
-            # Until the client has everything, but at least for the minimum.
+            # The rotation lasts until the client has everything, but at least for the minimum.
             with rotation:
                 with suppress(TimeoutError):
                     old.wait(sizes.small, sizes.seconds)

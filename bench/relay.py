@@ -1,4 +1,4 @@
-"""Relays behind a broker, beside their leader: their latency, their start, and the leader's CPU."""
+"""Relays behind a broker, compared with their leader: their latency, their start, and the leader's CPU."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(rig: Rig) -> Iterator[Result]:
 
 
 def _start(rig: Rig, database: Database) -> Iterator[Result]:
-    """Start a server from the database, and a relay from the stream of that server."""
+    """Measure the start of a server from the database, and of a relay from this server's stream."""
     taken: dict[str, list[float]] = {OURS: [], "server without a state file": []}
     for _ in range(rig.sizes.runs):
         with rig.broker() as url, rig.serve(database, BROKER_URL=url, SLOT_NAME="start") as leader:
@@ -92,7 +92,7 @@ def _ripple(rig: Rig, database: Database, leader: Served, relay: Served) -> Iter
 
 
 def _cpu(rig: Rig, database: Database, url: str) -> Iterator[Result]:
-    """Measure the leader's CPU beside a growing number of relays, each with a subscriber."""
+    """Measure the leader's CPU with a growing number of relays, each with a subscriber."""
     sizes = rig.sizes
     taken: dict[int, list[float]] = {}
     for _ in range(sizes.runs):
@@ -115,7 +115,7 @@ def _cpu(rig: Rig, database: Database, url: str) -> Iterator[Result]:
 
 
 def _fan_out(rig: Rig, database: Database, url: str) -> Iterator[Result]:
-    """Divide subscribers among relays, and give the same number to one server."""
+    """Measure subscribers that are divided among relays, and the same number of subscribers at one server."""
     sizes = rig.sizes
     most = max(sizes.fan_out)
     with rig.serve(database, BROKER_URL=url) as leader, ExitStack() as running:

@@ -1,4 +1,4 @@
-"""The table: for each case ours and each reference, with medians, spreads, ratios and targets."""
+"""The table of results: for each case ours and each reference, with medians, spreads, ratios and targets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Line:
     """Our median divided by this contender's."""
     target: str
     met: bool | None
-    """None if there is no target, or it was not measured."""
+    """Whether the target was met; None if there is no target or it was not measured."""
 
 
 HEADS: Final = ("", "case", "contender", "median", "least to most", "ours / this", "target", "met")
@@ -103,10 +103,10 @@ class Reached:
     reference: str
     bound: str
     measured: str
-    """Empty if it was not measured."""
+    """The measured value; empty if it was not measured."""
     met: bool | None
     why: str
-    """As in `Target`."""
+    """See `Target`."""
 
 
 def reached(results: Sequence[Result]) -> list[Reached]:
@@ -130,7 +130,7 @@ class Growth:
     """A table of the growth of cost along one quantity."""
 
     heads: list[str]
-    """The quantity, then each curve with its unit."""
+    """The heads of the columns: the quantity, and then each curve with its unit."""
     rows: list[list[str]]
 
 

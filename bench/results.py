@@ -31,7 +31,7 @@ class Result:
 
     benchmark: str
     case: str
-    """The case's name, the same in a quick and in a full run; ``size`` has the amounts."""
+    """The case's name, which is the same in a quick run and in a full run. The amounts are in ``size``."""
     contender: str
     unit: str
     """The unit of the samples: ``s``, ``ms``, ``/s``, ``bytes``, ``MiB``, ``%``."""
@@ -57,7 +57,7 @@ class Result:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the percentile: the least value that is not below a ``share`` (0 to 1) of all values.
+    """Return the smallest value that is at least as large as a ``share`` (0 to 1) of all values.
 
     Raises:
         ValueError: there are no values.

@@ -1,4 +1,4 @@
-"""The common ground of all benchmarks: a cluster for each run, a database for each benchmark, servers."""
+"""The common parts of all benchmarks: a cluster for each run, a database for each benchmark, and servers."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _SETTINGS: Final = {
     "shared_buffers": "1GB",
     "max_wal_size": "8GB",
     "checkpoint_timeout": "1h",
-    # Autovacuum and checkpoints at random times would hit one contender only. New tables are vacuumed.
+    # Autovacuum and checkpoints at random times would slow down only one contender. New tables are vacuumed.
     "autovacuum": "off",
-    # Our server, stopped while a backlog is written, must not be disconnected.
+    # Our server, which is stopped while a backlog is written, must not be disconnected.
     "wal_sender_timeout": "0",
     "max_connections": "200",
 }
@@ -62,7 +62,7 @@ class Database:
 
     @property
     def url(self) -> str:
-        """The connection string. It contains a secret: do not print it."""
+        """The connection string. It contains a password, so do not print it."""
         return self.cluster.url(self.name)
 
     def connect(self) -> connection:
@@ -101,14 +101,14 @@ class Database:
     def drop_slots(self, name: str = "") -> None:
         """Drop a slot, or all slots of the database, after their readers have gone."""
         chosen = "FROM pg_replication_slots WHERE database = current_database() AND %s IN ('', slot_name)"
-        # The reader may just have ended, and Postgres may not have noticed yet.
+        # A reader may have ended only just now, and Postgres may not have detected it yet.
         held = f"SELECT count(*) {chosen} AND active"
         wait_until(lambda: self.value(held, (name,)) == 0, "nobody reads the slots")
         self.execute(f"SELECT pg_drop_replication_slot(slot_name) {chosen}", (name,))
 
 
 class Rig:
-    """One run's cluster with its databases; ``say`` reports progress."""
+    """One run's cluster with its databases. ``say`` reports progress."""
 
     def __init__(self, cluster: Cluster, folder: Path, sizes: Sizes, say: Callable[[str], None]) -> None:
         self.cluster = cluster
@@ -119,7 +119,7 @@ class Rig:
 
     @contextmanager
     def database(self, endpoints: int) -> Iterator[Database]:
-        """Create a fresh portal of a size. The first one of each size takes longer."""
+        """Create a new portal with this number of endpoints. The first portal of each size takes longer."""
         template, portal = self._template(endpoints)
         name = f"bench_{next(_numbers)}"
         self._administer(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
@@ -131,7 +131,7 @@ class Rig:
 
     @contextmanager
     def serve(self, database: Database, *, wait: bool = True, **settings: str) -> Iterator[Served]:
-        """Run a server until the context ends. It has a state file of its own, unless ``settings`` name one.
+        """Run a server until the context ends. It has its own state file, unless ``settings`` name one.
 
         Returns when the server is ready or, without ``wait``, when it listens.
         """

@@ -20,7 +20,7 @@ RAISE: Final = "UPDATE pay_plans SET throughput_limit = throughput_limit + 1 WHE
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Measure one plan, all endpoints on one plan, and plans of growing size, in one large database."""
+    """Measure one plan, plans of growing size, and all endpoints on one plan, in one large database."""
     sizes = rig.sizes
     with (
         rig.database(sizes.endpoints) as database,

@@ -1,4 +1,5 @@
-"""Ripple, legacy contract: the same commit, with one message for each endpoint."""
+"""Ripple with the legacy contract: the same commit as in `bench.ripple`, with one message for each endpoint.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Measure endpoints per second at one subscriber, from the commit and from the call."""
+    """Measure endpoints per second at one subscriber, counted from the commit and from the call."""
     with rig.database(rig.sizes.small) as database:
         count = len(database.portal.numbers(PLAN))
         rig.say("ripple, legacy contract: messages are made ready")
@@ -51,6 +52,8 @@ def _messages(database: Database) -> list[bytes]:
 
 
 def _sent(messages: list[bytes]) -> float:
-    """Let a subscriber receive everything from the do-nothing server; return the seconds from its start."""
+    """Let a subscriber receive everything from the do-nothing server; return the seconds since the
+    subscriber's start.
+    """
     with plain_server.serving(messages) as target, Follower(subscribers.old, target) as subscriber:
         return subscriber.wait(len(messages)) - subscriber.following_since

@@ -1,4 +1,4 @@
-"""``python -m bench.scale``: estimates the cost of a fleet of relays from measurements of one."""
+"""``python -m bench.scale``: estimates the cost of a fleet of relays from measurements of one relay."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Final
 import click
 
 DELIVERIES: Final = 250_000
-"""Changes that one core can send to subscribers in a second: 500 subscribers with 500 changes a second use it
-fully (`python -m bench fan_out`).
+"""Number of changes that one core can send to subscribers in a second. 500 subscribers with 500 changes a
+second use a whole core (`python -m bench fan_out`).
 """
 ENDPOINT_BYTES: Final = 320
 """Memory of an endpoint in a process (`python -m bench memory`)."""
 SUBSCRIBER_BYTES: Final = 64 * 1024
 """Memory of a subscriber under load (`python -m bench fan_out`)."""
 STREAM_BYTES: Final = 3 * 130
-"""The most that an endpoint takes in the stream, before the older part is purged: docs/scale.md."""
+"""Maximum size of an endpoint in the stream, before the older part is purged; see docs/scale.md."""
 CHANGE_BYTES: Final = 250
 """Size of a change on the network, to a relay or a subscriber."""
 SNAPSHOT_BYTES: Final = 130
@@ -40,7 +40,7 @@ class Fleet:
 
     @property
     def core(self) -> float:
-        """The share of one core that each relay uses; at 1 it falls behind."""
+        """The share of one core that each relay uses. With a share of 1 the relay falls behind."""
         return self.subscribers * self.changes / DELIVERIES
 
     def rows(self) -> list[tuple[str, str]]:

@@ -16,20 +16,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH")
-"""Variables that the server inherits. Others may be settings for another server."""
+"""Variables that the server inherits. Other variables may be settings for another server."""
 _LOOK: Final = 0.01
-"""Seconds between checks of a server that starts."""
+"""Seconds between two checks whether a starting server is ready."""
 _STOP_SECONDS: Final = 20.0
 _SCHEDULED: Final = 2
-"""Of the CPU clocks of a process, the one that the scheduler keeps."""
+"""The number of a process's CPU clock that the scheduler keeps (CPUCLOCK_SCHED)."""
 
 
 class ServerEndedError(RuntimeError):
-    """The server has ended or does not become ready. The message has the last line of its log."""
+    """The server has ended or does not become ready. The message contains the last line of its log."""
 
 
 class Served:
-    """``pads-cdc serve`` on a database, or a relay. It is started at once and ends with the context."""
+    """A process of ``pads-cdc``, such as a server or a relay. It is started at once and ends with the
+    context.
+    """
 
     def __init__(self, command: str, folder: Path, settings: Mapping[str, str]) -> None:
         self._log = folder / "log"
@@ -42,7 +44,7 @@ class Served:
         self.started_at = time.monotonic()
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(  # noqa: S603 (all of it is ours)
-                # It ends with this process, however this process ends.
+                # It ends when this process ends, for whatever reason.
                 ["setpriv", "--pdeathsig", "TERM", sys.executable, "-m", "server", command],  # noqa: S607
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -50,10 +52,10 @@ class Served:
                 stderr=log,
             )
         self.grpc = 0
-        """The port for gateways, once it listens."""
+        """The port for gateways; 0 until the process listens."""
         self._http = 0
         self.ready_after = 0.0
-        """Seconds from the start until it held a complete map; 0 before that."""
+        """Seconds from the start until it had a complete map; 0 while it has none."""
 
     def __enter__(self) -> Self:
         return self
@@ -67,10 +69,10 @@ class Served:
         return f"127.0.0.1:{self.grpc}"
 
     def wait_ready(self, deadline: float) -> None:
-        """Wait until it holds a complete map.
+        """Wait until it has a complete map.
 
         Raises:
-            ServerEndedError: it ended, or took too long.
+            ServerEndedError: the process ended, or took too long.
 
         """
         while time.monotonic() < self.started_at + deadline:
@@ -86,7 +88,7 @@ class Served:
         raise ServerEndedError(f"the server is not ready: {lines[-1] if lines else 'it said nothing'}")
 
     def listens(self) -> bool:
-        """Return whether its log has reported where it listens."""
+        """Return whether its log has reported the addresses on which it listens."""
         if not self._http:
             self._find_ports()
         return bool(self._http)
@@ -118,11 +120,11 @@ class Served:
         return int(line.split()[1]) * 1024
 
     def forget_peak(self) -> None:
-        """Reset the peak to the present memory."""
+        """Reset the peak to the current memory."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
     def stop(self) -> None:
-        """Ask the process to end, and wait; kill it if it does not."""
+        """Ask the process to end, and wait for the end. If it does not end in time, kill it."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()
@@ -149,8 +151,8 @@ class Served:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU seconds of a process, user and system, to the nanosecond.
+    """Return the CPU seconds of a process, user and system, with a precision of nanoseconds.
 
-    Short runs would take no time by the ticks in /proc.
+    The ticks in /proc are too coarse: by them, short runs would take no time.
     """
     return time.clock_gettime(~pid << 3 | _SCHEDULED)  # as clock_getcpuclockid makes it

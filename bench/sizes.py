@@ -1,4 +1,6 @@
-"""The amounts of each kind of run: for a check between two changes, for the record, and for CI."""
+"""The amounts for each kind of run: a quick check between two changes, the run for the record, and the run in
+CI.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,19 @@ class Sizes:
 
     name: str
     runs: int
-    """Repetitions of measurements that take seconds."""
+    """Number of repetitions of measurements that take seconds."""
     endpoints: int
-    """Endpoints in the large database."""
+    """Number of endpoints in the large database."""
     small: int
-    """Endpoints in the small database: clients of the legacy contract are sent all of them first."""
+    """Number of endpoints in the small database. Clients of the legacy contract are sent all of them at
+    first.
+    """
     plan: int
-    """Endpoints on the plan that ripples, in both databases."""
+    """Number of endpoints on the plan that ripples, in both databases."""
     transactions: int
-    """Transactions of one update each in the backlog."""
+    """Number of transactions in the backlog, each with one update."""
     bulk: int
-    """Updates of the one large transaction in the backlog."""
+    """Number of updates in the backlog's one large transaction."""
     rate: int
     """One-row commits per second."""
     seconds: float
@@ -30,14 +34,14 @@ class Sizes:
     poll: float
     """Seconds between two polls of the poller."""
     reconnecting: int
-    """Clients of the legacy contract that return at once."""
+    """Number of clients of the legacy contract that reconnect at the same time."""
     revocations: int
-    """Revocations beside a ripple, for each kind and delay."""
+    """Number of revocations during a ripple, for each kind and delay."""
     writer_rate: int
     """pgbench's transactions per second."""
     writer_seconds: float
     plan_updates: int
-    """Updates of a plan in each turn of the writers."""
+    """Number of updates of a plan in each turn of the writers."""
     fan_out: tuple[int, ...]
     """Numbers of subscribers of the feed."""
     fan_out_rate: int

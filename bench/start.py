@@ -1,4 +1,4 @@
-"""Start: from a new process to one that is ready for gateways."""
+"""Start: the time from the start of a process until it is ready for gateways."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Start without a state file, and again with the one that the previous start left."""
+    """Start a server without a state file, and again with the state file that the previous server has left.
+    """
     with rig.database(rig.sizes.endpoints) as database:
         taken: dict[tuple[str, str], list[float]] = {}
         for _ in range(rig.sizes.runs):

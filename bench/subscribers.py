@@ -1,4 +1,5 @@
-"""Subscribers of our server, for `bench.following`: bare streams that only read and note."""
+"""Subscribers of our server, for `bench.following`. They are bare streams that only read and note arrivals.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ OPTIONS: Final = (
 
 
 def feed(notebook: Notebook, target: str) -> None:
-    """Follow the feed; arrivals before the end of the snapshot are not noted."""
+    """Follow the feed. Arrivals before the end of the snapshot are not noted."""
     opening = pb.WatchRequest(open=pb.Open(client_id="bench"))
     with grpc.insecure_channel(target, options=OPTIONS) as channel:
         watch = channel.stream_stream(WATCH, pb.WatchRequest.SerializeToString, pb.WatchResponse.FromString)
@@ -42,7 +43,7 @@ def feed(notebook: Notebook, target: str) -> None:
 
 
 def old(notebook: Notebook, target: str) -> None:
-    """Follow the legacy contract's stream, which begins with the whole map; note all arrivals."""
+    """Follow the legacy contract's stream, which begins with the whole map, and note all arrivals."""
     for update in _updates(notebook, target):
         notebook.arrived((update.endpoint_id,), now())
 

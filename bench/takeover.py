@@ -1,6 +1,6 @@
-"""Takeover: from the kill of the server that reads the slot until its standby server serves.
+"""Takeover: the time from the kill of the server that reads the slot until its standby server serves.
 
-Writers continue all the time, so some changes are always in transit.
+Writers continue all the time, so some changes are always on their way.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _UPDATE: Final = (
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Kill the leader; each time, start the other server again."""
+    """Kill the leader several times. Each time, start the killed server again."""
     ready: list[float] = []
     arrived: list[float] = []
     with rig.database(rig.sizes.endpoints) as database:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """A bound of our median divided by the reference's, or of our median alone without a reference."""
+    """A bound for our median divided by the reference's, or only for our median if there is no reference."""
 
     benchmark: str
     case: str

@@ -1,4 +1,4 @@
-"""Writers: the cost of following the database for its writers."""
+"""Writers: the cost that a follower of the database causes for the database's writers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MIGRATED: Final = ("nobody", OURS)
 _LONGEST: Final = "longest wait, a migration each second"
 _MIGRATE: Final = "ALTER TABLE accounts ALTER plan_type SET DEFAULT %s"
 _PAUSE: Final = 0.3
-"""Pause in seconds before each contender, so that none gets a warmer processor."""
+"""Pause before each contender, in seconds, so that no contender gets a warmer processor."""
 
 
 def run(rig: Rig) -> Iterator[Result]:
@@ -50,7 +50,7 @@ def run(rig: Rig) -> Iterator[Result]:
                         taken.setdefault((_SENDER, contender), []).append(share)
                     taken.setdefault(("mean", contender), []).append(statistics.mean(found))
                     taken.setdefault(("p99", contender), []).append(percentile(found, 0.99))
-                    # The triggers take long, and their result is far away from the others.
+                    # The triggers take long, and their result differs a lot from the others.
                     times = 1 if contender == "triggers" else sizes.plan_updates
                     plan = _change_plan(database, followers, count, times)
                     taken.setdefault(("a plan", contender), []).append(plan)
@@ -82,7 +82,7 @@ def _following(rig: Rig, database: Database, contender: str) -> Iterator[list[Fo
             stack.enter_context(triggers.installed(database))
             followers.append(stack.enter_context(Follower(triggers.follow, database.url)))
         yield followers
-    # An unread slot would retain WAL at the cost of the next contender.
+    # An unread slot would retain WAL, and so slow down the next contender.
     database.drop_slots()
 
 
@@ -93,7 +93,9 @@ def _senders(database: Database) -> tuple[int, float]:
 
 
 def _change_plan(database: Database, followers: list[Follower], count: int, times: int) -> float:
-    """Return the median milliseconds of an update of a plan; wait until each one has arrived."""
+    """Return the median milliseconds of an update of a plan. Waits until the changes of each update have
+    arrived.
+    """
     found: list[float] = []
     with closing(database.connect()) as session, session.cursor() as cursor:
         for _ in range(times):
@@ -109,9 +111,9 @@ def _change_plan(database: Database, followers: list[Follower], count: int, time
 
 
 def _beside_migrations(database: Database, seconds: float) -> float:
-    """Return milliseconds of a writer's longest statement, while a plan ripples and a table is migrated.
+    """Return the milliseconds of a writer's longest statement while a plan ripples and a table is migrated.
 
-    A migration waits for all readers of its table, and later sessions queue behind it.
+    A migration waits for all readers of its table, and later sessions wait behind it.
     """
     until = time.monotonic() + seconds
     waits = [0.0]

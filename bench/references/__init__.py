@@ -1,1 +1,2 @@
-"""The alternatives to pads-cdc, and the limits that nothing can beat, as tuned code."""
+"""The alternatives to pads-cdc, and programs that show the limits that nothing can beat. Their code is tuned.
+"""

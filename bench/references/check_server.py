@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def serving() -> Iterator[tuple[int, int]]:
-    """Serve from a process of its own; yield its port and its pid."""
+    """Serve from a separate process; yield its port and its pid."""
     pipe, other = children.Pipe()
     process = children.start(_run, other)
     try:

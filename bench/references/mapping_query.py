@@ -1,4 +1,5 @@
-"""The limit of re-querying: the mapping's rows, fetched or copied as fast as psycopg2 can, then dropped."""
+"""The limit of re-querying: fetches or copies the mapping's rows as fast as psycopg2 can, and discards them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ _PLAN: Final = f"SELECT * FROM ({_MAPPING}) AS mapping WHERE plan_type = '{{plan
 
 
 def fetch(database: Database, plan: str | None = None) -> float:
-    """Fetch a plan's rows, or all; return the seconds that it took."""
+    """Fetch a plan's rows, or all rows; return the seconds that this took."""
     with closing(psycopg2.connect(database.url)) as session, session.cursor() as cursor:
         began = time.monotonic()
         cursor.execute(_query(plan))
@@ -38,7 +39,7 @@ def rows(database: Database, plan: str) -> list[tuple[Any, ...]]:
 
 
 def copy(database: Database, plan: str | None = None) -> float:
-    """COPY a plan's rows, or all, and discard them; return the seconds that it took."""
+    """COPY a plan's rows, or all rows, and discard them; return the seconds that this took."""
     with closing(psycopg2.connect(database.url)) as session, session.cursor() as cursor:
         began = time.monotonic()
         cursor.copy_expert(f"COPY ({_query(plan)}) TO STDOUT", _Nowhere())

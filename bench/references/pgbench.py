@@ -17,11 +17,13 @@ UPDATE portal_application_settings SET secret_key = md5(random()::text) WHERE id
 """
 _CLIENTS: Final = 4
 _ELAPSED, _LAG = 2, 6
-"""Columns of its log, in microseconds: time since the transaction was due, and delay of its start."""
+"""Columns of pgbench's log, in microseconds: the time since the transaction was due, and the delay of its
+start.
+"""
 
 
 def run(database: Database, rate: int, seconds: float) -> list[float]:
-    """Return the milliseconds of each update with its commit. Blocks for ``seconds``."""
+    """Return the milliseconds that each update took, with its commit. Blocks for ``seconds``."""
     cluster = database.cluster
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

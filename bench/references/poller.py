@@ -1,4 +1,4 @@
-"""A poller: fetches everything at an interval, and compares."""
+"""A poller, which fetches everything at an interval and compares it."""
 
 from __future__ import annotations
 

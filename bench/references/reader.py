@@ -38,7 +38,7 @@ def follow(notebook: Notebook, url: str, slot: str) -> None:
 
 
 def follow_and_query(notebook: Notebook, url: str, slot: str) -> None:
-    """Read the endpoint again with a prepared statement after its commit, without checking the snapshot."""
+    """After each commit, read its endpoint again with a prepared statement, without checking the snapshot."""
     with (
         closing(psycopg2.connect(url, connection_factory=LogicalReplicationConnection)) as connection,
         closing(psycopg2.connect(url)) as session,
@@ -62,7 +62,7 @@ def follow_and_query(notebook: Notebook, url: str, slot: str) -> None:
 
 
 def read(url: str, slot: str, end: int, plugin: str) -> float:
-    """Read a slot up to a position and discard the messages; return the seconds that it took."""
+    """Read a slot up to a position and discard the messages; return the seconds that this took."""
     began = time.monotonic()
     with closing(psycopg2.connect(url, connection_factory=LogicalReplicationConnection)) as connection:
         cursor = connection.cursor()

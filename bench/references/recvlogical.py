@@ -25,7 +25,7 @@ _STATUS_SECONDS: Final = "1"
 
 
 def read(database: Database, slot: str, end: str, plugin: str) -> float:
-    """Read a slot up to a position; return the seconds that it took, with the program's start."""
+    """Read a slot up to a position; return the seconds that this took, including the program's start."""
     cluster = database.cluster
     given = [f"--option={name}={value}" for name, value in options(plugin).items()]
     source = [

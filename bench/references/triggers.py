@@ -1,4 +1,5 @@
-"""The method of PADS: triggers fill a table of changes, and a listener queries each endpoint named there."""
+"""The method of PADS: triggers fill a table of changes, and a listener queries each endpoint in this table.
+"""
 
 from __future__ import annotations
 

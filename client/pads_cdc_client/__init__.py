@@ -1,4 +1,4 @@
-"""Client of the endpoint feed (``pads.cdc.v1``): see `EndpointFeed`."""
+"""A client of the endpoint feed (``pads.cdc.v1``); see `EndpointFeed`."""
 
 from pads_cdc_client.feed import EndpointFeed, FeedStoppedError
 from pads_cdc_client.replica import Change, Replica

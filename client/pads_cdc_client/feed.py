@@ -1,9 +1,9 @@
 """A client of the endpoint feed: keeps an exact copy of every endpoint in memory.
 
-One thread reads the stream, applies it and runs the callback; all other threads read a dict. Code in asyncio
-reads the same dict, and uses awaitable methods in place of blocking ones. An event loop that has to answer
-fast can follow the stream itself (``loop``), a millisecond at a time. A thread would compete with the loop
-for the interpreter: whenever the thread had to wait for a core, the loop would wait as well.
+One thread reads the stream, applies it and runs the callback. All other threads read a dict. Code in asyncio
+reads the same dict, and uses awaitable methods instead of blocking ones. If an event loop has to answer fast,
+it can follow the stream itself (``loop``), for at most a millisecond at a time. A thread would compete with
+the loop for the interpreter: while the thread waits for a core, the loop would wait as well.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WATCH: Final = f"/{pb.DESCRIPTOR.services_by_name['EndpointFeedService'].full_n
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),  # an endpoint may have any size
     ("grpc.enable_http_proxy", 0),
-    # A connection that died silently is noticed within half a minute.
+    # A connection that has died silently is detected within half a minute.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # Without this, the timeout would be a minute in spite of the line above.
@@ -47,17 +47,23 @@ _OPTIONS: Final = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 _FIRST_WORD_SECONDS: Final = 45.0
-"""Maximum wait for the first message. A server without a complete map answers UNAVAILABLE after 30 s."""
+"""Maximum wait for the first message, in seconds. A server without a complete map answers UNAVAILABLE after
+30 s.
+"""
 _SILENT_INTERVALS: Final = 3
-"""The client abandons a stream after this many progress intervals without a message."""
+"""The client abandons a stream after this number of progress intervals without a message."""
 _MISMATCHES: Final = 2
-"""The client abandons a stream after this many mismatches in a row. The first is answered by a snapshot."""
+"""The client abandons a stream after this number of mismatches in a row. The server answers the first
+mismatch with a snapshot.
+"""
 _LOOK_SECONDS: Final = 0.5
-"""Interval at which a thread that waits for the event loop checks whether the loop still runs."""
+"""Interval, in seconds, at which a thread that waits for the event loop checks whether the loop is still
+running.
+"""
 
 
 class FeedStoppedError(Exception):
-    """The feed has ended for good: it was closed, or the server reported a bug in this client."""
+    """The feed has ended permanently: it was closed, or the server reported a bug in this client."""
 
 
 class EndpointFeed:
@@ -81,10 +87,10 @@ class EndpointFeed:
             client_id: the client's name on the server's status page: 1 to 128 printable ASCII characters.
             credentials: enables TLS. A function is called at each attempt, so it can renew certificates.
             bearer: returns the token to send. It is called at each attempt, too.
-            on_change: called in the feed's thread or in ``loop``, after the map has the change. It delays the
-                next change.
-            endpoints: `endpoints` as an earlier process left it, to resume from.
-            resume_token: `resume_token` as that process left it.
+            on_change: called in the feed's thread or in ``loop``, after the map has been changed. The next
+                change waits until it returns.
+            endpoints: the final `endpoints` of an earlier process, if the feed is to resume from them.
+            resume_token: the final `resume_token` of that process.
             loop: a running event loop, in which `start` is called. With it the feed has no thread: it applies
                 changes and calls ``on_change`` in that loop, for at most a millisecond at a time.
 
@@ -109,28 +115,32 @@ class EndpointFeed:
         self._call: grpc.Call | None = None
         self._ready: Future[None] = Future()
         self._exact: tuple[float, float] | None = None
-        """The newest proof: when it arrived (monotonic clock), and how stale the map was then, in seconds."""
+        """The newest proof: the monotonic time at which it arrived, and the staleness of the map then, in
+        seconds.
+        """
         self._heard_at = 0.0
         self._patience = 0.0
         self.received_bytes = 0
-        """Bytes of messages received since the start."""
+        """Number of bytes of the messages that were received since the start."""
         self.attempts = 0
-        """Connection attempts since the start."""
+        """Number of connection attempts since the start."""
         self.resets = 0
-        """Snapshots that a server has begun to send since the start."""
+        """Number of snapshots that a server has begun to send since the start."""
         self.proofs = 0
-        """How often a digest has proved that the map is one that the database has had."""
+        """Number of times that a digest has proved that the database had exactly this map."""
 
     # --- the map: any thread may read it, without waiting
 
     @property
     def endpoints(self) -> Mapping[str, bytes]:
-        """A live view of the map: serialized ``proto.GatewayEndpoint`` by id. It changes as you read it."""
+        """A live view of the map: serialized ``proto.GatewayEndpoint`` by id. It may change while you read
+        it.
+        """
         return MappingProxyType(self._replica.endpoints)
 
     @property
     def resume_token(self) -> bytes:
-        """The token to keep with the map, so that another process can resume. Read it after `close`."""
+        """The token to store with the map, so that another process can resume. Read it after `close`."""
         return self._replica.token
 
     def get(self, endpoint_id: str) -> GatewayEndpoint | None:
@@ -143,13 +153,13 @@ class EndpointFeed:
 
     @property
     def ready(self) -> bool:
-        """Whether the map has been complete once. It stays usable while no server is reachable."""
+        """Whether the map has ever been complete. It stays usable while no server is reachable."""
         return self._replica.complete
 
     def staleness(self) -> float:
-        """Return an upper bound, in seconds, of the map's age: infinity before the first proof.
+        """Return an upper bound of the map's age, in seconds. It is infinite before the first proof.
 
-        It grows between messages, which arrive every few seconds, and while no server is reachable.
+        The bound grows between messages, which arrive every few seconds, and while no server is reachable.
         """
         if (exact := self._exact) is None:
             return math.inf
@@ -159,7 +169,7 @@ class EndpointFeed:
     # --- start and end
 
     def start(self) -> Self:
-        """Connect, and reconnect as needed, until `close`. Returns at once."""
+        """Begin to connect, and to reconnect as needed, until `close`. Returns at once."""
         if self._loop is None:
             self._thread.start()
         else:
@@ -189,9 +199,10 @@ class EndpointFeed:
         await asyncio.shield(asyncio.wrap_future(self._ready))
 
     def close(self) -> None:
-        """End the connection. No callback is called afterwards.
+        """End the connection. Afterwards no callback is called.
 
-        This blocks until the thread and a running callback have ended. Within ``loop`` it does not block.
+        Blocks until the thread and a running callback have ended. If it is called within ``loop``, it does
+        not block.
         """
         self._closed.set()
         if self._task is not None:
@@ -239,7 +250,9 @@ class EndpointFeed:
             self._will_never_be_ready(why)
 
     def _follow(self) -> str:
-        """Follow one server after the other, until `close` or a bug of ours. Returns why the feed ended."""
+        """Follow one server after the other, until `close` or until a server reports a bug of this client.
+        Return why the feed ended.
+        """
         backoff = Backoff()
         for target in itertools.cycle(self._targets):
             found, why = self._session(target, backoff)
@@ -251,7 +264,7 @@ class EndpointFeed:
         return "it was closed"
 
     def _session(self, target: str, backoff: Backoff) -> tuple[Remedy, str]:
-        """Follow one server until its stream ends. Returns what to do next, and why the stream ended."""
+        """Follow one server until its stream ends. Return what to do next, and why the stream ended."""
         access = self._access()
         if isinstance(access, str):
             return Remedy.BACK_OFF, access
@@ -301,7 +314,8 @@ class EndpointFeed:
                 async for message in call:
                     if message is None:  # the message could not be decoded
                         return _UNDECODABLE
-                    # Before the first complete map no check can be answered, so other work can wait.
+                    # Before the first complete map the loop has nothing to answer with, so its other work can
+                    # wait.
                     await in_turns(self._take(message, outbox, backoff), lambda: not self.ready)
                     if self._replica.mismatches >= _MISMATCHES:
                         return _DIFFERS
@@ -339,7 +353,7 @@ class EndpointFeed:
         return wait
 
     def _access(self) -> tuple[tuple[tuple[str, str], ...], grpc.ChannelCredentials | None] | str:
-        """Return metadata and credentials for an attempt, or why there are none."""
+        """Return the metadata and the credentials for an attempt, or the reason why there are none."""
         try:
             credentials = self._credentials() if callable(self._credentials) else self._credentials
             return self._metadata(), credentials
@@ -349,7 +363,7 @@ class EndpointFeed:
             return "the token or a certificate is malformed"
 
     def _opening(self) -> pb.WatchRequest:
-        """Begin an attempt; returns its first request."""
+        """Begin an attempt, and return its first request."""
         self.attempts += 1
         self._heard_at, self._patience = time.monotonic(), _FIRST_WORD_SECONDS
         return self._replica.opening(self._client_id)
@@ -358,7 +372,7 @@ class EndpointFeed:
         """Return the metadata with the token.
 
         Raises:
-            ValueError: no header can carry the token. gRPC's own error would show the token.
+            ValueError: a header cannot contain the token. gRPC's own error would show the token.
 
         """
         if self._bearer is None:
@@ -393,7 +407,8 @@ class EndpointFeed:
         self._heard_at = time.monotonic()
 
     def _matched(self, staleness: float | None, backoff: Backoff) -> None:
-        """Note that the map equals the server's. This proves the map only if ``staleness`` is known."""
+        """Note that the map is equal to the server's map. This proves the map only if ``staleness`` is known.
+        """
         if staleness is not None:
             self._exact = time.monotonic(), staleness
             self.proofs += 1
@@ -415,7 +430,7 @@ class EndpointFeed:
             yield
 
     def _watch_silence(self) -> None:
-        """Cancel the call if the server has been silent for too long, though the connection is open."""
+        """Cancel the call if the server has been silent for too long although the connection is open."""
         if time.monotonic() - self._heard_at > self._patience:
             with self._lock:
                 if self._call is not None:
@@ -434,7 +449,7 @@ def _ended(error: grpc.RpcError) -> tuple[Remedy, str]:
 
 
 def _channel(api: Any, target: str, credentials: grpc.ChannelCredentials | None) -> Any:
-    """Open a channel of this API: of `grpc`, or of `grpc.aio`."""
+    """Open a channel. ``api`` is `grpc` or `grpc.aio`."""
     if credentials is None:
         return api.insecure_channel(target, options=_OPTIONS)
     return api.secure_channel(target, credentials, options=_OPTIONS)

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 _TICK = 0.5
 """Seconds between two checks whether the server is still alive."""
 PACE = 0.1
-"""Minimum seconds between acknowledgements. A newer one acknowledges all earlier ones."""
+"""Minimum time between acknowledgements, in seconds. An acknowledgement includes all earlier ones."""
 
 _Request = TypeVar("_Request", pb.WatchRequest, pb.MirrorRequest)
 
 
 class Outbox(Generic[_Request]):
-    """An iterator of requests for gRPC, which reads it in a thread of its own. It ends after `close`."""
+    """An iterator of requests for gRPC, which reads it in a separate thread. It ends after `close`."""
 
     def __init__(self, opening: _Request, tick: Callable[[], None], pace: float = PACE) -> None:
         """Begin with ``opening``. ``tick`` is called twice a second, in gRPC's thread."""
@@ -31,7 +31,7 @@ class Outbox(Generic[_Request]):
         self._changed = threading.Condition()
 
     def put(self, acknowledge: _Request) -> None:
-        """Send this request in place of an acknowledgement that still waits to be sent. Does not block."""
+        """Send this request. It replaces an acknowledgement that still waits to be sent. Does not block."""
         with self._changed:
             if self._next is None or self._next.HasField("acknowledge"):
                 self._next = acknowledge
@@ -60,7 +60,7 @@ class Outbox(Generic[_Request]):
 
 
 class LoopOutbox:
-    """The same requests for `grpc.aio`, which reads them in the event loop."""
+    """Like `Outbox`, but for `grpc.aio`, which reads the requests in the event loop."""
 
     def __init__(self, opening: pb.WatchRequest, tick: Callable[[], None]) -> None:
         """Begin with ``opening``. ``tick`` is called twice a second, in the loop."""
@@ -69,7 +69,7 @@ class LoopOutbox:
         self._changed = asyncio.Event()
 
     def put(self, acknowledge: pb.WatchRequest) -> None:
-        """Send this request in place of an acknowledgement that still waits to be sent."""
+        """Send this request. It replaces an acknowledgement that still waits to be sent."""
         self._next = acknowledge
         self._changed.set()
 

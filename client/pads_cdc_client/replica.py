@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Change(NamedTuple):
-    """An endpoint was added, changed or removed. The map has the change already."""
+    """An endpoint was added, changed or removed. The map already includes the change."""
 
     endpoint_id: str
     before: bytes | None
@@ -27,7 +27,9 @@ class Change(NamedTuple):
     after: bytes | None
     """The endpoint after the change; None if it was removed."""
     revision: int
-    """The server's count of publications; 0 for an endpoint that was removed because a snapshot lacks it."""
+    """The server's revision of the change; 0 for an endpoint that was removed because a snapshot did not
+    contain it.
+    """
 
     def __repr__(self) -> str:
         """Leave the endpoints out, because they contain API keys."""
@@ -40,9 +42,11 @@ class Applied:
 
     changes: list[Change]
     acknowledge: pb.Acknowledge | None = None
-    """The acknowledgement to send."""
+    """The acknowledgement to send, if any."""
     staleness: float | None = None
-    """How stale the map is, in seconds, if the digest proved that the database has had it; else None."""
+    """The staleness of the map in seconds, if the digest has proved that the database had this map; otherwise
+    None.
+    """
 
 
 def reset_reason(reset: pb.Reset) -> str:
@@ -57,20 +61,23 @@ class Replica:
     def __init__(self, endpoints: Mapping[str, bytes] | None = None, token: bytes = b"") -> None:
         """Start with the map of an earlier process and its token, or with an empty map."""
         self.endpoints = dict(endpoints or {})
-        """Serialized ``proto.GatewayEndpoint`` by id; changed in place."""
+        """Serialized ``proto.GatewayEndpoint`` by id. The dict is changed in place."""
         self.token = token
-        """The token to send when the stream is opened, and to keep with the map."""
+        """The token to send when the stream is opened, and to store with the map."""
         self.complete = False
-        """Whether the map has once equalled the server's, by its digest. It stays usable from then on."""
+        """Whether the map has ever been equal to the server's map, by its digest. From then on it is usable.
+        """
         self.mismatches = 0
-        """Digests that did not match, since the last one that did, or since the stream was opened."""
+        """Number of digests that did not match since the last one that matched, or since the stream was
+        opened.
+        """
         self.reset: pb.Reset | None = None
-        """While the server sends a snapshot: its reset message; otherwise None."""
+        """The reset message while the server sends a snapshot; otherwise None."""
         self._digest = Digest.of(self.endpoints)
         self._unseen: set[str] = set()
-        """Endpoints that the present snapshot has not contained so far."""
+        """Endpoints that the current snapshot has not contained so far."""
         self._reported = False
-        """Whether a mismatch was reported to the server, which has not answered yet."""
+        """Whether a mismatch was reported to the server and the server has not answered yet."""
 
     def opening(self, client_id: str) -> pb.WatchRequest:
         """Return the first message to send."""
@@ -83,7 +90,8 @@ class Replica:
         return at_once(self.steps(message))
 
     def steps(self, message: pb.WatchResponse) -> Steps[Applied]:
-        """Apply a message of the server in steps. After each step `endpoints` has the changes up to there."""
+        """Apply a message of the server in steps. After each step, `endpoints` includes the changes so far.
+        """
         match message.WhichOneof("response"):
             case "opened":
                 yield from self._open(message.opened)
@@ -93,7 +101,7 @@ class Replica:
                 self.token = message.progress.token
                 if message.progress.HasField("checkpoint"):
                     return self._check([], message.progress.checkpoint)
-        return Applied([])  # also for a kind of message that is newer than this client
+        return Applied([])  # also for kinds of messages that are newer than this client
 
     def _open(self, opened: pb.Opened) -> Steps[None]:
         self.token = opened.token
@@ -128,7 +136,7 @@ class Replica:
                 self._put(changes, endpoint_id, None, 0)
             yield
         self._unseen, self.reset = set(), None
-        if self.mismatches:  # the difference may have been in the digest, not in the map
+        if self.mismatches:  # the difference may have been in the digest and not in the map
             self._digest = Digest()
             for held in portions(self.endpoints.items()):
                 for endpoint_id, endpoint in held:
@@ -147,7 +155,8 @@ class Replica:
         changes.append(Change(endpoint_id, before, endpoint, revision))
 
     def _check(self, changes: list[Change], checkpoint: pb.Checkpoint) -> Applied:
-        """Compare the map with the server's, and report a difference at once."""
+        """Compare the map with the server's. Return an acknowledgement, which reports a difference at once.
+        """
         if self._reported:
             return Applied(changes)
         if bytes(self._digest) != checkpoint.digest or len(self.endpoints) != checkpoint.count:

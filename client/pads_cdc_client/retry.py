@@ -1,4 +1,4 @@
-"""How to go on after a stream has ended: the protocol's table of status codes, and the time to wait."""
+"""What to do after a stream has ended: the protocol's table of status codes, and the time to wait."""
 
 from __future__ import annotations
 
@@ -32,27 +32,31 @@ _REMEDIES: Final = {
 def remedy(code: grpc.StatusCode) -> Remedy:
     """Return the remedy for a status code.
 
-    A code outside the table is worth a retry. This includes OK, because a feed has no end.
+    For a code that is not in the table, the remedy is a retry. This includes OK, because a feed has no end.
     """
     return _REMEDIES.get(code, Remedy.RETRY)
 
 
 class Backoff:
-    """Waits that double, with jitter so that a thousand gateways do not reconnect at the same moment."""
+    """Waits that double each time, with jitter, so that a thousand gateways do not reconnect at the same
+    moment.
+    """
 
     def __init__(self, first: float = 0.2, most: float = 30.0, late: float = 60.0) -> None:
-        """Take the first wait, the longest wait and the wait of `Remedy.BACK_OFF`, in seconds."""
+        """``first`` is the first wait, ``most`` the longest one, ``late`` that of `Remedy.BACK_OFF`, all in
+        seconds.
+        """
         self._first = first
         self._most = most
         self._late = late
         self._next = first
 
     def wait(self, remedy: Remedy) -> float:
-        """Return how long to wait now, in seconds."""
+        """Return the number of seconds to wait now."""
         bound = self._late if remedy is Remedy.BACK_OFF else self._next
         self._next = min(self._next * 2, self._most)
         return random.uniform(bound / 2, bound)  # noqa: S311 (spreads load, guards nothing)
 
     def succeeded(self) -> None:
-        """Begin with the first wait again."""
+        """Note a success: the next wait is the first wait again."""
         self._next = self._first

@@ -1,4 +1,4 @@
-"""Work in steps, so that other work in the same event loop has turns in between."""
+"""Work that is done in steps, so that other work in the same event loop can run in between."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ Steps = Generator[None, None, _Result]
 """A generator that yields after each step of less than a millisecond, and returns the result of the work."""
 
 _TURN_SECONDS: Final = 0.001
-"""Maximum seconds of steps in one turn; other work in the event loop waits for it."""
+"""Maximum duration of the steps of one turn, in seconds. Other work in the event loop waits for a turn's end.
+"""
 _PAUSE_SECONDS: Final = 0.001
-"""Minimum seconds between two turns. With few cores, the operating system suspends a thread that never sleeps
-for several milliseconds at a time. It does not suspend a thread that sleeps half of the time.
+"""Minimum number of seconds between two turns. If there are few cores and a thread never sleeps, the
+operating system suspends it for several milliseconds at a time. It does not suspend a thread that sleeps half
+of the time.
 """
 _STEP: Final = 8
-"""Endpoints of one step. A step takes some 25 us."""
+"""Number of endpoints in one step. A step takes some 25 us."""
 
 
 def portions(items: Iterable[_Item]) -> Iterator[list[_Item]]:
@@ -43,8 +45,8 @@ def at_once(steps: Steps[_Result]) -> _Result:
 async def in_turns(steps: Steps[_Result], hurry: Callable[[], bool]) -> _Result:
     """Take all steps in the running event loop, a turn at a time, and return the result.
 
-    After each turn, other work may run: for a whole pause, or for one round of the loop while ``hurry()`` is
-    true.
+    After each turn, other work can run: for a whole pause, or only for one round of the loop if ``hurry()``
+    is true.
     """
     began = time.perf_counter()
     while True:
