@@ -32,7 +32,7 @@ _UPDATE: Final = (
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Kill the leader several times. Each time, start the killed server again."""
+    """Start a pair of servers and kill its leader, several times."""
     ready: list[float] = []
     arrived: list[float] = []
     with rig.database(rig.sizes.endpoints) as database:
