@@ -209,7 +209,9 @@ class Site:
         return self.database.mapping.typed_queries(self.kinds)
 
     def described(self, column: str) -> str:
-        """Return the name of a column of `Endpoints`, with the table's column behind it, if any."""
+        """Return the name of a column of `Endpoints`, and of the table's column that it shows, if it shows
+        one.
+        """
         table, number = self.types.sources.get(column, (0, 0))
         found = self.read("ColumnName", table=table, number=number)
         return f"{column}, from {found[0][0]}," if found else column

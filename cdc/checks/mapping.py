@@ -86,7 +86,10 @@ def _virtual_keys(mapping: Mapping, table: Table) -> list[str]:
 
 
 def _stored(site: Site, table: Table, column: str) -> str:
-    """Return the statement that stores a virtual generated column. Such a column has no index to lose."""
+    """Return the statement that makes a virtual generated column a stored one.
+
+    It drops the column and adds it again. No index is lost: a virtual column cannot have one.
+    """
     for row in site.read("Definitions", schema=site.schema, tables=[table.mapped]):
         one = ColumnOf.of(row)
         if one.name == column:

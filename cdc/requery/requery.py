@@ -431,7 +431,7 @@ class Requery:
         return affected.reconcile is None and queries <= {self._database.mapping.endpoint_keys}
 
     def _are_ids(self, kind: str) -> bool:
-        """Return whether keys of a kind are endpoint ids that are equal only if they are spelled alike."""
+        """Return whether the keys of a kind are endpoint ids, and equal only if they are spelled alike."""
         exact = is_exact(kind) and self._database.types.id_type.exact
         return exact and query_of(kind) == self._database.mapping.endpoint_keys
 
