@@ -39,11 +39,11 @@ class AuthorizerHealth:
         """Whether the process is being stopped. It is then not ready, but still answers checks."""
 
     def stop(self) -> None:
-        """Note that the process is being stopped, so that it is no longer ready."""
+        """Record that the process is being stopped, so that it is no longer ready."""
         self._stopping = True
 
     def trouble(self, key: str, message: str | None) -> None:
-        """Note a lasting condition, or its end if ``message`` is None."""
+        """Record a lasting condition, or its end if ``message`` is None."""
         if message is None:
             self._troubles.pop(key, None)
         else:

@@ -68,7 +68,9 @@ class Places:
 
 
 def is_prefix(given: str) -> bool:
-    """Return whether this can be `Places.prefix`: it must have slashes at both ends, and only one reading."""
+    """Return whether this can be `Places.prefix`: it must have slashes at both ends, and between them only
+    segments that every proxy reads alike.
+    """
     return re.fullmatch(rf"/(?:{_ID}/)*", given) is not None
 
 

@@ -43,7 +43,7 @@ class Notebook:
             self._changed.notify_all()
 
     def arrived(self, endpoints: Iterable[str], at: float) -> None:
-        """Note that these endpoints arrived at a time by ``time.monotonic``. Only the first arrival of each
+        """Record that these endpoints arrived at a time by ``time.monotonic``. Only the first arrival of each
         is kept.
         """
         arrivals = self._arrivals

@@ -384,7 +384,7 @@ class Applier(threading.Thread):
         )
 
     def _pay(self) -> None:
-        """Note that no task is open, so the gap is filled and the owed reconcile is done."""
+        """Record that no task is open, so the gap is filled and the owed reconcile is done."""
         if self._session.owed is not None:
             self._ledger.note(owed="")
             self._observer.trouble(_OWED, None)

@@ -68,8 +68,8 @@ class Freshness:
             return self._clock() - self._heard_at
 
     def reported(self, server_end: Lsn, asked_at: float) -> None:
-        """Note an end of WAL that the slot's server reported. ``asked_at`` is the monotonic time just before
-        the server was asked.
+        """Record an end of WAL that the slot's server reported. ``asked_at`` is the monotonic time just
+        before the server was asked.
         """
         with self._lock:
             self._server_end = server_end
@@ -78,13 +78,13 @@ class Freshness:
             self._settle()
 
     def received(self, lsn: Lsn) -> None:
-        """Note that the stream has been read up to ``lsn``."""
+        """Record that the stream has been read up to ``lsn``."""
         with self._lock:
             self._received = max(self._received, lsn)
 
     def applied(self, lsn: Lsn, *, lossy: bool = False) -> None:
-        """Note that every transaction up to ``lsn`` is in the store. ``lossy`` says that the map may still be
-        inexact, because changes of some table never arrive.
+        """Record that every transaction up to ``lsn`` is in the store. ``lossy`` says that the map may still
+        be inexact, because changes of some table never arrive.
         """
         with self._lock:
             self._lossy = lossy
@@ -93,19 +93,19 @@ class Freshness:
             self._settle()
 
     def confirmed(self, lsn: Lsn) -> None:
-        """Note the position up to which the slot was confirmed."""
+        """Record the position up to which the slot was confirmed."""
         with self._lock:
             self._confirmed = max(self._confirmed, lsn)
 
     def replayed(self, lsn: Lsn | None) -> None:
-        """Note the position up to which the query server has replayed WAL; None if it is a primary or does
+        """Record the position up to which the query server has replayed WAL; None if it is a primary or does
         not answer.
         """
         with self._lock:
             self._replayed = lsn
 
     def exact(self, at: float) -> None:
-        """Note that a reconcile that began at the monotonic time ``at`` has been applied."""
+        """Record that a reconcile that began at the monotonic time ``at`` has been applied."""
         with self._lock:
             self._exact_at = max(at, self._exact_at or at)
 

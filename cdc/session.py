@@ -56,7 +56,7 @@ class Session:
         Session()                WAITING    yes           no     nothing is known of the map
         begin(1, gap=True)       STREAMING  yes           no     a reconcile is read; nothing is confirmed
         settled()                STREAMING                yes    it is done: the slot follows the map
-        owe(gate)                STREAMING         gate   no     WAL of open tasks was let go
+        owe(gate)                STREAMING         gate   no     the slot was confirmed beyond open tasks
         lose("connection")       LOST              gate   no     no more transactions come
         begin(2, gap=False)      STREAMING         gate   no     a reconcile that passes the gate is read
         settled()                STREAMING                yes    it is done
@@ -100,7 +100,7 @@ class Session:
         return self.streaming and not self._gap and self._owed is None
 
     def begin(self, number: int, *, gap: bool, held: Lsn = Lsn(0)) -> None:
-        """Note that a stream has begun.
+        """Record that a stream has begun.
 
         ``gap`` says whether there may be earlier transactions that were never delivered to this server.
         ``held`` is the position of a map that was taken over from the peer.
@@ -109,30 +109,30 @@ class Session:
         self.number, self._gap, self.held = number, gap, held
 
     def lose(self, reason: str | None = None) -> None:
-        """Note that the stream has ended, and why. If there was no stream, note only the reason."""
+        """Record that the stream has ended, and why. If there was no stream, record only the reason."""
         if self.streaming:
             self._enter(StreamState.LOST)
             self.lost_at = time.monotonic()
         self.reason = reason or self.reason
 
     def miss(self) -> None:
-        """Note that there may be transactions that will never be delivered to this server."""
+        """Record that there may be transactions that will never be delivered to this server."""
         self._gap = True
 
     def owe(self, gate: Gate | None) -> None:
-        """Note that a reconcile is owed, which must pass this gate. With None, note that no reconcile is
+        """Record that a reconcile is owed, which must pass this gate. With None, record that no reconcile is
         owed.
         """
         self._owed = gate
 
     def settled(self) -> None:
-        """Note that no task is open: everything that the stream has delivered is in the map."""
+        """Record that no task is open: everything that the stream has delivered is in the map."""
         if not self.streaming:
             raise IllegalTransitionError(f"a session that is {self._state.name} cannot be settled")
         self._gap, self._owed = False, None
 
     def exact_again(self) -> None:
-        """Note that the whole mapping has been read, so the reason of the next reconcile is a reconnect."""
+        """Record that the whole mapping has been read, so the reason of the next reconcile is a reconnect."""
         self.reason = "reconnect"
 
     def _enter(self, state: StreamState) -> None:

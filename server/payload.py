@@ -84,7 +84,7 @@ class _PlanFields(NamedTuple):
     """A row's plan and limits, serialized."""
 
     usual: bool
-    """Whether the plan is ASCII and nothing is odd, so that the fast path can be used."""
+    """Whether the plan is ASCII and plan and limits have no oddity, so that the fast path can be used."""
     plan: bytes
     """The plan's field of the metadata."""
     numbers: bytes

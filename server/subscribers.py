@@ -67,7 +67,7 @@ class Subscriber:
         self.sent += 1
 
     def reached(self, revision: Revision) -> None:
-        """Note that the subscriber has everything up to ``revision``."""
+        """Record that the subscriber has everything up to ``revision``."""
         self.revision = revision
 
 
@@ -108,7 +108,7 @@ class Subscribers:
             self._open.discard(subscriber)
 
     def published(self, head: Revision) -> None:
-        """Note that everything up to revision ``head`` has been published. Repeated calls are ignored."""
+        """Record that everything up to revision ``head`` has been published. Repeated calls are ignored."""
         now = self._monotonic()
         with self._lock:
             if self._published:

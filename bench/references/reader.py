@@ -25,7 +25,7 @@ _WAIT: Final = 1.0
 
 
 def follow(notebook: Notebook, url: str, slot: str) -> None:
-    """Note each update of settings when its row arrives, before its commit does."""
+    """Record each update of settings when its row arrives, before its commit does."""
     with closing(psycopg2.connect(url, connection_factory=LogicalReplicationConnection)) as connection:
         cursor = connection.cursor()
         cursor.start_replication(slot_name=slot, decode=False, options=options())

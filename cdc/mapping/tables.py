@@ -171,8 +171,8 @@ def followed(tables: Iterable[Table], mapping: Mapping) -> Iterator[Table]:
 
 
 def column_to_name(mapping: Mapping, table: str) -> str | None:
-    """Return the column that makes the memory of parents unnecessary if the identity includes it; None if no
-    parent has to be remembered.
+    """Return the column of a table that has the parents, if parents may have to be remembered. They need not
+    be if the replica identity includes this column.
     """
     for rule in mapping.rules[table]:
         if rule.parents is not None:

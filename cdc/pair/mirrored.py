@@ -136,7 +136,7 @@ class Mirrored:
             self._arrive(part.state)
 
     def part_ways(self) -> None:
-        """Note that the store's map is no longer the peer's."""
+        """Record that the store's map is no longer the peer's."""
         self.point = self._coming = None
 
     def _collect(self, coming: dict[str, Entry], part: MirrorPart) -> None:

@@ -83,7 +83,7 @@ class StandbyServer:
         """Monotonic time at which the wait for `_target` began."""
 
     def acknowledge(self, followed: Lsn) -> None:
-        """Note that its copy includes everything up to ``followed``, which is 0 while unknown."""
+        """Record that its copy includes everything up to ``followed``, which is 0 while unknown."""
         self.followed = followed
 
     def bound(self, followed: Lsn, now: float) -> Lsn:
@@ -150,13 +150,13 @@ class Pair:
         return silence < _SILENCE if self.leading else self.asked
 
     def lead(self) -> None:
-        """Note that this server reads the slot now."""
+        """Record that this server reads the slot now."""
         self._role = PairRole.LEADING
         self.led += 1
         self._lost.clear()
 
     def lose(self) -> None:
-        """Note that this server does not read the slot."""
+        """Record that this server does not read the slot."""
         if self.leading:
             self.asked = False
             self._role = PairRole.ALONE
@@ -164,25 +164,26 @@ class Pair:
         self._wake()
 
     def stand_by(self) -> None:
-        """Note that the peer has the slot. Does nothing unless this server is ALONE."""
+        """Record that the peer has the slot. Does nothing unless this server is ALONE."""
         if self._role is PairRole.ALONE:
             self._role = PairRole.WAITING
 
     def mirror(self) -> None:
-        """Note that the peer's stream begins, and that the peer's map replaces ours. A leader stays a leader.
+        """Record that the peer's stream begins, and that the peer's map replaces ours. A leader stays a
+        leader.
         """
         if not self.leading:
             self._role = PairRole.MIRRORING
         self.asked = True
 
     def peer_lost(self) -> None:
-        """Note that the peer's stream has ended or could not be opened."""
+        """Record that the peer's stream has ended or could not be opened."""
         if self._role is PairRole.MIRRORING:
             self._role = PairRole.WAITING
         self.asked = True
 
     def go_alone(self) -> None:
-        """Note that the peer has not come back in time, so this server serves its own map."""
+        """Record that the peer has not come back in time, so this server serves its own map."""
         if self.standing_by:
             self._role = PairRole.ALONE
 
@@ -196,7 +197,7 @@ class Pair:
         return standby
 
     def leave(self, standby: StandbyServer) -> None:
-        """Note that a standby server's stream has ended. The server may reconnect soon, or take over."""
+        """Record that a standby server's stream has ended. The server may reconnect soon, or take over."""
         standby.gone = True
 
     def confirmable(self, position: Lsn, *, exact: bool, owed: str = "") -> Lsn:

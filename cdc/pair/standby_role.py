@@ -113,7 +113,7 @@ class StandbyRole:
         return self._pair.confirmable(position, exact=exact, owed="" if owed is None else owed.note())
 
     def part_ways(self) -> None:
-        """Note that this server now reads the mapping itself, so that its map is no longer the peer's."""
+        """Record that this server now reads the mapping itself, so that its map is no longer the peer's."""
         self._mirrored.part_ways()
 
     def _begin(self, opened: MirrorOpened) -> bool:
@@ -144,8 +144,8 @@ class StandbyRole:
             self._observer.trouble(TROUBLE, _OTHER if self._reported_other else None)
 
     def lost(self, lost: StreamEnded) -> bool:
-        """Note that this server does not have the slot. Return whether the peer has it, so that nothing needs
-        to be reported.
+        """Record that this server does not have the slot. Return whether the peer has it, so that nothing
+        needs to be reported.
         """
         pair = self._pair
         if pair.leading:

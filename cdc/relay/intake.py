@@ -62,13 +62,13 @@ class Intake:
         return self._reader.wanting
 
     def connected(self) -> None:
-        """Note that the connection is up, so that pages arrive from now on."""
+        """Record that the connection is up, so that pages arrive from now on."""
         self.received.connected = True
         self._observer.connected(connected=True)
         self._observer.mode("streaming")
 
     def lost(self, reason: str, why: str) -> None:
-        """Note that the connection was lost or could not be opened; see `Observer.reconnecting`."""
+        """Record that the connection was lost or could not be opened; see `Observer.reconnecting`."""
         self.received.connected = False
         self.received.restarts += 1
         self._observer.connected(connected=False)

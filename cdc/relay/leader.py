@@ -62,7 +62,7 @@ class LeaderFreshness(Freshness):
         self._look()
 
     def arrived(self, revision: Revision) -> None:
-        """Note that the map is now equal to the leader's map of this revision."""
+        """Record that the map is now equal to the leader's map of this revision."""
         with self._heads:
             self._revision = revision
         self.applied(Lsn(revision))

@@ -54,7 +54,7 @@ class Feedback:
         self._confirmed: Lsn = Lsn(0)
 
     def heard(self) -> None:
-        """Note that the server has sent something."""
+        """Record that the server has sent something."""
         self._unanswered = None
 
     @property

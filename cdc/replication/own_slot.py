@@ -158,7 +158,7 @@ class OwnSlot:
         )
 
     def ended(self, error: psycopg2.Error, confirmed: Lsn) -> None:
-        """Note that the server ended a stream that began at ``confirmed``.
+        """Record that the server ended a stream that began at ``confirmed``.
 
         A change that the plugin cannot write, such as a value of 200 MB that becomes 1.2 GB of JSON, ends
         every stream at the same place. Removed WAL has the same effect. The slot would then retain WAL for
@@ -180,7 +180,7 @@ class OwnSlot:
             raise
 
     def leave_unread(self, cursor: ReplicationCursor, why: PadsCdcError) -> None:
-        """Note that the slot, if it exists, is not being read. Drop it before it fills the disk."""
+        """Record that the slot, if it exists, is not being read. Drop it before it fills the disk."""
         cursor.execute(self.queries["Slot"], {"slot": self.name})
         slot = SlotState.of(cursor.fetchall())
         if slot is not None:

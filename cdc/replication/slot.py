@@ -97,8 +97,7 @@ class SlotReader(threading.Thread):
         self.sender: Sender | None = None
         """The server's description of the connection that is being read; None if there is none."""
         self.silence = 0.0
-        """Seconds since an unanswered request for a keepalive on that connection; 0.0 if none is unanswered.
-        """
+        """Seconds since `sender` was asked for a keepalive that it has not sent yet; 0.0 if there is none."""
         self._at_work_at = -_EVIDENCE
 
     @property
@@ -152,7 +151,7 @@ class SlotReader(threading.Thread):
         self._judged.set()
 
     def at_work(self) -> None:
-        """Note that the wal sender is busy: it is decoding, and will answer afterwards."""
+        """Record that the wal sender is busy: it is decoding, and will answer afterwards."""
         self._at_work_at = time.monotonic()
 
     # --- the thread

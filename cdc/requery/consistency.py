@@ -48,7 +48,7 @@ class Consistency:
         """The newest end of a task that has been applied."""
 
     def read(self, shown: Lsn, ids: Iterable[str] | None = None) -> None:
-        """Note the ids that a read returned, and its `Evidence.shown`. If ``ids`` is None, any endpoint may
+        """Record the ids that a read returned, and its `Evidence.shown`. If ``ids`` is None, any endpoint may
         have changed.
         """
         self._up_to = max(self._up_to, shown)
@@ -71,12 +71,12 @@ class Consistency:
         return reached < self._up_to
 
     def flushed(self, up_to: Lsn) -> None:
-        """Note that no read so far has shown anything beyond ``up_to``."""
+        """Record that no read so far has shown anything beyond ``up_to``."""
         self._up_to = min(self._up_to, up_to)
         self._ahead = deque((min(shown, up_to), ids) for shown, ids in self._ahead)
 
     def done(self, end: Lsn) -> None:
-        """Note that a task has been applied. Its last transaction ends at ``end``."""
+        """Record that a task has been applied. Its last transaction ends at ``end``."""
         self._done = max(self._done, end)
 
     def mend(self) -> None:

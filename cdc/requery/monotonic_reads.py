@@ -43,7 +43,7 @@ class MonotonicReads:
             self._shown = replace((self._shown | gate).spanned(), end=self._shown.end, snapshot=None)
 
     def read(self, evidence: Evidence) -> None:
-        """Note the evidence of a read whose rows are used."""
+        """Record the evidence of a read whose rows are used."""
         if evidence.replayed is None:
             if self._shown is not None:
                 self.rewind()

@@ -56,20 +56,20 @@ class OddRows:
         return len(self._known) + self._more.total()
 
     def doubt(self, ids: Iterable[str]) -> None:
-        """Note that a read has returned these ids more than once."""
+        """Record that a read has returned these ids more than once."""
         for endpoint_id in ids:
             if len(self.doubtful) < _MOST:
                 self.doubtful.add(endpoint_id)
 
     def judge(self, rows: Iterable[Row], again: Collection[str]) -> None:
-        """Note the rows of a read by id, which has returned every row with these ids. It returned the ids in
-        ``again`` more than once.
+        """Record the rows of a read by id, which has returned every row with these ids. It returned the ids
+        in ``again`` more than once.
         """
         if self.doubtful:
             self.doubtful.difference_update(name for name, _ in rows if name not in again)
 
     def passed_over(self, ids: Iterable[str], reading: int) -> None:
-        """Note that a read of the whole mapping has found these ids and skipped them."""
+        """Record that a read of the whole mapping has found these ids and skipped them."""
         for endpoint_id in ids:
             if endpoint_id in self._known:
                 self._known[endpoint_id] = self._known[endpoint_id][0], reading
@@ -90,7 +90,7 @@ class OddRows:
         overtaken: Collection[str] = (),
         whole: bool = False,
     ) -> None:
-        """Note one chunk of a read.
+        """Record one chunk of a read.
 
         ``odd`` is `Read.odd`. ``reading`` is the number of the reading, or the store's newest number for a
         read without one. ``whole`` says that the whole mapping is read. The ``overtaken`` ids are skipped,
@@ -114,7 +114,7 @@ class OddRows:
                 self._counting.setdefault(reading, Counter())[oddity.reason] += 1
 
     def end(self, reading: int) -> None:
-        """Note the end of a read of the whole mapping, and remove the odd rows that it did not find."""
+        """Record the end of a read of the whole mapping, and remove the odd rows that it did not find."""
         gone = [name for name, (_, newest) in self._known.items() if newest < reading]
         for name in gone:
             del self._known[name]

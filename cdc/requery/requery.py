@@ -156,11 +156,11 @@ class Requery:
         return self._history
 
     def advance(self, to: Lsn) -> None:
-        """Note that every transaction up to ``to`` has been taken from the backlog."""
+        """Record that every transaction up to ``to`` has been taken from the backlog."""
         self._reached = max(self._reached, to)
 
     def restart_at(self, position: Lsn) -> None:
-        """Note that transactions will be delivered from ``position`` on, even if it is before `reached`."""
+        """Record that transactions will be delivered from ``position`` on, even if it is before `reached`."""
         self._reached = position
 
     def follow(self, history: Timeline | None) -> None:
@@ -259,8 +259,8 @@ class Requery:
         return idle
 
     def rewind(self, to: Lsn = Lsn(0)) -> None:
-        """Note that nothing in the map is newer than ``to``, which is 0 if positions belong to another
-        history.
+        """Record that nothing in the map is newer than ``to``. It is 0 if the positions so far belong to
+        another history.
         """
         self._read_up_to = self._shown_up_to = to
         self._consistency.mend()
@@ -324,7 +324,7 @@ class Requery:
         self._audit = audit
 
     def end_audit(self) -> None:
-        """Note that the audit has ended."""
+        """Record that the audit has ended."""
         self._audit = None
 
     def doubtful(self) -> frozenset[str]:
@@ -547,7 +547,7 @@ class Requery:
         reach("published")
 
     def _show(self, evidence: Evidence, ids: Iterable[str] | None = None) -> None:
-        """Note the ids that a read returned, and the newest position that its server may have shown."""
+        """Record the ids that a read returned, and the newest position that its server may have shown."""
         self._consistency.read(evidence.shown, ids)
         if evidence.replayed is None and evidence.shown > evidence.flushed:
             self._flushed_by = time.monotonic() + evidence.flushed_within
@@ -572,7 +572,7 @@ class Requery:
         self._flushed_by = inf
 
     def _note_odd(self, read: OpenRead, rows: list[Row], odd: dict[str, Oddity | None], batch: Batch) -> None:
-        """Note the odd rows, and the ids that the read has returned more than once."""
+        """Record the odd rows, and the ids that the read has returned more than once."""
         odd_rows, reading = self.odd_rows, read.reading or self._store.reading
         odd.update(dict.fromkeys(batch.twice, TWICE))
         odd_rows.take(rows, odd, reading, overtaken=read.overtaken, whole=read.task.reason is not None)

@@ -207,7 +207,7 @@ class OpenRead:
         return self._overtaken
 
     def judge(self) -> None:
-        """Note that this read returned all rows of its ids at once."""
+        """Record that this read returned all rows of its ids at once."""
         self.judges = True
 
     def pass_over(self, doubtful: Collection[str]) -> None:
@@ -216,7 +216,7 @@ class OpenRead:
         self.read.pass_over(doubtful)
 
     def came_again(self, ids: Collection[str]) -> None:
-        """Note that these ids were in more than one chunk, and skip them from now on."""
+        """Record that these ids were in more than one chunk, and skip them from now on."""
         self.read.pass_over(ids)
         self._left_out = self._left_out or bool(ids)
 

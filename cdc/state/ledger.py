@@ -87,17 +87,17 @@ class Ledger:
         return kept.seen
 
     def adopted(self) -> None:
-        """Note that the store's positions apply from now on, and no longer those of the file."""
+        """Record that the store's positions apply from now on, and no longer those of the file."""
         self.kept = replace(self.kept, position=Lsn(0), seen=Lsn(0))
 
     def follow(self, history: Timeline) -> None:
-        """Note the timeline that the positions belong to."""
+        """Record the timeline that the positions belong to."""
         if (self.kept.system, self.kept.timeline) != (history.system, history.timeline):
             self.kept = replace(self.kept, system=history.system, timeline=history.timeline)
             self.note(system=history.system, timeline=history.timeline)
 
     def bootstrap(self, snapshot: Snapshot | None) -> None:
-        """Note the snapshot that the slot was created with; None once the map includes everything in it."""
+        """Record the snapshot that the slot was created with; None once the map includes everything in it."""
         if snapshot != self.kept.bootstrap:
             self.kept = replace(self.kept, bootstrap=snapshot)
             self.note(bootstrap="" if snapshot is None else str(snapshot))

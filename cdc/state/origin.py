@@ -104,14 +104,15 @@ class CurrentOrigin:
         return replace(self._now, epoch=self._ledger.epoch)
 
     def timeline_changed(self) -> None:
-        """Note that the database has changed to another timeline, which may lack transactions that were read
-        before.
+        """Record that the database has changed to another timeline, which may lack transactions that were
+        read before.
         """
         with self._lock:
             self._now = replace(self._now, reread=None)
 
     def gap(self, up_to: Lsn) -> None:
-        """Note that transactions before ``up_to`` have not set the positions of the entries that they named.
+        """Record that transactions before ``up_to`` have not set the positions of the entries that they
+        named.
 
         They were not delivered (with a new slot), or a reconcile took their place. A reconcile finds the
         endpoints that now differ, but not those that changed and changed back. A client of another server may
@@ -121,7 +122,7 @@ class CurrentOrigin:
             self._now = replace(self._now, followed_since=max(self._now.followed_since or Lsn(0), up_to))
 
     def forgets(self, up_to: Revision, position: Lsn) -> None:
-        """Note that deletes up to this revision are forgotten. ``position`` is the position of the newest
+        """Record that deletes up to this revision are forgotten. ``position`` is the position of the newest
         transaction that named one of the deleted endpoints.
         """
         with self._lock:
@@ -130,18 +131,18 @@ class CurrentOrigin:
             self._now = replace(self._now, followed_since=since, forgotten=forgotten)
 
     def mirrored(self, theirs: Origin) -> None:
-        """Note that the map is a copy of a peer's."""
+        """Record that the map is a copy of a peer's."""
         with self._lock:
             self._now = replace(self._now, followed_since=theirs.followed_since, forgotten=theirs.forgotten)
 
     def reread(self, reread: Reread) -> None:
-        """Note that a read of the whole mapping has been applied to the store."""
+        """Record that a read of the whole mapping has been applied to the store."""
         with self._lock:
             self._now = replace(self._now, reread=reread)
 
     def broken(self) -> None:
-        """Note that the database has lost transactions (a restore or a failover). Call this before the ledger
-        begins a new epoch.
+        """Record that the database has lost transactions (a restore or a failover). Call this before the
+        ledger begins a new epoch.
         """
         with self._lock:
             left = self._now.left | {self._ledger.epoch}

@@ -79,7 +79,7 @@ class Kept:
     forgotten: Revision = Revision(0)
     """Tombstones up to this revision are forgotten, even if the file still has them."""
     marks: str = ""
-    """The note of the marks; see `cdc.state.forgetting`."""
+    """The marks of `cdc.state.forgetting`, as text."""
     notes: dict[str, str | int] = field(default_factory=dict)
     """The notes that these fields were read from."""
     entries: EntryColumns = field(default_factory=EntryColumns)

@@ -54,7 +54,7 @@ class Place:
         self.index = index
 
     def outlive(self) -> None:
-        """Note that the log has been replaced, so the walk at this place must be started again."""
+        """Record that the log has been replaced, so the walk at this place must be started again."""
         self.outlived = True
 
     def leave(self) -> None:

@@ -507,7 +507,7 @@ class Store:
         self._compact(len(batch.changed))
 
     def loaded(self) -> None:
-        """Note that the whole mapping has been loaded, so that clients may be served."""
+        """Record that the whole mapping has been loaded, so that clients may be served."""
         with self.lock:
             self.ready = True
             wakes = tuple(self._wakes)
@@ -515,7 +515,7 @@ class Store:
             wake()
 
     def mark_consistent(self, position: Lsn) -> None:
-        """Note that the map is consistent, and includes every transaction up to ``position``."""
+        """Record that the map is consistent, and includes every transaction up to ``position``."""
         with self.lock:
             news = not self.consistent
             self.consistent = True

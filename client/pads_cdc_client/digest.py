@@ -31,7 +31,7 @@ class Digest:
         return digest
 
     def change(self, endpoint_id: str, before: bytes | None, after: bytes | None) -> None:
-        """Note that an endpoint has changed from ``before`` to ``after``. None means that there is no
+        """Record that an endpoint has changed from ``before`` to ``after``. None means that there is no
         endpoint.
         """
         key = endpoint_id.encode()

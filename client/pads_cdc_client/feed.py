@@ -407,7 +407,8 @@ class EndpointFeed:
         self._heard_at = time.monotonic()
 
     def _matched(self, staleness: float | None, backoff: Backoff) -> None:
-        """Note that the map is equal to the server's map. This proves the map only if ``staleness`` is known.
+        """Record that the map is equal to the server's map. This proves the map only if ``staleness`` is
+        known.
         """
         if staleness is not None:
             self._exact = time.monotonic(), staleness

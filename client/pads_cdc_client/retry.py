@@ -58,5 +58,5 @@ class Backoff:
         return random.uniform(bound / 2, bound)  # noqa: S311 (spreads load, guards nothing)
 
     def succeeded(self) -> None:
-        """Note a success: the next wait is the first wait again."""
+        """Record a success: the next wait is the first wait again."""
         self._next = self._first

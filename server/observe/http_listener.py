@@ -85,7 +85,7 @@ class HttpListener:
         self._give_up_spare()
 
     def requested(self, transport: asyncio.Transport) -> None:
-        """Note that a request has arrived."""
+        """Record that a request has arrived."""
         if self._deadlines.pop(transport, None) is not None:
             self._deadlines[transport] = self._loop.time() + IDLE_SECONDS
 

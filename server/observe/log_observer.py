@@ -62,7 +62,7 @@ class LogObserver(Listener):
             )
 
     def reconnecting(self, reason: str, message: str) -> None:
-        """Log why the source was lost. The same reason is logged once a minute."""
+        """Log why the source was lost. The same reason is logged at most once a minute."""
         now = self._clock()
         with self._lock:
             again = (

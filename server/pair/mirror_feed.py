@@ -143,7 +143,7 @@ class MirrorFeed:
         return max(0.0, self._told_at + (_PACE if outdated else self._interval) - self._clock())
 
     def acknowledge(self, acknowledge: pb.MirrorAcknowledge) -> None:
-        """Note the position up to which the standby server has everything.
+        """Record the position up to which the standby server has everything.
 
         Raises:
             MisuseError: the position was not sent on this stream.

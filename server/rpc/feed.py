@@ -70,8 +70,8 @@ class FeedStream:
         self._walk: Cursor | Catchup | None = None
         self._resetting = False
         self._token: Token | None = None
-        """The token of the client's last consistent map. Its `seen` says how new the client's endpoints may be.
-        None during a snapshot.
+        """The token of the client's last consistent map. Its `seen` says how new the client's endpoints may
+        be. None during a snapshot.
         """
         self._epoch = ""
         """Our epoch at the time of the newest message."""
@@ -88,7 +88,9 @@ class FeedStream:
         """Whether `take` may have more messages at once."""
 
     def open(self, verdict: Resume | Rejoin | Reset, token: bytes = b"") -> pb.WatchResponse:
-        """Begin, or begin again, to serve the client that sent ``token``. Return the message to send."""
+        """Return the first message for the client that sent ``token``. Call this again to start the client
+        over.
+        """
         self.close()
         self._as_of = self._origin()
         opened = pb.Opened(progress_interval=duration(self._progress_interval))
@@ -168,7 +170,7 @@ class FeedStream:
         return pb.WatchResponse(progress=progress)
 
     def acknowledge(self, acknowledge: pb.Acknowledge) -> None:
-        """Note the client's acknowledgement.
+        """Record the client's acknowledgement.
 
         Raises:
             MisuseError: the token was not sent on this stream, or is older than an acknowledged one.
@@ -208,7 +210,7 @@ class FeedStream:
         return self._made(replace(now, revision=Revision(0), position=Lsn(0))).incomplete().encode()
 
     def _hold(self, cut: Cut) -> bytes:
-        """Note that the client will have this map after the next message, and return the map's token."""
+        """Record that the client will have this map after the next message, and return the map's token."""
         self._token, self._epoch = self._made(cut), self._as_of.epoch
         return self._token.encode()
 

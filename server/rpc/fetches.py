@@ -48,7 +48,7 @@ class Fetches:
         context.add_done_callback(ended)
 
     def answered(self, size: int) -> None:
-        """Note the size of an answer in bytes."""
+        """Record the size of an answer in bytes."""
         self._size = size
 
     @property

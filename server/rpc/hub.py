@@ -79,7 +79,7 @@ class Hub:
         self._attached.discard(event)
 
     def stop(self) -> None:
-        """Note that the server is shutting down, and set all events for the last time."""
+        """Record that the server is shutting down, and set all events for the last time."""
         self._unsubscribe()
         self.stopping = True
         self._wake()

@@ -48,7 +48,8 @@ class Arrivals:
         self._delivered: list[Delivery] = []
 
     def expect(self, commit: WorkloadCommit) -> None:
-        """Note the changes of a commit. Call this before the commit, since its changes may arrive at once."""
+        """Record the changes of a commit. Call this before the commit, since its changes may arrive at once.
+        """
         with self._lock:
             awaited = _Awaited(commit, len(commit.changes), alone=not self._awaited)
             self._awaited[commit.number] = awaited
@@ -56,14 +57,14 @@ class Arrivals:
                 self._expected.setdefault(endpoint_id, deque()).append((awaited, endpoint))
 
     def committed(self, commit: WorkloadCommit, at: float) -> None:
-        """Note the time at which the COMMIT returned."""
+        """Record the time at which the COMMIT returned."""
         with self._lock:
             awaited = self._awaited[commit.number]
             awaited.committed_at = at
             self._settle(awaited)
 
     def arrived(self, update: EndpointUpdate) -> None:
-        """Note an endpoint that the subscriber received."""
+        """Record an endpoint that the subscriber received."""
         with self._lock:
             expected = self._expected.get(update.endpoint_id)
             if expected is None:

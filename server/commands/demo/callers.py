@@ -29,7 +29,7 @@ _PROBERS: Final = 3
 _PAUSE: Final = 0.01
 """Seconds between two calls of the other callers."""
 _TRY_SECONDS: Final = 10.0
-"""If a key is still admitted this number of seconds after its commit, that is a failure."""
+"""A key that is still admitted this many seconds after the commit that took it away is a failure."""
 _ANSWER_SECONDS: Final = 5.0
 _KINDS: Final = frozenset({"key rotated", "key revoked", "application deleted"})
 
@@ -112,7 +112,7 @@ class Callers:
         watch.tried.wait(_ANSWER_SECONDS)
 
     def committed(self, commit: WorkloadCommit, at: float) -> None:
-        """Note the time at which the COMMIT returned."""
+        """Record the time at which the COMMIT returned."""
         if (watch := self._busy.get(commit.number)) is not None:
             watch.committed_at = at
             watch.committed.set()
