@@ -71,8 +71,8 @@ class Session:
         stream.
         """
         self.held: Lsn = Lsn(0)
-        """The position up to which a map that was taken over includes all transactions. The slot may deliver
-        them again.
+        """A map that was taken over from the peer includes all transactions up to this position. The slot may
+        deliver some of them again.
         """
         self.lost_at = time.monotonic()
         """Monotonic time at which the newest stream ended, or this process started."""

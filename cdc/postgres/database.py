@@ -483,7 +483,7 @@ class Read:
         self._passed_over.update(ids)
 
     def _encoded(self, rows: list[tuple[Any, ...]]) -> list[Row]:
-        """Return ids and payloads, each id once, and note the odd rows."""
+        """Return ids and payloads, each id once, and record the odd rows."""
         encode, encoded = self._encode, []
         odd = self.odd = {}
         if not self._encoding.utf8:

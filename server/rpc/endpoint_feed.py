@@ -49,8 +49,8 @@ _BEHIND_SECONDS: Final = 5.0
 """Maximum wait until this server has reached the state that a client of another server has seen, in seconds.
 """
 _LOOK_SECONDS: Final = 0.05
-"""Interval, in seconds, at which the server checks whether it has reached this state, since positions can
-change without a publication.
+"""Interval, in seconds, at which the server checks whether it has caught up with what a client has seen
+elsewhere. It cannot wait for a publication, since positions can change without one.
 """
 _STALL_SECONDS: Final = 5.0
 """If a client takes no message for this number of seconds, its snapshot permit is given to the next client.
