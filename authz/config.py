@@ -41,8 +41,8 @@ class Config:
     """Whether other processes listen on the same port (SO_REUSEPORT)."""
     places: Places = field(default_factory=Places)
     subject_header: str | None = None
-    """The name of this header, in lower case. With None, every request for an endpoint that requires a JWT is
-    refused.
+    """The header with the subject of the token that Envoy has verified, in lower case. With None, every
+    request for an endpoint that requires a JWT is refused.
     """
     upstream: UpstreamHeaders = field(default_factory=UpstreamHeaders)
     rate_limit: RateLimit = "headers"

@@ -20,7 +20,7 @@ class Point(NamedTuple):
     grows: str
     """The quantity that grows: endpoints, subscribers, affected."""
     much: int
-    """The amount of that quantity."""
+    """The value of the quantity that `grows`."""
     line: str
     """The name of the curve."""
 

@@ -132,7 +132,9 @@ class Session:
         self._gap, self._owed = False, None
 
     def exact_again(self) -> None:
-        """Record that the whole mapping has been read, so the reason of the next reconcile is a reconnect."""
+        """Record that the whole mapping has been read. If another reconcile is needed without a new reason,
+        its reason is that the stream began again.
+        """
         self.reason = "reconnect"
 
     def _enter(self, state: StreamState) -> None:

@@ -84,7 +84,7 @@ class Publisher:
         self._start = Revision(0)
         """The revision of the newest checkpoint, or the one at which the line began."""
         self._position: Lsn = Lsn(0)
-        """The position of that checkpoint."""
+        """The position of the checkpoint of revision `_start`."""
         self._told: Cut | None = None
         """The newest checkpoint that this publisher has made in the line; None before the first."""
         self._told_at = 0.0

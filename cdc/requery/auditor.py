@@ -51,7 +51,7 @@ class Auditor:
         self._seen_at = 0.0
         """When the newest audit began (monotonic time)."""
         self._seen: Lsn = Lsn(0)
-        """`Requery.done_up_to` at that time."""
+        """`Requery.done_up_to` when the newest audit began."""
         self.postpone()
 
     def postpone(self) -> None:

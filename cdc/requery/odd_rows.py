@@ -42,7 +42,7 @@ class OddRows:
         self._more: Counter[OddReason] = Counter()
         """The number of rows beyond `_MOST` by reason, as counted by the newest read of the whole mapping."""
         self._counted = 0
-        """The number of that reading."""
+        """The number of the reading that `_more` comes from."""
         self._counting: dict[int, Counter[OddReason]] = {}
         """The same counts for readings of the whole mapping that are still open, by their numbers."""
         self.doubtful: set[str] = set()

@@ -56,7 +56,9 @@ _RETRY_FIRST, _RETRY_MOST = 0.05, 2.0
 _COME_BACK = 0.1
 """Seconds between attempts while other sessions hold locks on the tables."""
 _PATIENCE = 5.0
-"""Seconds after which such locks are reported as a trouble. Most migrations take less."""
+"""Seconds for which other sessions may lock the tables before this is reported as a trouble. Most migrations
+take less.
+"""
 _MANY = 64
 """Maximum number of waiting tasks that are kept apart. If there are more, they are merged, since each task
 costs time at every check.

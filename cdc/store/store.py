@@ -325,8 +325,9 @@ class Store:
                 entry.position = Lsn(0)
 
     def follow_timeline(self, history: Timeline, switch: Lsn | None = None) -> None:
-        """Adopt a history that continues the current one. If the switch point is given as ``switch``, the map
-        counts as followed at most up to it.
+        """Adopt a history that continues the current one.
+
+        If the current one ended at ``switch``, the map may lack transactions after that position.
         """
         with self.lock:
             self.history = history

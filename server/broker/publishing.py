@@ -102,11 +102,11 @@ class _Emptied:
     """The moment when the stream was emptied."""
 
     restarts: int
-    """Number of connections that had ended before that moment."""
+    """Number of connections that had ended before the stream was emptied."""
     generations: int
-    """Number of generations that had been completed before that moment."""
+    """Number of generations that had been completed before the stream was emptied."""
     head: Revision
-    """The newest revision of the map at that moment."""
+    """The newest revision of the map when the stream was emptied."""
 
 
 class Publishing(Reconnecting):

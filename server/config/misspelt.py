@@ -13,7 +13,8 @@ _ALIKE: Final = 0.88
 letters.
 """
 _SHORTEST: Final = 6
-"""Minimum length of a setting's name for this comparison. A short name such as PORT resembles too many names.
+"""Minimum length of a setting's name that other names are compared with. A short name such as PORT resembles
+too many names.
 """
 _PREFIXES: Final = ("PADS_CDC_", "PADS_")
 _OTHERS: Final = frozenset(
