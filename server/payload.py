@@ -77,7 +77,9 @@ _BEFORE_ACCOUNT = [_ACCOUNT_ID + SHORT[length] for length in range(_LONG)]
 _BEFORE_METADATA = [_METADATA + SHORT[length + 2] for length in range(_LONG)]
 """The bytes before the metadata, by the total length of the account's id and the plan's field."""
 _BEFORE_LIMITS = [_RATE_LIMITING + SHORT[length + 2] for length in range(_LONG + 24)]
-"""The bytes before the limits, by the same length plus the length of the serialized numbers (at most 24)."""
+"""The bytes before the limits, by the total length of the account's id, the plan's field and the serialized
+numbers (at most 24).
+"""
 
 
 class _PlanFields(NamedTuple):

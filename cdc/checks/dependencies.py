@@ -313,8 +313,8 @@ class Dependencies:
 
 
 def reads(site: Site) -> Iterator[Finding]:
-    """Check that affects.toml lists all tables that the queries read. It finds them by
-    the locks that the queries take, and also by temporary views if the site allows them.
+    """Check that affects.toml lists all tables that the queries read. They are found by the locks that the
+    queries take, and also by temporary views if the site allows them.
     """
     mapping = site.database.mapping
     found = _by_views(site) if site.makes_views else Dependencies(without_columns="no views were made")

@@ -138,8 +138,8 @@ class Mapping:
         return replace(self, queries=queries, db_schema=schema)
 
     def over_copies(self, schema: str) -> Mapping:
-        """Return this mapping, which `within` must have made, for tables of the same names in another schema.
-        All other objects that it names stay the same.
+        """Return this mapping for tables of the same names in another schema. All other objects that it names
+        stay the same. This mapping must be one that `within` has returned.
         """
         tables = "|".join(f'"{re.escape(table)}"|{re.escape(table)}\\b' for table in self.reads)
         before = re.escape(sql_text.quote_name((self.db_schema or "").replace("%", "%%")))

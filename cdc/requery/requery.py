@@ -131,7 +131,9 @@ class Requery:
         self._consistency = Consistency(self._are_ids)
         self._reached: Lsn = Lsn(0)
         self._let_go_to: Lsn = Lsn(0)
-        """The position up to which, by a note in the state file, a reconcile is owed."""
+        """The slot may be confirmed up to here, beyond open tasks, because the state file says that a
+        reconcile is owed for them.
+        """
         self._exact_at: float | None = None
         self._flushed_by = inf
         """Monotonic time by which a primary has flushed everything that it has shown to the reads."""

@@ -161,8 +161,8 @@ class Store:
             return [entry for entry in self.entries.values() if entry.payload is not None]
 
     def moved_before(self, moved: dict[str, Entry], beyond: Lsn, up_to: Revision) -> None:
-        """Add the entries up to the revision ``up_to`` whose positions are beyond ``beyond`` to ``moved``,
-        which is one of the `movements`.
+        """Add to ``moved`` the entries that have a position beyond ``beyond`` and a revision up to ``up_to``.
+        ``moved`` is one of the `movements`.
 
         Takes 0.2 s for a million entries. The lock is held only while references are copied.
         """

@@ -38,7 +38,7 @@ _WEIGHTS: Final = {
 }
 _COMMITS_A_SECOND: Final = 30
 _COMMITS_A_PLAN: Final = 120
-"""One in this number of commits changes a plan. This is often enough to be seen, and rare enough to see the
+"""One commit in this number changes a plan: often enough to be seen, and rarely enough to leave room for
 others.
 """
 
