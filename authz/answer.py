@@ -38,8 +38,9 @@ _CODES: Final = {
     429: Code.RESOURCE_EXHAUSTED,
     503: Code.UNAVAILABLE,
 }
-"""The gRPC code for each HTTP status. It matters only for logs, since Envoy refuses the request with any of
-them.
+"""The gRPC code for each HTTP status.
+
+It matters only for logs, since Envoy refuses the request with any of them.
 """
 _PERIODS: Final = {
     number: name.removeprefix("CAPACITY_LIMIT_PERIOD_")
@@ -71,7 +72,9 @@ class Answers:
         """
 
     def refused(self, outcome: Outcome, prepared: Prepared | None = None, retry_after: int = 0) -> bytes:
-        """Return the answer that refuses a request. ``outcome`` is the reason, which must not be "allowed".
+        """Return the answer that refuses a request.
+
+        ``outcome`` is the reason, which must not be "allowed".
         """
         answer = self._refused[outcome]
         if prepared is not None:

@@ -27,8 +27,7 @@ _spawn: Final = multiprocessing.get_context("spawn")
 
 
 class Notebook:
-    """The notes in the follower's process: the time of each endpoint's first arrival since the last `mark`.
-    """
+    """The follower's notes: the time of each endpoint's first arrival since the last `mark`."""
 
     def __init__(self) -> None:
         self._arrivals: dict[str, float] = {}

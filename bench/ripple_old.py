@@ -1,5 +1,4 @@
-"""Ripple with the legacy contract: the same commit as in `bench.ripple`, with one message for each endpoint.
-"""
+"""Ripple with the legacy contract: the commit of `bench.ripple`, with one message for each endpoint."""
 
 from __future__ import annotations
 

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Start a server without a state file, and again with the state file that the previous server has left.
-    """
+    """Start a server without a state file, and another with the state file that the first has left."""
     with rig.database(rig.sizes.endpoints) as database:
         taken: dict[tuple[str, str], list[float]] = {}
         for _ in range(rig.sizes.runs):

@@ -1,4 +1,6 @@
-"""Subscribers of our server, for `bench.following`. They are bare streams that only read and note arrivals.
+"""Subscribers of our server, for `bench.following`.
+
+They are bare streams that only read and note arrivals.
 """
 
 from __future__ import annotations

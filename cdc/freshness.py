@@ -110,8 +110,7 @@ class Freshness:
             self._exact_at = max(at, self._exact_at or at)
 
     def rewound(self) -> None:
-        """Forget all positions, because the server now has another history (after a restore or a failover).
-        """
+        """Forget all positions, because the server has another history after a restore or a failover."""
         with self._lock:
             self._reported.clear()
             self._server_end = self._received = self._applied = self._confirmed = Lsn(0)

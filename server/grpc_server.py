@@ -81,8 +81,7 @@ class GrpcServer:
         await self._server.wait_for_termination()
 
     async def stop(self) -> None:
-        """Refuse new calls and end the open ones, whose handlers have already been asked to end by the hub.
-        """
+        """Refuse new calls and end the open ones. The hub has already asked their handlers to end."""
         for task in self._background:
             task.cancel()
         await self._health.enter_graceful_shutdown()
@@ -135,8 +134,7 @@ async def start(
 
 
 async def _report_health(serving: HealthServicer, hub: Hub, health: Health) -> None:
-    """Set the states of ``grpc.health.v1`` as ``/readyz`` has it, for the whole server and for each service.
-    """
+    """Set the state of ``/readyz`` in ``grpc.health.v1``, for the whole server and for each service."""
     told = None
     while True:
         changed = hub.changed

@@ -34,9 +34,7 @@ class SubscriberSeen:
     client_id: str
     """The name that the client has given itself; empty for the legacy contract, which has no such field."""
     revision: int
-    """The revision up to which the subscriber has been sent everything or, on the feed, has acknowledged
-    everything.
-    """
+    """The subscriber has been sent, or on the feed has acknowledged, everything up to this revision."""
     sent: int
     """Number of messages that were sent on the stream."""
     behind: int
@@ -48,7 +46,9 @@ class SubscriberSeen:
 
 
 class Subscriber:
-    """One open stream. Only the stream's servicer changes it, one field at a time, so readers need no lock.
+    """One open stream.
+
+    Only the stream's servicer changes it, one field at a time, so readers need no lock.
     """
 
     __slots__ = ("client_id", "opened", "peer", "protocol", "revision", "sent", "since")

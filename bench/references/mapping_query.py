@@ -1,5 +1,4 @@
-"""The limit of re-querying: fetches or copies the mapping's rows as fast as psycopg2 can, and discards them.
-"""
+"""The limit of re-querying: reads or copies the mapping's rows as fast as psycopg2 can, and discards them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The method of PADS: triggers fill a table of changes, and a listener queries each endpoint in this table.
-"""
+"""The method of PADS: triggers fill a table of changes, and a listener queries each endpoint in it."""
 
 from __future__ import annotations
 

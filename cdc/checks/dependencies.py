@@ -83,7 +83,9 @@ def rolled_back(connection: Connection, setting: str, isolation: str = "READ COM
 
 @dataclass(frozen=True)
 class Listed:
-    """The tables in affects.toml. The file may have faults, so entries that cannot be understood are ignored.
+    """The tables in affects.toml.
+
+    The file may have faults, so entries that cannot be understood are ignored.
     """
 
     reads: tuple[str, ...]

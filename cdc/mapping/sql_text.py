@@ -35,8 +35,7 @@ _NO_COLUMN = frozenset({"constraint", "primary", "unique", "foreign", "check", "
 
 
 def statements(text: str) -> list[str]:
-    """Return the statements of a file in order, without comments, semicolons, blank lines and psql commands.
-    """
+    """Return a file's statements in order, without comments, semicolons, blank lines and psql commands."""
     return [one.text for one in script(text) if one.text]
 
 
@@ -116,8 +115,7 @@ def columns(query: str) -> tuple[str, ...]:
 
 
 def tables(schema: str) -> dict[str, frozenset[str]]:
-    """Return the columns of each table that a schema creates, with the names that they have in the catalog.
-    """
+    """Return the columns of each table that a schema creates, with their names in the catalog."""
     found: dict[str, frozenset[str]] = {}
     for table, definitions in _created(schema):
         first = (re.match(_WORD_OR_QUOTED, definition) for definition in definitions)

@@ -1,2 +1,1 @@
-"""A pair of servers with one slot: decides which server leads, and keeps the other server's copy of the map.
-"""
+"""A pair of servers with one slot: decides which one leads, and keeps the other one's copy of the map."""

@@ -57,7 +57,9 @@ class PeerState:
 
 @dataclass(slots=True)
 class MirrorOpened(PeerNews):
-    """The peer leads, and its stream begins. The result of `reply` says whether the stream should continue.
+    """The peer leads, and its stream begins.
+
+    The result of `reply` says whether the stream should continue.
     """
 
     reset: bool
@@ -67,8 +69,9 @@ class MirrorOpened(PeerNews):
 
 @dataclass(slots=True)
 class MirrorPart(PeerNews):
-    """Some entries, and perhaps the state that they complete. Once the state file contains them, `reply` is
-    set.
+    """Some entries, and perhaps the state that they complete.
+
+    Once the state file contains them, `reply` is set.
     """
 
     entries: list[Entry]

@@ -246,8 +246,9 @@ def _refused_remedy(
 
 
 def _more(refused: Refused, given: Mapping[str, str]) -> str:
-    """Return the remedy if no connection is left. The limit may be that of the server, the role or the
-    database.
+    """Return the remedy if no connection is left.
+
+    The limit may be that of the server, the role or the database.
     """
     role, database = _who_and_where(given)
     if refused.function == _FULL_ROLE:
@@ -264,7 +265,9 @@ def _who_and_where(given: Mapping[str, str]) -> tuple[str, str]:
 
 
 def hba_line(text: str, given: Mapping[str, str]) -> str:
-    """Return the line of pg_hba.conf that admits us. ``text`` is the server's error, which names our address.
+    """Return the line of pg_hba.conf that admits us.
+
+    ``text`` is the server's error, which names our address.
     """
     names = " ".join(hba_name(given.get(name, name.upper())) for name in ("dbname", "user"))
     if "[local]" in text:

@@ -63,8 +63,7 @@ class Timeline:
         return max(seen, position if before.timeline == self.timeline else 0) <= until
 
     def left_at(self, before: Timeline) -> Lsn | None:
-        """Return the switch point at which this history left the timeline of ``before``; None if it did not.
-        """
+        """Return the position at which this history left the timeline of ``before``; None if it did not."""
         if not before.system or before.timeline == self.timeline:
             return None
         return dict(self.switches).get(before.timeline)

@@ -67,8 +67,9 @@ class PageReader:
         self.exact = Revision(0)
         """The revision of the newest checkpoint, at which the map was equal to the leader's map."""
         self.position: Lsn = Lsn(0)
-        """The position of the newest checkpoint. All changes of positions up to this position have been
-        applied.
+        """The position of the newest checkpoint.
+
+        All changes of positions up to this position have been applied.
         """
         self._ahead = False
         """Whether entries newer than the newest checkpoint have been applied as well."""
@@ -88,8 +89,9 @@ class PageReader:
         complete.
         """
         self._distrusted = False
-        """Whether the current map is known to differ from the leader's. If so, none of its entries may be
-        kept.
+        """Whether the current map is known to differ from the leader's.
+
+        If so, none of its entries may be kept.
         """
 
     def origin(self) -> Origin:
@@ -227,7 +229,9 @@ class PageReader:
         ]
 
     def _is_passed(self, checkpoint: Checkpoint) -> bool:
-        """Return whether the map is newer than this checkpoint of its line. If so, the page is a repetition.
+        """Return whether the map is newer than this checkpoint of its line.
+
+        If so, the page is a repetition.
         """
         return checkpoint.revision < self.exact + self._ahead
 
@@ -266,7 +270,9 @@ class PageReader:
         return self._publish(self._newer(page.entries), page.moved, checkpoint)
 
     def _newer(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Return the entries that are newer than the stored ones. Update the positions of the other entries.
+        """Return the entries that are newer than the stored ones.
+
+        Update the positions of the other entries.
         """
         newer = []
         for entry in entries:
@@ -318,8 +324,7 @@ class PageReader:
             store.forget(up_to)
 
     def _move(self, moved: Sequence[tuple[str, Revision, Lsn]]) -> None:
-        """Update the positions of entries whose payloads have not changed, if they still have that revision.
-        """
+        """Update the positions of entries with unchanged payloads, if they still have that revision."""
         for endpoint_id, revision, position in moved:
             entry = self._store.entries.get(endpoint_id)
             if entry is not None and entry.revision == revision:

@@ -73,8 +73,7 @@ class Assembler:
 
     @property
     def between(self) -> bool:
-        """Whether the stream is between two transactions, so that everything before its position is complete.
-        """
+        """Whether the stream is between two transactions, so everything before its position is complete."""
         return self._open is None
 
     def feed(self, message: Message) -> Transaction | None:

@@ -47,8 +47,7 @@ _TROUBLE = "slot_creation"
 
 
 class ReplayProbe(Asking):
-    """Reports the query server's replay position; None for a primary, and for a server that does not answer.
-    """
+    """Reports the query server's replay position; None for a primary or a server that does not answer."""
 
     def __init__(self, address: Address, query: str, freshness: Freshness, observer: Observer) -> None:
         """``query`` is the text of the query `WalEnd`."""
@@ -97,9 +96,7 @@ class Probe(Asking):
         """Whether all queries are due, and not only the one before a confirmation."""
 
     def _is_due(self) -> bool:
-        """Return whether the interval has passed, or a connection is open and a position waits to be
-        confirmed.
-        """
+        """Return whether the interval has passed, or a connection is open and has a position to confirm."""
         now = time.monotonic()
         self._looking = now >= self._look_at
         if self._looking:

@@ -244,7 +244,9 @@ class _Planner:
         return f"ALTER PUBLICATION {self._quoted} DROP TABLE {table};"
 
     def _listed_anew(self, leaf: Table, published: PublishedTable, *, member: bool) -> str:
-        """Return the columns to publish. If there is a list already, keep its columns for other subscribers.
+        """Return the columns to publish.
+
+        If there is a list already, keep its columns for other subscribers.
         """
         every = set(published.columns) >= set(leaf.columns)
         add = self._add(self._item(leaf, () if every else published.columns))

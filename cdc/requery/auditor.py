@@ -55,8 +55,7 @@ class Auditor:
         self.postpone()
 
     def postpone(self) -> None:
-        """Record that the whole mapping has just been compared, so the next audit is due after the interval.
-        """
+        """Record that the whole mapping was compared just now: the next audit is due after the interval."""
         self._due_at = time.monotonic() + self._interval
 
     def hurry(self) -> None:

@@ -66,9 +66,7 @@ costs time at every check.
 _ABREAST = 3
 """Maximum number of long reads that are open at once. Each uses a connection."""
 _LATELY = 3600.0
-"""Seconds for which a snapshot is recent enough to widen 32-bit ids, since 2^31 transactions take at least
-days.
-"""
+"""Seconds for which a snapshot is recent enough to widen 32-bit ids: 2^31 transactions take days at least."""
 _GIVE_WAY = 0.002
 """Seconds that a ripple pauses after a small change has overtaken it. Without the pause, the threads that
 send the small change would wait for the interpreter's lock several times.
@@ -118,9 +116,7 @@ class Requery:
         self._pause, self._retry = _WAIT_FIRST, _RETRY_FIRST
         self.failing = False
         self._waits_since: float | None = None
-        """Monotonic time since which reads have failed because other sessions hold locks; None if they do not
-        fail.
-        """
+        """Monotonic time since which reads have failed because of locks; None if they do not fail."""
         self._history: Timeline | None = None
         self._read_up_to: Lsn = Lsn(0)
         self._shown_up_to: Lsn = Lsn(0)
@@ -149,8 +145,9 @@ class Requery:
 
     @property
     def read_up_to(self) -> Lsn:
-        """The newest position that any read saw. A standby that has replayed less WAL may return older
-        states.
+        """The newest position that any read saw.
+
+        A standby that has replayed less WAL may return older states.
         """
         return self._read_up_to
 
@@ -247,8 +244,9 @@ class Requery:
 
     @property
     def confirmable(self) -> Lsn:
-        """The position up to which the slot may be confirmed. If it is beyond `done_up_to`, a reconcile is
-        owed.
+        """The position up to which the slot may be confirmed.
+
+        If it is beyond `done_up_to`, a reconcile is owed.
         """
         return max(self.done_up_to, self._let_go_to)
 
@@ -332,9 +330,7 @@ class Requery:
         self._audit = None
 
     def doubtful(self) -> frozenset[str]:
-        """Return the ids that only a short read by id may determine, because a read returned them more than
-        once.
-        """
+        """Return the ids that a read returned more than once. Only a short read by id may determine them."""
         return frozenset(self.odd_rows.doubtful if self._database.mapping.endpoint_keys else ())
 
     def settle_doubts(self, since: Lsn) -> None:
@@ -410,7 +406,9 @@ class Requery:
         self._look_at = time.monotonic() + self._pause
 
     def _apart(self, tasks: Sequence[Task]) -> list[list[Task]]:
-        """Return a list of the tasks for one short read, and a list of all others. Empty lists are left out.
+        """Return a list of the tasks for one short read, and a list of all others.
+
+        Empty lists are left out.
         """
         urgent: list[Task] = []
         others: list[Task] = []

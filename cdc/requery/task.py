@@ -64,15 +64,11 @@ class Task:
     since: Lsn
     """While the task is open, the map is known to include every transaction only up to this position."""
     end: Lsn = Lsn(0)
-    """End of the last transaction, which becomes the endpoints' position; 0 for a reconcile without
-    transactions.
-    """
+    """End of the last transaction, which becomes the endpoints' position; 0 if there is no transaction."""
     transactions: list[Committed] = field(default_factory=list)
     """The transactions to report when the task is done."""
     settles: bool = False
-    """Whether the task reads ids that a read returned more than once, to see whether they still have several
-    rows.
-    """
+    """Whether the task reads ids that a read returned more than once, in case they now have one row."""
     asked_at: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -121,8 +117,7 @@ class Task:
         return self.gate
 
     def condense(self) -> None:
-        """Free memory: the transactions will not be reported, and if they are many, their ids become a range.
-        """
+        """Free memory: the transactions will not be reported, and the ids of many become a range."""
         self.transactions.clear()
         self.gate = self.gate.bounded()
 
@@ -189,8 +184,9 @@ class OpenRead:
         self.upserts = self.deletes = self.rows = 0
 
     def next(self) -> list[Row] | None:
-        """Return the next rows that no younger read has returned; None at the end. May block as `Read.chunks`
-        does.
+        """Return the next rows that no younger read has returned; None at the end.
+
+        May block as `Read.chunks` does.
         """
         chunk = next(self._chunks, None)
         if chunk is None:

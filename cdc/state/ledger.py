@@ -76,7 +76,9 @@ class Ledger:
             )
 
     def restore(self, store: Store) -> Lsn:
-        """Move the content of the file to the store. Return a position that nothing in the content exceeds.
+        """Move the content of the file to the store.
+
+        Return a position that nothing in the content exceeds.
         """
         kept = self.kept
         store.restore(kept.entries, kept.head, kept.position, kept.seen, kept.forgotten)
@@ -112,7 +114,9 @@ class Ledger:
             self._failed(error)
 
     def note(self, **values: str | int) -> bool:
-        """Write notes by name. Return whether they are in the file, so that the next process can read them.
+        """Write notes by name.
+
+        Return whether they are in the file, so that the next process can read them.
         """
         self._notes.update(values)
         if self._file is None:

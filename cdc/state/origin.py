@@ -81,7 +81,9 @@ class Checkpoint:
 
 
 class CurrentOrigin:
-    """Holds the current `Origin`. Each change replaces the whole value, so that readers see a consistent one.
+    """Holds the current `Origin`.
+
+    Each change replaces the whole value, so that readers see a consistent one.
     """
 
     def __init__(self, ledger: Ledger, encoding: int = 1, mapping: int = 0) -> None:

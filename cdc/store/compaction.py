@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 class Compaction:
-    """One compaction of one log. Until its end, the log may only be appended to. Used by the writer's thread.
+    """One compaction of one log.
+
+    Until its end, the log may only be appended to. Used by the writer's thread.
     """
 
     def __init__(self, log: list[Entry]) -> None:

@@ -51,8 +51,7 @@ class Express:
         return self._dropped + len(self._entries)
 
     def after(self, number: int, limit: int) -> tuple[list[Entry], int]:
-        """Return at most ``limit`` entries from number ``number`` on, and the number of the entry after them.
-        """
+        """Return at most ``limit`` entries from number ``number`` on, and the next entry's number."""
         start = max(number - self._dropped, 0)
         found = self._entries[start : start + limit]
         return found, self._dropped + start + len(found)

@@ -65,8 +65,9 @@ class Batch:
     digests: list[bytes] = field(default_factory=list)
     """`entry_digest` of each changed entry; empty for a tombstone."""
     moved: list[tuple[Entry, bytes]] = field(default_factory=list)
-    """Entries that a transaction named and that have not changed, with their digests. Only their positions
-    change.
+    """Entries that a transaction named and that have not changed, with their digests.
+
+    Only their positions change.
     """
     verified: list[tuple[Entry, bytes]] = field(default_factory=list)
     """Entries of the state file that the first reconcile found unchanged, with their payloads."""
@@ -535,7 +536,9 @@ class Store:
             self.tombstones.update((entry.id, entry) for entry in batch.changed if entry.payload is None)
 
     def tend(self) -> bool:
-        """Do a step of the remaining work of `forget` and of compaction. Return whether there is more to do.
+        """Do a step of the remaining work of `forget` and of compaction.
+
+        Return whether there is more to do.
         """
         if self._old:
             self._remove_old()

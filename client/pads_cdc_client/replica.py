@@ -44,9 +44,7 @@ class Applied:
     acknowledge: pb.Acknowledge | None = None
     """The acknowledgement to send, if any."""
     staleness: float | None = None
-    """The staleness of the map in seconds, if the digest has proved that the database had this map; otherwise
-    None.
-    """
+    """The map's staleness in seconds; None unless the digest proved that the database had this map."""
 
 
 def reset_reason(reset: pb.Reset) -> str:
@@ -68,9 +66,7 @@ class Replica:
         """Whether the map has ever been equal to the server's map, by its digest. From then on it is usable.
         """
         self.mismatches = 0
-        """Number of digests that did not match since the last one that matched, or since the stream was
-        opened.
-        """
+        """Number of consecutive digests that did not match, counted since the stream was opened."""
         self.reset: pb.Reset | None = None
         """The reset message while the server sends a snapshot; otherwise None."""
         self._digest = Digest.of(self.endpoints)
@@ -90,7 +86,9 @@ class Replica:
         return at_once(self.steps(message))
 
     def steps(self, message: pb.WatchResponse) -> Steps[Applied]:
-        """Apply a message of the server in steps. After each step, `endpoints` includes the changes so far.
+        """Apply a message of the server in steps.
+
+        After each step, `endpoints` includes the changes so far.
         """
         match message.WhichOneof("response"):
             case "opened":
@@ -155,7 +153,9 @@ class Replica:
         changes.append(Change(endpoint_id, before, endpoint, revision))
 
     def _check(self, changes: list[Change], checkpoint: pb.Checkpoint) -> Applied:
-        """Compare the map with the server's. Return an acknowledgement, which reports a difference at once.
+        """Compare the map with the server's.
+
+        Return an acknowledgement, which reports a difference at once.
         """
         if self._reported:
             return Applied(changes)

@@ -1,4 +1,6 @@
-"""Connections to NATS. After a loss, a new connection is made and the state of the stream is queried again.
+"""Connections to NATS.
+
+After a loss, a new connection is made and the state of the stream is queried again.
 """
 
 from __future__ import annotations
@@ -150,8 +152,9 @@ class Broker:
         raise BrokerError(why)
 
     async def _hear_error(self, error: Exception) -> None:
-        """Keep an error about a missing permission. All other errors are raised by the calls that they belong
-        to.
+        """Keep an error about a missing permission.
+
+        All other errors are raised by the calls that they belong to.
         """
         text = " ".join(str(error).split()).removeprefix("nats: ")
         if "permissions violation" in text.lower():

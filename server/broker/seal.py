@@ -44,8 +44,9 @@ class SealError(PadsCdcError):
 
 
 class Seal:
-    """Seals with the first key of a file, and opens with any of its keys. Without a file, messages stay
-    unchanged.
+    """Seals with the first key of a file, and opens with any of its keys.
+
+    Without a file, messages stay unchanged.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -60,7 +61,9 @@ class Seal:
             self._keys = Reloaded(lambda: (read_file(SETTING, path, secret=True),), _keys)
 
     async def look(self, observer: Observer) -> None:
-        """Read the file again. If its new content cannot be used, report an error and keep the current keys.
+        """Read the file again.
+
+        If its new content cannot be used, report an error and keep the current keys.
         """
         if self._keys is not None:
             await asyncio.to_thread(self._keys.look)

@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 _COLOURS = {Verdict.PASS: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red", Verdict.SKIP: "dim"}
 
 _SKIPPED = 3
-"""If more than this number of consecutive checks were skipped for the same reason, they are printed as one
-line.
-"""
+"""If more consecutive checks than this are skipped for the same reason, they are printed as one line."""
 
 Found = tuple[str, "Finding"]
 """A check's name, and one of its findings."""
@@ -57,7 +55,9 @@ def check(settings: Settings, *, as_json: bool) -> int:
 
 
 def report(found: Sequence[Found], redact: Redactor, *, as_json: bool) -> int:
-    """Print the findings of a command. Return its exit code, which is 1 if one of the findings is a failure.
+    """Print the findings of a command.
+
+    Return its exit code, which is 1 if one of the findings is a failure.
     """
     failed = any(finding.verdict is Verdict.FAIL for _, finding in found)
     if as_json:

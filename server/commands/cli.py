@@ -112,7 +112,9 @@ _BROKER: Final = (
 
 
 class _WithSettings(click.Command):
-    """A command with options for all or some of the settings. The options are made only when they are needed.
+    """A command with options for all or some of the settings.
+
+    The options are made only when they are needed.
     """
 
     settings: ClassVar[tuple[str, str]] = ("settings", "Settings")
@@ -395,8 +397,9 @@ def setup(secrets: list[ConnectionString], /, role_file: str | None, **given: An
 @_setting("--slot-connection-string-file", "The file that holds SLOT_CONNECTION_STRING.")
 @click.pass_obj
 def teardown(secrets: list[ConnectionString], /, **given: Any) -> int:
-    """Drop the slot, and undo what setup did: role, grants, publication, indexes, identities. Touches no
-    row.
+    """Drop the slot, and undo what setup did: role, grants, publication, indexes, identities.
+
+    Touches no row.
     """
     from server.commands.setup import SLOT  # noqa: PLC0415
     from server.commands.setup import teardown as run  # noqa: PLC0415

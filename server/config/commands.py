@@ -1,5 +1,4 @@
-"""Imports the settings of all commands together, so that each command knows the names that only others read.
-"""
+"""Imports the settings of all commands, so that each command knows the names that only others read."""
 
 from server.config.authorize_settings import AuthorizeSettings
 from server.config.settings import RelaySettings, Settings

@@ -34,7 +34,9 @@ _LOSING: Final = {
 
 
 class Health(Listener):
-    """Remembers the applier's last reports about the source. Any thread may read the result, without waiting.
+    """Remembers the applier's last reports about the source.
+
+    Any thread may read the result, without waiting.
     """
 
     def __init__(
@@ -44,8 +46,9 @@ class Health(Listener):
         max_staleness: float | None = None,
         pair: Pair | None = None,
     ) -> None:
-        """If the staleness exceeds ``max_staleness`` (in seconds), the server is not ready. None means no
-        limit.
+        """If the staleness exceeds ``max_staleness`` (in seconds), the server is not ready.
+
+        None means no limit.
         """
         self._pair = pair or Pair()
         self._store = store

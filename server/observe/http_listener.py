@@ -33,7 +33,9 @@ class HttpListener:
     """Accepts connections in the running event loop. Not thread-safe."""
 
     def __init__(self, protocol: Callable[[], asyncio.Protocol], most: int) -> None:
-        """``protocol`` makes the protocol of each connection. ``most`` is the maximum number of connections.
+        """``protocol`` makes the protocol of each connection.
+
+        ``most`` is the maximum number of connections.
         """
         self._protocol = protocol
         self._most = most

@@ -117,7 +117,9 @@ class LogWriter(io.TextIOBase):
             self._changed.wait_for(lambda: not self._queue, within)
 
     def _put(self, data: bytes) -> bytes:
-        """Write as much as there is room for, and return the rest. The rest is empty if the reader has gone.
+        """Write as much as there is room for, and return the rest.
+
+        The rest is empty if the reader has gone.
         """
         while data and self._room.poll(0):
             try:

@@ -123,7 +123,9 @@ class RepeatLimit(logging.Filter):
 
 
 class _Redaction:
-    """The last step before a line is rendered. It turns every value into a text without secrets, or a number.
+    """The last step before a line is rendered.
+
+    It turns every value into a text without secrets, or a number.
     """
 
     def __init__(self, redact: Redactor) -> None:

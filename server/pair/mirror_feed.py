@@ -57,8 +57,9 @@ class MirrorFeed:
         freshness: Freshness,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """A state is sent at least every ``interval`` seconds. If ``parents`` are given, they are sent as
-        well.
+        """A state is sent at least every ``interval`` seconds.
+
+        If ``parents`` are given, they are sent as well.
         """
         self._freshness = freshness
         self._store = store
@@ -83,8 +84,7 @@ class MirrorFeed:
         """The opening message of a standby server that resumes; None once `look_back` has been called."""
 
     def open(self, opening: pb.MirrorOpen | None = None) -> pb.MirrorResponse:
-        """Begin with the changes since the standby server's map, or with everything if it has no map of ours.
-        """
+        """Begin with the changes since the standby's map, or with everything if it has no map of ours."""
         self.close()
         store = self._store
         self._line, self._told = self._present(), None

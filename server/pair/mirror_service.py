@@ -1,5 +1,4 @@
-"""``EndpointFeedService.Mirror``: gRPC around `mirror_feed`, for the second server of a pair and for relays.
-"""
+"""``EndpointFeedService.Mirror``: gRPC around `mirror_feed`, for a pair's second server and for relays."""
 
 from __future__ import annotations
 
@@ -111,8 +110,9 @@ class MirrorService:
 
 
 async def _listen(context: Context, feed: MirrorFeed, wake: asyncio.Event) -> str | None:
-    """Read acknowledgements until the stream ends. Return an error if the standby server violated the
-    protocol.
+    """Read acknowledgements until the stream ends.
+
+    Return an error if the standby server violated the protocol.
     """
     try:
         while (raw := await context.read()) is not grpc.aio.EOF:

@@ -212,8 +212,9 @@ class _Stream:
         self.progress_due = False
 
     def expect_progress(self, seconds: float) -> None:
-        """Set `progress_due` and `wake` after ``seconds``. There is one timer for each interval, not for each
-        wait.
+        """Set `progress_due` and `wake` after ``seconds``.
+
+        There is one timer for each interval, not for each wait.
         """
         self.progress_due = False
         self._alarm = asyncio.get_running_loop().call_later(seconds, self._progress_is_due)
@@ -246,7 +247,9 @@ class _Stream:
         return sent
 
     def may_read(self, permits: SnapshotPermits) -> bool:
-        """Return whether the store may be read. A snapshot needs a permit; when it is granted, `wake` is set.
+        """Return whether the store may be read.
+
+        A snapshot needs a permit; when it is granted, `wake` is set.
         """
         if not self.feed.catching_up:
             return True

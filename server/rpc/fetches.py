@@ -31,7 +31,9 @@ class Fetches:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def admit(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Wait until there is room for one more answer. The first call to wait is the first to be admitted.
+        """Wait until there is room for one more answer.
+
+        The first call to wait is the first to be admitted.
         """
         if self._under_way >= self._most:
             turn = asyncio.get_running_loop().create_future()

@@ -48,7 +48,9 @@ class Arrivals:
         self._delivered: list[Delivery] = []
 
     def expect(self, commit: WorkloadCommit) -> None:
-        """Record the changes of a commit. Call this before the commit, since its changes may arrive at once.
+        """Record the changes of a commit.
+
+        Call this before the commit, since its changes may arrive at once.
         """
         with self._lock:
             awaited = _Awaited(commit, len(commit.changes), alone=not self._awaited)

@@ -99,7 +99,9 @@ class Callers:
         return taken
 
     def expect(self, commit: WorkloadCommit) -> None:
-        """Begin to use the key that a commit will take away, if there is one. Returns once the key is in use.
+        """Begin to use the key that a commit will take away, if there is one.
+
+        Returns once the key is in use.
         """
         if commit.kind not in _KINDS or len(commit.before) != 1 or len(self._busy) >= _PROBERS:
             return

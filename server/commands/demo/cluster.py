@@ -63,7 +63,9 @@ class Cluster:
     """The password of the superuser (postgres)."""
 
     def url(self, database: str = "postgres", user: str = "postgres", password: str | None = None) -> str:
-        """Return a connection string, by default the superuser's. It contains a password, so do not print it.
+        """Return a connection string, by default the superuser's.
+
+        It contains a password, so do not print it.
         """
         return f"postgresql://{user}:{password or self.password}@127.0.0.1:{self.port}/{database}"
 
@@ -169,8 +171,9 @@ def temporary_folder(programs: Programs) -> Iterator[Path]:
 
 
 def _temporary_root() -> str:
-    """Return the folder for temporary files. If we are root and the user postgres could not enter it, return
-    /tmp.
+    """Return the folder for temporary files.
+
+    If we are root and the user postgres could not enter it, return /tmp.
     """
     chosen = Path(tempfile.gettempdir()).resolve()
     enterable = all(folder.stat().st_mode & 0o001 for folder in (chosen, *chosen.parents))

@@ -135,7 +135,9 @@ def put_up_relays(
     number: int,
     wait: Callable[[Callable[[], bool], str], None],
 ) -> list[RelayProcess]:
-    """Start ``number`` relays, and return them when each of them has the map. ``wait`` waits for a condition.
+    """Start ``number`` relays, and return them when each of them has the map.
+
+    ``wait`` waits for a condition.
     """
     relays = []
     for one in range(number):

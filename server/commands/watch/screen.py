@@ -1,5 +1,4 @@
-"""The live screen of `pads-cdc watch` and of the demo: the current state at the top, and the changes below.
-"""
+"""The live screen of `pads-cdc watch` and of the demo: the current state at the top, the changes below."""
 
 from __future__ import annotations
 
@@ -105,7 +104,9 @@ class Screen:
 
 
 def _cut(blocks: Sequence[tuple[list[Text], int]], room: int) -> list[list[Text]]:
-    """Cut the ends of blocks so that all blocks fit into ``room`` lines. Each keeps its heading and one row.
+    """Cut the ends of blocks so that all blocks fit into ``room`` lines.
+
+    Each keeps its heading and one row.
     """
     room -= sum(len(lines) for lines, share in blocks if not share)
     shares = sum(share for _, share in blocks)
