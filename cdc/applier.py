@@ -22,7 +22,7 @@ from cdc.postgres.timeline import Timeline
 from cdc.replication.assembler import Transaction
 from cdc.replication.backlog import Idle, PeerNews, Started, StreamEnded
 from cdc.replication.schema_watch import SchemaWatch
-from cdc.requery.task import Task
+from cdc.requery.task import Task, merged
 from cdc.requery.throttle import Throttle
 from cdc.session import Session
 
@@ -370,7 +370,10 @@ class Applier(threading.Thread):
         end = max(requery.reached, self._freshness.positions().server_end) if full else requery.reached
         if not requery.busy or end - requery.confirmable <= self._max_retained_wal:
             return
-        gate = requery.open_gate()
+        next_xid = self._reader.next_xid
+        if next_xid is None:
+            return  # the probe has not answered yet; without its answer nothing is confirmed
+        gate = requery.open_gate(next_xid)
         gate = gate if self._session.owed is None else gate | self._session.owed
         if not self._ledger.note(owed=gate.note()):
             return  # without a durable note the slot must not be confirmed

@@ -272,10 +272,11 @@ WHERE slot_name = @slot;
 
 -- name: WalEnd :many
 -- The position up to which this server can stream now: flushed on a primary, replayed on a standby. Also the timeline of a
--- primary, in hexadecimal digits; for a standby only the replication protocol reports it.
+-- primary, in hexadecimal digits; for a standby only the replication protocol reports it. And the next transaction id, with 64 bits.
 SELECT
     (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text,
-    CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END AS timeline;
+    CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END AS timeline,
+    pg_snapshot_xmax(pg_current_snapshot())::text AS next_xid;
 
 -- name: InRecovery :many
 -- Whether this is a standby.

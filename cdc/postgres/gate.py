@@ -66,7 +66,7 @@ class Snapshot:
 
     def widen(self, xid: Xid) -> Xid8:
         """Return the 64-bit id that ``xid`` stands for: the one nearest to this snapshot's `xmax`."""
-        return Xid8(self.xmax - ((self.xmax - xid + _WRAP // 2) % _WRAP - _WRAP // 2))
+        return widened(xid, self.xmax)
 
     def covers(self, other: Snapshot) -> bool:
         """Return whether this snapshot sees every transaction that the other one sees."""
@@ -170,14 +170,15 @@ class Gate:
             span = (Xid((span[1] - _REACH) % _WRAP), span[1])
         return replace(self, xids=frozenset(), span=span)
 
-    def settled(self, present: Snapshot) -> Gate:
+    def settled(self, next_xid: Xid8) -> Gate:
         """Return a gate as `spanned` does, but with 64-bit ids, so that it stays valid when 32-bit ids wrap
         around.
 
-        ``present`` is a current snapshot, or one after which fewer than 2^31 transactions have begun.
+        ``next_xid`` is the server's next transaction id, of a time when the slot had not been confirmed
+        beyond the gate's transactions. Without the slot, 2^31 others may have begun since.
         """
         span = self.spanned().span
-        full = None if span is None else (present.widen(span[0]), present.widen(span[1]))
+        full = None if span is None else (widened(span[0], next_xid), widened(span[1], next_xid))
         return replace(self, xids=frozenset(), span=None, lasting=_hull(self.lasting, full))
 
     def note(self) -> str:
@@ -206,6 +207,11 @@ class Gate:
             span=(Xid(short[0][0]), Xid(short[0][1])) if short else None,
             lasting=None if lasting is None else (Xid8(lasting[0]), Xid8(lasting[1])),
         )
+
+
+def widened(xid: Xid, near: Xid8) -> Xid8:
+    """Return the 64-bit id that ends in the 32 bits of ``xid`` and is nearest to ``near``."""
+    return Xid8(near - ((near - xid + _WRAP // 2) % _WRAP - _WRAP // 2))
 
 
 def _hull(one: tuple[Xid8, Xid8] | None, other: tuple[Xid8, Xid8] | None) -> tuple[Xid8, Xid8] | None:

@@ -23,6 +23,7 @@ from cdc.postgres.errors import is_shutdown
 from cdc.postgres.session import ask
 from cdc.postgres.slot_state import SlotState
 from cdc.replication.synchronous_standby import Sender
+from cdc.units import Xid8
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
@@ -56,7 +57,7 @@ class ReplayProbe(Asking):
         self._freshness = freshness
 
     def _ask(self, connection: Connection) -> None:
-        [(end, timeline)] = ask(connection, self._query)
+        [(end, timeline, _)] = ask(connection, self._query)
         replayed: Lsn | None = lsn.parse(end) if timeline is None and end is not None else None
         self._freshness.replayed(replayed)
 
@@ -114,7 +115,8 @@ class Probe(Asking):
 
     def _look(self, connection: Connection) -> None:
         asked_at = time.monotonic()
-        [(end, timeline)] = ask(connection, self._queries["WalEnd"])
+        [(end, timeline, next_xid)] = ask(connection, self._queries["WalEnd"])
+        self._reader.note_next_xid(Xid8(int(next_xid)))
         if end is not None:
             self._freshness.reported(lsn.parse(end), asked_at)
         self._look_at_history(None if timeline is None else int(timeline, 16))

@@ -11,6 +11,7 @@ import time
 from math import inf
 from typing import TYPE_CHECKING
 
+from cdc.errors import PadsCdcError
 from cdc.lsn import Lsn
 from cdc.postgres.gate import Gate
 from cdc.units import Xid8
@@ -82,9 +83,9 @@ class SchemaWatch:
             self._end, self._progressed = end, True
             self._look_by = min(self._look_by, time.monotonic() + within)
 
-    def changed(self) -> bool:
+    def changed(self, next_xid: Xid8 | None) -> bool:
         """Compare the definitions if a comparison is due. Return whether they have changed, so that the
-        stream must be started again.
+        stream must be started again. ``next_xid`` is the next transaction id of the slot's server, if known.
 
         Raises:
             SourceError, Refusal: the database cannot be read.
@@ -94,13 +95,16 @@ class SchemaWatch:
         if now < max(self._look_by, self._looked_at + _LOOK):
             return False
         self._looked_at = now
-        evidence = self._database.evidence()
+        try:
+            evidence = self._database.evidence()
+        except PadsCdcError:
+            if next_xid is not None:
+                self._settle(next_xid)  # the next look may come after 2^31 transactions
+            raise
         if self._suspects and evidence.snapshot.xmin >= self._suspects:
             self._suspects, self._missed = Xid8(0), Gate(end=evidence.bound)
         if not self._unlooked().opens(evidence):
-            # The slot may be confirmed beyond these transactions, so their ids need 64 bits.
-            self._gate = self._unlooked().settled(evidence.snapshot)
-            self._xids.clear()
+            self._settle(evidence.snapshot.xmax)
             return False
         relations = self._catalog.ask(self._database)
         self._look_by = now + self._patience(evidence, relations)
@@ -127,6 +131,11 @@ class SchemaWatch:
         """Return the gate for a reconcile, once, if the stream may have left out rows; otherwise None."""
         missed, self._missed = self._missed, None
         return missed
+
+    def _settle(self, next_xid: Xid8) -> None:
+        """Give the transactions 64-bit ids, because the slot may be confirmed beyond them."""
+        self._gate = self._unlooked().settled(next_xid)
+        self._xids.clear()
 
     def _unlooked(self) -> Gate:
         return self._gate | Gate(frozenset(self._xids), self._end)

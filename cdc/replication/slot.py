@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cdc.replication.backlog import Backlog
     from cdc.replication.own_slot import OwnSlot
     from cdc.replication.stream import SlotStream
+    from cdc.units import Xid8
 
 _TICK = 0.1
 """Seconds between confirmations."""
@@ -99,6 +100,10 @@ class SlotReader(threading.Thread):
         self.silence = 0.0
         """Seconds since `sender` was asked for a keepalive that it has not sent yet; 0.0 if there is none."""
         self._at_work_at = -_EVIDENCE
+        self.next_xid: Xid8 | None = None
+        """The server's next transaction id, by the probe's newest answer; None before that. It is forgotten
+        with the connection, because the next one may be to another server.
+        """
 
     @property
     def creating(self) -> bool:
@@ -150,6 +155,10 @@ class SlotReader(threading.Thread):
             self._allowed = pending
         self._judged.set()
 
+    def note_next_xid(self, next_xid: Xid8) -> None:
+        """Record the next transaction id of the server."""
+        self.next_xid = next_xid
+
     def at_work(self) -> None:
         """Record that the wal sender is busy: it is decoding, and will answer afterwards."""
         self._at_work_at = time.monotonic()
@@ -186,7 +195,7 @@ class SlotReader(threading.Thread):
             with translated(self._slot.address.setting):
                 self._follow(connection)
         finally:
-            self._connection = self.sender = None
+            self._connection = self.sender = self.next_xid = None
             self.silence = 0.0
             self._observer.connected(connected=False)
             connection.close()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cdc.lsn import Lsn
     from cdc.postgres.gate import Evidence
     from cdc.state.ledger import Ledger
+    from cdc.units import Xid8
 
 
 class MonotonicReads:
@@ -62,7 +63,7 @@ class MonotonicReads:
             SourceError: the primary may still show less.
 
         """
-        self._settle(evidence)
+        self.settle(evidence.snapshot.xmax)
         shown = self._shown
         if evidence.replayed is not None or shown is None or self._instances == {evidence.instance}:
             return
@@ -80,12 +81,12 @@ class MonotonicReads:
         self._instances.clear()
         self._ledger.note(shown="")
 
-    def _settle(self, evidence: Evidence) -> None:
-        """Give the delivered transactions 64-bit ids, since 2^31 other transactions may begin before the next
-        evidence.
+    def settle(self, next_xid: Xid8) -> None:
+        """Give the delivered transactions 64-bit ids. This must be done before the slot is confirmed beyond
+        them, since 2^31 other transactions may begin before the next evidence.
         """
         if self._shown is not None and self._shown.span is not None:
-            self._remember(self._shown.settled(evidence.snapshot))
+            self._remember(self._shown.settled(next_xid))
 
     def _remember(self, shown: Gate) -> None:
         if self._shown is None or shown.lasting != self._shown.lasting:

@@ -39,13 +39,14 @@ if TYPE_CHECKING:
     from cdc.mapping.row_rule import Oddity
     from cdc.observer import Observer
     from cdc.postgres.database import Database, Read, Row
-    from cdc.postgres.gate import Evidence, Snapshot
+    from cdc.postgres.gate import Evidence
     from cdc.replication.assembler import Transaction
     from cdc.replication.catalog import Catalog
     from cdc.requery.audit import Audit
     from cdc.state.ledger import Ledger
     from cdc.state.origin import CurrentOrigin
     from cdc.store.store import Batch, Store
+    from cdc.units import Xid8
 
 _WAIT_FIRST, _WAIT_MOST = 0.0005, 0.02
 """Initial and maximum number of seconds between checks of a closed gate. A commit usually becomes visible
@@ -65,8 +66,6 @@ costs time at every check.
 """
 _ABREAST = 3
 """Maximum number of long reads that are open at once. Each uses a connection."""
-_LATELY = 3600.0
-"""Seconds for which a snapshot is recent enough to widen 32-bit ids: 2^31 transactions take days at least."""
 _GIVE_WAY = 0.002
 """Seconds that a ripple pauses after a small change has overtaken it. Without the pause, the threads that
 send the small change would wait for the interpreter's lock several times.
@@ -133,8 +132,6 @@ class Requery:
         self._exact_at: float | None = None
         self._flushed_by = inf
         """Monotonic time by which a primary has flushed everything that it has shown to the reads."""
-        self._present: tuple[float, Snapshot | None] = (0.0, None)
-        """The newest snapshot that a read has returned, after the monotonic time at which it arrived."""
 
     # --- progress
 
@@ -288,15 +285,14 @@ class Requery:
         for read in self._reads:
             read.task.transactions.clear()
 
-    def open_gate(self) -> Gate:
+    def open_gate(self, next_xid: Xid8) -> Gate:
         """Return the gate that a read must pass to replace all open tasks. The gate stays valid after the
-        slot has been confirmed beyond their transactions.
+        slot has been confirmed beyond their transactions. ``next_xid`` is the server's next transaction id.
         """
-        seen_at, present = self._present
-        lately = present if time.monotonic() - seen_at <= _LATELY else None
+        self._monotonic_reads.settle(next_xid)
         gate = Gate()
         for task in self._open_tasks():
-            gate |= task.lasting_gate(lately)
+            gate |= task.lasting_gate(next_xid)
         return gate
 
     def let_go(self) -> None:
@@ -656,7 +652,6 @@ class Requery:
             if evidence.instance != self._shown_by:
                 read_up_to = max(read_up_to, self._shown_up_to)
         check_evidence(evidence, self.history, read_up_to)
-        self._present = time.monotonic(), evidence.snapshot
         self._monotonic_reads.check_evidence(evidence, self.reached)
 
     def checked(self, read: Read, read_up_to: Lsn | None = None) -> Read:

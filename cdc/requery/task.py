@@ -26,10 +26,9 @@ if TYPE_CHECKING:
 
     from cdc.changes import Action
     from cdc.postgres.database import Read, Row
-    from cdc.postgres.gate import Snapshot
     from cdc.replication.assembler import Transaction
     from cdc.store.store import Batch, Store
-    from cdc.units import Revision, Xid
+    from cdc.units import Revision, Xid, Xid8
 
 _SHARE = 0.5
 """If more than this share of all endpoints is affected, a reconcile costs less than reading them by key."""
@@ -107,13 +106,9 @@ class Task:
             return [self]
         return [replace(self, affected=self.affected.take(by_id), transactions=[]), self]
 
-    def lasting_gate(self, present: Snapshot | None) -> Gate:
-        """Replace the gate by one that can be kept for a long time, and return it.
-
-        If the database's ``present`` snapshot is given, the new gate has 64-bit ids (`Gate.settled`), so it
-        stays valid for ever. Otherwise it only has a constant size (`Gate.spanned`).
-        """
-        self.gate = self.gate.spanned() if present is None else self.gate.settled(present)
+    def lasting_gate(self, next_xid: Xid8) -> Gate:
+        """Replace the gate by one that stays valid for ever, and return it; see `Gate.settled`."""
+        self.gate = self.gate.settled(next_xid)
         return self.gate
 
     def condense(self) -> None:

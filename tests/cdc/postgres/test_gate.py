@@ -214,9 +214,9 @@ def test_what_the_slot_has_let_go_of_does_not_age(first: int, numbers: set[int],
     xids = {first + number for number in numbers if (first + number) % WRAP >= 3}
     gate = Gate(frozenset(Xid(xid % WRAP) for xid in xids), end=9)
     now = Snapshot(first + 31, first + 31, frozenset())
-    kept = Gate.parse(gate.settled(now).note())
+    kept = Gate.parse(gate.settled(now.xmax).note())
     assert kept is not None
-    assert kept == gate.settled(now)
+    assert kept == gate.settled(now.xmax)
     xmax = now.xmax + later
     assert kept.opens(evidence(Snapshot(xmax, xmax, frozenset())))
     for xid in xids:
@@ -231,15 +231,13 @@ def test_what_comes_long_after_is_waited_for_as_well(moment: Moment, later: int)
     newest = moment.first + 40 + later
     if moment.first % WRAP < 3 or newest % WRAP < 3:
         return
-    old = Gate(frozenset({moment.first % WRAP})).settled(
-        Snapshot(moment.first + 1, moment.first + 1, frozenset())
-    )
+    old = Gate(frozenset({moment.first % WRAP})).settled(moment.first + 1)
     both = Gate.parse((old | Gate(frozenset({newest % WRAP}))).spanned().note())
     assert both is not None
     assert not both.opens(evidence(Snapshot(newest, newest, frozenset())))
     assert not both.opens(evidence(Snapshot(newest, newest + 1, frozenset({newest}))))
     assert both.opens(evidence(Snapshot(newest + 1, newest + 1, frozenset())))
-    settled = both.settled(Snapshot(newest + 1, newest + 1, frozenset()))
+    settled = both.settled(newest + 1)
     assert settled.lasting == (moment.first, newest)
     assert settled.span is None
 

@@ -80,3 +80,18 @@ def test_a_change_after_a_long_time_has_to_be_over_there_too(tmp_path: Path, lat
             reads.check_evidence(not_over, 700)
     reads.check_evidence(evidence(new + 2, standby=False), 700)
     ledger.close()
+
+
+@pytest.mark.parametrize("later", [0, LONG, 2**32 - 5])
+def test_a_change_that_the_slot_let_go_of_before_any_read_does_not_age(tmp_path: Path, later: int) -> None:
+    """No server is read for days, and the slot is confirmed beyond a change: it is named by 64 bits first."""
+    ledger = Ledger(tmp_path / "state", "", Listener())
+    reads = after_a_change(ledger)
+    new = CHANGE + 10
+    reads.delivered(Gate(frozenset({new % 2**32}), end=650))
+    reads.settle(new + 1)
+    now = new + 1 + later
+    with pytest.raises(SourceError, match="have not ended here"):
+        reads.check_evidence(evidence(now, standby=False, running=frozenset({new})), 700)
+    reads.check_evidence(evidence(now, standby=False), 700)
+    ledger.close()
