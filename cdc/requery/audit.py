@@ -73,9 +73,11 @@ class Audit:
         self.reading = True
         """Whether rows are still to come."""
         self.seen: Lsn
-        """`Evidence.seen` of the read, which is known after the first `step`. Tokens may contain it once the
-        audit has ended, because then every transaction up to this position has been applied.
+        """`Evidence.seen` of the read, which is known after the first `step`. When the audit ends, every
+        transaction up to this position has been applied.
         """
+        self.shown: Lsn
+        """`Evidence.shown` of the read: no difference is newer."""
         self._until: Lsn
         self._bound: Lsn
         self._patient_until: float
@@ -114,7 +116,7 @@ class Audit:
             self._read.pass_over(self._doubtful)
             self._chunks = self._read.chunks(_CHUNK)
             self.seen = self._until = self._read.evidence.seen
-            self._bound = self._read.evidence.bound
+            self.shown, self._bound = self._read.evidence.shown, self._read.evidence.bound
         if self.reading:
             chunk = next(self._chunks, None)
             if chunk is not None:

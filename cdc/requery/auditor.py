@@ -123,11 +123,11 @@ class Auditor:
             return
         requery.end_audit()
         requery.settle_doubts(requery.done_up_to)
-        batch = self._store.prepare(differing, audit.seen, named=False)
+        batch = self._store.prepare(differing, audit.shown, named=False)
         if batch.changed:
             self._ledger.append(batch, position=self._store.position, seen=audit.seen)
             consistent = requery.consistent
             position = requery.done_up_to if consistent else Lsn(0)
-            self._store.publish(batch, consistent=consistent, position=position, seen=audit.seen)
+            self._store.publish(batch, consistent=consistent, position=position, seen=audit.shown)
         seen = ReconcileSeen("audit", len(self._store), batch.upserts, batch.deletes, audit.seconds)
         self._observer.reconciled(seen)

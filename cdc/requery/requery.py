@@ -512,16 +512,18 @@ class Requery:
     def _apply(self, read: OpenRead, rows: list[Row], odd: Mapping[str, Oddity | None]) -> None:
         task, evidence = read.task, read.read.evidence
         named, by_id = task.reason is None, self._is_by_id(task.affected)
-        # This is `flushed` and not the end of WAL. The last WAL may stay unflushed for minutes if no other
-        # transaction commits, and the slot delivers only flushed WAL. If tokens contained the end of WAL,
-        # their clients would be refused until then.
-        seen = evidence.flushed
+        # On a primary this is `flushed` and not the end of WAL. The last WAL may stay unflushed for minutes
+        # if no other transaction commits, and the slot delivers only flushed WAL. If tokens contained the end
+        # of WAL, their clients would be refused until then.
+        seen = evidence.flushed if evidence.replayed is None else evidence.shown
+        # The entries' positions bound everything that the rows may show. With lower ones, a client that comes
+        # from another server and lacks the newest commit would never be sent what this commit has changed.
         batch = self._store.prepare(
             rows,
-            task.end if named else seen,
+            task.end if named else evidence.shown,
             named=named,
             asked=task.affected.asked,
-            seen=seen,
+            seen=evidence.shown,
             reading=read.reading,
         )
         read.applied(batch)
@@ -536,7 +538,9 @@ class Requery:
         last = last and not read.read.passed and not self._consistency.shows(self.reached, ())
         position = self.reached if last else Lsn(0)
         reach("prepared")
-        self._ledger.append(batch, position=position or self._store.position, seen=seen)
+        # The file has a standby's replay position itself. A new process waits for it, and would wait for the
+        # byte beyond it as long as replay stands still.
+        self._ledger.append(batch, position=position or self._store.position, seen=evidence.flushed)
         reach("written")
         express = by_id and read.read.complete and len(rows) <= FEW
         self._store.publish(batch, consistent=last, position=position, seen=seen, express=express)

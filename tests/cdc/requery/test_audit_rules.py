@@ -31,6 +31,7 @@ class Positions:
 
     seen: int = SEEN
     bound: int = SEEN
+    shown: int = SEEN
 
 
 @dataclass
