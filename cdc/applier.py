@@ -202,7 +202,7 @@ class Applier(threading.Thread):
             self._ledger.tend(self._store)
 
     def _watch_the_schema(self) -> None:
-        if self._schema.changed():
+        if self._schema.changed(self._reader.next_xid):
             self._reader.drop("schema")
         missed = self._schema.missed()
         if missed is not None:
@@ -228,10 +228,16 @@ class Applier(threading.Thread):
         since = self._requery.reached
         # If a message outside of transactions cannot be decoded, it arrives as a transaction without an end.
         transactions = [one for one in transactions if one.end > self._session.held or not one.end]
+        early: list[Task] = []
         for transaction in transactions:
-            self._parents.resolve(transaction.affected, transaction.end)
+            named = self._parents.resolve(transaction.affected, transaction.end)
+            if named is not None and len(named):  # these do not wait for the reconcile
+                gate = Gate(frozenset({transaction.xid}), transaction.end)
+                early.append(Task(named, gate, since, transaction.end))
             self._schema.note(transaction)
             self._requery.advance(transaction.end)
+        if early:
+            self._requery.add(merged(early))
         touching = [one for one in transactions if one.affected.reconcile or len(one.affected)]
         if touching:
             self._requery.take(touching, since)

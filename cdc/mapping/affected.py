@@ -99,6 +99,10 @@ class Affected(msgspec.Struct, gc=False):
         self.asked = set()
         return taken
 
+    def named(self) -> Affected:
+        """Return a copy with the keys alone."""
+        return Affected({kind: set(keys) for kind, keys in self.keys.items()}, asked=set(self.asked))
+
     def give_up(self, reason: str) -> None:
         """Replace the keys by a reconcile. If there is a reason already, keep it."""
         self.reconcile = self.reconcile or reason

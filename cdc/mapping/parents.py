@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 _NEVER: Final = (1 << 64) - 1
 _UNTOLD: Final = 50_000
 """Maximum number of changes that are kept for a mirror. If it takes them too slowly, it gets the whole memory
-again.
+again. Also the maximum number of changes that are kept while the memory is being read: after more, it counts
+as unknown.
 """
 
 
@@ -78,6 +79,19 @@ class Parents:
         self._mirrors: tuple[Untold, ...] = ()
         self._incomplete = False
         """Whether the memory lacks a transaction, so that it counts as unknown until the next load."""
+        self._since: dict[tuple[Rule, str], str | None] | None = None
+        """The newest parent of each row that has moved since `expect`; None if no load is expected."""
+        self._lacks = False
+        """Whether `_since` lacks a move."""
+
+    def expect(self) -> None:
+        """Record that the rows for the next `load` are being read. Moves that are followed from now on may be
+        missing in these rows, so `load` applies them again.
+
+        The rows may also be newer than such a move: then the memory has an older parent until the slot
+        delivers the newer move, as it would without the load.
+        """
+        self._since, self._lacks = {}, False
 
     def load(
         self, memory: Mapping[Rule, Iterable[tuple[str, str | None]]], covered: Lsn, *, complete: bool = True
@@ -92,8 +106,12 @@ class Parents:
         whose commit waits for a standby. The memory then counts as unknown.
         """
         self._memory = {rule: dict(rows) for rule, rows in memory.items()}
+        for (rule, row), parent in (self._since or {}).items():
+            if rule in self._memory:
+                _place(self._memory[rule], row, parent)
         self._covered = covered
-        self._incomplete = not complete
+        self._incomplete = not complete or self._lacks
+        self._since, self._lacks = None, False
         for untold in self._mirrors:
             untold.everything = True
 
@@ -143,28 +161,38 @@ class Parents:
     def __len__(self) -> int:
         return sum(map(len, self._memory.values()))
 
-    def resolve(self, affected: Affected, end: Lsn) -> None:
+    def resolve(self, affected: Affected, end: Lsn) -> Affected | None:
         """Apply a transaction's moves to the memory, and add the old parents of its rows to ``affected``.
 
-        If the memory lacks a row that it should have, the transaction becomes a reconcile.
+        If the memory lacks a row that it should have, the transaction becomes a reconcile. Then the keys that
+        it names are returned, since they need not wait for the reconcile.
         """
         self.tell()
         self._end = end
-        self._follow(affected, end)
+        if self._since is not None:
+            self._collect(affected, self._since)
+        named = self._follow(affected, end)
         self._incomplete = self._incomplete or affected.reconcile is not None
+        return named
 
-    def _follow(self, affected: Affected, end: Lsn) -> None:
+    def _collect(self, affected: Affected, since: dict[tuple[Rule, str], str | None]) -> None:
+        self._lacks = self._lacks or affected.reconcile is not None
+        self._lacks = self._lacks or len(since) + len(affected.moves) > _UNTOLD
+        if self._lacks:
+            since.clear()
+        else:
+            since.update({(move.rule, move.row): move.parent for move in affected.moves})
+
+    def _follow(self, affected: Affected, end: Lsn) -> Affected | None:
         for move in affected.moves:
             rows = self._memory.get(move.rule)
             if rows is None or self._incomplete:
                 if not move.known:
-                    affected.give_up("unknown_row")
-                    return
+                    return _give_up(affected)
                 continue
             found = move.row in rows
-            before = rows.pop(move.row, None) if move.parent is None else rows.get(move.row)
-            if move.parent is not None:
-                rows[move.row] = move.parent
+            before = rows.get(move.row)
+            _place(rows, move.row, move.parent)
             if self._mirrors:
                 self._note(Followed(end, move.rule, move.row, move.parent))
             if move.known:
@@ -172,9 +200,24 @@ class Parents:
             if before is not None:
                 affected.name(move.rule.kind, before)
             elif not found and end > self._covered:
-                affected.give_up("unknown_row")
-                return
+                return _give_up(affected)
         affected.moves.clear()
+        return None
+
+
+def _give_up(affected: Affected) -> Affected:
+    """Make it a reconcile, because an old parent is unknown. Return the keys that it named."""
+    named = affected.named()
+    affected.give_up("unknown_row")
+    return named
+
+
+def _place(rows: dict[str, str | None], row: str, parent: str | None) -> None:
+    """Put a row under its new parent, or remove it."""
+    if parent is None:
+        rows.pop(row, None)
+    else:
+        rows[row] = parent
 
 
 def _with_parent(rows: Mapping[str, str | None]) -> dict[str, str]:

@@ -27,6 +27,7 @@ from cdc.postgres.timeline import Timeline, check_evidence
 from cdc.requery.consistency import Consistency
 from cdc.requery.monotonic_reads import MonotonicReads
 from cdc.requery.odd_rows import OddRows
+from cdc.requery.parents_read import ParentsRead
 from cdc.requery.task import OpenRead, Task, merged
 from cdc.state.origin import Reread
 from cdc.store.express import FEW
@@ -100,6 +101,7 @@ class Requery:
         self._database = database
         self._catalog = catalog
         self._parents = parents
+        self._parents_read = ParentsRead(database, parents)
         self._store = store
         self._ledger = ledger
         self._origin = origin
@@ -218,7 +220,8 @@ class Requery:
     @property
     def blind(self) -> bool:
         """Whether all open tasks wait for transactions that no read can see yet."""
-        return not self._reads and not self.failing and (not self._waiting or self._look_at > 0)
+        waits = not self._waiting or (self._look_at > 0 and not self._parents_read.waiting)
+        return not self._reads and not self.failing and waits
 
     @property
     def consistent(self) -> bool:
@@ -307,6 +310,7 @@ class Requery:
         """Drop all open tasks, because the slot will deliver them again or the process ends."""
         self._reached, self._let_go_to = self.done_up_to, Lsn(0)
         self._close_reads()
+        self._parents_read.abandon()
         self._waiting.clear()
         if self._audit is not None:
             self._audit.close()
@@ -419,6 +423,8 @@ class Requery:
 
     def _may_begin(self, task: Task) -> bool:
         """Return whether a read for this task may begin. Only long reads count towards the limit."""
+        if task.reason is not None and self._parents_read.running:
+            return False
         return self._is_short(task.affected) or len(self._reads) < _ABREAST
 
     def _is_short(self, affected: Affected) -> bool:
@@ -440,20 +446,23 @@ class Requery:
         except PadsCdcError:
             self._database.close()  # with several hosts, another host may be the right one
             raise
-        self._recovered()
         reconciling = any(read.task.reason for read in self._reads)
-        return [
+        opened = [
             task for task in self._waiting if task.gate.opens(evidence) and not (reconciling and task.reason)
         ]
+        if not opened:  # else the reads decide: the evidence needs no locks, and they do
+            self._recovered()
+        return opened
 
     def _begin(self, task: Task) -> bool:
-        """Begin to read a task. Return False if its gate was closed, so that the task waits. On return a
-        short read is done; other reads still have to receive their rows.
+        """Begin to read a task. Return False if it waits, because its gate was closed or because the memory
+        of parents must be read first. On return a short read is done; other reads still have to receive their
+        rows.
         """
         began = time.monotonic()
         self._waiting.append(task)
-        if task.reason is not None:
-            self._load_parents()
+        if task.reason is not None and not self._have_parents():
+            return False
         keys = None if task.reason is not None else task.affected.keys
         try:
             # The rows of a read that may take long are not awaited here, so that other reads can continue.
@@ -568,7 +577,8 @@ class Requery:
             self._flushed_by = now + _RETRY_MOST
             evidence = self._database.evidence()
             self._check_evidence(evidence)
-            self._recovered()
+            if not self._waiting:
+                self._recovered()
             if evidence.replayed is None:
                 self._consistency.flushed(evidence.flushed)
         self._flushed_by = inf
@@ -609,19 +619,21 @@ class Requery:
         if task.transactions:
             self._observer.batch(read.seen(self._store.head))
 
-    def _load_parents(self) -> None:
+    def _have_parents(self) -> bool:
+        """Return whether the memory of parents has just been loaded, or is not needed. Otherwise begin to
+        read it.
+        """
+        if self._parents_read.finish():
+            return True
         relations, all_rules = self._catalog.look(self._database), self._database.mapping.rules
         self._report_lossy(self._catalog.lossy(relations))
         self._report_refused(self._catalog.refusing(self._database, relations))
         rules = relations.nameless(all_rules)
         if not rules:
             self._parents.load({}, Lsn(0))
-            return
-        before = self._database.evidence()
-        rows = self._database.parents(rules)
-        # If a transaction that the memory has followed is not visible yet, the rows read here lack it.
-        seen = all(task.gate.opens(before) for task in self._waiting)
-        self._parents.load(rows, self._database.evidence().seen, complete=seen)
+            return True
+        self._parents_read.begin(rules, [task.gate for task in self._waiting])
+        return False
 
     @property
     def lossy(self) -> bool:

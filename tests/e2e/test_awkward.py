@@ -295,8 +295,9 @@ def test_truncate(database: Database, scene: Callable[..., Scene], identity: str
             "UPDATE portal_application_settings SET application_id = (SELECT id FROM portal_applications"
             " EXCEPT SELECT application_id FROM portal_application_settings LIMIT 1) WHERE id = 4",
         )
-    # Looking at the tables' shapes would find it in the end: it must not come to that.
-    assert now.server.metric("pads_cdc_reconcile_total", reason="truncate") >= 10
+    # Looking at the tables' shapes would find it in the end: it must not come to that. A truncate that
+    # changes nothing for clients is not waited for, and may share a reconcile with the next one.
+    assert now.server.metric("pads_cdc_reconcile_total", reason="truncate") >= 5
     now.check_clean()
 
 

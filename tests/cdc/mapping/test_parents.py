@@ -295,3 +295,81 @@ def test_rows_of_a_table_without_memory_do_not_hide_the_rows_behind_them(stream:
     affected.add(delete(1), [RULE])
     stream.parents.resolve(affected, 200)
     assert (affected.keys, affected.reconcile) == ({KIND: {"E", "A"}}, None)
+
+
+@given(st.data())
+def test_a_memory_that_is_read_beside_the_stream_misses_nothing(data: st.DataObject) -> None:
+    """The rows are those of some moment after the read began; changes are delivered before and after them."""
+    kept: dict[int, str] = {}
+    states: list[dict[int, str]] = [{}]
+    changes: list[tuple[int, Row]] = []
+    for _ in range(data.draw(st.integers(0, 12))):
+        row, parent = data.draw(st.integers(1, 3)), data.draw(st.sampled_from("AB"))
+        if row not in kept:
+            changes.append((row, insert(row, parent)))
+        elif data.draw(st.booleans()):
+            changes.append((row, update(row, parent)))
+        else:
+            changes.append((row, delete(row)))
+            parent = ""
+        kept.pop(row, None)
+        kept |= {row: parent} if parent else {}
+        states.append(dict(kept))
+    begun = data.draw(st.integers(0, len(changes)))
+    loaded = data.draw(st.integers(begun, len(changes)))
+    shown = data.draw(st.integers(begun, len(changes)))
+    parents = Parents()
+    parents.load({RULE: []}, covered=0)
+    stream = Stream(parents, end=0)
+    for number, (row, change) in enumerate(changes):
+        if number == begun:
+            parents.expect()
+        if number == loaded:
+            load(parents, states[shown], 10 * shown)
+        affected = stream.take(change)
+        left = states[number].get(row)
+        if number < loaded or number >= shown:  # all others are older than the read of the mapping
+            assert affected.reconcile is None
+            assert left is None or left in affected.keys[KIND]
+
+
+def load(parents: Parents, rows: dict[int, str], covered: int) -> None:
+    parents.load({RULE: [(str(row), parent) for row, parent in rows.items()]}, covered)
+
+
+def test_what_is_lost_during_a_read_of_the_memory_leaves_it_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A transaction that was answered by a reconcile has moves that nobody knows; so have very many."""
+    monkeypatch.setattr(parents_module, "_UNTOLD", 2)
+    for lost in ((), (update(1, "B"), update(2, "B"), update(3, "B"))):
+        parents = Parents()
+        parents.load({RULE: [("1", "A"), ("2", "A"), ("3", "A")]}, covered=0)
+        parents.expect()
+        affected = Affected(reconcile=None if lost else "truncate")
+        for row in lost:
+            affected.add(row, [RULE])
+        parents.resolve(affected, 10)
+        load(parents, {1: "A", 2: "A", 3: "A"}, 0)
+        assert Stream(parents).take(delete(1)).reconcile == "unknown_row"
+        parents.expect()
+        load(parents, {1: "A"}, 0)
+        assert Stream(parents).take(delete(1)).keys == {KIND: {"A"}}
+
+
+def test_keys_that_are_named_do_not_wait_for_the_reconcile_that_finds_the_old_parent() -> None:
+    for memory in ({}, {RULE: [("2", "A")]}):
+        parents = Parents()
+        parents.load(memory, covered=0)
+        affected = Affected()
+        affected.add(update(2, "B"), [RULE])
+        affected.add(update(1, "C"), [RULE])
+        named = parents.resolve(affected, 10)
+        assert affected.reconcile == "unknown_row"
+        assert named is not None
+        assert {"B", "C"} <= named.keys[KIND] <= {"A", "B", "C"}
+        assert not named.moves
+    parents.load({RULE: [("1", "A")]}, covered=0)
+    affected = Affected()
+    affected.add(update(1, "B"), [RULE])
+    assert parents.resolve(affected, 20) is None

@@ -113,6 +113,11 @@ class Desk:
             assert self._news.wait(60)
             self._news.clear()
         requery.step()
+        while requery._parents_read.waiting:
+            if requery._parents_read.running:
+                assert self._news.wait(60)
+                self._news.clear()
+            requery.step()
         self.auditor.step(may_start=False)
 
     def patience(self, idle: float) -> float:

@@ -1,0 +1,75 @@
+"""Reads the memory of parents in a thread of its own, before the whole mapping is read.
+
+The read returns something for each row of its tables, so it may take seconds. Revocations must not wait for
+it. Changes that the slot delivers during the read are followed in the present memory, and are then applied to
+the new one as well (`Parents.expect`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from concurrent.futures import Future
+
+    from cdc.lsn import Lsn
+    from cdc.mapping.affects_file import Rule
+    from cdc.mapping.parents import Parents
+    from cdc.postgres.database import Database
+    from cdc.postgres.gate import Evidence, Gate
+
+    Rows = Mapping[Rule, Sequence[tuple[str, str | None]]]
+
+
+class ParentsRead:
+    """One such read at a time. Owned by the applier's thread."""
+
+    def __init__(self, database: Database, parents: Parents) -> None:
+        self._database = database
+        self._parents = parents
+        self._read: Future[tuple[Evidence, Rows, Lsn]] | None = None
+        self._gates: Sequence[Gate] = ()
+        self._counts = False
+        """Whether the rows are still wanted."""
+
+    @property
+    def running(self) -> bool:
+        """Whether the rows are still to come. The database's `wake` is called when they are there."""
+        return self._read is not None and not self._read.done()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is a read that counts, and that `finish` has not taken yet."""
+        return self._read is not None and self._counts
+
+    def begin(self, rules: Sequence[Rule], gates: Iterable[Gate]) -> None:
+        """Begin to read. ``gates`` are those of the transactions that were delivered and still wait."""
+        self._parents.expect()
+        self._gates, self._counts = tuple(gates), True
+        self._read = self._database.in_thread("parents", partial(self._rows, rules))
+
+    def finish(self) -> bool:
+        """Load the memory with the rows that have come. Return False if there was no read that counts.
+
+        Raises:
+            SourceError, Refusal: the read failed.
+
+        """
+        read, self._read = self._read, None
+        if read is None or not self._counts:
+            return False
+        before, rows, covered = read.result()
+        # If a transaction that was delivered before is not visible yet, these rows lack it.
+        self._parents.load(rows, covered, complete=all(gate.opens(before) for gate in self._gates))
+        return True
+
+    def abandon(self) -> None:
+        """Discard what has been read. The next read waits until this one has ended."""
+        self._counts = False
+
+    def _rows(self, rules: Sequence[Rule]) -> tuple[Evidence, Rows, Lsn]:
+        before = self._database.evidence()
+        rows = self._database.parents(rules)
+        return before, rows, self._database.evidence().seen
