@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _PATIENCE = 30.0
 """Seconds for which a check that fails for a temporary reason is repeated."""
+_PAUSE = 0.5
+"""Seconds between two attempts."""
 _PASSING = {"shutdown", "recovery_conflict"}
 """Temporary reasons that the server reports. If it does not answer at all, checks are not repeated, because a
 person has to look.
@@ -37,7 +39,7 @@ def check(new_site: Callable[[], Site]) -> None:
     patiently = Retrying(
         retry=retry_if_exception(_passes),
         stop=stop_after_delay(_PATIENCE),
-        wait=wait_fixed(0.5),
+        wait=wait_fixed(_PAUSE),
         reraise=True,
     )
     patiently(lambda: _refuse(new_site()))

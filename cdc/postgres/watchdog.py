@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from cdc.postgres.connections import Connections
 
 _LIMIT = 75.0
-"""Seconds after which a statement must be stuck, since `statement_timeout` is 60 s and `lock_timeout` is 5 s.
-"""
+"""Seconds after which a statement must be stuck, since `statement_timeout` is 60 s."""
 _TICK = 1.0
 """Seconds between two checks."""
 

@@ -52,6 +52,8 @@ _REMAKES = 3
 """Maximum number of times per hour that a lost slot is created again. After that, a person has to find the
 cause.
 """
+_REMADE_WITHIN = 3600.0
+"""That hour, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,7 @@ class OwnSlot:
 
     def _drop_lost(self, cursor: ReplicationCursor, what: str) -> None:
         now, self._ends = time.monotonic(), []  # if the slot is not created again, it is read again
-        self._remade = [at for at in self._remade if now - at < 3600]  # noqa: PLR2004 - an hour
+        self._remade = [at for at in self._remade if now - at < _REMADE_WITHIN]
         if len(self._remade) >= _REMAKES:
             raise SourceError(
                 "slot_lost",

@@ -54,6 +54,8 @@ _LAST = 1.0
 """Maximum time that the thread's end waits until the last position may be confirmed, in seconds."""
 _ASIDE = 1.0
 """Seconds between attempts to read while the server would take us for a synchronous standby."""
+_PAUSE_FIRST, _PAUSE_MOST = 0.2, 5.0
+"""Seconds between attempts to read the slot, after the first failure and at most."""
 _NEVER = 1e9
 _HELD = 10.0
 """Seconds after which a connection counts as a working one, so that the next attempt is made soon."""
@@ -184,7 +186,7 @@ class SlotReader(threading.Thread):
                 # reads.
                 steady = time.monotonic() - started > _HELD or isinstance(error, SlotHeld)
                 failures = 0 if steady else failures + 1
-                pause = min(5.0, 0.2 * 2 ** min(failures, 5))
+                pause = min(_PAUSE_MOST, _PAUSE_FIRST * 2 ** min(failures, 5))
                 self._stopping.wait(_ASIDE if _stands_aside(error) else pause)
 
     def _session(self) -> None:

@@ -8,6 +8,9 @@ from typing import Final
 
 import grpc
 
+_FIRST, _MOST, _LATE = 0.2, 30.0, 60.0
+"""Seconds between attempts: at first, at most, and where an operator has to act."""
+
 
 class Remedy(enum.Enum):
     """The client's reaction to a status code."""
@@ -42,7 +45,7 @@ class Backoff:
     moment.
     """
 
-    def __init__(self, first: float = 0.2, most: float = 30.0, late: float = 60.0) -> None:
+    def __init__(self, first: float = _FIRST, most: float = _MOST, late: float = _LATE) -> None:
         """``first`` is the first wait, ``most`` the longest one, ``late`` that of `Remedy.BACK_OFF`, all in
         seconds.
         """

@@ -14,9 +14,8 @@ from server.broker.connection import BrokerError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_RETRY_FIRST: Final = 0.2
-_RETRY_MOST: Final = 5.0
-"""Maximum seconds between attempts to reconnect."""
+_RETRY_FIRST, _RETRY_MOST = 0.2, 5.0
+"""Seconds between attempts to reconnect, at first and at most."""
 _STOP_SECONDS: Final = 1.0
 
 

@@ -55,8 +55,8 @@ _NOTHING_ANSWERS: Final = ("failed to connect", "errors resolving", "DNS resolut
 """Texts at the beginning of gRPC's details that a chain of causes follows. Only the last cause is useful."""
 _NOT_GRPC: Final = "http1.x server"
 """Part of gRPC's details if the server speaks HTTP/1."""
-_FIRST_RETRY: Final = 0.5
-_LAST_RETRY: Final = 10.0
+_RETRY_FIRST, _RETRY_MOST = 0.5, 10.0
+"""Seconds between attempts, at first and at most."""
 
 
 class NotGrpcError(PadsCdcError):
@@ -129,12 +129,12 @@ class LegacySubscriber:
             NotGrpcError: the server speaks HTTP/1, and has never spoken gRPC.
 
         """
-        retry, heard = _FIRST_RETRY, False
+        retry, heard = _RETRY_FIRST, False
         while not self._closed.is_set():
             reason = "the server ended the stream, as it does when it shuts down"
             try:
                 for event in self._connected():
-                    retry, heard = _FIRST_RETRY, True
+                    retry, heard = _RETRY_FIRST, True
                     yield event
             except grpc.RpcError as error:
                 reason = reason_of(error)
@@ -145,7 +145,7 @@ class LegacySubscriber:
             if not self._closed.is_set():
                 yield Disconnected(reason, retry)
                 self._closed.wait(retry)
-                retry = min(2 * retry, _LAST_RETRY)
+                retry = min(2 * retry, _RETRY_MOST)
 
     def close(self) -> None:
         """End the connection and `events`. Returns at once."""

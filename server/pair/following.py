@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 REASON: Final = "leader"
 _STOP_SECONDS: Final = 1.0
+_RETRY_FIRST, _RETRY_MOST, _RETRY_LATE = 0.2, 2.0, 5.0
+"""Seconds between attempts to read the leader's map: at first, at most, and if a person has to act."""
 
 
 class Following(threading.Thread):
@@ -50,7 +52,7 @@ class Following(threading.Thread):
 
     def run(self) -> None:
         """Follow the leader until `stop`."""
-        backoff = Backoff(first=0.2, most=2.0, late=5.0)
+        backoff = Backoff(first=_RETRY_FIRST, most=_RETRY_MOST, late=_RETRY_LATE)
         while not self._stopping.is_set():
             try:
                 found, why = self._stream.read(self._opening(), self._take, backoff)

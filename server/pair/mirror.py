@@ -36,6 +36,12 @@ _log = structlog.get_logger("pads_cdc")
 _TROUBLE: Final = "peer"
 _UNUSABLE: Final = "the map must be copied anew, or this server has got the slot"
 _NAME_BYTES: Final = 128
+_RETRY_FIRST, _RETRY_MOST, _RETRY_LATE = 0.2, 1.0, 5.0
+"""Seconds between attempts to read the peer's map: at first, at most, and if a person has to act."""
+_LOOK_SECONDS: Final = 1.0
+"""Time between looks whether the thread has to end, while this server leads."""
+_REPLY_SECONDS: Final = 0.5
+"""The same, while the applier has not taken a part of the map."""
 
 
 class Mirror(threading.Thread):
@@ -61,10 +67,10 @@ class Mirror(threading.Thread):
 
     def run(self) -> None:
         """Mirror the peer whenever this server does not lead."""
-        backoff = Backoff(first=0.2, most=1.0, late=5.0)
+        backoff = Backoff(first=_RETRY_FIRST, most=_RETRY_MOST, late=_RETRY_LATE)
         said = ""
         while not self._stopping.is_set():
-            if not self._pair.wait_lost(1.0):
+            if not self._pair.wait_lost(_LOOK_SECONDS):
                 continue
             try:
                 found, why = self._stream.read(opening_at(self._mirrored.point), self._take, backoff)
@@ -111,7 +117,7 @@ class Mirror(threading.Thread):
     def _answer(self, reply: Future[bool]) -> bool:
         while not self._stopping.is_set():
             try:
-                return reply.result(0.5)
+                return reply.result(_REPLY_SECONDS)
             except TimeoutError:
                 continue
         return False

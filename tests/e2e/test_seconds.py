@@ -30,6 +30,7 @@ from cdc.postgres import refused
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database
 from cdc.postgres.watchdog import QueryWatchdog
+from server.commands.old_client import Disconnected, LegacySubscriber
 from server.commands.role_file import RoleFile
 from tests.cdc.postgres.test_database import encode
 from tests.e2e.test_losses import reasons, wait_healthy
@@ -353,6 +354,15 @@ def test_a_relay_gives_up_a_leader_without_a_first_word(mute: tuple[Mute, str], 
 
 
 # --- clients
+
+
+def test_an_old_client_gives_up_a_server_that_accepts_and_says_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = LegacySubscriber(f"127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        assert isinstance(next(client.events()), Disconnected)
+        took(began, 4, 9)
+        client.close()
 
 
 def test_a_call_that_waits_for_the_first_map_ends(database: postgres.Database, serve: ServerFactory) -> None:

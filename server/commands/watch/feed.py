@@ -35,6 +35,8 @@ _FIRST_WORD_SECONDS: Final = 45.0
 30 s.
 """
 _SILENT_INTERVALS: Final = 3
+_RETRY_FIRST, _RETRY_MOST = 0.5, 10.0
+"""Seconds between attempts to connect, at first and at most."""
 
 
 class FeedRefusedError(PadsCdcError):
@@ -112,7 +114,7 @@ class FeedSubscriber:
             NotGrpcError: the server speaks HTTP/1, and has never spoken gRPC.
 
         """
-        backoff, heard = Backoff(0.5, 10.0, 10.0), False
+        backoff, heard = Backoff(_RETRY_FIRST, _RETRY_MOST, late=_RETRY_MOST), False
         while not self._closed.is_set():
             found, reason = Remedy.RETRY, "the server ended a stream that has no end"
             try:
