@@ -465,8 +465,10 @@ WHERE n.nspname = @schema AND c.relname = ANY (@tables)
 ORDER BY 2, 1;
 
 -- name: TryPlugin :many
--- Create a slot that ends with the session. If the plugin cannot be loaded it fails, before it waits for transactions.
-SELECT pg_create_logical_replication_slot(@slot, @plugin, true)::text;
+-- Create a slot and drop it. If the plugin cannot be loaded it fails, before it waits for transactions. The slot is dropped here
+-- because the end of a session takes a moment: the slot of the next session may need the place.
+SELECT pg_drop_replication_slot(made.slot_name)::text
+FROM pg_create_logical_replication_slot(@slot, @plugin, true) AS made (slot_name, lsn);
 
 -- name: GiveUpCreating :many
 -- Cancel the creation of a slot by a process of the server, if it is still at it.

@@ -1,4 +1,7 @@
-"""A trouble that passes is no finding: a locked table or an ended session says nothing about the mapping."""
+"""A trouble that passes is no finding: a locked table or an ended session says nothing about the mapping.
+
+And a check causes no trouble that passes.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,14 @@ from cdc.postgres.connection import Address
 from cdc.postgres.errors import is_lasting
 from tests.plugins.postgres import site_of
 from tests.plugins.server import wait_until
+from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from cdc.checks import Check, Finding
-    from tests.plugins.postgres import Database
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
 
 MAPPING = "grove"
 
@@ -105,3 +110,30 @@ def test_a_trial_that_is_cut_off_says_nothing_of_the_plugin(database: Database) 
         ending.join()
     assert ended == [True]
     assert not is_lasting(caught.value)
+
+
+class _KeepsOpen(Proxy):
+    """Keeps a client's last word from the server, as the network may for a moment."""
+
+    def __init__(self, target: int) -> None:
+        self.let_go = threading.Event()
+        super().__init__(target)
+
+    def passed(self, _source: socket.socket, _sink: socket.socket, content: bytes) -> None:
+        if content.startswith(b"X\0\0\0\4"):
+            self.let_go.wait(30)
+
+
+def test_a_trial_takes_no_slot_from_who_comes_next(
+    cluster_factory: ClusterFactory, database_factory: DatabaseFactory
+) -> None:
+    """A session ends later than its client. The server's own slot may need the only place that is free."""
+    database = database_factory(cluster=cluster_factory({"max_replication_slots": "1"}))
+    with _KeepsOpen(database.cluster.port) as proxy:
+        url = database.url().replace(f":{database.cluster.port}/", f":{proxy.port}/")
+        address = Address(lambda: url, "POSTGRES_CONNECTION_STRING")
+        try:
+            assert try_plugin(address, server_queries()["TryPlugin"], "wal2json").loads
+            database.execute("SELECT pg_create_logical_replication_slot('ours', 'wal2json')")
+        finally:
+            proxy.let_go.set()
