@@ -3,8 +3,10 @@
 
 -- name: Relations :many
 -- The mapping's tables as the plugin names them (a partitioned table by its leaves), with the columns of each replica identity, and
--- the virtual generated columns, whose values are not in the WAL; a text that changes with every property of the table that sends no rows, and with the names of its enums' values; a text that
--- changes with every property of the publication, if there is one; and the next transaction id.
+-- the virtual generated columns, whose values are not in the WAL; a text that changes with every property of the table that sends
+-- no rows, and with the names of its enums' values; a text that changes with every property of the publication, if there is one;
+-- and the next transaction id. Without tables that our queries do not read: partitions that are being detached (DETACH
+-- CONCURRENTLY), and other sessions' temporary tables.
 WITH RECURSIVE tree (mapped, relid) AS (
     SELECT c.relname, c.oid
     FROM pg_class c
@@ -24,7 +26,8 @@ WITH RECURSIVE tree (mapped, relid) AS (
     UNION ALL
     SELECT tree.mapped, i.inhrelid
     FROM tree
-    JOIN pg_inherits i ON i.inhparent = tree.relid
+    JOIN pg_inherits i ON i.inhparent = tree.relid AND NOT i.inhdetachpending
+    JOIN pg_class part ON part.oid = i.inhrelid AND part.relpersistence <> 't'
 )
 SELECT
     c.oid,
@@ -54,7 +57,9 @@ SELECT
         ORDER BY a.attnum
     ) AS virtual_columns,
     concat_ws(' ', c.oid, c.relfilenode, c.relkind, c.relpersistence, c.relreplident, c.relrowsecurity, (
-        SELECT string_agg(concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attisdropped), ',' ORDER BY a.attnum)
+        SELECT string_agg(
+            concat_ws(':', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attisdropped), ',' ORDER BY a.attnum
+        )
         FROM pg_attribute a
         WHERE a.attrelid = c.oid AND a.attnum > 0
     ), (
@@ -353,6 +358,7 @@ SELECT system_identifier::text FROM pg_control_system();
 
 -- name: MappedTables :many
 -- Every relation with the name of a mapped table, and its partitions: its kind, its replica identity, and our privileges on it.
+-- Without what the query Relations leaves out.
 WITH RECURSIVE tree (mapped, relid, top) AS (
     SELECT c.relname, c.oid, true
     FROM pg_class c
@@ -372,7 +378,8 @@ WITH RECURSIVE tree (mapped, relid, top) AS (
     UNION ALL
     SELECT tree.mapped, i.inhrelid, false
     FROM tree
-    JOIN pg_inherits i ON i.inhparent = tree.relid
+    JOIN pg_inherits i ON i.inhparent = tree.relid AND NOT i.inhdetachpending
+    JOIN pg_class part ON part.oid = i.inhrelid AND part.relpersistence <> 't'
 )
 SELECT
     c.oid,

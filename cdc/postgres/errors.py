@@ -126,6 +126,11 @@ _REMEDIES = (
     ("42883", "op_error", f"{_ONE_TYPE}; or {_OUTSIDE}"),
     ("42883", "", _OUTSIDE),
     ("55000", "ApplyRetrieveRule", "a view runs functions with our rights: put its query into the mapping"),
+    (
+        "55000",
+        "get_relation_info",
+        "rows of other servers are not read: detach that partition",
+    ),
     ("3F000", "", "create it, or correct MAPPING and DB_SCHEMA"),
     ("42703", "", "add the column, or correct MAPPING"),
     *((code, "", _ONE_TYPE) for code in ("42804", "42846", "42P18", "42P21", "42P22")),

@@ -466,6 +466,22 @@ def test_definitions_that_change(database: Database, scene: Callable[..., Scene]
     now.check_clean()
 
 
+def test_a_collation_that_changes(database: Database, scene: Callable[..., Scene]) -> None:
+    """No row is written, and accounts are found that were not found before."""
+    fill(database, 60)
+    database.execute(
+        "CREATE COLLATION caseless (provider = icu, locale = 'und-u-ks-level2', deterministic = false);"
+        "ALTER TABLE portal_applications DROP CONSTRAINT portal_applications_account_id_fkey;"
+        "UPDATE portal_applications SET account_id = upper(account_id)"
+    )
+    now = scene(database)
+    now.change("ALTER TABLE portal_applications ALTER account_id TYPE VARCHAR(10) COLLATE caseless")
+    assert any(b"plan_1" in payload for payload in now.clients[0].map.values())
+    now.change("UPDATE accounts SET plan_type = 'plan_2' WHERE id = 'acc_1'")
+    now.change("UPDATE pay_plans SET throughput_limit = 77")
+    now.check_clean()
+
+
 def test_a_column_renamed_and_back(
     database: Database, scene: Callable[..., Scene], gateway: GatewayFactory
 ) -> None:
@@ -539,6 +555,31 @@ def test_partitions(database: Database, scene: Callable[..., Scene]) -> None:
     now.change("DROP TABLE parts.high")
     now.change("TRUNCATE portal_applications")
     now.change("INSERT INTO portal_applications SELECT 'a_' || g FROM generate_series(1, 5) g")
+    now.check_clean()
+
+
+def test_a_partition_that_is_being_detached(database: Database, scene: Callable[..., Scene]) -> None:
+    """Queries read it no more, although it is a partition until older transactions have ended: for ever, if
+    the session that detaches it is ended before.
+    """
+    database.execute(_PARTITIONED)
+    database.publish()
+    fill(database, 60)
+    now = scene(database)
+    detach = "ALTER TABLE portal_applications DETACH PARTITION low CONCURRENTLY"
+    with closing(database.connect()) as session, closing(database.connect()) as older:
+        session.cursor().execute("SET statement_timeout = 0")
+        older.cursor().execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM portal_applications")
+        detaching = threading.Thread(target=session.cursor().execute, args=(detach,))
+        detaching.start()
+        pending = "SELECT count(*) FROM pg_inherits WHERE inhdetachpending"
+        wait_until(lambda: database.value(pending) == 1, "it is being detached")
+        now.settle()
+        assert not now.clients[0].map
+        assert database.value(pending) == 1
+        older.cursor().execute("ROLLBACK")
+        detaching.join()
+    now.change("INSERT INTO low VALUES ('detached')", "INSERT INTO portal_applications VALUES ('n_1')")
     now.check_clean()
 
 

@@ -6,6 +6,7 @@ As soon as a table is like that, it is said by its name, and the mapping is poll
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,19 @@ WAYS = {
         "settings_x",
         _PARTITIONED,
     ),
+    "no primary key any more": Way(
+        "ALTER TABLE portal_application_settings DROP CONSTRAINT portal_application_settings_pkey",
+        "ALTER TABLE portal_application_settings ADD PRIMARY KEY (id)",
+    ),
+    "the identity's index is gone": Way(
+        "ALTER TABLE portal_application_settings"
+        " DROP CONSTRAINT portal_application_settings_application_id_key",
+        "ALTER TABLE portal_application_settings REPLICA IDENTITY DEFAULT",
+        prepare=(
+            "ALTER TABLE portal_application_settings"
+            " REPLICA IDENTITY USING INDEX portal_application_settings_application_id_key"
+        ),
+    ),
 }
 OFTEN = ("an unlogged one, by renames",)
 
@@ -131,3 +145,49 @@ def test_what_a_publication_lets_through_in_vain_is_said_and_polled(
 ) -> None:
     """Postgres refuses to publish an unlogged table by its name, and not as a partition of another one."""
     _said_and_polled(database, serve, gateway, WAYS[way])
+
+
+@pytest.mark.both_plugins
+def test_a_temporary_table_that_inherits_is_no_loss(
+    database: Database, serve: ServerFactory, gateway: GatewayFactory
+) -> None:
+    """It is not in the WAL either, but no other session reads its rows."""
+    fill(database, 40)
+    server = serve(database, AUDIT_INTERVAL="1h").wait_ready()
+    client = gateway(server)
+    wait_until(lambda: not _reasons(server), "healthy")
+    with closing(database.connect()) as session, session.cursor() as cursor:
+        cursor.execute("CREATE TEMP TABLE mine () INHERITS (portal_applications)")
+        cursor.execute("INSERT INTO mine VALUES ('nobody_s')")
+        reads = server.metric("pads_cdc_reconcile_total")
+        database.execute("ALTER TABLE pay_plans ADD COLUMN note TEXT")
+        server.wait_metric(reads + 1, "pads_cdc_reconcile_total")  # the definitions have been looked at
+        wait_equal(client, database)
+        assert not _reasons(server)
+        assert server.metric("pads_cdc_source_mode", mode="streaming") == 1
+
+
+@pytest.mark.only_with("wal2json")
+def test_a_partition_on_another_server_is_said_and_the_remedy_works(
+    database: Database, serve: ServerFactory, gateway: GatewayFactory
+) -> None:
+    """Its rows are in another log, and the code that reads them is not ours."""
+    database.execute(_PARTITIONED)
+    fill(database, 40)
+    server = serve(database).wait_ready()
+    client = gateway(server)
+    wait_equal(client, database)
+    before = dict(client.map)
+    database.execute(
+        "CREATE EXTENSION postgres_fdw; CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw;"
+        "CREATE FOREIGN TABLE settings_x PARTITION OF portal_application_settings"
+        " FOR VALUES FROM ('x') TO ('y') SERVER far"
+    )
+    database.execute("UPDATE pay_plans SET throughput_limit = 77")
+    wait_until(lambda: "detach that partition" in _reasons(server).get("query", ""), "the remedy")
+    wait_until(lambda: "public.settings_x" in _reasons(server).get("lossy", ""), "the partition's name")
+    assert client.map == before
+    database.execute("ALTER TABLE portal_application_settings DETACH PARTITION settings_x")
+    wait_equal(client, database)
+    wait_until(lambda: not _reasons(server), "healthy again")
+    assert server.metric("pads_cdc_source_mode", mode="streaming") == 1
