@@ -114,7 +114,7 @@ class PgoutputDecoder:
         """
         self._wanted = wanted
         self._encoding = encoding
-        self._text = bytes.decode if encoding.utf8 else encoding.text
+        self._text = bytes.decode if encoding.utf8 else encoding.key
         self._relations: dict[bytes, _Relation | None] = {}
         """The tables by OID, as the stream has described them; None for a table outside of the mapping."""
 

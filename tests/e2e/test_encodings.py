@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.plugins.server import Gateway, GatewayFactory, Server, ServerFactory
     from tests.support.cluster import Cluster
 
-OFTEN = ("LATIN1", "SQL_ASCII", "EUC_JP")
+OFTEN = ("LATIN1", "SQL_ASCII", "EUC_JP", "UTF8")
 """Those that are tested each time."""
 
 
@@ -41,7 +41,7 @@ class Encoded:
         """Return text that is not ASCII, as far as the encoding has that."""
         if self.name == "SQL_ASCII":
             return f"ü{number}"
-        if self.name.startswith("EUC"):
+        if self.name == "UTF8" or self.name.startswith("EUC"):
             return f"\u65e5\u672c {number}"
         high = (bytes([byte]) for byte in range(0xC0, 0xFF))
         letters = [text for raw in high if (text := self._text(raw)).isalpha()]
@@ -86,15 +86,16 @@ class Encoded:
 
 
 @pytest.fixture
-def encoded(cluster: Cluster) -> Iterator[Callable[[str], Encoded]]:
+def encoded(cluster: Cluster, plugin: str) -> Iterator[Callable[[str], Encoded]]:
     """Databases with the schema of ``grove``, and something in it, by their encodings."""
     with ExitStack() as ending:
 
         def make(name: str) -> Encoded:
-            database = Database(cluster, f"test_in_{name.lower()}", "wal2json", "grove", ending)
+            database = Database(cluster, f"test_in_{name.lower()}", plugin, "grove", ending)
             create_database(cluster, database.name, name)
             ending.callback(drop_database, database)
             database.execute((ROOT / "sql/grove/schema.sql").read_text())
+            database.publish()
             database.execute("ALTER TABLE portal_application_settings ADD COLUMN note TEXT")
             made = Encoded(database, name)
             for number in range(4):
@@ -183,6 +184,7 @@ def wait(made: Encoded, client: Gateway) -> None:
     client.wait(lambda one: one.map == oracle, f"{made.name}: {sorted(oracle)}")
 
 
+@pytest.mark.both_plugins
 @pytest.mark.parametrize("name", OFTEN)
 def test_text_of_an_encoding_is_served_and_what_is_none_stops_nobody(
     name: str, encoded: Callable[[str], Encoded], serve: ServerFactory, gateway: GatewayFactory

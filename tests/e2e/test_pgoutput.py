@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import itertools
 import threading
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
-from psycopg2.sql import SQL, Identifier
 
 from tests.plugins.feed import wait_exact
-from tests.plugins.postgres import Database, drop_database, fetched, publish
+from tests.plugins.postgres import Database, fetched
 from tests.plugins.server import expected, fill, wait_equal, wait_until
-from tests.support import ROOT
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from tests.plugins.feed import FeedFactory
     from tests.plugins.postgres import ClusterFactory, DatabaseFactory
     from tests.plugins.server import GatewayFactory, Server, ServerFactory
-    from tests.support.cluster import Cluster
 
 pytestmark = pytest.mark.only_with("pgoutput")
 
@@ -239,62 +236,6 @@ def test_a_slot_that_cannot_be_read_does_not_fill_the_disk(
     wait_equal(client, database)
     healthy(server)
     assert streaming(server)
-
-
-ENCODINGS: dict[str, tuple[str, str]] = {
-    "LATIN1": ("größe", "kürzer"),
-    "WIN1252": ("größe €", "€"),
-    "EUC_JP": ("日本", "表"),
-    "UTF8": ("größe 𝄞", "表"),
-}
-
-
-@pytest.fixture
-def encoded(cluster: Cluster) -> Iterator[Callable[[str], Database]]:
-    """Databases in an encoding, empty but for the schema and the publication."""
-    with ExitStack() as ending:
-
-        def make(encoding: str) -> Database:
-            database = Database(cluster, f"test_encoded_{encoding.lower()}", "pgoutput", "grove", ending)
-            with closing(psycopg2.connect(cluster.url())) as session, session.cursor() as cursor:
-                session.autocommit = True
-                create = SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING {} LOCALE 'C'")
-                cursor.execute(create.format(Identifier(database.name), Identifier(encoding)))
-            ending.callback(drop_database, database)
-            database.execute((ROOT / "sql/grove/schema.sql").read_text())
-            publish(database.url())
-            return database
-
-        yield make
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_keys_in_the_encoding_of_the_database(
-    encoded: Callable[[str], Database], serve: ServerFactory, gateway: GatewayFactory, encoding: str
-) -> None:
-    """By the stream alone: nothing is a decode error, and nothing needs a reconcile."""
-    database = encoded(encoding)
-    fill(database, 20)
-    server = serve(database, SLOT_NAME=database.name)
-    client = gateway(server)
-    wait_equal(client, database)
-    one, other = ENCODINGS[encoding]
-    before = server.metric("pads_cdc_reconcile_total")
-    for statement in (
-        f"INSERT INTO portal_applications VALUES ('{one}', 'acc_1')",
-        (
-            "INSERT INTO portal_application_settings (application_id, secret_key, secret_key_required)"
-            f" VALUES ('{one}', 'the key', true)"
-        ),
-        f"INSERT INTO accounts VALUES ('{other}', 'plan_1')",
-        f"UPDATE portal_applications SET account_id = '{other}' WHERE id = '{one}'",
-        f"DELETE FROM portal_application_settings WHERE application_id = '{one}'",
-        f"DELETE FROM portal_applications WHERE id = '{one}'",
-    ):
-        database.execute(statement)
-        wait_equal(client, database)
-    assert server.metric("pads_cdc_decode_errors_total") == 0
-    assert server.metric("pads_cdc_reconcile_total") == before
 
 
 def test_auto_falls_back_and_stays_with_its_slot(

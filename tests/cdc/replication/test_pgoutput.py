@@ -292,6 +292,17 @@ def test_values_in_the_encoding_of_the_database() -> None:
         decoded(described, raw)
 
 
+@pytest.mark.parametrize("name", ["SQL_ASCII", "EUC_JP", "WIN1252"])
+def test_a_key_that_is_no_text_is_its_bytes(name: str) -> None:
+    """Such a row is odd, and no fault of the stream: it must not cost a read of everything."""
+    encoding, key = Encoding.named(name), b"no \x81"
+    raw = insert(1, pack(">HcI", 1, b"t", len(key)) + key)
+    [row_of_key] = decoded(relation(1, "t", "id"), raw, decoder=pgoutput.PgoutputDecoder(encoding=encoding))
+    assert isinstance(row_of_key, Insert)
+    [column] = row_of_key.columns
+    assert encoding.raw(str(column.value)) == key
+
+
 def test_only_what_is_wanted_is_looked_at() -> None:
     """A value that is no text, in a column or a table that nobody reads, is nobody's trouble."""
     odd = pack(">cI", b"t", 1) + b"\xff"
