@@ -98,6 +98,11 @@ KINDS: Final[Mapping[str, Kind]] = {
     "numeric without end": Kind("NUMERIC", _any_number),
     "real without end": Kind("REAL", _any_number),
     "double precision without end": Kind("DOUBLE PRECISION", _any_number),
+    "whole smallint": Kind("SMALLINT", str),
+    "whole bigint": Kind("BIGINT", str),
+    "whole numeric": Kind("NUMERIC", str, lambda number: f"{number}.00"),
+    "whole real": Kind("REAL", str, lambda number: f"{number}.0"),
+    "whole double precision": Kind("DOUBLE PRECISION", str, lambda number: f"{number}.0"),
     "domain not null": Kind("CERTAIN", _word),
     "domain of domain": Kind("CERTAIN_WORD", _word),
     "domain of enum": Kind("FEELING", lambda number: ("glad", "sad", "MAD", "so so", "none")[number]),
@@ -134,7 +139,10 @@ NUMBERS: Final = (
     *("smallint", "integer", "bigint", "numeric", "real", "double precision", "text", "oid"),
     *("numeric without end", "real without end", "double precision without end", "domain of numeric"),
 )
+WHOLE: Final = ("whole smallint", "whole bigint", "whole numeric", "whole real", "whole double precision")
+"""Kinds of numbers that have equal values, so that a schema may mix them."""
 SENDABLE: Final = (
+    *WHOLE,
     *("smallint", "integer", "bigint", "numeric", "numeric(30,20)", "real", "double precision", "text"),
     *("varchar", "varchar without length", "name", "char", "char without length", "citext", "domain"),
     *("domain of char", "domain of citext", "enum", "uuid", "collation C", "caseless", "oid"),
