@@ -72,6 +72,17 @@ def test_all_that_comes_in_one_part_comes_in_one_part() -> None:
     assert part.arrival is not None
 
 
+@pytest.mark.parametrize("ahead", [LIMIT, LIMIT + 1])
+def test_what_the_next_part_brings_anyway_does_not_go_ahead(ahead: int) -> None:
+    store = Store()
+    walk = Cursor(store, express=True)
+    publish(store, {f"other_{number}": b"x" for number in range(ahead - 1)})
+    publish(store, KEY, express=True)
+    part = walk.read(LIMIT)
+    assert part.entries[-1].id == "app"
+    assert len(part.entries) == (LIMIT if ahead == LIMIT else 1)
+
+
 def test_what_moved_on_after_it_overtook_comes_again() -> None:
     store = Store()
     walk = Cursor(store, express=True)

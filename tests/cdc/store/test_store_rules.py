@@ -331,6 +331,18 @@ def test_an_id_that_a_reading_returns_twice_counts_only_if_both_rows_say_the_sam
         assert not later.again
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_the_tombstone_of_rows_that_contradict_each_other_moves_if_it_is_named(named: bool) -> None:
+    store = Store()
+    reading = store.begin_reading()
+    for payload in (b"1", b"2"):
+        store.publish(store.prepare([("a", payload)], 10, reading=reading), consistent=True)
+    assert live(store) == {}
+    batch = store.prepare([("a", b"3")], 90, named=named, reading=reading)
+    assert batch.twice == ["a"]
+    assert batch.moved == ([(store.entries["a"], b"")] if named else [])
+
+
 # --- what a batch says, and whom it wakes
 
 
@@ -373,6 +385,17 @@ def test_rows_of_a_reconcile_that_finds_nothing_leave_no_tombstone() -> None:
         assert batch.moved == ([(store.entries["app_0"], b"")] if named else [])
         store.publish(batch, consistent=True)
         assert states(store)["app_0"] == (4, position, None)
+
+
+def test_only_what_is_said_to_be_small_goes_ahead() -> None:
+    store = filled()
+    for express, listed in ((None, 0), (True, 1), (False, 1)):
+        batch = store.prepare([("app_0", str(express).encode())], 50)
+        if express is None:
+            store.publish(batch, consistent=True)
+        else:
+            store.publish(batch, consistent=True, express=express)
+        assert store.express.end == listed
 
 
 def test_subscribers_are_woken_by_every_change_until_they_leave() -> None:
