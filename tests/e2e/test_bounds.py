@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
@@ -16,6 +17,7 @@ from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 from tests.plugins.server import DEADLINE, fill, wait_equal, wait_until
 from tests.support.crowd import Stalled
 from tests.support.memory import MIB, Peak, resident
+from tests.support.one_table import make_one_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -274,7 +276,7 @@ def test_clients_that_take_nothing_of_what_they_fetch(
     assert server.stop() == 0
 
 
-@pytest.mark.parametrize(
+both_contracts = pytest.mark.parametrize(
     ("path", "opening"),
     [
         pytest.param(
@@ -285,6 +287,9 @@ def test_clients_that_take_nothing_of_what_they_fetch(
         pytest.param(b"/proto.GatewayEndpoints/StreamAuthDataUpdates", b"", id="legacy contract"),
     ],
 )
+
+
+@both_contracts
 def test_hundreds_of_subscribers_that_take_nothing(
     database: Database,
     serve: ServerFactory,
@@ -311,6 +316,43 @@ def test_hundreds_of_subscribers_that_take_nothing(
     figure(f"500 subscribers ({request.node.callspec.id}) that take nothing: {each}")
     assert grown < 300 * MIB
     wait_until(lambda: server.metric("pads_cdc_subscribers") == 1, "they are gone")
+    assert server.stop() == 0
+
+
+@both_contracts
+def test_hundreds_of_subscribers_that_stop_taking_changes(
+    database: Database,
+    serve: ServerFactory,
+    gateway: GatewayFactory,
+    figure: Figure,
+    path: bytes,
+    opening: bytes,
+    request: pytest.FixtureRequest,
+) -> None:
+    """The map fits into their windows, and the changes do not."""
+    fill(database, 200)
+    server = serve(database, MAX_CONCURRENT_SNAPSHOTS="500").wait_ready()
+    client = gateway(server)
+    change = "UPDATE pay_plans SET throughput_limit = throughput_limit + 1"
+    with Stalled(server.grpc) as stalled:
+        stalled.connect(500, lambda one: one.call(1, path, message=opening, more=bool(opening)))
+        stalled.wait()
+        before = resident(server)
+        for _ in range(20):
+            database.execute(change)
+            wait_equal(client, database)
+        stalled.wait_full()
+        full = resident(server)
+        for _ in range(100):
+            database.execute(change)
+            wait_equal(client, database)
+        grown = resident(server) - full
+    each = f"{(full - before) / 500 / 1024:.0f} KiB each"
+    figure(
+        f"500 subscribers ({request.node.callspec.id}) that stop taking changes: {each},"
+        f" and after 100 more of everything {grown / MIB:.0f} MiB in all"
+    )
+    assert grown < 30 * MIB
     assert server.stop() == 0
 
 
@@ -365,3 +407,64 @@ def test_a_standby_that_is_frozen_while_the_table_is_locked(
     assert grown < 200 * MIB
     assert standby.stop() == 0
     assert leader.stop() == 0
+
+
+def test_three_hundred_thousand_odd_rows(
+    database: Database, serve: ServerFactory, gateway: GatewayFactory, figure: Figure, tmp_path: Path
+) -> None:
+    """They are known by name up to a bound, and counted beyond it. The second half comes on top of that."""
+    folder = make_one_table(tmp_path / "one_table")
+    database.execute((folder / "schema.sql").read_text())
+    database.publish(mapping=str(folder))
+    good = "INSERT INTO endpoints (id) SELECT 'good_' || g FROM generate_series(1, 100) g"
+    odd = "INSERT INTO endpoints (id, capacity) SELECT 'odd_{0}_' || g, 'NaN' FROM generate_series(1, {1}) g"
+    database.execute(good)
+    server = serve(database, MAPPING=str(folder), AUDIT_INTERVAL="1s").wait_ready()
+    client = gateway(server)
+    counted = partial(server.metric, "pads_cdc_odd_rows", reason="not_a_number")
+    grown = []
+    for half in (1, 2):
+        before = resident(server)
+        database.execute(odd.format(half, _MANY // 2))
+        wait_until(lambda half=half: counted() == half * _MANY // 2, "all are counted", deadline=120)  # type: ignore[misc]
+        grown.append(resident(server) - before)
+    database.execute("UPDATE endpoints SET throughput = 5 WHERE id LIKE 'good%'")
+    client.wait(lambda one: len(one.map) == 100, "the good ones")
+    figure(
+        f"{_MANY:,} odd rows: {grown[0] / MIB:.0f} MiB for the first half, {grown[1] / MIB:.0f} for the rest"
+    )
+    assert sum(grown) < 60 * MIB
+    assert server.stop() == 0
+
+
+def test_ids_that_come_and_go_for_long(
+    database: Database, serve: ServerFactory, gateway: GatewayFactory, figure: Figure
+) -> None:
+    """Each round has ids of its own, and begins when the deletes of the one before it are forgotten."""
+    fill(database, 100)
+    server = serve(database, TOMBSTONE_RETENTION="5s").wait_ready()
+    rounds, each = 5, 100_000
+    taken = []
+
+    def forgotten() -> bool:
+        """Return whether a client that never fetches is told of no delete."""
+        newcomer = gateway(server, fetch=False)
+        wait_equal(newcomer, database, deadline=120)
+        newcomer.stop()
+        return all(payload is not None for _, payload in newcomer.updates)
+
+    for number in range(rounds):
+        database.execute(
+            "INSERT INTO portal_applications (id, account_id)"
+            " SELECT 'brief_' || %s || '_' || g, 'acc_1' FROM generate_series(1, %s) g",
+            (str(number), each),
+        )
+        wait_until(lambda: server.metric("pads_cdc_endpoints") == 100 + each, "they have come", deadline=120)
+        database.execute("DELETE FROM portal_applications WHERE starts_with(id, 'brief_')")
+        wait_until(lambda: server.metric("pads_cdc_endpoints") == 100, "they are gone", deadline=120)
+        wait_until(forgotten, "their deletes are forgotten", deadline=120)
+        taken.append(resident(server))
+    grown = taken[-1] - taken[0]
+    figure(f"{(rounds - 1) * each:,} more ids that came and went: {grown / MIB:.0f} MiB")
+    assert grown < 50 * MIB
+    assert server.stop() == 0
