@@ -31,7 +31,7 @@ from cdc.mapping.row_rule import in_short
 from cdc.replication.catalog import Relations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from psycopg2.extensions import cursor as Cursor  # noqa: N812 - it is a class
 
@@ -102,7 +102,7 @@ class Changes:
                 for number, (place, row) in enumerate(rows[:most] if not column.generated else ()):
                     if number >= least and self.altering[table, column.name]:
                         break
-                    for value in _values(column, row[at], (one[at] for _, one in rows)):
+                    for value in _values(column, row[at], [one[at] for _, one in rows]):
                         change = partial(self._copies.update, table, place, row, column, value)
                         self._try((table, column.name), row, change)
 
@@ -277,11 +277,11 @@ def _described(table: str, column: str) -> str:
     return f"an update of {table}.{column}" if column else f"an insert or delete of a row of {table}"
 
 
-def _values(column: ColumnOf, now: str | None, of_rows: Iterable[str | None]) -> dict[str | None, None]:
+def _values(column: ColumnOf, now: str | None, of_rows: Collection[str | None]) -> dict[str | None, None]:
     """Return the values to try in place of ``now``: those of other rows, NULL, and a new one."""
     others = [one for one in dict.fromkeys(of_rows) if one is not None and one != now][:_OTHERS]
     empty = [None] if now is not None and not column.not_null else []
-    return dict.fromkeys([*others, *empty, *column.fresh(now)])
+    return dict.fromkeys([*others, *empty, *column.fresh(now, of_rows)])
 
 
 def _followed(site: Site) -> list[_Followed]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg2
@@ -20,7 +21,7 @@ from cdc.mapping.sql_text import quote_name
 from cdc.postgres.column_types import as_bytes, as_printed, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from psycopg2.extensions import cursor as Cursor  # noqa: N812 - it is a class
 
@@ -100,19 +101,29 @@ class ColumnOf:
         name = quote_name(self.name).replace("%", "%%")
         return f"CASE WHEN {name} IS NOT NULL THEN pg_catalog.format('%%s', {name}) END"
 
-    def fresh(self, now: str | None) -> Iterator[str]:
-        """Yield values that differ from ``now``, if the type is known."""
+    def fresh(self, now: str | None, of_rows: Collection[str | None]) -> Iterator[str]:
+        """Yield values that differ from ``now``, if the type is known. A number also differs from those
+        ``of_rows``, since the column may be a key.
+        """
         if self.category == "B":
             yield "f" if now == "t" else "t"
         elif self.labels:
             yield from (label for label in self.labels if label != now)
         elif self.category == "N":
-            try:
-                yield str(Decimal(now or "6") + 1)
-            except InvalidOperation:  # for example money
-                yield "7"
+            now_and_taken = {_number(one) for one in (now, *of_rows)}
+            following = (_number(now) + step for step in range(1, len(now_and_taken) + 1))
+            yield from islice((str(one) for one in following if one not in now_and_taken), 1)
         else:
             yield from _FRESH_BY_NAME.get(self.type_name, _FRESH.get(self.category, ()))
+
+
+def _number(text: str | None) -> Decimal:
+    """Return the number that a value prints as, or 6 if it prints as none: NULL, NaN, infinity, money."""
+    try:
+        number = Decimal(text or "")
+    except InvalidOperation:
+        return Decimal(6)
+    return number if number.is_finite() else Decimal(6)
 
 
 class Copies:

@@ -142,8 +142,10 @@ class Mapping:
         stay the same. This mapping must be one that `within` has returned.
         """
         tables = "|".join(f'"{re.escape(table)}"|{re.escape(table)}\\b' for table in self.reads)
-        before = re.escape(sql_text.quote_name((self.db_schema or "").replace("%", "%%")))
-        name = re.compile(rf"{before}\s*\.\s*({tables})")
+        ours = (self.db_schema or "").replace("%", "%%")
+        # The query itself may name the schema, with or without quotes.
+        before = rf"{re.escape(sql_text.quote_name(ours))}|\b{re.escape(ours)}"
+        name = re.compile(rf"(?:{before})\s*\.\s*({tables})")
         after = sql_text.quote_name(schema.replace("%", "%%"))
         queries = {
             one: name.sub(lambda found: f"{after}.{found[1]}", query) for one, query in self.queries.items()

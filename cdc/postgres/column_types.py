@@ -75,8 +75,9 @@ def describe(mapping: EndpointMapping, cursor: Cursor) -> ColumnTypes:
     endpoints, listed = _described(cursor, query), {one: _described(cursor, one) for one in lists}
     described = [*endpoints, *(column for columns in listed.values() for column in columns)]
     found = _found(mapping, cursor, [column.type_code for column in described])
+    ids = [column for column in endpoints if column.name == "endpoint_id"]
     return ColumnTypes(
-        id_type=_id_type(mapping, cursor, endpoints[0]),
+        id_type=_id_type(mapping, cursor, ids[0]) if ids else TEXT,
         columns={column.name: found[column.type_code] for column in endpoints},
         sources={
             column.name: (column.table_oid, column.table_column)

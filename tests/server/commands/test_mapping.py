@@ -276,6 +276,24 @@ def test_types_and_columns_that_are_not_there(empty: Database, own: Path) -> Non
     assert (check, fault) == ("dependencies", "the query Endpoints: column tokens.password does not exist")
 
 
+def test_other_ways_to_write_what_is_right(empty: Database, own: Path) -> None:
+    """Columns come in any order, so it is not the first one that says how ids are compared. A table may be
+    named with its schema. The last teams have no tokens: to see what a team's key alters, its new value must
+    be none that a team has.
+    """
+    text = (own / "queries.sql").read_text()
+    [columns] = re.findall(r"(?<=SELECT\n)    tokens.id AS endpoint_id,\n.*?(?=\nFROM)", text, re.DOTALL)
+    edit(
+        own / "queries.sql",
+        (columns, ",\n".join(reversed(columns.split(",\n")))),
+        ("FROM tokens\nINNER", "FROM public.tokens\nINNER"),
+    )
+    with (own / "sample.sql").open("a") as file:
+        file.write("INSERT INTO teams SELECT generate_series(4, 9), 'small';\n")
+    found = [*on_scratch(own, empty.url(), "public")]
+    assert wrong(found) == wrong(found, Verdict.WARN) == []
+
+
 def test_rows_are_made_up_as_far_as_a_key_goes(empty: Database, own: Path) -> None:
     """The key of an enum has few values. Where no row can be made up, the user is asked for some."""
     (own / "sample.sql").unlink()
