@@ -139,14 +139,19 @@ def soft_delete(site: Site) -> Iterator[Finding]:
         yield fail(
             f"{site.schema}.{ignored[0]} marks rows as deleted (a column deleted or deleted_at), which the"
             f" mapping {mapping.name} ignores: deleted endpoints would be authorized",
-            _that_honours(mapping, {table for (table,) in marked}),
+            _that_honours(mapping, {table for (table,) in marked}, ignored[0]),
         )
     else:
         yield good("the mapping serves no rows that are marked as deleted")
 
 
-def _that_honours(mapping: Mapping, marked: set[str]) -> str:
+def _that_honours(mapping: Mapping, marked: set[str], ignored: str) -> str:
     """Return a remedy. If a bundled mapping of the same tables leaves out the marked rows, suggest it."""
+    if mapping.name not in bundled():
+        return (
+            f"leave out such rows of {ignored} by a condition in the query Endpoints; or, if the query does"
+            f" so in another way, list {ignored} in `honours_deleted` of affects.toml"
+        )
     for name in bundled():
         other = load(name)
         if set(other.reads) == set(mapping.reads) and other.honours_deleted == marked:
@@ -190,7 +195,14 @@ def statements(site: Site) -> Iterator[Finding]:
                     f"column {absent[0]} of {table.name} does not exist", "add the column, or correct MAPPING"
                 )
                 wrong.setdefault(table.name)
-    if not wrong:
+    if wrong:
+        return
+    if missing := [column for column in mapping.columns if column not in site.types.columns]:
+        yield fail(
+            f"the query Endpoints returns no column {', '.join(missing)}",
+            f"name one of its columns so (`... AS {missing[0]}`), or return `NULL AS {missing[0]}`",
+        )
+    else:
         yield good(f"all {len(mapping.queries)} queries fit the tables")
 
 
@@ -251,13 +263,13 @@ def endpoints(site: Site) -> Iterator[Finding]:
 def odd_rows(site: Site) -> Iterator[Finding]:
     """Find the odd rows (`cdc.mapping.row_rule`). Reads the whole mapping."""
     census = site.census
-    for served, what in ((False, "are left out"), (True, "are served with another limit")):
-        if census.odd_rows[served]:
+    for served, what in ((False, "left out"), (True, "served with another limit")):
+        if number := census.odd_rows[served]:
             odd = [item for item in census.odd.items() if item[1].served == served]
             named = "; ".join(f"{in_short(name)} ({oddity.text})" for name, oddity in odd)
-            more = census.odd_rows[served] - len(odd)
+            more = number - len(odd)
             yield warn(
-                f"{census.odd_rows[served]:,} rows {what}: {named}"
+                f"{number:,} {'rows are' if number > 1 else 'row is'} {what}: {named}"
                 + (f"; and {more:,} more" if more else ""),
                 "mend them, and keep such values out by a type or a CHECK; docs/operate.md has the rule",
             )

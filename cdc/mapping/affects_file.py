@@ -143,6 +143,13 @@ class AffectsFile:
                     "no [[affects]] says what its rows affect: add one with this table, the column that names"
                     " the endpoints or their parent, and the query that finds them",
                 )
+            left_out = ACTIONS.difference(*(rule.actions for rule in of_table))
+            if table in self.reads and left_out:
+                raise self._wrong(
+                    table,
+                    f"its [[affects]] entries leave out {', '.join(sorted(left_out))}: such changes would be"
+                    " missed, so take `actions` out of them",
+                )
         return by_table
 
     def _rules(self) -> list[Rule]:

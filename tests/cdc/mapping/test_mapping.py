@@ -146,6 +146,12 @@ def test_a_missing_file(own: Path, file: str) -> None:
             "accounts",
             "no [[affects]] says what",
         ),
+        (  # the deletes of a table that the mapping reads
+            'query = "EndpointsOfAccounts"\n',
+            'query = "EndpointsOfAccounts"\nactions = ["insert", "update"]\n',
+            "accounts",
+            "its [[affects]] entries leave out delete",
+        ),
         (
             'column = "plan_type"',
             'column = "plan"',
