@@ -18,8 +18,8 @@ LEFT JOIN tiers ON tiers.name = teams.tier
 WHERE NOT teams.closed;
 
 -- For each table above, how a changed row of it finds its endpoints. @keys are values of the column that affects.toml names,
--- from before and after the change. List an id also where there is no such endpoint any more: then it is a delete. So leave
--- conditions such as NOT teams.closed out here.
+-- from before and after the change. Cast them to an array of the type of the column that they are compared with. List an id
+-- also where there is no such endpoint any more: then it is a delete. So leave conditions such as NOT teams.closed out here.
 
 -- name: EndpointsOfTokens :many
 SELECT key::TEXT AS endpoint_id
