@@ -389,7 +389,9 @@ class Applier(threading.Thread):
         if full:
             requery.condense(_OWED)
         self._observer.trouble(
-            _OWED, "the slot held back more than MAX_RETAINED_WAL and was let go: a reconcile is owed"
+            _OWED,
+            "the slot retained more than MAX_RETAINED_WAL, so it was confirmed beyond changes that are not in"
+            " the map yet: a reconcile is owed",
         )
 
     def _pay(self) -> None:

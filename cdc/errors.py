@@ -73,6 +73,6 @@ def fault_of_ours(fault: Exception) -> SourceError:
     """
     place = traceback.extract_tb(fault.__traceback__)[-1]
     where = f"{place.name} ({PurePath(place.filename).name}:{place.lineno})"
-    error = SourceError("fault", f"a fault of ours, please report it: {type(fault).__name__} in {where}")
+    error = SourceError("fault", f"this is a bug, please report it: {type(fault).__name__} in {where}")
     error.__cause__ = fault
     return error

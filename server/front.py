@@ -166,5 +166,5 @@ class Front:
 def _say_reload() -> None:
     _log.info(
         "hangup",
-        message="nothing to reload: certificates, tokens and connection strings are read anew when used",
+        message="nothing to reload: new certificates, tokens and connection strings are noticed anyway",
     )

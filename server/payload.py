@@ -217,7 +217,7 @@ def _period(name: bytes | None) -> int:
     try:
         return _PERIODS[name]
     except KeyError:
-        text = "capacity_limit_period is neither day, week, month, year nor NULL, which is a month"
+        text = "capacity_limit_period is not day, week, month, year or NULL (which means month)"
         raise OddRow(Oddity("not_a_period", text)) from None
 
 

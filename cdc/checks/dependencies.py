@@ -238,7 +238,7 @@ class Dependencies:
         what = f"the query {name} reads {relation.described}"
         if relation.kind == "function":
             return warn(
-                f"the query {name} calls {relation.name}, and nobody knows what a function reads",
+                f"the query {name} calls {relation.name}, and it is unknown what this function reads",
                 "put what it does into the query; or give it a body of BEGIN ATOMIC ... END",
             )
         if relation.kind in NO_ROWS:

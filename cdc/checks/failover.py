@@ -19,7 +19,7 @@ _RELOAD = "SELECT pg_reload_conf();"
 def slot_failover(site: Site) -> Iterator[Finding]:
     """Check whether the slot's server supports failover slots, if SLOT_FAILOVER asks for one."""
     if not site.failover:
-        yield good("SLOT_FAILOVER is off: after a promotion the slot is made anew, and everything compared")
+        yield good("SLOT_FAILOVER is off: a promoted server gets a new slot, and everything is read again")
     elif site.server.major < _OLDEST:
         yield fail(
             f"SLOT_FAILOVER needs PostgreSQL {_OLDEST}, and the slot's server is {site.server.major}",
@@ -82,12 +82,12 @@ def _judge(host: str, standby: Server, slot: str) -> Iterator[Finding]:
         )
     if standby.names_database is None:
         yield warn(
-            f"whether primary_conninfo on {host} names a database is not shown to {standby.role}",
+            f"{standby.role} may not see whether primary_conninfo on {host} names a database",
             f"on the primary: GRANT pg_read_all_settings TO {quote_name(standby.role)}; or look on {host}:"
             " SHOW primary_conninfo;",
         )
     elif not standby.names_database:
         yield fail(
-            f"primary_conninfo on {host} names no database, by which the slots would be fetched",
-            f"on {host}: add dbname=postgres to the end of primary_conninfo, where it stands, and {_RELOAD}",
+            f"primary_conninfo on {host} names no database, so the standby cannot copy the slots",
+            f"on {host}: add dbname=postgres to the end of primary_conninfo, where it is set, and {_RELOAD}",
         )

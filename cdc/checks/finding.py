@@ -311,7 +311,7 @@ def run(checks: Sequence[Check[At_contra]], at: At_contra) -> Iterator[tuple[str
         missing = [name for name in check.needs if name in unmet]
         if missing:
             unmet.add(check.name)
-            yield check.name, Finding(Verdict.SKIP, f"not asked before {missing[0]} passes")
+            yield check.name, Finding(Verdict.SKIP, f"skipped until {missing[0]} passes")
             continue
         try:
             findings = tuple(check.ask(at))

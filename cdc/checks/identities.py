@@ -32,7 +32,7 @@ def replica_identity(site: Site) -> Iterator[Finding]:
             sound = False
             yield finding
     if sound:
-        yield good("every update and delete names what it affects")
+        yield good("every update and delete in the WAL contains the keys that the mapping needs")
 
 
 def unique_keys(site: Site) -> Iterator[Finding]:
@@ -53,7 +53,7 @@ def unique_keys(site: Site) -> Iterator[Finding]:
                 f" by SELECT {named} FROM {table.name} GROUP BY {named} HAVING count(*) > 1;"
             )
             if columns <= affecting:
-                yield fail(f"{text}: of several rows the one with the greatest id counts", remedy)
+                yield fail(f"{text}: if several rows match, the one with the greatest id is used", remedy)
             else:
                 yield warn(text, remedy)
     if sound:
@@ -69,19 +69,19 @@ def indexes(site: Site) -> Iterator[Finding]:
             name, create = wanted.name_on(table), wanted.create_on(table)
             invalid = [index.full_name for index in table.indexes if index.raw_name == name]
             yield warn(
-                f"{table.name} has no index that begins with {', '.join(wanted.columns)}: a change of a"
-                " parent reads all of it",
+                f"{table.name} has no index that begins with {', '.join(wanted.columns)}: each change of a"
+                " parent scans the whole table",
                 f"DROP INDEX CONCURRENTLY {invalid[0]}; {create}" if invalid else create,
             )
     for query, scanned in _without_index(site) if sound else ():
         sound = False
         yield warn(
-            f"the query {query} can use no index to find rows of {scanned}: each change reads all of it",
-            "create an index on the column that it compares with its keys, in setup.sql; an index of a column"
-            " serves no comparison of column::TEXT",
+            f"the query {query} has no index to find rows of {scanned}: each change scans the whole table",
+            "create an index on the column that it compares with its keys, in setup.sql; an index on a column"
+            " cannot be used if the query compares column::TEXT",
         )
     if sound:
-        yield good("ripples go through indexes")
+        yield good("the rows of a ripple are found by indexes")
 
 
 def _without_index(site: Site) -> Iterator[tuple[str, str]]:
@@ -109,7 +109,7 @@ def legacy_triggers(site: Site) -> Iterator[Finding]:
         yield warn(
             f"the trigger {trigger} on {table} writes or notifies for each endpoint, within the writer's"
             " transaction (where PADS's were measured, a plan over 100,000 applications took 330 ms to update"
-            " in place of 0.3 ms, and small updates ran at 4,100 a second in place of 10,900)",
+            " instead of 0.3 ms, and there were 4,100 small updates a second instead of 10,900)",
             f"when PADS is no longer in use: {remedy}",
         )
     if not found:
@@ -146,7 +146,7 @@ def _nameless(site: Site, table: Table, parent: str) -> Finding | None:
         else f"add a unique index that has {quote_name(parent)}, over columns that are NOT NULL"
     )
     return warn(
-        f"deletes from {table.name} do not name their {parent}: it is remembered, a row each, in memory",
+        f"deletes from {table.name} do not name their {parent}: the server keeps it in memory for each row",
         remedy,
     )
 
@@ -177,6 +177,6 @@ def _identify(site: Site, table: Table, index: Index) -> str:
         return choose
     columns = ", ".join(map(quote_name, index.columns))
     return (
-        f"leave it so while the publication {names[0]} does not send {columns} of every row of {table.name}:"
-        f" Postgres would refuse every UPDATE; else {choose}"
+        f"change nothing while the publication {names[0]} does not send {columns} of every row of"
+        f" {table.name}: Postgres would refuse every UPDATE; otherwise {choose}"
     )

@@ -74,7 +74,7 @@ def tables(site: Site) -> Iterator[Finding]:
     sound = all(t.logged and t.kind not in NO_ROWS and not _virtual_keys(mapping, t) for t in site.tables)
     if not missing and sound:
         unheard = [table for table in mapping.signals if table not in found]
-        less = f"; {', '.join(unheard)} is not heard: {_UNHEARD}" if unheard else ""
+        less = f"; {', '.join(unheard)} is not followed: {_UNHEARD}" if unheard else ""
         yield good(f"the mapping {mapping.name} finds its {len(found)} tables in {site.schema}{less}")
 
 
@@ -271,7 +271,7 @@ def odd_rows(site: Site) -> Iterator[Finding]:
             yield warn(
                 f"{number:,} {'rows are' if number > 1 else 'row is'} {what}: {named}"
                 + (f"; and {more:,} more" if more else ""),
-                "mend them, and keep such values out by a type or a CHECK; docs/operate.md has the rule",
+                "correct them, and prevent such values by a type or a CHECK; docs/operate.md has the rule",
             )
     if not census.odd:
         yield good("each row is a valid endpoint")

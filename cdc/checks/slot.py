@@ -26,12 +26,12 @@ def slot(site: Deployment) -> Iterator[Finding]:
     """Check the slot of our name."""
     state, name = site.slot, site.slot_name
     if state is None:
-        yield good(f"the slot {name} is not there yet: the server makes it at its first start")
+        yield good(f"the slot {name} does not exist yet: the server creates it when it first starts")
         yield from _waits(site)
         return
     if state.kind != "logical" or state.plugin not in (PLUGINS if site.plugin == AUTO else (site.plugin,)):
         yield fail(
-            f"the slot {name} is {state.kind}, for the plugin {state.plugin or 'none'}, and not ours",
+            f"the slot {name} is not ours: it is {state.kind}, for the plugin {state.plugin or 'none'}",
             f"choose another SLOT_NAME, or PLUGIN={state.plugin}"
             if state.plugin in PLUGINS
             else "choose another SLOT_NAME",
@@ -43,7 +43,8 @@ def slot(site: Deployment) -> Iterator[Finding]:
         )
     elif state.wal_status == "lost":
         yield warn(
-            f"the slot {name} was invalidated; the server drops it, makes it anew and reads everything again",
+            f"the slot {name} was invalidated; the server drops it, creates a new one and reads everything"
+            " again",
             "see max_slot_wal_keep_size and standby",
         )
     elif state.wal_status == "unreserved":
@@ -66,7 +67,7 @@ def retained_wal(site: Deployment) -> Iterator[Finding]:
         ours = f"MAX_RETAINED_WAL={_size(keep // 2)}, or " if keep >= _LITTLE else ""
         yield warn(
             f"MAX_RETAINED_WAL ({_size(most)}) is not below max_slot_wal_keep_size ({_size(keep)}): the slot"
-            " would be lost before the server lets go of WAL",
+            " would be lost before our server gives WAL up",
             f"{ours}ALTER SYSTEM SET max_slot_wal_keep_size = '{_size(most * 2)}'; SELECT pg_reload_conf();",
         )
     if retained is not None and retained > most:
@@ -137,15 +138,15 @@ def _waits(site: Deployment) -> Iterator[Finding]:
     """Find the transactions that the creation of the slot would wait for."""
     if site.server.in_recovery:
         yield warn(
-            "making a slot on a standby waits until the primary logs its running transactions, which takes"
-            " long while it is idle",
+            "the creation of a slot on a standby waits until the primary logs its running transactions, which"
+            " takes long while the primary is idle",
             "when the server starts for the first time, on the primary: SELECT pg_log_standby_snapshot();",
         )
         return
     waited_for = site.ask("OldestTransactions")
     if waited_for:
         yield warn(
-            f"making the slot waits for {', '.join(whom for whom, _ in waited_for)}",
+            f"the creation of the slot waits for {', '.join(whom for whom, _ in waited_for)}",
             f"let them end, or end them: {' '.join(remedy for _, remedy in waited_for)}",
         )
 

@@ -53,8 +53,8 @@ def column_types(site: Site) -> Iterator[Finding]:
     }
     for column, wanted in wrong.items():
         yield fail(
-            f"{site.described(column)} is {types.columns[column].name}, and no {wanted}",
-            f"make it a column of {wanted}; or cast it, in the query Endpoints of a mapping of your own",
+            f"{site.described(column)} is {types.columns[column].name}, not {wanted}",
+            f"change its type to {wanted}; or cast it, in the query Endpoints of a mapping of your own",
         )
     if not wrong:
         yield good("all columns are text, lists of text, or numbers")
@@ -68,11 +68,11 @@ def _lacks(column: str, of_column: KeyType) -> str | None:
     if category == _NOTHING:
         return None
     if column == "authorized_users":
-        return None if category == _LIST else "list of text"
+        return None if category == _LIST else "a list of text"
     if column in _LIMITS:
-        return None if category in (_NUMBER, _TEXT) else "number"
+        return None if category in (_NUMBER, _TEXT) else "a number"
     if column == "secret_key_required":
-        return None if category in (_BOOLEAN, _NUMBER, _TEXT) else "boolean"
+        return None if category in (_BOOLEAN, _NUMBER, _TEXT) else "a boolean"
     return None if category in (_TEXT, _ENUM, _NUMBER) or name == "uuid" else "text"
 
 
@@ -84,7 +84,7 @@ def limits(site: Site) -> Iterator[Finding]:
             sound = False
             yield warn(
                 f"{site.described(column)} is {of_column.name}: a limit beyond 32 bits is served as the"
-                " nearest within, and where it is no number the endpoint is left out",
+                " nearest one of 32 bits, and an endpoint whose limit is not a number is left out",
                 "make it INT; or keep such limits out by a CHECK",
             )
     if sound:

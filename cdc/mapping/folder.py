@@ -84,7 +84,7 @@ def folder_of(name_or_path: str) -> Path:
     if found:
         if not any((folder / file).exists() for file in _FILES):
             raise ConfigurationError(
-                f"MAPPING: the folder {folder} is no mapping: none of {', '.join(_FILES)} is in it;"
+                f"MAPPING: the folder {folder} is not a mapping: none of {', '.join(_FILES)} is in it;"
                 f" choose {', '.join(names)}, or a folder with these files"
             )
         return folder.resolve()

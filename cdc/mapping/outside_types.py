@@ -32,7 +32,7 @@ class OutsideType:
 
     def __str__(self) -> str:
         where = f"{self.column} is of type {self.name}, whose operators are in the schema {self.schema}"
-        return f"{where}, where {self.fault}: they could run in our name" if self.fault else where
+        return f"{where}, where {self.fault}: their code could run with our rights" if self.fault else where
 
 
 def search_path(types: Iterable[OutsideType]) -> str | None:

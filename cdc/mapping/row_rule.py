@@ -75,7 +75,7 @@ class Oddity:
         return self.reason in SERVED
 
 
-TWICE: Final = Oddity("twice", "another row has this endpoint_id as well, and says other things")
+TWICE: Final = Oddity("twice", "another row has the same endpoint_id and other values")
 
 
 class OddRow(Exception):  # noqa: N818 - it describes a row, not an error of ours
@@ -119,7 +119,7 @@ def limit(column: str, value: bytes | None) -> tuple[int, Oddity | None]:
     number = int(found.to_integral_value(ROUND_UP))
     if number == found:
         return number, None
-    return number, Oddity("fraction", f"{column} is {_shown(value)}, no whole number: served as {number}")
+    return number, Oddity("fraction", f"{column} is {_shown(value)}, not a whole number: served as {number}")
 
 
 def flag(column: str, value: bool | bytes | None) -> bool:
@@ -172,7 +172,7 @@ def check_text(column: str, values: Iterable[bytes]) -> None:
             try:
                 value.decode()
             except UnicodeDecodeError:
-                raise OddRow(Oddity("not_text", f"{column} is no text in the database's encoding")) from None
+                raise OddRow(Oddity("not_text", f"{column} is not text in the database's encoding")) from None
 
 
 def check_id(column: str, value: bytes | None) -> None:
@@ -201,7 +201,7 @@ def check_size(what: str, size: int) -> None:
 
     """
     if size > MESSAGE_BYTES:
-        raise OddRow(Oddity("too_large", f"{what} has {size:,} bytes, more than a message takes"))
+        raise OddRow(Oddity("too_large", f"{what} has {size:,} bytes, more than a message can have"))
 
 
 def shown(value: bytes | None) -> str:

@@ -57,7 +57,7 @@ def named_queries(text: str) -> dict[str, str]:
             raise ValueError(f"the line `{line[0].strip()}`: write it as `-- name: X :many`")
         name = named[1]
         if name in queries:
-            raise ValueError(f"the query {name} is there twice")
+            raise ValueError(f"there are two queries {name}")
         found = statements(text[line.end() : following.start() if following else None])
         if len(found) > 1:
             raise ValueError(

@@ -186,7 +186,7 @@ class Mirrored:
         store = self._store
         if (store.digest, len(store)) != (state.map.digest, state.map.count):
             self.point = None
-            raise SourceError("mirror", "the copy of the peer's map differs from it, and is fetched again")
+            raise SourceError("mirror", "our copy of the peer's map is not equal to it, and is fetched again")
         if state.owed != self._owed:
             self._owed = state.owed
             self._ledger.note(owed=state.owed)

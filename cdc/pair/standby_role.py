@@ -39,8 +39,8 @@ either.
 """
 TROUBLE = "peer"
 _OTHER = (
-    "the peer makes its map by another MAPPING, DB_SCHEMA or version: whoever takes over reads everything"
-    " before it serves; start both servers with the same ones"
+    "the peer's MAPPING, DB_SCHEMA or version differs from ours: after a takeover everything is read again"
+    " before clients are served; start both servers with the same ones"
 )
 
 

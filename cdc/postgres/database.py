@@ -418,7 +418,7 @@ class Read:
         header = rows.pop(0) if rows else (None,)
         if header[0] is None:
             self.close()
-            raise SourceError("no_evidence", "a re-query came without its snapshot: it cannot be trusted")
+            raise SourceError("no_evidence", "a re-query returned no snapshot, so it cannot be trusted")
         self.evidence = _evidence(header)
         self.complete = len(rows) < first
         """Whether all rows have been fetched from the server."""

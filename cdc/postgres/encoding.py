@@ -79,7 +79,7 @@ class Encoding:
         if codec is None:
             raise Refusal(
                 f"the database is in the encoding {name}, which cannot be decoded; copy it (pg_dump) into one"
-                " that is in UTF8"
+                " with the encoding UTF8"
             )
         pythons, postgres = _POSTGRES_READS.get(name, ("", ""))
         return cls(name, codec, str.maketrans(pythons, postgres), str.maketrans(postgres, pythons))

@@ -38,8 +38,11 @@ _ABOUT_DATA = ("22", "23", "P0")
 
 _WAITING_HELPS = {
     "57014": ("cancelled", "a query was cancelled or took too long"),
-    "55P03": ("locked", "somebody holds a lock on a table of the mapping"),
-    "40P01": ("deadlock", "a query was cancelled so that a session that locks the mapping's tables goes on"),
+    "55P03": ("locked", "another session holds a lock on a table of the mapping"),
+    "40P01": (
+        "deadlock",
+        "a query was cancelled so that a session that locks the mapping's tables can continue",
+    ),
     "40001": ("recovery_conflict", "a query was cancelled by recovery on the standby"),
     "53300": (
         "too_many_connections",
@@ -241,7 +244,7 @@ def _refused_remedy(
     if refused.code == _NO_RIGHT:
         return f"GRANT CONNECT ON DATABASE {database} TO {role};"
     if refused.code == "0A000" and "UTF8" in refused.text:  # only MULE_INTERNAL has no conversion
-        return "copy the database (pg_dump) into one that is in UTF8"
+        return "copy the database (pg_dump) into one with the encoding UTF8"
     if refused.code in _FROM_A_POOLER and decoding:
         return (
             f"give the server's own address in {setting}: most poolers, such as PgBouncer before 1.23, can be"

@@ -92,7 +92,7 @@ class Intake:
                 self._report_broken("pages are missing")
             case PageOutcome.MISMATCH:
                 self.received.mismatches += 1
-                self._report_broken("count or digest is not the leader's")
+                self._report_broken("our map's count or digest differs from the leader's")
 
     def head(self, word: Head, *, live: bool) -> None:
         """Apply a head of the leader; see `LeaderFreshness.heard` for ``live``."""

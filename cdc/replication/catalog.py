@@ -179,9 +179,9 @@ class Catalog:
         for table in self._mapping.reads:  # a signal table may be missing
             if table not in found:
                 raise Refusal(
-                    f"the mapping {self._mapping.name} needs the table {self._schema}.{table}, and there is"
-                    " none of that name (a view or a foreign table will not do, since the WAL has no rows of"
-                    " it): create it, or correct MAPPING and DB_SCHEMA"
+                    f"the mapping {self._mapping.name} needs the table {self._schema}.{table}, which does not"
+                    " exist (a view or a foreign table is not enough, since the WAL has no rows of it):"
+                    " create it, or correct MAPPING and DB_SCHEMA"
                 )
         names, rules = relations.names(), relations.rules(self._mapping.rules)
         if self._published:  # pgoutput sends NaN and infinity as text, not as null
@@ -222,7 +222,9 @@ class Catalog:
         ]
         wrong = fault(name, publication, wanted)
         if wrong is not None or publication is None:
-            raise SourceError("publication", f"{wrong}; run pads-cdc setup, or see what pads-cdc check says")
+            raise SourceError(
+                "publication", f"{wrong}; run pads-cdc setup, or run pads-cdc check for the remedy"
+            )
         return publication
 
     def look(self, database: Database) -> Relations:

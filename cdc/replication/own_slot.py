@@ -127,7 +127,7 @@ class OwnSlot:
         created, published_as = (None, None) if found else self._make(connection, cursor)
         slot = slot or self._find(cursor)
         if slot is None:
-            raise SourceError("slot_lost", f"the slot {self.name} vanished while it was made")
+            raise SourceError("slot_lost", f"the slot {self.name} disappeared while it was being created")
         stream = self._stream(cursor, slot)
         # A slot that is younger than the publication sends no changes from before the publication.
         suspects = Xid8(0) if not found and stream.published_as == published_as else stream.suspects
@@ -155,8 +155,8 @@ class OwnSlot:
         said = str(error).splitlines()[0]
         return SourceError(
             "publication",
-            f"the slot {self.name} holds changes from a time without the publication ({said}): once the"
-            " publication exists, the slot is made anew, and everything is read again",
+            f"the slot {self.name} holds changes from before the publication existed ({said}): once the"
+            " publication exists, a new slot is created, and everything is read again",
         )
 
     def ended(self, error: psycopg2.Error, confirmed: Lsn) -> None:
@@ -195,8 +195,8 @@ class OwnSlot:
             cursor.execute("SELECT pg_drop_replication_slot(%s)", (self.name,))
             self._observer.reconnecting(
                 "slot_lost",
-                f"the slot {self.name} cannot be read ({why}), and has retained {retained >> 20} MB,"
-                " more than MAX_RETAINED_WAL: it is dropped now, and made anew as soon as that is possible",
+                f"the slot {self.name} cannot be read ({why}), and retains {retained >> 20} MB, more than"
+                " MAX_RETAINED_WAL: it is dropped now, and a new one is created as soon as possible",
             )
 
     def _find(self, cursor: ReplicationCursor) -> SlotState | None:
@@ -243,8 +243,8 @@ class OwnSlot:
             )
         if slot.synced:
             raise SlotHeld(
-                f"the slot {self.name} is a standby's copy of its primary's: it can be read once the standby"
-                " is promoted; until then the primary's is the one to read",
+                f"the slot {self.name} is a standby's copy of its primary's slot, and cannot be read before"
+                " the standby is promoted; until then read the primary's slot",
                 slot.active_pid,
             )
 
@@ -263,13 +263,13 @@ class OwnSlot:
         if len(self._remade) >= _REMAKES:
             raise SourceError(
                 "slot_lost",
-                f"the slot {self.name} {what}; it was made anew {_REMAKES} times within an hour already, and"
-                " the next time is later: find the cause, or raise max_slot_wal_keep_size if WAL was removed",
+                f"the slot {self.name} {what}; it was created again {_REMAKES} times in the last hour, so we"
+                " wait: find the cause, or raise max_slot_wal_keep_size if WAL was removed",
             )
         self._remade.append(now)
         cursor.execute("SELECT pg_drop_replication_slot(%s)", (self.name,))
         self._unpublished = False
-        self._observer.reconnecting("slot_lost", f"the slot {self.name} {what}; making a new one")
+        self._observer.reconnecting("slot_lost", f"the slot {self.name} {what}; we create a new one")
 
     def _make(
         self, connection: LogicalReplicationConnection, cursor: ReplicationCursor
@@ -306,8 +306,8 @@ class OwnSlot:
         name = quote_ident(self.name, connection)
         if standby and self._failover:
             raise Refusal(
-                "SLOT_FAILOVER: a slot that is made on a standby is no failover slot; give the primary in"
-                " POSTGRES_CONNECTION_STRING (all hosts, with target_session_attrs=primary), or"
+                "SLOT_FAILOVER: a slot that is created on a standby cannot be a failover slot; give the"
+                " primary in POSTGRES_CONNECTION_STRING (all hosts, with target_session_attrs=primary), or"
                 " SLOT_FAILOVER=false"
             )
         failover = ", FAILOVER true" if self._failover else ""

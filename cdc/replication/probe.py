@@ -165,9 +165,9 @@ class Probe(Asking):
             self._observer.trouble(_TROUBLE, None)
             return
         whom = "; ".join(one for one, _ in ask(connection, self._queries["OldestTransactions"]))
-        text = f"the slot is made once these have ended: {whom or 'transactions that are not shown to us'}"
+        text = f"the slot is created once these end: {whom or 'transactions that we may not see'}"
         if ask(connection, self._queries["InRecovery"]) == [(True,)]:
-            text = f"the slot is made once the primary has logged its running transactions, {self._say_how()}"
+            text = f"the slot is created once the primary logs its running transactions, {self._say_how()}"
         self._observer.trouble(_TROUBLE, text)
 
     def _say_how(self) -> str:

@@ -174,9 +174,7 @@ class _Planner:
         more = [column for column in published.columns if column not in needless]
         if not more:
             return
-        fault = (
-            f"the publication {self._name} sends {', '.join(more)} of {leaf.name}, which nobody here needs"
-        )
+        fault = f"the publication {self._name} sends {', '.join(more)} of {leaf.name}, which we do not need"
         if full:
             fault = f"{fault}: REPLICA IDENTITY FULL allows no list of columns"
             yield Repair(Kind.MORE, fault, _other_identity(leaf), by_hand=True)
@@ -200,8 +198,8 @@ class _Planner:
             why, remedy = "unless it is STORED", f"make {column} a STORED one"
         return Repair(
             Kind.MISSED,
-            f"the publication {self._name} cannot have {column} of {leaf.name}, a generated column: pgoutput"
-            f" sends none {why}",
+            f"the publication {self._name} cannot have {column} of {leaf.name}, a generated column, which"
+            f" pgoutput does not send {why}",
             remedy,
             by_hand=True,
         )

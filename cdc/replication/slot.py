@@ -328,7 +328,7 @@ class SlotReader(threading.Thread):
         """
         self.silence = feedback.silence
         if self.silence > _SILENCE and time.monotonic() - self._at_work_at > _EVIDENCE:
-            raise SourceError("stalled", f"no sign of life from the server for {_SILENCE + ASK:.0f} s")
+            raise SourceError("stalled", f"the server has sent nothing for {_SILENCE + ASK:.0f} s")
 
     def _take(self, message: ReplicationMessage, stream: SlotStream, feedback: Feedback) -> None:
         raw, transaction = message.payload, None

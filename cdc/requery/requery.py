@@ -644,7 +644,7 @@ class Requery:
         if tables != self._lossy:
             self._lossy = tables
             lacks = f"the stream lacks {' and '.join(tables)}"
-            text = f"{lacks}: the mapping is polled meanwhile; see pads-cdc check"
+            text = f"{lacks}: until this is corrected, the mapping is polled; see pads-cdc check"
             self._observer.trouble(_LOSSY, text if tables else None)
 
     def _report_refused(self, tables: list[str]) -> None:

@@ -442,7 +442,7 @@ def _errors(path: Path) -> Iterator[None]:
         raise StateFileError(f"the state file {path} cannot be used: {error}; {_remedy(path)}") from error
     except _Unusable as error:
         raise StateFileError(
-            f"the state file {path} cannot be used: a checksum is off; {_remedy(path)}"
+            f"the state file {path} cannot be used: a checksum is wrong; {_remedy(path)}"
         ) from error
     except (sqlite3.Error, OSError) as error:
         text = error.strerror if isinstance(error, OSError) else error

@@ -99,7 +99,7 @@ class EndpointFeed:
 
         """
         if not targets:
-            raise ValueError("no target given: where is the server?")
+            raise ValueError("no target is given")
         self._targets = targets
         self._client_id = client_id
         self._credentials = credentials
@@ -379,7 +379,7 @@ class EndpointFeed:
             return ()
         token = self._bearer()
         if not token.isascii() or not token.isprintable():
-            raise ValueError("the token has characters that no header can carry")
+            raise ValueError("the token has characters that are not allowed in a header")
         return (("authorization", f"Bearer {token}"),)
 
     def _received(self, raw: bytes) -> pb.WatchResponse:

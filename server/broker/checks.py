@@ -73,8 +73,9 @@ async def _ask(client: Client, settings: Serving) -> AsyncIterator[tuple[str, Fi
         yield (
             "broker_stream",
             warn(
-                f"there is no stream {stream.name} yet: the first server with BROKER_URL makes it, if it may",
-                "pads-cdc setup, with the same BROKER_URL, makes it beforehand",
+                f"there is no stream {stream.name} yet: the first server with BROKER_URL creates it, if its"
+                " user may do so",
+                "pads-cdc setup, with the same BROKER_URL, creates it beforehand",
             ),
         )
     else:
@@ -96,9 +97,9 @@ def _version(client: Client) -> Finding:
 
 def _size(who: str, most: int, remedy: str) -> Finding:
     if most < LEAST_MESSAGE:
-        return fail(f"{who} takes messages of {most} bytes at most: we need {LEAST_MESSAGE}", remedy)
+        return fail(f"{who} takes messages of up to {most} bytes: we need {LEAST_MESSAGE}", remedy)
     if most < PAYLOAD:
-        return warn(f"{who} takes messages of {most} bytes at most: relays get changes more slowly", remedy)
+        return warn(f"{who} takes messages of up to {most} bytes: relays get changes more slowly", remedy)
     return good(f"messages may have {most} bytes")
 
 

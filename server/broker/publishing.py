@@ -274,7 +274,7 @@ class Publishing(Reconnecting):
         self.published.fenced += 1
         self._observer.trouble(
             FENCED,
-            f"another server publishes to the stream {self._stream_name}: we stand back until we get the slot"
+            f"another server publishes to the stream {self._stream_name}: we stop until we get the slot"
             " again; give each database and mapping a BROKER_STREAM of its own",
         )
         _log.warning("fenced", stream=self._stream_name)
@@ -379,7 +379,7 @@ def _room(client: Client, config: StreamConfig) -> int:
         most = min(most, config.max_msg_size)
     if most < LEAST_MESSAGE:
         raise BrokerError(
-            f"the broker takes messages of {most} bytes at most, and we need {LEAST_MESSAGE}; raise its"
+            f"the broker takes messages of up to {most} bytes, and we need {LEAST_MESSAGE}; raise its"
             f" max_payload, or the max_msg_size of the stream {config.name}"
         )
     return min(most, _MESSAGE_BYTES) - _AROUND_PAGE

@@ -190,7 +190,7 @@ class Reading(Reconnecting):
             self._unproved = False
             if (sequence, message.data) != self._newest:
                 self._newest = None
-                raise BrokerError("the stream was purged, or is another one: it is read from its beginning")
+                raise BrokerError("the stream was purged or replaced: it is read from its beginning")
         return False
 
     async def _ask_for_generation(self, client: Client, stream: PageStream) -> None:

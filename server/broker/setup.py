@@ -41,6 +41,6 @@ async def _make(settings: Serving, *, dry_run: bool) -> None:
                 await stream.correct(info.config, changes)
         else:
             subjects = ", ".join(stream.config().subjects or ())
-            click.echo(f"-- the stream {stream.name} is made, with subjects {subjects}")
+            click.echo(f"-- the stream {stream.name} is created, with the subjects {subjects}")
             if not dry_run:
                 await stream.make(settings.broker_replicas)

@@ -240,7 +240,7 @@ def unfit(config: StreamConfig, wanted: StreamConfig) -> list[tuple[str, str]]:
     elif not config.allow_rollup_hdrs:
         found.append((f"the stream {name} does not let a head take the place of another", CORRECT))
     if config.retention not in (None, RetentionPolicy.LIMITS):
-        found.append((f"the stream {name} forgets a page once somebody has read it", ANEW))
+        found.append((f"the stream {name} removes a page once it has been read", ANEW))
     if config.no_ack:
         found.append((f"the stream {name} acknowledges nothing", CORRECT))
     return found

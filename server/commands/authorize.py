@@ -87,7 +87,7 @@ def authorize(settings: AuthorizeSettings, flags: Mapping[str, object]) -> int:
 def _warn(settings: AuthorizeSettings) -> None:
     if settings.rate_limit == "local" and settings.workers > 1:
         _log.warning(
-            "RATE_LIMIT=local counts in each worker by itself", most=f"{settings.workers} times the limit"
+            "with RATE_LIMIT=local each worker counts separately", most=f"{settings.workers} times the limit"
         )
     if settings.jwt_subject_header is None:
         _log.info("JWT_SUBJECT_HEADER is not set: endpoints that ask for a JWT are refused")

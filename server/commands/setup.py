@@ -94,7 +94,7 @@ def setup(target: Target, role_file: str | None) -> int:
     _found(site)
     role = DatabaseRole.ask(site, target.role)
     if setup_plan.publishes(site) and site.chosen is None:
-        _note(f"wal2json is not loaded ({_why(site)}): pgoutput is going to decode, by the publication")
+        _note(f"wal2json is not loaded ({_why(site)}): pgoutput will be used, with the publication")
     connection = site.source.connect()
     try:
         file = RoleFile.of(role_file, target.role, connection) if role_file else None
@@ -217,8 +217,8 @@ def _blame_event_trigger(error: PadsCdcError, site: Site) -> None:
     if triggers:
         off, on = (" ".join(statements) for statements in zip(*triggers, strict=True))
         raise Refusal(
-            f"an event trigger of this database refuses that: {cause.diag.message_primary}; let it pass, or"
-            f" switch it off for as long as this takes: {off} (and then {on})"
+            f"an event trigger of this database refuses a statement: {cause.diag.message_primary}; change the"
+            f" trigger, or switch it off during the setup: {off} (and then {on})"
         ) from error
 
 
@@ -257,7 +257,7 @@ def _advise(site: Site, target: Target, file: RoleFile | None) -> None:
     _note(f"no other line should match {target.role}: with REPLICATION, a line for the database")
     _note('"replication" would let it copy the whole cluster')
     if file is None:
-        _note(f"{target.role} gets no password from here: give --role-file, or authenticate it otherwise")
+        _note(f"{target.role} has been given no password: use --role-file, or authenticate it in another way")
     else:
         _note(f"next: POSTGRES_CONNECTION_STRING_FILE={shlex.quote(str(file.path))} pads-cdc check")
 

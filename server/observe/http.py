@@ -153,7 +153,7 @@ def _not_http(record: logging.LogRecord) -> bool:
     if not isinstance(error, HttpProcessingError):
         return True
     peer = record.args[0] if isinstance(record.args, tuple) and record.args else None
-    _log.warning("no HTTP/1.1 request; if it was a gRPC client, that belongs on PORT", peer=peer)
+    _log.warning("not an HTTP/1.1 request; a gRPC client must connect to PORT instead", peer=peer)
     return False
 
 

@@ -25,10 +25,10 @@ _FIRST_SECONDS: Final = 10.0
 READY_SECONDS: Final = 30.0
 """Seconds that a call waits for the first complete map before it ends with UNAVAILABLE."""
 NOT_READY: Final = "no complete map has been loaded yet; try again"
-STANDING_BY: Final = "this server stands by for its peer, which serves; connect to that one"
+STANDING_BY: Final = "this server stands by while its peer serves clients; connect to the peer"
 SHUTTING_DOWN: Final = "the server is shutting down; reconnect"
 OTHER_MAP: Final = (
-    "the map here was replaced, or this stream stood still for too long; reconnect, with the token"
+    "the server has replaced its map, or this stream was stalled for too long; reconnect with the token"
 )
 
 

@@ -80,13 +80,13 @@ def parse(content: bytes) -> Tokens:
             )
         if len(token) < MIN_LENGTH:
             raise ConfigurationError(
-                f"{where}: the token is below {MIN_LENGTH} characters; make one by openssl rand -hex 32"
+                f"{where}: the token has fewer than {MIN_LENGTH} characters; make one: openssl rand -hex 32"
             )
         if _TOKEN.fullmatch(token) is None:
             raise ConfigurationError(f"{where}: the token is not 32 to 512 of A-Z, a-z, 0-9 and ._~+/-")
         digest = _digest(token)
         if digest in tokens:
-            raise ConfigurationError(f"{where}: the token stands in the file twice; each client gets its own")
+            raise ConfigurationError(f"{where}: the token is in the file twice; give each client its own")
         tokens[digest] = AcceptedToken(name, digest)
     if not tokens:
         raise ConfigurationError(f"{SETTING}: holds no token; add a line name:token for each client")

@@ -142,7 +142,7 @@ async def _look(files: Reloaded[Any]) -> bool:
 
 
 def _kept(fault: str | None) -> str | None:
-    return None if fault is None else f"{fault}; what was read before stays in use"
+    return None if fault is None else f"{fault}; the previous content stays in use"
 
 
 def _certificates(settings: _Settings) -> Reloaded[Certificates] | None:

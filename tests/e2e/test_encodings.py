@@ -164,9 +164,9 @@ def serves_text(made: Encoded, serve: Callable[[Database], Server], gateway: Gat
         )
         wait_odd(
             server,
-            "odd plan (plan_type is no text",
-            "odd key (secret_key is no text",
-            "(endpoint_id is no text",
+            "odd plan (plan_type is not text",
+            "odd key (secret_key is not text",
+            "(endpoint_id is not text",
         )
         made.execute(f"UPDATE pay_plans SET throughput_limit = 8 WHERE plan_type = {no_text}")
         made.execute("UPDATE pay_plans SET throughput_limit = 10")
@@ -217,7 +217,7 @@ def test_an_encoding_that_cannot_be_decoded_is_refused_by_its_name(
             done = pads_cdc("serve", POSTGRES_CONNECTION_STRING=database.url(), PORT="0", METRICS_PORT="0")
             assert done.returncode == 1
             assert name in done.stderr
-            assert "(pg_dump) into one that is in UTF8" in done.stderr
+            assert "(pg_dump) into one with the encoding UTF8" in done.stderr
         finally:
             with closing(psycopg2.connect(cluster.url())) as session:
                 session.autocommit = True

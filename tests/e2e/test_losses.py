@@ -419,7 +419,7 @@ def test_a_view_in_place_of_a_table_is_named(rig: Rig) -> None:
     )
 
     def named() -> bool:
-        return "public.pay_plans, and there is none of that name (a view" in rig.server.get("/healthz")[1]
+        return "public.pay_plans, which does not exist (a view" in rig.server.get("/healthz")[1]
 
     wait_until(named, "it says that a view will not do")
     rig.still_serves()

@@ -138,12 +138,12 @@ ODD_IDS = {
     "an empty one": ("INSERT INTO endpoints (id) VALUES ('')", "(empty) (endpoint_id is empty)", "id = ''"),
     "one that is too long": (
         "INSERT INTO endpoints (id) VALUES (repeat('i', 5 << 20))",
-        "iiii... (endpoint_id has 5,242,880 bytes, more than a message takes)",
+        "iiii... (endpoint_id has 5,242,880 bytes, more than a message can have)",
         "length(id) > 1000",
     ),
     "one that is there twice": (
         "INSERT INTO endpoints (id, secret_key, required) VALUES ('app_7', 'other', true)",
-        "app_7 (another row has this endpoint_id as well",
+        "app_7 (another row has the same endpoint_id",
         "secret_key = 'other'",
     ),
     "one with too long a key": (

@@ -202,7 +202,10 @@ def test_an_event_trigger_that_refuses_setup(database: Database, pads_cdc: Comma
     arguments = ("setup", "--role", f"{database.name}_role_service")
     done = pads_cdc(*arguments, ADMIN_CONNECTION_STRING=database.url())
     assert done.returncode == 1
-    assert "an event trigger of this database refuses that: no change of the schema before Mon" in done.stderr
+    assert (
+        "an event trigger of this database refuses a statement: no change of the schema before Mon"
+        in done.stderr
+    )
     off, on = SQL.findall(done.stderr)
     database.execute(off)
     done = pads_cdc(*arguments, ADMIN_CONNECTION_STRING=database.url())
@@ -301,7 +304,7 @@ def test_a_slot_on_a_standby_is_no_failover_slot(
     given = {"SLOT_FAILOVER": "true", "PORT": "0", "METRICS_PORT": "0", "PLUGIN": primary.plugin}
     done = pads_cdc("serve", POSTGRES_CONNECTION_STRING=standby.url(), **given)
     assert done.returncode == 1
-    assert "no failover slot; give the primary in POSTGRES_CONNECTION_STRING" in done.stderr
+    assert "cannot be a failover slot; give the primary in POSTGRES_CONNECTION_STRING" in done.stderr
     serve(standby, SLOT_FAILOVER="false").wait_ready().stop()
     hosts = make_dsn(
         primary.url(), host="127.0.0.1,127.0.0.1", port=f"{standby17.primary.port},{standby17.standby.port}"

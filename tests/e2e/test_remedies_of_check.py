@@ -172,7 +172,7 @@ def test_what_a_table_lacks(
             UPDATE pay_plans SET monthly_relay_limit = 5000000000
             """,
             "odd_rows",
-            "mend them, and keep such values out by a type or a CHECK",
+            "correct them, and prevent such values by a type or a CHECK",
             """
             UPDATE pay_plans SET monthly_relay_limit = 5;
             ALTER TABLE pay_plans ADD CHECK (monthly_relay_limit < 2147483648)
@@ -181,7 +181,7 @@ def test_what_a_table_lacks(
         (
             "ALTER TABLE portal_application_settings ALTER secret_key TYPE BYTEA USING secret_key::BYTEA",
             "column_types",
-            "make it a column of text",
+            "change its type to text",
             "ALTER TABLE portal_application_settings ALTER secret_key TYPE TEXT USING 'as before'",
         ),
         (
@@ -305,7 +305,7 @@ def test_a_slot_that_was_lost(
     status = "SELECT wal_status FROM pg_replication_slots"
     wait_until(lambda: database.value(status) == "lost", "the slot is lost")
     finding = check(database, MAX_RETAINED_WAL="32MB").the("slot", "warn")
-    assert "the server drops it, makes it anew" in finding.text
+    assert "the server drops it, creates a new one" in finding.text
     assert finding.remedy == "see max_slot_wal_keep_size and standby"
     serve(database, MAX_RETAINED_WAL="32MB").wait_ready()
     wait_until(lambda: database.value(status) == "reserved", "it is made anew")

@@ -234,17 +234,17 @@ CASES = {
     "ids of an enum": (alike(id="enum"), None),
     "ids of a domain of citext": (alike(id="domain of citext"), None),
     "ids of json": (alike(id="json"), "json = json, in: ON settings.application_id = applications.id"),
-    "ids of jsonb": (alike(id="jsonb"), "is jsonb, and no text"),
-    "ids of lists": (alike(id="list"), "is text[], and no text"),
+    "ids of jsonb": (alike(id="jsonb"), "is jsonb, not text"),
+    "ids of lists": (alike(id="list"), "is text[], not text"),
     "keys of bytea": (
         alike(key="bytea"),
-        "secret_key, from portal_application_settings.secret_key, is bytea, and no text",
+        "secret_key, from portal_application_settings.secret_key, is bytea, not text",
     ),
-    "keys of jsonb": (alike(key="jsonb"), "is jsonb, and no text"),
+    "keys of jsonb": (alike(key="jsonb"), "is jsonb, not text"),
     "plans of a domain of an enum": (alike(plan="domain of enum"), "feeling = public.feeling"),
     "limits of money": (
         alike(limit="money"),
-        "capacity_limit, from pay_plans.monthly_relay_limit, is money, and no number",
+        "capacity_limit, from pay_plans.monthly_relay_limit, is money, not a number",
     ),
     "accounts of uuid, applications of text": (Columns(account="uuid"), "operator does not exist"),
 }

@@ -271,7 +271,7 @@ def test_optional_columns_are_found_by_name_and_may_be_few() -> None:
 
 def test_a_period_that_is_none_has_no_meaning() -> None:
     encode_more = encoder([*COLUMNS, "capacity_limit_period"])
-    with pytest.raises(OddRow, match="neither day, week, month, year nor NULL") as odd:
+    with pytest.raises(OddRow, match="not day, week, month, year or NULL") as odd:
         encode_more(("app", None, None, None, None, None, 1, 2, "MONTHLY"))
     assert odd.value.payload is None
     assert odd.value.named

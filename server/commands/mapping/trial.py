@@ -34,7 +34,7 @@ DATABASE: Final = "--database"
 """The name of the connection string in messages."""
 
 
-_NOT_BEFORE: Final = Finding(Verdict.SKIP, "not asked before the failed checks above pass")
+_NOT_BEFORE: Final = Finding(Verdict.SKIP, "skipped until the failed checks above pass")
 
 
 def test(name_or_path: str, given: ConnectionString | None, schema: str, *, as_json: bool) -> int:

@@ -184,7 +184,7 @@ def test_a_migration_goes_first(database: Database) -> None:
     """Its lock is waited for as long as by any read of ours, and the check is to be made again."""
     with database.connect().cursor() as other:
         other.execute("BEGIN; LOCK TABLE accounts")
-        with pytest.raises(SourceError, match="somebody holds a lock"):
+        with pytest.raises(SourceError, match="another session holds a lock"):
             found(database.url())
         other.execute("ROLLBACK")
 

@@ -99,7 +99,9 @@ def test_no_such_mapping_says_which_there_are() -> None:
 
 
 def test_a_folder_that_is_no_mapping(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"MAPPING: the folder .* is no mapping: .* choose grove, "):
+    with pytest.raises(
+        ConfigurationError, match=r"MAPPING: the folder .* is not a mapping: .* choose grove, "
+    ):
         load(str(tmp_path))
 
 
@@ -231,7 +233,11 @@ def test_a_mapping_reads_something(own: Path) -> None:
     [
         ("-- name: Endpoints :many", "-- name: All :many", "needs a query Endpoints"),
         ("NULL::TEXT[]", "@keys", "needs a query Endpoints without parameters"),
-        ("-- name: Endpoints :many", "-- name: EndpointsOfPlans :many", "EndpointsOfPlans is there twice"),
+        (
+            "-- name: Endpoints :many",
+            "-- name: EndpointsOfPlans :many",
+            "there are two queries EndpointsOfPlans",
+        ),
         (
             "-- name: Endpoints :many",
             "-- name: Endpoints :one",

@@ -36,7 +36,7 @@ def test_queries_have_names() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("-- name: A :many\nSELECT 1;\n-- name: A :many\nSELECT 2;", "A is there twice"),
+        ("-- name: A :many\nSELECT 1;\n-- name: A :many\nSELECT 2;", "there are two queries A"),
         ("-- name: A :many\nSELECT 1; SELECT 2;", "statement after the query A, `SELECT 2...`, has no name"),
         ("-- name: A :many\n-- only words", "A has no statement"),
         ("SELECT 1;\n-- name: A :many\nSELECT 2;", "the first statement has no name"),

@@ -70,7 +70,7 @@ def test_setup_makes_the_stream_that_check_wants(
     )
     given = {"ADMIN_CONNECTION_STRING": database.url(), "BROKER_URL": nats.url}
     dry = pads_cdc("setup", "--dry-run", **given)
-    assert "-- the stream pads_cdc is made, with subjects pads_cdc.page, pads_cdc.head\n" in dry.stdout
+    assert "-- the stream pads_cdc is created, with the subjects pads_cdc.page, pads_cdc.head\n" in dry.stdout
     assert check(database, BROKER_URL=nats.url).the("broker_stream", "warn")
     assert pads_cdc("setup", **given).returncode == 0
     report = check(database, BROKER_URL=nats.url)
@@ -87,8 +87,8 @@ def test_setup_makes_the_stream_that_check_wants(
         (right(allow_rollup_hdrs=False), "fail", "let a head take the place"),
         pytest.param(right(max_age=60.0), "fail", "by age or number", marks=pytest.mark.soak),
         pytest.param(right(max_msgs=100), "fail", "by age or number", marks=pytest.mark.soak),
-        pytest.param(right(max_msg_size=1_000), "fail", "1000 bytes at most", marks=pytest.mark.soak),
-        pytest.param(right(max_msg_size=8_000), "warn", "8000 bytes at most", marks=pytest.mark.soak),
+        pytest.param(right(max_msg_size=1_000), "fail", "of up to 1000 bytes", marks=pytest.mark.soak),
+        pytest.param(right(max_msg_size=8_000), "warn", "of up to 8000 bytes", marks=pytest.mark.soak),
         pytest.param(
             right(subjects=["pads_cdc.page"]),
             "fail",

@@ -139,7 +139,7 @@ def test_a_remedy_mends_what_was_found(
             "DROP TABLE portal_application_changes",
             "tables",
             "pass",
-            "its 4 tables in public; portal_application_changes is not heard",
+            "its 4 tables in public; portal_application_changes is not followed",
         ),
         (
             "ALTER TABLE pay_plans RENAME TO plans; CREATE VIEW pay_plans AS SELECT * FROM plans",
@@ -221,7 +221,7 @@ def test_a_remedy_mends_what_was_found(
             "ALTER TABLE portal_application_settings ALTER secret_key TYPE BYTEA USING secret_key::BYTEA",
             "column_types",
             "fail",
-            "secret_key, from portal_application_settings.secret_key, is bytea, and no text",
+            "secret_key, from portal_application_settings.secret_key, is bytea, not text",
         ),
     ],
 )
@@ -301,7 +301,7 @@ def test_checks_that_cannot_be_made_are_one_line(
     assert failed.endswith("Connection refused (POSTGRES_CONNECTION_STRING_FILE)")
     assert "correct host and port in POSTGRES_CONNECTION_STRING_FILE" in remedy
     number = len(NECESSARY) + len(FURTHER) - 2
-    assert skipped == f"skip  {number} checks: not asked before connection passes"
+    assert skipped == f"skip  {number} checks: skipped until connection passes"
     assert len(done.stdout.splitlines()) <= 6
     assert counts.endswith(f"{number} skip")
 

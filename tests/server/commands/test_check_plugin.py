@@ -106,7 +106,7 @@ def test_auto_keeps_the_plugin_of_the_slot(ready: Database, check: Check, plugin
     assert check(ready, PLUGIN="auto").code == (plugin == "pgoutput")
     other = "pgoutput" if plugin == "wal2json" else "wal2json"
     finding = check(ready, PLUGIN=other).the("slot", "fail")
-    assert f"for the plugin {plugin}, and not ours" in finding.text
+    assert f"is not ours: it is logical, for the plugin {plugin}" in finding.text
     assert f"PLUGIN={plugin}" in finding.remedy
 
 

@@ -264,7 +264,7 @@ def test_types_and_columns_that_are_not_there(empty: Database, own: Path) -> Non
         own / "queries.sql", ("tiers.calls_a_second AS throughput_limit", "teams.closed AS throughput_limit")
     )
     [(check, fault, _)] = wrong(on_scratch(own, empty.url(), "public"))
-    assert (check, fault.split(" is ")[1]) == ("column_types", "boolean, and no number")
+    assert (check, fault.split(" is ")[1]) == ("column_types", "boolean, not a number")
     edit(own / "queries.sql", ("teams.closed AS throughput_limit", "tiers.calls_a_second"))
     [(check, fault, remedy)] = wrong(examine(own, address(empty), "public"))
     assert (check, fault) == ("statements", "the query Endpoints returns no column throughput_limit")
@@ -323,12 +323,12 @@ def test_a_query_that_can_use_no_index_is_named(empty: Database, own: Path) -> N
     [(check, fault, _)] = wrong(on_scratch(own, empty.url(), "public"), Verdict.WARN)
     assert (check, fault.partition(":")[0]) == (
         "indexes",
-        "the query EndpointsOfTeams can use no index to find rows of tokens",
+        "the query EndpointsOfTeams has no index to find rows of tokens",
     )
     (own / "setup.sql").write_text("")
     empty.execute("DROP SCHEMA public CASCADE")
     faults = [fault for _, fault, _ in wrong(on_scratch(own, empty.url(), "public"), Verdict.WARN)]
-    named = {name for fault in faults for name in re.findall(r"the query (\w+) can use no index", fault)}
+    named = {name for fault in faults for name in re.findall(r"the query (\w+) has no index", fault)}
     assert named == {"EndpointsOfTeams", "EndpointsOfTiers"}
 
 
@@ -358,7 +358,8 @@ def test_views_and_functions(empty: Database, own: Path) -> None:
     assert any("reads slow_tiers" in fault and "a view" in fault for fault in faults)
     [(_, unknown, _)] = wrong(found, Verdict.WARN)
     assert (
-        unknown == "the query Endpoints calls public.nobody_knows(), and nobody knows what a function reads"
+        unknown
+        == "the query Endpoints calls public.nobody_knows(), and it is unknown what this function reads"
     )
 
 
@@ -411,7 +412,7 @@ def test_who_waits_for_a_lock_gives_up(empty: Database, own: Path) -> None:
     scratch.fill(empty.url(), own, "public")
     with empty.connect().cursor() as other:
         other.execute("BEGIN; LOCK TABLE teams")
-        with pytest.raises(SourceError, match="somebody holds a lock"):
+        with pytest.raises(SourceError, match="another session holds a lock"):
             list(examine(own, address(empty), "public"))
         other.execute("ROLLBACK")
 

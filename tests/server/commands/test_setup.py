@@ -224,7 +224,7 @@ def test_no_identity_is_chosen_with_which_others_publications_would_refuse_updat
     admin.setup()
     database.execute(UPDATE)
     finding = check(database).the("replica_identity", "warn")
-    assert finding.remedy.startswith("leave it so while the publication theirs does not send")
+    assert finding.remedy.startswith("change nothing while the publication theirs does not send")
     database.set_up(load("grove"))
     database.execute(UPDATE)
     database.execute("DROP PUBLICATION theirs")
@@ -308,7 +308,7 @@ def test_a_lock_that_cannot_be_had_is_one_line_and_the_next_run_goes_on(admin: A
         with repeated(admin.database.url(), "UPDATE portal_application_settings SET id = id WHERE id = 0"):
             failed = admin.run("setup", "--role-file", str(admin.role_file))
         assert failed.returncode == 1
-        assert failed.stderr.startswith("pads-cdc: somebody holds a lock")
+        assert failed.stderr.startswith("pads-cdc: another session holds a lock")
         assert failed.stderr.count("\n") == 1
         cursor.execute("ROLLBACK")
     assert admin.setup()[-1].startswith("ALTER TABLE public.portal_application_settings REPLICA IDENTITY")
@@ -359,7 +359,7 @@ def test_a_role_that_was_there_stays(admin: Admin) -> None:
     assert done.returncode == 0, done.stderr
     assert f'ALTER ROLE "{admin.role}" LOGIN;' in done.stdout
     assert f'ALTER ROLE "{admin.role}" REPLICATION;' in done.stdout
-    assert "gets no password from here" in done.stdout
+    assert "has been given no password" in done.stdout
     done = admin.run("teardown")
     assert f"-- the role {admin.role} stays, with its rights: setup did not make it" in done.stdout
     assert admin.database.value("SELECT count(*) FROM pg_roles WHERE rolname = %s", (admin.role,)) == 1

@@ -110,7 +110,7 @@ def test_the_metrics_port_is_no_grpc_and_that_is_one_line_here_and_there(
         assert command.end() == 1
         [line] = command.errors
         assert line.startswith("pads-cdc: that is not gRPC: is it the metrics port?")
-    said = server.wait_log("no HTTP/1.1 request; if it was a gRPC client, that belongs on PORT")
+    said = server.wait_log("not an HTTP/1.1 request; a gRPC client must connect to PORT instead")
     assert (said["level"], said["peer"]) == ("warning", "127.0.0.1")
     assert "exception" not in said
     assert "Traceback" not in server.output

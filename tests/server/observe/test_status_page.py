@@ -395,7 +395,7 @@ def test_a_slot_that_is_gone_and_cannot_be_made_says_who_is_in_the_way(rig: Rig,
             return True
 
         wait_until(drop, "the slot is dropped")
-        rig.browser.wait_text("No usable slot", "polling", "the slot is made once these have ended")
+        rig.browser.wait_text("No usable slot", "polling", "the slot is created once these end")
         keep(rig.browser, "lost-slot", tmp_path)
         rig.database.execute("DELETE FROM portal_applications WHERE id = 'app_21'")
         rig.browser.wait_text("1,997")

@@ -52,13 +52,13 @@ def test_tokens_are_found_by_the_whole_token_only() -> None:
         (f":{A}", "line 2 is not name:token"),
         (f"two words:{A}", "line 2 is not name:token"),
         (f"{'n' * 65}:{A}", "line 2 is not name:token"),
-        (f"name:{A[:-1]}", "line 2: the token is below 32"),
-        ("name:", "line 2: the token is below 32"),
+        (f"name:{A[:-1]}", "line 2: the token has fewer than 32"),
+        ("name:", "line 2: the token has fewer than 32"),
         (f"name:{A} {B}", "line 2: the token is not"),
         (f"name:Bearer {B}", "line 2: the token is not"),
         (f"name:{'é' * 32}", "line 2: the token is not"),
         (f"name:{'x' * 513}", "line 2: the token is not"),
-        (f"other:{B}\n#\nagain:{B}", "line 4: the token stands in the file twice"),
+        (f"other:{B}\n#\nagain:{B}", "line 4: the token is in the file twice"),
     ],
 )
 def test_a_bad_line_is_told_by_its_number_and_never_quoted(line: str, said: str) -> None:

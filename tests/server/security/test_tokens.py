@@ -290,7 +290,7 @@ def test_what_is_wrong_with_the_file_is_told_and_the_old_tokens_stay(server: Ser
 
         good = tokens.read_text()
         tokens.write_text(f"gateway-b:{B}\ngateway-a:{A[:20]}")
-        told("line 2: the token is below 32 characters")
+        told("line 2: the token has fewer than 32 characters")
         tokens.write_text("")
         told("holds no token")
         tokens.write_text(good)
