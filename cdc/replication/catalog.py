@@ -228,8 +228,8 @@ class Catalog:
         return publication
 
     def look(self, database: Database) -> Relations:
-        """Return the current definitions. If the stream can continue with them, note them as the stream's. A
-        reconcile must follow, because of changes that do not need a new stream.
+        """Return the current definitions, and adopt them for the stream if it can continue with them. The
+        caller must reconcile: even then a change of a definition may have changed endpoints.
         """
         relations, rules, streamed = self.ask(database), self._mapping.rules, self._streamed
         database.forget_types()

@@ -31,7 +31,7 @@ class Reads(Protocol):
 
 
 class Throttle:
-    """Makes the pauses between short reads. Not thread-safe."""
+    """Decides how long to pause between short reads. Not thread-safe."""
 
     def __init__(self) -> None:
         self._until = 0.0
