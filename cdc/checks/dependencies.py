@@ -74,7 +74,7 @@ def rolled_back(connection: Connection, setting: str, isolation: str = "READ COM
             yield cursor
         except UnicodeDecodeError as error:
             raise Refusal(
-                "a row has bytes that are no text in the database's encoding; leave --database out"
+                "a row has bytes that are not text in the database's encoding; leave --database out"
             ) from error
         finally:
             if not connection.closed:

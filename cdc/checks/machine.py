@@ -31,7 +31,7 @@ def clock(site: Deployment) -> Iterator[Finding]:
         ahead = "ahead of" if skew > 0 else "behind"
         yield warn(
             f"the database's clock is {abs(skew):.1f} s {ahead} ours: latencies and staleness are wrong"
-            " by that",
+            " by as much",
             "synchronize both by NTP (chronyc tracking, timedatectl)",
         )
     else:
@@ -46,7 +46,7 @@ def state_file(site: Deployment) -> Iterator[Finding]:
         yield fail(f"STATE_FILE: {fault.text}", fault.remedy)
         return
     if path.exists() and is_foreign(path):
-        yield fail(f"STATE_FILE: {path} is another kind of file", "name another file in STATE_FILE")
+        yield fail(f"STATE_FILE: {path} is not a state file", "name another file in STATE_FILE")
         return
     folder = path.parent
     kind = filesystem(folder, _MOUNTS.read_text(encoding="utf-8")) if _MOUNTS.exists() else None

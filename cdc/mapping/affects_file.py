@@ -125,7 +125,8 @@ class AffectsFile:
                 if rule.query == query and rule.table in removing:
                     text = (
                         f"rows of {rule.table} can take endpoints away (by a WHERE or an inner join of"
-                        " Endpoints), which only ids can name: leave this query out of key_columns"
+                        " Endpoints), and only their ids lead to such endpoints: leave this query out of"
+                        " key_columns"
                     )
                     raise self._wrong(f"{where} {query}", text)
         return found

@@ -152,10 +152,10 @@ def users(column: str, value: object) -> list[bytes]:
 
     """
     if not isinstance(value, list):
-        raise OddRow(Oddity("not_a_list", f"{column} is no list"))
+        raise OddRow(Oddity("not_a_list", f"{column} is not a list"))
     found = [user for user in value if user is not None]
     if not all(isinstance(user, bytes) for user in found):
-        raise OddRow(Oddity("not_a_list", f"{column} is no list of texts"))
+        raise OddRow(Oddity("not_a_list", f"{column} is not a list of text"))
     check_text(column, found)
     return found
 
@@ -218,7 +218,7 @@ def in_short(text: str) -> str:
 
 
 def _no_number(column: str, value: bytes) -> OddRow:
-    return OddRow(Oddity("not_a_number", f"{column} is {_shown(value) or 'empty'}, which is no number"))
+    return OddRow(Oddity("not_a_number", f"{column} is {_shown(value) or 'empty'}, which is not a number"))
 
 
 def _shown(value: bytes) -> str:

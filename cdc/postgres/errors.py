@@ -163,7 +163,7 @@ def translate(error: psycopg2.Error, setting: str) -> PadsCdcError:
         return SourceError(reason, f"{what} ({setting}): {text}")
     if code.startswith(_ABOUT_DATA):
         return SourceError(
-            ABOUT_A_ROW, f"a query of the mapping fails on what is in a row ({setting}, {code})"
+            ABOUT_A_ROW, f"a query of the mapping fails because of a value in a row ({setting}, {code})"
         )
     if code == _IN_USE:  # the code is the same in every language
         pid = re.search(r"PID\s*(\d+)", text)

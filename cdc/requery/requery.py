@@ -471,7 +471,7 @@ class Requery:
             if error.reason != ABOUT_A_ROW or task.reason is not None:
                 raise
             # The type of a key does not accept its value, for example from a signal table: read everything.
-            self._observer.decode_error(_KEY_SHAPE, f"keys cannot be asked for: {error}")
+            self._observer.decode_error(_KEY_SHAPE, f"the endpoints of some keys cannot be queried: {error}")
             task.affected.give_up(_KEY_SHAPE)
             return False
         self._recovered()

@@ -37,7 +37,7 @@ def find_fault(path: Path) -> PlaceFault | None:
 def _find_fault(path: Path) -> PlaceFault | None:
     folder = path.parent
     if (closed := _first_closed(folder)) is not None:
-        text, at = f"we may not look into {closed}", shlex.quote(str(closed))
+        text, at = f"we may not enter {closed}", shlex.quote(str(closed))
         if closed.stat().st_uid == os.geteuid():
             return PlaceFault(text, f"chmod u+rwx {at}")
         return PlaceFault(

@@ -136,7 +136,7 @@ def _digest(whole: bytes) -> bytes:
 
 def _page(message: pb.Page) -> Page:
     if not message.line or not (message.number or message.part_total):
-        raise DecodeError("no page: it has no line and no number")
+        raise DecodeError("not a page: it has no line and no number")
     entries, moved = entries_of(message.entries)
     return Page(
         line=message.line,

@@ -289,14 +289,14 @@ class _Transport:
             else:
                 raise _no_socket(path, "something else listens there")
         if path.exists() and not path.is_socket():
-            raise _no_socket(path, "there is another file of that name")
+            raise _no_socket(path, "there is a file of that name that is not a socket")
         if not path.parent.is_dir():
             raise _no_socket(path, "there is no such folder")
         before = os.umask(0o777 & ~_SOCKET_MODE)
         try:
             server.add_insecure_port(f"unix:{path.absolute()}")
         except RuntimeError as error:
-            raise _no_socket(path, "it cannot be made; may we write to that folder?") from error
+            raise _no_socket(path, "the socket cannot be created; may we write to that folder?") from error
         finally:
             os.umask(before)
 

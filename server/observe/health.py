@@ -28,7 +28,7 @@ STALE_SECONDS: Final = 30.0
 _LOSING: Final = {
     "unreserved": "the slot's wal_status is unreserved: the slot is lost at the next checkpoint;"
     " end the oldest transaction, or raise max_slot_wal_keep_size",
-    "lost": "the slot's wal_status is lost: the slot is made anew, and the whole map is read again",
+    "lost": "the slot's wal_status is lost: a new slot is created, and the whole map is read again",
 }
 """By wal_status, the messages about a slot that Postgres is about to invalidate or has invalidated."""
 

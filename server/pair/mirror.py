@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("pads_cdc")
 
 _TROUBLE: Final = "peer"
-_UNUSABLE: Final = "the map must be copied anew, or this server has got the slot"
+_UNUSABLE: Final = "the map must be copied again, or this server has got the slot"
 _NAME_BYTES: Final = 128
 _RETRY_FIRST, _RETRY_MOST, _RETRY_LATE = 0.2, 1.0, 5.0
 """Seconds between attempts to read the peer's map: at first, at most, and if a person has to act."""

@@ -63,7 +63,7 @@ async def first_message(context: Context, read: Callable[[bytes], _Message], awa
             raw = await context.read()
         return read(b"" if raw is grpc.aio.EOF else raw)
     except TimeoutError:
-        why = f"{awaited}, and come within {_FIRST_SECONDS:.0f} s"
+        why = f"{awaited}, and arrive within {_FIRST_SECONDS:.0f} s"
     except MisuseError as error:
         why = str(error)
     return await abort(context, grpc.StatusCode.INVALID_ARGUMENT, why)

@@ -85,4 +85,4 @@ def _parse(raw: bytes, kind: type[_Request]) -> _Request:
     try:
         return kind.FromString(raw)
     except DecodeError:
-        raise MisuseError(f"a message is no {kind.DESCRIPTOR.name}") from None
+        raise MisuseError(f"a message cannot be parsed as {kind.DESCRIPTOR.name}") from None

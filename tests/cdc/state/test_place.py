@@ -62,8 +62,8 @@ def look(path: Path) -> tuple[tuple[str, str] | None, str]:
         ("none/at all/state", None, 0, "there is no folder", "install -d"),
         ("roots/state", True, 0o755, "another user's", "chown"),
         ("it's ours/state", False, 0o500, "its mode forbids it", "chmod u+rwx"),
-        ("ours/state", False, 0o600, "may not look into", "chmod u+rwx"),
-        ("root's own/deeper/state", True, 0o700, "may not look into", "chmod o+x"),
+        ("ours/state", False, 0o600, "may not enter", "chmod u+rwx"),
+        ("root's own/deeper/state", True, 0o700, "may not enter", "chmod o+x"),
     ],
 )
 def test_a_folder_that_is_in_the_way(

@@ -570,7 +570,7 @@ def test_where_the_state_file_is(database: Database, check: Check, tmp_path: Pat
     assert f"{tmp_path} is not a file" in folder.text
     (tmp_path / "dsn").write_text("host=db.internal")
     foreign = check(database, STATE_FILE=str(tmp_path / "dsn")).the("state_file", "fail")
-    assert "is another kind of file" in foreign.text
+    assert "is not a state file" in foreign.text
 
 
 def test_the_file_system_of_a_folder(tmp_path: Path) -> None:
