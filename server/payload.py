@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from cdc.mapping.row_rule import Oddity, OddRow, check_id, check_size, check_text, flag, limit
+from cdc.mapping.row_rule import Oddity, OddRow, check_id, check_size, check_text, check_whole, flag, limit
 from cdc.mapping.row_rule import users as authorized
 from server.wire import SHORT, field, varint
 
@@ -217,6 +217,7 @@ def _period(name: bytes | None) -> int:
     try:
         return _PERIODS[name]
     except KeyError:
+        check_whole("capacity_limit_period", name)
         text = "capacity_limit_period is not day, week, month, year or NULL (which means month)"
         raise OddRow(Oddity("not_a_period", text)) from None
 

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 _MOST_ROWS: Final = 60
 """Maximum number of rows of a table that are copied."""
+_LONGEST_ROW: Final = 1 << 20
+"""Maximum bytes of a row that is copied."""
+_LONGEST_KEY: Final = 1_000
+"""Maximum characters of a key that is followed."""
 _ROUNDS: Final = 3
 """Number of times that the search follows keys from the rows that it found, such as from applications to
 accounts, and from there to plans.
@@ -208,7 +212,9 @@ class Copies:
         """Return the keys in the columns of a few endpoints."""
         mapping = self._site.database.mapping
         printed = ", ".join(
-            f"pg_catalog.format('%%s', first.{column})" for column in _LINKS if column in mapping.columns
+            f"pg_catalog.left(pg_catalog.format('%%s', first.{column}), {_LONGEST_KEY})"
+            for column in _LINKS
+            if column in mapping.columns
         )
         some = f"SELECT {printed} FROM (\n{mapping.queries['Endpoints']}\n) AS first LIMIT {_FIRST_ENDPOINTS}"
         found = self._released(f"{mapping.locks};\n{some}", {})
@@ -221,11 +227,21 @@ class Copies:
         return [at for at, one in enumerate(self.columns[table]) if one.linking or one.name in named]
 
     def _rows(self, table: str, condition: str, parameters: list[Any], most: int) -> list[Values]:
-        printed = ", ".join(one.printed for one in self.columns[table])
+        columns = self.columns[table]
+        printed = ", ".join(f"{one.printed} AS value_{number}" for number, one in enumerate(columns))
         name = f"{quote_name(self._schema)}.{quote_name(table)}".replace("%", "%%")
-        found = self._released(f"SELECT {printed} FROM {name} WHERE {condition} LIMIT {most}", parameters)
+        length = " + ".join(
+            f"coalesce(pg_catalog.octet_length(value_{number}), 0)" for number in range(len(columns))
+        )
+
+        def some(condition: str) -> str:
+            # With OFFSET, the server prints each value once.
+            rows = f"SELECT {printed} FROM {name} WHERE {condition} OFFSET 0"
+            return f"SELECT * FROM ({rows}) AS printed WHERE {length} <= {_LONGEST_ROW} LIMIT {most}"
+
+        found = self._released(some(condition), parameters)
         if found is None:
-            found = self._released(f"SELECT {printed} FROM {name} LIMIT {most}", ()) or []
+            found = self._released(some("true"), ()) or []
         return found
 
     def _released(self, query: str, parameters: Any) -> list[Values] | None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 NO_ROWS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 _UNHEARD = "it does not exist, or its owner is neither the schema's nor a mapped table's"
 
+_BEGINNING = 160
+"""Characters of an id that are read for a report."""
 _ABOUT_TYPES = re.compile(r"\btype|operator|function|collation|coerce|cast")
 _SHORT_NAME = re.compile(r'\b(?:FROM|JOIN)\s+(?:"(?:[^"]|"")+"\.)?(\w+)\s+AS\s+(\w+)', re.IGNORECASE)
 
@@ -224,8 +226,9 @@ def ids(site: Site) -> Iterator[Finding]:
     database = site.database
     endpoints = database.mapping.queries["Endpoints"]
     query = (
-        f"{database.names()}SELECT found.endpoint_id::TEXT, count(*) FROM (\n{endpoints}\n) AS found"
-        " GROUP BY 1 HAVING count(*) > 1 OR found.endpoint_id::TEXT IS NULL ORDER BY 1 LIMIT 3"
+        f"{database.names()}SELECT pg_catalog.left(named.id, {_BEGINNING}), count(*)"
+        f" FROM (SELECT found.endpoint_id::TEXT AS id FROM (\n{endpoints}\n) AS found) AS named"
+        " GROUP BY named.id HAVING count(*) > 1 OR named.id IS NULL ORDER BY named.id LIMIT 3"
     )
     wrong = giving_way(database, site.queries["Blocked"], lambda: database.query(query, {}))
     for endpoint_id, number in wrong:

@@ -28,7 +28,9 @@ memory.
 _MOST = 4
 """Maximum number of keys and moves that one row can add for one rule."""
 KEY_BYTES = 110
-"""Approximate bytes of memory of a key in its set, or of a move in its list."""
+"""Approximate bytes of memory of a key in its set, or of a move in its list. A longer key counts as more than
+one.
+"""
 
 
 class Move(msgspec.Struct, frozen=True, gc=False):
@@ -63,6 +65,8 @@ class Affected(msgspec.Struct, gc=False):
     """The keys that come only from signal tables. No other changed row has such a key."""
     _room: int = msgspec.field(default_factory=lambda: LIMIT // _MOST)
     """Number of rows that can be added before `LIMIT` has to be checked again."""
+    _more: int = 0
+    """Number of keys that the long keys count as, beyond one each."""
 
     def __len__(self) -> int:
         count = len(self.moves)
@@ -73,13 +77,15 @@ class Affected(msgspec.Struct, gc=False):
     @property
     def size(self) -> int:
         """Approximate memory of the keys and moves, in bytes."""
-        return KEY_BYTES * (len(self) + len(self.asked))
+        return KEY_BYTES * (len(self) + len(self.asked) + self._more)
 
     def name(self, kind: str, key: str) -> None:
         """Add one key of a changed row."""
         keys = self.keys.get(kind)
         if keys is None:
             keys = self.keys[kind] = set()
+        if len(key) > KEY_BYTES and key not in keys:
+            self._count_long(key)
         keys.add(key)
         if self.asked:
             self.asked.discard(key)
@@ -88,7 +94,10 @@ class Affected(msgspec.Struct, gc=False):
         """Add one key of a signal table's row."""
         if not self._has(key):
             self.asked.add(key)
-        self.keys.setdefault(kind, set()).add(key)
+        keys = self.keys.setdefault(kind, set())
+        if len(key) > KEY_BYTES and key not in keys:
+            self._count_long(key)
+        keys.add(key)
 
     def _has(self, key: str) -> bool:
         return any(key in keys for keys in self.keys.values())
@@ -97,6 +106,9 @@ class Affected(msgspec.Struct, gc=False):
         """Remove and return the keys of some kinds, together with all ``asked`` keys."""
         taken = Affected({kind: self.keys.pop(kind) for kind in kinds}, asked=self.asked)
         self.asked = set()
+        if self._more:
+            taken._more = sum(map(_more, taken.keys.values()))
+            self._more -= taken._more
         return taken
 
     def named(self) -> Affected:
@@ -109,6 +121,7 @@ class Affected(msgspec.Struct, gc=False):
         self.keys.clear()
         self.moves.clear()
         self.asked.clear()
+        self._more = 0
 
     def merge(self, other: Affected) -> None:
         """Add the keys and moves of a later transaction."""
@@ -121,7 +134,10 @@ class Affected(msgspec.Struct, gc=False):
                 self.asked.difference_update(keys - other.asked)
         self.asked.update(key for key in other.asked if key in self.asked or not self._has(key))
         for kind, keys in other.keys.items():
-            self.keys.setdefault(kind, set()).update(keys)
+            held = self.keys.setdefault(kind, set())
+            if other._more:
+                self._more += _more(keys - held)
+            held.update(keys)
         self.moves.extend(other.moves)
 
     def add(self, row: Row, rules: Sequence[Rule]) -> None:
@@ -153,10 +169,14 @@ class Affected(msgspec.Struct, gc=False):
         """Give up if `LIMIT` is exceeded; otherwise compute `_room` anew. Counting is not done for each row,
         since it takes longer than adding a row.
         """
-        held = len(self)
+        held = len(self) + self._more
         self._room = (LIMIT - held) // _MOST
         if held > LIMIT:
             self.give_up("large")
+
+    def _count_long(self, key: str) -> None:
+        self._more += len(key) // KEY_BYTES
+        self._room = 0  # so that `add` counts again
 
     def _inserted(self, row: Insert, rule: Rule) -> None:
         parent = _key(_find(row.columns, rule.column), rule)
@@ -233,6 +253,11 @@ class Affected(msgspec.Struct, gc=False):
             self.give_up("identity")
         elif parent is not None and _has(now, rule.row):
             self.moves.append(Move(rule, _row(now, rule), parent, known=True))
+
+
+def _more(keys: Iterable[str]) -> int:
+    """Return how many keys the long ones among these count as, beyond one each."""
+    return sum(len(key) // KEY_BYTES for key in keys if len(key) > KEY_BYTES)
 
 
 def _find(columns: Iterable[Column], name: str | None) -> Column | None:

@@ -6,6 +6,9 @@ So the keys of a column are cast to the column's type. If the column has a colla
 can be equal, the keys get that collation as well. Then the keys find the same rows as the joins of the
 mapping. Text types whose values are equal only if they are spelled alike need no cast.
 
+A value that is longer than a message is never sent: the statement puts its length in its place. So one row
+takes little memory of ours, however long its values are (`KeyType.sent`).
+
 In memory, keys and ids are compared by their spelling. This is right for ids even if the database considers
 two spellings equal, because a gateway knows an endpoint by the spelling of its id.
 """
@@ -14,6 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from cdc.mapping.row_rule import CUT, MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +35,16 @@ _SENT_AS_TEXT: Final = frozenset(
 )
 _SENT_AS_IT_IS: Final = _SENT_AS_TEXT | {"smallint", "integer", "bigint", "boolean"}
 _PLAIN: Final = frozenset({"text", "character varying"})
+_PADDED: Final = frozenset({"character", "bpchar"})
+_CUT: Final = CUT.decode()
+_STORED: Final = MESSAGE_BYTES // 255
+"""A text that takes no more bytes than this where it is stored is not longer than a message: neither of
+Postgres' compressions turns more than 255 bytes into one.
+"""
+_STORED_LIST: Final = _STORED // 16
+"""The same for a list of texts, in which one byte can stand for eight NULLs."""
+_BEGINNING: Final = 160
+"""Characters of an id that is too long that are sent, for reports."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +59,15 @@ class KeyType:
     """Whether two values are equal only if they are spelled alike."""
     collation: str | None = None
     """The column's collation, quoted, if differently spelled texts can be equal in it."""
+    limited: bool = False
+    """Whether the column's length is limited, so that every value fits into a message."""
+    computed: bool = False
+    """Whether the column is an expression, which the server may compute each time that it is named."""
 
     @property
     def plain(self) -> bool:
         """Whether this is a text type whose values are compared by their spelling."""
-        return self.exact and self.name.partition("(")[0] in _PLAIN
+        return self.exact and self._base in _PLAIN
 
     @property
     def sent_as_null(self) -> tuple[str, ...]:
@@ -78,18 +97,67 @@ class KeyType:
         return f"CASE WHEN {expression} IS NOT NULL THEN {spelled} END"
 
     def sent(self, expression: str, *, as_text: bool = True) -> str:
-        """Return SQL for an expression's value in a type that the driver cannot fail to convert.
+        """Return SQL for an expression's value in a type that the driver cannot fail to convert. In place of
+        a value that is longer than a message, `CUT` and the value's length are sent.
 
         With ``as_text``, numbers and booleans become text too.
         """
         as_it_is = _SENT_AS_TEXT if as_text else _SENT_AS_IT_IS
-        if self.name.partition("(")[0] in as_it_is or self.category == "X":
-            return expression
+        if self._base in as_it_is or self.category == "X":
+            return self._cut(expression, expression)
         if self.category == "A":
-            return f"{expression}::TEXT[]"
+            return self._cut(expression, f"{expression}::TEXT[]")
         if self.category in ("N", "B") and self.built_in:
             return f"{expression}::TEXT"
-        return self.printed(expression)
+        return self._cut(expression, self.printed(expression))
+
+    def named(self, expression: str) -> str:
+        """Return SQL for an id as the server prints it. In place of an id that is longer than a message,
+        `CUT`, its length and its beginning are sent.
+        """
+        printed = self.printed(expression)
+        if not self.can_be_long:
+            return printed
+        instead = _instead(_length(printed), f", ' ', pg_catalog.left({printed}, {_BEGINNING})")
+        return f"CASE WHEN {self.is_long(expression)} THEN {instead} ELSE {printed} END"
+
+    @property
+    def can_be_long(self) -> bool:
+        """Whether a value may be longer than a message. A number has at most 150,000 digits."""
+        if self.limited or self.category in ("E", "X"):
+            return False
+        return not (self.built_in and self.category in ("N", "B"))
+
+    def is_long(self, expression: str) -> str:
+        """Return SQL for whether the server prints more for an expression's value than a message takes."""
+        return self._is_long(expression, self.printed(expression))
+
+    def _is_long(self, expression: str, text: str) -> str:
+        long = f"{_length(text)} > {MESSAGE_BYTES}"
+        if text != expression and self.category == "S":  # most values need not be printed twice
+            return f"pg_catalog.pg_column_size({expression}) > {_STORED} AND {long}"
+        return long
+
+    def _cut(self, expression: str, sent: str) -> str:
+        """Return SQL for a value that is ``sent``, or for what is sent in its place."""
+        if not self.can_be_long:
+            return sent
+        if self.category == "A":
+            length = _length(f"pg_catalog.array_to_string({sent}, ',', '-')")
+            long = f"{length} > {MESSAGE_BYTES}"
+            if sent == expression:
+                long = f"pg_catalog.pg_column_size({expression}) > {_STORED_LIST} AND {long}"
+            instead = f"ARRAY[{_instead(length)}]::{self.name if sent == expression else 'TEXT[]'}"
+        else:
+            long, instead = self._is_long(expression, sent), _instead(_length(sent))
+            if sent == expression and self._base in _PADDED:  # as text, other values would lose their blanks
+                instead += "::pg_catalog.bpchar"
+        return f"CASE WHEN {long} THEN {instead} ELSE {sent} END"
+
+    @property
+    def _base(self) -> str:
+        """The name without the length."""
+        return self.name.partition("(")[0]
 
     @property
     def built_in(self) -> bool:
@@ -99,6 +167,15 @@ class KeyType:
     def kind(self, query: str) -> str:
         """Return the kind of keys of this type that a query takes; see `query_of`."""
         return query + self.cast
+
+
+def _length(text: str) -> str:
+    return f"pg_catalog.octet_length({text})"
+
+
+def _instead(length: str, more: str = "") -> str:
+    """Return SQL for what is sent in place of a value that is too long."""
+    return f"pg_catalog.concat('{_CUT}', {length}{more})"
 
 
 TEXT: Final = KeyType("text", "S", exact=True)

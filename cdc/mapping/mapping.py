@@ -83,6 +83,9 @@ _KEYS = re.compile(r"%\(\w+\)s(?P<text>\s*::\s*TEXT\s*\[\](?!\s*::))?", re.IGNOR
 cast stays.
 """
 
+_NULL = r"\bNULL\s*(?:::\s*[\w\[\]]+\s+)?AS\s+{}\b"
+"""A column of a query that is always NULL."""
+
 
 @dataclass(frozen=True)
 class Mapping:
@@ -207,7 +210,8 @@ class Mapping:
         ``types`` are the types of the columns of `Endpoints`. ``id_type`` is the type of its ids, with the
         length and the collation that decide how they compare.
         """
-        return f"{self.header}\nUNION ALL\n{self._found(self.queries['Endpoints'], types, id_type)}"
+        endpoints = self._computed_once(self.queries["Endpoints"], types)
+        return f"{self.header}\nUNION ALL\n{self._found(endpoints, types, id_type)}"
 
     def compose(
         self,
@@ -247,7 +251,7 @@ class Mapping:
             having = f"mapping.{self.key_columns[query_of(kind)]} = ANY({keys_of(kind)})"
             conditions = "\nAND ".join([having, *brought])
             having_keys = f"SELECT * FROM (\n{self.queries['Endpoints']}\n) AS mapping\nWHERE {conditions}"
-            parts.append(self._found(having_keys, types, id_type))
+            parts.append(self._found(self._computed_once(having_keys, types), types, id_type))
             brought.append(f"({having}) IS NOT TRUE")
         return (self._wanted(by_id, id_type) if by_id else "") + "\nUNION ALL\n".join(parts)
 
@@ -337,12 +341,27 @@ WHERE mapping.endpoint_id IN (SELECT wanted.endpoint_id FROM wanted)
 
     def _found(self, endpoints: str, types: Map[str, KeyType], id_type: KeyType) -> str:
         """Return the part of a statement that yields the endpoints of a query."""
-        name = id_type.printed("found.endpoint_id")
+        name = id_type.named("found.endpoint_id")
         columns = ", ".join(
             types.get(column, TEXT).sent(f"found.{column}", as_text=column not in _AS_THEY_ARE)
             for column in self.columns
         )
         return f"SELECT NULL, NULL, {name}, true, {columns}\nFROM (\n{endpoints}\n) AS found"
+
+    def _computed_once(self, endpoints: str, types: Map[str, KeyType]) -> str:
+        """Return a query of endpoints such that the server computes each column once for each row, though
+        `_found` names a column twice if it can be long. A constant NULL costs nothing.
+        """
+        query = self.queries["Endpoints"]
+        for column in self.columns:
+            known = types.get(column, TEXT)
+            if (
+                known.computed
+                and known.can_be_long
+                and not re.search(_NULL.format(column), query, re.IGNORECASE)
+            ):
+                return f"SELECT * FROM (\n{endpoints}\n) AS computed OFFSET 0"
+        return endpoints
 
     def _gone(self, id_type: KeyType) -> str:
         """Return the part of a statement that yields the requested ids that no endpoint has."""
@@ -351,7 +370,8 @@ WHERE mapping.endpoint_id IN (SELECT wanted.endpoint_id FROM wanted)
         if not id_type.exact:
             name, spelling = "wanted.spelling", id_type.printed("endpoint.endpoint_id")
             missing = f"NOT EXISTS (SELECT 1 FROM endpoint WHERE {spelling} = {name})"
-        return f"SELECT NULL, NULL, {name}, false{nothing}\nFROM wanted\nWHERE {missing}"
+        # Keys come from the slot, so their length does not depend on the type of ids.
+        return f"SELECT NULL, NULL, {TEXT.named(name)}, false{nothing}\nFROM wanted\nWHERE {missing}"
 
     def _columns(self, table: str) -> str:
         return ", ".join(f"{table}.{column}" for column in self.columns)

@@ -16,15 +16,17 @@ reason           the row                                                    what
 `no_id`          ``endpoint_id`` is NULL or empty                           left out
 `twice`          another row has the same ``endpoint_id`` and differs       both are left out
                  from it; equal rows are served as one
-`too_large`      it does not fit into a message                             left out
+`too_large`      it, or one of its values, does not fit into a message      left out
 ===============  =========================================================  ==================================
 
-The time for a row is proportional to the length of its values.
+The time for a row is proportional to the length of its values. A value that is longer than a message is not
+even read: the server sends its length in its place (`CUT`).
 """
 
 from __future__ import annotations
 
 import re
+import secrets
 from dataclasses import dataclass
 from decimal import ROUND_UP, Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Final, Literal
@@ -52,6 +54,13 @@ MESSAGE_BYTES: Final = (4 << 20) - (8 << 10)
 most 4 MiB, and a stream with a larger one would break again and again. The 8 KiB are for the message's other
 fields.
 """
+
+CUT: Final = b"pads_cdc_cut_" + secrets.token_hex(48).encode()
+"""What the server sends in place of a value that is longer than a message (`KeyType.sent`). The value's
+length in bytes follows it; for an id, a blank and the id's beginning, too. It is random, so that no value
+can be mistaken for it, and so long that `server.payload` never takes its fast path.
+"""
+_CUT_BYTES: Final = len(CUT)
 
 _INT32_LEAST, _INT32_MOST = -(2**31), 2**31 - 1
 # The quantifiers are possessive, so that no text is scanned twice: a match holds the interpreter's lock.
@@ -100,6 +109,7 @@ def limit(column: str, value: bytes | None) -> tuple[int, Oddity | None]:
         return 0, None
     if len(value) <= _SHOWN and value.isdigit() and (number := int(value)) <= _INT32_MOST:
         return number, None
+    check_whole(column, value)
     infinite = _INFINITE.fullmatch(value)
     if infinite is not None:
         found = Decimal("-Infinity" if infinite[1] == b"-" else "Infinity")
@@ -140,6 +150,7 @@ def flag(column: str, value: bool | bytes | None) -> bool:
     if word and (b"false".startswith(word) or b"no".startswith(word) or word in (b"of", b"off")):
         return False
     if _NUMBER.fullmatch(word) is None:
+        check_whole(column, value)
         raise OddRow(Oddity("not_a_boolean", f"{column} is neither true nor false"))
     return any(digit in b"123456789" for digit in word.partition(b"e")[0])
 
@@ -161,13 +172,16 @@ def users(column: str, value: object) -> list[bytes]:
 
 
 def check_text(column: str, values: Iterable[bytes]) -> None:
-    """Check that bytes are UTF-8.
+    """Check that bytes are UTF-8, and all of a value.
 
     Raises:
-        OddRow: they are not UTF-8, because they were not valid text in the database's encoding.
+        OddRow: they are not UTF-8, because they were not valid text in the database's encoding; or the
+            value was too long to be read.
 
     """
     for value in values:
+        if len(value) > _CUT_BYTES:  # first, since this runs for every value of a slow row
+            check_whole(column, value)
         if not value.isascii():
             try:
                 value.decode()
@@ -186,7 +200,7 @@ def check_id(column: str, value: bytes | None) -> None:
         what = "NULL" if value is None else "empty"
         raise OddRow(Oddity("no_id", f"{column} is {what}"), named=False)
     try:
-        check_size(column, len(value))
+        check_size(column, _size(value))
         check_text(column, (value,))
     except OddRow as odd:
         odd.named = False
@@ -204,17 +218,37 @@ def check_size(what: str, size: int) -> None:
         raise OddRow(Oddity("too_large", f"{what} has {size:,} bytes, more than a message can have"))
 
 
+def check_whole(column: str, value: bytes) -> None:
+    """Check that a value was read, because it is not longer than a message.
+
+    Raises:
+        OddRow: the server has sent its length in its place.
+
+    """
+    if value.startswith(CUT):
+        check_size(column, _size(value))
+
+
 def shown(value: bytes | None) -> str:
     """Return an invalid id in the form that reports show."""
     if value is None:
         return "(NULL)"
-    return _shown(value) or "(empty)"
+    _, cut, after = value[: 2 * _CUT_BYTES + 16 * _SHOWN].partition(CUT)
+    return _shown(after.partition(b" ")[2] if cut else value) or "(empty)"
 
 
 def in_short(text: str) -> str:
     """Return text in the form that reports show: on one line, and not too long."""
     text = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text[: 4 * _SHOWN])
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _size(value: bytes) -> int:
+    """Return the length of a value, also of one that was cut."""
+    # Where the beginning of an id is no valid text, a byte precedes (`Encoding.in_utf8`).
+    if value.find(CUT, 0, _CUT_BYTES + 1) < 0:
+        return len(value)
+    return int(value.partition(CUT)[2].partition(b" ")[0])
 
 
 def _no_number(column: str, value: bytes) -> OddRow:

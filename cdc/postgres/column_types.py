@@ -9,12 +9,13 @@ driver has decoded already.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from psycopg2.extensions import BYTES, BYTESARRAY, register_type
 
 from cdc.mapping.key_types import TEXT, KeyType
+from cdc.mapping.row_rule import MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ SELECT pg_catalog.pg_collation_for(described.endpoint_id)::TEXT
 FROM (VALUES (1)) AS always
 LEFT JOIN ({_DESCRIBED}) AS described ON true"""
 """Returns one row even if the mapping has no endpoints."""
+_CHARACTER: Final = 4
+"""Maximum bytes of a character, in all encodings."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,20 @@ class ColumnTypes:
     """The types of the row id and of the key, by the query that lists them."""
 
     def list_as_printed(self, query: str) -> str:
-        """Return a query that lists row ids and keys, with both printed as the slot prints them."""
+        """Return a query that lists row ids and keys, with both printed as the slot prints them.
+
+        Rows with a row id or a key that is longer than a message are left out, so they count as unknown.
+        """
         row, key = self.listed.get(query, (TEXT, TEXT))
+        short = [
+            f"({of_column.is_long(name)}) IS NOT TRUE"
+            for of_column, name in ((row, "listed.row_id"), (key, "listed.parent"))
+            if of_column.can_be_long
+        ]
+        where = f"\nWHERE {' AND '.join(short)}" if short else ""
         return (
             f"SELECT {row.printed('listed.row_id')} AS row_id, {key.printed('listed.parent')} AS parent\n"
-            f"FROM (\n{query}\n) AS listed (row_id, parent)"
+            f"FROM (\n{query}\n) AS listed (row_id, parent){where}"
         )
 
 
@@ -78,13 +90,16 @@ def describe(mapping: EndpointMapping, cursor: Cursor) -> ColumnTypes:
     ids = [column for column in endpoints if column.name == "endpoint_id"]
     return ColumnTypes(
         id_type=_id_type(mapping, cursor, ids[0]) if ids else TEXT,
-        columns={column.name: found[column.type_code] for column in endpoints},
+        columns={column.name: _of_column(found[column.type_code], column) for column in endpoints},
         sources={
             column.name: (column.table_oid, column.table_column)
             for column in endpoints
             if column.table_oid is not None
         },
-        listed={one: [found[column.type_code] for column in columns] for one, columns in listed.items()},
+        listed={
+            one: [_of_column(found[column.type_code], column) for column in columns]
+            for one, columns in listed.items()
+        },
     )
 
 
@@ -93,15 +108,25 @@ def _described(cursor: Cursor, query: str) -> Sequence[Column]:
     return cursor.description or ()
 
 
+def _of_column(of_type: KeyType, column: Column) -> KeyType:
+    """Return the type of a column, with what the server says of its length and where it comes from.
+
+    A column of unlimited length has a negative size. Other types than Postgres' own may count otherwise.
+    """
+    counted = of_type.built_in and of_type.category != "A"
+    limited = counted and 0 <= column.internal_size <= MESSAGE_BYTES // _CHARACTER
+    return replace(of_type, limited=limited, computed=column.table_oid is None)
+
+
 def _id_type(mapping: EndpointMapping, cursor: Cursor, column: Column) -> KeyType:
     """Return the type of ids, with the length and the collation that decide how ids compare."""
     code, length = column.type_code, column.internal_size
     of_ids = _found(mapping, cursor, [code], length)[code]
     if of_ids.category != "S":
-        return of_ids
+        return _of_column(of_ids, column)
     cursor.execute(_COLLATION.format(mapping.queries["Endpoints"]), {})
     [(collation,)] = cursor.fetchall()
-    return _found(mapping, cursor, [code], length, collation)[code]
+    return _of_column(_found(mapping, cursor, [code], length, collation)[code], column)
 
 
 def _found(

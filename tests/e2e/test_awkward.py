@@ -9,13 +9,13 @@ from __future__ import annotations
 import io
 import threading
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
 
 from tests.plugins.server import expected_by, fill, wait_equal, wait_until
+from tests.support.memory import peak
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -301,13 +301,6 @@ def test_truncate(database: Database, scene: Callable[..., Scene], identity: str
     now.check_clean()
 
 
-def _peak_memory(server: Server) -> int:
-    """Return the most memory that the server has ever had, in bytes."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
-    return int(line.split()[1]) * 1024
-
-
 @pytest.mark.soak
 @pytest.mark.timeout(170)
 def test_a_load_of_100_000_rows_and_a_transaction_of_1_000_000_changes(
@@ -320,7 +313,7 @@ def test_a_load_of_100_000_rows_and_a_transaction_of_1_000_000_changes(
         cursor.copy_expert("COPY portal_applications FROM STDIN", io.StringIO(rows))
     wait_until(lambda: len(now.clients[0].map) == 101_000, "all of them", deadline=90)
     wait_equal(now.clients[0], database)
-    before = _peak_memory(now.server)
+    before = peak(now.server)
     # The worst of it: none of the keys comes twice, and rows of which only memory knows the parents.
     with closing(database.connect()) as session, session.cursor() as cursor:
         cursor.execute("SET statement_timeout = 0")
@@ -334,7 +327,7 @@ def test_a_load_of_100_000_rows_and_a_transaction_of_1_000_000_changes(
     now.server.wait_metric(1, "pads_cdc_reconcile_total", reason="large")
     wait_equal(now.clients[0], database, deadline=90)
     assert now.clients[0].key("app_1") == "w8"
-    grown = _peak_memory(now.server) - before
+    grown = peak(now.server) - before
     assert grown < 100 * 2**20, f"{grown / 2**20:.0f} MiB more for one transaction"
     now.check_clean()
 

@@ -14,9 +14,10 @@ from pads_cdc_client.pb.gateway_endpoint_pb2 import AuthDataRequest
 from pads_cdc_client.pb.gateway_endpoint_pb2_grpc import GatewayEndpointsStub
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
+from tests.e2e.test_odd_rows import wait_odd
 from tests.plugins.server import DEADLINE, fill, wait_equal, wait_until
 from tests.support.crowd import Stalled
-from tests.support.memory import MIB, Peak, resident
+from tests.support.memory import MIB, Peak, peak, resident
 from tests.support.one_table import make_one_table
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ _SIGNAL = "INSERT INTO portal_application_changes (portal_app_id) VALUES ('app_'
 _UPDATE = """
 UPDATE portal_application_settings SET secret_key = md5(clock_timestamp()::text)
 WHERE application_id = 'app_' || (1 + number % 2000)
+"""
+_LONG = """
+UPDATE portal_application_settings SET secret_key = repeat('k', 300000000), secret_key_required = true
+WHERE application_id = 'app_1'
 """
 _HANGS = "UPDATE pay_plans SET throughput_limit = 77 WHERE plan_type = 'plan_1'"
 _SENT = """
@@ -467,4 +472,49 @@ def test_ids_that_come_and_go_for_long(
     grown = taken[-1] - taken[0]
     figure(f"{(rounds - 1) * each:,} more ids that came and went: {grown / MIB:.0f} MiB")
     assert grown < 50 * MIB
+    assert server.stop() == 0
+
+
+@pytest.mark.both_plugins
+def test_a_value_of_300_mb(
+    database: Database, serve: ServerFactory, gateway: GatewayFactory, figure: Figure
+) -> None:
+    """Whether for a load, an audit, a change or a ripple: a read takes only its length from the database.
+
+    wal2json sends all columns of a changed row, pgoutput only the keys.
+    """
+    database.execute("ALTER TABLE portal_application_settings ALTER secret_key TYPE TEXT")
+    database.publish()
+    fill(database, _APPLICATIONS)
+    server = serve(database, AUDIT_INTERVAL="1s").wait_ready()
+    client = gateway(server)
+    wait_equal(client, database)
+    usual = peak(server)
+    with Peak(server) as of_change:
+        database.execute(_LONG)
+        wait_odd(server, "app_1 (secret_key has 300,000,000 bytes, more than a message takes)")
+        client.wait(lambda one: "app_1" not in one.map, "it is left out")
+    figure(f"a value of 300 MB, changed, {database.plugin}: {of_change.shown}")
+    assert server.stop() == 0
+    server = serve(database, PORT=str(server.grpc), AUDIT_INTERVAL="1s").wait_ready()
+    wait_odd(server, "app_1 (secret_key has 300,000,000 bytes, more than a message takes)")
+    grown = peak(server) - usual
+    figure(f"a value of 300 MB in a load: {grown / MIB:.0f} MiB more than without")
+    with Peak(server) as of_reads:
+        for _ in range(3):
+            database.execute(
+                "UPDATE accounts SET plan_type = plan_type; UPDATE portal_applications SET id = id;"
+                "UPDATE pay_plans SET throughput_limit = throughput_limit + 1"
+            )
+            runs = server.metric("pads_cdc_audit_runs_total")
+            server.wait_metric(runs + 2, "pads_cdc_audit_runs_total")
+    figure(f"a value of 300 MB, re-queried and audited: {of_reads.shown}")
+    assert grown < 60 * MIB
+    assert of_reads.most < 60 * MIB
+    assert database.plugin != "pgoutput" or of_change.most < 60 * MIB
+    database.execute(
+        "UPDATE portal_application_settings SET secret_key = 'mended' WHERE application_id = 'app_1'"
+    )
+    client.wait(lambda one: one.key("app_1") == "mended", "it is served")
+    assert server.metric("pads_cdc_audit_drift_total") == 0
     assert server.stop() == 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pads_cdc_client.pb import gateway_endpoint_pb2 as pb
 
 from cdc.mapping.mapping import COLUMNS, OPTIONAL_COLUMNS
-from cdc.mapping.row_rule import MESSAGE_BYTES, OddRow
+from cdc.mapping.row_rule import CUT, MESSAGE_BYTES, OddRow
 from server import payload
 
 if TYPE_CHECKING:
@@ -226,6 +226,26 @@ def test_a_row_without_a_meaning_has_no_payload(column: int, value: Any, reason:
         assert odd.value.oddity.reason == reason
         assert odd.value.named == (column != 0)
         assert "secret" not in odd.value.oddity.text.replace("secret_key", "")
+
+
+@pytest.mark.parametrize("column", range(8))
+def test_a_value_that_the_server_has_cut_is_in_no_payload(column: int) -> None:
+    row = list(printed(("app", "secret", True, None, "acc", "plan", 1, 2)))
+    row[column] = [CUT + b"5000000"] if COLUMNS[column] == "authorized_users" else CUT + b"5000000"
+    for _ in range(2):
+        with pytest.raises(OddRow) as odd:
+            payload.encode(tuple(row))
+        assert odd.value.payload is None
+        assert odd.value.oddity.reason == "too_large"
+        assert odd.value.oddity.text == f"{COLUMNS[column]} has 5,000,000 bytes, more than a message takes"
+        assert odd.value.named == (column != 0)
+
+
+@pytest.mark.parametrize("column", OPTIONAL_COLUMNS)
+def test_an_optional_value_that_the_server_has_cut_is_in_no_payload(column: str) -> None:
+    encode_more = payload.encoder([*COLUMNS, column])
+    with pytest.raises(OddRow, match=f"{column} has 5,000,000 bytes, more than a message takes"):
+        encode_more((b"app", None, None, None, None, None, 1, 2, CUT + b"5000000"))
 
 
 @given(ROWS)

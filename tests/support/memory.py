@@ -20,6 +20,13 @@ def resident(server: Server) -> int:
     return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * _PAGE
 
 
+def peak(server: Server) -> int:
+    """Return the most resident memory that the server's process has ever had, in bytes."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
+
+
 class Peak:
     """Measures the growth of a server's memory while the context lasts."""
 

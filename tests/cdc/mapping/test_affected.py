@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cdc.changes import Begin, Column, Commit, Delete, Insert, Row, Truncate, Update
 from cdc.errors import MessageError
 from cdc.mapping import affected as affected_module
-from cdc.mapping.affected import Affected
+from cdc.mapping.affected import KEY_BYTES, Affected
 from cdc.mapping.mapping import Rule, load
 from cdc.mapping.parents import Parents
 from cdc.replication.assembler import Assembler
@@ -326,6 +326,41 @@ def test_moves_count_towards_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
             Delete("public", SETTINGS.name, columns({"id": number})), load("grove").rules[SETTINGS.name]
         )
     assert found.reconcile == "large"
+
+
+def test_a_long_key_counts_as_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So keys of any length take the same memory at most, and the same key counts once."""
+    monkeypatch.setattr(affected_module, "LIMIT", 10)
+    rule = Rule("accounts", "id", ACCOUNTS)
+
+    def taken(*lengths: int) -> Affected:
+        found = Affected()
+        for number, length in enumerate(lengths):
+            found.add(Insert("public", "accounts", columns({"id": f"{number}".ljust(length, "k")})), [rule])
+        return found
+
+    assert taken(*[KEY_BYTES] * 10).reconcile is None
+    assert taken(1, 8 * KEY_BYTES).size == KEY_BYTES * 10
+    assert taken(1, 8 * KEY_BYTES).reconcile is None
+    assert taken(1, 1, 8 * KEY_BYTES).reconcile == "large"
+    assert taken(300_000_000).size == 0
+    again = taken(8 * KEY_BYTES)
+    for _ in range(3):
+        again.add(Insert("public", "accounts", columns({"id": "0".ljust(8 * KEY_BYTES, "k")})), [rule])
+    assert again.size == KEY_BYTES * 9
+
+
+def test_long_keys_are_counted_wherever_they_go() -> None:
+    found, other = Affected(), Affected()
+    found.name("ids", "i" * 1_100)
+    found.ask("ids", "j" * 2_200)
+    other.name("plans", "p" * 4_400)
+    found.merge(other)
+    assert found.size == KEY_BYTES * (3 + 1 + 70)
+    taken = found.take(["ids"])
+    assert (taken.size, found.size) == (KEY_BYTES * (2 + 1 + 30), KEY_BYTES * (1 + 40))
+    found.give_up("large")
+    assert found.size == 0
 
 
 STEPS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(("x", "y")), st.booleans()), max_size=6)

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import time
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdc.mapping.row_rule import MESSAGE_BYTES, OddRow, check_id, flag, in_short, limit, shown, users
+from cdc.mapping.row_rule import (
+    CUT,
+    MESSAGE_BYTES,
+    OddRow,
+    check_id,
+    check_text,
+    flag,
+    in_short,
+    limit,
+    shown,
+    users,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MOST, LEAST = 2**31 - 1, -(2**31)
 
@@ -146,3 +161,30 @@ def test_what_people_are_shown_is_one_short_line() -> None:
     assert in_short("a\nb\x1b[2J\u202e") == r"a\nb\x1b[2J\u202e"
     assert len(in_short("\n" * 1000)) < 50
     check_id("endpoint_id", "größe".encode())
+
+
+LONG = CUT + b"5000000"
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [
+        lambda: limit("it", LONG),
+        lambda: flag("it", LONG),
+        lambda: users("it", [LONG]),
+        lambda: check_text("it", (b"usual", LONG)),
+        lambda: check_id("it", LONG),
+        lambda: check_id("it", LONG + b" " + b"i" * 160),
+        lambda: check_id("it", b"\xff" + LONG + b" \xff\xfe"),
+    ],
+)
+def test_a_value_that_the_server_has_cut_is_as_odd_as_the_whole_one(judge: Callable[[], object]) -> None:
+    with pytest.raises(OddRow) as raised:
+        judge()
+    assert raised.value.oddity.reason == "too_large"
+    assert raised.value.oddity.text == "it has 5,000,000 bytes, more than a message takes"
+
+
+def test_an_id_that_was_cut_is_shown_as_the_whole_one() -> None:
+    assert shown(LONG + b" " + b"i" * 160) == shown(b"i" * 5_000_000) == "i" * 40 + "..."
+    assert shown(b"\xff" + LONG + b" \xff" + b"i" * 9) == "\\xff" + "i" * 9

@@ -434,6 +434,27 @@ def test_a_search_that_takes_too_long_is_done_without(empty: Database, own: Path
         assert len(copies.rows("tokens")) == 60
 
 
+def test_a_very_long_row_is_not_copied(empty: Database, own: Path) -> None:
+    """Neither from a small table, whose rows are all copied, nor from one that is searched."""
+    scratch.fill(empty.url(), own, "public")
+    for more in (0, 100):
+        empty.execute(
+            "INSERT INTO tokens SELECT gen_random_uuid(), 1, 'k' FROM generate_series(1, %s);"
+            "INSERT INTO tokens SELECT gen_random_uuid(), 1, repeat('k', 2000000)",
+            [more],
+        )
+        with (
+            closing(Queried(address(empty), load(str(own)), "public", encode)) as reading,
+            closing(reading.address.connect()) as connection,
+            rolled_back(connection, "DATABASE") as cursor,
+        ):
+            copies = Copies(site(empty, reading), cursor, trusted=True)
+            copies.make()
+            rows = copies.rows("tokens")
+        assert rows
+        assert all(len(value or "") < 1_000 for _, values in rows for value in values)
+
+
 def test_without_the_right_to_make_temporary_tables(empty: Database, own: Path) -> None:
     scratch.fill(empty.url(), own, "public")
     role = empty.create_role()
