@@ -101,7 +101,7 @@ def test_a_database_that_is_ready(ready: Database, streamer: Role, check: Check)
             "ALTER TABLE portal_application_settings REPLICA IDENTITY DEFAULT",
             "replica_identity",
             "warn",
-            "application_id: it is remembered",
+            "application_id: the server keeps it",
         ),
         ("ALTER TABLE portal_application_changes SET UNLOGGED", "tables", "warn", "is unlogged"),
         ("DROP INDEX accounts_plan_type_idx", "indexes", "warn", "begins with plan_type"),
