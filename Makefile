@@ -151,6 +151,7 @@ any-postgres:
 replicas:
 	@for version in 17 18; do scripts/fetch-postgres $$version >/dev/null || true; done
 	@scripts/fetch-pgbouncer >/dev/null || true
+	@scripts/fetch-pgbouncer replication >/dev/null || true
 
 .venv/bin/pip:
 	@echo "making .venv (half a minute, once)"
