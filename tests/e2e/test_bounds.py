@@ -492,12 +492,12 @@ def test_a_value_of_300_mb(
     usual = peak(server)
     with Peak(server) as of_change:
         database.execute(_LONG)
-        wait_odd(server, "app_1 (secret_key has 300,000,000 bytes, more than a message takes)")
+        wait_odd(server, "app_1 (secret_key has 300,000,000 bytes, more than a message can have)")
         client.wait(lambda one: "app_1" not in one.map, "it is left out")
     figure(f"a value of 300 MB, changed, {database.plugin}: {of_change.shown}")
     assert server.stop() == 0
     server = serve(database, PORT=str(server.grpc), AUDIT_INTERVAL="1s").wait_ready()
-    wait_odd(server, "app_1 (secret_key has 300,000,000 bytes, more than a message takes)")
+    wait_odd(server, "app_1 (secret_key has 300,000,000 bytes, more than a message can have)")
     grown = peak(server) - usual
     figure(f"a value of 300 MB in a load: {grown / MIB:.0f} MiB more than without")
     with Peak(server) as of_reads:

@@ -148,7 +148,7 @@ ODD_IDS = {
     ),
     "one with too long a key": (
         "INSERT INTO endpoints (id, secret_key, required) VALUES ('large', repeat('secret', 1000000), true)",
-        "large (secret_key has 6,000,000 bytes, more than a message takes)",
+        "large (secret_key has 6,000,000 bytes, more than a message can have)",
         "id = 'large'",
     ),
     "one with too many users": (

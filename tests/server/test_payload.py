@@ -237,14 +237,14 @@ def test_a_value_that_the_server_has_cut_is_in_no_payload(column: int) -> None:
             payload.encode(tuple(row))
         assert odd.value.payload is None
         assert odd.value.oddity.reason == "too_large"
-        assert odd.value.oddity.text == f"{COLUMNS[column]} has 5,000,000 bytes, more than a message takes"
+        assert odd.value.oddity.text == f"{COLUMNS[column]} has 5,000,000 bytes, more than a message can have"
         assert odd.value.named == (column != 0)
 
 
 @pytest.mark.parametrize("column", OPTIONAL_COLUMNS)
 def test_an_optional_value_that_the_server_has_cut_is_in_no_payload(column: str) -> None:
     encode_more = payload.encoder([*COLUMNS, column])
-    with pytest.raises(OddRow, match=f"{column} has 5,000,000 bytes, more than a message takes"):
+    with pytest.raises(OddRow, match=f"{column} has 5,000,000 bytes, more than a message can have"):
         encode_more((b"app", None, None, None, None, None, 1, 2, CUT + b"5000000"))
 
 

@@ -182,7 +182,7 @@ def test_a_value_that_the_server_has_cut_is_as_odd_as_the_whole_one(judge: Calla
     with pytest.raises(OddRow) as raised:
         judge()
     assert raised.value.oddity.reason == "too_large"
-    assert raised.value.oddity.text == "it has 5,000,000 bytes, more than a message takes"
+    assert raised.value.oddity.text == "it has 5,000,000 bytes, more than a message can have"
 
 
 def test_an_id_that_was_cut_is_shown_as_the_whole_one() -> None:

@@ -112,7 +112,7 @@ def test_a_list_is_read_up_to_the_length_of_a_message(
             assert found["long"] is None
             assert found["usual"]
             assert re.fullmatch(
-                r"authorized_users has \d,\d{3},\d{3} bytes, more than a message takes", odd["long"].text
+                r"authorized_users has \d,\d{3},\d{3} bytes, more than a message can have", odd["long"].text
             )
 
 
@@ -163,7 +163,7 @@ def test_a_row_with_a_long_value_is_left_out_and_named(
             assert odd.keys() == {"long"}
             assert odd["long"].reason == "too_large"
             assert re.fullmatch(
-                rf"{column}\w* has \d+,\d{{3}},\d{{3}} bytes, more than a message takes",
+                rf"{column}\w* has \d+,\d{{3}},\d{{3}} bytes, more than a message can have",
                 odd["long"].text.replace("secret_key_", ""),
             )
 
@@ -193,7 +193,9 @@ def test_an_id_that_is_too_long_is_no_endpoint_and_is_named_by_its_beginning(
             assert name == "i" * 40 + "..."
             assert oddity is not None
             assert oddity.reason == "too_large"
-            assert re.fullmatch(r"endpoint_id has 4,800,00[01] bytes, more than a message takes", oddity.text)
+            assert re.fullmatch(
+                r"endpoint_id has 4,800,00[01] bytes, more than a message can have", oddity.text
+            )
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "EUC_JP", "SQL_ASCII"])
@@ -219,7 +221,7 @@ def test_an_id_in_another_encoding_is_named_by_its_beginning(
     [(name, oddity)] = odd.items()
     assert name.startswith({"LATIN1": "éé", "EUC_JP": "日日", "SQL_ASCII": "\\xff\\xff"}[encoding])
     assert len(name) < 50
-    assert oddity.text == "endpoint_id has 4,800,000 bytes, more than a message takes"
+    assert oddity.text == "endpoint_id has 4,800,000 bytes, more than a message can have"
 
 
 def test_a_row_whose_parent_is_too_long_is_unknown(database: postgres.Database) -> None:
