@@ -180,6 +180,8 @@ def _instead(length: str, more: str = "") -> str:
 
 TEXT: Final = KeyType("text", "S", exact=True)
 """The type that a key is assumed to have until the catalog has been read."""
+UNKNOWN: Final = KeyType("text", "S", exact=True, limited=True)
+"""The type that a column is assumed to have until then: its values are sent as they are."""
 NOTHING_KNOWN: Final[Mapping[str, KeyType]] = {}
 
 

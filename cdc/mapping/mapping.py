@@ -36,6 +36,7 @@ from cdc.mapping.folder import folder_of, named_queries, read_sql, read_text, re
 from cdc.mapping.key_types import (
     NOTHING_KNOWN,
     TEXT,
+    UNKNOWN,
     KeyType,
     collation_of,
     is_exact,
@@ -343,7 +344,7 @@ WHERE mapping.endpoint_id IN (SELECT wanted.endpoint_id FROM wanted)
         """Return the part of a statement that yields the endpoints of a query."""
         name = id_type.named("found.endpoint_id")
         columns = ", ".join(
-            types.get(column, TEXT).sent(f"found.{column}", as_text=column not in _AS_THEY_ARE)
+            types.get(column, UNKNOWN).sent(f"found.{column}", as_text=column not in _AS_THEY_ARE)
             for column in self.columns
         )
         return f"SELECT NULL, NULL, {name}, true, {columns}\nFROM (\n{endpoints}\n) AS found"
@@ -354,7 +355,7 @@ WHERE mapping.endpoint_id IN (SELECT wanted.endpoint_id FROM wanted)
         """
         query = self.queries["Endpoints"]
         for column in self.columns:
-            known = types.get(column, TEXT)
+            known = types.get(column, UNKNOWN)
             if (
                 known.computed
                 and known.can_be_long

@@ -80,7 +80,8 @@ def parse(content: bytes) -> Tokens:
             )
         if len(token) < MIN_LENGTH:
             raise ConfigurationError(
-                f"{where}: the token has fewer than {MIN_LENGTH} characters; make one: openssl rand -hex 32"
+                f"{where}: the token has fewer than {MIN_LENGTH} characters; make one with:"
+                " openssl rand -hex 32"
             )
         if _TOKEN.fullmatch(token) is None:
             raise ConfigurationError(f"{where}: the token is not 32 to 512 of A-Z, a-z, 0-9 and ._~+/-")

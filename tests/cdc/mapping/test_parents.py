@@ -357,7 +357,7 @@ def test_what_is_lost_during_a_read_of_the_memory_leaves_it_unknown(
         assert Stream(parents).take(delete(1)).keys == {KIND: {"A"}}
 
 
-def test_keys_that_are_named_do_not_wait_for_the_reconcile_that_finds_the_old_parent() -> None:
+def test_named_keys_do_not_wait_for_the_reconcile_that_finds_the_old_parent() -> None:
     for memory in ({}, {RULE: [("2", "A")]}):
         parents = Parents()
         parents.load(memory, covered=0)

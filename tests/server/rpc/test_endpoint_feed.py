@@ -224,7 +224,7 @@ def test_misuse_is_said_and_costs_nobody_else_anything(
     good = token_of(server, stream)
     acknowledge = pb.WatchRequest(acknowledge=pb.Acknowledge(token=good.encode()))
     for first, says in (
-        (b"\xff\xff\xff", "no WatchRequest"),
+        (b"\xff\xff\xff", "parsed as WatchRequest"),
         (pb.WatchRequest(), "must be `open`"),
         (acknowledge, "must be `open`"),
         (opening(client_id=""), "client_id"),
@@ -235,7 +235,7 @@ def test_misuse_is_said_and_costs_nobody_else_anything(
         assert (code, says in details) == (grpc.StatusCode.INVALID_ARGUMENT, True), details
     for later, says in (
         (opening(), "only `acknowledge`"),
-        (b"\xff\xff\xff", "no WatchRequest"),
+        (b"\xff\xff\xff", "parsed as WatchRequest"),
         (pb.WatchRequest(acknowledge=pb.Acknowledge(token=b"x")), "not sent on this stream"),
         (
             pb.WatchRequest(
