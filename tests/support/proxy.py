@@ -27,6 +27,10 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._pairs: dict[socket.socket, socket.socket] = {}
+        self._unsent: dict[socket.socket, bytes] = {}
+        """The bytes that a full socket has not taken yet. Its pair is not read meanwhile; all others are, as
+        by a network: whoever waits for an answer on one of them may be the reason why this one is full.
+        """
         self._lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
@@ -55,12 +59,9 @@ class Proxy:
     def cut(self) -> int:
         """Close every connection on both sides. Returns the number of connections."""
         with self._lock:
-            pairs, self._pairs = self._pairs, {}
-            for one in pairs:
-                with suppress(KeyError, ValueError):
-                    self._selector.unregister(one)
-                one.close()
-        return len(pairs) // 2
+            ends = tuple(self._pairs)
+            self._drop(*ends)
+        return len(ends) // 2
 
     def passed(self, source: socket.socket, sink: socket.socket, content: bytes) -> None:
         """Called with bytes before they are passed on. Override it to look at them."""
@@ -70,11 +71,14 @@ class Proxy:
             if self.stalled:
                 self._ended.wait(0.02)
                 continue
-            for key, _ in self._selector.select(0.05):
+            for key, events in self._selector.select(0.05):
                 if key.fileobj is self._listener:
                     self._accept()
                 elif isinstance(key.fileobj, socket.socket) and not self.stalled:
-                    self._pass_on(key.fileobj)
+                    if events & selectors.EVENT_WRITE:
+                        self._send(key.fileobj)
+                    if events & selectors.EVENT_READ:
+                        self._pass_on(key.fileobj)
 
     def _accept(self) -> None:
         near, _ = self._listener.accept()
@@ -101,17 +105,52 @@ class Proxy:
         limit = _READ if self.bytes_per_second is None else max(1, int(self.bytes_per_second / 50))
         try:
             content = source.recv(limit)
-            if content:
-                self.passed(source, sink, content)
-                sink.sendall(content)
         except OSError:
             content = b""
         if not content:
             with self._lock:
-                for one in (source, sink):
-                    self._pairs.pop(one, None)
-                    with suppress(KeyError, ValueError):
-                        self._selector.unregister(one)
-                    one.close()
-        elif self.bytes_per_second is not None:
+                self._drop(source, sink)
+            return
+        self.passed(source, sink, content)
+        with self._lock:
+            self._unsent[sink] = content
+        self._send(sink)
+        if self.bytes_per_second is not None:
             time.sleep(len(content) / self.bytes_per_second)
+
+    def _send(self, sink: socket.socket) -> None:
+        """Send what the socket takes now. While it does not take everything, its pair is not read."""
+        with self._lock:
+            source, content = self._pairs.get(sink), self._unsent.pop(sink, b"")
+            if source is None:
+                return
+            with suppress(BlockingIOError):
+                try:
+                    content = content[sink.send(content, socket.MSG_DONTWAIT) :]
+                except ConnectionError:
+                    self._drop(sink, source)
+                    return
+            if content:
+                self._unsent[sink] = content
+            for one in (sink, source):
+                self._watch(one)
+
+    def _watch(self, one: socket.socket) -> None:
+        wanted = selectors.EVENT_WRITE if one in self._unsent else 0
+        if self._pairs[one] not in self._unsent:
+            wanted |= selectors.EVENT_READ
+        key = self._selector.get_map().get(one)
+        if key is None and wanted:
+            self._selector.register(one, wanted)
+        elif key is not None and not wanted:
+            self._selector.unregister(one)
+        elif key is not None and key.events != wanted:
+            self._selector.modify(one, wanted)
+
+    def _drop(self, *pair: socket.socket) -> None:
+        for one in pair:
+            self._pairs.pop(one, None)
+            self._unsent.pop(one, None)
+            with suppress(KeyError, ValueError):
+                self._selector.unregister(one)
+            one.close()
