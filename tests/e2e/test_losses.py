@@ -441,12 +441,12 @@ def test_a_missing_state_file_is_said(rig: Rig, serve: ServerFactory, tmp_path: 
 
 def test_a_stopped_process_still_holds_the_slot(rig: Rig, serve: ServerFactory, tmp_path: Path) -> None:
     """Its machine hangs: whoever comes after it polls until the server gives up on it, and then streams."""
+    second = serve(rig.database, STATE_FILE=str(tmp_path / "second"))
+    second.wait_log("source lost, reconnecting", reason="slot_held")
+    second.wait_metric(1, "pads_cdc_reconcile_total", reason="polling")
+    assert second.metric("pads_cdc_endpoints") == 300
     rig.server.process.send_signal(signal.SIGSTOP)
     try:
-        second = serve(rig.database, STATE_FILE=str(tmp_path / "second"))
-        second.wait_log("source lost, reconnecting", reason="slot_held")
-        second.wait_metric(1, "pads_cdc_reconcile_total", reason="polling")
-        assert second.metric("pads_cdc_endpoints") == 300
         wait_until(lambda: second.metric("pads_cdc_source_mode", mode="streaming") == 1, "the slot")
     finally:
         rig.server.process.send_signal(signal.SIGCONT)
