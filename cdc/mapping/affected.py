@@ -113,7 +113,8 @@ class Affected(msgspec.Struct, gc=False):
 
     def named(self) -> Affected:
         """Return a copy with the keys alone."""
-        return Affected({kind: set(keys) for kind, keys in self.keys.items()}, asked=set(self.asked))
+        keys = {kind: set(keys) for kind, keys in self.keys.items()}
+        return Affected(keys, asked=set(self.asked), _more=self._more)
 
     def give_up(self, reason: str) -> None:
         """Replace the keys by a reconcile. If there is a reason already, keep it."""

@@ -357,6 +357,7 @@ def test_long_keys_are_counted_wherever_they_go() -> None:
     other.name("plans", "p" * 4_400)
     found.merge(other)
     assert found.size == KEY_BYTES * (3 + 1 + 70)
+    assert found.named().size == found.size
     taken = found.take(["ids"])
     assert (taken.size, found.size) == (KEY_BYTES * (2 + 1 + 30), KEY_BYTES * (1 + 40))
     found.give_up("large")
