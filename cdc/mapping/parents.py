@@ -93,6 +93,12 @@ class Parents:
         """
         self._since, self._lacks = {}, False
 
+    def expect_nothing(self) -> None:
+        """Record that those rows are not wanted any more: the next `load` may be of a newer memory, such as a
+        peer's.
+        """
+        self._since, self._lacks = None, False
+
     def load(
         self, memory: Mapping[Rule, Iterable[tuple[str, str | None]]], covered: Lsn, *, complete: bool = True
     ) -> None:

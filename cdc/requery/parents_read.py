@@ -68,6 +68,9 @@ class ParentsRead:
     def abandon(self) -> None:
         """Discard what has been read. The next read waits until this one has ended."""
         self._counts = False
+        self._parents.expect_nothing()
+        if not self.running:
+            self._read = None  # its rows may take as much memory as the map
 
     def _rows(self, rules: Sequence[Rule]) -> tuple[Evidence, Rows, Lsn]:
         before = self._database.evidence()

@@ -623,6 +623,8 @@ class Requery:
         """Return whether the memory of parents has just been loaded, or is not needed. Otherwise begin to
         read it.
         """
+        if self._parents_read.running:
+            return False
         if self._parents_read.finish():
             return True
         relations, all_rules = self._catalog.look(self._database), self._database.mapping.rules
