@@ -7,6 +7,7 @@ the new one as well (`Parents.expect`).
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
     from cdc.postgres.gate import Evidence, Gate
 
     Rows = Mapping[Rule, Sequence[tuple[str, str | None]]]
+
+_PATIENCE = 5.0
+"""Maximum number of seconds to wait until the database shows what the slot had delivered before the read. A
+commit usually becomes visible within microseconds, and on a standby once it is replayed. A commit that waits
+for a synchronous standby may stay invisible for hours.
+"""
+_TICK = 0.02
+"""Seconds between the checks of this."""
 
 
 class ParentsRead:
@@ -48,7 +57,7 @@ class ParentsRead:
         """Begin to read. ``gates`` are those of the transactions that were delivered and still wait."""
         self._parents.expect()
         self._gates, self._counts = tuple(gates), True
-        self._read = self._database.in_thread("parents", partial(self._rows, rules))
+        self._read = self._database.in_thread("parents", partial(self._rows, rules, self._gates))
 
     def finish(self) -> bool:
         """Load the memory with the rows that have come. Return False if there was no read that counts.
@@ -62,7 +71,7 @@ class ParentsRead:
             return False
         before, rows, covered = read.result()
         # If a transaction that was delivered before is not visible yet, these rows lack it.
-        self._parents.load(rows, covered, complete=all(gate.opens(before) for gate in self._gates))
+        self._parents.load(rows, covered, complete=_all_open(self._gates, before))
         return True
 
     def abandon(self) -> None:
@@ -72,7 +81,15 @@ class ParentsRead:
         if not self.running:
             self._read = None  # its rows may take as much memory as the map
 
-    def _rows(self, rules: Sequence[Rule]) -> tuple[Evidence, Rows, Lsn]:
+    def _rows(self, rules: Sequence[Rule], gates: Sequence[Gate]) -> tuple[Evidence, Rows, Lsn]:
+        give_up_at = time.monotonic() + _PATIENCE
         before = self._database.evidence()
+        while self._counts and not _all_open(gates, before) and time.monotonic() < give_up_at:
+            time.sleep(_TICK)
+            before = self._database.evidence()
         rows = self._database.parents(rules)
         return before, rows, self._database.evidence().seen
+
+
+def _all_open(gates: Iterable[Gate], evidence: Evidence) -> bool:
+    return all(gate.opens(evidence) for gate in gates)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import psycopg2
 import pytest
 
 from cdc.mapping.affected import Affected, Move
 from cdc.postgres.gate import Gate
+from cdc.requery import parents_read as parents_read_module
 from cdc.requery import task as task_module
 from cdc.requery.task import Task
 from tests.cdc.requery.test_requery import Desk
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cdc.mapping.mapping import Rule
+    from cdc.postgres.gate import Evidence
     from tests.plugins.postgres import Database
 
 KIND = "EndpointsOfApplications"
@@ -81,3 +85,48 @@ def test_a_task_that_becomes_a_reconcile_does_not_wait_for_the_parents_on_the_sp
     go_on.set()
     desk.finish()
     assert desk.map == expected(desk.database)
+
+
+def test_the_parents_are_read_once_what_was_delivered_before_is_visible(
+    desk: Desk, rule: Rule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the memory would lack it, and each change of an unknown parent would read everything again: for
+    ever where commits follow each other and the query server is a little behind the slot.
+    """
+    evidence, asked = desk.server.evidence, threading.Event()
+
+    def noted() -> Evidence:
+        found = evidence()
+        if threading.current_thread().name == "parents":
+            asked.set()
+        return found
+
+    monkeypatch.setattr(desk.server, "evidence", noted)
+    with closing(psycopg2.connect(desk.database.url())) as session, session.cursor() as cursor:
+        cursor.execute("UPDATE portal_application_settings SET secret_key = 'new' WHERE id = 2")
+        cursor.execute("SELECT pg_current_xact_id()::text")
+        [(xid,)] = cursor.fetchall()
+        gate = Gate(frozenset({int(xid)}))
+        desk.requery.add(Task(Affected(keys={KIND: {"app_2"}}), gate, 0, 100))
+        desk.requery.add(Task.reconcile("test", Gate(), 0))
+        desk.requery.step()
+        assert asked.wait(60)
+        session.commit()
+    desk.finish()
+    deleted = moved(desk, rule, None, 2**62)
+    assert deleted.reconcile is None
+    assert len(deleted.keys[KIND]) == 1
+
+
+def test_the_parents_are_not_waited_for_ever_while_a_commit_is_invisible(
+    desk: Desk, rule: Rule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory counts as unknown then, since its rows lack that commit."""
+    monkeypatch.setattr(parents_read_module, "_PATIENCE", 0.1)
+    xmax = int(desk.database.value("SELECT pg_snapshot_xmax(pg_current_snapshot())::text"))
+    gate = Gate(frozenset({xmax + 1_000_000}))
+    desk.requery.add(Task(Affected(keys={KIND: {"app_2"}}), gate, 0, 100))
+    desk.requery.add(Task.reconcile("test", Gate(), 0))
+    while desk.requery.reconciling:
+        desk.step()
+    assert moved(desk, rule, None, 2**62).reconcile == "unknown_row"
