@@ -317,6 +317,7 @@ class Applier(threading.Thread):
     def _break_with_the_past(self, history: Timeline) -> None:
         """Start a new epoch: positions and tokens of the old history are meaningless in the new one."""
         self._requery.rewind()
+        self._schema.rewind()
         self._freshness.rewound()
         self._store.rewind(history)
         self._requery.restart_at(Lsn(0))

@@ -47,6 +47,10 @@ class SchemaWatch:
         """A gate for the transactions that the next comparison must see and that are no longer listed in
         `_xids`.
         """
+        self._awaited: Gate | None = None
+        """The gate that was closed when a comparison was due. Transactions that come later do not belong to
+        it, since there may always be one that is not visible yet.
+        """
         self._end: Lsn = Lsn(0)
         """The position up to which the stream has been read."""
         self._progressed = False
@@ -65,6 +69,12 @@ class SchemaWatch:
         self._missed = None
         if suspects:
             self._look_by = 0.0
+
+    def rewind(self) -> None:
+        """Forget all transactions and positions, because they belong to another history."""
+        self._xids.clear()
+        self._gate, self._awaited, self._end = Gate(), None, Lsn(0)
+        self._unseen = Xid8(0)
 
     def note(self, transaction: Transaction) -> None:
         """Schedule a comparison after this transaction. If it has no rows, it may have been DDL."""
@@ -103,10 +113,13 @@ class SchemaWatch:
             raise
         if self._suspects and evidence.snapshot.xmin >= self._suspects:
             self._suspects, self._missed = Xid8(0), Gate(end=evidence.bound)
-        if not self._unlooked().opens(evidence):
+        if not (self._awaited or self._unlooked()).opens(evidence):
             self._settle(evidence.snapshot.xmax)
             return False
         relations = self._catalog.ask(self._database)
+        if self._awaited is not None:
+            self._awaited = None  # the next comparison, after `_LOOK`, is for those that came later
+            return self._catalog.changed(relations)
         self._look_by = now + self._patience(evidence, relations)
         self._xids.clear()
         self._gate = Gate()
@@ -136,6 +149,8 @@ class SchemaWatch:
         """Give the transactions 64-bit ids, because the slot may be confirmed beyond them."""
         self._gate = self._unlooked().settled(next_xid)
         self._xids.clear()
+        if self._awaited is None:
+            self._awaited, self._gate = self._gate, Gate()
 
     def _unlooked(self) -> Gate:
         return self._gate | Gate(frozenset(self._xids), self._end)
