@@ -397,6 +397,7 @@ class Read:
         self._encode = database.encode
         self._names = database.names() if locks else ""  # may query the server, on another connection
         self._connection: Connection | None = connections.take()
+        self._ahead: Future[list[tuple[Any, ...]]] | None = None
         try:
             self._encoding = Encoding.of(self._connection)
         except Refusal:
@@ -437,7 +438,6 @@ class Read:
         another row of the same id could not be detected there.
         """
         self._rows: list[tuple[Any, ...]] | None = rows
-        self._ahead: Future[list[tuple[Any, ...]]] | None = None
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ import pytest
 from cdc import lsn
 from cdc.errors import PadsCdcError, Refusal, SourceError
 from cdc.mapping.mapping import load
+from cdc.postgres import database as database_module
 from cdc.postgres.connection import Address
 from cdc.postgres.database import CHUNK, FIRST_CHUNK, Database
 from cdc.postgres.gate import Gate
@@ -466,3 +467,17 @@ def test_a_connection_that_is_not_to_be_asked_again(why: str, reading: Callable[
     with read.read() as now:
         assert now._connection is not old
     assert old.closed
+
+
+def test_a_read_whose_server_was_promoted_in_the_middle_proves_nothing(
+    database: postgres.Database, reading: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(database, 3)
+    read = reading()
+    in_recovery = "SELECT pg_catalog.set_config('pads_cdc.before', '1 - 1 0/0', true)"
+    monkeypatch.setattr(database_module, "_BEFORE", in_recovery)
+    with pytest.raises(SourceError, match="no snapshot"):
+        read.read()
+    with pytest.raises(SourceError, match="no snapshot"):
+        read.read({"EndpointsOfApplications": {"app_1"}})
+    assert read.connections.age() == 0
