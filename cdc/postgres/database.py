@@ -21,6 +21,7 @@ import threading
 import time
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psycopg2
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
+    from psycopg2.extensions import cursor as Cursor  # noqa: N812 - it is a class
 
     from cdc.mapping.mapping import Mapping as EndpointMapping
     from cdc.mapping.mapping import Rule
@@ -109,6 +111,17 @@ _SLOW = 0.01
 _ONE_BY_ONE = 60.0
 """If a statement failed because it was prepared, it is planned for each read during this number of seconds.
 """
+
+
+@dataclass(frozen=True)
+class ParentRows:
+    """The pairs of row id and parent that a query lists, and the server that listed them."""
+
+    rows: Sequence[tuple[str, str | None]]
+    before: Evidence
+    """The evidence of a snapshot that may be older than that of the rows, from the same transaction."""
+    after: Evidence
+    """The evidence of a snapshot that may be newer, from the same transaction."""
 
 
 class Database:
@@ -238,24 +251,24 @@ class Database:
         with self._read_few(self.mapping.header, {}, locks=False) as read:
             return read.evidence
 
-    def parents(self, rules: Collection[Rule]) -> dict[Rule, list[tuple[str, str | None]]]:
+    def parents(self, rules: Collection[Rule]) -> dict[Rule, ParentRows]:
         """Read the pairs of row id and parent for each rule. Blocks until all pairs are read.
 
         Raises:
             SourceError, Refusal: nothing was read.
 
         """
-        found: dict[Rule, list[tuple[str, str | None]]] = {}
+        found: dict[Rule, ParentRows] = {}
         for rule in rules:
             if rule.parents is not None:
                 found[rule] = self._all_parents(self.mapping.queries[rule.parents])
         return found
 
-    def _all_parents(self, query: str) -> list[tuple[str, str | None]]:
+    def _all_parents(self, query: str) -> ParentRows:
         """Return the row ids and parents that a query lists, printed as the slot prints them. A parent that
         is NULL is None.
         """
-        declare = f"{self.names()}{self.locks}{_declare(self.types.list_as_printed(query))}"
+        locks, declare = f"{self.names()}{self.locks}", _declare(self.types.list_as_printed(query))
         connections = self.connections
         connection = connections.take()
         found: list[tuple[str, str | None]] = []
@@ -263,7 +276,8 @@ class Database:
             encoding = Encoding.of(connection)
             begin, key = self.begin(connection) + _unconverted(encoding), encoding.key
             with connections.running(connection) as cursor:
-                cursor.execute(begin + declare, {})
+                before = self._present(cursor, begin + locks)
+                cursor.execute(declare, {})
             more = True
             while more:
                 with connections.running(connection) as cursor:
@@ -275,9 +289,16 @@ class Database:
                     )
                     more = cursor.rowcount > 0
             with connections.running(connection) as cursor:
+                after = self._present(cursor)
                 cursor.execute("COMMIT")
         connections.give_back(connection)
-        return found
+        return ParentRows(found, before, after)
+
+    def _present(self, cursor: Cursor, begin: str = "") -> Evidence:
+        """Return the evidence of a new snapshot within a transaction. ``begin`` are its first statements."""
+        as_bytes(cursor)
+        cursor.execute(begin + self.mapping.header, {})
+        return _evidence(cursor.fetchone() or (None,))
 
     def names(self) -> str:
         """Return the statement that sets the search path for types of other schemas. It is empty if there are
@@ -416,11 +437,11 @@ class Read:
             if not self._encoding.utf8:
                 parameters = {name: AsIs(self._encoding.array(keys)) for name, keys in parameters.items()}
             rows = self._fetch(message, parameters)
-        header = rows.pop(0) if rows else (None,)
-        if header[0] is None:
+        try:
+            self.evidence = _evidence(rows.pop(0) if rows else (None,))
+        except SourceError:
             self.close()
-            raise SourceError("no_evidence", "a re-query returned no snapshot, so it cannot be trusted")
-        self.evidence = _evidence(header)
+            raise
         self.complete = len(rows) < first
         """Whether all rows have been fetched from the server."""
         self.odd: dict[str, Oddity | None] = {}
@@ -611,7 +632,15 @@ def _unconverted(encoding: Encoding) -> str:
     return "" if encoding.utf8 else "SET LOCAL client_encoding = 'SQL_ASCII';"
 
 
-def _evidence(header: tuple[bytes, ...]) -> Evidence:
+def _evidence(header: tuple[Any, ...]) -> Evidence:
+    """Return the evidence in a statement's first row.
+
+    Raises:
+        SourceError: there is none, for example because the server has just been promoted.
+
+    """
+    if header[0] is None:
+        raise SourceError("no_evidence", "a re-query returned no snapshot, so it cannot be trusted")
     snapshot, seen, before = (text.decode() for text in header[:3])
     system, timeline, instance, *replayed = before.split(" ")
     written, flushed, bound, shown, *within = seen.split(" ")

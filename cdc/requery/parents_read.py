@@ -11,17 +11,16 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cdc.lsn import Lsn
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from concurrent.futures import Future
 
-    from cdc.lsn import Lsn
     from cdc.mapping.affects_file import Rule
     from cdc.mapping.parents import Parents
-    from cdc.postgres.database import Database
+    from cdc.postgres.database import Database, ParentRows
     from cdc.postgres.gate import Evidence, Gate
-
-    Rows = Mapping[Rule, Sequence[tuple[str, str | None]]]
 
 _PATIENCE = 5.0
 """Maximum number of seconds to wait until the database shows what the slot had delivered before the read. A
@@ -38,8 +37,9 @@ class ParentsRead:
     def __init__(self, database: Database, parents: Parents) -> None:
         self._database = database
         self._parents = parents
-        self._read: Future[tuple[Evidence, Rows, Lsn]] | None = None
+        self._read: Future[Mapping[Rule, ParentRows]] | None = None
         self._gates: Sequence[Gate] = ()
+        self._use: Callable[[ParentRows], object]
         self._counts = False
         """Whether the rows are still wanted."""
 
@@ -53,25 +53,36 @@ class ParentsRead:
         """Whether there is a read that counts, and that `finish` has not taken yet."""
         return self._read is not None and self._counts
 
-    def begin(self, rules: Sequence[Rule], gates: Iterable[Gate]) -> None:
-        """Begin to read. ``gates`` are those of the transactions that were delivered and still wait."""
+    def begin(
+        self, rules: Sequence[Rule], gates: Iterable[Gate], use: Callable[[ParentRows], object]
+    ) -> None:
+        """Begin to read. ``gates`` are those of the transactions that were delivered and still wait.
+
+        ``use`` is called by `finish` for each list of rows, and raises an error if they must not be used.
+        """
         self._parents.expect()
-        self._gates, self._counts = tuple(gates), True
+        self._gates, self._use, self._counts = tuple(gates), use, True
         self._read = self._database.in_thread("parents", partial(self._rows, rules, self._gates))
 
     def finish(self) -> bool:
         """Load the memory with the rows that have come. Return False if there was no read that counts.
 
         Raises:
-            SourceError, Refusal: the read failed.
+            SourceError, Refusal: the read failed, or its rows must not be used.
 
         """
         read, self._read = self._read, None
         if read is None or not self._counts:
             return False
-        before, rows, covered = read.result()
-        # If a transaction that was delivered before is not visible yet, these rows lack it.
-        self._parents.load(rows, covered, complete=_all_open(self._gates, before))
+        found = read.result()
+        for one in found.values():
+            self._use(one)
+        self._parents.load(
+            {rule: one.rows for rule, one in found.items()},
+            max((one.after.seen for one in found.values()), default=Lsn(0)),
+            # If a transaction that was delivered before is not visible yet, these rows lack it.
+            complete=all(_all_open(self._gates, one.before) for one in found.values()),
+        )
         return True
 
     def abandon(self) -> None:
@@ -81,14 +92,14 @@ class ParentsRead:
         if not self.running:
             self._read = None  # its rows may take as much memory as the map
 
-    def _rows(self, rules: Sequence[Rule], gates: Sequence[Gate]) -> tuple[Evidence, Rows, Lsn]:
+    def _rows(self, rules: Sequence[Rule], gates: Sequence[Gate]) -> Mapping[Rule, ParentRows]:
         give_up_at = time.monotonic() + _PATIENCE
-        before = self._database.evidence()
-        while self._counts and not _all_open(gates, before) and time.monotonic() < give_up_at:
+        while self._counts and time.monotonic() < give_up_at:
+            if _all_open(gates, self._database.evidence()):
+                break
             time.sleep(_TICK)
-            before = self._database.evidence()
-        rows = self._database.parents(rules)
-        return before, rows, self._database.evidence().seen
+        found = self._database.parents(rules) if self._counts else {}
+        return found if self._counts else {}
 
 
 def _all_open(gates: Iterable[Gate], evidence: Evidence) -> bool:

@@ -12,6 +12,7 @@ can be open at once, so that a revocation does not wait for a ripple. Three rule
 from __future__ import annotations
 
 import time
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from cdc.mapping.parents import Parents
     from cdc.mapping.row_rule import Oddity
     from cdc.observer import Observer
-    from cdc.postgres.database import Database, Read, Row
+    from cdc.postgres.database import Database, ParentRows, Read, Row
     from cdc.postgres.gate import Evidence
     from cdc.replication.assembler import Transaction
     from cdc.replication.catalog import Catalog
@@ -634,8 +635,21 @@ class Requery:
         if not rules:
             self._parents.load({}, Lsn(0))
             return True
-        self._parents_read.begin(rules, [task.gate for task in self._waiting])
+        gates = [task.gate for task in self._waiting]
+        self._parents_read.begin(rules, gates, partial(self._use_parents, self.read_up_to))
         return False
+
+    def _use_parents(self, read_up_to: Lsn, found: ParentRows) -> None:
+        """Check that these rows show what reads had shown up to ``read_up_to``, when this read began. The
+        read of the mapping that follows must show all that these rows show.
+        """
+        try:
+            self._check_evidence(found.before, read_up_to)
+        except PadsCdcError:
+            self._database.close()  # with several hosts, another host may be the right one
+            raise
+        self._monotonic_reads.read(found.after)
+        self._note_newest(found.after)
 
     @property
     def lossy(self) -> bool:

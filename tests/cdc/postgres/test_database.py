@@ -25,6 +25,8 @@ from tests.support.proxy import Proxy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
+
     from cdc.postgres.database import Row
     from tests.plugins import postgres
     from tests.plugins.postgres import DatabaseFactory, Replicated
@@ -474,10 +476,35 @@ def test_a_read_whose_server_was_promoted_in_the_middle_proves_nothing(
 ) -> None:
     fill(database, 3)
     read = reading()
+    rules = [one for of_table in read.mapping.rules.values() for one in of_table if one.parents]
     in_recovery = "SELECT pg_catalog.set_config('pads_cdc.before', '1 - 1 0/0', true)"
     monkeypatch.setattr(database_module, "_BEFORE", in_recovery)
     with pytest.raises(SourceError, match="no snapshot"):
         read.read()
     with pytest.raises(SourceError, match="no snapshot"):
         read.read({"EndpointsOfApplications": {"app_1"}})
+    with pytest.raises(SourceError, match="no snapshot"):
+        read.parents(rules)
     assert read.connections.age() == 0
+
+
+def test_the_server_that_lists_parents_is_the_one_that_says_what_it_shows(
+    database: postgres.Database, reading: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a pooler, or with several hosts, another connection may lead to another server."""
+    fill(database, 3)
+    read = reading()
+    rules = [one for of_table in read.mapping.rules.values() for one in of_table if one.parents]
+    read.parents(rules)  # the types are known from now on
+    take, taken = read.connections.take, 0
+
+    def counted() -> Connection:
+        nonlocal taken
+        taken += 1
+        return take()
+
+    monkeypatch.setattr(read.connections, "take", counted)
+    [found] = read.parents(rules).values()
+    assert (len(found.rows), taken) == (3, 1)
+    assert found.before.instance == found.after.instance
+    assert found.before.seen <= found.after.seen

@@ -236,7 +236,7 @@ def test_a_row_whose_parent_is_too_long_is_unknown(database: postgres.Database) 
     rules = [rule for of_table in mapping.rules.values() for rule in of_table if rule.parents]
     with closing(Database(address(database), mapping, "public", encoder(mapping.columns))) as reading:
         [rows] = reading.parents(rules).values()
-    assert rows == [("1", "app_1")]
+    assert rows.rows == [("1", "app_1")]
 
 
 def explained(database: postgres.Database, statement: str, keys: dict[str, list[str]]) -> str:

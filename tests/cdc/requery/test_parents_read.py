@@ -1,14 +1,17 @@
-"""The memory of parents is read beside the stream: what is delivered, abandoned or invisible in the meantime."""
+"""The memory of parents is read beside the stream, which delivers and ends as it likes in the meantime."""
 
 from __future__ import annotations
 
 import threading
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
 
+from cdc.errors import SourceError
+from cdc.lsn import Lsn
 from cdc.mapping.affected import Affected, Move
 from cdc.postgres.gate import Gate
 from cdc.requery import parents_read as parents_read_module
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cdc.mapping.mapping import Rule
+    from cdc.postgres.database import ParentRows
     from cdc.postgres.gate import Evidence
     from tests.plugins.postgres import Database
 
@@ -68,7 +72,7 @@ def test_a_task_that_becomes_a_reconcile_does_not_wait_for_the_parents_on_the_sp
     requery, parents = desk.requery, desk.server.parents
     go_on, over = threading.Event(), threading.Event()
 
-    def slow(rules: Collection[Rule]) -> Mapping[Rule, Any]:
+    def slow(rules: Collection[Rule]) -> Mapping[Rule, ParentRows]:
         found = parents(rules)
         go_on.wait(30)
         over.set()
@@ -90,8 +94,8 @@ def test_a_task_that_becomes_a_reconcile_does_not_wait_for_the_parents_on_the_sp
 def test_the_parents_are_read_once_what_was_delivered_before_is_visible(
     desk: Desk, rule: Rule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise the memory would lack it, and each change of an unknown parent would read everything again: for
-    ever where commits follow each other and the query server is a little behind the slot.
+    """Otherwise the memory would lack it, and each change of an unknown parent would read everything again:
+    for ever, where commits follow each other and the query server is a little behind the slot.
     """
     evidence, asked = desk.server.evidence, threading.Event()
 
@@ -130,3 +134,46 @@ def test_the_parents_are_not_waited_for_ever_while_a_commit_is_invisible(
     while desk.requery.reconciling:
         desk.step()
     assert moved(desk, rule, None, 2**62).reconcile == "unknown_row"
+
+
+def test_parents_of_a_server_that_is_behind_are_not_used(
+    desk: Desk, rule: Rule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pooler may lead to several standbys: rows of a later one lack moves that were done already."""
+    parents, tried = desk.server.parents, []
+
+    def behind(rules: Collection[Rule]) -> Mapping[Rule, ParentRows]:
+        found = parents(rules)
+        tried.append(found)
+        if len(tried) > 1:
+            return found
+        return {
+            one: replace(rows, before=replace(rows.before, replayed=Lsn(1))) for one, rows in found.items()
+        }
+
+    monkeypatch.setattr(desk.server, "parents", behind)
+    desk.requery.add(Task.reconcile("test", Gate(), 0))
+    with pytest.raises(SourceError, match="has not replayed what was read before"):
+        desk.finish()
+    assert [one.reason for one in desk.told.reconciles] == ["start"]
+    desk.finish()
+    assert [one.reason for one in desk.told.reconciles] == ["start", "test"]
+    assert moved(desk, rule, None, 2**62).reconcile is None
+
+
+def test_the_mapping_is_read_where_all_is_shown_that_the_parents_showed(
+    desk: Desk, rule: Rule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that the parents lack may be gone; its endpoint must not come from an older state."""
+    parents = desk.server.parents
+
+    def newer(rules: Collection[Rule]) -> Mapping[Rule, ParentRows]:
+        found = parents(rules)
+        return {one: replace(rows, after=replace(rows.after, seen=Lsn(2**61))) for one, rows in found.items()}
+
+    monkeypatch.setattr(desk.server, "parents", newer)
+    desk.requery.add(Task.reconcile("test", Gate(), 0))
+    desk.finish()
+    assert desk.requery.read_up_to == 2**61
+    assert moved(desk, rule, None, 2**61).reconcile is None
+    assert moved(desk, rule, None, 2**61 + 1).reconcile == "unknown_row"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cdc.mapping.mapping import Rule
+    from cdc.postgres.database import ParentRows
     from tests.plugins.postgres import Database
 
 WORK = "(SELECT count(*) FROM (SELECT generate_series(1, 10000000)) AS numbers)"
@@ -92,7 +93,7 @@ def test_a_revocation_does_not_wait_for_the_parents(
     desk = Desk(database, tmp_path)
     requery, parents, ready = desk.requery, desk.server.parents, threading.Event()
 
-    def slow(rules: Collection[Rule]) -> dict[Rule, list[tuple[str, str | None]]]:
+    def slow(rules: Collection[Rule]) -> dict[Rule, ParentRows]:
         found = parents(rules)
         assert ready.wait(60)
         return found
