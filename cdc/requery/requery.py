@@ -387,6 +387,8 @@ class Requery:
         """
         ready = [task for task in self._waiting if self._may_begin(task)]
         if not ready:
+            if len(self._waiting) > _MANY:  # they all wait for long reads, or for the memory of parents
+                self._waiting = [*map(merged, self._apart(self._waiting))]
             return
         if len(self._waiting) > 1 or ready[0].reason is not None:
             # Usually there is only one task, and it has keys. It skips this check: it is read at once, and

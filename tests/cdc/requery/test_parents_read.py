@@ -177,3 +177,22 @@ def test_the_mapping_is_read_where_all_is_shown_that_the_parents_showed(
     assert desk.requery.read_up_to == 2**61
     assert moved(desk, rule, None, 2**61).reconcile is None
     assert moved(desk, rule, None, 2**61 + 1).reconcile == "unknown_row"
+
+
+def test_reconciles_that_come_during_a_read_are_merged(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs time at every step: a job that deletes rows one by one may cause thousands."""
+    requery, parents, go_on = desk.requery, desk.server.parents, threading.Event()
+
+    def slow(rules: Collection[Rule]) -> Mapping[Rule, ParentRows]:
+        found = parents(rules)
+        go_on.wait(60)
+        return found
+
+    monkeypatch.setattr(desk.server, "parents", slow)
+    for _ in range(200):
+        requery.add(Task.reconcile("unknown_row", Gate(), 0))
+        requery.step()
+        assert len(requery._waiting) <= 65
+    go_on.set()
+    desk.finish()
+    assert [one.reason for one in desk.told.reconciles] == ["start", "unknown_row"]
