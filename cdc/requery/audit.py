@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from cdc.lsn import Lsn
-    from cdc.postgres.database import Read, Row
+    from cdc.postgres.read import Read, Row
     from cdc.requery.odd_rows import OddRows
     from cdc.store.store import Store
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from cdc.mapping.row_rule import Oddity, OddReason
     from cdc.observer import Observer
-    from cdc.postgres.database import Row
+    from cdc.postgres.read import Row
 
 _MOST: Final = 10_000
 """Maximum number of rows that are listed one by one. Further rows are only counted, by the newest read of the

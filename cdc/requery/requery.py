@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from cdc.mapping.parents import Parents
     from cdc.mapping.row_rule import Oddity
     from cdc.observer import Observer
-    from cdc.postgres.database import Database, ParentRows, Read, Row
+    from cdc.postgres.database import Database, ParentRows
     from cdc.postgres.gate import Evidence
+    from cdc.postgres.read import Read, Row
     from cdc.replication.assembler import Transaction
     from cdc.replication.catalog import Catalog
     from cdc.requery.audit import Audit

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from cdc.changes import Action
-    from cdc.postgres.database import Read, Row
+    from cdc.postgres.read import Read, Row
     from cdc.replication.assembler import Transaction
     from cdc.store.store import Batch, Store
     from cdc.units import Revision, Xid, Xid8

@@ -13,10 +13,11 @@ import pytest
 from cdc import lsn
 from cdc.errors import PadsCdcError, Refusal, SourceError
 from cdc.mapping.mapping import load
-from cdc.postgres import database as database_module
+from cdc.postgres import statements
 from cdc.postgres.connection import Address
-from cdc.postgres.database import CHUNK, FIRST_CHUNK, Database
+from cdc.postgres.database import Database
 from cdc.postgres.gate import Gate
+from cdc.postgres.read import CHUNK, FIRST_CHUNK
 from cdc.postgres.watchdog import QueryWatchdog
 from tests.plugins.server import DEADLINE, fill, wait_until
 from tests.support import BUNDLED
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
 
-    from cdc.postgres.database import Row
+    from cdc.postgres.read import Row
     from tests.plugins import postgres
     from tests.plugins.postgres import DatabaseFactory, Replicated
 
@@ -478,7 +479,7 @@ def test_a_read_whose_server_was_promoted_in_the_middle_proves_nothing(
     read = reading()
     rules = [one for of_table in read.mapping.rules.values() for one in of_table if one.parents]
     in_recovery = "SELECT pg_catalog.set_config('pads_cdc.before', '1 - 1 0/0', true)"
-    monkeypatch.setattr(database_module, "_BEFORE", in_recovery)
+    monkeypatch.setattr(statements, "BEFORE", in_recovery)
     with pytest.raises(SourceError, match="no snapshot"):
         read.read()
     with pytest.raises(SourceError, match="no snapshot"):

@@ -21,8 +21,9 @@ from cdc.errors import PadsCdcError, SourceError, gives_way
 from cdc.mapping.folder import server_queries
 from cdc.mapping.mapping import load
 from cdc.postgres.connection import Address
-from cdc.postgres.database import CHUNK, Database
+from cdc.postgres.database import Database
 from cdc.postgres.lock_watch import LockWatch
+from cdc.postgres.read import CHUNK
 from server.observe.fanout import Listener
 from tests.cdc.postgres.test_database import encode
 from tests.plugins.server import fill, wait_until

@@ -27,9 +27,9 @@ __all__ = ["reading"]
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no plan be given up because the machine is busy."""
     monkeypatch.setattr(
-        "cdc.postgres.database._IN_HASTE", "SELECT set_config('statement_timeout', '60s', true)"
+        "cdc.postgres.statements.IN_HASTE", "SELECT set_config('statement_timeout', '60s', true)"
     )
-    monkeypatch.setattr("cdc.postgres.database._SLOW", 60.0)
+    monkeypatch.setattr("cdc.postgres.read._SLOW", 60.0)
 
 
 ONE = {"EndpointsOfApplications": {"app_1"}}

@@ -18,7 +18,7 @@ from server.observe.fanout import Listener
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from cdc.postgres.database import Read, Row
+    from cdc.postgres.read import Read, Row
 
 FRACTION = Oddity("fraction", "throughput_limit is 1.5")
 SEEN = 100

@@ -18,8 +18,8 @@ from cdc.mapping.parents import Parents
 from cdc.postgres import database as database_module
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database as QueryServer
-from cdc.postgres.database import Read
 from cdc.postgres.gate import Gate
+from cdc.postgres.read import Read
 from cdc.replication.assembler import Transaction
 from cdc.replication.catalog import Catalog
 from cdc.requery import task as task_module
@@ -137,7 +137,7 @@ class Desk:
 @pytest.fixture
 def desk(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     monkeypatch.setattr(database_module, "FIRST_CHUNK", 2)
-    monkeypatch.setattr(database_module.Read.chunks, "__defaults__", (2,))
+    monkeypatch.setattr(Read.chunks, "__defaults__", (2,))
     monkeypatch.setattr(task_module, "_RIPPLE_CHUNK", 2)
     fill(database, 20, plans=1)
     desk = Desk(database, tmp_path)

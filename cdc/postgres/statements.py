@@ -1,0 +1,112 @@
+"""The statements of a read (`cdc.postgres.read`), apart from the mapping's query.
+
+Migrations go first. While a read waits for one lock it may hold others. A migration that holds the first lock
+and waits for the others would become the deadlock's victim, because a server looks for deadlocks only after a
+session has waited for ``deadlock_timeout``. So a read waits for all of its locks for half of that time, then
+releases everything and tries again. A running read is ended when another session waits for its locks
+(`cdc.postgres.lock_watch`). If the reader is frozen or cut off, the server ends the read (`LIMITS`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cdc import lsn
+from cdc.errors import SourceError
+from cdc.postgres import session
+from cdc.postgres.gate import Evidence, Snapshot
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection  # noqa: N812 - it is a class
+
+    from cdc.postgres.encoding import Encoding
+
+BEFORE = """
+SELECT pg_catalog.set_config('pads_cdc.before', pg_catalog.concat_ws(' ',
+    (SELECT system_identifier FROM pg_catalog.pg_control_system()),
+    CASE WHEN pg_catalog.pg_is_in_recovery() THEN '-'
+         ELSE pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8)
+         END,
+    extract(epoch FROM pg_catalog.pg_postmaster_start_time()),
+    CASE WHEN pg_catalog.pg_is_in_recovery() THEN coalesce(pg_catalog.pg_last_wal_replay_lsn(), '0/0') END
+), true)
+"""
+
+LIMITS = """
+SELECT
+    pg_catalog.set_config('pads_cdc.patience', pg_catalog.concat(least(0.5, greatest(
+        0.25, pg_catalog.date_part('epoch', pg_catalog.interval_div(cycle, 2)))), 's'), true),
+    pg_catalog.set_config('lock_timeout', pg_catalog.concat(least(0.4, greatest(
+        0.001, pg_catalog.date_part('epoch', pg_catalog.interval_div(cycle, 2.5)))), 's'), true),
+    CASE WHEN pg_catalog.strpos(pg_catalog.version(), '-linux') > 0
+        THEN pg_catalog.set_config('client_connection_check_interval', '1s', true) END
+FROM pg_catalog.current_setting('deadlock_timeout') AS given (setting)
+CROSS JOIN LATERAL (SELECT given.setting::pg_catalog.interval AS cycle) AS deadlock
+"""
+"""Sets time limits: a read waits for a lock for less than ``deadlock_timeout``, and on systems that notify a
+server of a closed connection, a statement ends within a second after its client has gone.
+"""
+IMPATIENT = """
+SELECT pg_catalog.set_config('statement_timeout', pg_catalog.current_setting('pads_cdc.patience'), true)
+"""
+"""Sets a time limit for all locks of a read together."""
+PATIENT = """
+SELECT pg_catalog.set_config('statement_timeout', '60s', true)
+"""
+IN_HASTE = """
+SELECT pg_catalog.set_config('statement_timeout', '250ms', true)
+"""
+"""Sets a time limit for a prepared plan, which may have been made for smaller tables and may take minutes
+instead of a millisecond.
+"""
+
+
+def begin(connection: Connection) -> str:
+    """Return the first statements of a read, to be sent in one round trip with the next ones."""
+    return f"{session.begin(connection)}{LIMITS};{BEFORE};"
+
+
+def lock(tables: str) -> str:
+    """Return the statements that lock the tables of a read. ``tables`` is `Mapping.locks`."""
+    return f"{IMPATIENT};{tables};{PATIENT};"
+
+
+def declare(query: str) -> str:
+    """Return the statement that opens the cursor of a read. The cursor takes the snapshot."""
+    return f"DECLARE pads_cdc_read NO SCROLL CURSOR FOR {query};\n"
+
+
+def fetch(rows: int) -> str:
+    """Return the statement that fetches the next rows from the cursor."""
+    return f"FETCH FORWARD {rows} FROM pads_cdc_read"
+
+
+def unconverted(encoding: Encoding) -> str:
+    """Return the statement that makes the server send this transaction's rows in the database's encoding."""
+    return "" if encoding.utf8 else "SET LOCAL client_encoding = 'SQL_ASCII';"
+
+
+def evidence(header: tuple[Any, ...]) -> Evidence:
+    """Return the evidence in a statement's first row.
+
+    Raises:
+        SourceError: there is none, for example because the server has just been promoted.
+
+    """
+    if header[0] is None:
+        raise SourceError("no_evidence", "a re-query returned no snapshot, so it cannot be trusted")
+    snapshot, seen, before = (text.decode() for text in header[:3])
+    system, timeline, instance, *replayed = before.split(" ")
+    written, flushed, bound, shown, *within = seen.split(" ")
+    return Evidence(
+        system=system,
+        timeline=None if timeline == "-" else int(timeline, 16),
+        instance=instance,
+        replayed=lsn.parse(replayed[0]) if replayed else None,
+        snapshot=Snapshot.parse(snapshot),
+        seen=lsn.parse(written),
+        flushed=lsn.parse(flushed),
+        bound=lsn.parse(bound),
+        shown=lsn.parse(shown),
+        flushed_within=float(within[0]) if within else 0.0,
+    )
