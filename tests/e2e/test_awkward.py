@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 
-from tests.plugins.server import expected_by, fill, wait_equal, wait_until
+from tests.plugins.server import expected_by, fill, wait_confirmed, wait_equal, wait_until
 from tests.support.memory import peak
 
 if TYPE_CHECKING:
@@ -658,11 +658,7 @@ def test_what_cannot_be_handled_is_answered_once(database: Database, scene: Call
     )
     assert now.server.metric("pads_cdc_decode_errors_total", reason="key_shape") == 1
     wait_until(lambda: now.reconciles() == before + 1, "one reconcile")
-    end = database.value("SELECT pg_current_wal_lsn()")
-    confirmed = (
-        "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE database = current_database()"
-    )
-    wait_until(lambda: database.value(confirmed, (end,)), "it is confirmed")
+    wait_confirmed(database)
     now.change("UPDATE pay_plans SET throughput_limit = 7")
     assert now.server.metric("pads_cdc_source_reconnects_total") == 0
     assert now.server.stop() == 0

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.plugins.figures import Figure
-    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory, Replicated
+    from tests.plugins.postgres import Database, DatabaseFactory, Replicated
     from tests.plugins.server import GatewayFactory, Server, ServerFactory
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
@@ -150,23 +150,21 @@ def test_small_transactions_while_the_standby_that_is_queried_does_not_replay(
     assert server.stop() == 0
 
 
+@pytest.mark.own_cluster
 def test_small_transactions_behind_a_commit_that_hangs(
-    cluster_factory: ClusterFactory,
-    database_factory: DatabaseFactory,
+    database: Database,
     serve: ServerFactory,
     gateway: GatewayFactory,
     figure: Figure,
 ) -> None:
     """The slot has it, and nobody can see it: its gate is shut, and the slot is not confirmed beyond it."""
-    cluster = cluster_factory()
-    database = database_factory(cluster=cluster)
     fill(database, _APPLICATIONS)
     server = serve(database).wait_ready()
     client = gateway(server)
     wait_equal(client, database)
     before = resident(server)
-    cluster.configure({"synchronous_standby_names": "nobody"})
-    cluster.reload()
+    database.cluster.configure({"synchronous_standby_names": "nobody"})
+    database.cluster.reload()
     with closing(database.connect()) as session, session.cursor() as hanging:
         hanging.execute("SET statement_timeout = 0")
         waiting = threading.Thread(target=hanging.execute, args=(_HANGS,))
@@ -178,8 +176,8 @@ def test_small_transactions_behind_a_commit_that_hangs(
             wait_steady(server, database)
             grown = resident(server) - before
         finally:
-            cluster.configure({"synchronous_standby_names": ""})
-            cluster.reload()
+            database.cluster.configure({"synchronous_standby_names": ""})
+            database.cluster.reload()
             waiting.join(DEADLINE)
     figure(f"400,000 transactions behind a commit that hangs: {grown / MIB:.0f} MiB")
     wait_equal(client, database, deadline=120)

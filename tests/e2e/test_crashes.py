@@ -10,7 +10,7 @@ from cdc.failpoints import POINTS
 from tests.plugins.server import fill, wait_equal, wait_until
 
 if TYPE_CHECKING:
-    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
+    from tests.plugins.postgres import Database
     from tests.plugins.server import GatewayFactory, ServerFactory
 
 
@@ -49,13 +49,12 @@ def test_killed_at(
     assert final.metric("pads_cdc_audit_drift_total") == 0
 
 
+@pytest.mark.own_cluster
 def test_killed_between_the_note_and_the_letting_go(
-    cluster_factory: ClusterFactory,
-    database_factory: DatabaseFactory,
+    database: Database,
     serve: ServerFactory,
     gateway: GatewayFactory,
 ) -> None:
-    database = database_factory(cluster=cluster_factory())
     fill(database, 100)
     doomed = serve(database, MAX_RETAINED_WAL="4MB", PADS_CDC_FAILPOINT="noted")
     client = gateway(doomed)

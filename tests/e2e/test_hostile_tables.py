@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
-    from tests.plugins.postgres import ClusterFactory, DatabaseFactory
+    from tests.plugins.postgres import Database
 
 MARK = "ran as"
 FUNCTION = f"""
@@ -47,19 +47,17 @@ OFTEN = ("check", "domain")
 @pytest.mark.parametrize(
     "case", [case if case in OFTEN else pytest.param(case, marks=pytest.mark.soak) for case in CASES]
 )
+@pytest.mark.own_cluster
 def test_no_function_of_a_table_s_owner_runs_in_a_trial(
-    cluster_factory: ClusterFactory,
-    database_factory: DatabaseFactory,
+    database: Database,
     pads_cdc: Callable[..., subprocess.CompletedProcess[str]],
     case: str,
 ) -> None:
     statements, refused = CASES[case]
-    cluster = cluster_factory()
-    database = database_factory(cluster=cluster)
     fill(database, 10)
     for statement in (FUNCTION, *statements):
         database.execute(statement)
-    log = cluster.folder / "postgres.log"
+    log = database.cluster.folder / "postgres.log"
     before = log.read_text().count(MARK)
     done = pads_cdc("mapping", "test", "grove", "--database", database.url())
     assert log.read_text().count(f"LOG:  {MARK}") == before, "it has run in our name"

@@ -17,10 +17,10 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, Serv
 from pads_cdc_client.pb.gateway_endpoint_pb2 import AuthDataRequest, AuthDataUpdatesRequest
 from pads_cdc_client.pb.gateway_endpoint_pb2_grpc import GatewayEndpointsStub
 
-from tests.plugins.server import expected, fill, wait_equal, wait_until
+from tests.plugins.server import confirmed, expected, fill, wait_equal, wait_until
 
 if TYPE_CHECKING:
-    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
+    from tests.plugins.postgres import Database
     from tests.plugins.server import GatewayFactory, ServerFactory
 
 
@@ -184,15 +184,13 @@ def test_calls_wait_for_the_first_map(database: Database, serve: ServerFactory) 
     assert answers == [10]
 
 
+@pytest.mark.own_cluster
 def test_the_visibility_trap(
-    cluster_factory: ClusterFactory,
-    database_factory: DatabaseFactory,
+    database: Database,
     serve: ServerFactory,
     gateway: GatewayFactory,
 ) -> None:
     """A commit that waits for a standby is decoded while re-queries still see the old row."""
-    cluster = cluster_factory()
-    database = database_factory(cluster=cluster)
     fill(database, 20)
     server = serve(database)
     client = gateway(server)
@@ -200,8 +198,8 @@ def test_the_visibility_trap(
     wait_until(
         lambda: server.metric("pads_cdc_replication_lag_bytes", stage="confirmed") == 0, "all confirmed"
     )
-    cluster.configure({"synchronous_standby_names": "nobody"})
-    cluster.reload()
+    database.cluster.configure({"synchronous_standby_names": "nobody"})
+    database.cluster.reload()
     wait_until(lambda: database.value("SHOW synchronous_standby_names") == "nobody", "the reload")
 
     writer = database.connect()
@@ -228,8 +226,8 @@ def test_the_visibility_trap(
             "confirmed before it was visible: lost if we crash now"
         )
     finally:  # a commit that hangs would hang the end of the test as well
-        cluster.configure({"synchronous_standby_names": ""})
-        cluster.reload()
+        database.cluster.configure({"synchronous_standby_names": ""})
+        database.cluster.reload()
         waiting.join(30)
     client.wait(lambda one: one.key("app_1") == "new", "the new key")
     wait_until(lambda: not database.value(confirmed, (commit_end,)), "confirmed at last")
@@ -250,5 +248,5 @@ def test_sigterm_ends_within_five_seconds_and_confirms(
     began = time.monotonic()
     assert server.stop() == 0
     assert time.monotonic() - began < 5
-    assert database.value("SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots", (end,))
+    assert confirmed(database, end)
     client.wait(lambda one: grpc.StatusCode.OK in one.ends, "the end of its stream")

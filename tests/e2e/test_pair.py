@@ -20,7 +20,7 @@ from pads_cdc_client.pb.gateway_endpoint_pb2 import GatewayEndpoint
 from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 
 from tests.plugins.feed import opening, status, wait_exact
-from tests.plugins.server import DEADLINE, expected, fill, wait_equal, wait_until
+from tests.plugins.server import DEADLINE, expected, fill, wait_confirmed, wait_equal, wait_until
 from tests.server.rpc.test_endpoint_feed import follow, settled
 from tests.support import ROOT
 from tests.support.certificates import Authority, write_secret
@@ -276,9 +276,7 @@ def test_a_standby_that_has_missed_something_reads_everything_before_it_serves(
         follow(stream(leader, opening()), replica)
         proxy.stalled = True
         database.execute("DELETE FROM portal_applications WHERE id = 'app_50'")
-        end = database.value("SELECT pg_current_wal_flush_lsn()")
-        confirmed = "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE slot_name = 'pads_cdc'"
-        wait_until(lambda: database.value(confirmed, (end,)), "the leader goes on alone")
+        wait_confirmed(database)  # the leader goes on alone
         wait_equal(client, database)
         proxy.refusing = True
         proxy.cut()

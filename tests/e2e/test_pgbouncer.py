@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.plugins.server import fill, wait_equal, wait_until
 from tests.support.cluster import ephemeral_standby
 from tests.support.proxy import Proxy
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.plugins.pgbouncer import PoolerFactory
-    from tests.plugins.postgres import ClusterFactory, DatabaseFactory
+    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
     from tests.plugins.server import GatewayFactory, ServerFactory
 
 
@@ -63,16 +65,15 @@ def test_re_queries_through_a_pooler_before_two_servers(
     assert "QUERY_CONNECTION_STRING" in line
 
 
+@pytest.mark.own_cluster
 def test_everything_through_a_pooler_that_passes_replication_on(
-    cluster_factory: ClusterFactory,
-    database_factory: DatabaseFactory,
+    database: Database,
     serve: ServerFactory,
     gateway: GatewayFactory,
     pooler: PoolerFactory,
     pads_cdc: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     """PgBouncer 1.23 and later, in transaction mode: the slot, the queries, and a restart."""
-    database = database_factory(cluster=cluster_factory())
     fill(database, 300)
     url = pooler(database, database.cluster.port, replication=True)
     checked = pads_cdc("check", POSTGRES_CONNECTION_STRING=url)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.plugins.feed import wait_exact
 from tests.plugins.postgres import Database, fetched
-from tests.plugins.server import expected, fill, wait_equal, wait_until
+from tests.plugins.server import expected, fill, wait_confirmed, wait_equal, wait_until
 
 if TYPE_CHECKING:
     import subprocess
@@ -211,14 +211,13 @@ def test_for_all_tables_is_followed(
     healthy(server)
 
 
+@pytest.mark.own_cluster
 def test_a_slot_that_cannot_be_read_does_not_fill_the_disk(
-    cluster_factory: ClusterFactory,
-    database_factory: DatabaseFactory,
+    database: Database,
     serve: ServerFactory,
     gateway: GatewayFactory,
 ) -> None:
     """Without a publication the mapping is polled, and the slot is given up beyond MAX_RETAINED_WAL."""
-    database = database_factory(cluster=cluster_factory())
     fill(database, 50)
     server = serve(database, MAX_RETAINED_WAL="16MB")
     client = gateway(server)
@@ -280,23 +279,19 @@ def test_without_either_it_refuses_in_one_line(
     assert "pads-cdc setup" in said
 
 
-def test_ddl_and_foreign_wal_move_the_slot_on(
-    cluster_factory: ClusterFactory, database_factory: DatabaseFactory, serve: ServerFactory
-) -> None:
+@pytest.mark.own_cluster
+def test_ddl_and_foreign_wal_move_the_slot_on(database: Database, serve: ServerFactory) -> None:
     """Empty transactions are not sent: what tells of progress are keepalives."""
-    database = database_factory(cluster=cluster_factory())
     fill(database, 10)
     server = serve(database)
     healthy(server)
-    confirmed = "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE slot_name = 'pads_cdc'"
     for statement in (
         "CREATE TABLE noise (id INT)",
         "INSERT INTO noise SELECT g FROM generate_series(1, 1000) g",
         "DROP TABLE noise",
     ):
         database.execute(statement)
-        end = database.value("SELECT pg_current_wal_lsn()")
-        wait_until(lambda end=end: database.value(confirmed, (end,)), statement)  # type: ignore[misc]
+        wait_confirmed(database)
         healthy(server)
     assert server.metric("pads_cdc_replication_lag_seconds") == 0
 

@@ -16,7 +16,7 @@ from pads_cdc_client.pb.pads.cdc.v1 import endpoint_feed_pb2 as pb
 from cdc.state.token import Token
 from tests.e2e.test_gate import local, standby_away
 from tests.plugins.feed import opening
-from tests.plugins.server import expected, fill, wait_equal, wait_until
+from tests.plugins.server import expected, fill, wait_confirmed, wait_equal, wait_until
 from tests.support.cluster import ephemeral_standby
 from tests.support.proxy import Proxy
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.plugins.feed import FeedFactory, StreamFactory
-    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory, Replicated
+    from tests.plugins.postgres import Database, DatabaseFactory, Replicated
     from tests.plugins.server import Gateway, GatewayFactory, Server, ServerFactory
 
 SET_KEY = (
@@ -185,15 +185,14 @@ def test_fail_over_with_lost_transactions(
 
 
 @pytest.mark.parametrize("how", ["under way", "by a restart"])
+@pytest.mark.own_cluster
 def test_queries_that_move_from_a_standby_to_its_primary_never_go_back(
-    cluster_factory: ClusterFactory,
-    database_factory: DatabaseFactory,
+    database: Database,
     serve: ServerFactory,
     gateway: GatewayFactory,
     how: str,
 ) -> None:
     """A commit hangs on the primary, invisible, and its standby shows it."""
-    database = database_factory(cluster=cluster_factory())
     fill(database, 40)
     with ephemeral_standby(database.cluster) as standby, Proxy(standby.port) as proxy:
         through = database.on(standby).url().replace(f":{standby.port}/", f":{proxy.port}/")
@@ -206,9 +205,7 @@ def test_queries_that_move_from_a_standby_to_its_primary_never_go_back(
             assert database.value(
                 "SELECT secret_key <> 'v2' FROM portal_application_settings WHERE application_id = 'app_1'"
             )
-            end = database.value("SELECT pg_current_wal_flush_lsn()")
-            done = "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE slot_type = 'logical'"
-            wait_until(lambda: database.value(done, (end,)), "it is done with")
+            wait_confirmed(database, database.value("SELECT pg_current_wal_flush_lsn()"))
             if how == "under way":
                 proxy.target = database.cluster.port
                 proxy.cut()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.plugins.server import fill, wait_equal, wait_until
+from tests.plugins.server import confirmed, fill, wait_confirmed, wait_equal, wait_until
 from tests.support.cluster import ephemeral_standby
 
 if TYPE_CHECKING:
@@ -55,12 +55,11 @@ def test_a_standby_whose_replay_is_paused_is_waited_for(
     assert server.metric("pads_cdc_query_server_replay_lag_bytes") > 0, "and by what"
     assert client.key("app_1") == "key_1", "what the standby has not replayed was never read"
     assert len(client.updates) == 200
-    confirmed = "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE slot_type = 'logical'"
-    assert not primary.value(confirmed, (end,)), "and so it is not confirmed"
+    assert not confirmed(primary, end), "and so it is not confirmed"
     standby.rows("SELECT pg_wal_replay_resume()")
     client.wait(lambda one: one.key("app_1") == "new", "the new key")
     wait_equal(client, primary)
-    wait_until(lambda: primary.value(confirmed, (end,)), "confirmed")
+    wait_confirmed(primary, end)
     wait_until(lambda: "replay_lag_bytes 0.0" in server.get("/metrics")[1], "nothing is left to replay")
 
 

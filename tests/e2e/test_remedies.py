@@ -215,10 +215,8 @@ def test_an_event_trigger_that_refuses_setup(database: Database, pads_cdc: Comma
 
 
 @pytest.mark.parametrize("prepared", [pytest.param(False, marks=pytest.mark.soak), True])
-def test_transactions_that_the_slot_waits_for(
-    prepared: bool, cluster_factory: ClusterFactory, database_factory: DatabaseFactory, check: Check
-) -> None:
-    database = database_factory(cluster=cluster_factory())
+@pytest.mark.own_cluster
+def test_transactions_that_the_slot_waits_for(prepared: bool, database: Database, check: Check) -> None:
     writer = database.connect()
     writer.autocommit = False
     with writer.cursor() as cursor:
@@ -278,11 +276,9 @@ def test_limits_of_the_server(
 
 
 @pytest.mark.soak
-def test_a_role_that_may_not_replicate_on_rds(
-    cluster_factory: ClusterFactory, database_factory: DatabaseFactory, check: Check
-) -> None:
+@pytest.mark.own_cluster
+def test_a_role_that_may_not_replicate_on_rds(database: Database, check: Check) -> None:
     """There nobody may give the attribute, and membership, which stands for it, is what is asked for."""
-    database = database_factory(cluster=cluster_factory())
     database.execute("CREATE ROLE rds_replication")
     role = database.create_role()
     remedy = check(database.url(*role)).the("replication_right", "fail").remedy

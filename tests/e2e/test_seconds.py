@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
     from tests.plugins import postgres
     from tests.plugins.feed import FeedFactory
-    from tests.plugins.postgres import ClusterFactory, DatabaseFactory
     from tests.plugins.server import GatewayFactory, RelayFactory, ServerFactory
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(300)]
@@ -95,10 +94,8 @@ def test_a_statement_ends_after_a_minute(database: postgres.Database) -> None:
     reader.close()
 
 
-def test_a_server_that_accepts_and_says_nothing_is_given_up(
-    cluster_factory: ClusterFactory, database_factory: DatabaseFactory
-) -> None:
-    database = database_factory(cluster=cluster_factory())
+@pytest.mark.own_cluster
+def test_a_server_that_accepts_and_says_nothing_is_given_up(database: postgres.Database) -> None:
     with database.cluster.frozen():
         began = time.monotonic()
         with pytest.raises(SourceError) as error:

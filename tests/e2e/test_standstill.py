@@ -9,13 +9,15 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.plugins.server import fill, wait_until
 from tests.support import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
+    from tests.plugins.postgres import Database
     from tests.plugins.server import ServerFactory
 
 _SLEEPS = "SELECT FROM pg_stat_activity WHERE application_name = 'pads-cdc' AND wait_event = 'PgSleep'"
@@ -46,8 +48,9 @@ print("done", flush=True)
 """Sends as much feedback as 28 hours bring, in a process with as many connections as a server may have."""
 
 
+@pytest.mark.own_cluster
 def test_a_frozen_server_in_the_middle_of_a_read_does_not_delay_the_end(
-    cluster_factory: ClusterFactory, database_factory: DatabaseFactory, serve: ServerFactory, tmp_path: Path
+    database: Database, serve: ServerFactory, tmp_path: Path
 ) -> None:
     """A request to cancel the read waits for the frozen postmaster."""
     folder = tmp_path / "slow"
@@ -59,13 +62,11 @@ def test_a_frozen_server_in_the_middle_of_a_read_does_not_delay_the_end(
             " THEN pg_catalog.pg_sleep(40)::text ELSE '' END AS secret_key,",
         )
         (folder / file.name).write_text(text)
-    cluster = cluster_factory()
-    database = database_factory(cluster=cluster)
     fill(database, 1)
     server = serve(database, MAPPING=str(folder))
     database.execute("UPDATE portal_application_settings SET secret_key = 'slow'")
     wait_until(lambda: database.rows(_SLEEPS), "the read is at work")
-    with cluster.frozen():
+    with database.cluster.frozen():
         began = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - began < 10

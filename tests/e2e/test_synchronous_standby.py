@@ -325,19 +325,17 @@ def test_no_commit_waits_for_a_server_that_starts_where_it_would_be_chosen(
     assert writer.longest < LONGEST
 
 
+@pytest.mark.own_cluster
 def test_it_starts_where_it_would_be_chosen_and_check_says_what_to_type(
-    cluster_factory: ClusterFactory,
-    database_factory: DatabaseFactory,
+    database: Database,
     serve: ServerFactory,
     gateway: GatewayFactory,
     pads_cdc: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     """Without a slot, since one that nobody may read would only hold back WAL."""
-    cluster = cluster_factory()
-    database = database_factory(cluster=cluster)
     fill(database, 100)
-    with ephemeral_standby(cluster):
-        choose(cluster, "*")
+    with ephemeral_standby(database.cluster):
+        choose(database.cluster, "*")
         server = serve(database).wait_ready()
         assert "synchronous_standby" in reasons(server)
         assert "name the physical standbys in it" in server.get("/healthz")[1]
@@ -348,7 +346,7 @@ def test_it_starts_where_it_would_be_chosen_and_check_says_what_to_type(
         report = pads_cdc("check", POSTGRES_CONNECTION_STRING=database.url())
         assert report.returncode == 1
         assert "name the physical standbys in it" in report.stdout
-        choose(cluster, "walreceiver")
+        choose(database.cluster, "walreceiver")
         wait_healthy(server)
         assert database.value(LOGICAL) == 1
         assert "synchronous_standby_names" not in report.stderr
@@ -356,41 +354,38 @@ def test_it_starts_where_it_would_be_chosen_and_check_says_what_to_type(
         wait_equal(client, database)
 
 
+@pytest.mark.own_cluster
 def test_a_cluster_that_waits_for_us_alone_is_told_so(
-    cluster_factory: ClusterFactory,
-    database_factory: DatabaseFactory,
+    database: Database,
     serve: ServerFactory,
     gateway: GatewayFactory,
 ) -> None:
     """There is nobody else of that name: commits wait until the setting is right, as without us."""
-    cluster = cluster_factory()
-    database = database_factory(cluster=cluster)
     fill(database, 100)
     server = serve(database).wait_ready()
     client = gateway(server)
     wait_healthy(server)
-    choose(cluster, '"pads-cdc"')
+    choose(database.cluster, '"pads-cdc"')
     wait_until(lambda: "synchronous_standby" in reasons(server), "it says so")
     waits = threading.Thread(target=database.execute, args=(CHANGE,))
     waits.start()
     wait_until(lambda: database.value(f"SELECT count(*) {WAITING}") == 1, "a commit waits")
-    choose(cluster, "")
+    choose(database.cluster, "")
     waits.join(30)
     wait_equal(client, database)
     wait_healthy(server)
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.soak)])
+@pytest.mark.own_cluster
 def test_a_commit_under_a_setting_that_we_have_not_seen_yet_is_never_released(
-    cluster_factory: ClusterFactory, database_factory: DatabaseFactory, serve: ServerFactory, rounds: int
+    database: Database, serve: ServerFactory, rounds: int
 ) -> None:
     """Nor one that waits for another standby already: its position was confirmed before.
 
     The setting goes from a standby that is not there to all: from no standby at all, Postgres itself may let
     the first commit go, before its checkpointer has seen the setting.
     """
-    cluster = cluster_factory()
-    database = database_factory(cluster=cluster)
     fill(database, 10)
     database.execute("CREATE TABLE others (number INT)")
     server = serve(database).wait_ready()
@@ -403,11 +398,11 @@ def test_a_commit_under_a_setting_that_we_have_not_seen_yet_is_never_released(
             for session in (one, two):
                 session.cursor().execute(f"SET synchronous_commit = {level}")
             try:
-                choose(cluster, "nobody")
+                choose(database.cluster, "nobody")
                 commits = [waiting_commit(database, one)]
                 end = database.value("SELECT pg_current_wal_lsn()")
                 wait_until(partial(finds, database, reached, end), "its position is confirmed")
-                choose(cluster, "*")
+                choose(database.cluster, "*")
                 while setting(two) != "*":
                     pass
                 commits.append(commit(two))
@@ -417,7 +412,7 @@ def test_a_commit_under_a_setting_that_we_have_not_seen_yet_is_never_released(
                 assert alive == [True, True], "we have released a commit that no standby has"
                 assert database.value(f"SELECT count(*) {WAITING}") == 2
             finally:
-                choose(cluster, "")
+                choose(database.cluster, "")
             for each in commits:
                 each.join(30)
                 assert not each.is_alive()
@@ -450,20 +445,18 @@ def waiting_commit(database: Database, session: Connection) -> threading.Thread:
                 return thread
 
 
+@pytest.mark.own_cluster
 def test_a_slot_that_must_not_be_read_does_not_fill_the_disk(
-    cluster_factory: ClusterFactory,
-    database_factory: DatabaseFactory,
+    database: Database,
     serve: ServerFactory,
     gateway: GatewayFactory,
 ) -> None:
-    cluster = cluster_factory()
-    database = database_factory(cluster=cluster)
     fill(database, 100)
-    with ephemeral_standby(cluster):
+    with ephemeral_standby(database.cluster):
         server = serve(database, MAX_RETAINED_WAL="8MB").wait_ready()
         client = gateway(server)
         wait_healthy(server)
-        choose(cluster, "*")
+        choose(database.cluster, "*")
         wait_until(lambda: "synchronous_standby" in reasons(server), "it says so")
         assert database.value(LOGICAL) == 1
         database.execute(
@@ -475,7 +468,7 @@ def test_a_slot_that_must_not_be_read_does_not_fill_the_disk(
         )
         database.execute(CHANGE)
         wait_equal(client, database)
-        choose(cluster, "")
+        choose(database.cluster, "")
         wait_healthy(server)
         database.execute(CHANGE)
         wait_equal(client, database)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.test_losses import reasons, wait_healthy
-from tests.plugins.server import fill, wait_equal, wait_until
+from tests.plugins.server import fill, wait_confirmed, wait_equal, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,8 +114,7 @@ def test_a_wal_sender_that_decodes_for_three_times_the_limit_is_waited_for(
             assert server.metric("pads_cdc_replication_lag_seconds") < 10
             assert server.metric("pads_cdc_source_connected") == 1
         assert time.monotonic() - silent_at > 60, "not long enough"
-    confirmed = "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE slot_name = 'pads_cdc'"
-    wait_until(lambda: database.value(confirmed, (end,)), "the slot is past it", 60)
+    wait_confirmed(database, end, 60)
     wait_healthy(server)
     assert not polls(server)
     assert server.metric("pads_cdc_source_reconnects_total") == 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.test_losses import wait_healthy
-from tests.plugins.server import fill, wait_equal, wait_until
+from tests.plugins.server import fill, wait_confirmed, wait_equal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,11 +96,7 @@ def test_nobody_without_rights_stops_or_grows_the_server(
             harm(session)
     database.execute(CHANGE)
     wait_equal(client, database)
-    end = database.value("SELECT pg_current_wal_lsn()")
-    confirmed = (
-        "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE database = current_database()"
-    )
-    wait_until(lambda: database.value(confirmed, (end,)), "the slot is past all of it")
+    wait_confirmed(database)
     wait_healthy(server)
     assert server.metric("pads_cdc_source_reconnects_total") == 0
     assert server.metric("pads_cdc_decode_errors_total") == 0
@@ -128,11 +124,7 @@ def test_owners_settings_and_event_triggers_change_nothing(
         database.execute(f"COMMENT ON {what} IS 'said'")
         database.execute(CHANGE)
     wait_equal(client, database)
-    end = database.value("SELECT pg_current_wal_lsn()")
-    confirmed = (
-        "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE database = current_database()"
-    )
-    wait_until(lambda: database.value(confirmed, (end,)), "the slot is past all of it")
+    wait_confirmed(database)
     assert server.metric("pads_cdc_source_reconnects_total") == 0
     assert server.metric("pads_cdc_reconcile_total") == before
     assert server.stop() == 0
@@ -153,11 +145,7 @@ def test_ids_that_are_made_up_leave_nothing_behind(
         )
         database.execute(f"DELETE FROM portal_applications WHERE id = 'app_{part}'; {CHANGE}")
     wait_equal(client, database)
-    end = database.value("SELECT pg_current_wal_lsn()")
-    confirmed = (
-        "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE database = current_database()"
-    )
-    wait_until(lambda: database.value(confirmed, (end,)), "the slot is past all of it")
+    wait_confirmed(database)
     late = gateway(server, fetch=False)
     wait_equal(late, database)
     assert {key for key, payload in late.updates if payload is None} == {"app_1", "app_2"}
@@ -186,11 +174,7 @@ def test_a_flood_of_the_signal_table_is_bounded(
             )
             database.execute(CHANGE)
     wait_equal(client, database, deadline=60)
-    end = database.value("SELECT pg_current_wal_lsn()")
-    confirmed = (
-        "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE database = current_database()"
-    )
-    wait_until(lambda: database.value(confirmed, (end,)), "the slot is past all of it", 60)
+    wait_confirmed(database, deadline=60)
     wait_healthy(server)
     assert server.metric("pads_cdc_endpoints") == 200
     assert server.metric("pads_cdc_source_reconnects_total") == 0

@@ -15,7 +15,7 @@ from tests.plugins.server import fill, wait_equal, wait_until
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
-    from tests.plugins.postgres import ClusterFactory, DatabaseFactory
+    from tests.plugins.postgres import Database
     from tests.plugins.server import GatewayFactory, ServerFactory
     from tests.support.cluster import Cluster
 
@@ -59,25 +59,23 @@ def let_transactions_pass(cluster: Cluster, number: int) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
+@pytest.mark.own_cluster
 def test_a_reconcile_that_is_owed_is_done_however_many_transactions_pass_before(
-    cluster_factory: ClusterFactory,
-    database_factory: DatabaseFactory,
+    database: Database,
     serve: ServerFactory,
     gateway: GatewayFactory,
 ) -> None:
     """The process that owes it never reached the query server, so no read has shown it the present ids."""
-    cluster = cluster_factory()
-    database = database_factory(cluster=cluster)
     fill(database, 100)
     server = serve(database).wait_ready()
     wait_healthy(server)
     assert server.stop() == 0
-    with Proxy(cluster.port) as proxy:
+    with Proxy(database.cluster.port) as proxy:
         options = stream_options(database.plugin)
         holder = psycopg2.connect(database.url(), connection_factory=LogicalReplicationConnection)
         with closing(holder):
             holder.cursor().start_replication(slot_name="pads_cdc", options=options)
-            queries = database.url().replace(f":{cluster.port}/", f":{proxy.port}/")
+            queries = database.url().replace(f":{database.cluster.port}/", f":{proxy.port}/")
             server = serve(database, QUERY_CONNECTION_STRING=queries, MAX_RETAINED_WAL="4MB")
             proxy.refusing = True
             proxy.cut()
@@ -94,7 +92,7 @@ def test_a_reconcile_that_is_owed_is_done_however_many_transactions_pass_before(
     active = "SELECT count(*) FROM pg_replication_slots WHERE active"
     wait_until(lambda: database.value(active) == 0, "the slot is free")
     database.execute("SELECT pg_drop_replication_slot('pads_cdc')")
-    let_transactions_pass(cluster, HALF + 1_000)
+    let_transactions_pass(database.cluster, HALF + 1_000)
     server = serve(database).wait_ready()
     assert server.metric("pads_cdc_reconcile_total", reason="owed") == 1
     client = gateway(server)

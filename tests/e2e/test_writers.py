@@ -14,7 +14,7 @@ from tests.support import ROOT
 from tests.support.repeated import MOST, repeated
 
 if TYPE_CHECKING:
-    from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
+    from tests.plugins.postgres import Database
     from tests.plugins.server import GatewayFactory, ServerFactory
 
 WRITE = "UPDATE accounts SET plan_type = plan_type WHERE id = 'acc_1'"
@@ -53,15 +53,13 @@ def test_a_slot_that_is_being_made_keeps_nobody_waiting(database: Database, serv
 
 
 @pytest.mark.soak
+@pytest.mark.own_cluster
 def test_a_server_that_is_idle_holds_back_no_vacuum(
-    cluster_factory: ClusterFactory,
-    database_factory: DatabaseFactory,
+    database: Database,
     serve: ServerFactory,
     gateway: GatewayFactory,
 ) -> None:
     """Neither by a snapshot nor by its slot, whose ``catalog_xmin`` follows what is confirmed."""
-    cluster = cluster_factory()
-    database = database_factory(cluster=cluster)
     fill(database, 100)
     server = serve(database).wait_ready()
     client = gateway(server)

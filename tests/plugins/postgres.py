@@ -214,9 +214,14 @@ def _clone(ending: ExitStack, cluster: Cluster, mapping: str, plugin: str) -> Da
 
 
 @pytest.fixture
-def database(database_factory: DatabaseFactory) -> Database:
-    """One database with the schema of the mapping ``grove``, its tables empty."""
-    return database_factory()
+def database(
+    request: pytest.FixtureRequest, cluster_factory: ClusterFactory, database_factory: DatabaseFactory
+) -> Database:
+    """One database with the schema of the mapping ``grove``, its tables empty. It is in the session's
+    cluster, or with the mark ``own_cluster`` in a cluster that no other test uses.
+    """
+    own = request.node.get_closest_marker("own_cluster") is not None
+    return database_factory(cluster=cluster_factory() if own else None)
 
 
 @cache

@@ -54,6 +54,18 @@ def wait_until(condition: Callable[[], T], what: str, deadline: float = DEADLINE
     return value
 
 
+def confirmed(database: Database, end: str) -> bool:
+    """Return whether the database's slot is confirmed up to a position."""
+    query = "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE database = current_database()"
+    return bool(database.value(query, (end,)))
+
+
+def wait_confirmed(database: Database, end: str | None = None, deadline: float = DEADLINE) -> None:
+    """Wait until the database's slot is confirmed up to a position, by default the present end of the WAL."""
+    until = end or database.value("SELECT pg_current_wal_lsn()")
+    wait_until(lambda: confirmed(database, until), f"the slot is confirmed up to {until}", deadline)
+
+
 class Server:
     """A ``pads-cdc serve``, or another command that serves, that runs; ``logs`` fills as it writes."""
 

@@ -328,21 +328,18 @@ def test_one_connection_string_is_called_by_the_name_that_was_given(
     assert "check user and password in POSTGRES_CONNECTION_STRING_FILE" in done.stdout
 
 
-def test_pg_hba_conf(
-    cluster_factory: ClusterFactory, database_factory: DatabaseFactory, check: Check
-) -> None:
-    cluster = cluster_factory()
-    database = database_factory(cluster=cluster)
+@pytest.mark.own_cluster
+def test_pg_hba_conf(database: Database, check: Check) -> None:
     role = database.create_role("REPLICATION")
-    conf = cluster.data / "pg_hba.conf"
+    conf = database.cluster.data / "pg_hba.conf"
     superuser = "host all postgres 127.0.0.1/32 scram-sha-256\n"
     conf.write_text(superuser)
-    cluster.reload()
+    database.cluster.reload()
     finding = check(database.url(*role)).the("connection", "fail")
     line = f"host {database.name} {role.name} 127.0.0.1/32 scram-sha-256"
     assert finding.remedy == f"add to pg_hba.conf, and reload: {line}"
     conf.write_text(f"{superuser}{line}\n")
-    cluster.reload()
+    database.cluster.reload()
     assert wait_until(lambda: check(database.url(*role)).the("connection", "pass"), "the remedy")
 
 

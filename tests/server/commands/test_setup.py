@@ -399,11 +399,9 @@ def test_what_the_role_owns_is_never_dropped(admin: Admin) -> None:
     assert admin.teardown()[-1] == f'DROP ROLE "{admin.role}";'
 
 
-def test_amazon_rds(
-    cluster_factory: ClusterFactory, database_factory: DatabaseFactory, pads_cdc: Command, tmp_path: Path
-) -> None:
+@pytest.mark.own_cluster
+def test_amazon_rds(database: Database, pads_cdc: Command, tmp_path: Path) -> None:
     """There nobody may give the attribute; membership in a role stands for it."""
-    database = database_factory(cluster=cluster_factory())
     database.execute("CREATE ROLE rds_replication")
     admin = Admin(database, pads_cdc, tmp_path / "service.connection")
     planned = admin.setup()
@@ -439,22 +437,22 @@ def test_an_administrator_who_is_no_superuser(
     assert admin.catalog() == before
 
 
+@pytest.mark.own_cluster
 def test_the_line_for_pg_hba_conf_is_all_that_the_role_needs(
-    cluster_factory: ClusterFactory,
-    database_factory: DatabaseFactory,
+    database: Database,
     pads_cdc: Command,
     check: Check,
     tmp_path: Path,
 ) -> None:
     """It lets the role decode in that database; another database, or a copy of the cluster, stays closed."""
-    cluster = cluster_factory()
-    database = database_factory(cluster=cluster)
     admin = Admin(database, pads_cdc, tmp_path / "service.connection")
     done = admin.run("setup", "--role-file", str(admin.role_file))
     [line] = re.findall(r"^--   ((?:host|hostssl|local) .*)$", done.stdout, re.MULTILINE)
     assert line == f"host {database.name} {admin.role} 127.0.0.1/32 scram-sha-256"
-    (cluster.data / "pg_hba.conf").write_text(f"host all postgres 127.0.0.1/32 scram-sha-256\n{line}\n")
-    cluster.reload()
+    (database.cluster.data / "pg_hba.conf").write_text(
+        f"host all postgres 127.0.0.1/32 scram-sha-256\n{line}\n"
+    )
+    database.cluster.reload()
     service = parse_dsn(admin.role_file.read_text())
     wait_until(lambda: _refused({**service, "dbname": "postgres"}), "the reload")
     assert _refused({**service, "replication": "true"})
