@@ -167,7 +167,7 @@ class Affected(msgspec.Struct, gc=False):
             self._count()
 
     def _count(self) -> None:
-        """Give up if `LIMIT` is exceeded; otherwise compute `_room` anew. Counting is not done for each row,
+        """Give up if `LIMIT` is exceeded; otherwise compute `_room` again. Counting is not done for each row,
         since it takes longer than adding a row.
         """
         held = len(self) + self._more

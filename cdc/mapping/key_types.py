@@ -6,8 +6,8 @@ So the keys of a column are cast to the column's type. If the column has a colla
 can be equal, the keys get that collation as well. Then the keys find the same rows as the joins of the
 mapping. Text types whose values are equal only if they are spelled alike need no cast.
 
-A value that is longer than a message is never sent: the statement puts its length in its place. So one row
-takes little memory of ours, however long its values are (`KeyType.sent`).
+A value that is longer than a message is never sent: the server sends the value's length instead. So a row
+takes little memory here, however long its values are (`KeyType.sent`).
 
 In memory, keys and ids are compared by their spelling. This is right for ids even if the database considers
 two spellings equal, because a gateway knows an endpoint by the spelling of its id.
@@ -38,13 +38,13 @@ _PLAIN: Final = frozenset({"text", "character varying"})
 _PADDED: Final = frozenset({"character", "bpchar"})
 _CUT: Final = CUT.decode()
 _STORED: Final = MESSAGE_BYTES // 255
-"""A text that takes no more bytes than this where it is stored is not longer than a message: neither of
-Postgres' compressions turns more than 255 bytes into one.
+"""A text that takes at most this number of bytes in the table fits into a message: neither of Postgres'
+compressions turns more than 255 bytes into one.
 """
 _STORED_LIST: Final = _STORED // 16
 """The same for a list of texts, in which one byte can stand for eight NULLs."""
 _BEGINNING: Final = 160
-"""Characters of an id that is too long that are sent, for reports."""
+"""If an id is too long, this number of its characters is sent, for reports."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class KeyType:
         return f"CASE WHEN {expression} IS NOT NULL THEN {spelled} END"
 
     def sent(self, expression: str, *, as_text: bool = True) -> str:
-        """Return SQL for an expression's value in a type that the driver cannot fail to convert. In place of
-        a value that is longer than a message, `CUT` and the value's length are sent.
+        """Return SQL for an expression's value, in a type that the driver can always convert. If the value is
+        longer than a message, the SQL yields `CUT` and the value's length.
 
         With ``as_text``, numbers and booleans become text too.
         """
@@ -112,8 +112,8 @@ class KeyType:
         return self._cut(expression, self.printed(expression))
 
     def named(self, expression: str) -> str:
-        """Return SQL for an id as the server prints it. In place of an id that is longer than a message,
-        `CUT`, its length and its beginning are sent.
+        """Return SQL for an id as the server prints it. If the id is longer than a message, the SQL yields
+        `CUT`, the id's length and its beginning.
         """
         printed = self.printed(expression)
         if not self.can_be_long:
@@ -129,7 +129,7 @@ class KeyType:
         return not (self.built_in and self.category in ("N", "B"))
 
     def is_long(self, expression: str) -> str:
-        """Return SQL for whether the server prints more for an expression's value than a message takes."""
+        """Return SQL for whether an expression's value, as the server prints it, is longer than a message."""
         return self._is_long(expression, self.printed(expression))
 
     def _is_long(self, expression: str, text: str) -> str:
@@ -139,7 +139,7 @@ class KeyType:
         return long
 
     def _cut(self, expression: str, sent: str) -> str:
-        """Return SQL for a value that is ``sent``, or for what is sent in its place."""
+        """Return the SQL ``sent``, changed to yield `CUT` and the length of a value longer than a message."""
         if not self.can_be_long:
             return sent
         if self.category == "A":
@@ -174,14 +174,14 @@ def _length(text: str) -> str:
 
 
 def _instead(length: str, more: str = "") -> str:
-    """Return SQL for what is sent in place of a value that is too long."""
+    """Return SQL for `CUT`, a length, and the SQL ``more``. It stands for a value that is too long."""
     return f"pg_catalog.concat('{_CUT}', {length}{more})"
 
 
 TEXT: Final = KeyType("text", "S", exact=True)
 """The type that a key is assumed to have until the catalog has been read."""
 UNKNOWN: Final = KeyType("text", "S", exact=True, limited=True)
-"""The type that a column is assumed to have until then: its values are sent as they are."""
+"""The type that a column is assumed to have until then. Its values are sent unchanged."""
 NOTHING_KNOWN: Final[Mapping[str, KeyType]] = {}
 
 

@@ -4,7 +4,7 @@
 - A row with a value that has no meaning is left out, as if it were deleted: it must not authorize anybody.
 
 ===============  =========================================================  ==================================
-reason           the row                                                    what is done with it
+reason           the row                                                    result
 ===============  =========================================================  ==================================
 `out_of_range`   a limit beyond 32 bits, or ``Infinity``                    served as the nearest of 32 bits
 `fraction`       a limit with a fraction                                    rounded up in size, so never to 0
@@ -20,7 +20,7 @@ reason           the row                                                    what
 ===============  =========================================================  ==================================
 
 The time for a row is proportional to the length of its values. A value that is longer than a message is not
-even read: the server sends its length in its place (`CUT`).
+even read: the server sends the value's length instead (`CUT`).
 """
 
 from __future__ import annotations

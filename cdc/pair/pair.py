@@ -74,7 +74,7 @@ class StandbyServer:
         self.gone = False
         """Whether its stream has ended."""
         self.followed: Lsn = Lsn(0)
-        """The newest position that it has acknowledged: its copy includes everything up to this position."""
+        """The newest position that the standby server has acknowledged. Its copy has everything up to it."""
         self.in_step = False
         """Whether it has caught up once, and has been at most `PATIENCE` seconds behind since then."""
         self._target: Lsn = Lsn(0)

@@ -163,7 +163,7 @@ class Connections:
             return max((time.monotonic() - began for began in self._busy.values()), default=0.0)
 
     def forget_longest(self) -> None:
-        """Start to measure `longest` anew."""
+        """Start to measure `longest` again."""
         self.longest = 0.0
 
     def give_way(self, after: float) -> None:

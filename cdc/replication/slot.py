@@ -109,7 +109,7 @@ class SlotReader(threading.Thread):
 
     @property
     def creating(self) -> bool:
-        """Whether the slot is being created, which waits for every running transaction."""
+        """Whether the slot is being created. Its creation waits until every running transaction has ended."""
         return self._slot.creating is not None
 
     # --- for the applier's thread

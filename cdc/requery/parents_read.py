@@ -1,6 +1,6 @@
 """Reads the memory of parents in a thread of its own, before the whole mapping is read.
 
-The read returns something for each row of its tables, so it may take seconds. Revocations must not wait for
+The read returns a pair for each row of its tables, so it may take seconds. Revocations must not wait for
 it. Changes that the slot delivers during the read are followed in the present memory, and are then applied to
 the new one as well (`Parents.expect`).
 """
@@ -28,7 +28,7 @@ commit usually becomes visible within microseconds, and on a standby once it is 
 for a synchronous standby may stay invisible for hours.
 """
 _TICK = 0.02
-"""Seconds between the checks of this."""
+"""Seconds between two checks whether it does."""
 
 
 class ParentsRead:
@@ -45,18 +45,18 @@ class ParentsRead:
 
     @property
     def running(self) -> bool:
-        """Whether the rows are still to come. The database's `wake` is called when they are there."""
+        """Whether a read is running. When it ends, the database's `wake` is called."""
         return self._read is not None and not self._read.done()
 
     @property
     def waiting(self) -> bool:
-        """Whether there is a read that counts, and that `finish` has not taken yet."""
+        """Whether a read was begun that neither `finish` nor `abandon` has ended."""
         return self._read is not None and self._counts
 
     def begin(
         self, rules: Sequence[Rule], gates: Iterable[Gate], use: Callable[[ParentRows], object]
     ) -> None:
-        """Begin to read. ``gates`` are those of the transactions that were delivered and still wait.
+        """Begin to read. ``gates`` are the gates of all delivered transactions whose tasks still wait.
 
         ``use`` is called by `finish` for each list of rows, and raises an error if they must not be used.
         """
@@ -65,7 +65,7 @@ class ParentsRead:
         self._read = self._database.in_thread("parents", partial(self._rows, rules, self._gates))
 
     def finish(self) -> bool:
-        """Load the memory with the rows that have come. Return False if there was no read that counts.
+        """Load the memory with the rows of the read. Return False if there was no read, or it was abandoned.
 
         Raises:
             SourceError, Refusal: the read failed, or its rows must not be used.
@@ -86,7 +86,7 @@ class ParentsRead:
         return True
 
     def abandon(self) -> None:
-        """Discard what has been read. The next read waits until this one has ended."""
+        """Ignore the rows of the present read. The next read begins only after this one has ended."""
         self._counts = False
         self._parents.expect_nothing()
         if not self.running:

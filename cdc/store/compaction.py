@@ -40,8 +40,8 @@ class Compaction:
         return self._next == self._end
 
     def finish(self, log: list[Entry], places: Collection[Place]) -> list[Entry]:
-        """Return the shorter log, including the entries that were appended meanwhile, and move the walks to
-        it.
+        """Return the shorter log, and move the walks to it. It includes the entries that were appended during
+        the compaction.
 
         The caller holds the store's lock.
         """

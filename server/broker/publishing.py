@@ -349,7 +349,7 @@ class Publishing(Reconnecting):
             raise FencedError("the stream does not end where it was left")
 
     async def _make_room(self, stream: PageStream, full: FullError) -> None:
-        """Empty the stream and publish everything again. Meanwhile relays keep the maps that they have."""
+        """Empty the stream and publish everything again. Until then, relays keep the maps that they have."""
         published, last = self.published, self._emptied
         now = _Emptied(published.restarts, published.generations, self._store.head)
         # If no snapshot has been completed since the stream was last emptied, either the map does not fit
