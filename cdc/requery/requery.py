@@ -16,7 +16,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
-from cdc.errors import PadsCdcError, SourceError, gives_way
+from cdc.errors import PadsCdcError, SourceError
 from cdc.failpoints import reach
 from cdc.lsn import Lsn
 from cdc.mapping.key_types import is_exact, query_of
@@ -24,11 +24,13 @@ from cdc.mapping.row_rule import TWICE
 from cdc.observer import ReconcileSeen
 from cdc.postgres.errors import ABOUT_A_ROW
 from cdc.postgres.gate import Gate
-from cdc.postgres.timeline import Timeline, check_evidence
+from cdc.postgres.timeline import Timeline
+from cdc.requery.attempts import Attempts
 from cdc.requery.consistency import Consistency
-from cdc.requery.monotonic_reads import MonotonicReads
 from cdc.requery.odd_rows import OddRows
 from cdc.requery.parents_read import ParentsRead
+from cdc.requery.read_positions import ReadPositions
+from cdc.requery.table_troubles import TableTroubles
 from cdc.requery.task import OpenRead, Task, merged
 from cdc.state.origin import Reread
 from cdc.store.express import FEW
@@ -51,18 +53,6 @@ if TYPE_CHECKING:
     from cdc.store.store import Batch, Store
     from cdc.units import Xid8
 
-_WAIT_FIRST, _WAIT_MOST = 0.0005, 0.02
-"""Initial and maximum number of seconds between checks of a closed gate. A commit usually becomes visible
-within microseconds.
-"""
-_RETRY_FIRST, _RETRY_MOST = 0.05, 2.0
-"""Initial and maximum number of seconds between attempts while the database does not answer."""
-_COME_BACK = 0.1
-"""Seconds between attempts while other sessions hold locks on the tables."""
-_PATIENCE = 5.0
-"""Seconds for which other sessions may lock the tables before this is reported as a trouble. Most migrations
-take less.
-"""
 _MANY = 64
 """Maximum number of waiting tasks that are kept apart. If there are more, they are merged, since each task
 costs time at every check.
@@ -73,6 +63,8 @@ _GIVE_WAY = 0.002
 """Seconds that a ripple pauses after a small change has overtaken it. Without the pause, the threads that
 send the small change would wait for the interpreter's lock several times.
 """
+_FLUSHED_AGAIN = 2.0
+"""Seconds until the position up to which WAL is flushed is queried again, if the query failed."""
 _ROOM = 64 * 2**20
 """If the open tasks take more than this number of bytes, no more transactions are taken, and they wait in the
 WAL. This is more than one transaction can use, so that the transactions after a large one do not wait for its
@@ -80,9 +72,6 @@ read.
 """
 _CHUNK = 5_000
 """Maximum number of deletes that are published in one batch."""
-_TROUBLE = "query"
-_LOSSY = "lossy"
-_REFUSED = "publication"
 _KEY_SHAPE = "key_shape"
 
 
@@ -108,25 +97,13 @@ class Requery:
         self._ledger = ledger
         self._origin = origin
         self._observer = observer
-        self._monotonic_reads = MonotonicReads(ledger)
+        self._attempts = Attempts(observer)
+        self._table_troubles = TableTroubles(observer)
+        self._positions = ReadPositions(ledger)
         self.odd_rows = OddRows(observer)
         self._waiting: list[Task] = []
         self._reads: list[OpenRead] = []
         self._audit: Audit | None = None
-        self._lossy: list[str] = []
-        self._refused: list[str] = []
-        self._look_at = 0.0
-        self._pause, self._retry = _WAIT_FIRST, _RETRY_FIRST
-        self.failing = False
-        self._waits_since: float | None = None
-        """Monotonic time since which reads have failed because of locks; None if they do not fail."""
-        self._history: Timeline | None = None
-        self._read_up_to: Lsn = Lsn(0)
-        self._shown_up_to: Lsn = Lsn(0)
-        """The newest `Evidence.shown` of a standby; `_shown_by` is the standby's `Evidence.instance`. Any
-        other server must have replayed WAL up to this position.
-        """
-        self._shown_by = ""
         self._consistency = Consistency(self._are_ids)
         self._reached: Lsn = Lsn(0)
         self._let_go_to: Lsn = Lsn(0)
@@ -150,12 +127,12 @@ class Requery:
 
         A standby that has replayed less WAL may return older states.
         """
-        return self._read_up_to
+        return self._positions.read_up_to
 
     @property
     def history(self) -> Timeline | None:
         """The timeline of the slot's server; None while unknown. Reads from other timelines are not used."""
-        return self._history
+        return self._positions.history
 
     def advance(self, to: Lsn) -> None:
         """Record that every transaction up to ``to`` has been taken from the backlog."""
@@ -167,11 +144,11 @@ class Requery:
 
     def follow(self, history: Timeline | None) -> None:
         """Use only reads from this timeline; with None, use reads from any timeline."""
-        self._history = history
+        self._positions.follow(history)
 
     def restore(self, seen: Lsn) -> None:
         """Start with the map of the state file. Nothing in it is newer than ``seen``."""
-        self._read_up_to = seen
+        self._positions.restore(seen)
 
     def take_exact_at(self) -> float | None:
         """Return the monotonic time at which the newest finished read of the whole mapping began, and forget
@@ -200,9 +177,8 @@ class Requery:
         """Add a task. It is tried at the next step, or at the next attempt if the database is away."""
         task = task.within(len(self._store))
         self._waiting += task.apart(self._database.mapping.endpoint_keys, self._database.at_once)
-        self._monotonic_reads.delivered(task.gate)
-        if not self.failing:
-            self._look_at = 0.0
+        self._positions.delivered(task.gate)
+        self._attempts.added()
 
     @property
     def busy(self) -> bool:
@@ -222,8 +198,8 @@ class Requery:
     @property
     def blind(self) -> bool:
         """Whether all open tasks wait for transactions that no read can see yet."""
-        waits = not self._waiting or (self._look_at > 0 and not self._parents_read.waiting)
-        return not self._reads and not self.failing and waits
+        waits = not self._waiting or (self._attempts.all_tried and not self._parents_read.waiting)
+        return not self._reads and not self._attempts.failing and waits
 
     @property
     def consistent(self) -> bool:
@@ -257,7 +233,7 @@ class Requery:
         if any(not read.read.waiting for read in self._reads):
             return 0.0
         if any(map(self._may_begin, self._waiting)):
-            return max(0.0, self._look_at - time.monotonic())
+            return self._attempts.seconds_left
         if self._consistency.waits(self.reached):
             return min(idle, max(0.0, self._flushed_by - time.monotonic()))
         return idle
@@ -266,9 +242,8 @@ class Requery:
         """Record that nothing in the map is newer than ``to``. It is 0 if the positions so far belong to
         another history.
         """
-        self._read_up_to = self._shown_up_to = to
+        self._positions.rewind(to)
         self._consistency.mend()
-        self._monotonic_reads.rewind()
         self._consistency.read(to)
 
     def owe(self, reason: str) -> None:
@@ -294,7 +269,7 @@ class Requery:
         """Return the gate that a read must pass to replace all open tasks. The gate stays valid after the
         slot has been confirmed beyond their transactions. ``next_xid`` is the server's next transaction id.
         """
-        self._monotonic_reads.settle(next_xid)
+        self._positions.settle(next_xid)
         gate = Gate()
         for task in self._open_tasks():
             gate |= task.lasting_gate(next_xid)
@@ -360,27 +335,14 @@ class Requery:
         reads = tuple(self._reads)  # a read that begins in this step is stepped by `_begin`
         try:
             self._look_at_flushed()
-            if self._waiting and time.monotonic() >= self._look_at:
+            if self._waiting and self._attempts.due:
                 self._look()
             for read in reads:
                 if read in self._reads and not read.read.waiting:
                     self._step(read)
         except PadsCdcError as error:
-            self._failed(error)
+            self._attempts.failed(error)
             raise
-
-    def _failed(self, error: PadsCdcError) -> None:
-        self.failing = True
-        now = time.monotonic()
-        if gives_way(error):
-            self._waits_since = self._waits_since or now
-            self._look_at = now + _COME_BACK
-            if now - self._waits_since < _PATIENCE:
-                return
-        else:
-            self._retry = min(self._retry * 2, _RETRY_MOST)
-            self._look_at = now + self._retry
-        self._observer.trouble(_TROUBLE, f"re-queries fail: {error}")
 
     def _look(self) -> None:
         """Begin to read the tasks whose gate is open, with one short read by endpoint ids and one read for
@@ -404,10 +366,9 @@ class Requery:
             self._waiting = [task for task in self._waiting if task not in tasks]
             began = self._begin(merged(tasks)) or began
         if began:
-            self._pause = _WAIT_FIRST
-            return
-        self._pause = min(self._pause * 1.5, _WAIT_MOST)
-        self._look_at = time.monotonic() + self._pause
+            self._attempts.began()
+        else:
+            self._attempts.shut()
 
     def _apart(self, tasks: Sequence[Task]) -> list[list[Task]]:
         """Return a list of the tasks for one short read, and a list of all others.
@@ -446,7 +407,7 @@ class Requery:
     def _open_gates(self, evidence: Evidence) -> list[Task]:
         """Return the tasks whose gate is open. A second reconcile waits until the first one has ended."""
         try:
-            self._check_evidence(evidence)
+            self._positions.check_evidence(evidence, self.reached)
         except PadsCdcError:
             self._database.close()  # with several hosts, another host may be the right one
             raise
@@ -455,7 +416,7 @@ class Requery:
             task for task in self._waiting if task.gate.opens(evidence) and not (reconciling and task.reason)
         ]
         if not opened:  # else the reads decide: the evidence needs no locks, and they do
-            self._recovered()
+            self._attempts.recovered()
         return opened
 
     def _begin(self, task: Task) -> bool:
@@ -478,13 +439,12 @@ class Requery:
             self._observer.decode_error(_KEY_SHAPE, f"the endpoints of some keys cannot be queried: {error}")
             task.affected.give_up(_KEY_SHAPE)
             return False
-        self._recovered()
+        self._attempts.recovered()
         if not task.gate.opens(read.evidence):
             read.close()
             return False
         self._waiting.remove(task)
-        self._monotonic_reads.read(read.evidence)
-        self._note_newest(read.evidence)
+        self._positions.read(read.evidence)
         if task.reason is not None and self._reads:
             # This read replaces the older ones: it determines every endpoint, even those that it does not
             # return.
@@ -578,11 +538,11 @@ class Requery:
         if now < self._flushed_by:
             return
         if self._consistency.waits(self.reached):
-            self._flushed_by = now + _RETRY_MOST
+            self._flushed_by = now + _FLUSHED_AGAIN
             evidence = self._database.evidence()
-            self._check_evidence(evidence)
+            self._positions.check_evidence(evidence, self.reached)
             if not self._waiting:
-                self._recovered()
+                self._attempts.recovered()
             if evidence.replayed is None:
                 self._consistency.flushed(evidence.flushed)
         self._flushed_by = inf
@@ -632,8 +592,8 @@ class Requery:
         if self._parents_read.finish():
             return True
         relations, all_rules = self._catalog.look(self._database), self._database.mapping.rules
-        self._report_lossy(self._catalog.lossy(relations))
-        self._report_refused(self._catalog.refusing(self._database, relations))
+        self._table_troubles.report_lossy(self._catalog.lossy(relations))
+        self._table_troubles.report_refused(self._catalog.refusing(self._database, relations))
         rules = relations.nameless(all_rules)
         if not rules:
             self._parents.load({}, Lsn(0))
@@ -647,47 +607,16 @@ class Requery:
         read of the mapping that follows must show all that these rows show.
         """
         try:
-            self._check_evidence(found.before, read_up_to)
+            self._positions.check_evidence(found.before, self.reached, read_up_to)
         except PadsCdcError:
             self._database.close()  # with several hosts, another host may be the right one
             raise
-        self._monotonic_reads.read(found.after)
-        self._note_newest(found.after)
+        self._positions.read(found.after)
 
     @property
     def lossy(self) -> bool:
         """Whether changes of some table never arrive."""
-        return bool(self._lossy)
-
-    def _report_lossy(self, tables: list[str]) -> None:
-        if tables != self._lossy:
-            self._lossy = tables
-            lacks = f"the stream lacks {' and '.join(tables)}"
-            text = f"{lacks}: until this is corrected, the mapping is polled; see pads-cdc check"
-            self._observer.trouble(_LOSSY, text if tables else None)
-
-    def _report_refused(self, tables: list[str]) -> None:
-        if tables != self._refused:
-            self._refused = tables
-            text = (
-                f"Postgres refuses every UPDATE and DELETE of {', '.join(tables)}, for everybody: the"
-                " publication does not have all columns of the replica identity; run pads-cdc setup, or see"
-                " pads-cdc check"
-            )
-            self._observer.trouble(_REFUSED, text if tables else None)
-
-    def _note_newest(self, evidence: Evidence) -> None:
-        self._read_up_to = max(self._read_up_to, evidence.seen)
-        if evidence.replayed is not None and evidence.shown > self._shown_up_to:
-            self._shown_up_to, self._shown_by = evidence.shown, evidence.instance
-
-    def _check_evidence(self, evidence: Evidence, read_up_to: Lsn | None = None) -> None:
-        if read_up_to is None:
-            read_up_to = self.read_up_to
-            if evidence.instance != self._shown_by:
-                read_up_to = max(read_up_to, self._shown_up_to)
-        check_evidence(evidence, self.history, read_up_to)
-        self._monotonic_reads.check_evidence(evidence, self.reached)
+        return self._table_troubles.lossy
 
     def checked(self, read: Read, read_up_to: Lsn | None = None) -> Read:
         """Return the read if its rows may be used; otherwise discard it.
@@ -701,16 +630,11 @@ class Requery:
 
         """
         try:
-            self._check_evidence(read.evidence, read_up_to)
+            self._positions.check_evidence(read.evidence, self.reached, read_up_to)
         except PadsCdcError:
             read.discard()
             raise
         return read
-
-    def _recovered(self) -> None:
-        if self.failing:
-            self.failing, self._retry, self._waits_since = False, _RETRY_FIRST, None
-            self._observer.trouble(_TROUBLE, None)
 
     def _update_origin(self, read: OpenRead) -> None:
         evidence = read.read.evidence
