@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -122,17 +123,22 @@ def test_the_parents_are_read_once_what_was_delivered_before_is_visible(
     assert len(deleted.keys[KIND]) == 1
 
 
+@pytest.mark.parametrize(
+    "patience", [0.1, pytest.param(parents_read_module._PATIENCE, marks=pytest.mark.soak)]
+)
 def test_the_parents_are_not_waited_for_ever_while_a_commit_is_invisible(
-    desk: Desk, rule: Rule, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, rule: Rule, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
     """The memory counts as unknown then, since its rows lack that commit."""
-    monkeypatch.setattr(parents_read_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(parents_read_module, "_PATIENCE", patience)
+    began = time.monotonic()
     xmax = int(desk.database.value("SELECT pg_snapshot_xmax(pg_current_snapshot())::text"))
     gate = Gate(frozenset({xmax + 1_000_000}))
     desk.requery.add(Task(Affected(keys={KIND: {"app_2"}}), gate, 0, 100))
     desk.requery.add(Task.reconcile("test", Gate(), 0))
     while desk.requery.reconciling:
         desk.step()
+    assert patience <= time.monotonic() - began < patience + 60
     assert moved(desk, rule, None, 2**62).reconcile == "unknown_row"
 
 
