@@ -189,21 +189,24 @@ class Mapping:
     def locks(self) -> str:
         """The statement that takes all locks of a read before its snapshot is taken.
 
-        The locks are taken in the order of `reads`, since TRUNCATE ... CASCADE locks parents first. In the
-        order of the joins, a read could hold a child and wait for its parent while a TRUNCATE holds the
-        parent and waits for the child. To resolve this deadlock, the server could end the writer's
-        transaction.
-
         Partitions are locked too. Otherwise they would be locked only when a statement is planned, which is
         after it has taken its snapshot, and a partition that is emptied and filled again in between would
         look empty. LIMIT 0 locks them; a WHERE that is never true would not, since the planner would leave
         them out. LOCK TABLE would need a grant on the whole table.
         """
+        return "\nUNION ALL\n".join(f"SELECT FROM {table}" for table in self._quoted_tables()) + "\nLIMIT 0"
+
+    @property
+    def each_lock(self) -> list[str]:
+        """The statements that each take one of these locks."""
+        return [f"SELECT FROM {table} LIMIT 0" for table in self._quoted_tables()]
+
+    def _quoted_tables(self) -> list[str]:
         tables = [sql_text.quote_name(table) for table in self.reads]
         if self.db_schema is not None:
             schema = sql_text.quote_name(self.db_schema.replace("%", "%%"))
             tables = [f"{schema}.{table}" for table in tables]
-        return "\nUNION ALL\n".join(f"SELECT FROM {table}" for table in tables) + "\nLIMIT 0"
+        return tables
 
     def full(self, types: Map[str, KeyType] = NOTHING_KNOWN, id_type: KeyType = TEXT) -> str:
         """Return the statement that reads the whole mapping.

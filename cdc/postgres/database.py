@@ -8,17 +8,20 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cdc.errors import PadsCdcError, Refusal
+from cdc.errors import PadsCdcError, Refusal, SourceError
 from cdc.mapping.key_types import literal, parameter
 from cdc.mapping.outside_types import OutsideType, search_path
 from cdc.mapping.sql_text import tables
-from cdc.postgres import statements
+from cdc.postgres import session, statements
 from cdc.postgres.column_types import ColumnTypes, as_bytes, as_printed, describe
 from cdc.postgres.connections import Connections
 from cdc.postgres.encoding import Encoding
+from cdc.postgres.errors import LOCKED
 from cdc.postgres.prepared import MOST_KEYS, blames, forbids
 from cdc.postgres.read import FIRST_CHUNK, Read, most_at_once
 
@@ -94,6 +97,9 @@ class Database:
             SourceError, Refusal: nothing was read. This does not mean that the endpoints are deleted.
 
         """
+        return self._patiently(partial(self._begin_for, keys, at_once=at_once))
+
+    def _begin_for(self, keys: Mapping[str, Collection[str]] | None, *, at_once: bool) -> Read:
         if keys is None:
             self._names = None
         types = self.types
@@ -150,6 +156,21 @@ class Database:
             keep=keep,
         )
 
+    def _patiently(self, work: Callable[[], _Result]) -> _Result:
+        """Return the result of ``work``. If another session holds a lock, wait for each of our locks, in a
+        transaction that holds no other one, and repeat the work once. This waits for 0.4 s at most.
+        """
+        try:
+            return work()
+        except SourceError as error:
+            if error.reason != LOCKED:
+                raise
+        with suppress(PadsCdcError):
+            for lock in self.mapping.each_lock:
+                with self.connections.transaction() as cursor:
+                    cursor.execute(session.begin(cursor.connection) + lock, {})
+        return work()
+
     def open(self) -> Future[Read]:
         """Open a read of the whole mapping in another thread, because its first rows may take long.
 
@@ -199,14 +220,15 @@ class Database:
         found: dict[Rule, ParentRows] = {}
         for rule in rules:
             if rule.parents is not None:
-                found[rule] = self._all_parents(self.mapping.queries[rule.parents])
+                query = self.mapping.queries[rule.parents]
+                found[rule] = self._patiently(partial(self._all_parents, query))
         return found
 
     def _all_parents(self, query: str) -> ParentRows:
         """Return the row ids and parents that a query lists, printed as the slot prints them. A parent that
         is NULL is None.
         """
-        locks = self.names() + statements.lock(self.mapping.locks)
+        locks = self.names() + f"{self.mapping.locks};"
         declare = statements.declare(self.types.list_as_printed(query))
         connections = self.connections
         connection = connections.take()
@@ -294,9 +316,12 @@ class Database:
             SourceError, Refusal: the server cannot plan it.
 
         """
+        self._patiently(partial(self._plan, statement, parameters))
+
+    def _plan(self, statement: str, parameters: Mapping[str, Any]) -> None:
         names = self.names()
         with self.connections.transaction() as cursor:
-            begin = statements.begin(cursor.connection) + names + statements.lock(self.mapping.locks)
+            begin = statements.begin(cursor.connection) + names + f"{self.mapping.locks};"
             cursor.execute(begin + statements.declare(statement), {**parameters})
 
     @property
@@ -313,7 +338,7 @@ class Database:
             return known
         names = self.names()
         with self.connections.transaction() as cursor:
-            begin = statements.begin(cursor.connection) + names + statements.lock(self.mapping.locks)
+            begin = statements.begin(cursor.connection) + names + f"{self.mapping.locks};"
             cursor.execute(begin, {})
             types = self._types = describe(self.mapping, cursor)
         return types

@@ -29,6 +29,9 @@ _IN_USE = "55006"
 ABOUT_A_ROW: Final = "about_a_row"
 """The reason of an error that was caused by a key, or by a value of a row."""
 
+LOCKED: Final = "locked"
+"""The reason of an error after a lock was waited for in vain."""
+
 _FAILED: Final = "query_failed"
 
 _OF_THE_STATEMENT = frozenset({ABOUT_A_ROW, _FAILED})
@@ -38,7 +41,7 @@ _ABOUT_DATA = ("22", "23", "P0")
 
 _WAITING_HELPS = {
     "57014": ("cancelled", "a query was cancelled or took too long"),
-    "55P03": ("locked", "another session holds a lock on a table of the mapping"),
+    "55P03": (LOCKED, "another session holds a lock on a table of the mapping"),
     "40P01": (
         "deadlock",
         "a query was cancelled so that a session that locks the mapping's tables can continue",

@@ -1,10 +1,10 @@
 """The statements of a read (`cdc.postgres.read`), apart from the mapping's query.
 
-Migrations go first. While a read waits for one lock it may hold others. A migration that holds the first lock
-and waits for the others would become the deadlock's victim, because a server looks for deadlocks only after a
-session has waited for ``deadlock_timeout``. So a read waits for all of its locks for half of that time, then
-releases everything and tries again. A running read is ended when another session waits for its locks
-(`cdc.postgres.lock_watch`). If the reader is frozen or cut off, the server ends the read (`LIMITS`).
+Migrations go first. A read that held one lock and waited for another could complete a deadlock, and the
+server could end the transaction of a migration, or of a writer that queues behind it. So a read does not wait
+for a lock (`LIMITS`). If one is not available, it releases all of them, and waits for each lock while it
+holds no other one (`cdc.postgres.database`). A running read is ended when another session waits for its locks
+(`cdc.postgres.lock_watch`). If the reader is frozen or cut off, the server ends the read.
 """
 
 from __future__ import annotations
@@ -34,24 +34,12 @@ SELECT pg_catalog.set_config('pads_cdc.before', pg_catalog.concat_ws(' ',
 
 LIMITS = """
 SELECT
-    pg_catalog.set_config('pads_cdc.patience', pg_catalog.concat(least(0.5, greatest(
-        0.25, pg_catalog.date_part('epoch', pg_catalog.interval_div(cycle, 2)))), 's'), true),
-    pg_catalog.set_config('lock_timeout', pg_catalog.concat(least(0.4, greatest(
-        0.001, pg_catalog.date_part('epoch', pg_catalog.interval_div(cycle, 2.5)))), 's'), true),
+    pg_catalog.set_config('lock_timeout', '1ms', true),
     CASE WHEN pg_catalog.strpos(pg_catalog.version(), '-linux') > 0
         THEN pg_catalog.set_config('client_connection_check_interval', '1s', true) END
-FROM pg_catalog.current_setting('deadlock_timeout') AS given (setting)
-CROSS JOIN LATERAL (SELECT given.setting::pg_catalog.interval AS cycle) AS deadlock
 """
-"""Sets time limits: a read waits for a lock for less than ``deadlock_timeout``, and on systems that notify a
-server of a closed connection, a statement ends within a second after its client has gone.
-"""
-IMPATIENT = """
-SELECT pg_catalog.set_config('statement_timeout', pg_catalog.current_setting('pads_cdc.patience'), true)
-"""
-"""Sets a time limit for all locks of a read together."""
-PATIENT = """
-SELECT pg_catalog.set_config('statement_timeout', '60s', true)
+"""Sets time limits: a read waits for a lock for the shortest time that a server can measure, and on systems
+that notify a server of a closed connection, a statement ends within a second after its client has gone.
 """
 IN_HASTE = """
 SELECT pg_catalog.set_config('statement_timeout', '250ms', true)
@@ -64,11 +52,6 @@ instead of a millisecond.
 def begin(connection: Connection) -> str:
     """Return the first statements of a read, to be sent in one round trip with the next ones."""
     return f"{session.begin(connection)}{LIMITS};{BEFORE};"
-
-
-def lock(tables: str) -> str:
-    """Return the statements that lock the tables of a read. ``tables`` is `Mapping.locks`."""
-    return f"{IMPATIENT};{tables};{PATIENT};"
 
 
 def declare(query: str) -> str:

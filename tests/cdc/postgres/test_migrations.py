@@ -155,18 +155,74 @@ def _shared(cluster: Cluster, database_factory: DatabaseFactory) -> postgres.Dat
     return _DATABASES[cluster.port]
 
 
-@pytest.mark.parametrize(
-    ("setting", "lock", "all_locks"),
-    [("1s", "400ms", "0.5s"), ("1h", "400ms", "0.5s"), ("500ms", "200ms", "0.25s"), ("1ms", "1ms", "0.25s")],
-)
-def test_locks_are_waited_for_less_long_than_the_server_waits_to_look_for_deadlocks(
-    database: postgres.Database, setting: str, lock: str, all_locks: str
-) -> None:
-    database.execute(f"ALTER DATABASE {database.name} SET deadlock_timeout = '{setting}'")
+def test_whoever_queues_behind_a_migration_is_no_deadlocks_victim_either(database: postgres.Database) -> None:
+    """With the production's deadlock_timeout, 1 s. A session looks for deadlocks after that time in a queue,
+    so a reader that has only just begun must not complete one.
+    """
+    fill(database, 10)
     reader = database_of(database.url)
-    assert reader.query("SHOW lock_timeout") == [(lock,)]
-    assert reader.query("SELECT current_setting('pads_cdc.patience')") == [(all_locks,)]
-    reader.close()
+    queued = (
+        "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)"
+        " WHERE NOT granted AND relation = 'portal_application_settings'::regclass"
+        " AND application_name <> 'pads-cdc'"
+    )
+    behind = (
+        "UPDATE portal_application_settings SET secret_key = 'v2'",
+        "ALTER TABLE portal_application_settings ALTER secret_key SET DEFAULT 'none'",
+    )
+    readers = Readers(reader)
+    try:
+        for _ in range(3):
+            with ThreadPoolExecutor() as pool, closing(psycopg2.connect(database.url())) as session:
+                cursor = session.cursor()
+                cursor.execute("ALTER TABLE portal_application_settings ADD COLUMN IF NOT EXISTS note TEXT")
+                waiting = []
+                for number, statement in enumerate(behind, 1):
+                    waiting.append(pool.submit(database.execute, statement))
+                    wait_until(lambda number=number: database.value(queued) == number, "it waits")  # type: ignore[misc]
+                    if number == 1:
+                        began = time.monotonic()
+                time.sleep(began + 0.93 - time.monotonic())  # the time itself is the point
+                cursor.execute("ALTER TABLE pay_plans ADD COLUMN IF NOT EXISTS note TEXT")
+                time.sleep(0.2)
+                session.commit()
+                for one in waiting:
+                    one.result(20)  # a DeadlockDetected fails the test
+    finally:
+        readers.stop()
+        reader.close()
+    assert readers.faults == []
+
+
+def test_a_lock_is_waited_for_alone(database: postgres.Database) -> None:
+    """A read that waits holds no table. It goes on as soon as it has the lock, or gives up after 0.4 s."""
+    fill(database, 10)
+    reader = database_of(database.url)
+    with reader.read() as read:
+        assert sum(map(len, read.chunks())) == 10
+    holder = database.connect()
+    holder.autocommit = False
+    holder.cursor().execute("LOCK TABLE portal_applications IN ACCESS EXCLUSIVE MODE")
+    began = time.monotonic()
+    with pytest.raises(SourceError) as error:
+        reader.read()
+    assert error.value.reason == "locked"
+    assert time.monotonic() - began > 0.4
+    alone = (
+        "SELECT count(*) FROM pg_locks AS waiting JOIN pg_stat_activity USING (pid)"
+        " WHERE NOT granted AND application_name = 'pads-cdc' AND NOT EXISTS ("
+        " SELECT FROM pg_locks AS held WHERE held.pid = waiting.pid AND granted AND locktype = 'relation')"
+    )
+    readers = Readers(reader)
+    try:
+        wait_until(lambda: database.value(alone) > 0, "a read waits, and holds nothing")
+        before = readers.reads
+        holder.rollback()
+        wait_until(lambda: readers.reads > before, "it reads")
+    finally:
+        readers.stop()
+        reader.close()
+    assert readers.faults == []
 
 
 def test_a_lock_that_is_not_to_be_had_is_not_waited_for_while_others_are_held(
