@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from tests.plugins.server import wait_until
+from tests.support import ON_DEBIAN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,6 +138,8 @@ class Browser:
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Browser]:
     """One headless Chromium with a profile of its own."""
+    if shutil.which("chromium") is None and not ON_DEBIAN:
+        pytest.skip("chromium is missing: scripts/install-chromium says why")
     one = Browser(tmp_path / "chromium")
     yield one
     one.close()
