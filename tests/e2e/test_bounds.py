@@ -415,7 +415,9 @@ def test_a_standby_that_is_frozen_while_the_table_is_locked(
 def test_three_hundred_thousand_odd_rows(
     database: Database, serve: ServerFactory, gateway: GatewayFactory, figure: Figure, tmp_path: Path
 ) -> None:
-    """They are known by name up to a bound, and counted beyond it. The second half comes on top of that."""
+    """They are known by name up to a bound, and counted beyond it. While everything is read, all their ids
+    are held: less than as many endpoints would take.
+    """
     folder = make_one_table(tmp_path / "one_table")
     database.execute((folder / "schema.sql").read_text())
     database.publish(mapping=str(folder))
@@ -436,7 +438,7 @@ def test_three_hundred_thousand_odd_rows(
     figure(
         f"{_MANY:,} odd rows: {grown[0] / MIB:.0f} MiB for the first half, {grown[1] / MIB:.0f} for the rest"
     )
-    assert sum(grown) < 60 * MIB
+    assert sum(grown) < _MANY * 330
     assert server.stop() == 0
 
 
