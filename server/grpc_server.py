@@ -42,6 +42,9 @@ _OPTIONS = (
     # are 1,000 and 3,000.
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 20_000),
+    # By default gRPC ends a call with CANCELLED once it has waited for 30 s. The loop accepts one call after
+    # each round of writes to all streams, so thousands of clients wait for longer.
+    ("grpc.server_max_unrequested_time_in_server", 3_600),
     ("grpc.server_handshake_timeout_ms", 10_000),  # closes a connection that sends nothing
     ("grpc.max_connection_idle_ms", 600_000),  # closes a connection without streams
     # A connection that has died silently is closed within 40 s. A client may ping every 10 s. The third ping

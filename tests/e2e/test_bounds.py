@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
@@ -359,6 +360,23 @@ def test_hundreds_of_subscribers_that_stop_taking_changes(
     assert server.stop() == 0
 
 
+def test_thousands_of_clients_that_come_at_once_and_take_little_are_all_served(
+    database: Database, serve: ServerFactory, figure: Figure
+) -> None:
+    """The last ones are accepted after minutes. gRPC would end calls that have waited for 30 s."""
+    fill(database, 200)
+    server = serve(database).wait_ready()
+    before, began = resident(server), time.monotonic()
+    with Stalled(server.grpc) as stalled:
+        stalled.connect(2_500, lambda one: one.call(1, b"/proto.GatewayEndpoints/StreamAuthDataUpdates"))
+        stalled.wait()
+        seconds, grown = time.monotonic() - began, resident(server) - before
+    each = f"{grown / 2_500 / 1024:.0f} KiB each"
+    figure(f"2,500 clients of the legacy contract that come at once: {each}, all within {seconds:.0f} s")
+    assert seconds > 30, "too few to show it"
+    assert server.stop() == 0
+
+
 def test_ten_thousand_idle_connections(
     database: Database, serve: ServerFactory, gateway: GatewayFactory, figure: Figure
 ) -> None:
@@ -472,6 +490,35 @@ def test_ids_that_come_and_go_for_long(
     grown = taken[-1] - taken[0]
     figure(f"{(rounds - 1) * each:,} more ids that came and went: {grown / MIB:.0f} MiB")
     assert grown < 50 * MIB
+    assert server.stop() == 0
+
+
+def test_rows_that_are_longer_than_usual(database: Database, serve: ServerFactory, figure: Figure) -> None:
+    """Beside the map there are the rows of two fetches at most, in a load, in a ripple and in an audit."""
+    rows, length = 6_000, 32_000
+    database.execute("ALTER TABLE portal_application_settings ALTER secret_key TYPE TEXT")
+    database.publish()
+    fill(database, rows, plans=1)
+    database.execute(
+        "UPDATE portal_application_settings"
+        " SET secret_key = repeat(md5(application_id), %s / 32), secret_key_required = true",
+        (length,),
+    )
+    server = serve(database, AUDIT_INTERVAL="1s").wait_ready()
+    held = rows * 6 / 7 * length
+    loaded = peak(server) - held
+    with Peak(server) as watched:
+        published = server.metric("pads_cdc_published_total") + rows
+        database.execute("UPDATE pay_plans SET throughput_limit = throughput_limit + 1")
+        server.wait_metric(published, "pads_cdc_published_total")
+        server.wait_metric(server.metric("pads_cdc_audit_runs_total") + 2, "pads_cdc_audit_runs_total")
+    figure(
+        f"{rows:,} rows of {length:,} bytes: {loaded / MIB:.0f} MiB beside the map, with the process itself,"
+        f" and {watched.shown} more in a ripple and in audits"
+    )
+    fetch = 2_000 * length  # of which the driver has a copy in its own form for a moment
+    assert loaded < 105 * MIB + 4 * fetch
+    assert watched.most < 5 * fetch
     assert server.stop() == 0
 
 
