@@ -215,7 +215,7 @@ def test_a_remedy_mends_what_was_found(
             """,
             "odd_rows",
             "warn",
-            "6 rows are served with another limit: app_1 (capacity_limit is 5000000000, beyond 32 bits",
+            "app_1 (capacity_limit is 5000000000, beyond 32 bits",
         ),
         (
             "ALTER TABLE portal_application_settings ALTER secret_key TYPE BYTEA USING secret_key::BYTEA",
