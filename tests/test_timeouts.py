@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FOLDERS = ("cdc", "server", "authz", "client/pads_cdc_client")
 NAMED = re.compile(r"SECONDS|INTERVAL|TIMEOUT|_MS$|seconds$")
 SECONDS = re.compile(r"\b[Ss]econds?\b")
-OPTION = re.compile(r"timeout|_ms$|^keepalives_")
+OPTION = re.compile(r"timeout|_ms$|_time_|^keepalives_")
 DURATION = re.compile(r"[1-9]\d*(ms|s)")
 IN_SQL = re.compile(r"'([1-9]\d*(?:ms|s))'|(?:least|greatest)\(\s*(\d[\d.]*)")
 """A time in a statement: text with a unit, or a bound of a number of seconds."""
