@@ -17,6 +17,8 @@ TEST_ARGS ?=
 BENCH_ARGS ?=
 # Three processes on two cores, because tests mostly wait for servers. `-n 0` in TEST_ARGS runs them in one process.
 PYTEST := $(BIN)/pytest -n 3 --dist worksteal
+# Some tests take longer than the ten minutes after which a run counts as hanging inside libpq.
+LONG := -o faulthandler_timeout=1300
 
 .PHONY: help
 help: ## List the targets
@@ -32,7 +34,7 @@ test: $(DEV) postgres replicas observers go ## Run the tests; TEST_ARGS="-k gate
 
 .PHONY: test-all
 test-all: $(DEV) postgres replicas observers go ## Run all tests, with both plugins, those that take minutes included
-	$(PYTEST) --decode-with both $(TEST_ARGS)
+	$(PYTEST) $(LONG) --decode-with both $(TEST_ARGS)
 
 .PHONY: test-matrix
 test-matrix: $(DEV) postgres replicas observers go ## Run the tests on PostgreSQL 15, 17 and 18
@@ -43,7 +45,7 @@ test-matrix: $(DEV) postgres replicas observers go ## Run the tests on PostgreSQ
 
 .PHONY: bounds
 bounds: $(DEV) postgres replicas ## Measure how much memory the server takes at its bounds, for docs/operate.md
-	$(BIN)/pytest -n 0 -m soak tests/e2e/test_bounds.py tests/server/test_descriptors.py tests/server/observe/test_log_writer.py
+	$(BIN)/pytest -n 0 $(LONG) -m soak tests/e2e/test_bounds.py tests/server/test_descriptors.py tests/server/observe/test_log_writer.py
 
 MUTANTS ?=
 .PHONY: mutants
