@@ -228,7 +228,7 @@ class Database:
         """Return the row ids and parents that a query lists, printed as the slot prints them. A parent that
         is NULL is None.
         """
-        locks = self.names() + f"{self.mapping.locks};"
+        locks = self.names() + statements.lock(self.mapping.locks)
         declare = statements.declare(self.types.list_as_printed(query))
         connections = self.connections
         connection = connections.take()
@@ -321,7 +321,7 @@ class Database:
     def _plan(self, statement: str, parameters: Mapping[str, Any]) -> None:
         names = self.names()
         with self.connections.transaction() as cursor:
-            begin = statements.begin(cursor.connection) + names + f"{self.mapping.locks};"
+            begin = statements.begin(cursor.connection) + names + statements.lock(self.mapping.locks)
             cursor.execute(begin + statements.declare(statement), {**parameters})
 
     @property
@@ -338,7 +338,7 @@ class Database:
             return known
         names = self.names()
         with self.connections.transaction() as cursor:
-            begin = statements.begin(cursor.connection) + names + f"{self.mapping.locks};"
+            begin = statements.begin(cursor.connection) + names + statements.lock(self.mapping.locks)
             cursor.execute(begin, {})
             types = self._types = describe(self.mapping, cursor)
         return types

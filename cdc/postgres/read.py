@@ -99,7 +99,7 @@ class Read:
             first = min(first, most_at_once(connections))
             begin = statements.begin(self._connection) + statements.unconverted(self._encoding) + names
             if locks:
-                begin += f"{locks};"
+                begin += statements.lock(locks)
             message = f"{begin}{statements.declare(statement)}{statements.fetch(first + 1)}"
             if not self._encoding.utf8:
                 parameters = {name: AsIs(self._encoding.array(keys)) for name, keys in parameters.items()}
@@ -265,7 +265,7 @@ class Read:
         """Begin a read with prepared statements in place of a cursor, and return its first rows."""
         began = time.monotonic()
         message = prepared.begin() + names
-        first = (locks, statements.IN_HASTE) if locks else ()
+        first = (statements.AT_ONCE, locks, statements.IN_HASTE) if locks else ()
         for each in (statements.LIMITS, statements.BEFORE, *first):
             message += prepared.execute(each)
         rows = self._fetch(message + prepared.execute(statement, tuple(parameters)), parameters)

@@ -2,7 +2,7 @@
 
 Migrations go first. A read that held one lock and waited for another could complete a deadlock, and the
 server could end the transaction of a migration, or of a writer that queues behind it. So a read does not wait
-for a lock (`LIMITS`). If one is not available, it releases all of them, and waits for each lock while it
+for a lock (`AT_ONCE`). If one is not available, it releases all of them, and waits for each lock while it
 holds no other one (`cdc.postgres.database`). A running read is ended when another session waits for its locks
 (`cdc.postgres.lock_watch`). If the reader is frozen or cut off, the server ends the read.
 """
@@ -33,14 +33,16 @@ SELECT pg_catalog.set_config('pads_cdc.before', pg_catalog.concat_ws(' ',
 """
 
 LIMITS = """
-SELECT
-    pg_catalog.set_config('lock_timeout', '1ms', true),
-    CASE WHEN pg_catalog.strpos(pg_catalog.version(), '-linux') > 0
-        THEN pg_catalog.set_config('client_connection_check_interval', '1s', true) END
+SELECT CASE WHEN pg_catalog.strpos(pg_catalog.version(), '-linux') > 0
+    THEN pg_catalog.set_config('client_connection_check_interval', '1s', true) END
 """
-"""Sets time limits: a read waits for a lock for the shortest time that a server can measure, and on systems
-that notify a server of a closed connection, a statement ends within a second after its client has gone.
+"""On systems that notify a server of a closed connection, ends a statement within a second after its client
+has gone.
 """
+AT_ONCE = """
+SELECT pg_catalog.set_config('lock_timeout', '1ms', true)
+"""
+"""Limits the wait for each lock of a read to the shortest time that a server can measure."""
 IN_HASTE = """
 SELECT pg_catalog.set_config('statement_timeout', '250ms', true)
 """
@@ -52,6 +54,11 @@ instead of a millisecond.
 def begin(connection: Connection) -> str:
     """Return the first statements of a read, to be sent in one round trip with the next ones."""
     return f"{session.begin(connection)}{LIMITS};{BEFORE};"
+
+
+def lock(tables: str) -> str:
+    """Return the statements that lock the tables of a read. ``tables`` is `Mapping.locks`."""
+    return f"{AT_ONCE};{tables};"
 
 
 def declare(query: str) -> str:

@@ -242,7 +242,7 @@ def test_settings_of_the_role_do_not_matter(
     assert "schlüssel_\u8868" in payload.decode()
     assert read.query("SHOW transaction_isolation") == [("read committed",)]
     assert read.query("SHOW row_security") == [("off",)]
-    assert read.query("SHOW lock_timeout") == [("1ms",)]
+    assert read.query("SHOW lock_timeout") == [("400ms",)]
     assert read.query("SHOW statement_timeout") == [("1min",)]
 
 
