@@ -116,4 +116,6 @@ def check_evidence(evidence: Evidence, history: Timeline | None, read_up_to: Lsn
                 f"the query server writes timeline {evidence.timeline}, the slot's server another one",
             )
     if evidence.replayed is not None and evidence.replayed < read_up_to:
-        raise SourceError("query_server_behind", "the query server has not replayed what was read before")
+        raise SourceError(
+            "query_server_behind", "the query server has not replayed the WAL that earlier reads have seen"
+        )

@@ -603,8 +603,13 @@ class Requery:
         return False
 
     def _use_parents(self, read_up_to: Lsn, found: ParentRows) -> None:
-        """Check that these rows show what reads had shown up to ``read_up_to``, when this read began. The
-        read of the mapping that follows must show all that these rows show.
+        """Refuse rows that may show less than earlier reads. ``read_up_to`` is the value of
+        `Requery.read_up_to` when the read of these rows began. The next read of the mapping must show at
+        least what these rows show.
+
+        Raises:
+            SourceError: the rows must not be used.
+
         """
         try:
             self._positions.check_evidence(found.before, self.reached, read_up_to)

@@ -28,8 +28,8 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self._pairs: dict[socket.socket, socket.socket] = {}
         self._unsent: dict[socket.socket, bytes] = {}
-        """The bytes that a full socket has not taken yet. Its pair is not read meanwhile; all others are, as
-        by a network: whoever waits for an answer on one of them may be the reason why this one is full.
+        """The bytes that a full socket has not taken yet. Until it has taken them, its own pair is not read.
+        The other connections go on, since a full socket may be emptied only after an answer on one of them.
         """
         self._lock = threading.Lock()
         self._selector = selectors.DefaultSelector()

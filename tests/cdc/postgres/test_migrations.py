@@ -184,7 +184,7 @@ def test_whoever_queues_behind_a_migration_is_no_deadlocks_victim_either(databas
                         began = time.monotonic()
                 time.sleep(began + 0.93 - time.monotonic())  # the time itself is the point
                 cursor.execute("ALTER TABLE pay_plans ADD COLUMN IF NOT EXISTS note TEXT")
-                time.sleep(0.2)
+                time.sleep(0.2)  # the writer in the queue looks for deadlocks meanwhile
                 session.commit()
                 for one in waiting:
                     one.result(20)  # a DeadlockDetected fails the test

@@ -159,7 +159,7 @@ def test_parents_of_a_server_that_is_behind_are_not_used(
 
     monkeypatch.setattr(desk.server, "parents", behind)
     desk.requery.add(Task.reconcile("test", Gate(), 0))
-    with pytest.raises(SourceError, match="has not replayed what was read before"):
+    with pytest.raises(SourceError, match="has not replayed the WAL"):
         desk.finish()
     assert [one.reason for one in desk.told.reconciles] == ["start"]
     desk.finish()
