@@ -157,8 +157,9 @@ class Database:
         )
 
     def _patiently(self, work: Callable[[], _Result]) -> _Result:
-        """Return the result of ``work``. If another session holds a lock, wait for each of our locks, in a
-        transaction that holds no other one, and repeat the work once. This waits for 0.4 s at most.
+        """Return the result of ``work``. If another session holds a lock, wait for our locks one after the
+        other, each in a transaction that holds no other one, and then repeat the work once. The wait ends at
+        the first lock that is not available within 0.4 s.
         """
         try:
             return work()
