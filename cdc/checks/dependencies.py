@@ -29,6 +29,7 @@ from cdc.mapping.sql_text import quote_name
 from cdc.mapping.table_names import calls
 from cdc.postgres.errors import ABOUT_A_ROW, is_lasting, translate, translated
 from cdc.postgres.session import begin
+from cdc.postgres.statements import AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -54,6 +55,8 @@ WHERE c.relnamespace = pg_catalog.to_regnamespace(%(schema)s) AND c.relkind IN (
 def rolled_back(connection: Connection, setting: str, isolation: str = "READ COMMITTED") -> Iterator[Cursor]:
     """Open a transaction that can create temporary objects, and roll it back at the end. Yields its cursor.
 
+    It waits for no lock, so run it by `Database.patiently`.
+
     Raises:
         Refusal: the server is a standby, or our role may not create temporary objects.
         SourceError, Refusal: the driver raised an error in the block. It is translated to one of these.
@@ -70,7 +73,7 @@ def rolled_back(connection: Connection, setting: str, isolation: str = "READ COM
                 f" TO {quote_name(role)};"
             )
         try:
-            cursor.execute(begin(connection, isolation, "READ WRITE"))
+            cursor.execute(f"{begin(connection, isolation, 'READ WRITE')}{AT_ONCE}")
             yield cursor
         except UnicodeDecodeError as error:
             raise Refusal(
@@ -335,9 +338,10 @@ def reads(site: Site) -> Iterator[Finding]:
 def _by_views(site: Site) -> Dependencies:
     """Return what views over the queries depend on, or why no view could be made."""
     database = site.database
-    try:
+
+    def ask() -> Dependencies:
         with closing(database.address.connect()) as connection:
-            found = Dependencies.ask(
+            return Dependencies.ask(
                 connection,
                 site.queries,
                 site.typed_queries,
@@ -345,6 +349,9 @@ def _by_views(site: Site) -> Dependencies:
                 database.address.setting,
                 names=database.names(),
             )
+
+    try:
+        found = database.patiently(ask)
     except PadsCdcError as error:
         if gives_way(error):
             raise
@@ -380,7 +387,7 @@ def _unlisted(site: Site, *queries: str) -> tuple[ReadRelation, ...]:
         "function_schemas": [schema for schema, _ in called],
         "function_names": [name for _, name in called],
     }
-    rows = site.database.query(statement, parameters)
+    rows = site.database.query_tables(statement, parameters)
     return tuple(ReadRelation(schema, table, kind, ()) for schema, table, kind in rows)
 
 

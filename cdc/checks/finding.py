@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
+
 from cdc.checks.census import Census
 from cdc.checks.trial import Trial, try_plugin
-from cdc.errors import PadsCdcError, SourceError
+from cdc.errors import PadsCdcError, SourceError, gives_way
 from cdc.mapping import tables
 from cdc.mapping.key_types import TEXT, of_columns
 from cdc.postgres.errors import translated
@@ -301,20 +304,34 @@ class Check(Generic[At_contra]):
     """Checks that must not have failed: otherwise this one could not run, or would find the same fault."""
 
 
+_PATIENCE = 10.0
+"""Seconds for which all checks together are repeated because of other sessions' locks."""
+_PAUSE = 0.5
+"""Seconds between two attempts."""
+
+
 def run(checks: Sequence[Check[At_contra]], at: At_contra) -> Iterator[tuple[str, Finding]]:
     """Run all checks, even after a failure. Yields each finding with the name of its check.
 
-    A check that raises an error fails with the error's text. Blocks while the servers answer.
+    A check that raises an error fails with the error's text. If another session holds a lock or ended the
+    query, the check is repeated for a while. Blocks while the servers answer.
     """
     unmet: set[str] = set()
+    until = time.monotonic() + _PATIENCE
     for check in checks:
         missing = [name for name in check.needs if name in unmet]
         if missing:
             unmet.add(check.name)
             yield check.name, Finding(Verdict.SKIP, f"skipped until {missing[0]} passes")
             continue
+        patiently = Retrying(
+            retry=retry_if_exception(gives_way),
+            stop=stop_after_delay(until - time.monotonic()),
+            wait=wait_fixed(_PAUSE),
+            reraise=True,
+        )
         try:
-            findings = tuple(check.ask(at))
+            findings = patiently(lambda check=check: tuple(check.ask(at)))
         except PadsCdcError as error:
             findings = (_failed(error),)
         if any(finding.verdict is Verdict.FAIL for finding in findings):

@@ -90,7 +90,7 @@ def _without_index(site: Site) -> Iterator[tuple[str, str]]:
     named = {rule.query for rules in mapping.rules.values() for rule in rules}
     for name in sorted(named - {mapping.endpoint_keys}):
         statement = f"SET LOCAL enable_seqscan = off; EXPLAIN (FORMAT JSON)\n{mapping.queries[name]}"
-        [(plan,)] = site.database.query(f"{site.database.names()}{statement}", {name: []})
+        [(plan,)] = site.database.query_tables(f"{site.database.names()}{statement}", {name: []})
         for table in sorted(_scanned(plan[0]["Plan"])):
             yield name, table
 

@@ -183,7 +183,7 @@ def statements(site: Site) -> Iterator[Finding]:
     for statement in site.typed_queries.values():
         try:
             probe = f"{site.database.names()}SELECT * FROM ({statement}) probed LIMIT 0"
-            site.database.query(probe, keys)
+            site.database.query_tables(probe, keys)
         except Refusal as error:
             wrong.setdefault(_by_tables(with_place(error), statement))
     for text in wrong:
@@ -230,7 +230,7 @@ def ids(site: Site) -> Iterator[Finding]:
         f" FROM (SELECT found.endpoint_id::TEXT AS id FROM (\n{endpoints}\n) AS found) AS named"
         " GROUP BY named.id HAVING count(*) > 1 OR named.id IS NULL ORDER BY named.id LIMIT 3"
     )
-    wrong = giving_way(database, site.queries["Blocked"], lambda: database.query(query, {}))
+    wrong = giving_way(database, site.queries["Blocked"], lambda: database.query_tables(query))
     for endpoint_id, number in wrong:
         what = "is NULL" if endpoint_id is None else f"{in_short(endpoint_id)} comes"
         yield fail(

@@ -198,8 +198,8 @@ class Mapping:
 
     @property
     def each_lock(self) -> list[str]:
-        """The statements that each take one of these locks."""
-        return [f"SELECT FROM {table} LIMIT 0" for table in self._quoted_tables()]
+        """The statements that each take one of these locks, without those of partitions."""
+        return [f"SELECT FROM ONLY {table} LIMIT 0" for table in self._quoted_tables()]
 
     def _quoted_tables(self) -> list[str]:
         tables = [sql_text.quote_name(table) for table in self.reads]

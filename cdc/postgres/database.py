@@ -97,7 +97,7 @@ class Database:
             SourceError, Refusal: nothing was read. This does not mean that the endpoints are deleted.
 
         """
-        return self._patiently(partial(self._begin_for, keys, at_once=at_once))
+        return self.patiently(partial(self._begin_for, keys, at_once=at_once))
 
     def _begin_for(self, keys: Mapping[str, Collection[str]] | None, *, at_once: bool) -> Read:
         if keys is None:
@@ -156,10 +156,13 @@ class Database:
             keep=keep,
         )
 
-    def _patiently(self, work: Callable[[], _Result]) -> _Result:
-        """Return the result of ``work``. If another session holds a lock, wait for our locks one after the
-        other, each in a transaction that holds no other one, and then repeat the work once. The wait ends at
-        the first lock that is not available within 0.4 s.
+    def patiently(self, work: Callable[[], _Result]) -> _Result:
+        """Return the result of ``work``, which reads tables of the mapping and waits for no lock (`AT_ONCE`).
+
+        If another session holds a lock, wait for our locks one after the other, each in a transaction that
+        holds no other one, and then repeat the work once. The wait ends at the first lock that is not
+        available within 0.4 s. Partitions are not waited for, since our role may have no right to read one
+        by itself.
         """
         try:
             return work()
@@ -222,7 +225,7 @@ class Database:
         for rule in rules:
             if rule.parents is not None:
                 query = self.mapping.queries[rule.parents]
-                found[rule] = self._patiently(partial(self._all_parents, query))
+                found[rule] = self.patiently(partial(self._all_parents, query))
         return found
 
     def _all_parents(self, query: str) -> ParentRows:
@@ -299,12 +302,27 @@ class Database:
         return [OutsideType(*row) for row in self.query(self.mapping.outside_types, parameters)]
 
     def query(self, statement: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
-        """Run one of our own statements with the settings of a read, and return all rows.
+        """Run a statement that reads no table of the mapping, with the settings of a read. Return all rows.
 
         Raises:
             SourceError, Refusal: nothing was read.
 
         """
+        return self._query(statement, parameters)
+
+    def query_tables(
+        self, statement: str, parameters: Mapping[str, Any] | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Run a statement that reads tables of the mapping, and return all rows. Like a read, it does not
+        wait for a lock while it holds another one.
+
+        Raises:
+            SourceError, Refusal: nothing was read.
+
+        """
+        return self.patiently(partial(self._query, f"{statements.AT_ONCE};{statement}", parameters))
+
+    def _query(self, statement: str, parameters: Mapping[str, Any] | None) -> list[tuple[Any, ...]]:
         with self.connections.transaction() as cursor:
             cursor.execute(statements.begin(cursor.connection) + statement, {**(parameters or {})})
             rows: list[tuple[Any, ...]] = cursor.fetchall()
@@ -317,7 +335,7 @@ class Database:
             SourceError, Refusal: the server cannot plan it.
 
         """
-        self._patiently(partial(self._plan, statement, parameters))
+        self.patiently(partial(self._plan, statement, parameters))
 
     def _plan(self, statement: str, parameters: Mapping[str, Any]) -> None:
         names = self.names()

@@ -6,12 +6,14 @@ And a check causes no trouble that passes.
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from cdc.checks import NECESSARY, Site, Verdict, preflight
+from cdc.checks import NECESSARY, Site, Verdict, preflight, run
 from cdc.checks.trial import try_plugin
 from cdc.errors import SourceError, gives_way
 from cdc.mapping.folder import server_queries
@@ -59,6 +61,39 @@ def test_a_lock_is_no_fault_of_the_mapping(database: Database) -> None:
             failures = [finding.text for finding in findings if finding.verdict is Verdict.FAIL]
             assert not failures, check.name
             list(check.ask(site))
+
+
+STATEMENTS = [check for check in NECESSARY if check.name == "statements"]
+
+
+def test_a_check_waits_for_a_lock(database: Database) -> None:
+    """Also longer than one attempt does."""
+    attempts: set[object] = set()
+    begun = (
+        "SELECT xact_start FROM pg_stat_activity"
+        " WHERE application_name = 'pads-cdc' AND wait_event_type = 'Lock'"
+    )
+
+    def repeated() -> bool:
+        attempts.update(database.rows(begun))
+        return len(attempts) > 2
+
+    with site_of(database.url()) as site, ThreadPoolExecutor(1) as other:
+        with locked(database):
+            found = other.submit(lambda: list(run(STATEMENTS, site)))
+            wait_until(repeated, "it is asked again")
+        assert [finding.verdict for _, finding in found.result(20)] == [Verdict.PASS]
+
+
+@pytest.mark.soak
+def test_a_check_does_not_wait_for_ever(database: Database) -> None:
+    with site_of(database.url()) as site, locked(database):
+        began = time.monotonic()
+        [(_, finding)] = run(STATEMENTS, site)
+        assert 10 <= time.monotonic() - began < 15
+    assert finding.verdict is Verdict.FAIL
+    assert "lock" in finding.text
+    assert "again" in finding.remedy
 
 
 def test_a_start_waits_for_a_lock(database: Database) -> None:

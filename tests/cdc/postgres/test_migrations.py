@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -16,7 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cdc.checks.census import Census
+from cdc.checks.changes import changes
+from cdc.checks.dependencies import reads
 from cdc.checks.giving_way import giving_way
+from cdc.checks.identities import indexes
+from cdc.checks.mapping import ids, statements
 from cdc.errors import PadsCdcError, SourceError, gives_way
 from cdc.mapping.folder import server_queries
 from cdc.mapping.mapping import load
@@ -26,6 +31,7 @@ from cdc.postgres.lock_watch import LockWatch
 from cdc.postgres.read import CHUNK
 from server.observe.fanout import Listener
 from tests.cdc.postgres.test_database import encode
+from tests.plugins.postgres import site_of
 from tests.plugins.server import fill, wait_until
 from tests.support import ROOT
 from tests.support.cluster import ephemeral_cluster
@@ -34,6 +40,7 @@ from tests.support.repeated import repeated
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from cdc.checks.finding import Finding, Site
     from tests.plugins import postgres
     from tests.plugins.pgbouncer import PoolerFactory
     from tests.plugins.postgres import DatabaseFactory, Replicated
@@ -57,25 +64,33 @@ STEPS = (
 )
 
 
-class Readers:
-    """Threads that read as the applier does: again at once, after a while when somebody else goes first."""
+def all_read(database: Database, keys: dict[str, set[str]] | None = None) -> None:
+    """Read as the applier does."""
+    with database.read(keys) as read:
+        for _ in read.chunks():
+            pass
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+
+class Readers:
+    """Threads that read again at once, or after a while when somebody else goes first."""
+
+    def __init__(self, *works: Callable[[], object]) -> None:
         self._ending = threading.Event()
         self.faults: list[PadsCdcError] = []
         self.reads = self.gave_way = 0
-        kinds: tuple[dict[str, set[str]] | None, ...] = (None, {"EndpointsOfPlans": {"plan_0"}})
-        self._threads = [threading.Thread(target=self._read, args=(keys,)) for keys in kinds]
+        self._threads = [threading.Thread(target=self._read, args=(work,)) for work in works]
         for thread in self._threads:
             thread.start()
 
-    def _read(self, keys: dict[str, set[str]] | None) -> None:
+    @classmethod
+    def of(cls, database: Database) -> Readers:
+        """Read all, and a plan's."""
+        return cls(partial(all_read, database), partial(all_read, database, {"EndpointsOfPlans": {"plan_0"}}))
+
+    def _read(self, work: Callable[[], object]) -> None:
         while not self._ending.is_set():
             try:
-                with self._database.read(keys) as read:
-                    for _ in read.chunks():
-                        pass
+                work()
                 self.reads += 1
             except PadsCdcError as error:
                 self.gave_way += 1
@@ -129,7 +144,7 @@ def test_no_migration_is_ever_a_deadlocks_victim(
     """Whatever it does, to which tables, in which order, while we read them."""
     database = _shared(hasty, database_factory)
     reader = database_of(database.url)
-    readers = Readers(reader)
+    readers = Readers.of(reader)
     try:
         session = psycopg2.connect(database.url(), options="-c lock_timeout=5s")
         with session.cursor() as cursor:
@@ -142,6 +157,43 @@ def test_no_migration_is_ever_a_deadlocks_victim(
         readers.stop()
         reader.close()
     assert readers.faults == []
+
+
+COMMANDS: dict[str, Callable[[Site], Iterator[Finding]]] = {
+    "check: statements": statements,
+    "check: indexes": indexes,
+    "check: reads": reads,
+    "check: ids": ids,
+    "mapping test": partial(changes, read=frozenset(), trusted=False),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_migration_is_a_deadlocks_victim_beside_a_command(
+    hasty: Cluster, database_factory: DatabaseFactory, command: str
+) -> None:
+    """A migration that waits looks for deadlocks after 0.15 s, when a command that waits has just looked."""
+    database = _shared(hasty, database_factory)
+    waits = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE application_name = 'pads-cdc' AND wait_event_type = 'Lock'"
+    )
+    first, *_, last = load("grove").reads
+    for order in ((first, last), (last, first)):
+        with site_of(database.url(), makes_views=True) as site:
+            readers = Readers(lambda site=site: list(COMMANDS[command](site)))  # type: ignore[misc]
+            try:
+                wait_until(lambda: readers.reads > 0, "it has run")  # noqa: B023
+                for _ in range(3):
+                    with closing(psycopg2.connect(database.url())) as session, session.cursor() as cursor:
+                        cursor.execute(f"LOCK TABLE {order[0]} IN ACCESS EXCLUSIVE MODE")
+                        enough = readers.reads + 2  # of statements that do not read this table
+                        wait_until(lambda: database.value(waits) > 0 or readers.reads > enough, "it waits")  # noqa: B023
+                        time.sleep(0.18)  # the time itself is the point
+                        cursor.execute(f"LOCK TABLE {order[1]} IN ACCESS EXCLUSIVE MODE")
+            finally:
+                readers.stop()
+        assert readers.faults == []
 
 
 _DATABASES: dict[int, postgres.Database] = {}
@@ -170,7 +222,7 @@ def test_whoever_queues_behind_a_migration_is_no_deadlocks_victim_either(databas
         "UPDATE portal_application_settings SET secret_key = 'v2'",
         "ALTER TABLE portal_application_settings ALTER secret_key SET DEFAULT 'none'",
     )
-    readers = Readers(reader)
+    readers = Readers.of(reader)
     try:
         for _ in range(3):
             with ThreadPoolExecutor() as pool, closing(psycopg2.connect(database.url())) as session:
@@ -213,7 +265,7 @@ def test_a_lock_is_waited_for_alone(database: postgres.Database) -> None:
         " WHERE NOT granted AND application_name = 'pads-cdc' AND NOT EXISTS ("
         " SELECT FROM pg_locks AS held WHERE held.pid = waiting.pid AND granted AND locktype = 'relation')"
     )
-    readers = Readers(reader)
+    readers = Readers.of(reader)
     try:
         wait_until(lambda: database.value(alone) > 0, "a read waits, and holds nothing")
         before = readers.reads
@@ -225,13 +277,38 @@ def test_a_lock_is_waited_for_alone(database: postgres.Database) -> None:
     assert readers.faults == []
 
 
+def test_a_lock_of_a_partition_is_not_waited_for_while_others_are_held(database: postgres.Database) -> None:
+    """Nor of a table that inherits: our role may have no right to read it by itself."""
+    fill(database, 10)
+    database.execute("CREATE TABLE more_plans () INHERITS (pay_plans)")
+    holding = (
+        "SELECT count(*) FROM pg_locks AS waiting JOIN pg_stat_activity USING (pid)"
+        " WHERE NOT granted AND application_name = 'pads-cdc' AND EXISTS ("
+        " SELECT FROM pg_locks AS held WHERE held.pid = waiting.pid AND granted AND locktype = 'relation')"
+    )
+    with closing(database_of(database.url)) as reader, closing(database.connect()) as holder:
+        all_read(reader)
+        holder.autocommit = False
+        holder.cursor().execute("LOCK TABLE more_plans IN ACCESS EXCLUSIVE MODE")
+        readers = Readers.of(reader)
+        try:
+            seen = [database.value(holding) for _ in iter(lambda: readers.gave_way < 20, False)]
+            assert sum(map(bool, seen)) < len(seen) / 10, "some ask while it waits for 1 ms"
+            holder.rollback()
+            before = readers.reads
+            wait_until(lambda: readers.reads > before, "it reads")
+        finally:
+            readers.stop()
+    assert readers.faults == []
+
+
 def test_a_lock_that_is_not_to_be_had_is_not_waited_for_while_others_are_held(
     database: postgres.Database,
 ) -> None:
     """With the production's deadlock_timeout, 1 s: the last table of our order first, then the first one."""
     fill(database, 10)
     reader = database_of(database.url)
-    readers = Readers(reader)
+    readers = Readers.of(reader)
     try:
         for _ in range(3):
             session = psycopg2.connect(database.url())
@@ -311,7 +388,7 @@ def test_a_statement_of_check_gives_way_too(database: postgres.Database) -> None
     sleeps = iter([20, 0])
 
     def read() -> list[tuple[Any, ...]]:
-        return reader.query(
+        return reader.query_tables(
             f"SELECT pg_sleep({next(sleeps, 0)}) FROM (SELECT max(id) FROM public.accounts) AS one"
         )
 
@@ -456,7 +533,7 @@ from cdc.mapping.mapping import load
 from cdc.postgres.connection import Address
 from cdc.postgres.database import Database
 database = Database(Address(lambda: sys.argv[1], "TEST"), load("grove"), "public", repr)
-database.query("SELECT pg_sleep(50) FROM (SELECT count(*) FROM public.accounts) AS rows")
+database.query_tables("SELECT pg_sleep(50) FROM (SELECT count(*) FROM public.accounts) AS rows")
 """
 
 
