@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -393,6 +393,15 @@ def _say(text: str) -> None:
     print(text, flush=True)  # noqa: T201 - a program's report to whoever has started it
 
 
+def _aftermath(server: Server) -> str:
+    """Return the server's log, and what it says of itself now."""
+    parts = [server.output]
+    for path in ("/healthz", "/metrics"):
+        with suppress(OSError):
+            parts.append(server.get(path)[1])
+    return "\n".join(parts)
+
+
 def main() -> int:
     """Run a storm; the exit code says whether there was a difference."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -430,8 +439,8 @@ def main() -> int:
         except Exception as error:  # noqa: BLE001 - whatever it is, the storm has found it
             difference = error
             log = Path(tempfile.gettempdir()) / f"pads-cdc-soak-{arguments.seed}.log"
-            log.write_text(storm.server.output)
-            _say(f"DIFFERENCE: {error}\nthe server's log: {log}")
+            log.write_text(_aftermath(storm.server))
+            _say(f"DIFFERENCE: {error}\nthe server's log and state: {log}")
         _say(storm.report())
         _say(f"{0 if difference is None else 1:>12} differences")
     return 0 if difference is None else 1
