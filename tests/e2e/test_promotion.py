@@ -184,6 +184,41 @@ def test_fail_over_with_lost_transactions(
     assert other.metric("pads_cdc_feed_resets_total", reason="timeline") == 1
 
 
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize("crashed", [True, False])
+def test_a_standby_that_has_restarted_is_promoted_and_nobody_writes(
+    replicated: Replicated,
+    database_factory: DatabaseFactory,
+    serve: ServerFactory,
+    gateway: GatewayFactory,
+    *,
+    crashed: bool,
+    again: bool,
+) -> None:
+    """It is another run of that server, so the new primary has to have what the standby has shown."""
+    primary = database_factory(cluster=replicated.primary)
+    fill(primary, 200)
+    replicated.wait_replayed()
+    standby = primary.on(replicated.standby)
+    server = serve(standby, PRIMARY_CONNECTION_STRING=primary.url())
+    client = gateway(server)
+    wait_until(lambda: server.metric("pads_cdc_source_mode", mode="streaming") == 1, "the slot is made")
+    wait_equal(client, primary)
+    replicated.standby.restart()
+    primary.execute("UPDATE pay_plans SET throughput_limit = throughput_limit + 1")
+    wait_equal(client, primary)
+    if crashed:
+        replicated.primary.crash()
+    else:
+        replicated.primary.stop("fast")
+    replicated.standby.promote()
+    if again:
+        replicated.standby.restart()
+    reads = server.metric("pads_cdc_reconcile_total")
+    wait_until(lambda: server.metric("pads_cdc_reconcile_total") > reads, "it reads the new primary")
+    wait_until(lambda: server.get("/healthz") == (200, "ok"), "all is well")
+
+
 @pytest.mark.parametrize("how", ["under way", "by a restart"])
 @pytest.mark.own_cluster
 def test_queries_that_move_from_a_standby_to_its_primary_never_go_back(

@@ -369,9 +369,15 @@ def test_a_truncate_that_cascades_is_no_victim_of_a_read(
 
 @pytest.mark.parametrize("keys", [{}, {"EndpointsOfApplications": {"app_1"}}])
 def test_a_partition_that_is_emptied_and_filled_again_is_never_seen_empty(
-    database: postgres.Database, reading: Callable[..., Database], keys: dict[str, set[str]]
+    database: postgres.Database,
+    reading: Callable[..., Database],
+    keys: dict[str, set[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its lock must be had before the snapshot, as any table's: an older one sees none of the new rows."""
+    """Its lock must be had before the snapshot, as any table's: an older one sees none of the new rows. The
+    read would not wait for it, except that here it has ten seconds.
+    """
+    monkeypatch.setattr(statements, "AT_ONCE", statements.AT_ONCE.replace("1ms", "10s"))
     database.execute(
         "DROP TABLE portal_application_settings, portal_applications;"
         "CREATE TABLE portal_applications (id TEXT PRIMARY KEY, account_id TEXT) PARTITION BY HASH (id);"
