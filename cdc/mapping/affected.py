@@ -25,6 +25,8 @@ LIMIT = 400_000
 """Maximum number of keys and moves of one transaction. A transaction with more becomes a reconcile, to save
 memory.
 """
+LARGE = "large"
+"""The reason of a reconcile that replaces keys which take too much memory."""
 _MOST = 4
 """Maximum number of keys and moves that one row can add for one rule."""
 KEY_BYTES = 110
@@ -173,7 +175,7 @@ class Affected(msgspec.Struct, gc=False):
         held = len(self) + self._more
         self._room = (LIMIT - held) // _MOST
         if held > LIMIT:
-            self.give_up("large")
+            self.give_up(LARGE)
 
     def _count_long(self, key: str) -> None:
         self._more += len(key) // KEY_BYTES

@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from cdc.errors import gives_way
+from cdc.errors import SourceError, gives_way
+from cdc.requery.monotonic_reads import UNDELIVERED
 
 if TYPE_CHECKING:
     from cdc.errors import PadsCdcError
@@ -36,6 +37,8 @@ class Attempts:
         self._observer = observer
         self.failing = False
         """Whether the last attempt failed."""
+        self.undelivered = False
+        """Whether it failed because the slot has to deliver more first."""
         self._next_at = 0.0
         self._pause, self._retry = _WAIT_FIRST, _RETRY_FIRST
         self._locked_since: float | None = None
@@ -73,6 +76,7 @@ class Attempts:
     def failed(self, error: PadsCdcError) -> None:
         """Record that a read failed."""
         self.failing = True
+        self.undelivered = isinstance(error, SourceError) and error.reason == UNDELIVERED
         now = time.monotonic()
         if gives_way(error):
             self._locked_since = self._locked_since or now
@@ -87,5 +91,6 @@ class Attempts:
     def recovered(self) -> None:
         """Record that the database answers, and gives the locks that reads need."""
         if self.failing:
-            self.failing, self._retry, self._locked_since = False, _RETRY_FIRST, None
+            self.failing = self.undelivered = False
+            self._retry, self._locked_since = _RETRY_FIRST, None
             self._observer.trouble(_TROUBLE, None)

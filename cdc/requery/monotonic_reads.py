@@ -10,7 +10,7 @@ that has been promoted shows everything that it showed before.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cdc.errors import SourceError
 from cdc.postgres.gate import Gate
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from cdc.postgres.gate import Evidence
     from cdc.state.ledger import Ledger
     from cdc.units import Xid8
+
+UNDELIVERED: Final = "undelivered"
+"""The reason of an error that lasts until the slot has delivered more."""
 
 
 class MonotonicReads:
@@ -68,12 +71,13 @@ class MonotonicReads:
         if evidence.replayed is not None or shown is None or self._instances == {evidence.instance}:
             return
         if reached < shown.end:
-            what = "the slot has not delivered yet what the standby has shown"
+            reason, what = UNDELIVERED, "the slot has not delivered yet what the standby has shown"
         elif not shown.opens(evidence):
+            reason = "query_server_behind"
             what = "transactions that the standby has shown, or older ones, have not ended here"
         else:
             return
-        raise SourceError("query_server_behind", f"the queries moved from a standby to a primary: {what}")
+        raise SourceError(reason, f"the queries moved from a standby to a primary: {what}")
 
     def rewind(self) -> None:
         """Forget the gate, because a primary has passed it or it belongs to another history."""

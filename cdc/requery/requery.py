@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from cdc.errors import PadsCdcError, SourceError
 from cdc.failpoints import reach
 from cdc.lsn import Lsn
+from cdc.mapping.affected import LARGE
 from cdc.mapping.key_types import is_exact, query_of
 from cdc.mapping.row_rule import TWICE
 from cdc.observer import ReconcileSeen
@@ -179,6 +180,7 @@ class Requery:
         self._waiting += task.apart(self._database.mapping.endpoint_keys, self._database.at_once)
         self._positions.delivered(task.gate)
         self._attempts.added()
+        self._make_room()
 
     @property
     def busy(self) -> bool:
@@ -342,7 +344,15 @@ class Requery:
                     self._step(read)
         except PadsCdcError as error:
             self._attempts.failed(error)
+            self._make_room()
             raise
+
+    def _make_room(self) -> None:
+        """Condense the waiting tasks if they leave no room for what the slot has to deliver before any read
+        may be used. Otherwise they would wait for it for ever.
+        """
+        if self._attempts.undelivered and self.full:
+            self.condense(LARGE)
 
     def _look(self) -> None:
         """Begin to read the tasks whose gate is open, with one short read by endpoint ids and one read for

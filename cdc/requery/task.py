@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cdc.lsn import Lsn
-from cdc.mapping.affected import LIMIT, Affected
+from cdc.mapping.affected import LARGE, LIMIT, Affected
 from cdc.mapping.key_types import query_of
 from cdc.observer import BatchSeen, TransactionSeen
 from cdc.postgres.gate import Gate
@@ -130,7 +130,7 @@ class Task:
     def within(self, endpoints: int) -> Task:
         """Make this task a reconcile if it has keys for too large a share of ``endpoints``; return it."""
         if len(self.affected) > max(_SMALL, _SHARE * endpoints):
-            self.affected.give_up("large")
+            self.affected.give_up(LARGE)
         return self
 
     def seen(self, affected: int) -> Iterator[TransactionSeen]:
@@ -154,7 +154,7 @@ def merged(tasks: Sequence[Task]) -> Task:
         first.asked_at = min(first.asked_at, task.asked_at)
         first.settles = first.settles and task.settles
     if len(first.affected) > LIMIT:
-        first.affected.give_up("large")
+        first.affected.give_up(LARGE)
     return first
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -216,6 +217,44 @@ def test_a_standby_that_has_restarted_is_promoted_and_nobody_writes(
         replicated.standby.restart()
     reads = server.metric("pads_cdc_reconcile_total")
     wait_until(lambda: server.metric("pads_cdc_reconcile_total") > reads, "it reads the new primary")
+    wait_until(lambda: server.get("/healthz") == (200, "ok"), "all is well")
+
+
+def test_a_new_primary_whose_slot_delivers_again_more_than_there_is_room_for(
+    replicated: Replicated, database_factory: DatabaseFactory, serve: ServerFactory, gateway: GatewayFactory
+) -> None:
+    """No read counts before the slot has delivered what the standby has shown. It has keys of 80 MiB to
+    deliver, since a crash of the standby has undone their confirmation.
+    """
+    primary = database_factory(cluster=replicated.primary)
+    fill(primary, 200)
+    primary.execute("ALTER TABLE portal_application_changes ALTER portal_app_id TYPE TEXT")
+    replicated.wait_replayed()
+    standby = primary.on(replicated.standby)
+    server = serve(standby, PRIMARY_CONNECTION_STRING=primary.url())
+    client = gateway(server)
+    wait_until(lambda: server.metric("pads_cdc_source_mode", mode="streaming") == 1, "the slot is made")
+    wait_equal(client, primary)
+    for number in range(16):
+        primary.execute(
+            "INSERT INTO portal_application_changes (portal_app_id) VALUES (%s || repeat('s', 5 << 20))",
+            [f"{number}"],
+        )
+    primary.execute(
+        "UPDATE portal_application_settings SET secret_key = 'new' WHERE application_id = 'app_1'"
+    )
+    wait_equal(client, primary)
+    server.process.send_signal(signal.SIGSTOP)
+    replicated.standby.crash()
+    replicated.standby.start()
+    replicated.wait_replayed()
+    replicated.primary.crash()
+    replicated.standby.promote()
+    server.process.send_signal(signal.SIGCONT)
+    standby.execute(
+        "UPDATE portal_application_settings SET secret_key = 'newer' WHERE application_id = 'app_1'"
+    )
+    wait_equal(client, standby)
     wait_until(lambda: server.get("/healthz") == (200, "ok"), "all is well")
 
 

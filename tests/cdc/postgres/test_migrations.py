@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cdc.checks import dependencies
 from cdc.checks.census import Census
 from cdc.checks.changes import changes
-from cdc.checks.dependencies import reads
 from cdc.checks.giving_way import giving_way
 from cdc.checks.identities import indexes
 from cdc.checks.mapping import ids, statements
@@ -162,7 +162,7 @@ def test_no_migration_is_ever_a_deadlocks_victim(
 COMMANDS: dict[str, Callable[[Site], Iterator[Finding]]] = {
     "check: statements": statements,
     "check: indexes": indexes,
-    "check: reads": reads,
+    "check: reads": dependencies.reads,
     "check: ids": ids,
     "mapping test": partial(changes, read=frozenset(), trusted=False),
 }
