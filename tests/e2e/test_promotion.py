@@ -185,6 +185,7 @@ def test_fail_over_with_lost_transactions(
     assert other.metric("pads_cdc_feed_resets_total", reason="timeline") == 1
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("crashed", [True, False])
 def test_a_standby_that_has_restarted_is_promoted_and_nobody_writes(
@@ -220,6 +221,7 @@ def test_a_standby_that_has_restarted_is_promoted_and_nobody_writes(
     wait_until(lambda: server.get("/healthz") == (200, "ok"), "all is well")
 
 
+@pytest.mark.soak
 def test_a_new_primary_whose_slot_delivers_again_more_than_there_is_room_for(
     replicated: Replicated, database_factory: DatabaseFactory, serve: ServerFactory, gateway: GatewayFactory
 ) -> None:

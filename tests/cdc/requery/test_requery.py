@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from cdc.errors import Refusal, SourceError
+from cdc.lsn import Lsn
 from cdc.mapping.affected import Affected
 from cdc.mapping.folder import server_queries
 from cdc.mapping.mapping import load
@@ -22,6 +24,7 @@ from cdc.postgres.gate import Gate
 from cdc.postgres.read import Read
 from cdc.replication.assembler import Transaction
 from cdc.replication.catalog import Catalog
+from cdc.requery import requery as requery_module
 from cdc.requery import task as task_module
 from cdc.requery.auditor import Auditor
 from cdc.requery.requery import Requery
@@ -603,3 +606,28 @@ def test_what_is_abandoned_is_not_in_the_map_for_that(desk: Desk) -> None:
     desk.requery.abandon()
     desk.requery.mark_consistent()
     assert desk.store.position == 0
+
+
+def test_what_must_be_delivered_before_a_read_counts_finds_room(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A standby was read that is ahead of the slot; now the queries are at its primary."""
+    monkeypatch.setattr(requery_module, "_ROOM", 50_000)
+    requery, ahead = desk.requery, Lsn(1 << 61)
+    evidence = desk.server.evidence()
+    requery._positions.read(
+        replace(evidence, timeline=None, instance="a standby", replayed=Lsn(1), shown=ahead)
+    )
+    desk.database.execute(RIPPLE)
+    for number in range(20):
+        affected = Affected()
+        affected.name("EndpointsOfPlans", f"{number}{'s' * 10_000}")
+        requery.add(Task(affected, Gate(), Lsn(0), Lsn(number)))
+        if not requery._attempts.failing:
+            with pytest.raises(SourceError, match="has not delivered yet"):
+                requery.step()
+        assert not requery.full
+    requery.advance(ahead)
+    desk.finish()
+    assert desk.map == expected(desk.database)
+    assert [one.reason for one in desk.told.reconciles] == ["start", "large"]
