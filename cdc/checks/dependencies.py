@@ -55,7 +55,7 @@ WHERE c.relnamespace = pg_catalog.to_regnamespace(%(schema)s) AND c.relkind IN (
 def rolled_back(connection: Connection, setting: str, isolation: str = "READ COMMITTED") -> Iterator[Cursor]:
     """Open a transaction that can create temporary objects, and roll it back at the end. Yields its cursor.
 
-    It waits for no lock, so run it by `Database.patiently`.
+    It waits for no lock (`AT_ONCE`), so call it again if it meets one.
 
     Raises:
         Refusal: the server is a standby, or our role may not create temporary objects.

@@ -9,7 +9,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from cdc.checks.census import Census
 from cdc.checks.trial import Trial, try_plugin
@@ -153,6 +153,13 @@ class Site:
 
         """
         return self.database.query(self.queries[query], parameters)
+
+    def forget(self) -> None:
+        """Forget all answers, since the tables may have changed."""
+        for name, one in vars(type(self)).items():
+            if isinstance(one, cached_property):
+                self.__dict__.pop(name, None)
+        self.database.forget_types()
 
     @cached_property
     def server(self) -> Server:
@@ -304,10 +311,24 @@ class Check(Generic[At_contra]):
     """Checks that must not have failed: otherwise this one could not run, or would find the same fault."""
 
 
-_PATIENCE = 10.0
-"""Seconds for which all checks together are repeated because of other sessions' locks."""
+PATIENCE = 10.0
+"""Seconds after which nothing is tried again because of other sessions' locks."""
 _PAUSE = 0.5
 """Seconds between two attempts."""
+
+
+def patiently(until: float, before_sleep: Callable[[RetryCallState], None] | None = None) -> Retrying:
+    """Return a caller that calls again if another session holds a lock or has ended the query.
+
+    After the monotonic time ``until``, no new attempt begins.
+    """
+    return Retrying(
+        retry=retry_if_exception(gives_way),
+        stop=stop_after_delay(until - time.monotonic()),
+        wait=wait_fixed(_PAUSE),
+        before_sleep=before_sleep,
+        reraise=True,
+    )
 
 
 def run(checks: Sequence[Check[At_contra]], at: At_contra) -> Iterator[tuple[str, Finding]]:
@@ -317,21 +338,20 @@ def run(checks: Sequence[Check[At_contra]], at: At_contra) -> Iterator[tuple[str
     query, the check is repeated for a while. Blocks while the servers answer.
     """
     unmet: set[str] = set()
-    until = time.monotonic() + _PATIENCE
+    until = time.monotonic() + PATIENCE
     for check in checks:
         missing = [name for name in check.needs if name in unmet]
         if missing:
             unmet.add(check.name)
             yield check.name, Finding(Verdict.SKIP, f"skipped until {missing[0]} passes")
             continue
-        patiently = Retrying(
-            retry=retry_if_exception(gives_way),
-            stop=stop_after_delay(until - time.monotonic()),
-            wait=wait_fixed(_PAUSE),
-            reraise=True,
-        )
+
+        def forget(_: RetryCallState) -> None:
+            if isinstance(at, Site):
+                at.forget()
+
         try:
-            findings = patiently(lambda check=check: tuple(check.ask(at)))
+            findings = patiently(until, forget)(lambda check=check: tuple(check.ask(at)))
         except PadsCdcError as error:
             findings = (_failed(error),)
         if any(finding.verdict is Verdict.FAIL for finding in findings):

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from cdc.errors import SourceError, gives_way
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_fixed
+
+from cdc.errors import gives_way
 from cdc.postgres.lock_watch import LockWatch
 
 if TYPE_CHECKING:
@@ -17,9 +19,9 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 _TRIES: Final = 20
-"""Maximum number of attempts. An attempt that meets a lock takes 0.4 s, so all attempts together last longer
-than most migrations.
-"""
+"""Maximum number of attempts. Together with the pauses, they last longer than most migrations."""
+_PAUSE: Final = 0.4
+"""Seconds between two attempts."""
 
 
 class _Nobody:
@@ -38,16 +40,16 @@ def giving_way(database: Database, blocked: str, read: Callable[[], _Result]) ->
         SourceError, Refusal: the database cannot be read, or every attempt was ended.
 
     """
+    patiently = Retrying(
+        retry=retry_if_exception(gives_way),
+        stop=stop_after_attempt(_TRIES),
+        wait=wait_fixed(_PAUSE),
+        reraise=True,
+    )
     watch = LockWatch(database.connections, blocked, _Nobody())
     watch.start()
     try:
-        for _ in range(_TRIES - 1):
-            try:
-                return read()
-            except SourceError as error:
-                if not gives_way(error):
-                    raise
-        return read()
+        return patiently(read)
     finally:
         watch.stop()
         watch.join()

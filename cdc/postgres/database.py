@@ -363,8 +363,8 @@ class Database:
         return types
 
     def forget_types(self) -> None:
-        """Look up `types` again at the next read, since the tables may have changed."""
-        self._types = None
+        """Look up `types` and `names` again at the next read, since the tables may have changed."""
+        self._types = self._names = None
         self._composed.clear()
         self._not_kept.clear()
 

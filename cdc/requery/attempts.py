@@ -38,7 +38,7 @@ class Attempts:
         self.failing = False
         """Whether the last attempt failed."""
         self.undelivered = False
-        """Whether it failed because the slot has to deliver more first."""
+        """Whether the last attempt failed because the slot has to deliver more first."""
         self._next_at = 0.0
         self._pause, self._retry = _WAIT_FIRST, _RETRY_FIRST
         self._locked_since: float | None = None

@@ -180,6 +180,8 @@ class Requery:
         self._waiting += task.apart(self._database.mapping.endpoint_keys, self._database.at_once)
         self._positions.delivered(task.gate)
         self._attempts.added()
+        if self._attempts.failing and len(self._waiting) > _MANY:
+            self._waiting = [*map(merged, self._apart(self._waiting))]
         self._make_room()
 
     @property
@@ -348,8 +350,9 @@ class Requery:
             raise
 
     def _make_room(self) -> None:
-        """Condense the waiting tasks if they leave no room for what the slot has to deliver before any read
-        may be used. Otherwise they would wait for it for ever.
+        """While every read is refused until the slot has delivered more, replace the waiting tasks by one
+        reconcile once they fill the memory. Otherwise no more would be taken from the slot, and no read would
+        be used.
         """
         if self._attempts.undelivered and self.full:
             self.condense(LARGE)

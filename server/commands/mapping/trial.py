@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import tomllib
 from contextlib import closing
 from functools import partial
@@ -11,7 +12,7 @@ from cdc.checks import Check, Finding, Site, Verdict, identities, run, types
 from cdc.checks import mapping as questions
 from cdc.checks.changes import changes
 from cdc.checks.dependencies import Dependencies, Listed
-from cdc.checks.finding import fail, good
+from cdc.checks.finding import PATIENCE, fail, good, patiently
 from cdc.errors import ConfigurationError
 from cdc.mapping.folder import folder_of, read_queries, server_queries
 from cdc.mapping.mapping import load
@@ -86,8 +87,12 @@ def examine(
     except ConfigurationError as error:
         yield "mapping", fail(str(error), "correct it")
         return
-    with closing(address.connect()) as connection:
-        read = Dependencies.ask(connection, server_queries(), queries, schema, address.setting)
+
+    def ask() -> Dependencies:
+        with closing(address.connect()) as connection:
+            return Dependencies.ask(connection, server_queries(), queries, schema, address.setting)
+
+    read: Dependencies = patiently(time.monotonic() + PATIENCE)(ask)
     judged = [*read.judge(listed, schema)]
     yield from (("dependencies", finding) for finding in judged)
     if any(finding.verdict is Verdict.FAIL for finding in judged):

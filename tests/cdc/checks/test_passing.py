@@ -26,7 +26,7 @@ from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from cdc.checks import Check, Finding
     from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
@@ -34,12 +34,16 @@ if TYPE_CHECKING:
 MAPPING = "grove"
 
 
+NOTES = tuple(f"ALTER TABLE {table} ADD COLUMN note TEXT" for table in load(MAPPING).tables)
+
+
 @contextmanager
-def locked(database: Database) -> Iterator[None]:
-    """Hold the strongest lock on each of the mapping's tables, as a migration does."""
+def locked(database: Database, *statements: str) -> Iterator[None]:
+    """Hold the strongest lock on each of the mapping's tables, as a migration does, then run it."""
     with closing(database.connect()) as session, session.cursor() as cursor:
         cursor.execute("BEGIN; LOCK TABLE " + ", ".join(load(MAPPING).tables))
         yield
+        cursor.execute("; ".join((*statements, "COMMIT")))
 
 
 def asked(site: Site, check: Check[Site]) -> list[Finding]:
@@ -66,23 +70,42 @@ def test_a_lock_is_no_fault_of_the_mapping(database: Database) -> None:
 STATEMENTS = [check for check in NECESSARY if check.name == "statements"]
 
 
-def test_a_check_waits_for_a_lock(database: Database) -> None:
-    """Also longer than one attempt does."""
+def asked_again(database: Database) -> Callable[[], bool]:
+    """Return a function that says whether a check has waited for locks more than twice."""
     attempts: set[object] = set()
     begun = (
         "SELECT xact_start FROM pg_stat_activity"
         " WHERE application_name = 'pads-cdc' AND wait_event_type = 'Lock'"
     )
 
-    def repeated() -> bool:
+    def again() -> bool:
         attempts.update(database.rows(begun))
         return len(attempts) > 2
 
+    return again
+
+
+def test_a_check_waits_for_a_lock(database: Database) -> None:
+    """Also longer than one attempt does."""
     with site_of(database.url()) as site, ThreadPoolExecutor(1) as other:
         with locked(database):
             found = other.submit(lambda: list(run(STATEMENTS, site)))
-            wait_until(repeated, "it is asked again")
+            wait_until(asked_again(database), "it is asked again")
         assert [finding.verdict for _, finding in found.result(20)] == [Verdict.PASS]
+
+
+def test_what_a_check_has_waited_for_may_have_changed_the_tables(database: Database) -> None:
+    """Nothing that was known before is true afterwards."""
+    with site_of(database.url()) as site, ThreadPoolExecutor(1) as other:
+        list(run(STATEMENTS, site))
+        assert "note" not in site.tables[0].columns
+        with locked(database, "ALTER TABLE pay_plans RENAME plan_type TO plan", *NOTES):
+            found = other.submit(lambda: list(run(STATEMENTS, site)))
+            wait_until(asked_again(database), "it is asked again")
+        findings = [finding for _, finding in found.result(20)]
+        assert {finding.verdict for finding in findings} == {Verdict.FAIL}
+        assert all("plan_type" in finding.text for finding in findings)
+        assert all("note" in table.columns for table in site.tables if table.top)
 
 
 @pytest.mark.soak

@@ -608,10 +608,13 @@ def test_what_is_abandoned_is_not_in_the_map_for_that(desk: Desk) -> None:
     assert desk.store.position == 0
 
 
+@pytest.mark.parametrize("away", [False, True])
 def test_what_must_be_delivered_before_a_read_counts_finds_room(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, *, away: bool
 ) -> None:
-    """A standby was read that is ahead of the slot; now the queries are at its primary."""
+    """A standby was read that is ahead of the slot; now the queries are at its primary. If that was ``away``,
+    the room was full before it answered, and nothing more was taken.
+    """
     monkeypatch.setattr(requery_module, "_ROOM", 50_000)
     requery, ahead = desk.requery, Lsn(1 << 61)
     evidence = desk.server.evidence()
@@ -623,10 +626,17 @@ def test_what_must_be_delivered_before_a_read_counts_finds_room(
         affected = Affected()
         affected.name("EndpointsOfPlans", f"{number}{'s' * 10_000}")
         requery.add(Task(affected, Gate(), Lsn(0), Lsn(number)))
-        if not requery._attempts.failing:
+        if away and requery.full:
+            break
+        if not away and not requery._attempts.failing:
             with pytest.raises(SourceError, match="has not delivered yet"):
                 requery.step()
         assert not requery.full
+    if away:
+        with pytest.raises(SourceError, match="has not delivered yet"):
+            requery.step()
+        assert not requery.full
+    assert requery.done_up_to == requery.confirmable == 0, "nothing of it has been read"
     requery.advance(ahead)
     desk.finish()
     assert desk.map == expected(desk.database)
