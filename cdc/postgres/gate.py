@@ -89,7 +89,7 @@ class Evidence:
     """The position up to which a standby had replayed WAL *before* the snapshot was taken; None on a primary.
     """
     snapshot: Snapshot
-    """Meaningful on a primary only."""
+    """On a standby only its `xmax` has a meaning: transactions that are in progress there are left out."""
     seen: Lsn
     """No transaction that is visible in the snapshot ends beyond this position."""
     bound: Lsn

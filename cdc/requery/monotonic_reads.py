@@ -3,8 +3,9 @@
 A standby shows a transaction as soon as it has replayed the commit. On the primary the same transaction may
 not be visible yet, for example while the commit waits for a synchronous standby. A read from the primary
 could then return older states of endpoints. So the primary is read only after the slot has delivered
-everything that the standby had replayed, and all of these transactions have ended on the primary. A standby
-that has been promoted shows everything that it showed before.
+everything that the standby had replayed, and all of these transactions have ended on the primary. If there is
+no stream, it is read once it has all of that WAL and every transaction that the standby may have shown has
+ended. A standby that has been promoted shows everything that it showed before.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING, Final
 
 from cdc.errors import SourceError
 from cdc.postgres.gate import Gate
+from cdc.units import Xid8
 
 if TYPE_CHECKING:
     from cdc.lsn import Lsn
     from cdc.postgres.gate import Evidence
     from cdc.state.ledger import Ledger
-    from cdc.units import Xid8
 
 UNDELIVERED: Final = "undelivered"
 """The reason of an error that lasts until the slot has delivered more."""
@@ -35,6 +36,8 @@ class MonotonicReads:
         kept = ledger.kept
         self._shown = None if kept.shown is None else replace(kept.shown, end=max(kept.shown.end, kept.seen))
         """The gate that a read from a primary has to pass; None if the newest read was from a primary."""
+        self._below: Xid8 | None = None
+        """Every transaction that a standby has shown has a lower id than this one; None if it is unknown."""
         self._instances: set[str] = set()
         """The server runs that have been read since the newest read from a primary."""
 
@@ -53,6 +56,8 @@ class MonotonicReads:
                 self.rewind()
             return
         self._instances.add(evidence.instance)
+        if self._below is not None or self._shown is None or evidence.replayed >= self._shown.end:
+            self._below = max(self._below or Xid8(0), evidence.snapshot.xmax)
         if self._shown is None:
             self._remember(Gate(end=evidence.shown))
         # This position needs no note in the state file, which gets it together with the rows.
@@ -70,7 +75,7 @@ class MonotonicReads:
         shown = self._shown
         if evidence.replayed is not None or shown is None or self._instances == {evidence.instance}:
             return
-        if reached < shown.end:
+        if reached < shown.end and not self._has_all(evidence, shown.end):
             reason, what = UNDELIVERED, "the slot has not delivered yet what the standby has shown"
         elif not shown.opens(evidence):
             reason = "query_server_behind"
@@ -79,9 +84,13 @@ class MonotonicReads:
             return
         raise SourceError(reason, f"the queries moved from a standby to a primary: {what}")
 
+    def _has_all(self, evidence: Evidence, end: Lsn) -> bool:
+        """Return whether a primary has the WAL up to ``end``, and shows whatever a standby has shown."""
+        return self._below is not None and evidence.flushed >= end and evidence.snapshot.xmin >= self._below
+
     def rewind(self) -> None:
         """Forget the gate, because a primary has passed it or it belongs to another history."""
-        self._shown = None
+        self._shown = self._below = None
         self._instances.clear()
         self._ledger.note(shown="")
 

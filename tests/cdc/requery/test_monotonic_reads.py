@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from cdc.errors import SourceError
+from cdc.lsn import Lsn
 from cdc.postgres.gate import Evidence, Gate, Snapshot
 from cdc.requery.monotonic_reads import MonotonicReads
 from cdc.state.ledger import Ledger
@@ -94,4 +96,34 @@ def test_a_change_that_the_slot_let_go_of_before_any_read_does_not_age(tmp_path:
     with pytest.raises(SourceError, match="have not ended here"):
         reads.check_evidence(evidence(now, standby=False, running=frozenset({new})), 700)
     reads.check_evidence(evidence(now, standby=False), 700)
+    ledger.close()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_without_a_stream_a_primary_is_read_once_it_shows_whatever_the_standby_has_shown(
+    tmp_path: Path, restarted: bool
+) -> None:
+    """The slot delivers nothing, so the place that it has reached says nothing."""
+    ledger = Ledger(tmp_path / "state", "", Listener())
+    reads = MonotonicReads(ledger)
+    reads.read(evidence(CHANGE, standby=True))
+    reads.read(evidence(CHANGE + 5, standby=True))
+    if restarted:
+        ledger.close()
+        ledger = Ledger(tmp_path / "state", "", Listener())
+        reads = MonotonicReads(ledger)
+    has_all = evidence(CHANGE + 5, standby=False)
+    for too_little in (
+        evidence(CHANGE + 4, standby=False),
+        evidence(CHANGE + 9, standby=False, running=frozenset({CHANGE + 4})),
+        replace(has_all, flushed=Lsn(699)),
+    ):
+        with pytest.raises(SourceError, match="has not delivered yet"):
+            reads.check_evidence(too_little, Lsn(0))
+    if restarted:  # the file does not say which transactions were shown; a standby says it again
+        with pytest.raises(SourceError, match="has not delivered yet"):
+            reads.check_evidence(has_all, Lsn(0))
+        reads.read(evidence(CHANGE + 5, standby=True))
+    reads.check_evidence(has_all, Lsn(0))
+    reads.check_evidence(evidence(CHANGE + 9, standby=False, running=frozenset({CHANGE + 5})), Lsn(0))
     ledger.close()
