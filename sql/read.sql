@@ -51,6 +51,28 @@ SELECT
     NULL AS capacity_limit
 WHERE pg_backend_pid() IS NOT NULL;
 
+-- name: WaitForLocks :many
+-- Waits for the lock of each table, partition and index of a mapping, one after the other. pg_relation_size takes the lock of one
+-- relation and releases it, so no lock of a table is held while another one is waited for. It needs no privilege.
+WITH RECURSIVE tables AS (
+    SELECT c.oid
+    FROM pg_class c
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = @schema AND c.relname = ANY (@tables::text[])
+    UNION
+    SELECT i.inhrelid
+    FROM pg_inherits i
+    JOIN tables ON tables.oid = i.inhparent
+),
+relations AS (
+    SELECT tables.oid FROM tables
+    UNION ALL
+    SELECT i.indexrelid
+    FROM pg_index i
+    JOIN tables ON tables.oid = i.indrelid
+)
+SELECT count(pg_relation_size(relations.oid)) AS locked FROM relations;
+
 -- name: OutsideTypes :many
 -- The mapping's columns whose type has operators outside of pg_catalog (citext, for example), and the schema of these operators.
 -- If a role other than a superuser or the owners of that schema and of the tables can create an operator there, or has created

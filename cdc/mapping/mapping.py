@@ -125,6 +125,7 @@ class Mapping:
     several queries can be in one statement.
     """
     header: str = field(repr=False)
+    wait_for_locks: str = field(repr=False)
     outside_types: str = field(repr=False)
     """The query that finds the columns whose types have their operators outside of ``pg_catalog``. Its
     parameters are ``schema``, ``tables`` and ``columns``.
@@ -194,19 +195,11 @@ class Mapping:
         look empty. LIMIT 0 locks them; a WHERE that is never true would not, since the planner would leave
         them out. LOCK TABLE would need a grant on the whole table.
         """
-        return "\nUNION ALL\n".join(f"SELECT FROM {table}" for table in self._quoted_tables()) + "\nLIMIT 0"
-
-    @property
-    def each_lock(self) -> list[str]:
-        """The statements that each take one of these locks, without those of partitions."""
-        return [f"SELECT FROM ONLY {table} LIMIT 0" for table in self._quoted_tables()]
-
-    def _quoted_tables(self) -> list[str]:
         tables = [sql_text.quote_name(table) for table in self.reads]
         if self.db_schema is not None:
             schema = sql_text.quote_name(self.db_schema.replace("%", "%%"))
             tables = [f"{schema}.{table}" for table in tables]
-        return tables
+        return "\nUNION ALL\n".join(f"SELECT FROM {table}" for table in tables) + "\nLIMIT 0"
 
     def full(self, types: Map[str, KeyType] = NOTHING_KNOWN, id_type: KeyType = TEXT) -> str:
         """Return the statement that reads the whole mapping.
@@ -445,6 +438,7 @@ def load(name_or_path: str) -> Mapping:
         columns=COLUMNS + optional,
         queries={name: sql_text.bind(queries[name], name) for name in queries if name in used},
         header=_header(optional),
+        wait_for_locks=reading_query("WaitForLocks"),
         outside_types=reading_query("OutsideTypes"),
         types=reading_query("Types"),
     )

@@ -17,7 +17,7 @@ from cdc.errors import PadsCdcError, Refusal, SourceError
 from cdc.mapping.key_types import literal, parameter
 from cdc.mapping.outside_types import OutsideType, search_path
 from cdc.mapping.sql_text import tables
-from cdc.postgres import session, statements
+from cdc.postgres import statements
 from cdc.postgres.column_types import ColumnTypes, as_bytes, as_printed, describe
 from cdc.postgres.connections import Connections
 from cdc.postgres.encoding import Encoding
@@ -159,10 +159,8 @@ class Database:
     def patiently(self, work: Callable[[], _Result]) -> _Result:
         """Return the result of ``work``, which reads tables of the mapping and waits for no lock (`AT_ONCE`).
 
-        If another session holds a lock, wait for our locks one after the other, each in a transaction that
-        holds no other one, and then repeat the work once. The wait ends at the first lock that is not
-        available within 0.4 s. Partitions are not waited for, since our role may have no right to read one
-        by itself.
+        If another session holds a lock, wait for our locks one after the other, while none of them is held,
+        and then repeat the work once. The wait ends at the first lock that is not available within 0.4 s.
         """
         try:
             return work()
@@ -170,9 +168,8 @@ class Database:
             if error.reason != LOCKED:
                 raise
         with suppress(PadsCdcError):
-            for lock in self.mapping.each_lock:
-                with self.connections.transaction() as cursor:
-                    cursor.execute(session.begin(cursor.connection) + lock, {})
+            parameters = {"schema": self.mapping.db_schema, "tables": list(self.mapping.reads)}
+            self.query(self.mapping.wait_for_locks, parameters)
         return work()
 
     def open(self) -> Future[Read]:

@@ -3,8 +3,7 @@
 Migrations go first. A read that held one lock and waited for another could complete a deadlock, and the
 server could end the transaction of a migration, or of a writer that queues behind it. So a read does not wait
 for a lock (`AT_ONCE`). If one is not available, it releases all of them, and waits for each lock while it
-holds no other one (`cdc.postgres.database`). It does not wait for locks of partitions, for which it tries
-again later. A running read is ended when another session waits for its locks
+holds no other one (`cdc.postgres.database`). A running read is ended when another session waits for its locks
 (`cdc.postgres.lock_watch`). If the reader is frozen or cut off, the server ends the read.
 """
 

@@ -20,8 +20,9 @@ from cdc.mapping.folder import server_queries
 from cdc.mapping.mapping import load
 from cdc.postgres.connection import Address
 from cdc.postgres.errors import is_lasting
+from server.commands.mapping.trial import examine
 from tests.plugins.postgres import site_of
-from tests.plugins.server import wait_until
+from tests.plugins.server import fill, wait_until
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -92,6 +93,25 @@ def test_a_check_waits_for_a_lock(database: Database) -> None:
             found = other.submit(lambda: list(run(STATEMENTS, site)))
             wait_until(asked_again(database), "it is asked again")
         assert [finding.verdict for _, finding in found.result(20)] == [Verdict.PASS]
+
+
+def test_mapping_test_waits_for_a_lock(database: Database) -> None:
+    """Its first question is asked before there is a mapping, each time on a connection of its own."""
+    fill(database, 3)
+    sessions: set[object] = set()
+    begun = "SELECT backend_start FROM pg_stat_activity WHERE application_name = 'pads-cdc'"
+
+    def again() -> bool:
+        sessions.update(database.rows(begun))
+        return len(sessions) > 1
+
+    address = Address(database.url, "TEST")
+    with ThreadPoolExecutor(1) as other:
+        with locked(database):
+            found = other.submit(lambda: list(examine(load(MAPPING).folder, address, "public")))
+            wait_until(again, "it is asked again")
+        findings = found.result(30)
+    assert [one.text for _, one in findings if one.verdict is Verdict.FAIL] == []
 
 
 def test_what_a_check_has_waited_for_may_have_changed_the_tables(database: Database) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from cdc.checks import dependencies
 from cdc.checks.census import Census
+from cdc.checks.changes import changes
 from cdc.checks.giving_way import giving_way
 from cdc.checks.identities import indexes
 from cdc.checks.mapping import ids, statements
@@ -28,7 +29,6 @@ from cdc.postgres.connection import Address
 from cdc.postgres.database import Database
 from cdc.postgres.lock_watch import LockWatch
 from cdc.postgres.read import CHUNK
-from server.commands.mapping.trial import examine
 from server.observe.fanout import Listener
 from tests.cdc.postgres.test_database import encode
 from tests.plugins.postgres import site_of
@@ -164,7 +164,7 @@ COMMANDS: dict[str, Callable[[Site], Iterator[Finding]]] = {
     "check: indexes": indexes,
     "check: reads": dependencies.reads,
     "check: ids": ids,
-    "mapping test": lambda site: (one for _, one in examine(load("grove").folder, site.source, "public")),
+    "mapping test": partial(changes, read=frozenset(), trusted=False),
 }
 
 
@@ -263,7 +263,7 @@ def test_a_lock_is_waited_for_alone(database: postgres.Database) -> None:
     alone = (
         "SELECT count(*) FROM pg_locks AS waiting JOIN pg_stat_activity USING (pid)"
         " WHERE NOT granted AND application_name = 'pads-cdc' AND NOT EXISTS ("
-        " SELECT FROM pg_locks AS held WHERE held.pid = waiting.pid AND granted AND locktype = 'relation')"
+        " SELECT FROM pg_locks AS held WHERE held.pid = waiting.pid AND granted AND relation >= 16384)"
     )
     readers = Readers.of(reader)
     try:
@@ -277,19 +277,23 @@ def test_a_lock_is_waited_for_alone(database: postgres.Database) -> None:
     assert readers.faults == []
 
 
-def test_a_lock_of_a_partition_is_not_waited_for_while_others_are_held(database: postgres.Database) -> None:
-    """Nor of a table that inherits: our role may have no right to read it by itself."""
+@pytest.mark.parametrize(
+    "locking", ["LOCK TABLE more_plans IN ACCESS EXCLUSIVE MODE", "REINDEX INDEX pay_plans_pkey"]
+)
+def test_a_lock_of_a_partition_or_an_index_is_not_waited_for_while_others_are_held(
+    database: postgres.Database, locking: str
+) -> None:
     fill(database, 10)
     database.execute("CREATE TABLE more_plans () INHERITS (pay_plans)")
     holding = (
         "SELECT count(*) FROM pg_locks AS waiting JOIN pg_stat_activity USING (pid)"
         " WHERE NOT granted AND application_name = 'pads-cdc' AND EXISTS ("
-        " SELECT FROM pg_locks AS held WHERE held.pid = waiting.pid AND granted AND locktype = 'relation')"
+        " SELECT FROM pg_locks AS held WHERE held.pid = waiting.pid AND granted AND relation >= 16384)"
     )
     with closing(database_of(database.url)) as reader, closing(database.connect()) as holder:
         all_read(reader)
         holder.autocommit = False
-        holder.cursor().execute("LOCK TABLE more_plans IN ACCESS EXCLUSIVE MODE")
+        holder.cursor().execute(locking)
         readers = Readers.of(reader)
         try:
             seen = [database.value(holding) for _ in iter(lambda: readers.gave_way < 20, False)]

@@ -100,7 +100,7 @@ def test_a_change_that_the_slot_let_go_of_before_any_read_does_not_age(tmp_path:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_without_a_stream_a_primary_is_read_once_it_shows_whatever_the_standby_has_shown(
+def test_without_a_stream_a_primary_is_read_once_it_shows_what_the_standby_has(
     tmp_path: Path, restarted: bool
 ) -> None:
     """The slot delivers nothing, so the place that it has reached says nothing."""
