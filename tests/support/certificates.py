@@ -48,7 +48,10 @@ class Authority:
         self._name = _name(name)
         constraints = x509.BasicConstraints(ca=True, path_length=None)
         made = _builder(self._name, self._name, self._key, timedelta(days=-30), timedelta(days=30))
-        signed = made.add_extension(constraints, critical=True).sign(self._key, hashes.SHA256())
+        made = made.add_extension(constraints, critical=True).add_extension(
+            x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False
+        )
+        signed = made.sign(self._key, hashes.SHA256())
         self.certificate = signed.public_bytes(Encoding.PEM)
 
     def issue(
@@ -64,6 +67,9 @@ class Authority:
             [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         )
         made = _builder(_name(name), self._name, key, begins, ends).add_extension(names, critical=False)
+        made = made.add_extension(  # which Python demands from 3.13 on
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+        )
         certificate = made.sign(self._key, hashes.SHA256())
         encryption = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
         return Pair(

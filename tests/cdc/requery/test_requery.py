@@ -147,6 +147,7 @@ def desk(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     yield desk
     desk.requery.abandon()
     desk.server.close()
+    desk.ledger.close()
 
 
 RIPPLE = "UPDATE pay_plans SET throughput_limit = throughput_limit + 1"
