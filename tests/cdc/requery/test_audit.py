@@ -71,8 +71,7 @@ def desk(database: Database, tmp_path: Path) -> Iterator[AuditedDesk]:
     fill(database, 40, plans=4)
     desk = AuditedDesk(database, tmp_path)
     yield desk
-    desk.requery.abandon()
-    desk.server.close()
+    desk.close()
 
 
 PLAN = "UPDATE pay_plans SET throughput_limit = throughput_limit + 100 WHERE plan_type = 'plan_1'"

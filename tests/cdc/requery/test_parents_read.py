@@ -38,8 +38,7 @@ def desk(database: Database, tmp_path: Path) -> Iterator[Desk]:
     fill(database, 20, plans=1)
     desk = Desk(database, tmp_path)
     yield desk
-    desk.requery.abandon()
-    desk.server.close()
+    desk.close()
 
 
 @pytest.fixture

@@ -132,6 +132,12 @@ class Desk:
         while self.requery.busy:
             self.step()
 
+    def close(self) -> None:
+        """End what is open."""
+        self.requery.abandon()
+        self.server.close()
+        self.ledger.close()
+
     @property
     def map(self) -> dict[str, bytes]:
         return {entry.id: entry.payload for entry in self.store.live() if entry.payload is not None}
@@ -145,9 +151,7 @@ def desk(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     fill(database, 20, plans=1)
     desk = Desk(database, tmp_path)
     yield desk
-    desk.requery.abandon()
-    desk.server.close()
-    desk.ledger.close()
+    desk.close()
 
 
 RIPPLE = "UPDATE pay_plans SET throughput_limit = throughput_limit + 1"

@@ -81,8 +81,7 @@ def test_a_revocation_does_not_wait_for_the_first_row_of_another_read(slow: Desk
     assert all(one.read.waiting for one in requery._reads), "a row of the other one is there already"
     assert requery.busy, "the other one is done already"
     slow.finish()
-    requery.abandon()
-    slow.server.close()
+    slow.close()
 
 
 def test_a_revocation_does_not_wait_for_the_parents(
@@ -122,5 +121,4 @@ def test_a_revocation_does_not_wait_for_the_parents(
     gone = Affected({}, [Move(rule, row, None, known=False)])
     requery._parents.resolve(gone, 2**62 + 1)
     assert gone.keys == {rule.query: {"app_3"}}, "the rows that were read name app_2"
-    requery.abandon()
-    desk.server.close()
+    desk.close()

@@ -74,8 +74,7 @@ def test_a_commit_that_is_shown_before_it_is_flushed(
     desk.step()
     assert b"second" in desk.map["app_2"]
     assert desk.requery.consistent
-    desk.requery.abandon()
-    desk.server.close()
+    desk.close()
 
 
 def test_what_a_transaction_that_runs_has_written_is_not_waited_for(
@@ -104,8 +103,7 @@ def test_what_a_transaction_that_runs_has_written_is_not_waited_for(
         desk.step()
     assert time.monotonic() - began < 5
     assert desk.patience(60.0) > 1, "it is asked once"
-    desk.requery.abandon()
-    desk.server.close()
+    desk.close()
 
 
 @pytest.mark.soak
@@ -172,8 +170,7 @@ def test_what_a_standby_shows_too_early_is_missed_by_no_client_that_goes_elsewhe
         assert "app_1" in {entry.id for entry in sent}, "a client of a server that lacks the commit needs it"
     standby17.wait_replayed()
     assert lsn.parse(standby.value("SELECT pg_last_wal_replay_lsn()::text")) > token.seen
-    desk.requery.abandon()
-    desk.server.close()
+    desk.close()
 
 
 def newest_token(desk: Desk) -> bytes:
