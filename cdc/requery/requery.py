@@ -180,8 +180,6 @@ class Requery:
         self._waiting += task.apart(self._database.mapping.endpoint_keys, self._database.at_once)
         self._positions.delivered(task.gate)
         self._attempts.added()
-        if self._attempts.failing and len(self._waiting) > _MANY:
-            self._waiting = [*map(merged, self._apart(self._waiting))]
         self._make_room()
 
     @property
