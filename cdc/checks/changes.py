@@ -200,17 +200,13 @@ def changes(site: Site, read: frozenset[tuple[str, str]], *, trusted: bool) -> I
     endpoint. ``trusted`` says that the database was created for this test.
     """
     database = site.database
-
-    def judge() -> list[Finding]:
-        names = database.names()
-        with (
-            closing(database.address.connect()) as connection,
-            rolled_back(connection, database.address.setting, "REPEATABLE READ") as cursor,
-        ):
-            cursor.execute(f"{names}SELECT", {})
-            return [*_judged(site, Copies(site, cursor, trusted=trusted), cursor, read)]
-
-    yield from database.patiently(judge)
+    names = database.names()
+    with (
+        closing(database.address.connect()) as connection,
+        rolled_back(connection, database.address.setting, "REPEATABLE READ") as cursor,
+    ):
+        cursor.execute(f"{names}SELECT", {})
+        yield from _judged(site, Copies(site, cursor, trusted=trusted), cursor, read)
 
 
 def _judged(

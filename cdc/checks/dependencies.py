@@ -55,7 +55,7 @@ WHERE c.relnamespace = pg_catalog.to_regnamespace(%(schema)s) AND c.relkind IN (
 def rolled_back(connection: Connection, setting: str, isolation: str = "READ COMMITTED") -> Iterator[Cursor]:
     """Open a transaction that can create temporary objects, and roll it back at the end. Yields its cursor.
 
-    It waits for no lock (`AT_ONCE`), so call it again if it meets one.
+    It waits for no lock (`AT_ONCE`), so the caller has to repeat it.
 
     Raises:
         Refusal: the server is a standby, or our role may not create temporary objects.
@@ -338,10 +338,9 @@ def reads(site: Site) -> Iterator[Finding]:
 def _by_views(site: Site) -> Dependencies:
     """Return what views over the queries depend on, or why no view could be made."""
     database = site.database
-
-    def ask() -> Dependencies:
+    try:
         with closing(database.address.connect()) as connection:
-            return Dependencies.ask(
+            found = Dependencies.ask(
                 connection,
                 site.queries,
                 site.typed_queries,
@@ -349,9 +348,6 @@ def _by_views(site: Site) -> Dependencies:
                 database.address.setting,
                 names=database.names(),
             )
-
-    try:
-        found = database.patiently(ask)
     except PadsCdcError as error:
         if gives_way(error):
             raise

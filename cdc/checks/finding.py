@@ -337,6 +337,11 @@ def run(checks: Sequence[Check[At_contra]], at: At_contra) -> Iterator[tuple[str
     A check that raises an error fails with the error's text. If another session holds a lock or ended the
     query, the check is repeated for a while. Blocks while the servers answer.
     """
+
+    def forget(_: RetryCallState) -> None:
+        if isinstance(at, Site):
+            at.forget()
+
     unmet: set[str] = set()
     until = time.monotonic() + PATIENCE
     for check in checks:
@@ -345,11 +350,6 @@ def run(checks: Sequence[Check[At_contra]], at: At_contra) -> Iterator[tuple[str
             unmet.add(check.name)
             yield check.name, Finding(Verdict.SKIP, f"skipped until {missing[0]} passes")
             continue
-
-        def forget(_: RetryCallState) -> None:
-            if isinstance(at, Site):
-                at.forget()
-
         try:
             findings = patiently(until, forget)(lambda check=check: tuple(check.ask(at)))
         except PadsCdcError as error:

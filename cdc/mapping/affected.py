@@ -26,7 +26,7 @@ LIMIT = 400_000
 memory.
 """
 LARGE = "large"
-"""The reason of a reconcile that replaces keys which take too much memory."""
+"""The reason of a reconcile that replaces keys that take too much memory."""
 _MOST = 4
 """Maximum number of keys and moves that one row can add for one rule."""
 KEY_BYTES = 110

@@ -126,6 +126,9 @@ class Mapping:
     """
     header: str = field(repr=False)
     wait_for_locks: str = field(repr=False)
+    """The query that waits for the lock of each table, partition and index. Its parameters are ``schema`` and
+    ``tables``.
+    """
     outside_types: str = field(repr=False)
     """The query that finds the columns whose types have their operators outside of ``pg_catalog``. Its
     parameters are ``schema``, ``tables`` and ``columns``.

@@ -97,7 +97,7 @@ class Database:
             SourceError, Refusal: nothing was read. This does not mean that the endpoints are deleted.
 
         """
-        return self.patiently(partial(self._begin_for, keys, at_once=at_once))
+        return self._patiently(partial(self._begin_for, keys, at_once=at_once))
 
     def _begin_for(self, keys: Mapping[str, Collection[str]] | None, *, at_once: bool) -> Read:
         if keys is None:
@@ -156,7 +156,7 @@ class Database:
             keep=keep,
         )
 
-    def patiently(self, work: Callable[[], _Result]) -> _Result:
+    def _patiently(self, work: Callable[[], _Result]) -> _Result:
         """Return the result of ``work``, which reads tables of the mapping and waits for no lock (`AT_ONCE`).
 
         If another session holds a lock, wait for our locks one after the other, while none of them is held,
@@ -222,7 +222,7 @@ class Database:
         for rule in rules:
             if rule.parents is not None:
                 query = self.mapping.queries[rule.parents]
-                found[rule] = self.patiently(partial(self._all_parents, query))
+                found[rule] = self._patiently(partial(self._all_parents, query))
         return found
 
     def _all_parents(self, query: str) -> ParentRows:
@@ -305,25 +305,22 @@ class Database:
             SourceError, Refusal: nothing was read.
 
         """
-        return self._query(statement, parameters)
+        with self.connections.transaction() as cursor:
+            cursor.execute(statements.begin(cursor.connection) + statement, {**(parameters or {})})
+            rows: list[tuple[Any, ...]] = cursor.fetchall()
+        return rows
 
     def query_tables(
         self, statement: str, parameters: Mapping[str, Any] | None = None
     ) -> list[tuple[Any, ...]]:
-        """Run a statement that reads tables of the mapping, and return all rows. Like a read, it does not
-        wait for a lock while it holds another one.
+        """Run a statement that reads tables of the mapping, and return all rows. It waits for no lock
+        (`AT_ONCE`), so the caller has to repeat it.
 
         Raises:
             SourceError, Refusal: nothing was read.
 
         """
-        return self.patiently(partial(self._query, f"{statements.AT_ONCE};{statement}", parameters))
-
-    def _query(self, statement: str, parameters: Mapping[str, Any] | None) -> list[tuple[Any, ...]]:
-        with self.connections.transaction() as cursor:
-            cursor.execute(statements.begin(cursor.connection) + statement, {**(parameters or {})})
-            rows: list[tuple[Any, ...]] = cursor.fetchall()
-        return rows
+        return self.query(f"{statements.AT_ONCE};{statement}", parameters)
 
     def plan(self, statement: str, parameters: Mapping[str, Any]) -> None:
         """Make the server plan a statement as it would for a read, without reading any row.
@@ -332,7 +329,7 @@ class Database:
             SourceError, Refusal: the server cannot plan it.
 
         """
-        self.patiently(partial(self._plan, statement, parameters))
+        self._patiently(partial(self._plan, statement, parameters))
 
     def _plan(self, statement: str, parameters: Mapping[str, Any]) -> None:
         names = self.names()

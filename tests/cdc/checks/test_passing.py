@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,7 +28,7 @@ from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from cdc.checks import Check, Finding
     from tests.plugins.postgres import ClusterFactory, Database, DatabaseFactory
@@ -68,30 +69,29 @@ def test_a_lock_is_no_fault_of_the_mapping(database: Database) -> None:
             list(check.ask(site))
 
 
-STATEMENTS = [check for check in NECESSARY if check.name == "statements"]
+class Counted:
+    """The check of the statements, and how often it was asked."""
 
+    def __init__(self) -> None:
+        [check] = (check for check in NECESSARY if check.name == "statements")
+        self._ask = check.ask
+        self.attempts = 0
+        self.checks = [replace(check, ask=self.ask)]
 
-def asked_again(database: Database) -> Callable[[], bool]:
-    """Return a function that says whether a check has waited for locks more than twice."""
-    attempts: set[object] = set()
-    begun = (
-        "SELECT xact_start FROM pg_stat_activity"
-        " WHERE application_name = 'pads-cdc' AND wait_event_type = 'Lock'"
-    )
+    def ask(self, site: Site) -> Iterable[Finding]:
+        self.attempts += 1
+        return self._ask(site)
 
-    def again() -> bool:
-        attempts.update(database.rows(begun))
-        return len(attempts) > 2
-
-    return again
+    def again(self) -> bool:
+        return self.attempts > 2
 
 
 def test_a_check_waits_for_a_lock(database: Database) -> None:
-    """Also longer than one attempt does."""
+    counted = Counted()
     with site_of(database.url()) as site, ThreadPoolExecutor(1) as other:
         with locked(database):
-            found = other.submit(lambda: list(run(STATEMENTS, site)))
-            wait_until(asked_again(database), "it is asked again")
+            found = other.submit(lambda: list(run(counted.checks, site)))
+            wait_until(counted.again, "it is asked again")
         assert [finding.verdict for _, finding in found.result(20)] == [Verdict.PASS]
 
 
@@ -116,12 +116,13 @@ def test_mapping_test_waits_for_a_lock(database: Database) -> None:
 
 def test_what_a_check_has_waited_for_may_have_changed_the_tables(database: Database) -> None:
     """Nothing that was known before is true afterwards."""
+    counted = Counted()
     with site_of(database.url()) as site, ThreadPoolExecutor(1) as other:
-        list(run(STATEMENTS, site))
+        list(run(counted.checks, site))
         assert "note" not in site.tables[0].columns
         with locked(database, "ALTER TABLE pay_plans RENAME plan_type TO plan", *NOTES):
-            found = other.submit(lambda: list(run(STATEMENTS, site)))
-            wait_until(asked_again(database), "it is asked again")
+            found = other.submit(lambda: list(run(counted.checks, site)))
+            wait_until(counted.again, "it is asked again")
         findings = [finding for _, finding in found.result(20)]
         assert {finding.verdict for finding in findings} == {Verdict.FAIL}
         assert all("plan_type" in finding.text for finding in findings)
@@ -132,7 +133,7 @@ def test_what_a_check_has_waited_for_may_have_changed_the_tables(database: Datab
 def test_a_check_does_not_wait_for_ever(database: Database) -> None:
     with site_of(database.url()) as site, locked(database):
         began = time.monotonic()
-        [(_, finding)] = run(STATEMENTS, site)
+        [(_, finding)] = run(Counted().checks, site)
         assert 10 <= time.monotonic() - began < 15
     assert finding.verdict is Verdict.FAIL
     assert "lock" in finding.text

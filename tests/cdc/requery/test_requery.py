@@ -133,7 +133,7 @@ class Desk:
             self.step()
 
     def close(self) -> None:
-        """End what is open."""
+        """Close the reads, the connections and the state file."""
         self.requery.abandon()
         self.server.close()
         self.ledger.close()
