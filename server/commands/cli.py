@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import version
 from math import inf, nan
 from pathlib import Path
@@ -27,6 +27,7 @@ from server.signals import ignore_what_passes_by, pass_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from typing import TextIO
 
     from server.commands.setup import Target
     from server.config.connection_string import ConnectionString
@@ -53,9 +54,8 @@ def _run(arguments: list[str]) -> int:
     secrets: list[ConnectionString] = []  # each command fills this list; no message shows its content
 
     def complain(text: str, code: int) -> int:
-        with suppress(OSError):  # if this fails too, the error cannot be reported
-            for line in Redactor(secrets)(text).strip().splitlines():
-                click.echo(f"pads-cdc: {line}", err=True)
+        for line in Redactor(secrets)(text).strip().splitlines():
+            _tell(f"pads-cdc: {line}")
         return code
 
     try:
@@ -66,7 +66,7 @@ def _run(arguments: list[str]) -> int:
     except PadsCdcError as error:
         return complain(str(error), _FAILED)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        _tell(error.format_message())
         return error.exit_code
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
@@ -76,6 +76,22 @@ def _run(arguments: list[str]) -> int:
         return _INTERRUPTED
     except Exception:  # noqa: BLE001 (the last boundary: a fault of ours, shown without secrets)
         return complain(f"this is a bug, please report it:\n{traceback.format_exc()}", _FAILED)
+
+
+def _tell(text: str) -> None:
+    """Write a line to the standard error. If it cannot be written, only the exit code reports the error."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        _give_up(sys.stderr)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Discard what a stream could not write.
+
+    Otherwise the interpreter would try again at its end, and replace the exit code by its own.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
@@ -93,8 +109,7 @@ def _written() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _UNWRITABLE or error.filename is not None:
             raise
-        # Otherwise the interpreter would try to write the rest at its end, and fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up(sys.stdout)
         if error.errno == errno.EPIPE:
             sys.exit(_FAILED)
         raise PadsCdcError(f"cannot write to the standard output: {error.strerror}") from error

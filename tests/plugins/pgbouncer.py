@@ -48,6 +48,13 @@ def fetched(*arguments: str) -> str:
     return fetch.stdout.strip()
 
 
+def passes_replication() -> bool:
+    """Return whether the system's PgBouncer passes replication connections on, as from 1.23 on."""
+    told = subprocess.run([fetched(), "--version"], check=True, capture_output=True, text=True).stdout
+    major, minor = told.split()[1].split(".")[:2]
+    return (int(major), int(minor)) >= (1, 23)
+
+
 @pytest.fixture
 def pooler() -> Iterator[PoolerFactory]:
     """Poolers of a test's own."""

@@ -222,7 +222,8 @@ def test_an_output_that_takes_no_more_is_one_line(arguments: list[str]) -> None:
     assert done.stderr == "pads-cdc: cannot write to the standard output: No space left on device\n"
 
 
-def test_errors_that_nobody_can_be_told_are_an_exit_code() -> None:
+@pytest.mark.parametrize("arguments", [["serv"], [], ["serve", "--port", "none"]])
+def test_errors_that_nobody_can_be_told_are_an_exit_code(arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([COMMAND, "serv"], stdout=full, stderr=full, check=False, timeout=60)
+        done = subprocess.run([COMMAND, *arguments], stdout=full, stderr=full, check=False, timeout=60)
     assert done.returncode == 2
