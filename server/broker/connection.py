@@ -206,7 +206,7 @@ def _why(error: Exception, url: str) -> str:
     if isinstance(error, PlaintextError):
         return f"the broker {url} does not offer TLS; configure tls {{}} there, or correct BROKER_URL"
     if isinstance(error, ssl.SSLError):
-        reason = error.reason or "no handshake"
+        reason = getattr(error, "verify_message", None) or error.reason or "no handshake"
         return f"TLS with the broker {url} fails ({reason}); correct BROKER_TLS_CA_FILE"
     if isinstance(error, TimeoutError | nats.errors.TimeoutError):
         return (

@@ -26,6 +26,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_SIGNS = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
 @dataclass(frozen=True)
 class Pair:
     """A certificate and its key, both in PEM."""
@@ -48,7 +61,10 @@ class Authority:
         self._name = _name(name)
         constraints = x509.BasicConstraints(ca=True, path_length=None)
         made = _builder(self._name, self._name, self._key, timedelta(days=-30), timedelta(days=30))
-        made = made.add_extension(constraints, critical=True).add_extension(
+        made = made.add_extension(constraints, critical=True)
+        # Python demands the rest from 3.13 on.
+        made = made.add_extension(_SIGNS, critical=True)
+        made = made.add_extension(
             x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False
         )
         signed = made.sign(self._key, hashes.SHA256())
@@ -67,7 +83,7 @@ class Authority:
             [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         )
         made = _builder(_name(name), self._name, key, begins, ends).add_extension(names, critical=False)
-        made = made.add_extension(  # which Python demands from 3.13 on
+        made = made.add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
         )
         certificate = made.sign(self._key, hashes.SHA256())
