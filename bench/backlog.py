@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bench.references import reader, recvlogical
@@ -37,6 +38,7 @@ END $$
 """
 _BULK: Final = "UPDATE {table} SET secret_key = md5('{round}' || id) WHERE id BETWEEN {first} AND {last}"
 _CONFIRMED: Final = "SELECT confirmed_flush_lsn >= %s FROM pg_replication_slots WHERE slot_name = 'pads_cdc'"
+_WAL_SENDER: Final = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'pads_cdc'"
 _TRANSACTIONS: Final = "pads_cdc_transactions_total"
 _WITH_WAL2JSON: Final = "ours with wal2json"
 
@@ -49,8 +51,11 @@ class _Spent(NamedTuple):
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Stop our server (SIGSTOP), commit changes, and let the server continue. The references have their own
-    slots.
+    """Stop our wal sender (SIGSTOP), commit changes, and let it continue. The references have
+    slots of their own.
+
+    The server itself is not stopped: its wal sender would end the connection after 5 s, and a reconcile would
+    be a part of the figure.
 
     The plugins are measured in turns, so that neither has a quieter machine than the other.
     """
@@ -87,14 +92,13 @@ def _round(
     database.execute("VACUUM (ANALYZE)")
     with ExitStack() as slots:
         limit, bare = (slots.enter_context(database.slot(name, plugin)) for name in ("limit", "bare"))
-        before = served.metric(_TRANSACTIONS)
-        served.process.send_signal(signal.SIGSTOP)
-        rig.say(f"backlog, {case}, {plugin}: changes pile up")
-        _pile_up(database, rig.sizes, case, f"{case}{number}{plugin}")
-        end = database.wal_end()
-        rig.say(f"backlog, {case}, {plugin}: {OURS}")
-        began, used = time.monotonic(), served.cpu_seconds()
-        served.process.send_signal(signal.SIGCONT)
+        before, connected = served.metric(_TRANSACTIONS), database.value(_WAL_SENDER)
+        with _stopped(connected):
+            rig.say(f"backlog, {case}, {plugin}: changes pile up")
+            _pile_up(database, rig.sizes, case, f"{case}{number}{plugin}")
+            end = database.wal_end()
+            rig.say(f"backlog, {case}, {plugin}: {OURS}")
+            began, used = time.monotonic(), served.cpu_seconds()
         with closing(database.connect()) as session, session.cursor() as cursor:
 
             def confirmed() -> bool:
@@ -103,6 +107,8 @@ def _round(
 
             wait_until(confirmed, "the backlog is confirmed")
         yield OURS, _Spent(time.monotonic() - began, served.cpu_seconds() - used)
+        if database.value(_WAL_SENDER) != connected:
+            raise RuntimeError("the stream was interrupted, so a reconcile is a part of the figure")
         if case == "settings":  # transactions of other tables are not counted
             seen = served.metric(_TRANSACTIONS) - before
             if seen <= rig.sizes.transactions:
@@ -115,6 +121,15 @@ def _round(
         used = _used()
         seconds = reader.read(database.url, bare, lsn.parse(end), plugin)
         yield "bare reader", _Spent(seconds, _used() - used)
+
+
+@contextmanager
+def _stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def _used() -> float:

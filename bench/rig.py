@@ -41,8 +41,6 @@ _SETTINGS: Final = {
     "checkpoint_timeout": "1h",
     # Autovacuum and checkpoints at random times would slow down only one contender. New tables are vacuumed.
     "autovacuum": "off",
-    # Our server, which is stopped while a backlog is written, must not be disconnected.
-    "wal_sender_timeout": "0",
     "max_connections": "200",
 }
 _QUIET: Final = {"AUDIT_INTERVAL": "1h"}
