@@ -30,6 +30,16 @@ answer that may never arrive.
 """
 _PING_SECONDS: Final = 5
 """Interval of pings, in seconds. A connection that has died silently is detected within three pings."""
+_CORRECT_CA: Final = "correct BROKER_TLS_CA_FILE"
+_REMEDIES: Final = {
+    9: "renew the broker's certificate, or correct the clock here",
+    10: "renew the broker's certificate, or correct the clock here",
+    62: "name the broker in BROKER_URL as its certificate does",
+    64: "name the broker in BROKER_URL as its certificate does",
+}
+"""What to do about a certificate, by OpenSSL's number of the error (X509_V_ERR): it is not valid yet, has
+expired, or is for another name or address.
+"""
 _CREDENTIALS: Final = "-----BEGIN NATS USER JWT-----"
 
 
@@ -206,8 +216,10 @@ def _why(error: Exception, url: str) -> str:
     if isinstance(error, PlaintextError):
         return f"the broker {url} does not offer TLS; configure tls {{}} there, or correct BROKER_URL"
     if isinstance(error, ssl.SSLError):
-        reason = getattr(error, "verify_message", None) or error.reason or "no handshake"
-        return f"TLS with the broker {url} fails ({reason}); correct BROKER_TLS_CA_FILE"
+        reason, remedy = error.reason or "no handshake", _CORRECT_CA
+        if isinstance(error, ssl.SSLCertVerificationError):
+            reason, remedy = error.verify_message, _REMEDIES.get(error.verify_code, _CORRECT_CA)
+        return f"TLS with the broker {url} fails ({reason}); {remedy}"
     if isinstance(error, TimeoutError | nats.errors.TimeoutError):
         return (
             f"the broker {url} does not answer within {_CONNECT_SECONDS} s; start it, or correct BROKER_URL"

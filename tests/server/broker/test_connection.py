@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -73,15 +74,22 @@ def plain() -> Iterator[Plain]:
     plain.end()
 
 
-@pytest.fixture
-def tls(tmp_path: Path) -> str:
-    """The part of a broker's configuration about TLS, but for its end."""
+def tls_of(tmp_path: Path, begins: timedelta, ends: timedelta) -> str:
+    """Return the part of a broker's configuration about TLS, but for its end. Its certificate is valid from
+    ``begins`` to ``ends``, both relative to the present time.
+    """
     authority = Authority()
-    issued = authority.issue("broker")
+    issued = authority.issue("broker", begins, ends)
     write_secret(tmp_path / "ca.crt", authority.certificate)
     certificate = write_secret(tmp_path / "broker.crt", issued.certificate)
     key = write_secret(tmp_path / "broker.key", issued.key)
     return f'tls {{ cert_file: "{certificate}", key_file: "{key}"'
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> str:
+    """The part of a broker's configuration about TLS, but for its end."""
+    return tls_of(tmp_path, timedelta(days=-20), timedelta(days=20))
 
 
 def test_nothing_is_told_in_plaintext_to_whoever_answers_without_tls(plain: Plain, tmp_path: Path) -> None:
@@ -107,6 +115,23 @@ def test_tls_begins_as_the_broker_has_it(nats_node: NodeFactory, tls: str, tmp_p
     if "handshake_first" not in how:  # the same there, and it takes the broker 2 s to let go of a first try
         with pytest.raises(BrokerError, match=r"local issuer certificate.*BROKER_TLS_CA_FILE"):
             connect(broker_url=url)
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "host", "said"),
+    [
+        (-20, -1, "127.0.0.1", r"expired\); renew the broker's certificate"),
+        (1, 20, "127.0.0.1", r"not yet valid\); renew the broker's certificate"),
+        (-20, 20, "127.1", r"127\.1'.*\); name the broker in BROKER_URL as"),  # the same address
+        (-20, 20, "0.0.0.0", r"0\.0\.0\.0'.*\); name the broker in BROKER_URL as"),  # noqa: S104
+    ],
+)
+def test_a_certificate_that_is_refused_keeps_its_own_remedy(
+    nats_node: NodeFactory, tmp_path: Path, begins: int, ends: int, host: str, said: str
+) -> None:
+    node = nats_node(tls_of(tmp_path, timedelta(days=begins), timedelta(days=ends)) + " }\n").start()
+    with pytest.raises(BrokerError, match=said):
+        connect(broker_url=f"tls://{host}:{node.port}", broker_tls_ca_file=str(tmp_path / "ca.crt"))
 
 
 def test_a_broker_that_offers_no_tls_is_told_to(nats_node: NodeFactory, tls: str, tmp_path: Path) -> None:
