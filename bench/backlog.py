@@ -51,11 +51,11 @@ class _Spent(NamedTuple):
 
 
 def run(rig: Rig) -> Iterator[Result]:
-    """Stop our wal sender (SIGSTOP), commit changes, and let it continue. The references have
-    slots of their own.
+    """Stop our wal sender (SIGSTOP), commit changes, and let it continue. The references have their own
+    slots.
 
-    The server itself is not stopped: its wal sender would end the connection after 5 s, and a reconcile would
-    be a part of the figure.
+    The server is not stopped, since a wal sender ends the connection of a stopped server after 5 s. The
+    figure would then contain a reconcile.
 
     The plugins are measured in turns, so that neither has a quieter machine than the other.
     """
@@ -108,7 +108,7 @@ def _round(
             wait_until(confirmed, "the backlog is confirmed")
         yield OURS, _Spent(time.monotonic() - began, served.cpu_seconds() - used)
         if database.value(_WAL_SENDER) != connected:
-            raise RuntimeError("the stream was interrupted, so a reconcile is a part of the figure")
+            raise RuntimeError("the server has reconnected, so the figure contains a reconcile")
         if case == "settings":  # transactions of other tables are not counted
             seen = served.metric(_TRANSACTIONS) - before
             if seen <= rig.sizes.transactions:

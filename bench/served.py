@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -126,7 +125,6 @@ class Served:
     def stop(self) -> None:
         """Ask the process to end, and wait for the end. If it does not end in time, kill it."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
             self.process.terminate()
             try:
                 self.process.wait(_STOP_SECONDS)
