@@ -120,7 +120,7 @@ def test_small_transactions_behind_a_locked_table_beyond_max_retained_wal(
         locking.execute("COMMIT")
     figure(f"600,000 transactions behind a locked table, MAX_RETAINED_WAL=32MB: {grown / MIB:.0f} MiB")
     wait_equal(client, database, deadline=120)
-    # It is equal long before it has worked off what waits in the slot.
+    # The server has the whole map long before it has read the rest of the slot.
     wait_until(lambda: server.get("/healthz")[0] == 200, "healthy", deadline=120)
     assert grown < 150 * MIB
     assert server.stop() == 0

@@ -144,7 +144,7 @@ def test_fail_over_with_lost_transactions(
     standby = primary.on(replicated.standby)
     with Proxy(replicated.primary.port) as proxy:
         url = primary.url().replace(f":{replicated.primary.port}/", f":{proxy.port}/")
-        # With one slot for both, one could confirm there what the other has not read: then that has a gap.
+        # If both servers used one slot, each could confirm transactions that the other has not read.
         server = serve(url, PROGRESS_INTERVAL="200ms", SLOT_NAME="another")
         other = serve(
             standby,
@@ -172,8 +172,8 @@ def test_fail_over_with_lost_transactions(
         replicated.primary.crash()
         standby.cluster.promote()
         proxy.target = standby.cluster.port
-        # A transaction before its memory of the parents is read again would become a part of the reconcile,
-        # and only tokens from after it would be good.
+        # Until this reconcile, the server does not know the parents. It would replace the transaction by the
+        # reconcile, and would accept only tokens from after the transaction.
         other.wait_log("map reconciled", reason="timeline")
         standby.execute(SET_KEY, ("v4",))
         abroad.wait(lambda one: newest(one) == 4, "the new primary's")

@@ -62,7 +62,7 @@ class Authority:
         constraints = x509.BasicConstraints(ca=True, path_length=None)
         made = _builder(self._name, self._name, self._key, timedelta(days=-30), timedelta(days=30))
         made = made.add_extension(constraints, critical=True)
-        # Python demands the rest from 3.13 on.
+        # From Python 3.13 on, these extensions are required.
         made = made.add_extension(_SIGNS, critical=True)
         made = made.add_extension(
             x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False

@@ -200,7 +200,7 @@ def test_what_somebody_has_to_change_is_said_whatever_the_language(
     refused(nobody, "TABLE nowhere", "MAPPING and DB_SCHEMA")
     database.execute("SELECT pg_create_physical_replication_slot('the_only_one')")
     refused(reader, "SELECT pg_create_physical_replication_slot('b')", "max_replication_slots")
-    # The catalogue of PostgreSQL 17 lacks this one.
+    # PostgreSQL 17 has no French text for this refusal.
     words = [text for text in words if "replication slots" not in text]
     english = ("permission denied", "does not exist", "in use", "exceeds", "affected by", "must be")
     assert not [text for text in words if any(word in text for word in english)], "it speaks English"
