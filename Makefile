@@ -66,7 +66,7 @@ bench: $(DEV) postgres ## Measure pads-cdc beside the alternatives, in minutes: 
 	$(BIN)/python -m bench --size quick $(BENCH_ARGS)
 
 .PHONY: bench-full
-bench-full: $(DEV) postgres ## Measure for the record (docs/performance.md): some 50 minutes on a quiet machine
+bench-full: $(DEV) postgres ## Measure for the record (docs/performance.md): an hour or more on a quiet machine
 	$(BIN)/python -m bench --size full
 	$(BIN)/python -m bench.document
 
