@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_SHARE = 2.0
-"""A read owes a pause of this many times its own length, so that reads take at most a third of the time."""
+_SHARE = 1.0
+"""A read owes a pause of this many times its own length, so that reads take at most half of the time."""
 _SAVED = 0.02
 """Seconds without a read that count as pauses of later reads, at most."""
 _MOST = 0.005
