@@ -69,7 +69,9 @@ TARGETS: Final = (
     Target("reconnect", "a revocation at the legacy contract, p99", None, 50.0, why="on-a-faster-machine"),
     Target("revocation", "beside a ripple at the feed, p99", None, 20.0, why="on-a-faster-machine"),
     Target("revocation", "beside a ripple at the feed, worst", None, 150.0),
-    Target("revocation", "beside a ripple at the legacy contract, p99", None, 20.0, why="on-a-faster-machine"),
+    Target(
+        "revocation", "beside a ripple at the legacy contract, p99", None, 20.0, why="on-a-faster-machine"
+    ),
     Target("revocation", "beside a ripple at the legacy contract, worst", None, 150.0),
     Target("fan_out", "up to 500, p99", None, 50.0, why="fan-out"),
     Target("fan_out", "the most, p99", None, 100.0, why="fan-out"),
