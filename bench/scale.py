@@ -11,7 +11,7 @@ DELIVERIES: Final = 250_000
 """Number of changes that one core can send to subscribers in a second. 500 subscribers with 500 changes a
 second use a whole core (`python -m bench fan_out`).
 """
-ENDPOINT_BYTES: Final = 320
+ENDPOINT_BYTES: Final = 350
 """Memory of an endpoint in a process (`python -m bench memory`)."""
 SUBSCRIBER_BYTES: Final = 64 * 1024
 """Memory of a subscriber under load (`python -m bench fan_out`)."""
