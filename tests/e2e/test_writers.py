@@ -106,3 +106,25 @@ def test_each_row_of_the_table_has_a_bound_and_a_test() -> None:
         tests = re.findall(r"`(test_\w+)`", shown)
         assert tests, what
         assert set(tests) <= written, set(tests) - written
+
+
+def test_what_is_committed_during_a_pause_is_read_together(
+    database: Database, serve: ServerFactory, gateway: GatewayFactory
+) -> None:
+    """Without a pause each commit would be read by itself, at a cost to the writers."""
+    fill(database, 100)
+    server = serve(database, module="tests.support.long_pauses").wait_ready()
+    client = gateway(server)
+    wait_healthy(server)
+    rotate = "UPDATE portal_application_settings SET secret_key = %s WHERE application_id = 'app_1'"
+    reads, seen = "pads_cdc_requery_seconds_count", "pads_cdc_transactions_total"
+    database.execute(rotate, ("before",))
+    wait_equal(client, database)
+    before = server.metric(reads), server.metric(seen)
+    began = time.monotonic()
+    for number in range(5):
+        database.execute(rotate, (f"key {number}",))
+    wait_equal(client, database)
+    assert time.monotonic() - began > 1.0, "there was no pause"
+    wait_until(lambda: server.metric(seen) == before[1] + 5, "all five are counted")
+    assert server.metric(reads) == before[0] + 1
